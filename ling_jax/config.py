@@ -1,0 +1,363 @@
+"""The model's configuration: one frozen dataclass, and the named models."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+REMAT_POLICIES = ("none", "full", "dots", "mixer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+    """YaRN rope scaling (docs/architecture.md §4); a None is "not given"."""
+
+    factor: float
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything static about a model; hashable, so that it can be a static argument of jit.
+
+    Sizes are named as in docs/architecture.md. Defaults are what the released models share.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    softmax: str  # "mla" (Ling 2.5, 2.6) or "gqa" (Ling 2.0, linear-2.0)
+    layer_group_size: int  # each group of so many layers closes with a softmax layer; 1: all softmax
+    num_kv_heads: int = 0  # of GQA layers; Lightning layers have `num_heads`
+    num_norm_groups: int = 1  # of the Lightning output norm (`group_norm_size` in HF configs)
+    rotary_dim: int = 64  # rotated dims of each Lightning or GQA head
+    q_lora_rank: int | None = None  # MLA: None projects queries in one step
+    kv_lora_rank: int = 0
+    nope_dim: int = 0
+    rope_dim: int = 0
+    v_dim: int = 0
+    ffn_size: int  # of dense layers
+    first_dense_layers: int
+    num_experts: int
+    top_k: int
+    num_expert_groups: int = 8
+    top_groups: int = 4
+    expert_ffn_size: int
+    shared_ffn_size: int  # all shared experts together; 0: none
+    routed_scale: float = 2.5
+    rope_theta: float = 6e6
+    rope_scaling: Yarn | None = None
+    max_length: int = 131072
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mtp_depth: int = 0
+    mtp_loss_weight: float = 0.1  # report §2.3.1
+    z_loss_weight: float = 0.0  # the official Megatron patch has 3.5e-6
+    slope_layer_offset: int = 0  # 0: training and serving engines; -1: the official HF file (§5)
+    init_std: float = 0.006  # Ling 2.0 report §3.2.1
+    # How the model is run. None of these changes a stored parameter.
+    compute_dtype: Any = "bfloat16"
+    remat: str = "full"
+    scan_layers: bool = True
+    lightning_chunk: int | None = None  # None: the kernel's own choice
+    loss_chunk: int = 128  # tokens of each row whose logits exist at one time
+
+    def __post_init__(self):
+        object.__setattr__(self, "compute_dtype", np.dtype(self.compute_dtype).name)
+        _check(self)
+
+    def is_softmax_layer(self, layer: int) -> bool:
+        """Layers that close a group, and all of a trailing incomplete group (docs/architecture.md §2)."""
+        g = self.layer_group_size
+        return (layer + 1) % g == 0 or layer >= self.num_layers // g * g
+
+
+def _check(c: ModelConfig) -> None:
+    """What types cannot say; each error names the field, the value found and what would do."""
+    positive = (
+        "vocab_size hidden_size num_layers num_heads head_dim layer_group_size num_norm_groups ffn_size num_experts "
+        "top_k num_expert_groups top_groups expert_ffn_size max_length loss_chunk"
+    ).split()
+    positive += ["num_kv_heads"] if c.softmax == "gqa" else ["kv_lora_rank", "nope_dim", "rope_dim", "v_dim"]
+    for name in positive:
+        _require(getattr(c, name) >= 1, f"{name} is {getattr(c, name)}; it must be at least 1")
+    for name in ("first_dense_layers", "mtp_depth", "shared_ffn_size"):
+        _require(getattr(c, name) >= 0, f"{name} is {getattr(c, name)}; it must not be negative")
+    _require(c.lightning_chunk is None or c.lightning_chunk >= 1, f"lightning_chunk is {c.lightning_chunk}; at least 1")
+    _require(c.softmax in ("mla", "gqa"), f"softmax is {c.softmax!r}; it is 'mla' or 'gqa'")
+    _require(c.remat in REMAT_POLICIES, f"remat is {c.remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
+    _require(c.slope_layer_offset in (0, -1), f"slope_layer_offset is {c.slope_layer_offset}; it is 0 or -1")
+    _require_divides("num_norm_groups", c.num_norm_groups, "num_heads", c.num_heads)
+    _require_divides("num_expert_groups", c.num_expert_groups, "num_experts", c.num_experts)
+    if c.softmax == "gqa":
+        _require_divides("num_kv_heads", c.num_kv_heads, "num_heads", c.num_heads)
+    _require(
+        c.top_groups <= c.num_expert_groups,
+        f"top_groups is {c.top_groups}; there are only num_expert_groups = {c.num_expert_groups}",
+    )
+    eligible = c.num_experts // c.num_expert_groups * c.top_groups
+    _require(c.top_k <= eligible, f"top_k is {c.top_k}; the {c.top_groups} kept groups hold {eligible} experts")
+    _require(
+        c.rotary_dim % 2 == 0 and 0 <= c.rotary_dim <= c.head_dim,
+        f"rotary_dim is {c.rotary_dim}; it must be even and within head_dim {c.head_dim}",
+    )
+    _require(c.rope_dim % 2 == 0, f"rope_dim is {c.rope_dim}; it must be even")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"model config: {message}")
+
+
+def _require_divides(part: str, part_size: int, whole: str, whole_size: int) -> None:
+    _require(whole_size % part_size == 0, f"{part} {part_size} does not divide {whole} {whole_size}")
+
+
+def _ling_1t(**fields) -> ModelConfig:
+    sizes = dict(
+        vocab_size=157184, hidden_size=8192, num_layers=80, num_heads=64, head_dim=128, num_norm_groups=8,
+        ffn_size=18432, first_dense_layers=4, num_experts=256, top_k=8, expert_ffn_size=2048, shared_ffn_size=2048,
+    )  # fmt: skip
+    return ModelConfig(**(sizes | fields))
+
+
+def _ling_flash(**fields) -> ModelConfig:
+    sizes = dict(
+        vocab_size=157184, hidden_size=4096, num_layers=32, num_heads=32, head_dim=128, num_norm_groups=4,
+        ffn_size=9216, first_dense_layers=1, num_experts=256, top_k=8, expert_ffn_size=1024, shared_ffn_size=1024,
+    )  # fmt: skip
+    return ModelConfig(**(sizes | fields))
+
+
+def _tiny(**fields) -> ModelConfig:
+    """Eight layers that learn on a laptop; the shape of `make demo`."""
+    sizes = dict(
+        vocab_size=1024, hidden_size=128, num_layers=8, num_heads=4, head_dim=32, num_norm_groups=4, rotary_dim=16,
+        ffn_size=256, first_dense_layers=1, num_experts=8, top_k=2, num_expert_groups=2, top_groups=1,
+        expert_ffn_size=128, shared_ffn_size=128, max_length=4096, init_std=0.02, compute_dtype="float32",
+        remat="none", rope_theta=10000.0, loss_chunk=64, lightning_chunk=64,
+    )  # fmt: skip
+    return ModelConfig(**(sizes | fields))
+
+
+_MLA = dict(
+    softmax="mla", layer_group_size=8, q_lora_rank=1536, kv_lora_rank=512, nope_dim=128, rope_dim=64, v_dim=128
+)  # report Table 1
+_TINY_MLA = dict(
+    softmax="mla", layer_group_size=8, q_lora_rank=64, kv_lora_rank=48, nope_dim=32, rope_dim=16, v_dim=32
+)
+
+# Table of docs/architecture.md §13.
+MODELS = {
+    "ling-2.6-1t": lambda: _ling_1t(**_MLA, mtp_depth=1, max_length=262144),
+    "ring-2.6-1t": lambda: _ling_1t(**_MLA, mtp_depth=1, max_length=262144),
+    "ling-2.5-1t": lambda: _ling_1t(**_MLA, max_length=131072),
+    "ling-2.6-flash": lambda: _ling_flash(**_MLA, mtp_depth=1, max_length=262144),
+    "tiny-2.6": lambda: _tiny(**_TINY_MLA, mtp_depth=1),
+}
+
+
+def model_config(name: str, **overrides) -> ModelConfig:
+    """A named model, fields replaced by `overrides`. Unknown names and fields raise with the nearest known one."""
+    if name not in MODELS:
+        raise ValueError(f"no model is named {name!r}{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    for field in overrides.keys() - known:
+        raise ValueError(f"ModelConfig has no field {field!r}{nearest(field, known)}")
+    return dataclasses.replace(MODELS[name](), **overrides)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """", did you mean 'x'?", or "" where nothing is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+# Hugging Face's config.json, key -> field, where the value carries over as it is.
+HF_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_size",
+    "first_k_dense_replace": "first_dense_layers",
+    "num_experts": "num_experts",
+    "num_experts_per_tok": "top_k",
+    "n_group": "num_expert_groups",
+    "topk_group": "top_groups",
+    "moe_intermediate_size": "expert_ffn_size",
+    "routed_scaling_factor": "routed_scale",
+    "rope_theta": "rope_theta",
+    "max_position_embeddings": "max_length",
+    "rms_norm_eps": "norm_eps",
+}
+HF_OPTIONAL_FIELDS = {  # a missing key leaves the field's default
+    "use_qk_norm": "qk_norm",
+    "use_qkv_bias": "qkv_bias",
+    "use_bias": "out_bias",
+    "num_nextn_predict_layers": "mtp_depth",
+    "mtp_loss_scaling_factor": "mtp_loss_weight",
+    "router_z_loss_coef": "z_loss_weight",
+    "initializer_range": "init_std",
+    "slope_layer_offset": "slope_layer_offset",
+}
+HF_MLA_FIELDS = {
+    "q_lora_rank": "q_lora_rank",
+    "kv_lora_rank": "kv_lora_rank",
+    "qk_nope_head_dim": "nope_dim",
+    "qk_rope_head_dim": "rope_dim",
+    "v_head_dim": "v_dim",
+}
+# architecture -> (model_type, softmax kind, has Lightning layers)
+ARCHITECTURES = {
+    "BailingMoeV2_5ForCausalLM": ("bailing_hybrid", "mla", True),
+    "BailingMoeLinearV2ForCausalLM": ("bailing_moe_linear", "gqa", True),
+    "BailingMoeV2ForCausalLM": ("bailing_moe", "gqa", False),
+}
+LING_3_ARCHITECTURES = ("BailingMoeV3ForCausalLM", "BailingHybridForCausalLM")
+# Values of HF keys that the official code computes with, whatever else a file may ask for.
+HF_FIXED = {
+    "hidden_act": "silu",
+    "linear_silu": False,
+    "rope_interleave": True,
+    "score_function": "sigmoid",
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+}
+
+
+def from_hf(hf: dict[str, Any]) -> ModelConfig:
+    """ModelConfig of a Hugging Face config.json.
+
+    Dispatches on `architectures`: Ling 2.6 and Ling 3.0 share a `model_type`. Raises ValueError on another
+    architecture, on a missing key and on a value that the official code does not compute.
+    """
+    _, softmax, hybrid = ARCHITECTURES[_architecture(hf)]
+    for key, value in HF_FIXED.items():
+        if key in hf and hf[key] != value:
+            raise ValueError(f"config.json: {key} is {hf[key]!r}; the released models have {value!r}, nothing else runs")
+    fields = {field: _hf_value(hf, key) for key, field in HF_FIELDS.items()}
+    fields |= {field: hf[key] for key, field in HF_OPTIONAL_FIELDS.items() if hf.get(key) is not None}
+    if softmax == "mla":
+        fields |= {field: _hf_value(hf, key) for key, field in HF_MLA_FIELDS.items() if key != "q_lora_rank"}
+        fields["q_lora_rank"] = hf.get("q_lora_rank")
+    else:
+        fields["num_kv_heads"] = hf.get("num_key_value_heads") or fields["num_heads"]
+    if hybrid:
+        fields |= {"layer_group_size": _hf_value(hf, "layer_group_size"), "num_norm_groups": _hf_value(hf, "group_norm_size")}
+        _check_linear_heads(hf)
+    else:
+        fields["layer_group_size"] = 1
+    head_dim = hf.get("head_dim") or fields["hidden_size"] // fields["num_heads"]
+    shared = hf.get("moe_shared_expert_intermediate_size") or fields["expert_ffn_size"]
+    return ModelConfig(
+        softmax=softmax,
+        head_dim=head_dim,
+        rotary_dim=_rotary_dim(hf, head_dim),
+        shared_ffn_size=shared * (hf.get("num_shared_experts") or 0),
+        rope_scaling=_yarn(hf.get("rope_scaling")),
+        compute_dtype=hf.get("torch_dtype") or hf.get("dtype") or "bfloat16",
+        **fields,
+    )
+
+
+def to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json that `from_hf` reads back to the same model; `slope_layer_offset` is written always."""
+    hybrid = config.layer_group_size > 1
+    (architecture,) = [
+        name for name, (_, softmax, linear) in ARCHITECTURES.items() if (softmax, linear) == (config.softmax, hybrid)
+    ] or [_no_architecture(config)]
+    hf = {"architectures": [architecture], "model_type": ARCHITECTURES[architecture][0]}
+    hf |= {key: getattr(config, field) for key, field in (HF_FIELDS | HF_OPTIONAL_FIELDS).items()}
+    hf |= {key: value for key, value in HF_FIXED.items() if key != "scoring_func"}
+    if config.softmax == "mla":
+        hf |= {key: getattr(config, field) for key, field in HF_MLA_FIELDS.items()}
+    if hybrid:
+        hf |= {"layer_group_size": config.layer_group_size, "group_norm_size": config.num_norm_groups}
+    return hf | {
+        "num_key_value_heads": config.num_kv_heads or config.num_heads,
+        "head_dim": config.head_dim,
+        "rotary_dim": config.rotary_dim,
+        "partial_rotary_factor": config.rotary_dim / config.head_dim,
+        "num_shared_experts": int(config.shared_ffn_size > 0),
+        "moe_shared_expert_intermediate_size": config.shared_ffn_size or config.expert_ffn_size,
+        "rope_scaling": _hf_yarn(config.rope_scaling),
+        "torch_dtype": config.compute_dtype,
+        "norm_topk_prob": True,
+        "moe_router_enable_expert_bias": True,
+        "router_dtype": "fp32",
+    }
+
+
+def _architecture(hf: dict[str, Any]) -> str:
+    found = (hf.get("architectures") or ["none"])[0]
+    if found in LING_3_ARCHITECTURES or "kda_lower_bound" in hf:
+        raise ValueError(
+            f"config.json: architecture {found} is Ling 3.0 (delta attention, gated MLA), which shares model_type "
+            f"{hf.get('model_type')!r} with Ling 2.6 but is another model; supported are {', '.join(ARCHITECTURES)}"
+        )
+    if found not in ARCHITECTURES:
+        raise ValueError(f"config.json: architecture {found} is not supported; supported are {', '.join(ARCHITECTURES)}")
+    return found
+
+
+def _no_architecture(config: ModelConfig):
+    raise ValueError(
+        f"no Hugging Face architecture has softmax {config.softmax!r} with layer_group_size {config.layer_group_size}"
+    )
+
+
+def _hf_value(hf: dict[str, Any], key: str):
+    if hf.get(key) is None:
+        raise ValueError(f"config.json: {key} is missing; {_architecture(hf)} needs it")
+    return hf[key]
+
+
+def _check_linear_heads(hf: dict[str, Any]) -> None:
+    found, heads = hf.get("num_kv_heads_for_linear_attn") or 0, hf["num_attention_heads"]
+    if found not in (0, heads):
+        raise ValueError(f"config.json: num_kv_heads_for_linear_attn is {found}; Lightning layers have all {heads} heads")
+
+
+def _rotary_dim(hf: dict[str, Any], head_dim: int) -> int:
+    """`rotary_dim` wins over `partial_rotary_factor`, which transformers 5 writes into `rope_scaling`."""
+    if hf.get("rotary_dim"):
+        return hf["rotary_dim"]
+    nested = (hf.get("rope_scaling") or {}).get("partial_rotary_factor")
+    return int(head_dim * (hf.get("partial_rotary_factor") or nested or 1.0))
+
+
+def _yarn(scaling: dict[str, Any] | None) -> Yarn | None:
+    """None where the dict only repeats the rope's parameters (`rope_type` default)."""
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "yarn":
+        raise ValueError(f"config.json: rope_scaling of type {kind!r}; supported are yarn and default")
+    missing = [key for key in ("factor", "original_max_position_embeddings") if not scaling.get(key)]
+    if missing:
+        raise ValueError(f"config.json: rope_scaling is yarn without {' and '.join(missing)}")
+    optional = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
+    return Yarn(
+        factor=scaling["factor"],
+        original_length=scaling["original_max_position_embeddings"],
+        **{key: scaling[key] for key in optional if scaling.get(key) is not None},
+    )
+
+
+def _hf_yarn(yarn: Yarn | None) -> dict[str, Any] | None:
+    if yarn is None:
+        return None
+    fields = {key: value for key, value in dataclasses.asdict(yarn).items() if value is not None}
+    return {"rope_type": "yarn", "original_max_position_embeddings": fields.pop("original_length")} | fields

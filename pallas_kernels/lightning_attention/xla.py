@@ -1,0 +1,99 @@
+"""The chunked form in plain jnp: matmuls inside chunks, a scan over one state per chunk; linear in T.
+
+Every decay is exp(log_decay · number of live tokens between two places), formed as one difference: the factors
+exp(-log_decay · i) that a product form needs overflow float32 within a chunk for the fast heads.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.lightning_attention.documents import document_ids
+
+DEFAULT_CHUNK = 128
+
+
+class Decays(NamedTuple):
+    """Decays of every chunk; the leading B and N are 1 where all rows and chunks share them."""
+
+    within: jax.Array  # [B, N, H, C, C] from token j to token i of one document, 0 elsewhere
+    from_start: jax.Array  # [B, N, C, H] of the incoming state at token i
+    to_end: jax.Array  # [B, N, C, H] of token j in the outgoing state
+    carry: jax.Array  # [B, N, H] of the incoming in the outgoing state
+
+
+def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size: int | None = None):
+    """Same result as the reference; q, k [B, T, H, K], v [B, T, H, V], states [B, H, K, V]."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    length = q.shape[1]
+    chunk = min(chunk_size or DEFAULT_CHUNK, length)
+    q_BNCHK, k_BNCHK, v_BNCHV = (_chunks(x.astype(dtype), chunk) for x in (q, k, v))
+    log_decay = log_decay.astype(dtype)
+    if segment_ids is None:
+        decays = _plain_decays(log_decay, length, chunk)
+    else:
+        decays = _document_decays(log_decay, _chunks(document_ids(segment_ids), chunk))
+    update_BNHKV = jnp.einsum("BNCHK,BNCHV->BNHKV", k_BNCHK * decays.to_end[..., None], v_BNCHV)
+    state_BHKV, state_BNHKV = _scan_states(initial_state.astype(dtype), decays.carry, update_BNHKV)
+    score_BNHCS = jnp.einsum("BNCHK,BNSHK->BNHCS", q_BNCHK, k_BNCHK) * decays.within
+    out_BNCHV = jnp.einsum("BNHCS,BNSHV->BNCHV", score_BNHCS, v_BNCHV)
+    out_BNCHV += jnp.einsum("BNCHK,BNHKV->BNCHV", q_BNCHK * decays.from_start[..., None], state_BNHKV)
+    out = out_BNCHV.reshape(q.shape[0], -1, *v.shape[2:])[:, :length] * q.shape[-1] ** -0.5
+    return out.astype(v.dtype), state_BHKV
+
+
+def _chunks(x, chunk: int):
+    """[B, T, …] -> [B, N, C, …], zeros behind the end."""
+    padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
+    return padded.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+
+
+def _scan_states(initial_BHKV, carry_BNH, update_BNHKV):
+    """(last state, the state that enters each chunk [B, N, H, K, V])."""
+
+    def chunk(state, inputs):
+        carry_BH, update_BHKV = inputs
+        return carry_BH[..., None, None] * state + update_BHKV, state
+
+    carry_BNH = jnp.broadcast_to(carry_BNH, update_BNHKV.shape[:3])
+    inputs = (jnp.moveaxis(carry_BNH, 1, 0), jnp.moveaxis(update_BNHKV, 1, 0))
+    state, states = jax.lax.scan(chunk, initial_BHKV, inputs)
+    return state, jnp.moveaxis(states, 0, 1)
+
+
+def _plain_decays(log_decay_H, length: int, chunk: int) -> Decays:
+    """Every row one document. The padding behind the last token has k = 0 and must not decay the state."""
+    i = np.arange(chunk)
+    live = np.minimum(chunk, length - np.arange(0, length, chunk))[:, None]  # [N, 1] tokens of each chunk
+    apart = np.maximum(i[:, None] - i, 0)
+    decay = lambda steps: jnp.exp(log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[None, ..., None])  # noqa: E731
+    within_CSH = jnp.where((i[:, None] >= i)[..., None], decay(apart)[0], 0)
+    return Decays(
+        within=jnp.moveaxis(within_CSH, -1, 0)[None, None],
+        from_start=decay(i + 1)[:, None],
+        to_end=decay(np.maximum(live - 1 - i, 0)),
+        carry=decay(live[:, 0]),
+    )
+
+
+def _document_decays(log_decay_H, docs_BNC) -> Decays:
+    """States restart with each document; padding (0) neither writes, reads nor decays."""
+    live_BNC = docs_BNC > 0
+    count_BNC = jnp.cumsum(live_BNC, axis=2, dtype=log_decay_H.dtype)
+    # The document of the state behind each chunk, and before it; the initial state belongs to the first document.
+    last_BN = jnp.maximum(jax.lax.cummax(docs_BNC.max(axis=2), axis=1), 1)
+    first_BN = jnp.pad(last_BN, ((0, 0), (1, 0)), constant_values=1)[:, :-1]
+    order = np.arange(docs_BNC.shape[2])
+    same_BNCS = (docs_BNC[..., :, None] == docs_BNC[..., None, :]) & live_BNC[..., None] & (order[:, None] >= order)
+
+    def decay(steps, where):
+        return jnp.where(where[..., None], jnp.exp(log_decay_H * jnp.where(where, steps, 0)[..., None]), 0)
+
+    return Decays(
+        within=jnp.moveaxis(decay(count_BNC[..., :, None] - count_BNC[..., None, :], same_BNCS), -1, 2),
+        from_start=decay(count_BNC, docs_BNC == first_BN[..., None]),
+        to_end=decay(count_BNC[..., -1:] - count_BNC, docs_BNC == last_BN[..., None]),
+        carry=decay(count_BNC[..., -1], first_BN == last_BN),
+    )

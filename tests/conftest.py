@@ -1,0 +1,33 @@
+"""Fixtures that all tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def golden_folder() -> Path | None:
+    """Numbers of the official code: $LING_JAX_GOLDEN, or shared/golden beside the checkout."""
+    folder = Path(os.environ.get("LING_JAX_GOLDEN", Path(__file__).parents[1] / "../shared/golden"))
+    return folder.resolve() if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = golden_folder()
+    if folder is None:
+        pytest.skip("no golden numbers: set LING_JAX_GOLDEN to their folder (tests/fixtures holds one of them)")
+    return folder
+
+
+@pytest.fixture
+def x64():
+    """float64 on for one test."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield
