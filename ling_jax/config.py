@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-REMAT_POLICIES = ("none", "full", "dots", "mixer")
+REMAT_POLICIES = ("none", "full", "dots", "ffn")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""Checkpoints: Hugging Face folders in and out, and Orbax."""
+
+from ling_jax.checkpoint.hf import hf_tensors as hf_tensors
+from ling_jax.checkpoint.hf import load_hf as load_hf
+from ling_jax.checkpoint.hf import save_hf as save_hf

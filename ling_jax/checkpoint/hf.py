@@ -1,0 +1,229 @@
+"""Hugging Face folders (config.json + safetensors) <-> parameters."""
+
+import dataclasses
+import json
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ling_jax.checkpoint.names import ALIASES, IGNORED, Slot, slots
+from ling_jax.config import ModelConfig, from_hf, to_hf
+from ling_jax.model.lightning import log_decays
+from ling_jax.model.transformer import model_spec
+from ling_jax.spec import named_leaves
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+MAX_SHARD_BYTES = 5 * 2**30
+
+
+def load_hf(path, *, dtype=None):
+    """(params, config) of a Hugging Face folder of the official format.
+
+    Arrays are on the host. `dtype` is for both the parameters and `config.compute_dtype`; None keeps what is stored
+    and computes in the config's `torch_dtype`. The slope convention is the config's `slope_layer_offset`, else what a
+    stored `*.slope` tensor fits, else 0.
+
+    Raises FileNotFoundError or ValueError, naming the file or tensor, before anything large is read.
+    """
+    folder = Path(path)
+    hf = read_config(folder)
+    config = from_hf(hf)
+    if dtype is not None:
+        config = dataclasses.replace(config, compute_dtype=dtype)
+    with _Tensors(folder) as tensors:
+        if "slope_layer_offset" not in hf:
+            config = dataclasses.replace(config, slope_layer_offset=_stored_slope_offset(tensors, config))
+        places = slots(model_spec(config), config)
+        _check_tensors(tensors, places, folder)
+        return _read_params(tensors, places, config, dtype), config
+
+
+def save_hf(params, config: ModelConfig, path) -> None:
+    """Writes a folder that `load_hf` and the official code read; shards of at most 5 GiB with an index.
+
+    `slope_layer_offset` stands in config.json; 0 says that the official HF code, which assumes -1, needs a patch.
+    The folder appears whole or not at all; an existing one is an error.
+    """
+    folder = Path(path)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty; save into a new folder")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        (partial / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
+        _write_shards(hf_tensors(params, config), partial)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def hf_tensors(params, config: ModelConfig) -> dict[str, np.ndarray]:
+    """{official name: array in the official layout}; works on any tree of the parameters' shape, such as gradients."""
+    leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
+    pieces: dict[str, list[np.ndarray]] = {}
+    for slot in slots(model_spec(config), config):
+        pieces.setdefault(slot.name, []).append(_to_official(leaves[slot.leaf][slot.index], slot))
+    return {name: np.concatenate(rows) if len(rows) > 1 else rows[0] for name, rows in pieces.items()}
+
+
+def read_config(folder: Path) -> dict:
+    """The folder's config.json; errors name the file."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: {folder} is not a Hugging Face model folder")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+
+
+class _Tensors:
+    """The tensors of a folder by canonical name: shapes at once, values on demand."""
+
+    def __init__(self, folder: Path):
+        self._files = {file: _open(file) for file in _weight_files(folder)}
+        self._place = {_canonical(name): (file, name) for file, opened in self._files.items() for name in opened.keys()}  # noqa: SIM118
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._files.clear()
+
+    def names(self) -> set[str]:
+        return set(self._place)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file, stored = self._place[name]
+        return tuple(self._files[file].get_slice(stored).get_shape())
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        file, stored = self._place[name]
+        return self._files[file].get_slice(stored)[rows]
+
+
+def _canonical(name: str) -> str:
+    for official, alias in ALIASES.items():
+        name = name.replace(alias, official)
+    return name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / INDEX_FILE
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors")) or [folder / SINGLE_FILE]
+    for file in files:
+        if not file.is_file():
+            listed = f", though {INDEX_FILE} lists it" if index.is_file() else ""
+            raise FileNotFoundError(f"{file} is missing{listed}; the folder's download or copy is incomplete")
+    return files
+
+
+def _open(file: Path):
+    try:
+        return safetensors.safe_open(file, framework="numpy")
+    except (safetensors.SafetensorError, OSError, struct.error) as error:
+        size = file.stat().st_size
+        raise ValueError(
+            f"{file} ({size} bytes) is not a whole safetensors file: {error}; copy or download it again"
+        ) from error
+
+
+def _check_tensors(tensors: _Tensors, places: list[Slot], folder: Path) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    for slot in places:
+        rows = expected.get(slot.name, (0,))[0] + slot.official[0]
+        expected[slot.name] = (rows, *slot.official[1:])
+    found = {name for name in tensors.names() if not IGNORED.search(name)}
+    if missing := sorted(expected.keys() - found):
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing that config.json asks for: {_some(missing)}")
+    if unexpected := sorted(found - expected.keys()):
+        raise ValueError(f"{folder}: {len(unexpected)} tensors belong to no part of the model: {_some(unexpected)}")
+    for name, shape in expected.items():
+        if tensors.shape(name) != shape:
+            raise ValueError(f"{folder}: {name} is {tensors.shape(name)}; config.json makes it {shape}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _read_params(tensors: _Tensors, places: list[Slot], config: ModelConfig, dtype):
+    spec = model_spec(config)
+    shapes = {path: leaf.shape for path, leaf in named_leaves(spec).items()}
+    arrays: dict[str, np.ndarray] = {}
+    for slot in places:
+        value = tensors.read(slot.name, slice(slot.row, slot.row + slot.official[0]))
+        if slot.leaf not in arrays:
+            kept = np.dtype(dtype) if dtype is not None else value.dtype
+            arrays[slot.leaf] = np.empty(shapes[slot.leaf], kept)
+        arrays[slot.leaf][slot.index] = _from_official(value, slot)
+    leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: 0, spec, is_leaf=lambda x: hasattr(x, "axes")))
+    return jax.tree.unflatten(structure, [arrays[path] for path in named_leaves(spec)][: len(leaves)])
+
+
+def _from_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+    return (value.T if _is_transposed(slot) else value).reshape(slot.shape)
+
+
+def _to_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+    if not _is_transposed(slot):
+        return np.ascontiguousarray(value).reshape(slot.official)
+    return np.ascontiguousarray(value.reshape(slot.official[::-1]).T)
+
+
+def _is_transposed(slot: Slot) -> bool:
+    return len(slot.official) == 2 and slot.leaf != "embed"
+
+
+def _stored_slope_offset(tensors: _Tensors, config: ModelConfig) -> int:
+    """The convention that a stored slope tensor fits; 0 without one."""
+    stored = sorted(name for name in tensors.names() if name.endswith(".slope"))
+    for name in stored[-1:]:  # the last layers differ most
+        layer = int(name.split(".")[2])
+        value = np.abs(np.asarray(tensors.read(name), np.float64)).reshape(-1)
+        for offset in (0, -1):
+            expected = -log_decays(dataclasses.replace(config, slope_layer_offset=offset))[layer]
+            if value.shape == expected.shape and np.allclose(value, expected, rtol=5e-3):
+                return offset
+        raise ValueError(f"{name} fits neither slope convention of layer {layer} (slope_layer_offset 0 or -1)")
+    return 0
+
+
+def _write_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
+    shards = list(_shards(tensors))
+    if len(shards) == 1:
+        safetensors.numpy.save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        safetensors.numpy.save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(value.nbytes for value in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(tensors: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    shard, size = {}, 0
+    for name, value in tensors.items():
+        if shard and size + value.nbytes > MAX_SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name], size = value, size + value.nbytes
+    yield shard

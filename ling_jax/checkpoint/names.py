@@ -1,0 +1,153 @@
+"""Names and layouts of the official checkpoints, as data (docs/architecture.md §12).
+
+torch stores a linear layer as [out, in]; ours are [in axes…, out axes…]: transposed, then reshaped. Leaves that share
+one official tensor follow each other along its rows.
+"""
+
+import re
+from typing import NamedTuple
+
+from ling_jax.config import ModelConfig
+from ling_jax.model.layers import layer_numbers
+from ling_jax.spec import Leaf, named_leaves
+
+# Leaf of a layer -> official name in the layer.
+LAYER_NAMES = {
+    "mixer_norm": "input_layernorm.weight",
+    "ffn_norm": "post_attention_layernorm.weight",
+    "mixer/q": "attention.query_key_value.weight",
+    "mixer/k": "attention.query_key_value.weight",
+    "mixer/v": "attention.query_key_value.weight",
+    "mixer/q_bias": "attention.query_key_value.bias",
+    "mixer/k_bias": "attention.query_key_value.bias",
+    "mixer/v_bias": "attention.query_key_value.bias",
+    "mixer/q_norm": "attention.query_layernorm.weight",
+    "mixer/k_norm": "attention.key_layernorm.weight",
+    "mixer/gate": "attention.g_proj.weight",
+    "mixer/norm": "attention.g_norm.weight",
+    "mixer/out": "attention.dense.weight",
+    "mixer/out_bias": "attention.dense.bias",
+    "mixer/q_a": "attention.q_a_proj.weight",
+    "mixer/q_a_bias": "attention.q_a_proj.bias",
+    "mixer/q_a_norm": "attention.q_a_layernorm.weight",
+    "mixer/q_b": "attention.q_b_proj.weight",
+    "mixer/kv_a": "attention.kv_a_proj_with_mqa.weight",
+    "mixer/kv_a_bias": "attention.kv_a_proj_with_mqa.bias",
+    "mixer/kv_a_norm": "attention.kv_a_layernorm.weight",
+    "mixer/kv_b": "attention.kv_b_proj.weight",
+    "ffn/gate": "mlp.gate_proj.weight",
+    "ffn/up": "mlp.up_proj.weight",
+    "ffn/down": "mlp.down_proj.weight",
+    "ffn/router": "mlp.gate.weight",
+    "ffn/expert_bias": "mlp.gate.expert_bias",
+    "ffn/experts/gate": "mlp.experts.{expert}.gate_proj.weight",
+    "ffn/experts/up": "mlp.experts.{expert}.up_proj.weight",
+    "ffn/experts/down": "mlp.experts.{expert}.down_proj.weight",
+    "ffn/shared/gate": "mlp.shared_experts.gate_proj.weight",
+    "ffn/shared/up": "mlp.shared_experts.up_proj.weight",
+    "ffn/shared/down": "mlp.shared_experts.down_proj.weight",
+}
+MLA_QUERY = "attention.q_proj.weight"  # of MLA without q_lora_rank
+MTP_NAMES = {
+    "embed_norm": "enorm.weight",
+    "hidden_norm": "hnorm.weight",
+    "proj": "eh_proj.weight",
+    "final_norm": "final_layernorm.weight",
+}
+TOP_NAMES = {
+    "embed": "model.word_embeddings.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+# Official name -> other names under which it is found.
+ALIASES = {
+    "mlp.gate.expert_bias": "mlp.gate.e_score_correction_bias",
+    "attention.dense.": "attention.o_proj.",
+}
+# Buffers and copies that some exporters write beside the weights; `.slope` is read for its values.
+IGNORED = re.compile(r"\.(inv_freq|slope)$|^model\.mtp")
+LAYER_OF = "model.layers.{layer}."
+
+
+class Slot(NamedTuple):
+    """One official tensor's worth of one leaf."""
+
+    leaf: str  # path in the parameters
+    index: tuple[int, ...]  # where in the leaf's stacked dimensions
+    name: str  # official name
+    row: int  # first official row
+    shape: tuple[int, ...]  # of the leaf at `index`
+    official: tuple[int, ...]  # shape of these rows in the official tensor
+
+
+def slots(spec, config: ModelConfig) -> list[Slot]:
+    """Every leaf's place in the official tensors, in the order of layers; leaves of one tensor in the order of rows."""
+    found = []
+    for path, leaf in named_leaves(spec).items():
+        found += [_slot(path, leaf, index, name) for index, name in _places(path, leaf, config)]
+    order = list(LAYER_NAMES)
+    rank = lambda slot: (slot.name, next((i for i, key in enumerate(order) if slot.leaf.endswith("/" + key)), -1))  # noqa: E731
+    found.sort(key=rank)
+    return _with_rows(found)
+
+
+def _places(path: str, leaf: Leaf, config: ModelConfig):
+    """(index in the leaf's stacked dimensions, official name) of each official tensor in a leaf."""
+    if path in TOP_NAMES:
+        yield (), TOP_NAMES[path]
+        return
+    parts = path.split("/")
+    if parts[0] == "segments":
+        segment, run, key = parts[1], parts[2], "/".join(parts[3:])
+        numbers = layer_numbers(config)[segment, run]
+        indices = [((r, c), int(numbers[r, c])) for r in range(numbers.shape[0]) for c in range(numbers.shape[1])]
+        suffix = _layer_suffix(run.split("_")[1], key)
+    else:
+        key = "/".join(parts[1:]).removeprefix("layer/")
+        indices = [((depth,), config.num_layers + depth) for depth in range(config.mtp_depth)]
+        suffix = MTP_NAMES.get(key) or _layer_suffix(config.softmax, key)
+    for index, layer in indices:
+        prefix = LAYER_OF.format(layer=layer)
+        if "{expert}" in suffix:
+            yield from ((((*index, e)), prefix + suffix.format(expert=e)) for e in range(config.num_experts))
+        else:
+            yield index, prefix + suffix
+
+
+def _layer_suffix(mixer: str, key: str) -> str:
+    return MLA_QUERY if (mixer, key) == ("mla", "mixer/q") else LAYER_NAMES[key]
+
+
+def _slot(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Slot:
+    shape = leaf.shape[len(index) :]
+    if len(shape) == 1 or name.endswith("g_norm.weight"):
+        official = (_product(shape),)
+    elif name.endswith(".bias"):
+        official = (_product(shape),)
+    elif path == "embed":
+        official = shape
+    else:
+        inputs = _input_dims(path)
+        official = (_product(shape[inputs:]), _product(shape[:inputs]))
+    return Slot(path, index, name, 0, shape, official)
+
+
+def _input_dims(path: str) -> int:
+    """How many leading dimensions of a matrix are its input; the output projection reads [H, V], MTP's two vectors."""
+    return 2 if path.endswith(("mixer/out", "mtp/proj")) else 1
+
+
+def _product(shape) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _with_rows(ordered: list[Slot]) -> list[Slot]:
+    rows: dict[str, int] = {}
+    placed = []
+    for slot in ordered:
+        placed.append(slot._replace(row=rows.get(slot.name, 0)))
+        rows[slot.name] = rows.get(slot.name, 0) + slot.official[0]
+    return placed

@@ -1,0 +1,113 @@
+"""Language-model losses from hidden states, without the logits of all tokens at once (docs/architecture.md §10)."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ling_jax.model.mtp import same_document
+
+IGNORED = -100
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens and how many tokens each is over; both add up over microbatches."""
+
+    main: jax.Array  # Σ negative log-likelihood of the next token
+    mtp: jax.Array  # [depth] the same of MTP targets
+    router_z: jax.Array  # Σ over MoE layers and live tokens of logsumexp(router logits)²
+    main_count: jax.Array
+    mtp_count: jax.Array
+    live_count: jax.Array
+
+
+def shifted_targets(labels_BT, docs_BT, by: int):
+    """labels[t + by] at t where that is in the row and in t's document, else -100."""
+    length = labels_BT.shape[1]
+    ahead = jnp.pad(labels_BT, ((0, 0), (0, by)), constant_values=IGNORED)[:, by : length + by]
+    return ahead if docs_BT is None else jnp.where(same_document(docs_BT, by), ahead, IGNORED)
+
+
+def weighted_total(sums: LossSums, counts: LossSums, *, mtp_weight: float, z_weight: float):
+    """mean main + mtp_weight · mean over depths of mean MTP + z_weight · Σ over layers of mean z; an empty mean is 0.
+
+    The denominators are `counts`' own, so that the totals of microbatches add up to the total of the batch.
+    """
+    total = sums.main / jnp.maximum(counts.main_count, 1)
+    if sums.mtp.shape[0]:
+        # Dividing by the number of depths is Megatron-core's convention; one depth is the only released case.
+        total += mtp_weight * jnp.mean(sums.mtp / jnp.maximum(counts.mtp_count, 1))
+    return total + z_weight * sums.router_z / jnp.maximum(counts.live_count, 1)
+
+
+def head_logits(head_DW, hidden_BTD):
+    """[B, T, W] in at least float32, the products too."""
+    dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+    return jnp.einsum(
+        "BTD,DW->BTW", hidden_BTD.astype(dtype), head_DW.astype(dtype), precision=jax.lax.Precision.HIGHEST
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
+    """Σ -log softmax(hidden · head)[target] over targets that are not -100, in chunks of `chunk` tokens of each row.
+
+    Its gradients are made in the same pass (the loss is a scalar: they only scale), so that the logits are computed
+    once and never kept.
+    """
+
+    def step(total, inputs):
+        nll_BC, _ = _chunk_nll(*inputs, head_DW)
+        return total + nll_BC.sum(), None
+
+    total, _ = jax.lax.scan(step, _zero(hidden_BTD), _time_chunks(hidden_BTD, targets_BT, chunk))
+    return total
+
+
+def _cross_entropy_fwd(hidden_BTD, head_DW, targets_BT, chunk: int):
+    def step(carry, inputs):
+        total, grad_head_DW = carry
+        x_BCD, target_BC = inputs
+        nll_BC, grad_logits_BCW = _chunk_nll(x_BCD, target_BC, head_DW)
+        dtype = grad_logits_BCW.dtype
+        grad_x_BCD = jnp.einsum("BCW,DW->BCD", grad_logits_BCW, head_DW.astype(dtype))
+        grad_head_DW += jnp.einsum("BCD,BCW->DW", x_BCD.astype(dtype), grad_logits_BCW)
+        return (total + nll_BC.sum(), grad_head_DW), grad_x_BCD.astype(x_BCD.dtype)
+
+    start = (_zero(hidden_BTD), jnp.zeros(head_DW.shape, _zero(hidden_BTD).dtype))
+    (total, grad_head_DW), grads = jax.lax.scan(step, start, _time_chunks(hidden_BTD, targets_BT, chunk))
+    grad_x_BTD = jnp.moveaxis(grads, 0, 1).reshape(hidden_BTD.shape[0], -1, hidden_BTD.shape[2])
+    return total, (grad_x_BTD[:, : hidden_BTD.shape[1]], grad_head_DW.astype(head_DW.dtype))
+
+
+def _cross_entropy_bwd(chunk: int, residuals, grad):
+    del chunk
+    return *(jnp.asarray(grad, leaf.dtype) * leaf for leaf in residuals), None
+
+
+cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def _chunk_nll(x_BCD, target_BC, head_DW):
+    """(negative log-likelihood [B, C], its gradient by the logits [B, C, W])."""
+    logits_BCW = head_logits(head_DW, x_BCD)
+    counts_BC1 = (target_BC != IGNORED)[..., None]
+    picked_BCW = jnp.arange(head_DW.shape[1]) == target_BC[..., None]
+    logsumexp_BC1 = jax.nn.logsumexp(logits_BCW, axis=-1, keepdims=True)
+    nll_BC1 = logsumexp_BC1 - jnp.sum(jnp.where(picked_BCW, logits_BCW, 0), axis=-1, keepdims=True)
+    grad_BCW = jnp.where(counts_BC1, jnp.exp(logits_BCW - logsumexp_BC1) - picked_BCW, 0)
+    return jnp.where(counts_BC1, nll_BC1, 0)[..., 0], grad_BCW
+
+
+def _zero(x):
+    return jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _time_chunks(hidden_BTD, targets_BT, chunk: int):
+    """Both as [N, B, C, …]; targets behind the end are -100. The batch axis stays whole, so a sharded one stays put."""
+    batch, length, width = hidden_BTD.shape
+    behind = -length % min(chunk, length)
+    hidden = jnp.pad(hidden_BTD, ((0, 0), (0, behind), (0, 0))).reshape(batch, -1, min(chunk, length), width)
+    targets = jnp.pad(targets_BT, ((0, 0), (0, behind)), constant_values=IGNORED).reshape(batch, -1, min(chunk, length))
+    return jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)

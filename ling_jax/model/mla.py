@@ -1,0 +1,82 @@
+"""Multi-head latent attention (docs/architecture.md §6)."""
+
+import jax.numpy as jnp
+
+from ling_jax.config import ModelConfig
+from ling_jax.model.attention import softmax_attention
+from ling_jax.model.gqa import out_spec, project_out
+from ling_jax.model.norm import rms_norm
+from ling_jax.model.rope import rotate_interleaved, yarn_mscale
+from ling_jax.spec import Leaf, Spec, normal, ones, zeros
+
+LATENT_NORM_EPS = 1e-6  # the official code's, whatever `norm_eps` says
+
+
+def mla_spec(config: ModelConfig) -> Spec:
+    c, init, latent = config, normal(config.init_std), latent_width(config)
+    spec = {
+        "kv_a": Leaf((c.hidden_size, latent), ("embed", None), init),
+        "kv_a_norm": Leaf((c.kv_lora_rank,), (None,), ones),
+        "kv_b": Leaf((c.kv_lora_rank, c.num_heads, c.nope_dim + c.v_dim), (None, "heads", None), init),
+    }
+    if c.q_lora_rank is None:
+        spec["q"] = Leaf((c.hidden_size, c.num_heads, c.nope_dim + c.rope_dim), ("embed", "heads", None), init)
+    else:
+        spec["q_a"] = Leaf((c.hidden_size, c.q_lora_rank), ("embed", None), init)
+        spec["q_a_norm"] = Leaf((c.q_lora_rank,), (None,), ones)
+        spec["q_b"] = Leaf((c.q_lora_rank, c.num_heads, c.nope_dim + c.rope_dim), (None, "heads", None), init)
+    if c.qkv_bias:
+        spec["kv_a_bias"] = Leaf((latent,), (None,), zeros)
+        if c.q_lora_rank is not None:
+            spec["q_a_bias"] = Leaf((c.q_lora_rank,), (None,), zeros)
+    return spec | out_spec(c, c.v_dim, c.qkv_bias)
+
+
+def latent_width(config: ModelConfig) -> int:
+    """Width of what a token leaves in the cache: the latent and the rope key."""
+    return config.kv_lora_rank + config.rope_dim
+
+
+def softmax_scale(config: ModelConfig) -> float:
+    """(nope + rope)^-0.5, times YaRN's mscale squared where `mscale_all_dim` is given."""
+    scale, yarn = (config.nope_dim + config.rope_dim) ** -0.5, config.rope_scaling
+    if yarn is not None and yarn.mscale_all_dim:
+        scale *= yarn_mscale(yarn.factor, yarn.mscale_all_dim) ** 2
+    return scale
+
+
+def mla(params, x_BTD, sequence, log_decay_H, config: ModelConfig):
+    """Softmax attention whose keys and values come from one low-rank latent; x is the layer's normed input."""
+    del log_decay_H
+    q_BTHK = queries(params, x_BTD, sequence.latent_rope, config)
+    latent_BTR, k_rope_BTK = latents(params, x_BTD, sequence.latent_rope, config)
+    kv_BTHK = jnp.einsum("BTR,RHK->BTHK", latent_BTR, params["kv_b"].astype(x_BTD.dtype))
+    k_nope_BTHK, v_BTHV = jnp.split(kv_BTHK, [config.nope_dim], axis=-1)
+    k_rope_BTHK = jnp.broadcast_to(k_rope_BTK[:, :, None], (*k_nope_BTHK.shape[:3], config.rope_dim))
+    k_BTHK = jnp.concatenate([k_nope_BTHK, k_rope_BTHK], axis=-1)
+    return project_out(params, softmax_attention(q_BTHK, k_BTHK, v_BTHV, sequence.docs, softmax_scale(config)))
+
+
+def queries(params, x_BTD, rope_table, config: ModelConfig):
+    """[B, T, H, nope + rope], the last dims rotated in interleaved pairs."""
+    dtype = x_BTD.dtype
+    if config.q_lora_rank is None:
+        q_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, params["q"].astype(dtype))
+    else:
+        q_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, params["q_a"].astype(dtype))
+        if "q_a_bias" in params:
+            q_BTR = q_BTR + params["q_a_bias"].astype(dtype)
+        q_BTR = rms_norm(q_BTR, params["q_a_norm"], LATENT_NORM_EPS)
+        q_BTHK = jnp.einsum("BTR,RHK->BTHK", q_BTR, params["q_b"].astype(dtype))
+    q_nope, q_rope = jnp.split(q_BTHK, [config.nope_dim], axis=-1)
+    return jnp.concatenate([q_nope, rotate_interleaved(q_rope, rope_table)], axis=-1)
+
+
+def latents(params, x_BTD, rope_table, config: ModelConfig):
+    """(normed latent [B, T, R], rotated rope key [B, T, rope] that all heads share)."""
+    kv_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, params["kv_a"].astype(x_BTD.dtype))
+    if "kv_a_bias" in params:
+        kv_BTR = kv_BTR + params["kv_a_bias"].astype(x_BTD.dtype)
+    latent_BTR, k_rope_BTK = jnp.split(kv_BTR, [config.kv_lora_rank], axis=-1)
+    latent_BTR = rms_norm(latent_BTR, params["kv_a_norm"], LATENT_NORM_EPS)
+    return latent_BTR, rotate_interleaved(k_rope_BTK[:, :, None], rope_table)[:, :, 0]

@@ -1,0 +1,61 @@
+"""Multi-token prediction (docs/architecture.md §9)."""
+
+import jax
+import jax.numpy as jnp
+
+from ling_jax.config import ModelConfig
+from ling_jax.model.layers import Kind, Sequence, layer, layer_spec, remat
+from ling_jax.model.norm import rms_norm
+from ling_jax.spec import Leaf, Params, Spec, normal, ones, stack
+
+
+def mtp_spec(config: ModelConfig) -> Spec:
+    """One module a depth, stacked [depth, …]: norms, the projection of [embedding ; hidden], a softmax-MoE layer."""
+    c, norm = config, Leaf((config.hidden_size,), (None,), ones)
+    module = {
+        "embed_norm": norm,
+        "hidden_norm": norm,
+        "proj": Leaf((2, c.hidden_size, c.hidden_size), (None, "embed", None), normal(c.init_std)),
+        "layer": layer_spec(c, Kind(c.softmax, "moe")),
+        "final_norm": norm,
+    }
+    return stack(module, (c.mtp_depth,), (None,))
+
+
+def shift_tokens(tokens_BT, docs_BT, by: int):
+    """tokens[t + by] where that is of t's document, else 0."""
+    length = tokens_BT.shape[1]
+    shifted = jnp.pad(tokens_BT, ((0, 0), (0, by)))[:, by : length + by]
+    return shifted if docs_BT is None else jnp.where(same_document(docs_BT, by), shifted, 0)
+
+
+def same_document(docs_BT, by: int):
+    """[B, T] bool: t + by is within the row and of t's document, which is not padding."""
+    ahead = jnp.pad(docs_BT, ((0, 0), (0, by)))[:, by : docs_BT.shape[1] + by]
+    return (ahead == docs_BT) & (docs_BT > 0)
+
+
+def mtp_hidden(params: Params, embed, hidden_BTD, tokens_BT, sequence: Sequence, config: ModelConfig):
+    """([hidden [B, T, D] of each depth, ready for the LM head], Router stacked [depth, …]).
+
+    `embed` looks tokens up; depth d reads token t + d + 1 and predicts t + d + 2. The first hidden state is the
+    trunk's after its final norm.
+    """
+
+    def module(params, hidden_BTD, shifted_BT):
+        embedded = rms_norm(embed(shifted_BT), params["embed_norm"], config.norm_eps)
+        previous = rms_norm(hidden_BTD, params["hidden_norm"], config.norm_eps)
+        proj = params["proj"].astype(hidden_BTD.dtype)
+        z_BTD = jnp.einsum("BTD,DM->BTM", embedded, proj[0]) + jnp.einsum("BTD,DM->BTM", previous, proj[1])
+        z_BTD, router = layer(params["layer"], z_BTD, None, sequence, config, Kind(config.softmax, "moe"))
+        return rms_norm(z_BTD, params["final_norm"], config.norm_eps), router
+
+    outputs, routers = [], []
+    for depth in range(config.mtp_depth):
+        with jax.named_scope(f"mtp_{depth}"):
+            shifted_BT = shift_tokens(tokens_BT, sequence.docs, depth + 1)
+            apply = remat(module, config, scanned=False)
+            hidden_BTD, router = apply(jax.tree.map(lambda leaf: leaf[depth], params), hidden_BTD, shifted_BT)  # noqa: B023
+        outputs.append(hidden_BTD)
+        routers.append(router)
+    return outputs, jax.tree.map(lambda *layers: jnp.stack(layers), *routers)

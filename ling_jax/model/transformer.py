@@ -1,0 +1,167 @@
+"""The whole model: embedding, segments, head; forward and loss (docs/architecture.md)."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ling_jax import spec as specs
+from ling_jax.config import ModelConfig
+from ling_jax.model.layers import Sequence, layer_numbers, run_segments, segments_spec
+from ling_jax.model.loss import LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
+from ling_jax.model.moe import Router
+from ling_jax.model.mtp import mtp_hidden, mtp_spec
+from ling_jax.model.norm import rms_norm
+from ling_jax.model.rope import rope_table
+from ling_jax.parallel.sharding import constrain
+from ling_jax.spec import Leaf, Params, Spec, normal, ones
+from pallas_kernels.lightning_attention import document_ids
+
+
+@flax.struct.dataclass
+class ForwardOutput:
+    logits: jax.Array  # [B, T, W], at least float32
+    mtp_logits: tuple[jax.Array, ...]  # one [B, T, W] a depth: of the tokens t + 2, t + 3, …
+    router: Router | None  # stacked over MoE layers in order, MTP layers last
+
+
+def model_spec(config: ModelConfig) -> Spec:
+    """Every parameter of the model, declared once."""
+    c, init = config, normal(config.init_std)
+    spec = {
+        "embed": Leaf((c.vocab_size, c.hidden_size), ("vocab", "embed"), init),
+        "segments": segments_spec(c),
+        "final_norm": Leaf((c.hidden_size,), (None,), ones),
+        "head": Leaf((c.hidden_size, c.vocab_size), ("embed", "vocab"), init),
+    }
+    return spec | ({"mtp": mtp_spec(c)} if c.mtp_depth else {})
+
+
+def init(key: jax.Array, config: ModelConfig) -> Params:
+    """Random float32 parameters."""
+    return specs.init(key, model_spec(config))
+
+
+def forward(params: Params, tokens, config: ModelConfig, *, positions=None, segment_ids=None) -> ForwardOutput:
+    """Logits of every position.
+
+    Args:
+      params: as `model_spec(config)` declares them.
+      tokens: [B, T] integers.
+      positions: [B, T] integers for the rotary embedding; None counts from 0 in every document.
+      segment_ids: [B, T] integers, 0 = padding; a document is a maximal run of equal non-zero ids, and none sees
+        another. None: every row is one document.
+
+    Raises ValueError for shapes that do not fit or rows longer than `config.max_length`.
+    """
+    sequence = make_sequence(tokens, config, positions, segment_ids)
+    hidden_BTD, mtp_hidden_BTD, routers = hidden_states(params, tokens, sequence, config)
+    return ForwardOutput(
+        logits=head_logits(params["head"], hidden_BTD),
+        mtp_logits=tuple(head_logits(params["head"], hidden) for hidden in mtp_hidden_BTD),
+        router=routers_by_layer(routers, config),
+    )
+
+
+def loss(
+    params: Params, tokens, labels, config: ModelConfig, *, positions=None, segment_ids=None
+) -> tuple[jax.Array, dict[str, Any]]:
+    """(mean next-token loss + MTP + router z-loss, metrics as sums and counts).
+
+    `labels` [B, T] are the tokens, -100 where no loss is wanted, unshifted; the loss shifts them inside documents.
+    The rest is as in `forward`.
+    """
+    sums, routers = loss_sums(params, tokens, labels, config, positions=positions, segment_ids=segment_ids)
+    return total_loss(sums, sums, config), {**sums._asdict(), "routers": routers}
+
+
+def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=None, segment_ids=None):
+    """(LossSums, routers as a tree like the parameters'): what adds up over microbatches."""
+    sequence = make_sequence(tokens, config, positions, segment_ids)
+    hidden_BTD, mtp_hidden_BTD, routers = hidden_states(params, tokens, sequence, config)
+    counts = loss_counts(labels, config, segment_ids=segment_ids)
+    with jax.named_scope("loss"):
+        nll = [
+            cross_entropy_sum(hidden, params["head"], shifted_targets(labels, sequence.docs, by), config.loss_chunk)
+            for by, hidden in enumerate([hidden_BTD, *mtp_hidden_BTD], start=1)
+        ]
+    z_sums = [jnp.sum(router.z_sum) for router in routers_in(routers)]
+    return counts._replace(main=nll[0], mtp=jnp.asarray(nll[1:]), router_z=sum(z_sums, jnp.zeros(()))), routers
+
+
+def loss_counts(labels, config: ModelConfig, *, segment_ids=None) -> LossSums:
+    """The counts alone (sums are 0): they need no parameters, so a step knows them before its microbatches run."""
+    docs = None if segment_ids is None else document_ids(segment_ids)
+    counts = [jnp.sum(shifted_targets(labels, docs, by) != -100) for by in range(1, config.mtp_depth + 2)]
+    live = jnp.asarray(labels.size) if docs is None else jnp.sum(docs > 0)
+    zero = jnp.zeros(())
+    return LossSums(zero, jnp.zeros(config.mtp_depth), zero, counts[0], jnp.asarray(counts[1:]), live)
+
+
+def total_loss(sums: LossSums, counts: LossSums, config: ModelConfig):
+    """The training loss of these sums over these counts."""
+    return weighted_total(sums, counts, mtp_weight=config.mtp_loss_weight, z_weight=config.z_loss_weight)
+
+
+def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None) -> Sequence:
+    """Documents, rotary tables and live tokens of a batch; shapes are checked here."""
+    tokens = jnp.asarray(tokens)
+    for name, x in (("positions", positions), ("segment_ids", segment_ids)):
+        if x is not None and jnp.shape(x) != tokens.shape:
+            raise ValueError(f"{name} is {jnp.shape(x)}; expected {tokens.shape}, the shape of tokens")
+    if tokens.ndim != 2 or tokens.shape[1] > config.max_length:
+        raise ValueError(f"tokens are {tokens.shape}; expected [B, T] with T at most max_length {config.max_length}")
+    docs = None if segment_ids is None else document_ids(segment_ids)
+    positions = positions_in_documents(tokens.shape, docs) if positions is None else jnp.asarray(positions)
+    return Sequence(
+        docs=docs,
+        live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
+        rope=rope_table(positions, config.rotary_dim, config),
+        latent_rope=rope_table(positions, config.rope_dim, config),
+    )
+
+
+def positions_in_documents(shape, docs_BT):
+    """[B, T] or [1, T]: 0, 1, 2, … from each document's first token."""
+    row = jnp.arange(shape[1])[None]
+    if docs_BT is None:
+        return row
+    starts = (docs_BT > 0) & (docs_BT != jnp.pad(docs_BT, ((0, 0), (1, 0)))[:, :-1])
+    return row - jax.lax.cummax(jnp.where(starts, row, 0), axis=1)
+
+
+def hidden_states(params: Params, tokens, sequence: Sequence, config: ModelConfig):
+    """(hidden after the final norm [B, T, D], that of each MTP depth, routers): all that the LM head reads."""
+
+    def embed(tokens_BT):
+        return constrain(params["embed"].astype(config.compute_dtype)[tokens_BT], ("batch", None, None))
+
+    x_BTD, routers = run_segments(params["segments"], embed(jnp.asarray(tokens)), sequence, config)
+    hidden_BTD = rms_norm(x_BTD, params["final_norm"], config.norm_eps)
+    routers = {"segments": routers}
+    if not config.mtp_depth:
+        return hidden_BTD, [], routers
+    outputs, routers["mtp"] = mtp_hidden(params["mtp"], embed, hidden_BTD, tokens, sequence, config)
+    return hidden_BTD, outputs, routers
+
+
+def routers_in(routers) -> list[Router]:
+    return jax.tree.leaves(routers, is_leaf=lambda x: isinstance(x, Router))
+
+
+def routers_by_layer(routers, config: ModelConfig) -> Router | None:
+    """One Router stacked over MoE layers in order, MTP layers last."""
+    by_layer = {}
+    for (segment, run), numbers in layer_numbers(config).items():
+        if (router := routers["segments"][segment][run]) is not None:
+            for index, number in zip(*_flat_indices(numbers), strict=True):
+                by_layer[number] = jax.tree.map(lambda leaf, i=index: leaf[i], router)
+    layers = [by_layer[number] for number in sorted(by_layer)]
+    layers += [jax.tree.map(lambda leaf, d=d: leaf[d], routers["mtp"]) for d in range(config.mtp_depth)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if layers else None
+
+
+def _flat_indices(numbers):
+    indices = [(r, c) for r in range(numbers.shape[0]) for c in range(numbers.shape[1])]
+    return indices, [int(numbers[index]) for index in indices]

@@ -1,0 +1,71 @@
+"""One mesh, one table: logical axis names of arrays -> axes of the mesh."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ling_jax.spec import named_leaves, tree_map
+
+MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+
+# Logical axis -> mesh axes. What is not named here, and None, is not split.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp", "expert"),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "ffn": ("tensor",),
+    "experts": ("expert",),
+}
+
+
+def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding.Mesh:
+    """A mesh over all devices; axes not named have size 1, one may be -1 for "the rest".
+
+    Raises ValueError where an axis is unknown or the sizes do not fill the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": -1} if sizes is None else dict(sizes)
+    for axis in sizes.keys() - set(MESH_AXES):
+        raise ValueError(f"mesh axis {axis!r} is unknown; the axes are {', '.join(MESH_AXES)}")
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    shape = [len(devices) // known if sizes.get(axis, 1) == -1 else sizes.get(axis, 1) for axis in MESH_AXES]
+    if np.prod(shape) != len(devices) or list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh {sizes} does not fill {len(devices)} devices; one axis may be -1 for the rest")
+    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types, devices=devices)
+
+
+def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """The mesh axes of an array with these logical axes."""
+    return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
+
+
+def shardings(spec, mesh: jax.sharding.Mesh):
+    """NamedShardings of a parameter spec. Raises ValueError where a dimension cannot be split evenly."""
+    for name, leaf in named_leaves(spec).items():
+        _check_splits(name, leaf, mesh)
+    return tree_map(lambda leaf: NamedSharding(mesh, partition_spec(leaf.axes)), spec)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Of [batch, …] arrays."""
+    return NamedSharding(mesh, partition_spec(("batch",)))
+
+
+def constrain(x, axes: tuple[str | None, ...]):
+    """Asks the compiler to lay an activation out by its logical axes; nothing where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+
+
+def _check_splits(name: str, leaf, mesh: jax.sharding.Mesh) -> None:
+    for size, axis in zip(leaf.shape, leaf.axes, strict=True):
+        ways = int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))
+        if size % ways:
+            raise ValueError(
+                f"parameter {name}: axis {axis!r} of size {size} cannot be split {ways} ways "
+                f"(mesh axes {', '.join(RULES[axis])} of {dict(mesh.shape)})"
+            )
