@@ -85,16 +85,32 @@ class ModelConfig:
 
 def _check(c: ModelConfig) -> None:
     """What types cannot say; each error names the field, the value found and what would do."""
-    positive = (
-        "vocab_size hidden_size num_layers num_heads head_dim layer_group_size num_norm_groups ffn_size num_experts "
-        "top_k num_expert_groups top_groups expert_ffn_size max_length loss_chunk"
-    ).split()
+    positive = [
+        "vocab_size",
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "head_dim",
+        "layer_group_size",
+        "num_norm_groups",
+        "ffn_size",
+        "num_experts",
+        "top_k",
+        "num_expert_groups",
+        "top_groups",
+        "expert_ffn_size",
+        "max_length",
+        "loss_chunk",
+    ]
     positive += ["num_kv_heads"] if c.softmax == "gqa" else ["kv_lora_rank", "nope_dim", "rope_dim", "v_dim"]
     for name in positive:
         _require(getattr(c, name) >= 1, f"{name} is {getattr(c, name)}; it must be at least 1")
     for name in ("first_dense_layers", "mtp_depth", "shared_ffn_size"):
         _require(getattr(c, name) >= 0, f"{name} is {getattr(c, name)}; it must not be negative")
-    _require(c.lightning_chunk is None or c.lightning_chunk >= 1, f"lightning_chunk is {c.lightning_chunk}; at least 1")
+    _require(
+        c.lightning_chunk is None or c.lightning_chunk >= 1,
+        f"lightning_chunk is {c.lightning_chunk}; at least 1",
+    )
     _require(c.softmax in ("mla", "gqa"), f"softmax is {c.softmax!r}; it is 'mla' or 'gqa'")
     _require(c.remat in REMAT_POLICIES, f"remat is {c.remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
     _require(c.slope_layer_offset in (0, -1), f"slope_layer_offset is {c.slope_layer_offset}; it is 0 or -1")
@@ -152,11 +168,15 @@ def _tiny(**fields) -> ModelConfig:
 
 
 _MLA = dict(
-    softmax="mla", layer_group_size=8, q_lora_rank=1536, kv_lora_rank=512, nope_dim=128, rope_dim=64, v_dim=128
+    softmax="mla",
+    layer_group_size=8,
+    q_lora_rank=1536,
+    kv_lora_rank=512,
+    nope_dim=128,
+    rope_dim=64,
+    v_dim=128,
 )  # report Table 1
-_TINY_MLA = dict(
-    softmax="mla", layer_group_size=8, q_lora_rank=64, kv_lora_rank=48, nope_dim=32, rope_dim=16, v_dim=32
-)
+_TINY_MLA = dict(softmax="mla", layer_group_size=8, q_lora_rank=64, kv_lora_rank=48, nope_dim=32, rope_dim=16, v_dim=32)
 
 # Table of docs/architecture.md §13.
 MODELS = {
@@ -179,7 +199,7 @@ def model_config(name: str, **overrides) -> ModelConfig:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """", did you mean 'x'?", or "" where nothing is near."""
+    """ ", did you mean 'x'?", or "" where nothing is near."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
 
@@ -246,7 +266,9 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     _, softmax, hybrid = ARCHITECTURES[_architecture(hf)]
     for key, value in HF_FIXED.items():
         if key in hf and hf[key] != value:
-            raise ValueError(f"config.json: {key} is {hf[key]!r}; the released models have {value!r}, nothing else runs")
+            raise ValueError(
+                f"config.json: {key} is {hf[key]!r}; the released models have {value!r}, nothing else runs"
+            )
     fields = {field: _hf_value(hf, key) for key, field in HF_FIELDS.items()}
     fields |= {field: hf[key] for key, field in HF_OPTIONAL_FIELDS.items() if hf.get(key) is not None}
     if softmax == "mla":
@@ -255,7 +277,10 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     else:
         fields["num_kv_heads"] = hf.get("num_key_value_heads") or fields["num_heads"]
     if hybrid:
-        fields |= {"layer_group_size": _hf_value(hf, "layer_group_size"), "num_norm_groups": _hf_value(hf, "group_norm_size")}
+        fields |= {
+            "layer_group_size": _hf_value(hf, "layer_group_size"),
+            "num_norm_groups": _hf_value(hf, "group_norm_size"),
+        }
         _check_linear_heads(hf)
     else:
         fields["layer_group_size"] = 1
@@ -308,7 +333,9 @@ def _architecture(hf: dict[str, Any]) -> str:
             f"{hf.get('model_type')!r} with Ling 2.6 but is another model; supported are {', '.join(ARCHITECTURES)}"
         )
     if found not in ARCHITECTURES:
-        raise ValueError(f"config.json: architecture {found} is not supported; supported are {', '.join(ARCHITECTURES)}")
+        raise ValueError(
+            f"config.json: architecture {found} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
     return found
 
 
@@ -327,7 +354,9 @@ def _hf_value(hf: dict[str, Any], key: str):
 def _check_linear_heads(hf: dict[str, Any]) -> None:
     found, heads = hf.get("num_kv_heads_for_linear_attn") or 0, hf["num_attention_heads"]
     if found not in (0, heads):
-        raise ValueError(f"config.json: num_kv_heads_for_linear_attn is {found}; Lightning layers have all {heads} heads")
+        raise ValueError(
+            f"config.json: num_kv_heads_for_linear_attn is {found}; Lightning layers have all {heads} heads"
+        )
 
 
 def _rotary_dim(hf: dict[str, Any], head_dim: int) -> int:

@@ -81,9 +81,7 @@ def abstract(spec: Spec, *, dtype=None):
 
 def stack(spec: Spec, sizes: tuple[int, ...], axes: tuple[str | None, ...]) -> Spec:
     """The spec with leading dimensions added to every leaf (layers scanned over)."""
-    return tree_map(
-        lambda leaf: dataclasses.replace(leaf, shape=(*sizes, *leaf.shape), axes=(*axes, *leaf.axes)), spec
-    )
+    return tree_map(lambda leaf: dataclasses.replace(leaf, shape=(*sizes, *leaf.shape), axes=(*axes, *leaf.axes)), spec)
 
 
 def trainable(spec: Spec):

@@ -93,7 +93,7 @@ class _Tensors:
 
     def __init__(self, folder: Path):
         self._files = {file: _open(file) for file in _weight_files(folder)}
-        self._place = {_canonical(name): (file, name) for file, opened in self._files.items() for name in opened.keys()}  # noqa: SIM118
+        self._place = {_canonical(name): (file, name) for file, opened in self._files.items() for name in opened.keys()}
 
     def __enter__(self):
         return self

@@ -86,7 +86,10 @@ def slots(spec, config: ModelConfig) -> list[Slot]:
     for path, leaf in named_leaves(spec).items():
         found += [_slot(path, leaf, index, name) for index, name in _places(path, leaf, config)]
     order = list(LAYER_NAMES)
-    rank = lambda slot: (slot.name, next((i for i, key in enumerate(order) if slot.leaf.endswith("/" + key)), -1))  # noqa: E731
+    rank = lambda slot: (
+        slot.name,
+        next((i for i, key in enumerate(order) if slot.leaf.endswith("/" + key)), -1),
+    )
     found.sort(key=rank)
     return _with_rows(found)
 
@@ -120,9 +123,7 @@ def _layer_suffix(mixer: str, key: str) -> str:
 
 def _slot(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Slot:
     shape = leaf.shape[len(index) :]
-    if len(shape) == 1 or name.endswith("g_norm.weight"):
-        official = (_product(shape),)
-    elif name.endswith(".bias"):
+    if len(shape) == 1 or name.endswith("g_norm.weight") or name.endswith(".bias"):
         official = (_product(shape),)
     elif path == "embed":
         official = shape

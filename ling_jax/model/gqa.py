@@ -11,7 +11,11 @@ from ling_jax.spec import Leaf, Spec, normal, ones, zeros
 
 def qkv_spec(config: ModelConfig, kv_heads: int) -> Spec:
     """Query, key and value projections, their biases and the norms of queries and keys."""
-    c, init, kv_axis = config, normal(config.init_std), "heads" if kv_heads == config.num_heads else "kv_heads"
+    c, init, kv_axis = (
+        config,
+        normal(config.init_std),
+        "heads" if kv_heads == config.num_heads else "kv_heads",
+    )
     sizes = {"q": (c.num_heads, "heads"), "k": (kv_heads, kv_axis), "v": (kv_heads, kv_axis)}
     spec = {
         name: Leaf((c.hidden_size, heads, c.head_dim), ("embed", axis, None), init)

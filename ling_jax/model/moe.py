@@ -22,7 +22,11 @@ class Router(NamedTuple):
 
 def swiglu_spec(config: ModelConfig, ffn_size: int) -> Spec:
     into = Leaf((config.hidden_size, ffn_size), ("embed", "ffn"), normal(config.init_std))
-    return {"gate": into, "up": into, "down": Leaf((ffn_size, config.hidden_size), ("ffn", "embed"), normal(config.init_std))}
+    return {
+        "gate": into,
+        "up": into,
+        "down": Leaf((ffn_size, config.hidden_size), ("ffn", "embed"), normal(config.init_std)),
+    }
 
 
 def moe_spec(config: ModelConfig) -> Spec:
@@ -69,9 +73,7 @@ def moe(params, x_BTD, live_BT, config: ModelConfig):
 def router_logits(weight_DE, x_BTD):
     """[B, T, E] in at least float32, the products too (an accelerator's default would round them to bfloat16)."""
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
-    return jnp.einsum(
-        "BTD,DE->BTE", x_BTD.astype(dtype), weight_DE.astype(dtype), precision=jax.lax.Precision.HIGHEST
-    )
+    return jnp.einsum("BTD,DE->BTE", x_BTD.astype(dtype), weight_DE.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 def route(logits_BTE, expert_bias_E, config: ModelConfig):

@@ -10,7 +10,15 @@ BACKENDS = ("reference", "xla")
 
 
 def lightning_attention(
-    q, k, v, log_decay, *, initial_state=None, segment_ids=None, backend: str | None = None, chunk_size: int | None = None
+    q,
+    k,
+    v,
+    log_decay,
+    *,
+    initial_state=None,
+    segment_ids=None,
+    backend: str | None = None,
+    chunk_size: int | None = None,
 ):
     """Causal linear attention with a constant decay per head (docs/architecture.md §5, step 3).
 

@@ -54,7 +54,9 @@ def test_official_numbers(golden, x64, name, chunk_size, backend, dtype):
     names = ("out", "final_state", "dq", "dk", "dv", "d_initial_state")
     for label, value in zip(names, (out, final, *grads), strict=False):
         expected = data[label]
-        np.testing.assert_allclose(value, expected, rtol=0, atol=tolerance * max(1, np.abs(expected).max()), err_msg=label)
+        np.testing.assert_allclose(
+            value, expected, rtol=0, atol=tolerance * max(1, np.abs(expected).max()), err_msg=label
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -75,7 +77,12 @@ SEEDS = st.integers(0, 2**31)
 
 # Few lengths and chunks, many contents: a new shape is a new compilation.
 @settings(max_examples=60, deadline=None)
-@given(seed=SEEDS, length=st.sampled_from([1, 13, 32]), chunk_size=st.sampled_from([1, 5, 8, 64]), initial=st.booleans())
+@given(
+    seed=SEEDS,
+    length=st.sampled_from([1, 13, 32]),
+    chunk_size=st.sampled_from([1, 5, 8, 64]),
+    initial=st.booleans(),
+)
 def test_chunks_equal_recurrence_on_packed_rows(seed, length, chunk_size, initial):
     q, k, v, log_decay = random_inputs(seed, 2, length)
     segment_ids = random_segments(seed, 2, length)

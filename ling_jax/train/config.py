@@ -1,0 +1,171 @@
+"""What a pre-training run is: frozen dataclasses, made from a plain nested dict with every key and type checked."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from ling_jax.config import ModelConfig, nearest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One source of documents (ling_jax.data.sources) and its share of the mixture."""
+
+    kind: str  # "text", "jsonl", "tokens", "python" or "docstrings"
+    path: str = ""
+    field: str = "text"  # of JSON lines
+    separator: str = ""  # splits text files into documents; "": one a file
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    sources: tuple[Source, ...]
+    sequence_length: int
+    tokenizer: str = ""  # a folder or file; "": a BPE of the model's vocabulary is trained on the sources
+    folder: str = ""  # of the tokenised index; "": `data` in the workdir
+    held_out_fraction: float = 0.02  # of documents
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW; the constants are of the Ling 2.0 report §3.2."""
+
+    peak_lr: float
+    schedule: str = "wsm"  # warm-up, then constant (report §2.3.1); or "cosine"
+    warmup_steps: int = 2000
+    final_lr_fraction: float = 0.1  # where the cosine ends; our choice
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    steps: int
+    batch_size: int  # rows of a step, over all hosts
+    microbatches: int = 1
+    seed: int = 0
+    router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training
+    max_bad_steps: int = 10  # a run stops after so many steps with a loss or gradient that is not finite
+    log_every: int = 10
+    eval_every: int = 0  # 0: at the end only
+    eval_batches: int = 16
+    save_every: int = 100
+    keep: int = 2  # checkpoints
+    profile_step: int = 0  # the step that `--profile` traces from; 0: the 10th of this start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; -1: the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: LoopConfig
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        check_config(self)
+
+
+# What may differ between a run and its resumption; all else makes it another run.
+RESUMABLE = (
+    "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
+    "train.max_bad_steps", "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder",
+)  # fmt: skip
+
+
+def check_config(config: PretrainConfig) -> None:
+    """Raises ValueError on values that cannot train, naming the field, the value and what would do."""
+    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
+    if not data.sources:
+        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+    if not 2 <= data.sequence_length <= model.max_length:
+        raise ValueError(
+            f"data.sequence_length is {data.sequence_length}; the model's context, model.max_length, is "
+            f"{model.max_length} (and 2 tokens are the least)"
+        )
+    for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep", "max_bad_steps"):
+        if getattr(train, name) < 1:
+            raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
+    if train.batch_size % train.microbatches:
+        raise ValueError(f"train.microbatches {train.microbatches} does not divide train.batch_size {train.batch_size}")
+    if optimizer.schedule not in ("wsm", "cosine"):
+        raise ValueError(f"optimizer.schedule is {optimizer.schedule!r}; it is 'wsm' or 'cosine'")
+    if not 0 < data.held_out_fraction < 1:
+        raise ValueError(f"data.held_out_fraction is {data.held_out_fraction}; it must be between 0 and 1")
+
+
+def from_dict(cls, values: Any, where: str = "config"):
+    """A config dataclass from nested dicts; unknown keys and wrong types raise ValueError with the nearest name."""
+    if dataclasses.is_dataclass(values):
+        return values
+    if not hasattr(values, "items"):
+        raise ValueError(f"{where} is {values!r}; expected a dict of {cls.__name__}'s fields")
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"{where}.{key} is unknown{nearest(key, hints)}; {cls.__name__} has {', '.join(hints)}")
+    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{where}.{missing[0]} is missing ({cls.__name__} has no default for it)")
+    return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(hint, value, where: str):
+    if hint is Any:
+        return value
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (tuple, list)):
+            raise ValueError(f"{where} is {value!r}; expected a list")
+        return tuple(_convert(typing.get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; expected {hint.__name__}")
+    return value
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train.steps": 100, …} of a config or of its JSON form."""
+    if dataclasses.is_dataclass(values):
+        values = dataclasses.asdict(values)
+    if isinstance(values, (list, tuple)):
+        values = {str(i): item for i, item in enumerate(values)}
+    if not isinstance(values, dict):
+        return {prefix: values}
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Fields of two configs that differ and may not on resumption, a line each."""
+    old, new = flatten(old), flatten(new)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    fixed = [key for key in changed if not any(key == free or key.startswith(free + ".") for free in RESUMABLE)]
+    return [f"{key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now" for key in fixed]
+
+

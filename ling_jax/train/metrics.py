@@ -1,0 +1,133 @@
+"""Numbers about a run: FLOPs, the machine's peak, norms by group, and where they are written."""
+
+import json
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from ling_jax.config import ModelConfig
+from ling_jax.model import layer_plan, model_spec
+from ling_jax.spec import named_leaves, path_name
+
+# Dense bf16 peak of one device, FLOP/s; vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 2307e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+
+def parameter_group(path: str) -> str:
+    """Where a parameter belongs in reports: embed, head, mtp, lightning, mla, gqa, experts, router, dense or norms."""
+    parts = path.split("/")
+    if parts[0] in ("embed", "head", "mtp"):
+        return parts[0]
+    if parts[-1].endswith("norm") or len(parts) == 1:
+        return "norms"
+    if parts[3] == "mixer":
+        return parts[2].split("_")[1]
+    return {"experts": "experts", "router": "router", "expert_bias": "router"}.get(parts[4], "dense")
+
+
+def group_norms(name: str, tree) -> dict[str, jax.Array]:
+    """{"name/group": Euclidean norm of the group's leaves}."""
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        group = f"{name}/{parameter_group(path_name(path))}"
+        squares[group] = squares.get(group, 0.0) + jnp.sum(jnp.square(leaf))
+    return {group: jnp.sqrt(square) for group, square in squares.items()}
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that multiply one token: all matrices but the embedding, `top_k` of the experts, the head once more for
+    every MTP depth (docs/architecture.md §13)."""
+    total = 0
+    for path, leaf in named_leaves(model_spec(config)).items():
+        size = math.prod(leaf.shape)
+        if path == "embed" or path.endswith(("norm", "bias")):
+            continue
+        if "/experts/" in path:
+            size = size * config.top_k // config.num_experts
+        total += size * (1 + config.mtp_depth) if path == "head" else size
+    return total
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Forward and backward FLOPs of a token in rows of `length` tokens (docs/architecture.md §13).
+
+    6 a matmul weight; causal softmax 3 · 2 · (T+1)/2 · H · (K + V) a layer; Lightning 3 · 4 · H · K² a layer, its
+    recurrent form. Recomputation and the chunked form's extra work are not model FLOPs.
+    """
+    c, layers = config, {"lightning": 0, "softmax": config.mtp_depth}
+    for segment in layer_plan(config):
+        for run in segment.runs:
+            kind = "lightning" if run.kind.mixer == "lightning" else "softmax"
+            layers[kind] += segment.repeats * run.count
+    dims = c.nope_dim + c.rope_dim + c.v_dim if c.softmax == "mla" else 2 * c.head_dim
+    softmax = 3 * (length + 1) * c.num_heads * dims
+    lightning = 12 * c.num_heads * c.head_dim**2
+    return 6.0 * matmul_parameters(config) + layers["softmax"] * softmax + layers["lightning"] * lightning
+
+
+def peak_flops() -> float:
+    """FLOP/s of one device: the data sheet's, or measured with a large float32 matmul where there is none."""
+    kind = jax.devices()[0].device_kind
+    for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
+        if kind.startswith(name):
+            return peak
+    size = 2048
+    x = jnp.ones((size, size), jnp.float32)
+    multiply = jax.jit(lambda x: x @ x)
+    multiply(x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+class MetricsWriter:
+    """metrics.jsonl, one line a step, and TensorBoard events, in one folder; only the first host writes."""
+
+    def __init__(self, folder, *, first_step: int):
+        from tensorboardX import SummaryWriter  # its import takes a second, and only training needs it
+
+        self._path = epath.Path(folder) / "metrics.jsonl"
+        _drop_lines_from(self._path, first_step)
+        self._tensorboard = SummaryWriter(str(epath.Path(folder) / "tensorboard"), purge_step=first_step)
+
+    def write(self, lines: list[dict[str, Any]]) -> None:
+        """Appends a line each; TensorBoard gets the last."""
+        with self._path.open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        for name, value in (lines[-1] if lines else {}).items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._tensorboard.add_scalar(name, value, lines[-1]["step"])
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+def _drop_lines_from(path: epath.Path, step: int) -> None:
+    """Forgets steps that a killed run had logged and its checkpoint does not hold: they will run again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] < step]
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in lines))
+    partial.replace(path)
+
+
+def to_line(step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+    """One step's metrics as JSON values; a value that is no number of JSON stays readable as text."""
+    line: dict[str, Any] = {"step": step}
+    for name, value in metrics.items():
+        number = np.asarray(value).item()
+        line[name] = str(number) if isinstance(number, float) and not math.isfinite(number) else number
+    return line

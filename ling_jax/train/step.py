@@ -1,0 +1,127 @@
+"""One training step, pure: gradients over microbatches, AdamW, the router's bias by rate (docs/architecture.md §8, §10)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ling_jax import spec as specs
+from ling_jax.config import ModelConfig
+from ling_jax.model import model_spec
+from ling_jax.model.moe import Router
+from ling_jax.model.transformer import loss_counts, loss_sums, total_loss
+from ling_jax.train.metrics import group_norms
+from ling_jax.train.state import TrainState
+
+
+def make_train_step(
+    config: ModelConfig, optimizer: optax.GradientTransformation, *, microbatches: int = 1, router_bias_rate: float
+):
+    """`step(state, batch) -> (state, metrics)`.
+
+    `batch` has tokens, labels, segment_ids and positions, [B, T] each. Microbatches give the gradient of the whole
+    batch: sums are divided by the batch's counts, not the microbatch's. A loss or gradient that is not finite leaves
+    everything but the data position and the count of bad steps as it was.
+    """
+    trainable = specs.trainable(model_spec(config))
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
+        trained, frozen = specs.partition(state.params, trainable)
+        counts = loss_counts(batch["labels"], config, segment_ids=batch["segment_ids"])
+
+        def total(trained, rows):
+            sums, routers = loss_sums(specs.combine(trained, frozen), rows.pop("tokens"), rows.pop("labels"), config, **rows)
+            loads = jax.tree.map(lambda r: (r.loads, r.drops), routers, is_leaf=lambda x: isinstance(x, Router))
+            return total_loss(sums, counts, config), (sums, loads)
+
+        grads, (loss, (sums, loads)) = _accumulate(total, trained, batch, microbatches)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            params = specs.combine(optax.apply_updates(trained, updates), frozen)
+            params = update_expert_bias(params, loads, router_bias_rate)
+        grad_norm = optax.global_norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        state = TrainState(
+            step=state.step + 1,
+            bad_steps=state.bad_steps + ~good,
+            params=jax.tree.map(keep, params, state.params),
+            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+        )
+        metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads) | {"grad_norm": grad_norm, "bad": ~good}
+        return state, metrics | group_norms("grad_norm", grads) | group_norms("update_norm", updates)
+
+    return step
+
+
+def make_eval_step(config: ModelConfig):
+    """`step(params, batch) -> LossSums`."""
+
+    def step(params, batch):
+        return loss_sums(params, config=config, **batch)[0]
+
+    return step
+
+
+def _accumulate(total, trained, batch, microbatches: int):
+    """Sums of gradients, losses and what comes with them; microbatch i has rows i, i + n, …, so that a batch split
+    over devices stays where it is."""
+    gradient = jax.value_and_grad(total, has_aux=True)
+
+    def one(rows):
+        value, grads = gradient(trained, rows)
+        return grads, value
+
+    if microbatches == 1:
+        return one(dict(batch))
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = lambda total, rows: (jax.tree.map(jnp.add, total, one(rows)), None)  # noqa: E731
+    return jax.lax.scan(add, zeros, split)[0]
+
+
+def update_expert_bias(params, loads, rate: float):
+    """The parameters with every expert bias moved against its load of the step (`loads` as `loss_sums` groups them)."""
+
+    def moved(layer, load):
+        bias = layer["ffn"]["expert_bias"]
+        return layer | {"ffn": layer["ffn"] | {"expert_bias": bias + bias_step(load[0], rate).astype(bias.dtype)}}
+
+    segments = {
+        segment: {name: layer if loads["segments"][segment][name] is None else moved(layer, loads["segments"][segment][name])
+                  for name, layer in runs.items()}
+        for segment, runs in params["segments"].items()
+    }  # fmt: skip
+    params = params | {"segments": segments}
+    if "mtp" in loads:
+        params["mtp"] = params["mtp"] | {"layer": moved(params["mtp"]["layer"], loads["mtp"])}
+    return params
+
+
+def bias_step(loads_E, rate: float):
+    """rate · (s - mean(s)), s = sign(mean load - load), exact for integer loads [..., E] whose sum may pass 2^31."""
+    experts = loads_E.shape[-1]
+    # mean load = whole + left / experts, without the sum of loads: that may not fit int32.
+    remainders = jnp.sum(loads_E % experts, axis=-1, keepdims=True)
+    whole = jnp.sum(loads_E // experts, axis=-1, keepdims=True) + remainders // experts
+    left = remainders % experts > 0
+    sign = jnp.where(loads_E > whole, -1.0, jnp.where((loads_E < whole) | left, 1.0, 0.0))
+    return rate * (sign - sign.mean(axis=-1, keepdims=True))
+
+
+def _loss_metrics(loss, sums, counts) -> dict[str, jax.Array]:
+    metrics = {"loss": loss, "main_loss": sums.main / jnp.maximum(counts.main_count, 1), "tokens": counts.live_count}
+    for depth in range(sums.mtp.shape[0]):
+        metrics[f"mtp_loss_{depth}"] = sums.mtp[depth] / jnp.maximum(counts.mtp_count[depth], 1)
+    return metrics | {"router_z": sums.router_z / jnp.maximum(counts.live_count, 1)}
+
+
+def _router_metrics(loads) -> dict[str, jax.Array]:
+    """Worst load over mean load of any layer, and drops of all."""
+    pairs = jax.tree.leaves(loads, is_leaf=lambda x: isinstance(x, tuple))
+    ratios = [jnp.max(load.max(axis=-1) / jnp.maximum(load.mean(axis=-1), 1e-9)) for load, _ in pairs]
+    if not pairs:
+        return {}
+    return {"load_max_over_mean": jnp.max(jnp.stack(ratios)), "drops": sum(jnp.sum(drops) for _, drops in pairs)}
