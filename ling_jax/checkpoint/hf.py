@@ -16,7 +16,7 @@ from ling_jax.checkpoint.names import ALIASES, IGNORED, Slot, slots
 from ling_jax.config import ModelConfig, from_hf, to_hf
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.transformer import model_spec
-from ling_jax.spec import named_leaves
+from ling_jax.spec import Leaf, named_leaves
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -93,7 +93,9 @@ class _Tensors:
 
     def __init__(self, folder: Path):
         self._files = {file: _open(file) for file in _weight_files(folder)}
-        self._place = {_canonical(name): (file, name) for file, opened in self._files.items() for name in opened.keys()}
+        self._place = {}
+        for file, opened in self._files.items():
+            self._place |= {_canonical(name): (file, name) for name in opened.keys()}  # noqa: SIM118
 
     def __enter__(self):
         return self
@@ -172,8 +174,8 @@ def _read_params(tensors: _Tensors, places: list[Slot], config: ModelConfig, dty
             kept = np.dtype(dtype) if dtype is not None else value.dtype
             arrays[slot.leaf] = np.empty(shapes[slot.leaf], kept)
         arrays[slot.leaf][slot.index] = _from_official(value, slot)
-    leaves, structure = jax.tree.flatten(jax.tree.map(lambda leaf: 0, spec, is_leaf=lambda x: hasattr(x, "axes")))
-    return jax.tree.unflatten(structure, [arrays[path] for path in named_leaves(spec)][: len(leaves)])
+    structure = jax.tree.structure(spec, is_leaf=lambda x: isinstance(x, Leaf))
+    return jax.tree.unflatten(structure, [arrays[path] for path in shapes])
 
 
 def _from_official(value: np.ndarray, slot: Slot) -> np.ndarray:

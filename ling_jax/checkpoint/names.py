@@ -85,12 +85,8 @@ def slots(spec, config: ModelConfig) -> list[Slot]:
     found = []
     for path, leaf in named_leaves(spec).items():
         found += [_slot(path, leaf, index, name) for index, name in _places(path, leaf, config)]
-    order = list(LAYER_NAMES)
-    rank = lambda slot: (
-        slot.name,
-        next((i for i, key in enumerate(order) if slot.leaf.endswith("/" + key)), -1),
-    )
-    found.sort(key=rank)
+    rank = {key: position for position, key in enumerate(LAYER_NAMES)}  # q before k before v
+    found.sort(key=lambda slot: (slot.name, rank.get("/".join(slot.leaf.split("/")[-2:]), -1)))
     return _with_rows(found)
 
 
@@ -123,7 +119,7 @@ def _layer_suffix(mixer: str, key: str) -> str:
 
 def _slot(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Slot:
     shape = leaf.shape[len(index) :]
-    if len(shape) == 1 or name.endswith("g_norm.weight") or name.endswith(".bias"):
+    if len(shape) == 1 or name.endswith(("g_norm.weight", ".bias")):
         official = (_product(shape),)
     elif path == "embed":
         official = shape

@@ -1,4 +1,4 @@
-"""Grouped-query attention of Ling 2.0 and linear-2.0, and the projections it shares with Lightning (docs/architecture.md §7)."""
+"""Grouped-query attention of Ling 2.0 and linear-2.0; Lightning shares its projections (docs/architecture.md §7)."""
 
 import jax.numpy as jnp
 

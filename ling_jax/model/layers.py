@@ -1,4 +1,4 @@
-"""Decoder layers: the plan that turns the layer list into segments, and the scan over them (docs/architecture.md §2)."""
+"""Decoder layers: the plan from the layer list to segments, and the scan over them (docs/architecture.md §2)."""
 
 import itertools
 from typing import Any, NamedTuple

@@ -55,7 +55,7 @@ def dense_ffn(params, x_BTD, live_BT, config: ModelConfig):
 
 
 def moe(params, x_BTD, live_BT, config: ModelConfig):
-    """(Σ weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router). `live_BT` marks the tokens that count in loads."""
+    """(Σ weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router); `live_BT` marks what loads count."""
     with jax.named_scope("router"):
         logits_BTE = router_logits(params["router"], x_BTD)
         index_BTk, weight_BTk = route(logits_BTE, params["expert_bias"], config)

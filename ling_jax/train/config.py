@@ -167,5 +167,3 @@ def differences(old: Any, new: Any) -> list[str]:
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     fixed = [key for key in changed if not any(key == free or key.startswith(free + ".") for free in RESUMABLE)]
     return [f"{key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now" for key in fixed]
-
-

@@ -1,4 +1,4 @@
-"""One training step, pure: gradients over microbatches, AdamW, the router's bias by rate (docs/architecture.md §8, §10)."""
+"""One training step, pure: microbatches, AdamW, the router's bias by rate (docs/architecture.md §8, §10)."""
 
 from typing import Any
 
@@ -31,7 +31,9 @@ def make_train_step(
         counts = loss_counts(batch["labels"], config, segment_ids=batch["segment_ids"])
 
         def total(trained, rows):
-            sums, routers = loss_sums(specs.combine(trained, frozen), rows.pop("tokens"), rows.pop("labels"), config, **rows)
+            sums, routers = loss_sums(
+                specs.combine(trained, frozen), rows.pop("tokens"), rows.pop("labels"), config, **rows
+            )
             loads = jax.tree.map(lambda r: (r.loads, r.drops), routers, is_leaf=lambda x: isinstance(x, Router))
             return total_loss(sums, counts, config), (sums, loads)
 
@@ -86,14 +88,15 @@ def update_expert_bias(params, loads, rate: float):
     """The parameters with every expert bias moved against its load of the step (`loads` as `loss_sums` groups them)."""
 
     def moved(layer, load):
+        if load is None:
+            return layer
         bias = layer["ffn"]["expert_bias"]
         return layer | {"ffn": layer["ffn"] | {"expert_bias": bias + bias_step(load[0], rate).astype(bias.dtype)}}
 
     segments = {
-        segment: {name: layer if loads["segments"][segment][name] is None else moved(layer, loads["segments"][segment][name])
-                  for name, layer in runs.items()}
+        segment: {name: moved(layer, loads["segments"][segment][name]) for name, layer in runs.items()}
         for segment, runs in params["segments"].items()
-    }  # fmt: skip
+    }
     params = params | {"segments": segments}
     if "mtp" in loads:
         params["mtp"] = params["mtp"] | {"layer": moved(params["mtp"]["layer"], loads["mtp"])}

@@ -54,7 +54,7 @@ def lightning_attention(
 
 
 def lightning_attention_flat(q, k, v, log_decay, *, num_heads: int, **options):
-    """`lightning_attention` on q, k [B, T, H·K] and v [B, T, H·V], the layout that projections make; out [B, T, H·V]."""
+    """`lightning_attention` on q, k [B, T, H·K] and v [B, T, H·V], as projections make them."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3 or x.shape[-1] % num_heads:
             raise ValueError(f"{name} is {x.shape}; expected [B, T, H·dim] with H = {num_heads} heads")

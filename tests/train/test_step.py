@@ -1,0 +1,116 @@
+"""What the training step promises."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ling_jax import model, spec
+from ling_jax.config import model_config
+from ling_jax.train.config import OptimizerConfig
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.state import create_state
+from ling_jax.train.step import bias_step, make_train_step
+
+CONFIG = model_config(
+    "tiny-2.6", vocab_size=64, hidden_size=32, num_layers=4, layer_group_size=4, num_heads=2, head_dim=16,
+    num_norm_groups=2, rotary_dim=8, q_lora_rank=16, kv_lora_rank=8, nope_dim=16, rope_dim=8, v_dim=16, ffn_size=32,
+    expert_ffn_size=16, shared_ffn_size=16, z_loss_weight=1e-3,
+)  # fmt: skip
+OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), steps=10)
+
+
+def new_state(config=CONFIG):
+    params = model.init(jax.random.key(0), config)
+    return create_state(params, OPTIMIZER, spec.trainable(model.model_spec(config)))
+
+
+def random_batch(seed=0, rows=4, length=24):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, CONFIG.vocab_size, (rows, length))
+    segment_ids = np.sort(rng.integers(1, 4, (rows, length)), axis=1)
+    segment_ids[0, -7:] = 0  # rows of unequal counts, so that a mean of means would show
+    labels = np.where(segment_ids > 0, tokens, -100)
+    positions = np.broadcast_to(np.arange(length), tokens.shape)
+    return {
+        k: jnp.asarray(v)
+        for k, v in dict(tokens=tokens, labels=labels, segment_ids=segment_ids, positions=positions).items()
+    }
+
+
+def train_step(**options):
+    return jax.jit(make_train_step(CONFIG, OPTIMIZER, router_bias_rate=1e-3, **options))
+
+
+def test_accumulation_equals_the_large_batch():
+    state, batch = new_state(), random_batch()
+    whole, whole_metrics = train_step()(state, batch)
+    parts, parts_metrics = train_step(microbatches=2)(state, batch)
+    for name in ("loss", "grad_norm", "main_loss", "mtp_loss_0", "tokens", "load_max_over_mean", "router_z"):
+        np.testing.assert_allclose(parts_metrics[name], whole_metrics[name], rtol=1e-5, err_msg=name)
+    for name, leaf in spec.named_leaves(whole.opt_state).items():
+        other = spec.named_leaves(parts.opt_state)[name]
+        np.testing.assert_allclose(other, leaf, atol=1e-5 * max(1e-3, float(jnp.abs(leaf).max())), err_msg=name)
+
+
+def test_a_bad_step_changes_nothing_but_the_position():
+    state, batch = new_state(), random_batch()
+    broken = state.replace(params=state.params | {"final_norm": state.params["final_norm"].at[0].set(jnp.nan)})
+    after, metrics = train_step()(broken, batch)
+    assert bool(metrics["bad"]) and int(after.bad_steps) == 1 and int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (broken.params, broken.opt_state))
+
+
+def test_the_loss_falls_on_one_batch():
+    state, batch, step = new_state(), random_batch(), train_step()
+    losses = []
+    for _ in range(8):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0] - 0.1 and int(metrics["drops"]) == 0
+
+
+def test_a_skewed_router_moves_each_bias_by_the_rate():
+    loads = jnp.asarray([100, 90, 80, 70, 3, 2, 1, 0])
+    np.testing.assert_allclose(bias_step(loads, 1e-3), [-1e-3] * 4 + [1e-3] * 4, atol=1e-10)
+
+
+def test_the_step_moves_the_stored_biases_and_gradients_do_not():
+    state, batch = new_state(), random_batch()
+    after, _ = train_step()(state, batch)
+    moved = [
+        np.abs(np.asarray(leaf)).max()
+        for name, leaf in spec.named_leaves(after.params).items()
+        if name.endswith("expert_bias")
+    ]
+    assert all(0 < size <= 2e-3 for size in moved)  # from 0, by at most rate · (1 + |mean of signs|)
+    assert not any("expert_bias" in name for name in spec.named_leaves(after.opt_state))
+
+
+def test_bias_rule_equals_the_oracle(golden):
+    data = np.load(golden / "objectives" / "moe_bias.npz")
+    bias = data["bias0"].astype(np.float64)
+    for loads, expected in zip(data["loads"], data["bias"], strict=True):
+        bias = bias + np.asarray(bias_step(jnp.asarray(loads.sum(axis=0), jnp.uint32), float(data["u"])))
+        np.testing.assert_allclose(bias, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_remat_changes_no_gradient(remat):
+    config = dataclasses.replace(CONFIG, remat=remat)
+    params, batch = model.init(jax.random.key(0), CONFIG), random_batch()
+    grad = jax.jit(jax.grad(lambda p: model.loss(p, batch["tokens"], batch["labels"], config)[0]))(params)
+    base = jax.jit(jax.grad(lambda p: model.loss(p, batch["tokens"], batch["labels"], CONFIG)[0]))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grad, base)
+
+
+def test_no_tokens_by_vocabulary_buffer_in_the_compiled_loss():
+    config = dataclasses.replace(CONFIG, vocab_size=1000, loss_chunk=16)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
+    tokens = jax.ShapeDtypeStruct((2, 96), jnp.int32)
+    loss = jax.value_and_grad(lambda p, t: model.loss(p, t, t, config)[0])
+    text = jax.jit(loss).lower(params, tokens).compile().as_text()
+    assert "[2,16,1000]" in text or "[32,1000]" in text  # one chunk's logits are there
+    assert not any(shape in text for shape in ("[2,96,1000]", "[192,1000]", "[6,2,16,1000]"))
