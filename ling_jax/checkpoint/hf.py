@@ -194,7 +194,8 @@ def _is_transposed(slot: Slot) -> bool:
 
 def _stored_slope_offset(tensors: _Tensors, config: ModelConfig) -> int:
     """The convention that a stored slope tensor fits; 0 without one."""
-    stored = sorted(name for name in tensors.names() if name.endswith(".slope"))
+    stored = [name for name in tensors.names() if name.endswith(".slope")]
+    stored.sort(key=lambda name: int(name.split(".")[2]))
     for name in stored[-1:]:  # the last layers differ most
         layer = int(name.split(".")[2])
         value = np.abs(np.asarray(tensors.read(name), np.float64)).reshape(-1)

@@ -68,7 +68,7 @@ def truncate(folder):
         (truncate, "not a whole safetensors file"),
         (
             lambda f: edit_config(f, vocab_size=300),
-            r"word_embeddings.weight is \(256, 64\); config.json makes it \(300",
+            r"lm_head.weight is \(256, 64\); config.json makes it \(300",
         ),
         (lambda f: edit_tensors(f, lambda t: t.pop("lm_head.weight")), "missing .* lm_head.weight"),
         (lambda f: edit_tensors(f, lambda t: t.update(extra=t["lm_head.weight"])), "belong to no part .* extra"),
