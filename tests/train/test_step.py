@@ -1,6 +1,7 @@
 """What the training step promises."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,10 @@ CONFIG = model_config(
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), steps=10)
 
 
-def new_state(config=CONFIG):
-    params = model.init(jax.random.key(0), config)
-    return create_state(params, OPTIMIZER, spec.trainable(model.model_spec(config)))
+@functools.cache
+def new_state():
+    params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), CONFIG)
+    return create_state(params, OPTIMIZER, spec.trainable(model.model_spec(CONFIG)))
 
 
 def random_batch(seed=0, rows=4, length=24):
@@ -40,6 +42,7 @@ def random_batch(seed=0, rows=4, length=24):
     }
 
 
+@functools.cache  # its compilation is most of a test's time
 def train_step(**options):
     return jax.jit(make_train_step(CONFIG, OPTIMIZER, router_bias_rate=1e-3, **options))
 
@@ -97,7 +100,8 @@ def test_bias_rule_equals_the_oracle(golden):
         np.testing.assert_allclose(bias, expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
     config = dataclasses.replace(CONFIG, remat=remat)
     params, batch = model.init(jax.random.key(0), CONFIG), random_batch()
