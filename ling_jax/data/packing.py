@@ -1,0 +1,300 @@
+"""Tokenised documents on disk, and the plan that lays them out as rows of a fixed length."""
+
+import bisect
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import shutil
+import time
+import uuid
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ling_jax.data import sources
+from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
+from ling_jax.data.tokenizer import encode_documents, eos_id, replacing, tokenizer_digest
+
+SPLITS = ("train", "held_out")
+IGNORED_LABEL = -100
+REPORT_SECONDS = 5
+PLAN_ARRAYS = ("row_offsets", "piece_doc", "piece_start", "piece_length")
+
+
+def tokenize(source: Source, tokenizer: Tokenizer, folder: str | Path, *, held_out_fraction: float) -> dict:
+    """Tokenises a source into <folder>/train and <folder>/held_out, once; returns <folder>/meta.json.
+
+    Each document ends with eos. The folder appears whole or not at all; one that holds the same source, tokenizer and
+    fraction is reused, another is a ValueError. Prints a line of progress every few seconds.
+    """
+    if not 0 <= held_out_fraction < 1:
+        raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be at least 0 and below 1")
+    folder = Path(folder).expanduser()
+    meta = _describe(source, tokenizer, held_out_fraction)
+    if present := _present_meta(folder, meta):
+        return present
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    try:
+        meta |= _write_splits(source, tokenizer, partial, meta)
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        try:
+            partial.rename(folder)
+        except OSError:  # another process was first, which is well if it wrote the same
+            if not _present_meta(folder, meta):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return meta
+
+
+def _describe(source: Source, tokenizer: Tokenizer, held_out_fraction: float) -> dict:
+    vocab_size = tokenizer.get_vocab_size()
+    whole = repr((sources.source_digest(source), tokenizer_digest(tokenizer), held_out_fraction)).encode()
+    return {
+        "fingerprint": hashlib.blake2b(whole, digest_size=16).hexdigest(),
+        "source": repr(source),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "held_out_fraction": held_out_fraction,
+        "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
+        "vocab_size": vocab_size,
+        "eos_id": eos_id(tokenizer),
+    }
+
+
+def _present_meta(folder: Path, wanted: dict) -> dict | None:
+    """meta.json of a folder that is already there and holds what is wanted; None where there is none."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / "meta.json").is_file():
+        raise ValueError(f"{folder} is there, but without a meta.json: not a tokenised corpus; name another folder")
+    found = json.loads((folder / "meta.json").read_text())
+    if found.get("fingerprint") != wanted["fingerprint"]:
+        old, new = ({key: meta.get(key) for key in wanted} for meta in (found, wanted))
+        raise ValueError(f"{folder} holds another corpus: {old}; wanted {new}; remove the folder or name another")
+    return found
+
+
+def _write_splits(source: Source, tokenizer: Tokenizer, folder: Path, meta: dict) -> dict:
+    """Writes a token folder for each split; returns {split: {"documents", "tokens"}}."""
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    lengths = {split: array("q") for split in SPLITS}
+    start = reported = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for split in SPLITS:
+            (folder / split).mkdir(parents=True)
+            files[split] = stack.enter_context((folder / split / "tokens.bin").open("wb"))
+        for document, ids in _encoded(source, tokenizer):
+            split = "held_out" if sources.is_held_out(document, meta["held_out_fraction"]) else "train"
+            files[split].write(ids.astype(dtype).tobytes())
+            lengths[split].append(len(ids))
+            if time.monotonic() - reported > REPORT_SECONDS:
+                reported = time.monotonic()
+                _report(lengths, reported - start)
+    _report(lengths, time.monotonic() - start)
+    _check_splits(source, lengths, meta["held_out_fraction"])
+    for split in SPLITS:
+        np.save(folder / split / "offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
+        about = {key: meta[key] for key in ("dtype", "vocab_size", "eos_id", "tokenizer")}
+        (folder / split / "meta.json").write_text(json.dumps(about, indent=1))
+    return {split: {"documents": len(lengths[split]), "tokens": sum(lengths[split])} for split in SPLITS}
+
+
+def _encoded(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str | bytes, np.ndarray]]:
+    """(text, or bytes of the given ids; ids with eos) of each document."""
+    end = eos_id(tokenizer)
+    if isinstance(source, TokenFile):
+        for ids in _given_ids(source, tokenizer):
+            yield ids.tobytes(), ids if ids[-1] == end else np.append(ids, end)
+        return
+    texts, to_encode = itertools.tee(sources.documents(source))
+    for text, ids in zip(texts, encode_documents(tokenizer, to_encode), strict=True):
+        yield text, np.append(ids, end)
+
+
+def _given_ids(source: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Documents of a token folder, which must be of this tokenizer as far as its meta.json tells."""
+    given = open_documents(source.path)
+    theirs = (given.vocab_size, given.eos_id, given.tokenizer)
+    ours = (tokenizer.get_vocab_size(), eos_id(tokenizer), tokenizer_digest(tokenizer) if given.tokenizer else "")
+    if theirs != ours:
+        raise ValueError(f"{source.path} is of another tokenizer: (vocab_size, eos_id, digest) {theirs}, not {ours}")
+    if not given.num_tokens:
+        raise ValueError(f"{source.path} is an empty corpus: its tokens.bin holds no token; name another folder")
+    for i in range(len(given)):
+        ids = given.doc(i).astype(np.uint32)
+        if ids.size and ids.max() >= given.vocab_size:
+            raise ValueError(f"{source.path}, document {i} has token {ids.max()}; vocab_size is {given.vocab_size}")
+        if ids.size:
+            yield ids
+
+
+def _check_splits(source: Source, lengths: dict[str, array], fraction: float) -> None:
+    train, held_out = (len(lengths[split]) for split in SPLITS)
+    if not train:
+        all_held_out = f"all {held_out} document(s) of {source} are held out at held_out_fraction {fraction}"
+        raise ValueError(f"{all_held_out}; split the text into more (separator) or lower the fraction")
+    if fraction and not held_out:
+        print(f"tokenize: warning: none of the {train} documents of {source} is held out", flush=True)
+
+
+def _report(lengths: dict[str, array], seconds: float) -> None:
+    documents, tokens = (sum(map(count, lengths.values())) for count in (len, sum))
+    print(f"tokenize: {documents=} {tokens=} tokens_per_second={tokens / max(seconds, 1e-9):.0f}", flush=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackPlan:
+    """Which pieces of documents make up each row: row r has pieces row_offsets[r] : row_offsets[r + 1]."""
+
+    sequence_length: int
+    seed: int
+    row_offsets: np.ndarray  # [rows + 1]
+    piece_doc: np.ndarray  # [pieces], as the next two
+    piece_start: np.ndarray
+    piece_length: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.piece_length.sum(dtype=np.int64))
+
+    @property
+    def padding_fraction(self) -> float:
+        return 1 - self.num_tokens / max(self.num_rows * self.sequence_length, 1)
+
+
+def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
+    """Lays out documents of these lengths (int [documents]) in rows of `sequence_length`, each token once.
+
+    Documents are shuffled and only what is longer than a row is cut, from its start on; pieces then go, longest
+    first, to the fullest row that has room (best-fit decreasing), and rows are shuffled. O(n log n); a pure function
+    of its arguments.
+    """
+    if sequence_length < 2:
+        raise ValueError(f"sequence_length is {sequence_length}; a row needs at least 2 tokens to predict one")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    num_pieces = -(-lengths[order] // sequence_length)
+    doc = np.repeat(order, num_pieces)
+    first_piece = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
+    start = (np.arange(len(doc)) - first_piece) * sequence_length
+    length = np.minimum(sequence_length, lengths[doc] - start)
+    row = _best_fit_decreasing(length, sequence_length)
+    num_rows = row.max(initial=-1) + 1
+    row = rng.permutation(num_rows)[row]
+    by_row = np.argsort(row, kind="stable")  # inside a row, pieces stay in the shuffled order of documents
+    row_offsets = np.cumsum(np.concatenate([[0], np.bincount(row, minlength=num_rows)]))
+    arrays = (row_offsets, doc[by_row], start[by_row], length[by_row])
+    compact = (values.astype(np.int32 if values.max(initial=0) < 2**31 else np.int64) for values in arrays)
+    return PackPlan(sequence_length, seed, *compact)
+
+
+def _best_fit_decreasing(length: np.ndarray, capacity: int) -> np.ndarray:
+    """The row of each piece, [pieces]: longest first, the fullest row that has room, else a new one."""
+    row = np.empty(len(length), np.int64)
+    with_room: list[list[int]] = [[] for _ in range(capacity)]  # rows that are begun, by how much room they have
+    rooms: list[int] = []  # the rooms that some row has, sorted
+    num_rows = 0
+    longest_first = np.argsort(-length, kind="stable")
+    for piece, size in zip(longest_first.tolist(), length[longest_first].tolist(), strict=True):
+        at = bisect.bisect_left(rooms, size)
+        if at == len(rooms):
+            room, row[piece], num_rows = capacity, num_rows, num_rows + 1
+        else:
+            room = rooms[at]
+            row[piece] = with_room[room].pop()
+            if not with_room[room]:
+                del rooms[at]
+        if left := room - size:
+            if not with_room[left]:
+                bisect.insort(rooms, left)
+            with_room[left].append(int(row[piece]))
+    return row
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PackedRows:
+    """Rows of a plan by random access (a grain data source).
+
+    Row i is {"tokens", "labels", "segment_ids", "positions"}, int32 [sequence_length] each: labels are the tokens,
+    -100 on padding; segments count 1, 2, … along the row, 0 is padding; positions start at 0 in each piece; padding
+    tokens are eos.
+    """
+
+    documents: TokenDocuments
+    plan: PackPlan
+
+    def __len__(self) -> int:
+        return self.plan.num_rows
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        plan, documents = self.plan, self.documents
+        row = empty_row(plan.sequence_length, documents.eos_id)
+        begin = 0
+        for segment, piece in enumerate(range(plan.row_offsets[i], plan.row_offsets[i + 1]), start=1):
+            length = int(plan.piece_length[piece])
+            start = int(documents.offsets[plan.piece_doc[piece]]) + int(plan.piece_start[piece])
+            here = slice(begin, begin + length)
+            row["tokens"][here] = row["labels"][here] = documents.tokens[start : start + length]
+            row["segment_ids"][here] = segment
+            row["positions"][here] = np.arange(length)
+            begin += length
+        return row
+
+
+def empty_row(sequence_length: int, eos_id: int) -> dict[str, np.ndarray]:
+    """A row that is all padding."""
+    values = {"tokens": eos_id, "labels": IGNORED_LABEL, "segment_ids": 0, "positions": 0}
+    return {name: np.full(sequence_length, value, np.int32) for name, value in values.items()}
+
+
+def packed_rows(folder: str | Path, sequence_length: int, seed: int) -> PackedRows:
+    """Rows of a token folder; the plan is kept beside the tokens, and reused."""
+    documents = open_documents(folder)
+    path = documents.folder / f"pack_{sequence_length}_{seed}.npz"
+    if path.is_file():
+        with np.load(path) as arrays:
+            plan = PackPlan(sequence_length, seed, **arrays)
+    else:
+        plan = pack_plan(documents.lengths, sequence_length, seed)
+        with contextlib.suppress(OSError), replacing(path) as file:  # a corpus may be read-only
+            np.savez(file, **{name: getattr(plan, name) for name in PLAN_ARRAYS})
+    if plan.num_tokens != documents.num_tokens:
+        raise ValueError(f"{path} plans {plan.num_tokens} tokens; {folder} has {documents.num_tokens}; remove the plan")
+    return PackedRows(documents, plan)
+
+
+def validate_batch(batch: dict[str, np.ndarray], *, vocab_size: int, max_length: int) -> None:
+    """Checks on the host what compiled code cannot: the values of a batch of rows ([B, T] each field of `PackedRows`).
+
+    Raises ValueError naming the field, the place, the value and what was expected.
+    """
+    fields = tuple(empty_row(1, 0))
+    if missing := [name for name in fields if name not in batch]:
+        raise ValueError(f"the batch has no {missing[0]!r}; found {', '.join(batch) or 'nothing'}")
+    tokens, labels, segment_ids, positions = (np.asarray(batch[name]) for name in fields)
+    for name, values in zip(fields, (tokens, labels, segment_ids, positions), strict=True):
+        if values.ndim != 2 or values.shape != tokens.shape or values.dtype.kind not in "iu":
+            found = f"batch[{name!r}] is {values.dtype}{list(values.shape)}"
+            raise ValueError(f"{found}; expected integers [batch, length], shaped as tokens, {list(tokens.shape)}")
+    _check("tokens", tokens, (tokens >= 0) & (tokens < vocab_size), f"0 <= token < vocab_size = {vocab_size}")
+    _check("labels", labels, (labels == tokens) | (labels == IGNORED_LABEL), f"the token there, or {IGNORED_LABEL}")
+    _check("segment_ids", segment_ids, segment_ids >= 0, "0 (padding) or more")
+    _check("positions", positions, (positions >= 0) & (positions < max_length), f"0 <= position < {max_length}")
+
+
+def _check(name: str, values: np.ndarray, good: np.ndarray, expected: str) -> None:
+    if not good.all():
+        row, column = np.argwhere(~good)[0].tolist()
+        raise ValueError(f"batch[{name!r}][{row}, {column}] is {values[row, column]}; expected {expected}")

@@ -1,0 +1,300 @@
+"""Where documents come from: text files, JSON lines, token files, and the Python standard library of this machine."""
+
+import ast
+import codecs
+import dataclasses
+import glob
+import hashlib
+import itertools
+import json
+import mmap
+import re
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ling_jax.config import nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+    """UTF-8 text: a file, a folder (all files below it) or a glob. One document a file, or split by `separator`.
+
+    Hidden files are left out of folders and globs; what is not UTF-8 text is skipped.
+    """
+
+    path: str
+    separator: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+    """One JSON object a line, the document in `field`: a file, a folder (all *.jsonl below it) or a glob."""
+
+    path: str
+    field: str = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFile:
+    """Documents already tokenised: a folder with tokens.bin, offsets.npy and meta.json (see `open_documents`)."""
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonSources:
+    """The standard library of the running Python, one document a module: 12 MB at hand (licence: PSF-2.0)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonDocstrings:
+    """English out of the same modules: all docstrings of a module are one document (licence: PSF-2.0)."""
+
+
+Source = TextFiles | JsonLines | TokenFile | PythonSources | PythonDocstrings
+
+KINDS = {
+    "text": TextFiles, "jsonl": JsonLines, "tokens": TokenFile, "python": PythonSources, "docstrings": PythonDocstrings,
+}  # fmt: skip
+OPTIONS = {"path": "", "field": "text", "separator": ""}  # key -> the value that means "not given"
+TOKEN_FILES = ("meta.json", "offsets.npy", "tokens.bin")
+STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+
+
+def source_from_config(config: dict) -> Source:
+    """A source from {"kind", "path", "field", "separator"}; the last three where the kind has them.
+
+    Raises ValueError on an unknown kind or key (with the nearest name), on an option that the kind has no use for,
+    and on a missing path.
+    """
+    for key in config:
+        if key not in ("kind", *OPTIONS):
+            raise ValueError(f"source key {key!r} is unknown{nearest(key, OPTIONS)}; known: kind, {', '.join(OPTIONS)}")
+    kind = config.get("kind")
+    if kind not in KINDS:
+        raise ValueError(f"source kind {kind!r} is unknown{nearest(str(kind), KINDS)}; known: {', '.join(KINDS)}")
+    given = {key: config[key] for key, unset in OPTIONS.items() if config.get(key) not in (None, unset)}
+    fields = [field.name for field in dataclasses.fields(KINDS[kind])]
+    if unused := [key for key in given if key not in fields]:
+        raise ValueError(f"a source of kind {kind!r} has no {unused[0]}; remove {unused[0]}={given[unused[0]]!r}")
+    if "path" in fields and "path" not in given:
+        raise ValueError(f"a source of kind {kind!r} needs a path; got {config}")
+    return KINDS[kind](**given)
+
+
+def documents(source: Source) -> Iterator[str]:
+    """The source's documents in a fixed order; blank ones are left out.
+
+    Raises FileNotFoundError on a missing path and ValueError on an empty corpus, each naming what to do.
+    """
+    files = source_files(source)
+    match source:
+        case TextFiles():
+            texts = _texts(files, source.separator)
+        case JsonLines():
+            texts = _json_texts(files, source.field)
+        case PythonSources():
+            texts = _texts(files, None)
+        case PythonDocstrings():
+            texts = map(_docstrings, _texts(files, None))
+        case TokenFile():
+            raise ValueError(f"{source.path} is already tokenised, it has no text; name its tokenizer")
+    return _not_blank(texts, source, len(files))
+
+
+def source_files(source: Source) -> dict[str, Path]:
+    """The files that a source reads, by their names relative to its root, in order of these names."""
+    match source:
+        case TextFiles():
+            return _find(source.path, "*")
+        case JsonLines():
+            return _find(source.path, "*.jsonl")
+        case TokenFile():
+            return _token_files(Path(source.path).expanduser())
+        case PythonSources() | PythonDocstrings():
+            return _stdlib_files()
+
+
+def source_digest(source: Source) -> str:
+    """Hex digest of what a source reads: its options, and names, sizes and first 64 KiB of its files.
+
+    Cheap on any corpus; where files live does not matter. An edit past 64 KiB that keeps the size goes unseen.
+    """
+    anywhere = dataclasses.replace(source, path="") if hasattr(source, "path") else source
+    digest = hashlib.blake2b(repr(anywhere).encode(), digest_size=16)
+    for name, path in source_files(source).items():
+        with path.open("rb") as file:
+            head = hashlib.blake2b(file.read(1 << 16), digest_size=16).hexdigest()
+        digest.update(repr((name, path.stat().st_size, head)).encode())
+    return digest.hexdigest()
+
+
+def is_held_out(document: str | bytes, fraction: float) -> bool:
+    """Whether a document belongs to the held-out split: a pure function of its bytes, true for `fraction` of them.
+
+    Identical documents fall on the same side, whatever source or order they come in.
+    """
+    data = document.encode() if isinstance(document, str) else document
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") < fraction * 2**64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenDocuments:
+    """Tokenised documents, memory-mapped: document i is tokens[offsets[i] : offsets[i + 1]]."""
+
+    folder: Path
+    tokens: np.ndarray  # [num_tokens] uint16 or uint32
+    offsets: np.ndarray  # [documents + 1] int64
+    vocab_size: int
+    eos_id: int
+    tokenizer: str  # digest of the tokenizer; "" where it is not known
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def doc(self, i: int) -> np.ndarray:
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+def open_documents(folder: str | Path) -> TokenDocuments:
+    """Documents of a token folder, such as <folder of `tokenize`>/train.
+
+    It holds tokens.bin (ids, little-endian), offsets.npy (int64, where each document starts, and the end) and
+    meta.json ({"dtype": "uint16" or "uint32", "vocab_size", "eos_id"}, and "tokenizer", its digest, if known). Raises
+    FileNotFoundError on a missing file and ValueError where the three do not fit together.
+    """
+    folder = Path(folder).expanduser()
+    _token_files(folder)  # are all there
+    meta = json.loads((folder / "meta.json").read_text())
+    if not {"vocab_size", "eos_id"} <= meta.keys() or meta.get("dtype") not in ("uint16", "uint32"):
+        raise ValueError(f"{folder / 'meta.json'} is {meta}; expected vocab_size, eos_id, and dtype uint16 or uint32")
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    path, offsets = folder / "tokens.bin", np.load(folder / "offsets.npy")
+    if path.stat().st_size != offsets[-1] * dtype.itemsize:
+        found = f"{path} has {path.stat().st_size} bytes"
+        raise ValueError(f"{found}; offsets.npy says {offsets[-1]} tokens of {dtype.itemsize} bytes each")
+    # An empty file cannot be mapped; asarray, since slices of a memmap object are slow.
+    tokens = np.asarray(np.memmap(path, dtype, "r")) if offsets[-1] else np.zeros(0, dtype)
+    return TokenDocuments(folder, tokens, offsets, meta["vocab_size"], meta["eos_id"], meta.get("tokenizer", ""))
+
+
+def _find(path: str, pattern: str) -> dict[str, Path]:
+    """Files at a path (a file, a folder or a glob) by relative name, hidden ones left out."""
+    where = Path(path).expanduser()
+    if where.is_file():
+        return {where.name: where}
+    if where.is_dir():
+        root, found = where, where.rglob(pattern)
+    elif glob.has_magic(str(where)):
+        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), where.parts))
+        found = map(Path, glob.glob(str(where), recursive=True))
+    else:
+        raise FileNotFoundError(f"{where} does not exist; name a file, a folder or a glob such as 'data/*.txt'")
+    named = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
+    files = {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in name.split("/"))}
+    if not files:
+        raise ValueError(f"{where} is an empty corpus: no file below it matches {pattern!r}; name another path")
+    return files
+
+
+def _token_files(folder: Path) -> dict[str, Path]:
+    for name in TOKEN_FILES:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} does not exist; a token folder holds {', '.join(TOKEN_FILES)}")
+    return {name: folder / name for name in TOKEN_FILES}
+
+
+def _stdlib_files() -> dict[str, Path]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted((file.relative_to(root).as_posix(), file) for file in root.rglob("*.py"))
+    return {name: file for name, file in files if not STDLIB_EXCLUDED.intersection(name.split("/"))}
+
+
+def _texts(files: dict[str, Path], separator: str | None) -> Iterator[str]:
+    """Documents of text files. A split file is memory-mapped, so its size does not matter."""
+    for path in files.values():
+        if not _is_text(path):
+            continue
+        if separator:
+            yield from _split(path, separator.encode())
+        else:
+            yield path.read_bytes().decode()  # not read_text: line ends stay as they are
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file is UTF-8 without NUL, and not empty."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with path.open("rb") as file:
+        try:
+            while chunk := file.read(1 << 20):
+                if "\0" in decoder.decode(chunk):
+                    return False
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return False
+        return file.tell() > 0
+
+
+def _split(path: Path, separator: bytes) -> Iterator[str]:
+    # In UTF-8 no character's bytes occur inside another's, so bytes are split where characters would be.
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = 0
+        while (end := data.find(separator, start)) >= 0:
+            yield data[start:end].decode()
+            start = end + len(separator)
+        yield data[start:].decode()
+
+
+def _json_texts(files: dict[str, Path], field: str) -> Iterator[str]:
+    for path in files.values():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _json_text(line, field, f"{path}, line {number}")
+
+
+def _json_text(line: bytes, field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # bad JSON or bad UTF-8
+        raise ValueError(f"{where} is not JSON: {error}; expected an object with a field {field!r}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} is a JSON {type(record).__name__}; expected an object with a field {field!r}")
+    if field not in record:
+        raise ValueError(f"{where} has no field {field!r}{nearest(field, record)}; found {', '.join(record) or 'none'}")
+    text = record[field]
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: field {field!r} is {type(text).__name__}; expected a string")
+    if re.search("[\ud800-\udfff]", text):  # JSON may escape one half of a pair, which no UTF-8 can hold
+        raise ValueError(f"{where}: field {field!r} holds half a surrogate pair; expected whole characters")
+    return text
+
+
+def _docstrings(text: str) -> str:
+    """All docstrings of a module in the order of the source, a blank line between them."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, documented) and ast.get_docstring(node)]
+    nodes.sort(key=lambda node: node.body[0].lineno)
+    return "\n\n".join(ast.get_docstring(node) for node in nodes)
+
+
+def _not_blank(texts: Iterator[str], source: Source, num_files: int) -> Iterator[str]:
+    empty = True
+    for text in texts:
+        if text.strip():
+            empty = False
+            yield text
+    if empty:
+        found = f"{num_files} file(s), but no document that is UTF-8 text and not blank"
+        raise ValueError(f"{source} is an empty corpus: {found}; name a path with text in it")

@@ -1,0 +1,111 @@
+"""Byte-level BPE: train, save, load, and encode documents as plain text."""
+
+import contextlib
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+EOS = "<|endoftext|>"  # also the padding of base models
+SPECIAL_TOKENS = (EOS, "<|startoftext|>", "<|role_end|>", "<role>", "</role>", "<think>", "</think>")
+FILE_NAME = "tokenizer.json"
+BATCH_CHARACTERS = 1 << 20  # encoded at once: enough for all threads, little to hold
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens: the special ones (ids 0-6), all 256 bytes, then merges.
+
+    The same texts give the same tokenizer. Few texts may not have enough pairs to fill the vocabulary. Raises
+    ValueError on a vocabulary without room for the special tokens and the bytes.
+    """
+    least = len(SPECIAL_TOKENS) + 256
+    if vocab_size < least:
+        raise ValueError(f"vocab_size is {vocab_size}; the special tokens and the 256 bytes alone are {least}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> Path:
+    """Writes `folder`/tokenizer.json, whole or not at all; returns its path."""
+    path = Path(folder) / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(tokenizer.to_str(pretty=True).encode())
+    return path
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, or of a folder that holds one."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME} or a folder that holds one")
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{path} is not a tokenizer of the `tokenizers` library: {error}") from error
+
+
+def eos_id(tokenizer: Tokenizer) -> int:
+    """Id of <|endoftext|>, which closes documents and pads rows."""
+    token = tokenizer.token_to_id(EOS)
+    if token is None:
+        raise ValueError(f"the tokenizer has no token {EOS!r}, which closes documents; add it as a special token")
+    return token
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Hex digest that tells tokenizers apart."""
+    return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Token ids of each text, uint32 [length], in order and streaming; nothing is added.
+
+    A text that spells a special token ("<role>") is plain text here: what a document says must not end it or open a
+    role. The caller's tokenizer is not changed.
+    """
+    plain = Tokenizer.from_str(tokenizer.to_str())
+    plain.encode_special_tokens = True  # the library's name for: special tokens are encoded like other text
+    for batch in _batches(texts):
+        for encoding in plain.encode_batch_fast(batch, add_special_tokens=False):
+            yield np.array(encoding.ids, dtype=np.uint32)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, characters = [], 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its name when the block ends well and vanishes when it does not."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
