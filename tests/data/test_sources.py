@@ -112,7 +112,8 @@ def test_python_corpus_needs_no_download():
 
 
 def test_docstrings_come_in_order_of_the_source(tmp_path, monkeypatch):
-    code = '"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """F."""\n    x = "no"\ndef g():\n    "G."\n'
+    code = '"""Module."""\nclass A:\n    """Class."""\n    def f(self):\n        """F."""\n    x = "no"\n'
+    code += 'def g():\n    "G."\n'
     (tmp_path / "m.py").write_text(code)
     (tmp_path / "n.py").write_text("x = 1\n")
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
@@ -184,7 +185,7 @@ def test_token_folder_is_mapped(tmp_path):
 
 
 def test_damaged_token_folder_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="has 6 bytes; offsets.npy says 5 tokens of 2 bytes"):
+    with pytest.raises(ValueError, match=r"has 6 bytes; offsets\.npy says 5 tokens of 2 bytes"):
         open_documents(token_folder(tmp_path, [5, 6, 0], [0, 3, 5]))
     with pytest.raises(ValueError, match="expected vocab_size, eos_id, and dtype uint16 or uint32"):
         open_documents(token_folder(tmp_path, [5], [0, 1], dtype="float32"))

@@ -38,7 +38,7 @@ def test_training_is_deterministic(tokenizer):
 
 
 def test_too_small_a_vocabulary_is_an_error():
-    with pytest.raises(ValueError, match="vocab_size is 262; .* alone are 263"):
+    with pytest.raises(ValueError, match=r"vocab_size is 262; .* alone are 263"):
         train_bpe(TEXTS, 262)
     assert train_bpe(TEXTS, 263).get_vocab_size() == 263
 
