@@ -181,7 +181,7 @@ def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
     """
     if sequence_length < 2:
         raise ValueError(f"sequence_length is {sequence_length}; a row needs at least 2 tokens to predict one")
-    rng = np.random.default_rng(seed)
+    lengths, rng = np.asarray(lengths, np.int64), np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
     num_pieces = -(-lengths[order] // sequence_length)
     doc = np.repeat(order, num_pieces)
