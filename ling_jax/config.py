@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+import ml_dtypes  # noqa: F401  numpy knows the name bfloat16 from it
 import numpy as np
 
 REMAT_POLICIES = ("none", "full", "dots", "ffn")

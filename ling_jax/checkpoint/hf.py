@@ -82,6 +82,10 @@ def read_config(folder: Path) -> dict:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing: {folder} is not a Hugging Face model folder")
+    return _read_json(file)
+
+
+def _read_json(file: Path) -> dict:
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
@@ -124,7 +128,7 @@ def _canonical(name: str) -> str:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(_read_json(index)["weight_map"].values()))
         files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors")) or [folder / SINGLE_FILE]
