@@ -300,10 +300,8 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
     """The config.json that `from_hf` reads back to the same model; `slope_layer_offset` is written always."""
-    hybrid = config.layer_group_size > 1
-    (architecture,) = [
-        name for name, (_, softmax, linear) in ARCHITECTURES.items() if (softmax, linear) == (config.softmax, hybrid)
-    ] or [_no_architecture(config)]
+    architecture = _architecture_of(config)
+    hybrid = ARCHITECTURES[architecture][2]
     hf = {"architectures": [architecture], "model_type": ARCHITECTURES[architecture][0]}
     hf |= {key: getattr(config, field) for key, field in (HF_FIELDS | HF_OPTIONAL_FIELDS).items()}
     hf |= {key: value for key, value in HF_FIXED.items() if key != "scoring_func"}
@@ -340,7 +338,10 @@ def _architecture(hf: dict[str, Any]) -> str:
     return found
 
 
-def _no_architecture(config: ModelConfig):
+def _architecture_of(config: ModelConfig) -> str:
+    for name, (_, softmax, hybrid) in ARCHITECTURES.items():
+        if (softmax, hybrid) == (config.softmax, config.layer_group_size > 1):
+            return name
     raise ValueError(
         f"no Hugging Face architecture has softmax {config.softmax!r} with layer_group_size {config.layer_group_size}"
     )

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,7 +141,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _open(file: Path):
     try:
         return safetensors.safe_open(file, framework="numpy")
-    except (safetensors.SafetensorError, OSError, struct.error) as error:
+    except (safetensors.SafetensorError, OSError) as error:
         size = file.stat().st_size
         raise ValueError(
             f"{file} ({size} bytes) is not a whole safetensors file: {error}; copy or download it again"

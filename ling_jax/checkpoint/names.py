@@ -4,8 +4,11 @@ torch stores a linear layer as [out, in]; ours are [in axes…, out axes…]: tr
 one official tensor follow each other along its rows.
 """
 
+import math
 import re
 from typing import NamedTuple
+
+import numpy as np
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_numbers
@@ -99,7 +102,7 @@ def _places(path: str, leaf: Leaf, config: ModelConfig):
     if parts[0] == "segments":
         segment, run, key = parts[1], parts[2], "/".join(parts[3:])
         numbers = layer_numbers(config)[segment, run]
-        indices = [((r, c), int(numbers[r, c])) for r in range(numbers.shape[0]) for c in range(numbers.shape[1])]
+        indices = list(np.ndenumerate(numbers))
         suffix = _layer_suffix(run.split("_")[1], key)
     else:
         key = "/".join(parts[1:]).removeprefix("layer/")
@@ -120,25 +123,18 @@ def _layer_suffix(mixer: str, key: str) -> str:
 def _slot(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Slot:
     shape = leaf.shape[len(index) :]
     if len(shape) == 1 or name.endswith(("g_norm.weight", ".bias")):
-        official = (_product(shape),)
+        official = (math.prod(shape),)
     elif path == "embed":
         official = shape
     else:
         inputs = _input_dims(path)
-        official = (_product(shape[inputs:]), _product(shape[:inputs]))
+        official = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
     return Slot(path, index, name, 0, shape, official)
 
 
 def _input_dims(path: str) -> int:
     """How many leading dimensions of a matrix are its input; the output projection reads [H, V], MTP's two vectors."""
     return 2 if path.endswith(("mixer/out", "mtp/proj")) else 1
-
-
-def _product(shape) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 def _with_rows(ordered: list[Slot]) -> list[Slot]:

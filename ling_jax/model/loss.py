@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ling_jax.model.mtp import same_document
+from ling_jax.model.mtp import shift_in_documents
 
 IGNORED = -100
 
@@ -24,9 +24,7 @@ class LossSums(NamedTuple):
 
 def shifted_targets(labels_BT, docs_BT, by: int):
     """labels[t + by] at t where that is in the row and in t's document, else -100."""
-    length = labels_BT.shape[1]
-    ahead = jnp.pad(labels_BT, ((0, 0), (0, by)), constant_values=IGNORED)[:, by : length + by]
-    return ahead if docs_BT is None else jnp.where(same_document(docs_BT, by), ahead, IGNORED)
+    return shift_in_documents(labels_BT, docs_BT, by, fill=IGNORED)
 
 
 def weighted_total(sums: LossSums, counts: LossSums, *, mtp_weight: float, z_weight: float):

@@ -24,15 +24,18 @@ def mtp_spec(config: ModelConfig) -> Spec:
 
 def shift_tokens(tokens_BT, docs_BT, by: int):
     """tokens[t + by] where that is of t's document, else 0."""
-    length = tokens_BT.shape[1]
-    shifted = jnp.pad(tokens_BT, ((0, 0), (0, by)))[:, by : length + by]
-    return shifted if docs_BT is None else jnp.where(same_document(docs_BT, by), shifted, 0)
+    return shift_in_documents(tokens_BT, docs_BT, by, fill=0)
 
 
-def same_document(docs_BT, by: int):
-    """[B, T] bool: t + by is within the row and of t's document, which is not padding."""
-    ahead = jnp.pad(docs_BT, ((0, 0), (0, by)))[:, by : docs_BT.shape[1] + by]
-    return (ahead == docs_BT) & (docs_BT > 0)
+def shift_in_documents(x_BT, docs_BT, by: int, fill: int):
+    """x[t + by] at t where t + by is within the row and of t's document (None: rows are documents), else `fill`."""
+
+    def ahead(values_BT, behind: int):
+        return jnp.pad(values_BT, ((0, 0), (0, by)), constant_values=behind)[:, by:]
+
+    if docs_BT is None:
+        return ahead(x_BT, fill)
+    return jnp.where((ahead(docs_BT, 0) == docs_BT) & (docs_BT > 0), ahead(x_BT, fill), fill)
 
 
 def mtp_hidden(params: Params, embed, hidden_BTD, tokens_BT, sequence: Sequence, config: ModelConfig):

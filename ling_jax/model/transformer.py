@@ -5,11 +5,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import Sequence, layer_numbers, run_segments, segments_spec
-from ling_jax.model.loss import LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
+from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
 from ling_jax.model.moe import Router
 from ling_jax.model.mtp import mtp_hidden, mtp_spec
 from ling_jax.model.norm import rms_norm
@@ -93,7 +94,7 @@ def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=
 def loss_counts(labels, config: ModelConfig, *, segment_ids=None) -> LossSums:
     """The counts alone (sums are 0): they need no parameters, so a step knows them before its microbatches run."""
     docs = None if segment_ids is None else document_ids(segment_ids)
-    counts = [jnp.sum(shifted_targets(labels, docs, by) != -100) for by in range(1, config.mtp_depth + 2)]
+    counts = [jnp.sum(shifted_targets(labels, docs, by) != IGNORED) for by in range(1, config.mtp_depth + 2)]
     live = jnp.asarray(labels.size) if docs is None else jnp.sum(docs > 0)
     zero = jnp.zeros(())
     return LossSums(zero, jnp.zeros(config.mtp_depth), zero, counts[0], jnp.asarray(counts[1:]), live)
@@ -155,13 +156,8 @@ def routers_by_layer(routers, config: ModelConfig) -> Router | None:
     by_layer = {}
     for (segment, run), numbers in layer_numbers(config).items():
         if (router := routers["segments"][segment][run]) is not None:
-            for index, number in zip(*_flat_indices(numbers), strict=True):
+            for index, number in np.ndenumerate(numbers):
                 by_layer[number] = jax.tree.map(lambda leaf, i=index: leaf[i], router)
     layers = [by_layer[number] for number in sorted(by_layer)]
     layers += [jax.tree.map(lambda leaf, d=d: leaf[d], routers["mtp"]) for d in range(config.mtp_depth)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if layers else None
-
-
-def _flat_indices(numbers):
-    indices = [(r, c) for r in range(numbers.shape[0]) for c in range(numbers.shape[1])]
-    return indices, [int(numbers[index]) for index in indices]
