@@ -4,8 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# A shared machine can take any time over one example; how long a test may take is not what it promises.
+settings.register_profile("ling_jax")
+settings.load_profile("ling_jax")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

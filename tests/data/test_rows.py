@@ -37,7 +37,7 @@ def corpus(tmp_path_factory):
     return tokenizer, folder / "index"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(2, 16), st.integers(0, 5))
 def test_every_token_once_per_epoch(lengths, size, seed):
     plan = pack_plan(np.asarray(lengths), size, seed)
@@ -76,7 +76,7 @@ def test_a_later_start_reads_the_same_batches(corpus):
         np.testing.assert_array_equal(batch["tokens"], global_batch(dataset, step, 4)["tokens"])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=st.text())
 def test_any_text_survives_the_tokenizer(corpus, text):
     tokenizer = corpus[0]

@@ -18,7 +18,7 @@ CONFIG = tiny_config(mtp_depth=2, compute_dtype="float64")
 SAME = 1e-10  # float64, values up to ~10, sums in another order
 
 # float64 is switched on for a whole test, which is what the health check would warn of.
-many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -61,7 +61,7 @@ def test_the_first_layers_are_dense(dense):
 
 
 @given(layers=st.integers(1, 90), group=st.integers(1, 12), dense=st.integers(0, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_layer_has_one_place(layers, group, dense):
     config = tiny_config(num_layers=layers, layer_group_size=group, first_dense_layers=dense)
     numbers, plan = layer_numbers(config), layer_plan(config)

@@ -77,7 +77,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 # Few lengths and chunks, many contents: a new shape is a new compilation.
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=SEEDS,
     length=st.sampled_from([1, 13, 32]),

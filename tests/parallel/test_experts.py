@@ -18,7 +18,7 @@ SHAPES = [(1, 1, 4), (7, 2, 4), (13, 3, 8), (5, 2, 32), (151, 2, 4)]
 LOADS = ["uniform", "one expert", "skewed", "never the first or last"]
 EXACT = 1e-11  # float64 sums of at most some hundred terms of size ~10
 
-many = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 contents = given(seed=st.integers(0, 2**32 - 1), loads=st.sampled_from(LOADS))
 all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
