@@ -1,0 +1,45 @@
+"""A state comes back from disk as it was."""
+
+import jax
+import numpy as np
+import pytest
+
+from ling_jax.checkpoint import orbax
+from tests.train.test_step import CONFIG, new_state
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(state, its folder): three saves, of which two are kept."""
+    folder, state = tmp_path_factory.mktemp("run") / "checkpoints", new_state()
+    with orbax.open_manager(folder, keep=2) as manager:
+        for step in (1, 2, 3):
+            orbax.save(manager, step, state.replace(step=state.step + step), CONFIG)
+        manager.wait_until_finished()
+        assert sorted(manager.all_steps()) == [2, 3]
+    return state, folder
+
+
+def test_the_newest_state_is_restored_bit_for_bit(saved):
+    state, folder = saved
+    abstract = jax.tree.map(abstract_like, state)
+    with orbax.open_manager(folder, keep=2) as manager:
+        restored = orbax.restore(manager, abstract)
+    assert int(restored.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), (state.params, state.opt_state))
+
+
+def abstract_like(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def test_parameters_and_config_come_without_the_optimiser(saved):
+    state, folder = saved
+    params, config = orbax.load_params(folder, step=2)
+    assert config == CONFIG
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+
+
+def test_a_missing_step_is_named(saved):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint of step 7"):
+        orbax.load_params(saved[1], step=7)

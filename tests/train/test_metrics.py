@@ -1,0 +1,50 @@
+"""What a run writes about itself."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ling_jax import spec
+from ling_jax.config import model_config
+from ling_jax.model import model_spec
+from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
+
+
+def test_a_resumed_run_logs_each_step_once(tmp_path):
+    writer = MetricsWriter(tmp_path, first_step=0)
+    writer.write([to_line(step, {"loss": np.float32(step)}) for step in range(5)])
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # killed in the middle of a line
+    writer = MetricsWriter(tmp_path, first_step=3)
+    writer.write([to_line(step, {"loss": np.float32(10 * step)}) for step in range(3, 5)])
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 30), (4, 40)]
+
+
+def test_a_line_is_json_whatever_the_loss():
+    line = json.dumps(to_line(3, {"loss": np.float32("nan"), "bad": np.bool_(True)}), allow_nan=False)
+    assert json.loads(line) == {"step": 3, "loss": "nan", "bad": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "active_billions"),
+    # Published active counts hold both embedding matrices; a lookup multiplies nothing.
+    [("ling-2.6-1t", 63.58 - 157184 * 8192 / 1e9), ("ling-2.6-flash", 7.449 - 157184 * 4096 / 1e9)],
+)
+def test_matmul_parameters_are_the_published_active_ones(name, active_billions):
+    assert matmul_parameters(model_config(name, mtp_depth=0)) / 1e9 == pytest.approx(active_billions, rel=1e-3)
+
+
+def test_flops_by_hand():
+    """1T at 4096 tokens: 6 a weight, ten MLA layers of 64 heads x (192 + 128), seventy of 64 states of 128 x 128."""
+    config = model_config("ling-2.6-1t", mtp_depth=0)
+    attention = 10 * 3 * 4097 * 64 * 320 + 70 * 12 * 64 * 128 * 128
+    assert flops_per_token(config, 4096) == 6 * matmul_parameters(config) + attention
+
+
+def test_every_parameter_has_a_group():
+    groups = {parameter_group(name) for name in spec.named_leaves(model_spec(model_config("tiny-2.6")))}
+    assert groups == {"dense", "embed", "experts", "head", "lightning", "mla", "mtp", "norms", "router"}
