@@ -9,7 +9,7 @@ from hypothesis import settings
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # A shared machine can take any time over one example; how long a test may take is not what it promises.
-settings.register_profile("ling_jax")
+settings.register_profile("ling_jax", deadline=None)
 settings.load_profile("ling_jax")
 
 FIXTURES = Path(__file__).parent / "fixtures"
