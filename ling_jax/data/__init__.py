@@ -1,5 +1,6 @@
 """Data: sources of text -> tokenizer -> token folders -> packed rows -> batches at a (seed, step)."""
 
+from ling_jax.data.mixture import Batch as Batch
 from ling_jax.data.mixture import batches as batches
 from ling_jax.data.mixture import global_batch as global_batch
 from ling_jax.data.mixture import held_out_batches as held_out_batches
@@ -7,6 +8,7 @@ from ling_jax.data.mixture import mixture as mixture
 from ling_jax.data.ngram import ngram_losses as ngram_losses
 from ling_jax.data.packing import PackedRows as PackedRows
 from ling_jax.data.packing import PackPlan as PackPlan
+from ling_jax.data.packing import empty_row as empty_row
 from ling_jax.data.packing import pack_plan as pack_plan
 from ling_jax.data.packing import packed_rows as packed_rows
 from ling_jax.data.packing import tokenize as tokenize
@@ -21,6 +23,7 @@ from ling_jax.data.sources import TokenFile as TokenFile
 from ling_jax.data.sources import documents as documents
 from ling_jax.data.sources import is_held_out as is_held_out
 from ling_jax.data.sources import open_documents as open_documents
+from ling_jax.data.sources import source_files as source_files
 from ling_jax.data.sources import source_from_config as source_from_config
 from ling_jax.data.tokenizer import encode_documents as encode_documents
 from ling_jax.data.tokenizer import eos_id as eos_id

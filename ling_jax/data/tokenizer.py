@@ -2,13 +2,12 @@
 
 import contextlib
 import hashlib
-import os
 import uuid
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from etils import epath
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 EOS = "<|endoftext|>"  # also the padding of base models
@@ -39,18 +38,17 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> Path:
+def save_tokenizer(tokenizer: Tokenizer, folder: epath.PathLike) -> epath.Path:
     """Writes `folder`/tokenizer.json, whole or not at all; returns its path."""
-    path = Path(folder) / FILE_NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = epath.Path(folder) / FILE_NAME
     with replacing(path) as file:
         file.write(tokenizer.to_str(pretty=True).encode())
     return path
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """The tokenizer of a tokenizer.json, or of a folder that holds one."""
-    path = Path(path).expanduser()
+    path = epath.Path(path).expanduser()
     if path.is_dir():
         path = path / FILE_NAME
     if not path.is_file():
@@ -100,12 +98,14 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
     """A file to write, which takes its name when the block ends well and vanishes when it does not."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("wb") as file:
             yield file
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -5,7 +5,11 @@ import types
 import typing
 from typing import Any
 
+import ml_collections
+from ml_collections import config_dict
+
 from ling_jax.config import ModelConfig, nearest
+from ling_jax.data.sources import source_from_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,32 @@ def check_config(config: PretrainConfig) -> None:
         raise ValueError(f"optimizer.schedule is {optimizer.schedule!r}; it is 'wsm' or 'cosine'")
     if not 0 < data.held_out_fraction < 1:
         raise ValueError(f"data.held_out_fraction is {data.held_out_fraction}; it must be between 0 and 1")
+    for name in ("eval_every", "eval_batches", "profile_step"):
+        if getattr(train, name) < 0:
+            raise ValueError(f"train.{name} is {getattr(train, name)}; it must not be negative")
+    for name in ("peak_lr", "clip_norm"):
+        if not getattr(optimizer, name) > 0:
+            raise ValueError(f"optimizer.{name} is {getattr(optimizer, name)}; it must be positive")
+    for i, source in enumerate(data.sources):
+        _check_source(f"data.sources[{i}]", source, data)
+
+
+def _check_source(name: str, source: Source, data: DataConfig) -> None:
+    if not 0 < source.weight < float("inf"):
+        raise ValueError(f"{name}.weight is {source.weight}; it must be positive and finite")
+    if source.kind == "tokens" and not data.tokenizer:
+        raise ValueError(f"{name} is tokenised already; name its tokenizer in data.tokenizer")
+    try:
+        open_source(source)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def open_source(source: Source):
+    """The source of `ling_jax.data` that this one describes."""
+    fields = dataclasses.asdict(source)
+    del fields["weight"]
+    return source_from_config(fields)
 
 
 def from_dict(cls, values: Any, where: str = "config"):
@@ -145,6 +175,22 @@ def _convert(hint, value, where: str):
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; expected {hint.__name__}")
     return value
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """The same fields as an `ml_collections.ConfigDict`, whose overrides are typed; what is None takes its own type."""
+    fields = {}
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = to_config_dict(value)
+        elif isinstance(value, tuple):
+            value = tuple(dataclasses.asdict(item) for item in value)
+        elif value is None:
+            (kind,) = [option for option in typing.get_args(hint) if option is not type(None)]
+            value = config_dict.placeholder(dict if dataclasses.is_dataclass(kind) else kind)
+        fields[name] = value
+    return ml_collections.ConfigDict(fields)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

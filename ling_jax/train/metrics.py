@@ -21,6 +21,8 @@ PEAK_FLOPS = {
     "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
 }  # fmt: skip
 
+REPORTED = {"tokens_per_second", "held_out_loss"}  # lines with one of these go to TensorBoard
+
 
 def parameter_group(path: str) -> str:
     """Where a parameter belongs in reports: embed, head, mtp, lightning, mla, gqa, experts, router, dense or norms."""
@@ -98,21 +100,30 @@ class MetricsWriter:
     def __init__(self, folder, *, first_step: int):
         from tensorboardX import SummaryWriter  # its import takes a second, and only training needs it
 
+        self._tensorboard = None
+        if jax.process_index():
+            return
         self._path = epath.Path(folder) / "metrics.jsonl"
         _drop_lines_from(self._path, first_step)
         self._tensorboard = SummaryWriter(str(epath.Path(folder) / "tensorboard"), purge_step=first_step)
 
     def write(self, lines: list[dict[str, Any]]) -> None:
-        """Appends a line each; TensorBoard gets the last."""
+        """Appends a line each; TensorBoard gets those with a speed or an evaluation."""
+        if self._tensorboard is None:
+            return
         with self._path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-        for name, value in (lines[-1] if lines else {}).items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._tensorboard.add_scalar(name, value, lines[-1]["step"])
+        for line in lines:
+            if REPORTED.isdisjoint(line):
+                continue
+            for name, value in line.items():
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    self._tensorboard.add_scalar(name, value, line["step"])
         self._tensorboard.flush()
 
     def close(self) -> None:
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def _drop_lines_from(path: epath.Path, step: int) -> None:

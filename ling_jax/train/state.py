@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import partition_spec, shardings
+from ling_jax.parallel.sharding import shardings
 
 
 @flax.struct.dataclass
@@ -25,22 +25,24 @@ class TrainState:
 def create_state(params, optimizer: optax.GradientTransformation, trainable) -> TrainState:
     """The state before step 0; `trainable` is a tree of bools over the parameters."""
     trained, _ = specs.partition(params, trainable)
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(step=zero, bad_steps=zero, params=params, opt_state=optimizer.init(trained))
+    step, bad_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers: each is donated
+    return TrainState(step=step, bad_steps=bad_steps, params=params, opt_state=optimizer.init(trained))
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
-    """NamedShardings of the whole state; the optimiser's moments lie as their parameters do."""
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
+    """The whole state as ShapeDtypeStructs that say where it lies; the optimiser's moments lie as their parameters do.
+
+    Raises ValueError where the mesh cannot split a parameter evenly.
+    """
     spec = model_spec(config)
-    params = shardings(spec, mesh)
     abstract = jax.eval_shape(lambda p: create_state(p, optimizer, specs.trainable(spec)), specs.abstract(spec))
-    by_path = {name: partition_spec(leaf.axes) for name, leaf in specs.named_leaves(spec).items()}
+    by_path = {f"/{name}": sharding for name, sharding in specs.named_leaves(shardings(spec, mesh)).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def moment(path, leaf):
+    def placed(path, leaf):
         name = specs.path_name(path)
-        found = [axes for parameter, axes in by_path.items() if name.endswith("/" + parameter)]
-        return NamedSharding(mesh, max(found, key=len)) if found and leaf.ndim else replicated
+        owners = [parameter for parameter in by_path if name.endswith(parameter)]
+        sharding = by_path[max(owners, key=len)] if owners and leaf.ndim else replicated
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    opt_state = jax.tree_util.tree_map_with_path(moment, abstract.opt_state)
-    return TrainState(step=replicated, bad_steps=replicated, params=params, opt_state=opt_state)
+    return jax.tree_util.tree_map_with_path(placed, abstract)

@@ -1,0 +1,73 @@
+"""How every program here reads its flags: what is wrong with them is one message and exit code 2."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from ling_jax.config import nearest
+
+EXAMPLE = "configs/pretrain/tiny_2_6.py"
+OVERRIDE = re.compile(r"--?config\.([^=]+)")
+
+
+def define_config() -> flags.FlagHolder:
+    """`--config FILE`, whose fields `--config.a.b=value` overrides."""
+    holder = config_flags.DEFINE_config_file("config", help_string=f"the experiment, a file such as {EXAMPLE}")
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Runs a program whose `main` takes no arguments. Libraries' own progress shows with `--verbosity=0`."""
+    flags.set_default(flags.FLAGS["verbosity"], -1)
+    app.run(lambda argv: main(), flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Around what reads the user's input: ValueError and OSError there end the program with exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        _fail(error)
+
+
+def _fail(error) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        if "config" in flags.FLAGS:
+            _check_overrides(argv)
+        left = flags.FLAGS(argv)
+        if len(left) > 1:
+            raise flags.Error(f"{left[1]!r} is no flag; write --name=value")
+        return left
+    except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        _fail(error)
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """Their names against the config that they change; the flag itself would only say which part of one is unknown."""
+    names = flags.FlagValues()
+    flags.DEFINE_string("config", None, "", flag_values=names)
+    names(argv, known_only=True)
+    if names.config is None:
+        return
+    config = flags.FLAGS["config"].parser.parse(names.config)
+    for name in (match[1] for match in map(OVERRIDE.match, argv) if match):
+        node, parts = config, name.split(".")
+        for depth, part in enumerate(parts):
+            where = ".".join(["config", *parts[:depth]])
+            if not hasattr(node, "keys"):
+                raise flags.Error(f"--{where} is a value; it has no field {part!r}")
+            if part not in node:
+                raise flags.Error(f"--config.{name}: {where} has no field {part!r}{nearest(part, node.keys())}")
+            node = node[part]

@@ -1,0 +1,37 @@
+"""Pre-trains a model on text.
+
+    python -m launch.pretrain --config=configs/pretrain/tiny_2_6.py --workdir=runs/tiny
+
+Fields of the config are overridden by `--config.train.steps=200`; sources by
+`--config.data.sources="({'kind': 'text', 'path': 'books/'},)"`. SIGTERM and Ctrl-C save and end it; the same command
+goes on.
+"""
+
+import sys
+
+from absl import flags
+
+from launch.flags import define_config, run_program, usage_errors
+from ling_jax.train.config import PretrainConfig, from_dict
+from ling_jax.train.loop import Interrupted, TooManyBadSteps, prepare, train
+
+CONFIG = define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
+
+
+def main() -> None:
+    with usage_errors():
+        run = prepare(from_dict(PretrainConfig, CONFIG.value.to_dict()), WORKDIR.value)
+    try:
+        train(run, profile=PROFILE.value)
+    except Interrupted as stop:
+        print(stop, flush=True)
+        sys.exit(128 + stop.number)
+    except TooManyBadSteps as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,82 @@
+"""The data of a run: its tokenizer, token folders and packed rows, made once in the workdir and reused."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grain
+from etils import epath
+from tokenizers import Tokenizer
+
+from ling_jax import data
+from ling_jax.config import ModelConfig
+from ling_jax.train.config import DataConfig, open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    tokenizer: Tokenizer
+    train: grain.MapDataset  # endless
+    held_out: tuple[data.PackedRows, ...]  # a source each; those that have documents
+    train_rows: int
+    train_tokens: int
+
+
+def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.PathLike) -> Corpus:
+    """Trains or loads the tokenizer, tokenises and packs; what is there is used again.
+
+    Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
+    the model.
+    """
+    if "://" in (where := config.folder or str(workdir)):
+        raise ValueError(f"tokens are memory-mapped, and {where} is no local folder; name one in data.folder")
+    folder = Path(config.folder or Path(workdir) / "data").expanduser()
+    tokenizer = _tokenizer(config, model, epath.Path(workdir))
+    folders = [folder / f"{i}_{source.kind}" for i, source in enumerate(config.sources)]
+    for source, where in zip(config.sources, folders, strict=True):
+        data.tokenize(open_source(source), tokenizer, where, held_out_fraction=config.held_out_fraction)
+    train = [data.packed_rows(where / "train", config.sequence_length, config.seed) for where in folders]
+    held_out = [data.packed_rows(where / "held_out", config.sequence_length, config.seed) for where in folders]
+    return Corpus(
+        tokenizer=tokenizer,
+        train=data.mixture(train, [source.weight for source in config.sources], config.seed),
+        held_out=tuple(rows for rows in held_out if len(rows)),
+        train_rows=sum(map(len, train)),
+        train_tokens=sum(rows.plan.num_tokens for rows in train),
+    )
+
+
+def held_out_batches(corpus: Corpus, batch_size: int, most: int) -> Iterator[data.Batch]:
+    """At most so many batches of each source."""
+    for rows in corpus.held_out:
+        yield from itertools.islice(data.held_out_batches(rows, batch_size), most)
+
+
+def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> Tokenizer:
+    """The one that the config names, the one that this run has kept, or one trained for it."""
+    folder = workdir / "tokenizer"
+    kept = (workdir / "config.json").exists() and (folder / "tokenizer.json").exists()
+    if kept:
+        tokenizer, where = data.load_tokenizer(folder), folder
+    elif config.tokenizer:
+        tokenizer, where = data.load_tokenizer(config.tokenizer), config.tokenizer
+    else:
+        tokenizer, where = _train_tokenizer(config, model.vocab_size), "the sources' BPE"
+    if tokenizer.get_vocab_size() > model.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {where} has {tokenizer.get_vocab_size()} tokens and model.vocab_size is "
+            f"{model.vocab_size}; name a smaller tokenizer or set --config.model.vocab_size"
+        )
+    return tokenizer
+
+
+def _train_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
+    print(f"tokenizer: training a byte-level BPE of {vocab_size} tokens", flush=True)
+    start = time.monotonic()
+    texts = itertools.chain.from_iterable(data.documents(open_source(source)) for source in config.sources)
+    seen = (text for text in texts if not data.is_held_out(text, config.held_out_fraction))
+    tokenizer = data.train_bpe(seen, vocab_size)
+    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens in {time.monotonic() - start:.1f} s", flush=True)
+    return tokenizer

@@ -1,0 +1,59 @@
+"""The programs of a run, compiled ahead of its first step, and where compiled programs are kept."""
+
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from ling_jax import data, model
+from ling_jax import spec as specs
+from ling_jax.parallel.sharding import batch_sharding
+from ling_jax.train.config import PretrainConfig
+from ling_jax.train.state import TrainState, create_state
+from ling_jax.train.step import make_eval_step, make_train_step
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next start: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
+
+
+def new_state(config: PretrainConfig, optimizer, abstract: TrainState) -> TrainState:
+    """The random state before step 0, made where it will lie."""
+    trainable = specs.trainable(model.model_spec(config.model))
+    create = lambda key: create_state(model.init(key, config.model), optimizer, trainable)  # noqa: E731
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(create, out_shardings=shardings)(jax.random.key(config.train.seed))
+
+
+def _abstract_batch(config: PretrainConfig, mesh, rows: int):
+    shape = (rows, config.data.sequence_length)
+    row = data.empty_row(1, 0)
+    return {name: jax.ShapeDtypeStruct(shape, x.dtype, sharding=batch_sharding(mesh)) for name, x in row.items()}
+
+
+def compile_train_step(config: PretrainConfig, optimizer, abstract: TrainState, mesh):
+    """`step(state, batch) -> (state, metrics)` as a program; the state given to it is used up."""
+    train = config.train
+    step = make_train_step(
+        config.model, optimizer, microbatches=train.microbatches, router_bias_rate=train.router_bias_rate
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    begun = time.perf_counter()
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        compiled = jitted.lower(abstract, _abstract_batch(config, mesh, train.batch_size)).compile()
+    memory = compiled.memory_analysis()
+    scratch = f", {memory.temp_size_in_bytes / 1e9:.2f} GB of scratch memory" if memory else ""
+    print(f"compiled the training step in {time.perf_counter() - begun:.1f} s{scratch}", flush=True)
+    return compiled
+
+
+def compile_eval_step(config: PretrainConfig, abstract: TrainState, mesh):
+    """`step(params, batch) -> LossSums` as a program, of a microbatch's rows."""
+    batch = _abstract_batch(config, mesh, config.train.batch_size // config.train.microbatches)
+    with jax.set_mesh(mesh):
+        return jax.jit(make_eval_step(config.model)).lower(abstract.params, batch).compile()

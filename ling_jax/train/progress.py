@@ -1,0 +1,142 @@
+"""What a run tells while it runs: a report at its start, a line of progress every few steps, a line of JSON a step."""
+
+import collections
+import datetime
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from ling_jax import spec as specs
+from ling_jax.config import ModelConfig
+from ling_jax.model import layer_plan, model_spec
+from ling_jax.train.config import PretrainConfig
+from ling_jax.train.corpus import Corpus
+from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
+from ling_jax.train.state import TrainState
+
+IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
+
+
+def start_report(config: PretrainConfig, state: TrainState, mesh, corpus: Corpus, workdir, start: int) -> str:
+    """What is about to run, of what size, on what, and where its files go. `state` may be abstract."""
+    model, train = config.model, config.train
+    batch_tokens = train.batch_size * config.data.sequence_length
+    groups: dict[str, int] = collections.Counter()
+    for name, leaf in specs.named_leaves(model_spec(model)).items():
+        groups[parameter_group(name)] += int(np.prod(leaf.shape))
+    sizes = ", ".join(f"{group} {_short(size)}" for group, size in sorted(groups.items(), key=lambda item: -item[1]))
+    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})"
+    shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    flops = flops_per_token(model, config.data.sequence_length)
+    epochs = train.steps * train.batch_size / corpus.train_rows
+    lines = {
+        "model": f"{_short(sum(groups.values()))} parameters ({_short(matmul_parameters(model))} multiply a token)",
+        "layers": _layers(model),
+        "groups": sizes,
+        "memory": f"{_bytes(state.params)} parameters + {_bytes(state.opt_state)} optimizer on each device",
+        "compute": f"{flops / 1e6:.1f} MFLOP a token, {flops * batch_tokens / 1e9:.1f} GFLOP a step",
+        "devices": f"{devices}; mesh {shape}",
+        "data": f"{_short(corpus.train_tokens)} tokens in {corpus.train_rows} rows of {config.data.sequence_length}",
+        "run": f"steps {start} to {train.steps} of {batch_tokens} tokens: {epochs:.2f} epochs in all",
+        "files": f"{workdir}: config.json, metrics.jsonl, tensorboard/, checkpoints/, tokenizer/",
+        "compiled programs": jax.config.jax_compilation_cache_dir or "not kept",
+    }
+    return "\n".join(f"{name:>17}  {text}" for name, text in lines.items())
+
+
+def _layers(model: ModelConfig) -> str:
+    segments = []
+    for segment in layer_plan(model):
+        runs = " + ".join(f"{run.count} {run.kind.mixer}-{run.kind.ffn}" for run in segment.runs)
+        segments.append(f"{segment.repeats} x ({runs})" if segment.repeats > 1 else runs)
+    return ", then ".join(segments) + (f"; MTP depth {model.mtp_depth}" if model.mtp_depth else "")
+
+
+def _bytes(tree) -> str:
+    """Of one device's part of a tree."""
+    leaves = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    total = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in leaves)
+    return f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
+
+
+def _short(count: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return str(int(count))
+
+
+class ProgressLog:
+    """Takes each step's metrics while they are still being computed, and reads them `IN_FLIGHT` steps later.
+
+    So the device never waits for the host. Lines of metrics.jsonl are written every `log_every` steps and by `flush`.
+    """
+
+    def __init__(self, config: PretrainConfig, writer: MetricsWriter, *, bad_steps: int, peak: float):
+        self._config, self._writer, self._peak = config, writer, peak
+        self._flops = flops_per_token(config.model, config.data.sequence_length)
+        self._running: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
+        self._lines: list[dict[str, Any]] = []
+        self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
+        self.bad_steps = bad_steps
+
+    def add(self, step: int, metrics: dict[str, Any]) -> None:
+        self._running.append((step, metrics))
+        if len(self._running) > IN_FLIGHT:
+            self._read_one()
+
+    def flush(self, **measured: float) -> dict[str, Any]:
+        """Waits for all steps and writes their lines; `measured` goes into the last one, which is returned."""
+        while self._running:
+            self._read_one()
+        if self._lines:
+            self._lines[-1] |= measured
+        last = self._lines[-1] if self._lines else {}
+        self._write(self._lines)
+        return last
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last step (an evaluation, a save) out of the speed."""
+        self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
+
+    def _read_one(self) -> None:
+        step, metrics = self._running.popleft()
+        line = to_line(step, jax.device_get(metrics))
+        self._lines.append(line)
+        self._window_tokens += line["tokens"]
+        self._window_steps += 1
+        if line["bad"]:
+            self.bad_steps += 1
+            _print_bad(line, self._config)
+        if (step + 1) % self._config.train.log_every == 0:
+            seconds = time.perf_counter() - self._window_start
+            speed = self._window_tokens / seconds
+            line |= {"tokens_per_second": speed, "mfu": speed * self._flops / self._peak}
+            _print_progress(line, self._config.train.steps, seconds / self._window_steps)
+            self._write(self._lines[:-1])  # the last waits for what may still be measured after its step
+            self.restart_clock()
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        self._writer.write(lines)
+        self._lines = self._lines[len(lines) :]
+
+
+def _print_progress(line: dict[str, Any], steps: int, seconds_per_step: float) -> None:
+    shown = {"loss": "main_loss", "grad_norm": "grad_norm", "load_max/mean": "load_max_over_mean", "drops": "drops"}
+    values = " ".join(f"{name}={_round(line[key])}" for name, key in shown.items() if key in line)
+    eta = datetime.timedelta(seconds=round((steps - line["step"] - 1) * seconds_per_step))
+    speed = f"tokens/s={line['tokens_per_second']:.0f} mfu={line['mfu']:.1%}"
+    print(f"step={line['step'] + 1}/{steps} {values} {speed} eta={eta}", flush=True)
+
+
+def _round(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_bad(line: dict[str, Any], config: PretrainConfig) -> None:
+    size = config.train.batch_size
+    rows = f"rows {line['step'] * size} to {(line['step'] + 1) * size - 1} of the mixture with data.seed"
+    found = f"loss={line['loss']} grad_norm={line['grad_norm']}"
+    print(f"bad step={line['step']} {found}: not applied; its batch is {rows} {config.data.seed}", flush=True)
