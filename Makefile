@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install test test-slow lint format lock clean
+.PHONY: install demo test test-slow lint format lock clean
 
 install: .venv/.installed
 
@@ -13,6 +13,9 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
+
+demo: install
+	$(BIN)/python -m launch.demo
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from ling_jax.config import nearest
@@ -24,7 +24,6 @@ def define_config() -> flags.FlagHolder:
 
 def run_program(main: Callable[[], None]) -> None:
     """Runs a program whose `main` takes no arguments. Libraries' own progress shows with `--verbosity=0`."""
-    flags.set_default(flags.FLAGS["verbosity"], -1)
     app.run(lambda argv: main(), flags_parser=_parse)
 
 
@@ -49,6 +48,8 @@ def _parse(argv: list[str]) -> list[str]:
         left = flags.FLAGS(argv)
         if len(left) > 1:
             raise flags.Error(f"{left[1]!r} is no flag; write --name=value")
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = logging.WARNING  # set, or absl makes it INFO
         return left
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         _fail(error)

@@ -160,9 +160,9 @@ def _ling_flash(**fields) -> ModelConfig:
 def _tiny(**fields) -> ModelConfig:
     """Eight layers that learn on a laptop; the shape of `make demo`."""
     sizes = dict(
-        vocab_size=1024, hidden_size=128, num_layers=8, num_heads=4, head_dim=32, num_norm_groups=4, rotary_dim=16,
+        vocab_size=512, hidden_size=128, num_layers=8, num_heads=4, head_dim=32, num_norm_groups=4, rotary_dim=16,
         ffn_size=256, first_dense_layers=1, num_experts=8, top_k=2, num_expert_groups=2, top_groups=1,
-        expert_ffn_size=128, shared_ffn_size=128, max_length=4096, init_std=0.02, compute_dtype="float32",
+        expert_ffn_size=64, shared_ffn_size=64, max_length=4096, init_std=0.02, compute_dtype="float32",
         remat="none", rope_theta=10000.0, loss_chunk=64, lightning_chunk=64,
     )  # fmt: skip
     return ModelConfig(**(sizes | fields))

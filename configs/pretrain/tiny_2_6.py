@@ -10,7 +10,7 @@ from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, Pretr
 def get_config():
     return to_config_dict(
         PretrainConfig(
-            model=model_config("tiny-2.6", vocab_size=512),
+            model=model_config("tiny-2.6"),
             data=DataConfig(sources=(Source(kind="python"),), sequence_length=256, held_out_fraction=0.05),
             optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=20),
             train=LoopConfig(steps=1000, batch_size=8, eval_every=200),

@@ -15,7 +15,7 @@ from ling_jax.model import model_spec
 def open_manager(folder, *, keep: int) -> ocp.CheckpointManager:
     """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(epath.Path(folder), options=options)
+    return ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)  # it takes no relative path
 
 
 def save(manager: ocp.CheckpointManager, step: int, state, model: ModelConfig) -> None:
@@ -36,8 +36,8 @@ def load_params(folder, step: int | None = None) -> tuple[Any, ModelConfig]:
 
     Raises FileNotFoundError where there is none.
     """
-    folder = epath.Path(folder)
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    folder = epath.Path(folder).resolve()
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")

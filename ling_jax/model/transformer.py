@@ -136,7 +136,8 @@ def hidden_states(params: Params, tokens, sequence: Sequence, config: ModelConfi
     """(hidden after the final norm [B, T, D], that of each MTP depth, routers): all that the LM head reads."""
 
     def embed(tokens_BT):
-        return constrain(params["embed"].astype(config.compute_dtype)[tokens_BT], ("batch", None, None))
+        table = jnp.asarray(params["embed"], config.compute_dtype)  # of numpy where it comes from a file
+        return constrain(table[tokens_BT], ("batch", None, None))
 
     x_BTD, routers = run_segments(params["segments"], embed(jnp.asarray(tokens)), sequence, config)
     hidden_BTD = rms_norm(x_BTD, params["final_norm"], config.norm_eps)

@@ -211,5 +211,7 @@ def differences(old: Any, new: Any) -> list[str]:
     """Fields of two configs that differ and may not on resumption, a line each."""
     old, new = flatten(old), flatten(new)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    fixed = [key for key in changed if not any(key == free or key.startswith(free + ".") for free in RESUMABLE)]
+    # A cosine ends at train.steps: with another end, every learning rate is another.
+    may_differ = [name for name in RESUMABLE if (name, new["optimizer.schedule"]) != ("train.steps", "cosine")]
+    fixed = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in may_differ)]
     return [f"{key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now" for key in fixed]

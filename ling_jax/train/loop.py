@@ -91,10 +91,11 @@ def train(run: Run, *, profile: bool = False) -> dict:
         if start >= config.train.steps:
             print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
             return {}
+        peak = run.mesh.size * peak_flops()  # measured where it is not known, so before the machine is busy
         train_step = compiler.submit(compile_train_step, config, run.optimizer, run.abstract, run.mesh)
         eval_step = compiler.submit(compile_eval_step, config, run.abstract, run.mesh)
         state = orbax.restore(manager, run.abstract) if start else new_state(config, run.optimizer, run.abstract)
-        return _Loop(run, manager, train_step.result(), eval_step, stopped).steps(state, start, profile=profile)
+        return _Loop(run, manager, train_step.result(), eval_step, stopped, peak).steps(state, start, profile=profile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,25 +105,25 @@ class _Loop:
     train_step: Callable
     eval_step: concurrent.futures.Future
     stopped: list[int]  # signals
+    peak: float  # FLOP/s of all devices
 
     def steps(self, state: TrainState, start: int, *, profile: bool) -> dict:
         train, hosts = self.run.config.train, dict(host=jax.process_index(), num_hosts=jax.process_count())
         writer = MetricsWriter(self.run.workdir, first_step=start)
-        log = ProgressLog(
-            self.run.config, writer, bad_steps=int(state.bad_steps), peak=peak_flops() * self.run.mesh.size
-        )
+        log = ProgressLog(self.run.config, writer, bad_steps=int(state.bad_steps), peak=self.peak)
         self._check_bad_steps(log, start)
-        profiled = max(train.profile_step, start) if train.profile_step else start + PROFILE_AFTER
+        first = max(start, min(train.profile_step or start + PROFILE_AFTER, train.steps - 1))
+        traced = range(first, min(first + PROFILED_STEPS, train.steps)) if profile else range(0)
         line = {}
         with contextlib.closing(writer):
             batches = data.batches(
                 self.run.corpus.train, batch_size=train.batch_size, start_step=start, stop_step=train.steps, **hosts
             )
             for step, batch in batches:
-                if profile and step == profiled:
+                if traced and step == traced[0]:
                     jax.profiler.start_trace(str(self.run.workdir / "profile"))
                 state, metrics = self.train_step(state, self._on_devices(batch))
-                if profile and step in (profiled + PROFILED_STEPS - 1, train.steps - 1):
+                if traced and step == traced[-1]:
                     self._end_trace(metrics)
                 log.add(step, metrics)
                 stop = self.stopped[0] if self.stopped else None  # read once: it may come at any moment

@@ -103,7 +103,7 @@ class ProgressLog:
 
     def _read_one(self) -> None:
         step, metrics = self._running.popleft()
-        line = to_line(step, jax.device_get(metrics))
+        line = to_line(step, jax.device_get(metrics)) | {"time": time.time()}
         self._lines.append(line)
         self._window_tokens += line["tokens"]
         self._window_steps += 1

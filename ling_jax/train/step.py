@@ -42,7 +42,7 @@ def make_train_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)
             params = specs.combine(optax.apply_updates(trained, updates), frozen)
             params = update_expert_bias(params, loads, router_bias_rate)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         state = TrainState(

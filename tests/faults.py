@@ -1,0 +1,118 @@
+"""Kills a program at random moments, starts it again, and compares where it ends with a run that was left alone.
+
+    python -m tests.faults --kills=20 --seed=0 -- python -m launch.pretrain --config=FILE --workdir={workdir}
+
+The program must go on when started again, and write metrics.jsonl and checkpoints/ into its `{workdir}`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ling_jax.spec import named_leaves
+
+MEASURED = ("time", "tokens_per_second", "mfu")  # what depends on the clock and not on the data
+ROOT = Path(__file__).parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    seconds: float  # after the start
+    last_line: str  # of the program's output: what it was doing
+
+
+def run_with_kills(command: list[str], *, kills: int, longest: float, seed: int, log: Path, number=signal.SIGKILL):
+    """Starts `command`, kills it after a uniformly random time up to `longest` seconds, and so on; then lets it end.
+
+    Returns the kills that hit a living program, and raises RuntimeError where the program fails by itself.
+    """
+    rng, hits = random.Random(seed), []
+    for _ in range(kills):
+        seconds = rng.uniform(0, longest)
+        if (code := _run(command, log, seconds, number)) is None:
+            hits.append(Kill(seconds, _last_line(log)))
+        elif code == 0:
+            break
+        else:
+            raise RuntimeError(f"{command} failed with {code}:\n{log.read_text()[-3000:]}")
+    if (code := _run(command, log, None, number)) != 0:
+        raise RuntimeError(f"{command} failed with {code}:\n{log.read_text()[-3000:]}")
+    return hits
+
+
+def _run(command: list[str], log: Path, seconds: float | None, number: int) -> int | None:
+    """The exit code, or None where the program was ended by `number` after so many seconds."""
+    with log.open("w") as out:
+        # A group of its own: the program's children die with it.
+        program = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, start_new_session=True)
+        try:
+            return program.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(program.pid, number)
+            program.wait()
+            return None
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text().splitlines() or ["nothing yet"])[-1][:100]
+
+
+def metrics_of(workdir: Path) -> list[dict]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint by path."""
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return {name: np.asarray(x) for name, x in named_leaves(checkpointer.restore(newest / "state")).items()}
+
+
+def assert_same_end(alone: Path, killed: Path) -> None:
+    """Every step once, every metric and every bit of the state equal."""
+    wanted, found = metrics_of(alone), metrics_of(killed)
+    assert [line["step"] for line in found] == list(range(len(wanted))), "a step is lost or repeated"
+    for expected, line in zip(wanted, found, strict=True):
+        assert line == expected, f"step {line['step']} differs"
+    wanted, found = final_state(alone), final_state(killed)
+    assert wanted.keys() == found.keys()
+    for name, array in wanted.items():
+        assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), f"{name} differs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--longest", type=float, help="seconds; by default what the run takes when left alone")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("command", nargs="+")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    alone, killed = ([part.format(workdir=folder / name) for part in options.command] for name in ("alone", "killed"))
+    start = time.monotonic()
+    run_with_kills(alone, kills=0, longest=0, seed=0, log=folder / "alone.log")
+    longest = options.longest or time.monotonic() - start
+    print(f"alone: {time.monotonic() - start:.0f} s; files in {folder}", flush=True)
+    hits = run_with_kills(killed, kills=options.kills, longest=longest, seed=options.seed, log=folder / "killed.log")
+    for kill in hits:
+        print(f"killed after {kill.seconds:5.1f} s at: {kill.last_line}")
+    assert_same_end(folder / "alone", folder / "killed")
+    steps = len(metrics_of(folder / "alone"))
+    print(f"{len(hits)} kills: {steps} steps, each once; metrics, parameters and optimizer bit-equal")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

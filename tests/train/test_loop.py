@@ -1,0 +1,164 @@
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from ling_jax import data
+from ling_jax.checkpoint import orbax
+from ling_jax.train.config import Source, differences
+from ling_jax.train.loop import TooManyBadSteps, prepare, train
+from tests.faults import final_state, metrics_of
+from tests.small_run import small_config, write_corpus
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """One folder of compiled programs for all tests here."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """(workdir, last line) of a run in one go."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train(prepare(small_config(corpus), workdir))
+
+
+def test_a_run_leaves_what_its_report_names(whole):
+    workdir, last = whole
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(12))
+    assert [line["step"] for line in lines if "held_out_loss" in line] == [4, 9, 11]
+    assert last == lines[-1] and lines[-1]["held_out_loss"] < lines[0]["main_loss"]
+    assert all(line["drops"] == 0 and line["tokens_per_second"] > 0 for line in lines if "mfu" in line)
+    assert {"grad_norm/lightning", "update_norm/experts", "load_max_over_mean", "mtp_loss_0"} <= lines[0].keys()
+    assert sorted(folder.name for folder in (workdir / "checkpoints").iterdir()) == ["12", "9"]  # `keep` is 2
+    assert any((workdir / "tensorboard").iterdir())
+    params, config = orbax.load_params(workdir / "checkpoints")
+    assert config == small_config("anywhere").model
+    assert data.load_tokenizer(workdir / "tokenizer").get_vocab_size() <= config.vocab_size == params["embed"].shape[0]
+
+
+def test_resume_is_bit_exact(whole, corpus, tmp_path):
+    for steps in (2, 7, 12):
+        train(prepare(small_config(corpus, steps=steps, eval_every=1), tmp_path))
+    evaluated = {line["step"]: line["held_out_loss"] for line in metrics_of(tmp_path)}
+    wanted = {line["step"]: line["held_out_loss"] for line in metrics_of(whole[0]) if "held_out_loss" in line}
+    assert wanted == {step: evaluated[step] for step in wanted}
+    wanted, found = final_state(whole[0]), final_state(tmp_path)
+    assert {name: x.tobytes() for name, x in wanted.items()} == {name: x.tobytes() for name, x in found.items()}
+
+
+def test_a_finished_run_does_nothing_more(whole, corpus, capsys):
+    assert train(prepare(small_config(corpus), whole[0])) == {}
+    assert "raise train.steps" in capsys.readouterr().out
+
+
+def test_the_report_names_sizes_and_places(whole, corpus, capsys):
+    train(prepare(small_config(corpus), whole[0]))
+    out = capsys.readouterr().out
+    for text in (
+        "parameters",
+        "optimizer on each device",
+        "FLOP a token",
+        "mesh data=1",
+        "checkpoints/",
+        str(whole[0]),
+    ):
+        assert text in out
+
+
+def test_another_run_in_the_workdir_is_named_field_by_field(whole, corpus):
+    config = small_config(corpus, seed=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=32))
+    with pytest.raises(ValueError, match="holds another run") as error:
+        prepare(config, whole[0])
+    assert "model.hidden_size: 16 in the workdir, 32 now" in str(error.value)
+    assert "train.seed: 0 in the workdir, 1 now" in str(error.value)
+
+
+def test_logging_saving_and_length_may_change(whole, corpus):
+    prepare(small_config(corpus, log_every=5, save_every=9, keep=3, steps=12, eval_batches=1), whole[0])
+
+
+def test_a_cosine_keeps_its_end(corpus):
+    config = small_config(corpus)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule="cosine"))
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=13))
+    assert differences(config, longer) == ["train.steps: 12 in the workdir, 13 now"]
+
+
+def test_a_loss_that_is_not_finite_is_reported_and_ends_the_run(corpus, tmp_path, capsys):
+    config = small_config(corpus, max_bad_steps=3)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, peak_lr=1e30))
+    with pytest.raises(TooManyBadSteps, match=r"steps until step \d had a loss or gradient that is not finite"):
+        train(prepare(config, tmp_path))
+    out = capsys.readouterr().out
+    assert "bad step=1 loss=" in out and "grad_norm=nan: not applied" in out
+    assert "rows 4 to 7 of the mixture with data.seed 0" in out
+    bad = [line["step"] for line in metrics_of(tmp_path) if line["bad"]]
+    state = final_state(tmp_path)
+    assert state["bad_steps"] == len(bad) >= 3 and state["step"] == bad[-1] + 1
+    assert all((abs(x) < float("inf")).all() for x in state.values())
+    with pytest.raises(TooManyBadSteps):  # as long as the limit is what it is
+        train(prepare(config, tmp_path))
+
+
+def test_a_trace_shows_the_parts_of_the_model(corpus, tmp_path):
+    train(prepare(small_config(corpus, steps=6, profile_step=2), tmp_path), profile=True)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    content = trace.read_bytes()
+    for scope in (b"lightning", b"mla", b"router", b"experts", b"mtp_0", b"loss", b"optimizer"):
+        assert scope in content, scope
+
+
+def test_two_sources_are_mixed_and_both_held_out(corpus, tmp_path):
+    (tmp_path / "other.jsonl").write_text("\n".join(json.dumps({"text": f"document {i} " * 20}) for i in range(20)))
+    config = small_config(corpus, steps=2)
+    sources = (*config.data.sources, Source(kind="jsonl", path=str(tmp_path / "other.jsonl"), weight=3.0))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
+    run = prepare(config, tmp_path / "run")
+    assert len(run.corpus.held_out) == 2
+    assert train(run)["held_out_loss"] > 0
+
+
+def with_data(config, **fields):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+
+
+BAD = {
+    "an empty corpus": (lambda c, d: with_data(c, sources=(Source(kind="text", path=str(d)),)), "empty corpus"),
+    "no such path": (lambda c, d: with_data(c, sources=(Source(kind="text", path=f"{d}/x"),)), "does not exist"),
+    "no such tokenizer": (lambda c, d: with_data(c, tokenizer=f"{d}/x"), "does not exist; name a tokenizer.json"),
+    "a mesh of more devices": (
+        lambda c, d: dataclasses.replace(c, mesh=dataclasses.replace(c.mesh, data=1, fsdp=64)),
+        "does not fill",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_ends_before_anything_is_written(name, corpus, tmp_path):
+    change, message = BAD[name]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare(change(small_config(corpus), tmp_path / "folder"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(corpus, tmp_path):
+    data.save_tokenizer(data.train_bpe([*dir(str), *dir(dataclasses)], 310), tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"has 310 tokens and model\.vocab_size is 300"):
+        prepare(with_data(small_config(corpus), tokenizer=str(tmp_path / "tokenizer")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
