@@ -27,14 +27,14 @@ def tiny_config(family: str = "2.6", **fields) -> ModelConfig:
     return model_config("tiny-2.6", **fields)
 
 
-def random_params(config: ModelConfig, seed: int = 0, dtype="float64"):
+def random_params(config: ModelConfig, seed: int = 0, dtype="float64", std: float = 0.3):
     """Weights of which none is 0 or 1, so that a part left out or taken twice shows."""
     rng = np.random.default_rng(seed)
 
     def leaf(declared):
         if declared.init is spec.ones:
             return rng.uniform(0.5, 1.5, declared.shape).astype(dtype)
-        return rng.normal(0, 0.1 if declared.init is spec.zeros else 0.3, declared.shape).astype(dtype)
+        return rng.normal(0, 0.1 if declared.init is spec.zeros else std, declared.shape).astype(dtype)
 
     return spec.tree_map(leaf, model.model_spec(config))
 

@@ -5,9 +5,12 @@ GQA, K key dim, V value dim, W vocabulary, R latent rank, E experts, k chosen ex
 L layers.
 """
 
+from ling_jax.model.cache import Cache as Cache
+from ling_jax.model.cache import init_cache as init_cache
 from ling_jax.model.layers import layer_plan as layer_plan
 from ling_jax.model.transformer import ForwardOutput as ForwardOutput
 from ling_jax.model.transformer import forward as forward
 from ling_jax.model.transformer import init as init
 from ling_jax.model.transformer import loss as loss
 from ling_jax.model.transformer import model_spec as model_spec
+from ling_jax.model.transformer import read as read

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.attention import softmax_attention
+from ling_jax.model.attention import cached_attention, softmax_attention
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rotate_half
 from ling_jax.spec import Leaf, Spec, normal, ones, zeros
@@ -58,8 +58,13 @@ def project_out(params, o_BTHV):
     return y_BTD + params["out_bias"].astype(o_BTHV.dtype) if "out_bias" in params else y_BTD
 
 
-def gqa(params, x_BTD, sequence, log_decay_H, config: ModelConfig):
-    """Softmax attention with `num_kv_heads` key/value heads; x is the layer's normed input."""
+def gqa(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
+    """(softmax attention with `num_kv_heads` key/value heads, what the cache gets); x is the layer's normed input."""
     del log_decay_H
     q_BTHK, k_BTGK, v_BTGV = project_qkv(params, x_BTD, sequence.rope, config)
-    return project_out(params, softmax_attention(q_BTHK, k_BTGK, v_BTGV, sequence.docs, config.head_dim**-0.5))
+    scale = config.head_dim**-0.5
+    if sequence.cached is None:
+        o_BTHV = softmax_attention(q_BTHK, k_BTGK, v_BTGV, sequence.docs, scale)
+    else:
+        o_BTHV = cached_attention(q_BTHK, k_BTGK, v_BTGV, cache["key"], cache["value"], sequence, scale)
+    return project_out(params, o_BTHV), {"key": k_BTGK, "value": v_BTGV}

@@ -49,6 +49,7 @@ class Sequence(NamedTuple):
 
     docs: jax.Array | None  # [B, T] document numbers, 0 padding; None: each row is one document
     live: jax.Array  # [B, T] bool, no padding
+    cached: jax.Array | None  # [B] tokens before these that softmax layers attend to; None: there are none
     rope: Any  # (cos, sin) of Lightning and GQA heads
     latent_rope: Any  # (cos, sin) of MLA's rope dims
 
@@ -96,16 +97,17 @@ def segments_spec(config: ModelConfig) -> Spec:
     }
 
 
-def layer(params: Params, x_BTD, log_decay_H, sequence: Sequence, config: ModelConfig, kind: Kind):
-    """(x + mixer(norm(x)), then + ffn(norm(x)); Router or None)."""
+def layer(params: Params, x_BTD, log_decay_H, cache, sequence: Sequence, config: ModelConfig, kind: Kind):
+    """(x + mixer(norm(x)), then + ffn(norm(x)); Router or None; what the layer's cache gets)."""
     mixer, ffn = MIXERS[kind.mixer][1], FFNS[kind.ffn][1]
     with jax.named_scope(kind.mixer):
         normed = rms_norm(x_BTD, params["mixer_norm"], config.norm_eps)
-        x_BTD = x_BTD + mixer(params["mixer"], normed, sequence, log_decay_H, config)
+        y_BTD, update = mixer(params["mixer"], normed, sequence, log_decay_H, cache, config)
+        x_BTD = x_BTD + y_BTD
     with jax.named_scope(kind.ffn):
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
         y_BTD, router = ffn(params["ffn"], normed, sequence.live, config)
-    return x_BTD + checkpoint_name(y_BTD, "ffn_out"), router
+    return x_BTD + checkpoint_name(y_BTD, "ffn_out"), router, update
 
 
 def remat(function, config: ModelConfig, *, scanned: bool):
@@ -121,32 +123,39 @@ def remat(function, config: ModelConfig, *, scanned: bool):
     return jax.checkpoint(function, policy=policies[config.remat], prevent_cse=not scanned)
 
 
-def run_segments(params: Params, x_BTD, sequence: Sequence, config: ModelConfig):
-    """(x after all layers, {segment: {run: Router stacked [repeats, count, …] or None}})."""
-    routers, decays, numbers = {}, log_decays(config), layer_numbers(config)
+def run_segments(params: Params, x_BTD, sequence: Sequence, config: ModelConfig, cache=None):
+    """(x after all layers, {segment: {run: Router stacked [repeats, count, …] or None}}, updates of the cache).
+
+    `cache` and its updates are {segment: {run: leaves stacked [repeats, count, …]}}; without one there are none.
+    """
+    routers, updates, decays, numbers = {}, {}, log_decays(config), layer_numbers(config)
     for index, segment in enumerate(layer_plan(config)):
         log_decay = {name: decays[numbers[str(index), name]] for name, _ in segment.named_runs()}
-        group = _group_function(segment, sequence, config)
-        x_BTD, routers[str(index)] = _scan(group, x_BTD, (params[str(index)], log_decay), segment.repeats, config)
-    return x_BTD, routers
+        group = _group_function(segment, sequence, config, keeps_updates=cache is not None)
+        cached = {name: None for name, _ in segment.named_runs()} if cache is None else cache[str(index)]
+        inputs = (params[str(index)], log_decay, cached)
+        x_BTD, (routers[str(index)], updates[str(index)]) = _scan(group, x_BTD, inputs, segment.repeats, config)
+    return x_BTD, routers, updates
 
 
-def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig):
+def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig, *, keeps_updates: bool):
     def group(x_BTD, inputs):
-        params, log_decay = inputs
-        routers = {}
+        params, log_decay, cache = inputs
+        routers, updates = {}, {}
         for name, run in segment.named_runs():
-            body = _layer_function(run, sequence, config)
-            x_BTD, routers[name] = _scan(body, x_BTD, (params[name], log_decay[name]), run.count, config)
-        return x_BTD, routers
+            body = _layer_function(run, sequence, config, keeps_updates=keeps_updates)
+            of_run = (params[name], log_decay[name], cache[name])
+            x_BTD, (routers[name], updates[name]) = _scan(body, x_BTD, of_run, run.count, config)
+        return x_BTD, (routers, updates)
 
     return group
 
 
-def _layer_function(run: Run, sequence: Sequence, config: ModelConfig):
+def _layer_function(run: Run, sequence: Sequence, config: ModelConfig, *, keeps_updates: bool):
     def body(x_BTD, inputs):
-        params, log_decay_H = inputs
-        return layer(params, x_BTD, log_decay_H, sequence, config, run.kind)
+        params, log_decay_H, cache = inputs
+        x_BTD, router, update = layer(params, x_BTD, log_decay_H, cache, sequence, config, run.kind)
+        return x_BTD, (router, update if keeps_updates else None)
 
     return remat(body, config, scanned=_scanned(run.count, config))
 

@@ -42,13 +42,19 @@ def log_decays(config: ModelConfig) -> np.ndarray:
     return -factor[:, None] * base_slopes(config.num_heads)
 
 
-def lightning(params, x_BTD, sequence, log_decay_H, config: ModelConfig):
-    """Gated linear attention; x is the layer's normed input, which also makes the gate."""
+def lightning(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
+    """(gated linear attention, what the cache gets); x is the layer's normed input, which also makes the gate."""
     q_BTHK, k_BTHK, v_BTHV = project_qkv(params, x_BTD, sequence.rope, config)
-    o_BTHV, _ = lightning_attention(
-        q_BTHK, k_BTHK, v_BTHV, log_decay_H, segment_ids=sequence.docs, chunk_size=config.lightning_chunk
+    o_BTHV, state_BHKV = lightning_attention(
+        q_BTHK,
+        k_BTHK,
+        v_BTHV,
+        log_decay_H,
+        initial_state=None if cache is None else cache["state"],
+        segment_ids=sequence.docs,
+        chunk_size=config.lightning_chunk,
     )
-    return gated_output(params, o_BTHV, x_BTD, config)
+    return gated_output(params, o_BTHV, x_BTD, config), {"state": state_BHKV}
 
 
 def gated_output(params, o_BTHV, x_BTD, config: ModelConfig):

@@ -50,7 +50,7 @@ def mtp_hidden(params: Params, embed, hidden_BTD, tokens_BT, sequence: Sequence,
         previous = rms_norm(hidden_BTD, params["hidden_norm"], config.norm_eps)
         proj = params["proj"].astype(hidden_BTD.dtype)
         z_BTD = jnp.einsum("BTD,DM->BTM", embedded, proj[0]) + jnp.einsum("BTD,DM->BTM", previous, proj[1])
-        z_BTD, router = layer(params["layer"], z_BTD, None, sequence, config, Kind(config.softmax, "moe"))
+        z_BTD, router, _ = layer(params["layer"], z_BTD, None, None, sequence, config, Kind(config.softmax, "moe"))
         return rms_norm(z_BTD, params["final_norm"], config.norm_eps), router
 
     outputs, routers = [], []

@@ -1,5 +1,6 @@
 """The whole model: embedding, segments, head; forward and loss (docs/architecture.md)."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -9,6 +10,7 @@ import numpy as np
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
+from ling_jax.model.cache import Cache, extend, slots_of
 from ling_jax.model.layers import Sequence, layer_numbers, run_segments, segments_spec
 from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
 from ling_jax.model.moe import Router
@@ -25,6 +27,7 @@ class ForwardOutput:
     logits: jax.Array  # [B, T, W], at least float32
     mtp_logits: tuple[jax.Array, ...]  # one [B, T, W] a depth: of the tokens t + 2, t + 3, …
     router: Router | None  # stacked over MoE layers in order, MTP layers last
+    cache: Cache | None = None  # the given one with these tokens
 
 
 def model_spec(config: ModelConfig) -> Spec:
@@ -44,7 +47,9 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     return specs.init(key, model_spec(config))
 
 
-def forward(params: Params, tokens, config: ModelConfig, *, positions=None, segment_ids=None) -> ForwardOutput:
+def forward(
+    params: Params, tokens, config: ModelConfig, *, positions=None, segment_ids=None, cache: Cache | None = None
+) -> ForwardOutput:
     """Logits of every position.
 
     Args:
@@ -53,9 +58,16 @@ def forward(params: Params, tokens, config: ModelConfig, *, positions=None, segm
       positions: [B, T] integers for the rotary embedding; None counts from 0 in every document.
       segment_ids: [B, T] integers, 0 = padding; a document is a maximal run of equal non-zero ids, and none sees
         another. None: every row is one document.
+      cache: of `init_cache`, or of an earlier call: the tokens go on from what it holds, one or many at a time. Each
+        row is then one document, whose padding (segment id 0) may stand left or right; MTP is left out. What passes
+        the cache's end is lost: the caller counts.
 
     Raises ValueError for shapes that do not fit or rows longer than `config.max_length`.
     """
+    if cache is not None:
+        hidden_BTD, routers, cache = read(params, tokens, config, cache, positions=positions, segment_ids=segment_ids)
+        router = routers_by_layer({"segments": routers}, dataclasses.replace(config, mtp_depth=0))
+        return ForwardOutput(head_logits(params["head"], hidden_BTD), (), router, cache)
     sequence = make_sequence(tokens, config, positions, segment_ids)
     hidden_BTD, mtp_hidden_BTD, routers = hidden_states(params, tokens, sequence, config)
     return ForwardOutput(
@@ -63,6 +75,21 @@ def forward(params: Params, tokens, config: ModelConfig, *, positions=None, segm
         mtp_logits=tuple(head_logits(params["head"], hidden) for hidden in mtp_hidden_BTD),
         router=routers_by_layer(routers, config),
     )
+
+
+def read(params: Params, tokens, config: ModelConfig, cache: Cache, *, positions=None, segment_ids=None):
+    """(hidden states that the LM head takes [B, T, D], routers by segment, the cache with these tokens)."""
+    tokens = jnp.asarray(tokens)
+    if tokens.shape[1] > cache.room:
+        raise ValueError(f"tokens are {tokens.shape}; the cache has room for {cache.room} tokens a row")
+    live_BT = jnp.ones(tokens.shape, bool) if segment_ids is None else jnp.asarray(segment_ids) > 0
+    slots_BT = slots_of(cache, live_BT)
+    documents = None if segment_ids is None else live_BT.astype(jnp.int32)
+    positions = jnp.where(live_BT, slots_BT, 0) if positions is None else positions
+    sequence = make_sequence(tokens, config, positions, documents)
+    sequence = sequence._replace(cached=None if cache.empty else cache.length)
+    hidden_BTD, routers, updates = _trunk(params, tokens, sequence, config, cache.layers)
+    return hidden_BTD, routers, extend(cache, updates, slots_BT, live_BT)
 
 
 def loss(
@@ -118,6 +145,7 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
     return Sequence(
         docs=docs,
         live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
+        cached=None,
         rope=rope_table(positions, config.rotary_dim, config),
         latent_rope=rope_table(positions, config.rope_dim, config),
     )
@@ -135,17 +163,23 @@ def positions_in_documents(shape, docs_BT):
 def hidden_states(params: Params, tokens, sequence: Sequence, config: ModelConfig):
     """(hidden after the final norm [B, T, D], that of each MTP depth, routers): all that the LM head reads."""
 
-    def embed(tokens_BT):
-        table = jnp.asarray(params["embed"], config.compute_dtype)  # of numpy where it comes from a file
-        return constrain(table[tokens_BT], ("batch", None, None))
-
-    x_BTD, routers = run_segments(params["segments"], embed(jnp.asarray(tokens)), sequence, config)
-    hidden_BTD = rms_norm(x_BTD, params["final_norm"], config.norm_eps)
+    hidden_BTD, routers, _ = _trunk(params, tokens, sequence, config)
     routers = {"segments": routers}
     if not config.mtp_depth:
         return hidden_BTD, [], routers
+    embed = lambda tokens_BT: _embed(params, tokens_BT, config)  # noqa: E731
     outputs, routers["mtp"] = mtp_hidden(params["mtp"], embed, hidden_BTD, tokens, sequence, config)
     return hidden_BTD, outputs, routers
+
+
+def _trunk(params: Params, tokens, sequence: Sequence, config: ModelConfig, cache=None):
+    x_BTD, routers, updates = run_segments(params["segments"], _embed(params, tokens, config), sequence, config, cache)
+    return rms_norm(x_BTD, params["final_norm"], config.norm_eps), routers, updates
+
+
+def _embed(params: Params, tokens_BT, config: ModelConfig):
+    table = jnp.asarray(params["embed"], config.compute_dtype)  # of numpy where it comes from a file
+    return constrain(table[jnp.asarray(tokens_BT)], ("batch", None, None))
 
 
 def routers_in(routers) -> list[Router]:

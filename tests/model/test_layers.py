@@ -84,13 +84,13 @@ def test_stacked_groups_run_in_the_order_of_layers(x64):
     params, numbers, decays = random_params(config)["segments"], layer_numbers(config), log_decays(config)
     x_BTD = np.random.default_rng(1).normal(size=(1, 10, config.hidden_size))
     sequence = make_sequence(np.zeros((1, 10), int), config)
-    found, routers = quick_jit(lambda p, x: run_segments(p, x, sequence, config))(params, x_BTD)
-    wanted, step = x_BTD, quick_jit(layer, static_argnums=(4, 5))
+    found, routers, _ = quick_jit(lambda p, x: run_segments(p, x, sequence, config))(params, x_BTD)
+    wanted, step = x_BTD, quick_jit(layer, static_argnums=(5, 6))
     places = {array[r, c]: (*key, r, c) for key, array in numbers.items() for r, c in np.ndindex(array.shape)}
     for number in range(config.num_layers):
         segment, run, r, c = places[number]
         weights = jax.tree.map(lambda leaf, r=r, c=c: leaf[r, c], params[segment][run])
-        wanted, router = step(weights, wanted, decays[number], sequence, config, layer_kind(config, number))
+        wanted, router, _ = step(weights, wanted, decays[number], None, sequence, config, layer_kind(config, number))
         np.testing.assert_array_equal(routers[segment][run].expert_index[r, c], router.expert_index)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)  # the same sums
 
