@@ -1,0 +1,194 @@
+"""Conversations: messages -> pieces of text -> tokens and a loss mask (docs/chat.md).
+
+A conversation is a list of messages {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant's
+may have "reasoning" and "tool_calls" [{"name", "arguments"}].
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from ling_jax.config import nearest
+from ling_jax.data.tokenizer import encode_documents
+from ling_jax.data.tool_calls import END_THINK, THINK, TOOL_FORMATS, render_call
+
+ROLES = ("system", "user", "assistant", "tool")
+NAMES = {"system": "SYSTEM", "user": "HUMAN", "assistant": "ASSISTANT", "tool": "OBSERVATION"}
+END = "<|role_end|>"
+SWITCH = re.compile("detailed thinking (on|off)")
+TOOLS_BLOCK = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{schemas}
+</tools>
+
+If no function fits, or a required parameter is missing, say so instead of calling one.
+{format}
+"""
+CALL_FORMATS = {
+    "xml": """Write each call as the function's name and its arguments, a value that is no string as JSON:
+<tool_call>name
+<arg_key>key</arg_key>
+<arg_value>value</arg_value>
+</tool_call>""",
+    "json": """Write each call as a JSON object with its name and arguments:
+<tool_call>
+{"name": "name", "arguments": {"key": "value"}}
+</tool_call>""",
+}
+
+
+class Piece(NamedTuple):
+    """Text of one kind. What is not special is plain text, whatever it spells."""
+
+    text: str
+    special: bool = False
+    trained: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+    """The default template of Ling and Ring; each turn's pieces depend on the turns before it in nothing but order."""
+
+    thinking: bool = False
+    effort: str | None = None  # "high", "xhigh"; None: the model's default
+    tool_format: str = "xml"
+
+    def __post_init__(self):
+        if self.tool_format not in TOOL_FORMATS:
+            raise ValueError(f"tool_format is {self.tool_format!r}; it is one of {', '.join(TOOL_FORMATS)}")
+
+    def render(self, messages: Sequence[dict], *, tools: Sequence[dict] = (), prompt: bool = False) -> list[Piece]:
+        """Pieces of a conversation; `prompt` adds the words after which the assistant speaks."""
+        check_messages(messages)
+        system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
+        turns = [message for i, message in enumerate(messages) if i or message["role"] != "system"]
+        pieces = _turn("system", [Piece(self._system(system, tools))])
+        for i, message in enumerate(turns):
+            if message["role"] == "tool":
+                pieces += _tool_result(turns, i)
+            elif message["role"] == "assistant":
+                pieces += _role("assistant") + self._assistant(message)
+            else:
+                pieces += _turn(message["role"], [Piece(message["content"])])
+        return pieces + (_role("assistant") if prompt else [])
+
+    def _system(self, text: str, tools: Sequence[dict]) -> str:
+        parts = [text] if text else []
+        if tools:
+            schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+            parts.append(TOOLS_BLOCK.replace("{schemas}", schemas).replace("{format}", CALL_FORMATS[self.tool_format]))
+        if not SWITCH.search(text):
+            parts.append(f"detailed thinking {'on' if self.thinking else 'off'}")
+            parts += [f"thinking effort: {self.effort}"] if self.effort else []
+        return "\n".join(part.removesuffix("\n") for part in parts)
+
+    def _assistant(self, message: dict) -> list[Piece]:
+        reasoning, content = message.get("reasoning"), message["content"]
+        pieces = []
+        if reasoning is not None:
+            pieces = [Piece(THINK, True, True), Piece(reasoning, False, True), Piece(END_THINK, True, True)]
+        for call in message.get("tool_calls", ()):
+            content += ("\n" if content else "") + render_call(call, self.tool_format)
+        return [*pieces, Piece(content, False, True), Piece(END, True, True)]
+
+
+def _role(role: str) -> list[Piece]:
+    return [Piece("<role>", True), Piece(NAMES[role]), Piece("</role>", True)]
+
+
+def _turn(role: str, body: list[Piece]) -> list[Piece]:
+    return [*_role(role), *body, Piece(END, True)]
+
+
+def _tool_result(turns: Sequence[dict], i: int) -> list[Piece]:
+    """Neighbouring results share a turn: the first opens it, the last closes it."""
+    opens = i == 0 or turns[i - 1]["role"] != "tool"
+    closes = i + 1 == len(turns) or turns[i + 1]["role"] != "tool"
+    body = Piece(f"\n<tool_response>\n{turns[i]['content']}\n</tool_response>")
+    return (_role("tool") if opens else []) + [body] + ([Piece(END, True)] if closes else [])
+
+
+def encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
+    """(token ids, loss mask): 1 on what the assistant says, its end of turn included.
+
+    A special piece is its token where the tokenizer has it; everything else is encoded as plain text.
+    """
+    ids, mask = [], []
+    plain = [piece.text for piece in pieces if not _token(tokenizer, piece)]
+    encoded = iter(encode_documents(tokenizer, plain))
+    for piece in pieces:
+        token = _token(tokenizer, piece)
+        new = [token] if token is not None else next(encoded).tolist()
+        ids += new
+        mask += [int(piece.trained)] * len(new)
+    return ids, mask
+
+
+def _token(tokenizer: Tokenizer, piece: Piece) -> int | None:
+    return tokenizer.token_to_id(piece.text) if piece.special else None
+
+
+def first_rewrite(earlier: Sequence[int], later: Sequence[int]) -> int | None:
+    """Where the tokens of a longer conversation stop to begin with those of its start; None where history only grew."""
+    for i, token in enumerate(earlier):
+        if i >= len(later) or later[i] != token:
+            return i
+    return None
+
+
+def check_messages(messages: Any, where: str = "messages") -> None:
+    """Raises ValueError naming the message, the field, what was found and what was expected."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError(f"{where} is {messages!r}; expected a list of messages, at least one")
+    for i, message in enumerate(messages):
+        _check_message(message, f"{where}[{i}]", first=i == 0)
+
+
+def _check_message(message: Any, where: str, *, first: bool) -> None:
+    if not isinstance(message, dict):
+        raise ValueError(f"{where} is a {type(message).__name__}; expected a dict with role and content")
+    role = message.get("role")
+    if role not in ROLES:
+        raise ValueError(f"{where}.role is {role!r}{nearest(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
+    if role == "system" and not first:
+        raise ValueError(f"{where}.role is 'system'; only the first message may be")
+    known = ("role", "content", "reasoning", "tool_calls") if role == "assistant" else ("role", "content")
+    for key in message:
+        if key not in known:
+            raise ValueError(
+                f"{where}.{key} is unknown{nearest(key, known)}; a message of {role!r} has {', '.join(known)}"
+            )
+    for key in ("content", "reasoning"):
+        value = message.get(key)
+        if not isinstance(value, str) and (key == "content" or value is not None):
+            raise ValueError(f"{where}.{key} is {value!r}; expected text")
+    calls = message.get("tool_calls") or ()
+    for i, call in enumerate(calls):
+        good = isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
+        if not good:
+            raise ValueError(f"{where}.tool_calls[{i}] is {call!r}; expected {{'name': text, 'arguments': dict}}")
+
+
+def read_conversations(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Records {"messages", "tools"} of JSON lines, checked; errors name the file, the line and the field."""
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+            if not isinstance(record, dict) or "messages" not in record:
+                raise ValueError(f"{path}, line {number}: expected an object with a field 'messages'")
+            check_messages(record["messages"], f"{path}, line {number}: messages")
+            yield {"tools": (), **record}

@@ -1,0 +1,188 @@
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ling_jax.data.chat import ChatTemplate, Piece, check_messages, encode, first_rewrite, read_conversations
+from ling_jax.data.folder_template import FolderTemplate, load_template
+from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
+from ling_jax.data.tool_calls import parse, render_call
+
+TOKENIZER = train_bpe(["Be brief. What is the weather? detailed thinking off HUMAN SYSTEM ASSISTANT"] * 3, 330)
+SYSTEM = "<role>SYSTEM</role>detailed thinking off<|role_end|>"
+WEATHER = {"name": "get_weather", "arguments": {"days": 3}}
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+def user(content="Hi"):
+    return {"role": "user", "content": content}
+
+
+def assistant(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def rendered(messages, template=ChatTemplate(), **options):  # noqa: B008  frozen
+    return text(template.render(messages, **options))
+
+
+def test_the_documented_examples():
+    hi = "<role>HUMAN</role>Hi<|role_end|>"
+    assert rendered([user()], prompt=True) == SYSTEM + hi + "<role>ASSISTANT</role>"
+    messages = [{"role": "system", "content": "Be brief."}, user()]
+    wanted = "<role>SYSTEM</role>Be brief.\ndetailed thinking on<|role_end|>" + hi + "<role>ASSISTANT</role>"
+    assert rendered(messages, ChatTemplate(thinking=True), prompt=True) == wanted
+    wanted = SYSTEM + hi + "<role>ASSISTANT</role><think>2+2=4</think>4<|role_end|>"
+    assert rendered([user(), assistant("4", reasoning="2+2=4")]) == wanted
+    call = "\n<tool_call>get_weather\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call><|role_end|>"
+    messages = [user(), assistant("Let me check", tool_calls=[WEATHER])]
+    assert rendered(messages) == SYSTEM + hi + "<role>ASSISTANT</role>Let me check" + call
+    messages += [{"role": "tool", "content": "sunny"}, {"role": "tool", "content": "22"}]
+    results = "\n<tool_response>\nsunny\n</tool_response>\n<tool_response>\n22\n</tool_response><|role_end|>"
+    assert rendered(messages).endswith("<role>OBSERVATION</role>" + results)
+    effort = rendered([user()], ChatTemplate(thinking=True, effort="xhigh"))
+    assert effort.startswith("<role>SYSTEM</role>detailed thinking on\nthinking effort: xhigh<|role_end|>")
+
+
+def test_a_system_text_with_the_switch_gets_no_second_one():
+    messages = [{"role": "system", "content": "Think. detailed thinking on"}, user()]
+    assert rendered(messages).startswith("<role>SYSTEM</role>Think. detailed thinking on<|role_end|>")
+
+
+def test_tools_stand_one_a_line_in_the_system_turn():
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    for tool_format, shown in (("xml", "<arg_key>"), ("json", '"arguments"')):
+        system = rendered([user()], ChatTemplate(tool_format=tool_format), tools=tools).split("<|role_end|>")[0]
+        block = system.split("<tools>\n")[1].split("\n</tools>")[0]
+        assert [json.loads(line) for line in block.splitlines()] == tools
+        assert system.startswith("<role>SYSTEM</role># Tools\n") and system.endswith("\ndetailed thinking off")
+        assert shown in system
+
+
+def test_only_what_the_assistant_says_is_trained():
+    pieces = ChatTemplate().render([user(), assistant("4", reasoning="2+2"), user("ok")], prompt=True)
+    ids, mask = encode(TOKENIZER, pieces)
+    trained = [token for token, kept in zip(ids, mask, strict=True) if kept]
+    assert TOKENIZER.decode(trained, skip_special_tokens=False) == "<think>2+2</think>4<|role_end|>"
+    assert TOKENIZER.decode(ids, skip_special_tokens=False) == text(pieces)
+
+
+@given(st.lists(st.sampled_from([*SPECIAL_TOKENS, "a", " ", "\n"]), max_size=6).map("".join))
+def test_text_that_spells_a_special_token_stays_text(content):
+    special = set(range(len(SPECIAL_TOKENS)))
+    count = lambda content: sum(t in special for t in encode(TOKENIZER, ChatTemplate().render([user(content)]))[0])  # noqa: E731
+    assert count(content) == count("")
+
+
+SAFE = st.text(st.characters(codec="utf-8", exclude_characters="<>"), max_size=12)
+VALUE = st.one_of(SAFE, st.integers(), st.booleans(), st.none(), st.lists(st.integers(), max_size=3))
+NAME = st.from_regex("[a-z_]{1,8}", fullmatch=True)
+CALLS = st.lists(
+    st.fixed_dictionaries({"name": NAME, "arguments": st.dictionaries(NAME, VALUE, max_size=3)}), max_size=3
+)
+
+
+@given(content=SAFE.filter(lambda s: not s.startswith("\n")), calls=CALLS, tool_format=st.sampled_from(["xml", "json"]))
+def test_what_is_rendered_is_parsed_back(content, calls, tool_format):
+    answer = content + "".join("\n" + render_call(call, tool_format) for call in calls)
+    tools = [
+        {"function": {"name": call["name"], "parameters": {"properties": properties(call)}}} for call in calls[::-1]
+    ]
+    if tool_format == "xml" and len({call["name"] for call in calls}) < len(calls):
+        return  # one schema a name
+    parsed = parse(answer, tool_format=tool_format, tools=tools)
+    assert (parsed.content, list(parsed.tool_calls), parsed.errors) == (content, calls, ())
+
+
+def properties(call):
+    return {key: {"type": "string" if isinstance(value, str) else "any"} for key, value in call["arguments"].items()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "errors", "content"),
+    [
+        (
+            "before<tool_call>f\n<arg_key>k</arg_key>",
+            ("unclosed_tool_call",),
+            "before<tool_call>f\n<arg_key>k</arg_key>",
+        ),
+        ("<tool_call>f\nnonsense</tool_call>", ("malformed_tool_call",), "<tool_call>f\nnonsense</tool_call>"),
+        ("<think>on and on", ("unclosed_think",), ""),
+        ("open already</think>4", (), "4"),
+    ],
+)
+def test_what_cannot_be_read_is_text_and_a_named_error(answer, errors, content):
+    parsed = parse(answer)
+    assert (parsed.errors, parsed.content, parsed.tool_calls) == (errors, content, ())
+
+
+@given(st.text(), st.sampled_from(["xml", "json"]))
+def test_parsing_never_raises(answer, tool_format):
+    parse(answer, tool_format=tool_format)
+    parse(f"<tool_call>{answer}</tool_call>", tool_format=tool_format)
+
+
+def test_history_only_grows():
+    turns = [user(), assistant("a", reasoning="r"), user("more"), assistant("b")]
+    sizes = [encode(TOKENIZER, ChatTemplate().render(turns[:n]))[0] for n in range(1, 5)]
+    for earlier, later in itertools.pairwise(sizes):
+        assert first_rewrite(earlier, later) is None
+    assert first_rewrite([1, 2, 3], [1, 9, 3, 4]) == 1
+    assert first_rewrite([1, 2], [1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "at least one"),
+        ([{"role": "usr", "content": ""}], r"messages\[0\].role is 'usr', did you mean 'user'"),
+        ([user(), {"role": "system", "content": ""}], r"messages\[1\].role is 'system'; only the first"),
+        ([{"role": "user", "text": "x"}], r"messages\[0\].text is unknown"),
+        ([{"role": "user", "content": 3}], r"messages\[0\].content is 3; expected text"),
+        ([assistant("", tool_calls=[{"name": "f"}])], r"messages\[0\].tool_calls\[0\]"),
+    ],
+)
+def test_a_malformed_message_is_named(messages, message):
+    with pytest.raises(ValueError, match=message):
+        check_messages(messages)
+
+
+def test_a_malformed_record_is_named_by_line_and_field(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps({"messages": [user()]}) + "\n\n" + json.dumps({"messages": [{"role": "user"}]}))
+    with pytest.raises(ValueError, match=r"line 3: messages\[0\].content is None"):
+        list(read_conversations(path))
+
+
+TEMPLATE = """{% for m in messages %}{% if m.role == 'user' %}<role>HUMAN</role>{{ m.content }}<|role_end|>
+{% else %}<role>ASSISTANT</role>{{ m.content }}<|role_end|>{% endif %}{% endfor %}
+{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"""
+
+
+def test_a_folders_own_template_wins_and_masks_the_same_way(tmp_path):
+    assert load_template(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    pieces = load_template(tmp_path).render([user("say <role>"), assistant("yes"), user("b")], prompt=True)
+    ids, mask = encode(TOKENIZER, pieces)
+    trained = [token for token, kept in zip(ids, mask, strict=True) if kept]
+    assert TOKENIZER.decode(trained, skip_special_tokens=False) == "yes<|role_end|>"
+    assert "say <role></" not in text(pieces) and "say <role><|role_end|>" in text(pieces)
+    assert ids.count(TOKENIZER.token_to_id("<role>")) == 4
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{{ messages[0].nothing.here }}", "fails: UndefinedError"),
+        ("{{ raise_exception('no tools') }}", "fails: TemplateError: no tools"),
+        ("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", "rewrites history"),
+    ],
+)
+def test_a_template_that_fails_is_named(source, message):
+    with pytest.raises(ValueError, match=message):
+        FolderTemplate(source, "folder").render([user(), assistant("a"), user("b"), assistant("c")])
