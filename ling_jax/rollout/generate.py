@@ -69,7 +69,7 @@ class Generator:
         new tokens do not fit the model's context.
         """
         rows, results = len(prompts), [Sampled([], [], False) for _ in prompts]
-        room = self._check(prompts, max_new_tokens)
+        room = self.room_for(prompts, max_new_tokens)
         batch, length = bucket(rows, 1), bucket(max(map(len, prompts)), LEAST_BUCKET)
         tokens, live = np.zeros((batch, length), np.int32), np.zeros((batch, length), np.int32)
         for row, prompt in enumerate(prompts):
@@ -94,8 +94,8 @@ class Generator:
                 return result._replace(done=True)
         return result
 
-    def _check(self, prompts, max_new_tokens: int) -> int:
-        """Room that the rows need, as a bucket."""
+    def room_for(self, prompts, max_new_tokens: int) -> int:
+        """Slots of a cache for these prompts and what they may get; raises as `__call__`."""
         if not prompts or max_new_tokens < 1:
             raise ValueError(
                 f"{len(prompts)} prompts and max_new_tokens {max_new_tokens}; at least 1 of both is needed"

@@ -1,0 +1,132 @@
+"""Generates text.
+
+    python -m launch.generate --model=runs/demo/pretrain --prompt="def "
+    python -m launch.generate --model=runs/demo/hf --prompts=prompts.jsonl --out=answers.jsonl --temperature=0
+    python -m launch.generate --model=FOLDER --chat
+
+`--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--prompts` is a file of JSON lines
+{"prompt": text} or {"messages": [...]}; `--out` gets a line for each: the record with text, tokens, logps and ended.
+`--chat` reads a user's lines from standard input.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch.flags import run_program, usage_errors
+from ling_jax.data.chat import check_messages, encode
+from ling_jax.data.tokenizer import encode_documents, replacing
+from ling_jax.rollout import Generator
+from ling_jax.rollout.load import Loaded, load_model
+from ling_jax.rollout.text import Completion, complete
+
+MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
+STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
+PROMPT = flags.DEFINE_string("prompt", None, "text to go on from")
+PROMPTS = flags.DEFINE_string("prompts", None, "a file of JSON lines with `prompt` or `messages`")
+CHAT = flags.DEFINE_bool("chat", False, "talk on standard input")
+OUT = flags.DEFINE_string("out", None, "JSON lines of answers, for --prompts")
+BATCH = flags.DEFINE_integer("batch_size", 8, "prompts of --prompts at once", lower_bound=1)
+NEW = flags.DEFINE_integer("max_new_tokens", 128, "of each answer", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "0 takes the likeliest token", lower_bound=0.0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "draws from the likeliest tokens that have this much together", 0.0, 1.0)
+SEED = flags.DEFINE_integer("seed", 0, "of the first prompt; the next ones count up", lower_bound=0)
+STOP = flags.DEFINE_multi_string("stop", [], "text that ends an answer; may be given several times")
+
+
+def main() -> None:
+    with usage_errors():
+        if sum([PROMPT.value is not None, PROMPTS.value is not None, CHAT.value]) != 1:
+            raise ValueError("give one of --prompt, --prompts and --chat")
+        if (PROMPTS.value is None) != (OUT.value is None):
+            raise ValueError("--prompts and --out go together")
+        records = list(read_records(Path(PROMPTS.value))) if PROMPTS.value else []
+        model = load_model(MODEL.value, step=STEP.value)
+        generator = Generator(model.params, model.config, model.end_ids)
+        if CHAT.value:
+            chat(model, generator)
+        elif PROMPT.value is not None:
+            stream(model, generator, plain_tokens(model, PROMPT.value), shown=PROMPT.value)
+        else:
+            answer_all(model, generator, records)
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Raises ValueError naming the line and the field."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON: {error}") from None
+        if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
+            raise ValueError(f"{where}: expected an object with one of 'prompt' and 'messages'")
+        if "messages" in record:
+            check_messages(record["messages"], f"{where}: messages")
+        elif not isinstance(record["prompt"], str) or not record["prompt"]:
+            raise ValueError(f"{where}: prompt is {record['prompt']!r}; expected text")
+        yield record
+
+
+def plain_tokens(model: Loaded, text: str) -> list[int]:
+    return next(encode_documents(model.tokenizer, [text])).tolist()
+
+
+def tokens_of(model: Loaded, record: dict[str, Any]) -> list[int]:
+    if "prompt" in record:
+        return plain_tokens(model, record["prompt"])
+    return encode(
+        model.tokenizer, model.template.render(record["messages"], tools=record.get("tools", ()), prompt=True)
+    )[0]
+
+
+def sampling() -> dict[str, Any]:
+    return dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value)
+
+
+def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str = "") -> Completion:
+    """Prints an answer as it is written."""
+    print(shown, end="", flush=True)
+    printed = ""
+    for (answer,) in complete(generator, model.tokenizer, [prompt], seeds=[SEED.value], **sampling()):
+        print(answer.text[len(printed) :], end="", flush=True)
+        printed = answer.text
+    print(flush=True)
+    return answer
+
+
+def answer_all(model: Loaded, generator: Generator, records: list[dict[str, Any]]) -> None:
+    start, tokens = time.monotonic(), 0
+    prompts = [tokens_of(model, record) for record in records]
+    generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
+    with replacing(OUT.value) as file:
+        for first in range(0, len(records), BATCH.value):
+            part = slice(first, first + BATCH.value)
+            seeds = range(SEED.value + first, SEED.value + first + len(records[part]))
+            *_, answers = complete(generator, model.tokenizer, prompts[part], seeds=seeds, **sampling())
+            for record, answer in zip(records[part], answers, strict=True):
+                file.write(json.dumps(record | vars(answer), ensure_ascii=False).encode() + b"\n")
+                tokens += len(answer.tokens)
+            speed = tokens / (time.monotonic() - start)
+            print(f"prompts={first + len(answers)}/{len(records)} {tokens=} tokens/s={speed:.0f}", flush=True)
+    print(f"programs compiled: {generator.programs()}; answers in {OUT.value}", flush=True)
+
+
+def chat(model: Loaded, generator: Generator) -> None:
+    messages: list[dict[str, str]] = []
+    for line in sys.stdin:
+        messages.append({"role": "user", "content": line.rstrip("\n")})
+        prompt = encode(model.tokenizer, model.template.render(messages, prompt=True))[0]
+        answer = stream(model, generator, prompt)
+        messages.append({"role": "assistant", "content": answer.text})
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,49 @@
+"""A model to generate from: weights, tokenizer and chat template of one folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from ling_jax import data
+from ling_jax.checkpoint import load_hf, orbax
+from ling_jax.config import ModelConfig
+from ling_jax.data.chat import END, ChatTemplate
+from ling_jax.data.folder_template import FolderTemplate, load_template
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    params: Any
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | FolderTemplate
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Tokens that close a text: the end of a document, and of a turn where the tokenizer knows turns."""
+        end_of_turn = self.tokenizer.token_to_id(END)
+        return {data.eos_id(self.tokenizer)} | ({end_of_turn} if end_of_turn is not None else set())
+
+
+def load_model(path, *, step: int | None = None) -> Loaded:
+    """From a run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
+
+    `step` picks a checkpoint of a workdir; None takes the newest. Raises FileNotFoundError where the folder is
+    neither, and ValueError where tokenizer and model do not fit.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "checkpoints").is_dir():
+        tokenizer = data.load_tokenizer(folder / "tokenizer")
+        params, config = orbax.load_params(folder / "checkpoints", step)
+    elif any(folder.glob("*.safetensors")):
+        tokenizer = data.load_tokenizer(folder)
+        params, config = load_hf(folder)
+    else:
+        raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors")
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
+        )
+    return Loaded(params, config, tokenizer, load_template(folder) or ChatTemplate())

@@ -1,0 +1,78 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ling_jax import data
+from ling_jax.checkpoint import save_hf
+from tests.faults import ROOT
+from tests.tiny import random_params, tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = tiny_config(vocab_size=300, compute_dtype="float32", remat="none")
+    save_hf(random_params(config, dtype="float32"), config, folder / "hf")
+    data.save_tokenizer(data.train_bpe(["some words, and some more words"], 270), folder / "hf")
+    return folder / "hf"
+
+
+def generate(folder, *more, stdin=""):
+    command = [sys.executable, "-m", "launch.generate", f"--model={folder}", "--max_new_tokens=20", *more]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_prompt_is_gone_on_from_and_the_seed_decides(folder):
+    first, again, other = (generate(folder, "--prompt=some ", f"--seed={seed}").stdout for seed in (1, 1, 2))
+    assert first.startswith("some ") and len(first) > 10
+    assert first == again != other
+
+
+def test_a_file_is_answered_line_by_line(folder, tmp_path):
+    records = [{"prompt": "some ", "id": i} for i in range(3)] + [{"messages": [{"role": "user", "content": "words"}]}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
+    done = generate(
+        folder,
+        f"--prompts={tmp_path}/prompts.jsonl",
+        f"--out={tmp_path}/out.jsonl",
+        "--batch_size=2",
+        "--temperature=0",
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{key: answer[key] for key in record} for record, answer in zip(records, answers, strict=True)] == records
+    assert answers[0]["tokens"] == answers[1]["tokens"] == answers[2]["tokens"]
+    for answer in answers:
+        assert len(answer["tokens"]) == len(answer["logps"]) <= 20 and max(answer["logps"]) <= 0
+        assert answer["ended"] in ("end", "length") and np.isfinite(answer["logps"]).all()
+    assert "prompts=4/4" in done.stdout and "programs compiled: " in done.stdout
+
+
+def test_chat_answers_every_line(folder):
+    done = generate(folder, "--chat", stdin="some\nmore\n")
+    assert done.returncode == 0 and done.stdout.count("\n") >= 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ('{"text": "x"}', "line 2: expected an object with one of 'prompt' and 'messages'"),
+        ('{"prompt": ""}', "line 2: prompt is ''; expected text"),
+        ('{"messages": [{"role": "usr", "content": "x"}]}', "line 2: messages[0].role is 'usr', did you mean 'user'?"),
+        (json.dumps({"prompt": "word " * 400}), "pass the model's context of 512"),
+    ],
+)
+def test_a_bad_record_is_named_before_any_answer(folder, tmp_path, line, message):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "some"}\n' + line)
+    done = generate(folder, f"--prompts={tmp_path}/prompts.jsonl", f"--out={tmp_path}/out.jsonl")
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    done = generate(tmp_path, "--prompt=x")
+    assert done.returncode == 2 and "neither checkpoints/" in done.stderr
