@@ -141,51 +141,50 @@ def _require_divides(part: str, part_size: int, whole: str, whole_size: int) -> 
     _require(whole_size % part_size == 0, f"{part} {part_size} does not divide {whole} {whole_size}")
 
 
-def _ling_1t(**fields) -> ModelConfig:
-    sizes = dict(
-        vocab_size=157184, hidden_size=8192, num_layers=80, num_heads=64, head_dim=128, num_norm_groups=8,
-        ffn_size=18432, first_dense_layers=4, num_experts=256, top_k=8, expert_ffn_size=2048, shared_ffn_size=2048,
-    )  # fmt: skip
-    return ModelConfig(**(sizes | fields))
+_RELEASED = dict(vocab_size=157184, head_dim=128, num_experts=256, top_k=8)
+_1T = _RELEASED | dict(
+    hidden_size=8192, num_layers=80, num_heads=64, num_norm_groups=8, ffn_size=18432, first_dense_layers=4,
+    expert_ffn_size=2048, shared_ffn_size=2048,
+)  # fmt: skip
+_FLASH = _RELEASED | dict(
+    hidden_size=4096, num_layers=32, num_heads=32, num_norm_groups=4, ffn_size=9216, first_dense_layers=1,
+    expert_ffn_size=1024, shared_ffn_size=1024,
+)  # fmt: skip
+_MINI = _RELEASED | dict(
+    hidden_size=2048, num_layers=20, num_heads=16, num_norm_groups=4, ffn_size=5120, first_dense_layers=1,
+    expert_ffn_size=512, shared_ffn_size=512,
+)  # fmt: skip
+# Eight layers that learn on a laptop; the shape of `make demo`.
+_TINY = dict(
+    vocab_size=512, hidden_size=128, num_layers=8, num_heads=4, head_dim=32, num_norm_groups=4, rotary_dim=16,
+    ffn_size=256, first_dense_layers=1, num_experts=8, top_k=2, num_expert_groups=2, top_groups=1,
+    expert_ffn_size=64, shared_ffn_size=64, max_length=4096, init_std=0.02, compute_dtype="float32",
+    remat="none", rope_theta=10000.0, loss_chunk=64, lightning_chunk=64,
+)  # fmt: skip
+# The mixers of a family, report Table 1. Ling 2.0 trained with one MTP layer and was released without.
+_V2 = dict(softmax="gqa", layer_group_size=1, num_norm_groups=1, rope_theta=600000.0, max_length=32768)
+_LINEAR = dict(softmax="gqa", num_kv_heads=4, max_length=131072)
+_V25 = dict(softmax="mla", layer_group_size=8, q_lora_rank=1536, kv_lora_rank=512, nope_dim=128, rope_dim=64, v_dim=128)
+_TINY_V25 = dict(softmax="mla", layer_group_size=8, q_lora_rank=64, kv_lora_rank=48, nope_dim=32, rope_dim=16, v_dim=32)
 
-
-def _ling_flash(**fields) -> ModelConfig:
-    sizes = dict(
-        vocab_size=157184, hidden_size=4096, num_layers=32, num_heads=32, head_dim=128, num_norm_groups=4,
-        ffn_size=9216, first_dense_layers=1, num_experts=256, top_k=8, expert_ffn_size=1024, shared_ffn_size=1024,
-    )  # fmt: skip
-    return ModelConfig(**(sizes | fields))
-
-
-def _tiny(**fields) -> ModelConfig:
-    """Eight layers that learn on a laptop; the shape of `make demo`."""
-    sizes = dict(
-        vocab_size=512, hidden_size=128, num_layers=8, num_heads=4, head_dim=32, num_norm_groups=4, rotary_dim=16,
-        ffn_size=256, first_dense_layers=1, num_experts=8, top_k=2, num_expert_groups=2, top_groups=1,
-        expert_ffn_size=64, shared_ffn_size=64, max_length=4096, init_std=0.02, compute_dtype="float32",
-        remat="none", rope_theta=10000.0, loss_chunk=64, lightning_chunk=64,
-    )  # fmt: skip
-    return ModelConfig(**(sizes | fields))
-
-
-_MLA = dict(
-    softmax="mla",
-    layer_group_size=8,
-    q_lora_rank=1536,
-    kv_lora_rank=512,
-    nope_dim=128,
-    rope_dim=64,
-    v_dim=128,
-)  # report Table 1
-_TINY_MLA = dict(softmax="mla", layer_group_size=8, q_lora_rank=64, kv_lora_rank=48, nope_dim=32, rope_dim=16, v_dim=32)
-
-# Table of docs/architecture.md §13.
-MODELS = {
-    "ling-2.6-1t": lambda: _ling_1t(**_MLA, mtp_depth=1, max_length=262144),
-    "ring-2.6-1t": lambda: _ling_1t(**_MLA, mtp_depth=1, max_length=262144),
-    "ling-2.5-1t": lambda: _ling_1t(**_MLA, max_length=131072),
-    "ling-2.6-flash": lambda: _ling_flash(**_MLA, mtp_depth=1, max_length=262144),
-    "tiny-2.6": lambda: _tiny(**_TINY_MLA, mtp_depth=1),
+# Sizes of every named model; docs/architecture.md §13 has them as a table, with what no source tells.
+MODELS: dict[str, dict[str, Any]] = {
+    "ling-mini-2.0": _MINI | _V2 | dict(num_kv_heads=4),
+    "ring-mini-2.0": _MINI | _V2 | dict(num_kv_heads=4),
+    "ling-flash-2.0": _FLASH | _V2 | dict(num_kv_heads=4),
+    "ring-flash-2.0": _FLASH | _V2 | dict(num_kv_heads=4),
+    "ling-1t": _1T | _V2 | dict(num_kv_heads=8),
+    "ring-1t": _1T | _V2 | dict(num_kv_heads=8, max_length=65536),
+    "ring-mini-linear-2.0": _MINI | _LINEAR | dict(layer_group_size=5, rope_theta=1e6),
+    "ring-flash-linear-2.0": _FLASH | _LINEAR | dict(layer_group_size=8, rope_theta=600000.0),
+    "ling-2.5-1t": _1T | _V25 | dict(max_length=131072),
+    "ring-2.5-1t": _1T | _V25 | dict(max_length=131072),
+    "ling-2.6-1t": _1T | _V25 | dict(mtp_depth=1, max_length=262144),
+    "ring-2.6-1t": _1T | _V25 | dict(mtp_depth=1, max_length=262144),
+    "ling-2.6-flash": _FLASH | _V25 | dict(mtp_depth=1, max_length=262144),
+    "tiny-2.0": _TINY | dict(softmax="gqa", layer_group_size=1, num_kv_heads=2, num_norm_groups=1, mtp_depth=1),
+    "tiny-linear-2.0": _TINY | dict(softmax="gqa", layer_group_size=8, num_kv_heads=2, mtp_depth=1),
+    "tiny-2.6": _TINY | _TINY_V25 | dict(mtp_depth=1),
 }
 
 
@@ -196,7 +195,7 @@ def model_config(name: str, **overrides) -> ModelConfig:
     known = {field.name for field in dataclasses.fields(ModelConfig)}
     for field in overrides.keys() - known:
         raise ValueError(f"ModelConfig has no field {field!r}{nearest(field, known)}")
-    return dataclasses.replace(MODELS[name](), **overrides)
+    return ModelConfig(**(MODELS[name] | overrides))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
