@@ -10,6 +10,7 @@ from etils import epath
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import shardings
 
 
 def open_manager(folder, *, keep: int) -> ocp.CheckpointManager:
@@ -31,10 +32,18 @@ def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = N
     return manager.restore(step, args=arguments)["state"]
 
 
-def load_params(folder, step: int | None = None) -> tuple[Any, ModelConfig]:
-    """(parameters on this host's default device, config) of a run's checkpoints folder.
+def save_params(folder, params, model: ModelConfig) -> None:
+    """Writes parameters alone as step 0 of a new checkpoints folder, which `load_params` reads."""
+    with open_manager(folder, keep=1) as manager:
+        if manager.latest_step() is not None:
+            raise FileExistsError(f"{folder} holds checkpoints already; save into a new folder")
+        save(manager, 0, {"params": params}, model)
 
-    Raises FileNotFoundError where there is none.
+
+def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, ModelConfig]:
+    """(parameters as they are stored, config) of a run's checkpoints folder, on this host's first device or a mesh.
+
+    Raises FileNotFoundError where there is none, and ValueError where the mesh cannot split a parameter.
     """
     folder = epath.Path(folder).resolve()
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
@@ -43,20 +52,29 @@ def load_params(folder, step: int | None = None) -> tuple[Any, ModelConfig]:
             raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     config = config_from_json(meta["model"])
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = specs.tree_map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), model_spec(config)
-    )
     with ocp.PyTreeCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(folder / str(step) / "state").item_metadata.tree["params"]
+        abstract = {"params": _abstract(config, stored, mesh)}
         restored = checkpointer.restore(
             folder / str(step) / "state",
             args=ocp.args.PyTreeRestore(
-                item={"params": abstract},
-                restore_args=ocp.checkpoint_utils.construct_restore_args({"params": abstract}),
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
                 partial_restore=True,
             ),
         )
     return restored["params"], config
+
+
+def _abstract(config: ModelConfig, stored, mesh: jax.sharding.Mesh | None):
+    spec = model_spec(config)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed = specs.tree_map(lambda leaf: device, spec) if mesh is None else shardings(spec, mesh)
+
+    def leaf(declared, found, sharding):
+        return jax.ShapeDtypeStruct(declared.shape, found.dtype, sharding=sharding)
+
+    return specs.tree_map(leaf, spec, stored, placed)
 
 
 def config_from_json(fields: dict[str, Any]) -> ModelConfig:
