@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import textwrap
 
 import jax
 import pytest
@@ -12,6 +11,7 @@ from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.parallel import sharding
+from tests.faults import ROOT
 from tests.tiny import tiny_config
 
 
@@ -65,37 +65,19 @@ def test_a_dimension_that_cannot_be_split_is_named():
         sharding.shardings(model_spec(tiny_config()), abstract_mesh(expert=3))
 
 
-SHARDED = """
-    import jax
-    jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_enable_x64", True)
-    import numpy as np
-    from ling_jax import model
-    from ling_jax.model import model_spec
-    from ling_jax.parallel.sharding import batch_sharding, make_mesh, shardings
-    from tests.golden_numbers import quick_jit
-    from tests.tiny import random_params, tiny_config
-
-    config = tiny_config(mtp_depth=1, compute_dtype="float64")
-    params = random_params(config)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (8, 12))
-    step = quick_jit(jax.value_and_grad(lambda p, t, s: model.loss(p, t, t, config, segment_ids=s)[0]))
-    segment_ids = np.repeat([[1], [1], [2], [0]], 2, axis=0) * np.ones((8, 12), int)
-    wanted, wanted_grads = jax.device_get(step(params, tokens, segment_ids))
-    mesh = make_mesh({"fsdp": 2, "expert": 2, "tensor": 2})
-    placed = jax.device_put(params, shardings(model_spec(config), mesh))
-    batch = jax.device_put((tokens, segment_ids), batch_sharding(mesh))
-    with jax.set_mesh(mesh):
-        found, grads = step(placed, *batch)
-    np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    for value, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted_grads), strict=True):
-        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-10)
-    print("equal on", len(jax.devices()))
-"""
+def eight_devices(*arguments) -> list[str]:
+    program = [sys.executable, "-m", "tests.parallel.eight_devices", *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.slow
-def test_a_sharded_model_has_the_same_loss_and_gradients():
-    """A process of its own: the number of devices is fixed when JAX starts."""
-    run = subprocess.run([sys.executable, "-c", textwrap.dedent(SHARDED)], capture_output=True, text=True)
-    assert "equal on 8" in run.stdout, run.stderr
+@pytest.mark.parametrize(("family", "dtype"), [("2.6", "float64"), ("2.6", "float32"), ("linear-2.0", "float64")])
+def test_every_mesh_gives_the_loss_and_gradients_of_one_device(family, dtype):
+    assert len(eight_devices(family, dtype)) == 7
+
+
+@pytest.mark.slow
+def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
+    assert len(eight_devices("restore")) == 4
