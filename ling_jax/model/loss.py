@@ -87,6 +87,20 @@ def _cross_entropy_bwd(chunk: int, residuals, grad):
 cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
+def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):
+    """log softmax(hidden · head)[target], [B, T] in at least float32, 0 where a target is -100.
+
+    Made in chunks of `chunk` tokens of each row; a gradient makes each chunk's logits again, so they are never kept.
+    """
+
+    @jax.checkpoint
+    def step(_, inputs):
+        return None, -_chunk_nll(*inputs, head_DW)[0]
+
+    _, logps_NBC = jax.lax.scan(step, None, _time_chunks(hidden_BTD, targets_BT, chunk))
+    return jnp.moveaxis(logps_NBC, 0, 1).reshape(hidden_BTD.shape[0], -1)[:, : hidden_BTD.shape[1]]
+
+
 def _chunk_nll(x_BCD, target_BC, head_DW):
     """(negative log-likelihood [B, C], its gradient by the logits [B, C, W])."""
     logits_BCW = head_logits(head_DW, x_BCD)

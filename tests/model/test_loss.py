@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ling_jax.model.loss import LossSums, cross_entropy_sum, shifted_targets, weighted_total
+from ling_jax.model.loss import LossSums, cross_entropy_sum, shifted_targets, token_logps, weighted_total
 from ling_jax.model.mtp import shift_tokens
 from pallas_kernels.lightning_attention import document_ids
 
@@ -86,6 +86,32 @@ def test_chunks_change_neither_the_loss_nor_its_gradients(x64, chunk):
     wanted = jax.value_and_grad(lambda h, w: 3.0 * dense_nll_sum(h, w, targets), (0, 1))(hidden, head)
     for value, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(value, expected, rtol=0, atol=1e-11)  # sums of 34 terms of size ~10
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 17, 100])
+def test_log_probabilities_of_tokens_are_those_of_all_logits(x64, chunk):
+    hidden, head, targets = random_case()
+    weights = np.random.default_rng(1).normal(size=targets.shape)  # a gradient of its own for every token
+
+    def dense(hidden, head):
+        logps = jnp.take_along_axis(jax.nn.log_softmax(hidden @ head), jnp.maximum(targets, 0)[..., None], axis=-1)
+        return jnp.where(targets != -100, logps[..., 0], 0)
+
+    found = token_logps(hidden, head, targets, chunk)
+    np.testing.assert_allclose(found, dense(hidden, head), rtol=0, atol=1e-12)
+    grads = jax.grad(lambda h, w: jnp.sum(weights * token_logps(h, w, targets, chunk)), (0, 1))(hidden, head)
+    wanted = jax.grad(lambda h, w: jnp.sum(weights * dense(h, w)), (0, 1))(hidden, head)
+    for grad, expected in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(grad, expected, rtol=0, atol=1e-11)  # sums of 34 terms of size ~10
+
+
+def test_log_probabilities_of_bfloat16_hidden_states_are_float32():
+    hidden, head, targets = random_case()
+    hidden = jnp.asarray(hidden, "bfloat16")
+    found = token_logps(hidden, jnp.asarray(head, "float32"), targets, 5)
+    assert found.dtype == np.float32
+    total = dense_nll_sum(np.asarray(hidden, "float32"), head.astype("float32"), targets)
+    np.testing.assert_allclose(-found.sum(), total, rtol=1e-6)  # the products and the sums in float32
 
 
 def test_a_batch_without_targets_has_loss_zero_and_no_gradient(x64):
