@@ -13,16 +13,17 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from launch.flags import run_program, usage_errors
-from ling_jax.data.chat import check_messages, encode
-from ling_jax.data.tokenizer import encode_documents, replacing
+from ling_jax.data.chat import Piece, encode
+from ling_jax.data.records import check_prompt, read_records
+from ling_jax.data.tokenizer import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import Loaded, load_model
+from ling_jax.rollout.prompts import encode_prompts
 from ling_jax.rollout.text import Completion, complete
 
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
@@ -45,46 +46,21 @@ def main() -> None:
             raise ValueError("give one of --prompt, --prompts and --chat")
         if (PROMPTS.value is None) != (OUT.value is None):
             raise ValueError("--prompts and --out go together")
-        records = list(read_records(Path(PROMPTS.value))) if PROMPTS.value else []
+        records = list(read_prompts(PROMPTS.value)) if PROMPTS.value else []
         model = load_model(MODEL.value, step=STEP.value)
         generator = Generator(model.params, model.config, model.end_ids)
         if CHAT.value:
             chat(model, generator)
         elif PROMPT.value is not None:
-            stream(model, generator, plain_tokens(model, PROMPT.value), shown=PROMPT.value)
+            stream(model, generator, encode(model.tokenizer, [Piece(PROMPT.value)])[0], shown=PROMPT.value)
         else:
             answer_all(model, generator, records)
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Raises ValueError naming the line and the field."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON: {error}") from None
-        if not isinstance(record, dict) or ("prompt" in record) == ("messages" in record):
-            raise ValueError(f"{where}: expected an object with one of 'prompt' and 'messages'")
-        if "messages" in record:
-            check_messages(record["messages"], f"{where}: messages")
-        elif not isinstance(record["prompt"], str) or not record["prompt"]:
-            raise ValueError(f"{where}: prompt is {record['prompt']!r}; expected text")
-        yield record
-
-
-def plain_tokens(model: Loaded, text: str) -> list[int]:
-    return next(encode_documents(model.tokenizer, [text])).tolist()
-
-
-def tokens_of(model: Loaded, record: dict[str, Any]) -> list[int]:
-    if "prompt" in record:
-        return plain_tokens(model, record["prompt"])
-    return encode(
-        model.tokenizer, model.template.render(record["messages"], tools=record.get("tools", ()), prompt=True)
-    )[0]
+def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, record in read_records(path):
+        check_prompt(record, where)
+        yield where, record
 
 
 def sampling() -> dict[str, Any]:
@@ -102,16 +78,16 @@ def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str
     return answer
 
 
-def answer_all(model: Loaded, generator: Generator, records: list[dict[str, Any]]) -> None:
+def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dict[str, Any]]]) -> None:
     start, tokens = time.monotonic(), 0
-    prompts = [tokens_of(model, record) for record in records]
+    prompts = encode_prompts(model, records)
     generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
     with replacing(OUT.value) as file:
         for first in range(0, len(records), BATCH.value):
             part = slice(first, first + BATCH.value)
             seeds = range(SEED.value + first, SEED.value + first + len(records[part]))
             *_, answers = complete(generator, model.tokenizer, prompts[part], seeds=seeds, **sampling())
-            for record, answer in zip(records[part], answers, strict=True):
+            for (_, record), answer in zip(records[part], answers, strict=True):
                 file.write(json.dumps(record | vars(answer), ensure_ascii=False).encode() + b"\n")
                 tokens += len(answer.tokens)
             speed = tokens / (time.monotonic() - start)

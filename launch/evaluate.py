@@ -1,0 +1,146 @@
+"""Evaluates a model.
+
+    python -m launch.evaluate --model=runs/demo/pretrain --task=perplexity --data=books/
+    python -m launch.evaluate --model=FOLDER --task=choice --data=questions.jsonl --out=results/choice
+    python -m launch.evaluate --model=FOLDER --task=generate --data=tasks.jsonl --verifier=my_rewards:is_correct \
+        --samples=8 --temperature=0.7 --out=results/tasks
+
+`--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--data` is
+- for perplexity: text, JSON lines with a field `text`, or a folder of one of them;
+- for choice: JSON lines {"prompt": text or "messages": [...], "choices": [text, ...], "answer": index from 0}; a choice
+  follows its prompt as it is, so it usually begins with a space;
+- for generate: JSON lines {"prompt" or "messages", "answer": ...}; `verifier(text, record)` gives a bool or a number
+  from 0 to 1.
+A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+
+from launch.flags import run_program, usage_errors
+from ling_jax.evaluate.answers import answer_results, answers, encode_tasks, load_verifier, read_tasks, verify
+from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
+from ling_jax.evaluate.perplexity import encode_texts, perplexity_results, read_texts, windows
+from ling_jax.evaluate.report import Metric, check_new_folder, table, with_progress, write_results
+from ling_jax.evaluate.scoring import next_token_logps, score_rows
+from ling_jax.rollout import Generator
+from ling_jax.rollout.load import Loaded, load_model
+
+MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
+STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
+TASK = flags.DEFINE_enum("task", None, ["perplexity", "choice", "generate"], "what to evaluate", required=True)
+DATA = flags.DEFINE_string("data", None, "the task's file or folder", required=True)
+OUT = flags.DEFINE_string("out", None, "a new folder for samples.jsonl and summary.json")
+BATCH = flags.DEFINE_integer("batch_size", 8, "rows at once", lower_bound=1)
+WINDOW = flags.DEFINE_integer("window", None, "perplexity: tokens of a window; the model's context if not given")
+VERIFIER = flags.DEFINE_string("verifier", "ling_jax.evaluate.answers:exact_match", "generate: module:function")
+SAMPLES = flags.DEFINE_integer("samples", 1, "generate: answers to each prompt", lower_bound=1)
+NEW = flags.DEFINE_integer("max_new_tokens", 128, "generate: of each answer", lower_bound=1)
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "generate: 0 takes the likeliest token", lower_bound=0.0)
+TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draws from the likeliest tokens that have this much", 0.0, 1.0)
+SEED = flags.DEFINE_integer("seed", 0, "generate: of the first answer; the next ones count up", lower_bound=0)
+STOP = flags.DEFINE_multi_string("stop", [], "generate: text that ends an answer; may be given several times")
+SETTINGS = {  # what a task's numbers depend on beside the model and the data
+    "perplexity": (WINDOW,),
+    "choice": (),
+    "generate": (VERIFIER, SAMPLES, NEW, TEMPERATURE, TOP_P, SEED, STOP),
+}
+
+
+class Task(NamedTuple):
+    read: Callable[[], Any]  # the input, before the model is loaded
+    encode: Callable[[Loaded, Any], Any]  # the same as tokens; both raise ValueError on what the user gave
+    measure: Callable[[Loaded, Any, Any], tuple[list[dict], list[Metric]]]  # (samples, metrics)
+
+
+def main() -> None:
+    task = TASKS[TASK.value]
+    with usage_errors():
+        check_flags()
+        if OUT.value:
+            check_new_folder(OUT.value)
+        inputs = task.read()
+        model = load_model(MODEL.value, step=STEP.value)
+        encoded = task.encode(model, inputs)
+    model = dataclasses.replace(model, params=jax.device_put(model.params))  # once, not with every batch
+    try:
+        samples, metrics = task.measure(model, inputs, encoded)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    print(table(metrics), flush=True)
+    if OUT.value:
+        settings = {flag.name: flag.value for flag in SETTINGS[TASK.value]}
+        about = {"model": MODEL.value, "step": STEP.value, "task": TASK.value, "data": DATA.value, "settings": settings}
+        with usage_errors():
+            write_results(OUT.value, samples, metrics, about)
+
+
+def check_flags() -> None:
+    for task, settings in SETTINGS.items():
+        for flag in settings:
+            if flag.present and task != TASK.value:
+                raise ValueError(f"--{flag.name} is of --task={task}; remove it, or --task={TASK.value}")
+    if WINDOW.value is not None and WINDOW.value < 2:
+        raise ValueError(f"--window is {WINDOW.value}; a window needs at least 2 tokens to predict one")
+    if SAMPLES.value > 1 and not TEMPERATURE.value:
+        raise ValueError(f"--samples={SAMPLES.value} at temperature 0 would all be the same; give --temperature")
+
+
+def encode_perplexity(model: Loaded, texts: list[str]):
+    if (WINDOW.value or 0) > model.config.max_length:
+        raise ValueError(f"--window is {WINDOW.value}; the model's context is {model.config.max_length} tokens")
+    documents = encode_texts(model.tokenizer, texts)
+    return documents, list(windows(documents, WINDOW.value or model.config.max_length))
+
+
+def measure_perplexity(model: Loaded, texts: list[str], encoded):
+    documents, parts = encoded
+    logps = score(model, [part.tokens for part in parts], "windows")
+    return perplexity_results(documents, parts, logps)
+
+
+def measure_choice(model: Loaded, records, choices):
+    logps = score(model, [choice.prompt + choice.tokens for choice in choices], "choices")
+    return choice_results(records, choices, logps)
+
+
+def score(model: Loaded, rows, what: str):
+    scored = score_rows(model.params, model.config, rows, BATCH.value)
+    logps = dict(with_progress(scored, what, len(rows)))
+    print(f"evaluate: programs compiled={next_token_logps._cache_size()}", flush=True)
+    return logps
+
+
+def measure_generate(model: Loaded, records, prompts):
+    verifier, each = load_verifier(VERIFIER.value), SAMPLES.value
+    seeds = range(SEED.value, SEED.value + len(records) * each)
+    repeated = [prompt for prompt in prompts for _ in range(each)]
+    sampling = dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value)
+    generator = Generator(model.params, model.config, model.end_ids)
+    completions, verdicts = [], []
+    stream = answers(generator, model.tokenizer, repeated, seeds, BATCH.value, **sampling)
+    for i, completion in enumerate(with_progress(stream, "answers", len(repeated))):
+        completions.append(completion)
+        verdicts.append(verify(verifier, completion.text, records[i // each][1]))
+    return answer_results(records, seeds, completions, verdicts)
+
+
+TASKS = {
+    "perplexity": Task(lambda: read_texts(DATA.value), encode_perplexity, measure_perplexity),
+    "choice": Task(lambda: read_questions(DATA.value), encode_choices, measure_choice),
+    "generate": Task(
+        lambda: read_tasks(DATA.value, load_verifier(VERIFIER.value)),
+        lambda model, records: encode_tasks(model, records, NEW.value),
+        measure_generate,
+    ),
+}
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""Evaluation of a saved model: perplexity of texts, multiple choice, verified answers (`python -m launch.evaluate`)."""

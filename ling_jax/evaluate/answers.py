@@ -1,0 +1,148 @@
+"""Generated answers, verified: accuracy, and pass@k of several samples."""
+
+import importlib
+import numbers
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ling_jax.config import nearest
+from ling_jax.data.records import check_prompt, field, read_records
+from ling_jax.evaluate.report import Metric
+from ling_jax.evaluate.scoring import check_finite
+from ling_jax.evaluate.statistics import effective_count, wilson_interval
+from ling_jax.rollout import Generator
+from ling_jax.rollout.load import Loaded
+from ling_jax.rollout.prompts import encode_prompts
+from ling_jax.rollout.text import Completion, complete
+
+Verifier = Callable[[str, dict[str, Any]], bool | float]
+
+
+class Verdict(NamedTuple):
+    score: float | None  # 0 to 1; None: the verifier failed
+    error: str  # "" where it did not
+
+
+def exact_match(text: str, record: dict[str, Any]) -> bool:
+    """Whether the text is the record's answer, white space around both aside."""
+    return text.strip() == record["answer"].strip()
+
+
+def load_verifier(name: str) -> Verifier:
+    """The function that `module:function` names. Raises ValueError where there is none."""
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise ValueError(f"verifier is {name!r}; expected module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises
+        message = " ".join(str(error).split())
+        raise ValueError(f"verifier {name!r} cannot be imported: {type(error).__name__}: {message}") from None
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        close = nearest(function_name, vars(module))
+        raise ValueError(f"verifier {name!r}: {module_name} has no function {function_name!r}{close}")
+    return function
+
+
+def verify(verifier: Verifier, text: str, record: dict[str, Any]) -> Verdict:
+    """What the verifier says; one that raises, or returns neither a bool nor a number from 0 to 1, is an error."""
+    try:
+        value = verifier(text, record)
+    except (Exception, SystemExit) as error:  # a verifier may run anything
+        return Verdict(None, f"{type(error).__name__}: {error}")
+    if isinstance(value, (numbers.Real, np.bool_)) and 0 <= value <= 1:
+        return Verdict(float(value), "")
+    return Verdict(None, f"returned {value!r}; expected a bool or a number from 0 to 1")
+
+
+def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str, Any]]]:
+    """(where it stands, record) of JSON lines {"prompt" or "messages", "answer": what the verifier compares with}.
+
+    Raises ValueError naming file, line and field.
+    """
+    records = []
+    for where, record in read_records(path):
+        check_prompt(record, where)
+        answer = field(record, "answer", where)
+        if verifier is exact_match and not isinstance(answer, str):
+            raise ValueError(f"{where}: answer is {answer!r}; expected text, which is what exact_match compares")
+        records.append((where, record))
+    if not records:
+        raise ValueError(f"{path} holds no prompt")
+    return records
+
+
+def encode_tasks(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], max_new_tokens: int) -> list[list[int]]:
+    """Tokens of each prompt. Raises ValueError naming the record that leaves no room for its answer."""
+    prompts = encode_prompts(model, records)
+    for (where, _), prompt in zip(records, prompts, strict=True):
+        if len(prompt) + max_new_tokens > model.config.max_length:
+            raise ValueError(
+                f"{where}: prompt of {len(prompt)} tokens and {max_new_tokens} new ones pass the model's context of "
+                f"{model.config.max_length}"
+            )
+    return prompts
+
+
+def answers(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    batch_size: int,
+    **sampling,
+) -> Iterator[Completion]:
+    """The whole answer to each prompt, in order. Raises FloatingPointError where log-probabilities are not finite."""
+    for first in range(0, len(prompts), batch_size):
+        part = slice(first, first + batch_size)
+        *_, done = complete(generator, tokenizer, prompts[part], seeds=seeds[part], **sampling)
+        check_finite([answer.logps for answer in done])
+        yield from done
+
+
+def answer_results(
+    records: Sequence[tuple[str, dict[str, Any]]],
+    seeds: Sequence[int],
+    completions: Sequence[Completion],
+    verdicts: Sequence[Verdict],
+) -> tuple[list[dict], list[Metric]]:
+    """(samples, metrics); the samples of a record stand side by side, as many for each.
+
+    `accuracy` is the mean score of all samples that have one; its interval takes the samples of a prompt as one
+    cluster. `pass@k` is the share of prompts with a score of 1 among their k samples, over prompts all of whose samples
+    have a score. `verifier_errors` counts those that have none.
+    """
+    per_record = len(completions) // len(records)
+    samples = []
+    for i, (seed, completion, verdict) in enumerate(zip(seeds, completions, verdicts, strict=True)):
+        number = i // per_record
+        about = {"id": records[number][1].get("id", number), "sample": i % per_record, "seed": seed}
+        samples.append(about | vars(completion) | verdict._asdict())
+    by_prompt = [verdicts[first : first + per_record] for first in range(0, len(verdicts), per_record)]
+    scores = [[verdict.score for verdict in group if verdict.score is not None] for group in by_prompt]
+    metrics = [_accuracy([group for group in scores if group])]
+    if per_record > 1:
+        metrics.append(_pass_at_k([group for group in scores if len(group) == per_record], per_record))
+    errors = sum(verdict.score is None for verdict in verdicts)
+    return samples, [*metrics, Metric("verifier_errors", errors, None, len(verdicts), "samples")]
+
+
+def _accuracy(scores: Sequence[Sequence[float]]) -> Metric:
+    count = sum(map(len, scores))
+    if not count:
+        return Metric("accuracy", None, None, 0, "samples")
+    mean = sum(map(sum, scores)) / count
+    worth = effective_count([sum(group) for group in scores], [len(group) for group in scores])
+    return Metric("accuracy", mean, wilson_interval(mean, worth), count, "samples")
+
+
+def _pass_at_k(scores: Sequence[Sequence[float]], k: int) -> Metric:
+    if not scores:
+        return Metric(f"pass@{k}", None, None, 0, "prompts")
+    mean = float(np.mean([max(group) == 1 for group in scores]))
+    return Metric(f"pass@{k}", mean, wilson_interval(mean, len(scores)), len(scores), "prompts")

@@ -1,0 +1,108 @@
+"""Multiple choice: which of some texts is the likeliest answer to a prompt."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ling_jax.data import encode_documents
+from ling_jax.data.records import check_prompt, check_text, field, read_records
+from ling_jax.evaluate.report import Metric
+from ling_jax.evaluate.statistics import wilson_interval
+from ling_jax.rollout.load import Loaded
+from ling_jax.rollout.prompts import encode_prompts
+
+
+class Choice(NamedTuple):
+    question: int
+    prompt: list[int]
+    tokens: list[int]
+
+
+def read_questions(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """(where it stands, record) of JSON lines {"prompt" or "messages", "choices": [text, …], "answer": index from 0}.
+
+    Raises ValueError naming file, line and field.
+    """
+    records = []
+    for where, record in read_records(path):
+        check_prompt(record, where)
+        _check_choices(record, where)
+        records.append((where, record))
+    if not records:
+        raise ValueError(f"{path} holds no question")
+    return records
+
+
+def _check_choices(record: dict[str, Any], where: str) -> None:
+    choices, answer = field(record, "choices", where), field(record, "answer", where)
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise ValueError(f"{where}: choices is {choices!r}; expected a list of at least 2 texts")
+    for i, choice in enumerate(choices):
+        check_text(choice, f"{where}: choices[{i}]")
+        if choice in choices[:i]:
+            raise ValueError(f"{where}: choices[{i}] is {choice!r} again; choices must differ")
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise ValueError(f"{where}: answer is {answer!r}; expected the index of a choice, 0 to {len(choices) - 1}")
+
+
+def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]]) -> list[Choice]:
+    """Every choice of every record, in order, with its prompt.
+
+    A choice is encoded by itself and put behind the prompt's tokens, so what is scored is the same tokens whatever the
+    prompt ends with; a space between them belongs into the choice. Raises ValueError naming what passes the context.
+    """
+    encoded = encode_documents(model.tokenizer, (choice for _, record in records for choice in record["choices"]))
+    choices = []
+    for question, ((where, record), prompt) in enumerate(zip(records, encode_prompts(model, records), strict=True)):
+        for i in range(len(record["choices"])):
+            tokens = next(encoded).tolist()
+            if len(prompt) + len(tokens) > model.config.max_length:
+                raise ValueError(
+                    f"{where}: prompt of {len(prompt)} tokens and choices[{i}] of {len(tokens)} pass the model's "
+                    f"context of {model.config.max_length}"
+                )
+            choices.append(Choice(question, prompt, tokens))
+    return choices
+
+
+def choice_results(
+    records: Sequence[tuple[str, dict[str, Any]]], choices: Sequence[Choice], logps: Mapping[int, np.ndarray]
+) -> tuple[list[dict], list[Metric]]:
+    """(a sample for each record, metrics) from the log-probabilities of each prompt + choice behind its first token.
+
+    A choice's score is the sum of its tokens' log-probabilities; `accuracy_per_byte` divides it by the choice's UTF-8
+    bytes, so that long choices are not at a loss. Among equal scores the first counts. Intervals are Wilson's.
+    """
+    by_question: list[list[np.ndarray]] = [[] for _ in records]
+    for i, choice in enumerate(choices):
+        by_question[choice.question].append(logps[i][len(choice.prompt) - 1 :])
+    samples = [_sample(i, record, by_question[i]) for i, (_, record) in enumerate(records)]
+    return samples, [
+        _accuracy("accuracy", [sample["correct"] for sample in samples]),
+        _accuracy("accuracy_per_byte", [sample["correct_per_byte"] for sample in samples]),
+    ]
+
+
+def _sample(number: int, record: dict[str, Any], logps: Sequence[np.ndarray]) -> dict[str, Any]:
+    sums = np.array([part.sum(dtype=np.float64) for part in logps])
+    per_byte = sums / [len(choice.encode()) for choice in record["choices"]]
+    chosen, chosen_per_byte = int(np.argmax(sums)), int(np.argmax(per_byte))
+    return {
+        "id": record.get("id", number),
+        "choices": record["choices"],
+        "answer": record["answer"],
+        "logps": [part.tolist() for part in logps],
+        "scores": sums.tolist(),
+        "scores_per_byte": per_byte.tolist(),
+        "chosen": chosen,
+        "chosen_per_byte": chosen_per_byte,
+        "correct": chosen == record["answer"],
+        "correct_per_byte": chosen_per_byte == record["answer"],
+    }
+
+
+def _accuracy(name: str, correct: Sequence[bool]) -> Metric:
+    mean = float(np.mean(correct))
+    return Metric(name, mean, wilson_interval(mean, len(correct)), len(correct), "questions")

@@ -1,0 +1,110 @@
+"""How well a model predicts texts: nats per token and per byte."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ling_jax.data import JsonLines, Source, TextFiles, documents, encode_documents, eos_id, source_files
+from ling_jax.evaluate.report import Metric
+from ling_jax.evaluate.statistics import bootstrap_ratio_interval
+
+
+class Document(NamedTuple):
+    tokens: np.ndarray  # of the text, then end of text
+    num_bytes: int  # of the text behind its first token: what is predicted
+
+
+class Window(NamedTuple):
+    document: int
+    start: int
+    tokens: np.ndarray
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """The documents at a path: a file, a folder or a glob; *.jsonl are JSON lines with a field `text`, others are text.
+
+    Raises ValueError or FileNotFoundError, naming file, line and field.
+    """
+    return list(documents(_source(str(path))))
+
+
+def _source(path: str) -> Source:
+    files = source_files(TextFiles(path))
+    lines = [name for name in files if name.endswith(".jsonl")]
+    if lines and len(lines) < len(files):
+        other = next(name for name in files if not name.endswith(".jsonl"))
+        raise ValueError(f"{path} has JSON lines ({lines[0]}) and other text ({other}); name one kind, as by a glob")
+    return JsonLines(path) if lines else TextFiles(path)
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Document]:
+    """Each text as it is trained on: plain text, closed by end of text."""
+    end = eos_id(tokenizer)
+    return [
+        Document(np.append(ids, end).astype(np.int32), len(text.encode()) - _num_bytes(tokenizer, ids[0]))
+        for text, ids in zip(texts, encode_documents(tokenizer, texts), strict=True)
+    ]
+
+
+def _num_bytes(tokenizer: Tokenizer, token: int) -> int:
+    """Byte-level BPE spells a token with one letter a byte."""
+    return len(tokenizer.id_to_token(int(token)))
+
+
+def windows(documents: Sequence[Document], size: int) -> Iterator[Window]:
+    """Cuts each document into windows of at most `size` tokens that predict each token but its first exactly once.
+
+    A window starts with the last token of the one before, which it reads and does not predict; nothing else is read
+    twice (the stride is size - 1). So the first tokens of a later window have little context: the result is an upper
+    bound of what a longer context would give.
+    """
+    for number, (tokens, _) in enumerate(documents):
+        for start in range(0, len(tokens) - 1, size - 1):
+            yield Window(number, start, tokens[start : start + size])
+
+
+def perplexity_results(
+    documents: Sequence[Document], windows: Sequence[Window], logps: Mapping[int, np.ndarray]
+) -> tuple[list[dict], list[Metric]]:
+    """(a sample for each document, metrics) from the log-probabilities [length - 1] of each window.
+
+    Nats per token are over all tokens but each document's first, end of text included; nats per byte are the same
+    nats over the bytes behind the first token. Intervals resample documents, since tokens of one are not independent.
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in documents]
+    for i, window in enumerate(windows):
+        parts[window.document].append(logps[i])
+    by_document = [np.concatenate(part) for part in parts]
+    nats = np.array([-part.sum(dtype=np.float64) for part in by_document])
+    counts, num_bytes = (np.array(x) for x in ([len(part) for part in by_document], [d.num_bytes for d in documents]))
+    samples = [
+        {
+            "id": number,
+            "tokens": document.tokens.tolist(),
+            "logps": by_document[number].tolist(),
+            "nats": float(nats[number]),
+            "predicted_tokens": int(counts[number]),
+            "predicted_bytes": document.num_bytes,
+        }
+        for number, document in enumerate(documents)
+    ]
+    return samples, [*_token_metrics(nats, counts), _ratio("nats_per_byte", nats, num_bytes)]
+
+
+def _token_metrics(nats, counts) -> tuple[Metric, Metric]:
+    per_token = _ratio("nats_per_token", nats, counts)
+    with np.errstate(over="ignore"):
+        interval = per_token.interval and tuple(map(float, np.exp(per_token.interval)))
+        return per_token, per_token._replace(name="perplexity", value=float(np.exp(per_token.value)), interval=interval)
+
+
+def _ratio(name: str, above, below) -> Metric:
+    """Without a value where there is nothing to divide by: texts of one token have no predicted byte."""
+    count = len(below)
+    if not below.sum():
+        return Metric(name, None, None, count, "documents")
+    value, interval = float(above.sum() / below.sum()), bootstrap_ratio_interval(above, below)
+    return Metric(name, value, interval, count, "documents")

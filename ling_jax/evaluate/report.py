@@ -1,0 +1,85 @@
+"""What an evaluation tells: lines of progress, a table, a folder of results."""
+
+import datetime
+import json
+import math
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+REPORT_SECONDS = 5
+
+
+class Metric(NamedTuple):
+    name: str
+    value: float | None  # None: there was nothing to take it of
+    interval: tuple[float, float] | None  # 95 %; None where there is none
+    n: int
+    unit: str  # what n counts
+
+
+def with_progress(items: Iterable, what: str, total: int) -> Iterator:
+    """The items, with a line every few seconds and at the end: how many came, and when the rest will have."""
+    start = reported = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - reported >= REPORT_SECONDS or done == total:
+            reported = now
+            eta = datetime.timedelta(seconds=round((now - start) / done * (total - done)))
+            print(f"evaluate: {what}={done}/{total} seconds={now - start:.1f} {eta=!s}", flush=True)
+
+
+def table(metrics: Iterable[Metric]) -> str:
+    rows = [("metric", "value", "95 % interval", "n")]
+    for metric in metrics:
+        interval = "-" if metric.interval is None else "[{}, {}]".format(*map(_shown, metric.interval))
+        rows.append((metric.name, _shown(metric.value), interval, f"{metric.n} {metric.unit}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.5g}"
+
+
+def check_new_folder(path: str | Path) -> None:
+    """Raises FileExistsError or OSError where `write_results` would: it is better known before the work."""
+    folder = Path(path).expanduser().absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not empty; name a new folder")
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise OSError(f"{folder} cannot be made: {above} is no folder that may be written to")
+
+
+def write_results(path: str | Path, samples: Iterable[dict[str, Any]], metrics: Iterable[Metric], about: dict) -> None:
+    """Writes samples.jsonl and summary.json ({**about, "metrics": [...]}) into a new folder, whole or not at all."""
+    folder = Path(path).expanduser()
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        with (partial / "samples.jsonl").open("wb") as file:
+            file.writelines(_json(sample) + b"\n" for sample in samples)
+        rows = [metric._asdict() | {"value": _number(metric.value)} for metric in metrics]
+        (partial / "summary.json").write_bytes(_json(about | {"metrics": rows}, indent=1) + b"\n")
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _number(value: float | None):
+    """One that is no number of JSON stays readable as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _json(value, **options) -> bytes:
+    # Half a surrogate pair, which a record's id may hold, is an escape in JSON as it is in Python.
+    return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace")
