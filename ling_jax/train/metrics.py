@@ -78,12 +78,21 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
 
 def peak_flops() -> float:
     """FLOP/s of one device: the data sheet's, or measured with a large float32 matmul where there is none."""
+    return data_sheet_flops() or matmul_flops(2048, jnp.float32)
+
+
+def data_sheet_flops() -> float | None:
+    """Of the first device, where the table above has it."""
     kind = jax.devices()[0].device_kind
     for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
         if kind.startswith(name):
             return peak
-    size = 2048
-    x = jnp.ones((size, size), jnp.float32)
+    return None
+
+
+def matmul_flops(size: int, dtype) -> float:
+    """FLOP/s of a matmul of two [size, size] on the first device, the best of five."""
+    x = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda x: x @ x)
     multiply(x).block_until_ready()
     seconds = []

@@ -1,0 +1,239 @@
+"""Says whether this machine runs ling_jax, and what to do where it does not.
+
+    python -m launch.doctor
+
+A line for each check: `ok` and what was found, or `FAIL`, why, and what to do. The exit code is 0 if all are ok.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import sys
+import time
+import tomllib
+import uuid
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from launch.flags import run_program
+
+# Everything else is imported by the check that needs it: a broken install is then a line, and no traceback.
+
+PACKAGES = {"jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "orbax-checkpoint": "orbax.checkpoint",
+            "grain": "grain", "tokenizers": "tokenizers"}  # fmt: skip
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+LEAST_SHARE = 0.3  # of the data sheet's FLOP/s; our choice: a sound device reaches more than half
+TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
+
+
+class Problem(Exception):
+    """What a check found wrong."""
+
+
+class Check(NamedTuple):
+    name: str
+    run: Callable[[], str]  # what was found; raises where that is wrong
+    advice: str
+
+
+def main() -> None:
+    failed = [check.name for check in checks() if not report(check)]
+    print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all ok", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+def checks() -> list[Check]:
+    install = "make install, or pip install -r requirements.lock"
+    return [
+        Check("python", python_version, "name a newer one: make install PYTHON=python3.12"),
+        *(Check(name, partial(package_version, name), install) for name in PACKAGES),
+        Check("devices", devices, "set JAX_PLATFORMS to what is there (cpu, cuda, tpu) and install its jaxlib"),
+        Check("compiled programs", compilation_cache, "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"),
+        Check("training step", training_step, "run make test; the versions of requirements.lock are the tested ones"),
+        Check("decoding", decoding, "run make test; the versions of requirements.lock are the tested ones"),
+        Check("kernels", kernels, "choose another backend, and report this with the lines above"),
+        Check("matmul", matmul, "look for other programs on the device, and for a power or temperature limit"),
+    ]
+
+
+def report(check: Check) -> bool:
+    try:
+        print(f"ok    {check.name:<18} {check.run()}", flush=True)
+        return True
+    except Exception as error:  # whatever it is, it is what is wrong with this machine
+        why = str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+        first_line = (why.splitlines() or [""])[0]
+        print(f"FAIL  {check.name:<18} {first_line}. What to do: {check.advice}", flush=True)
+        return False
+
+
+def python_version() -> str:
+    least = requirement("requires-python")
+    if not satisfies(platform.python_version(), least):
+        raise Problem(f"{platform.python_version()}; ling_jax needs {least}")
+    return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
+def package_version(name: str) -> str:
+    importlib.import_module(PACKAGES[name])
+    version = importlib.metadata.version(name)
+    wanted = next((line for line in requirement("dependencies") if re.match(rf"{name}[^\w-]", line)), "")
+    if not satisfies(version, wanted):
+        raise Problem(f"{version}; ling_jax needs {wanted}")
+    return version
+
+
+def requirement(field: str):
+    return tomllib.loads(PYPROJECT.read_text())["project"][field]
+
+
+def satisfies(version: str, requirement: str) -> bool:
+    """Of a requirement that has at most `>=` and `<`."""
+    numbers = lambda text: tuple(map(int, re.findall(r"\d+", text.split("+")[0])[:3]))  # noqa: E731
+    bounds = re.findall(r"(>=|<)([\d.]+)", requirement)
+    return all((numbers(version) >= numbers(bound)) == (sign == ">=") for sign, bound in bounds)
+
+
+def devices() -> str:
+    import jax
+
+    found = jax.local_devices()
+    unused = Path("/proc/driver/nvidia/version").exists() and "JAX_PLATFORMS" not in os.environ
+    if found[0].platform == "cpu" and unused:
+        raise Problem("jax sees the CPU only, and there is an NVIDIA driver: pip install -e '.[cuda]'")
+    memory = (found[0].memory_stats() or {}).get("bytes_limit")
+    where = "each" if memory else "of RAM"
+    memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{len(found)} x {found[0].device_kind} ({found[0].platform}), {memory / 2**30:.1f} GiB {where}"
+
+
+def compilation_cache() -> str:
+    import jax
+    from etils import epath
+
+    from ling_jax.train.programs import use_compilation_cache
+
+    use_compilation_cache()
+    folder = epath.Path(jax.config.jax_compilation_cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".doctor.{uuid.uuid4().hex}"
+    probe.write_text("")
+    probe.unlink()
+    jax.config.update("jax_enable_compilation_cache", False)  # the next checks tell how long compiling takes
+    return f"are kept in {folder}"
+
+
+@cache
+def tiny_model():
+    """(params, config) of one layer of each kind; the init is wide, so that what is wrong shows in the logits."""
+    import jax
+
+    from ling_jax import model
+    from ling_jax.config import model_config
+
+    config = model_config("tiny-2.6", num_layers=2, layer_group_size=2, mtp_depth=0, init_std=0.1)
+    return jax.jit(model.init, static_argnums=1)(jax.random.key(0), config), config
+
+
+def training_step() -> str:
+    import jax
+    import jax.numpy as jnp
+
+    from ling_jax import model, spec
+    from ling_jax.train.config import OptimizerConfig
+    from ling_jax.train.optimizer import make_optimizer
+    from ling_jax.train.state import create_state
+    from ling_jax.train.step import make_train_step
+
+    (params, config), optimizer = tiny_model(), make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), steps=2)
+    state = create_state(params, optimizer, spec.trainable(model.model_spec(config)))
+    tokens = jax.random.randint(jax.random.key(1), (2, 64), 0, config.vocab_size)
+    ones, positions = jnp.ones_like(tokens), jnp.tile(jnp.arange(64), (2, 1))
+    batch = {"tokens": tokens, "labels": tokens, "segment_ids": ones, "positions": positions}
+    start = time.perf_counter()
+    step = jax.jit(make_train_step(config, optimizer, router_bias_rate=1e-3)).lower(state, batch).compile()
+    seconds, losses = time.perf_counter() - start, []
+    for _ in range(2):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    if not all(map(jnp.isfinite, losses)) or losses[1] >= losses[0]:
+        raise Problem(f"the loss went from {losses[0]:.4g} to {losses[1]:.4g} on the same batch; it must fall")
+    return f"compiled in {seconds:.1f} s; loss {losses[0]:.4g} -> {losses[1]:.4g}"
+
+
+def decoding() -> str:
+    """Logits of one forward pass against those of a prefill and single tokens through the cache."""
+    import jax
+    import jax.numpy as jnp
+
+    from ling_jax import model
+
+    params, config = tiny_model()
+    with jax.default_matmul_precision("highest"):
+        tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, config.vocab_size)
+        forward = jax.jit(model.forward, static_argnums=2)
+        whole, so_far, parts = forward(params, tokens, config).logits, model.init_cache(config, 2, 12), []
+        for part in (tokens[:, :8], *(tokens[:, t : t + 1] for t in range(8, 12))):
+            output = forward(params, part, config, cache=so_far)
+            so_far = output.cache
+            parts.append(output.logits)
+    error = float(jnp.max(jnp.abs(jnp.concatenate(parts, axis=1) - whole)))
+    if not error <= TOLERANCE:
+        raise Problem(f"logits through the cache differ by {error:.1e} from the forward pass; at most {TOLERANCE:.0e}")
+    return f"logits through the cache differ by {error:.1e} (at most {TOLERANCE:.0e})"
+
+
+def kernels() -> str:
+    """Each backend that this platform has against the recurrence as it is written, on packed rows of odd lengths."""
+    import jax
+
+    from pallas_kernels.lightning_attention.api import BACKENDS
+
+    here = [name for name in BACKENDS if name not in ("tpu", "gpu") or name == jax.default_backend()]
+    errors = {name: kernel_error(name) for name in here if name != "reference"}
+    shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    if any(not error <= TOLERANCE for error in errors.values()):
+        raise Problem(f"lightning_attention is off its reference by {shown}; at most {TOLERANCE:.0e}")
+    return f"lightning_attention is off its reference by {shown} (at most {TOLERANCE:.0e})"
+
+
+def kernel_error(backend: str) -> float:
+    """Largest error of outputs and final states over the largest of the reference."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from pallas_kernels.lightning_attention import lightning_attention
+
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 77, 2, 128)).astype(np.float32)
+    # Documents of 1, 40, 29 and of 50, 13 tokens, padding behind, before and between them.
+    rows = ([(1, 1), (2, 40), (3, 29), (0, 7)], [(0, 5), (7, 50), (0, 9), (2, 13)])
+    segment_ids = np.array([[i for i, length in row for _ in range(length)] for row in rows], np.int32)
+    with jax.default_matmul_precision("highest"):
+        run = lambda name: jax.jit(partial(lightning_attention, backend=name))(  # noqa: E731
+            q, k, v, np.float32([-0.9, -0.003]), segment_ids=segment_ids
+        )
+        pairs = list(zip(run(backend), run("reference"), strict=True))
+    return max(float(jnp.max(jnp.abs(found - wanted)) / jnp.max(jnp.abs(wanted))) for found, wanted in pairs)
+
+
+def matmul() -> str:
+    import jax
+
+    from ling_jax.train.metrics import data_sheet_flops, matmul_flops
+
+    size, dtype = (2048, "float32") if jax.default_backend() == "cpu" else (8192, "bfloat16")
+    speed, peak = matmul_flops(size, dtype), data_sheet_flops()
+    found = f"{speed / 1e12:.3g} TFLOP/s ({dtype}, {size} x {size})"
+    if peak and speed < LEAST_SHARE * peak:
+        raise Problem(f"{found}, {speed / peak:.0%} of the data sheet")
+    return found + (f", {speed / peak:.0%} of the data sheet" if peak else "")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,167 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ling_jax import data, model
+from ling_jax.checkpoint import save_hf
+from tests.faults import ROOT
+from tests.tiny import random_params, tiny_config
+
+CONFIG = tiny_config(vocab_size=300, num_layers=2, compute_dtype="float32", remat="none", max_length=64)
+PARAMS = random_params(CONFIG, dtype="float32")
+TOKENIZER = data.train_bpe(["some words, and some more words"], 270)
+TEXTS = ["some words, and some more words " * 8, "others", "naïve 日本"]
+QUESTIONS = [
+    {"prompt": "some ", "choices": ["words", "more words, and more", "x"], "answer": 1, "id": "first"},
+    {"messages": [{"role": "user", "content": "and?"}], "choices": ["yes", "no"], "answer": 0},
+]
+TASKS = [{"prompt": "some ", "answer": "x"}, {"prompt": "and", "answer": "y"}, {"prompt": "more", "answer": "z"}]
+VERIFIER = """
+def verifier(text, record):
+    if record["answer"] == "y":
+        raise RuntimeError("no verdict")
+    return record["answer"] == "x"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    save_hf(PARAMS, CONFIG, folder / "hf")
+    data.save_tokenizer(TOKENIZER, folder / "hf")
+    for name, records in {"texts": [{"text": text} for text in TEXTS], "choice": QUESTIONS, "tasks": TASKS}.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "my_rewards.py").write_text(VERIFIER)
+    return folder
+
+
+def evaluate(folder, task, file, *more):
+    command = [sys.executable, "-m", "launch.evaluate", f"--model={folder}/hf", f"--task={task}"]
+    return subprocess.run(
+        [*command, f"--data={folder}/{file}", *more],
+        env=os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def read(out):
+    assert sorted(path.name for path in out.iterdir()) == ["samples.jsonl", "summary.json"]
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    summary = json.loads((out / "summary.json").read_text())
+    return samples, summary, {row["name"]: row for row in summary["metrics"]}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """log p(token t + 1 | tokens up to t) of one row, from the logits of a plain forward pass."""
+    forward = jax.jit(model.forward, static_argnums=2)
+
+    def logps(tokens):
+        padded = np.pad(tokens, (0, CONFIG.max_length - len(tokens)))[None]
+        whole = jax.nn.log_softmax(forward(PARAMS, padded, CONFIG).logits[0])
+        return np.array([whole[t, tokens[t + 1]] for t in range(len(tokens) - 1)])
+
+    return logps
+
+
+def encode(text):
+    return TOKENIZER.encode(text).ids
+
+
+def test_perplexity_is_that_of_a_loop_over_tokens(folder, alone, tmp_path):
+    done = evaluate(folder, "perplexity", "texts.jsonl", "--window=20", f"--out={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    samples, summary, metrics = read(tmp_path / "out")
+    nats, predicted = 0.0, 0
+    for text, sample in zip(TEXTS, samples, strict=True):
+        tokens = [*encode(text), data.eos_id(TOKENIZER)]
+        # Windows of 20 tokens, each from the last token of the one before.
+        expected = np.concatenate([alone(tokens[start : start + 20]) for start in range(0, len(tokens) - 1, 19)])
+        assert sample["tokens"] == tokens and len(expected) == len(tokens) - 1
+        np.testing.assert_allclose(sample["logps"], expected, atol=2e-5)
+        nats, predicted = nats - expected.sum(), predicted + len(expected)
+    assert len(samples[0]["tokens"]) > 40, "several windows"
+    assert metrics["nats_per_token"]["value"] == pytest.approx(nats / predicted, rel=1e-5)
+    assert metrics["perplexity"]["value"] == pytest.approx(np.exp(nats / predicted), rel=1e-4)
+    assert metrics["nats_per_token"]["n"] == 3 and summary["settings"] == {"window": 20}
+    low, high = metrics["nats_per_token"]["interval"]
+    assert low < metrics["nats_per_token"]["value"] < high
+    windows = sum(-(-(len(sample["tokens"]) - 1) // 19) for sample in samples)
+    assert f"windows={windows}/{windows} " in done.stdout and "nats_per_byte" in done.stdout
+
+
+def test_choices_score_as_a_loop_over_tokens(folder, alone, tmp_path):
+    done = evaluate(folder, "choice", "choice.jsonl", f"--out={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    samples, summary, metrics = read(tmp_path / "out")
+    prompt = encode("some ")
+    scores = [alone(prompt + encode(choice))[len(prompt) - 1 :].sum() for choice in QUESTIONS[0]["choices"]]
+    np.testing.assert_allclose(samples[0]["scores"], scores, rtol=1e-5)
+    sizes = [len(choice) for choice in QUESTIONS[0]["choices"]]
+    assert samples[0]["chosen"] == np.argmax(scores)
+    assert samples[0]["chosen_per_byte"] == np.argmax(np.divide(scores, sizes))
+    assert [sample["id"] for sample in samples] == ["first", 1]
+    assert metrics["accuracy"]["value"] == np.mean([sample["correct"] for sample in samples])
+    assert metrics["accuracy_per_byte"]["value"] == np.mean([sample["correct_per_byte"] for sample in samples])
+    assert summary["task"] == "choice" and summary["data"].endswith("choice.jsonl")
+    assert "choices=5/5 " in done.stdout
+
+
+def test_answers_are_verified_and_the_same_every_time(folder, tmp_path):
+    sampling = ("--verifier=my_rewards:verifier", "--samples=2", "--temperature=1", "--max_new_tokens=5")
+    runs = [
+        evaluate(folder, "generate", "tasks.jsonl", *sampling, f"--batch_size={size}", f"--out={tmp_path}/{size}")
+        for size in (4, 2)
+    ]
+    for done in runs:
+        assert done.returncode == 0, done.stderr
+    samples, _, metrics = read(tmp_path / "4")
+    assert [(sample["id"], sample["sample"], sample["seed"]) for sample in samples] == [
+        (0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3), (2, 0, 4), (2, 1, 5),
+    ]  # fmt: skip
+    assert [sample["score"] for sample in samples] == [1, 1, None, None, 0, 0]
+    assert samples[2]["error"] == "RuntimeError: no verdict"
+    assert metrics["accuracy"]["value"] == 0.5 and metrics["accuracy"]["n"] == 4
+    assert metrics["pass@2"]["value"] == 0.5 and metrics["pass@2"]["n"] == 2
+    assert metrics["verifier_errors"]["value"] == 2 and "verifier_errors  2" in runs[0].stdout
+    assert samples[0]["tokens"] != samples[1]["tokens"], "a seed of its own for every sample"
+    # Whatever else is in the batch.
+    assert [sample["tokens"] for sample in read(tmp_path / "2")[0]] == [sample["tokens"] for sample in samples]
+
+
+@pytest.mark.parametrize(
+    ("task", "line", "flags", "message"),
+    [
+        ("perplexity", '{"txt": "x"}', (), "line 2 has no field 'text', did you mean 'txt'?"),
+        ("choice", '{"prompt": "x", "choices": ["a", "b"], "answer": 5}', (), "line 2: answer is 5"),
+        ("generate", '{"prompt": "x"}', (), "line 2 has no field 'answer'"),
+        ("generate", '{"prompt": "x", "answer": "y"}', ("--verifier=my_rewards:verify",), "did you mean 'verifier'?"),
+        ("generate", '{"prompt": "x", "answer": "y"}', ("--samples=2",), "at temperature 0 would all be the same"),
+        ("choice", '{"prompt": "x", "choices": ["a", "b"], "answer": 0}', ("--samples=2",), "is of --task=generate"),
+    ],
+)
+def test_bad_input_is_one_line_before_the_model_is_loaded(folder, tmp_path, task, line, flags, message):
+    good = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0]}[task]
+    (tmp_path / "hf").mkdir()  # holds no model, which would be another message
+    (tmp_path / "my_rewards.py").write_text(VERIFIER)
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
+    done = evaluate(tmp_path, task, "data.jsonl", *flags, f"--out={tmp_path}/out")
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("task", ["choice", "generate"])
+def test_a_prompt_that_passes_the_context_is_named(folder, tmp_path, task):
+    record = {"prompt": "x " * 60, "choices": ["a", "b"], "answer": 0} if task == "choice" else TASKS[0]
+    (folder / "long.jsonl").write_text(json.dumps(record))
+    done = evaluate(folder, task, "long.jsonl", f"--out={tmp_path}/out")  # 128 new tokens pass a context of 64 too
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "long.jsonl, line 1: prompt of " in done.stderr and "pass the model's context of 64" in done.stderr
+    assert not list(tmp_path.iterdir())
