@@ -129,14 +129,17 @@ def compilation_cache() -> str:
 
 @cache
 def tiny_model():
-    """(params, config) of one layer of each kind; the init is wide, so that what is wrong shows in the logits."""
-    import jax
+    """(params, config) of one layer of each kind, of weights so large that what is wrong shows in the logits."""
+    import jax.numpy as jnp
+    import numpy as np
 
-    from ling_jax import model
+    from ling_jax import model, spec
     from ling_jax.config import model_config
 
-    config = model_config("tiny-2.6", num_layers=2, layer_group_size=2, mtp_depth=0, init_std=0.1)
-    return jax.jit(model.init, static_argnums=1)(jax.random.key(0), config), config
+    config, rng = model_config("tiny-2.6", num_layers=2, layer_group_size=2, mtp_depth=0), np.random.default_rng(0)
+    # Of numpy: to compile the random init of every shape takes as long as the training step.
+    leaf = lambda declared: jnp.float32(rng.normal(declared.init is spec.ones, 0.1, declared.shape))  # noqa: E731
+    return spec.tree_map(leaf, model.model_spec(config)), config
 
 
 def training_step() -> str:

@@ -96,13 +96,13 @@ def answers(
     seeds: Sequence[int],
     batch_size: int,
     **sampling,
-) -> Iterator[Completion]:
-    """The whole answer to each prompt, in order. Raises FloatingPointError where log-probabilities are not finite."""
+) -> Iterator[list[Completion]]:
+    """Batches of whole answers to the prompts, in order. Raises FloatingPointError on log-probabilities not finite."""
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         *_, done = complete(generator, tokenizer, prompts[part], seeds=seeds[part], **sampling)
         check_finite([answer.logps for answer in done])
-        yield from done
+        yield done
 
 
 def answer_results(

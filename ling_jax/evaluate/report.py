@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ class Metric(NamedTuple):
     unit: str  # what n counts
 
 
-def with_progress(items: Iterable, what: str, total: int) -> Iterator:
-    """The items, with a line every few seconds and at the end: how many came, and when the rest will have."""
+def with_progress(batches: Iterable[Sequence], what: str, total: int) -> Iterator:
+    """The items of the batches, with a line every few seconds and at the end: how many came, and when all will have."""
     start = reported = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
+    done = 0
+    for batch in batches:
+        yield from batch
+        done, now = done + len(batch), time.monotonic()
         if now - reported >= REPORT_SECONDS or done == total:
             reported = now
             eta = datetime.timedelta(seconds=round((now - start) / done * (total - done)))

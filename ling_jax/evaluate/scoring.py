@@ -25,8 +25,8 @@ def next_token_logps(params, tokens_BT, segment_ids_BT, config: ModelConfig):
 
 def score_rows(
     params, config: ModelConfig, rows: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (i, log p(rows[i][t + 1] | rows[i][: t + 1]) for all t, float32 [length - 1]) in nats.
+) -> Iterator[list[tuple[int, np.ndarray]]]:
+    """Yields batches of (i, log p(rows[i][t + 1] | rows[i][: t + 1]) for all t, float32 [length - 1]) in nats.
 
     Rows of 2 tokens to the model's context, none of which sees another; the longest come first, so that what does not
     fit the memory fails at once. One program is compiled for each power of two of length and of rows in a batch.
@@ -39,7 +39,7 @@ def score_rows(
         numbers = by_length[length]
         for first in range(0, len(numbers), batch_size):
             part = numbers[first : first + batch_size]
-            yield from zip(part, _score_batch(params, config, [rows[i] for i in part], length), strict=True)
+            yield list(zip(part, _score_batch(params, config, [rows[i] for i in part], length), strict=True))
 
 
 def _score_batch(params, config: ModelConfig, rows, length: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ ROWS = [np.random.default_rng(length).integers(0, CONFIG.vocab_size, length) for
 
 def test_rows_score_as_alone_and_one_program_serves_a_bucket():
     before = next_token_logps._cache_size()
-    found = list(score_rows(PARAMS, CONFIG, ROWS, batch_size=4))
+    found = [row for batch in score_rows(PARAMS, CONFIG, ROWS, batch_size=4) for row in batch]
     # Buckets 40 (3 rows: 4 in a batch) and 16 (7 rows: 4, and 3 which are padded to 4).
     assert next_token_logps._cache_size() - before == 2
     assert [i for i, _ in found] == [2, 4, 8, 0, 1, 3, 5, 6, 7, 9], "the longest bucket first"
