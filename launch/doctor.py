@@ -231,7 +231,7 @@ def matmul() -> str:
     from ling_jax.train.metrics import data_sheet_flops, matmul_flops
 
     size, dtype = (2048, "float32") if jax.default_backend() == "cpu" else (8192, "bfloat16")
-    speed, peak = matmul_flops(size, dtype), data_sheet_flops()
+    speed, peak = matmul_flops(size, dtype), data_sheet_flops(jax.devices()[0])
     found = f"{speed / 1e12:.3g} TFLOP/s ({dtype}, {size} x {size})"
     if peak and speed < LEAST_SHARE * peak:
         raise Problem(f"{found}, {speed / peak:.0%} of the data sheet")

@@ -1,11 +1,14 @@
 """How every program here reads its flags: what is wrong with them is one message and exit code 2."""
 
 import contextlib
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -24,7 +27,11 @@ def define_config() -> flags.FlagHolder:
 
 def run_program(main: Callable[[], None]) -> None:
     """Runs a program whose `main` takes no arguments. Libraries' own progress shows with `--verbosity=0`."""
-    app.run(lambda argv: main(), flags_parser=_parse)
+    try:
+        app.run(lambda argv: main(), flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # no waiting for threads that compile
 
 
 @contextlib.contextmanager
@@ -55,6 +62,22 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(error)
 
 
+def _load(path: str):
+    """The config of a file; whatever goes wrong in it is told with its line."""
+    file = path.split(":")[0]
+    if not os.path.isfile(file):
+        raise flags.Error(f"--config={path}: {file} does not exist; name a file such as {EXAMPLE}")
+    try:
+        config = flags.FLAGS["config"].parser.parse(path)
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise flags.Error(f"{where}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise flags.Error(f"{file}: get_config() gives a {type(config).__name__}; it must give a ConfigDict")
+    return config
+
+
 def _check_overrides(argv: list[str]) -> None:
     """Their names against the config that they change; the flag itself would only say which part of one is unknown."""
     names = flags.FlagValues()
@@ -62,7 +85,7 @@ def _check_overrides(argv: list[str]) -> None:
     names(argv, known_only=True)
     if names.config is None:
         return
-    config = flags.FLAGS["config"].parser.parse(names.config)
+    config = _load(names.config)
     for name in (match[1] for match in map(OVERRIDE.match, argv) if match):
         node, parts = config, name.split(".")
         for depth, part in enumerate(parts):

@@ -12,6 +12,7 @@ import sys
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
+from ling_jax.checkpoint.orbax import DamagedCheckpoint
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.loop import Interrupted, TooManyBadSteps, prepare, train
 
@@ -28,7 +29,7 @@ def main() -> None:
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(128 + stop.number)
-    except TooManyBadSteps as error:
+    except (TooManyBadSteps, DamagedCheckpoint) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
 

@@ -1,5 +1,6 @@
 """The model's configuration: one frozen dataclass, and the named models."""
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable
@@ -75,7 +76,8 @@ class ModelConfig:
     loss_chunk: int = 128  # tokens of each row whose logits exist at one time
 
     def __post_init__(self):
-        object.__setattr__(self, "compute_dtype", np.dtype(self.compute_dtype).name)
+        with contextlib.suppress(TypeError):  # the check below names what is no dtype
+            object.__setattr__(self, "compute_dtype", np.dtype(self.compute_dtype).name)
         _check(self)
 
     def is_softmax_layer(self, layer: int) -> bool:
@@ -86,6 +88,8 @@ class ModelConfig:
 
 def _check(c: ModelConfig) -> None:
     """What types cannot say; each error names the field, the value found and what would do."""
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    _require(c.compute_dtype in dtypes, f"compute_dtype is {c.compute_dtype!r}; it is one of {', '.join(dtypes)}")
     positive = [
         "vocab_size",
         "hidden_size",

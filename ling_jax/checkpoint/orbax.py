@@ -13,9 +13,15 @@ from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is there and cannot be read."""
+
+
 def open_manager(folder, *, keep: int) -> ocp.CheckpointManager:
     """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+    )
     return ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)  # it takes no relative path
 
 
@@ -26,10 +32,22 @@ def save(manager: ocp.CheckpointManager, step: int, state, model: ModelConfig) -
 
 
 def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = None):
-    """The state of `step` (None: the newest), laid out as `abstract_state`'s shardings say."""
+    """The state of `step` (None: the newest), laid out as `abstract_state`'s shardings say.
+
+    Raises DamagedCheckpoint where it cannot be read. Bytes that changed inside a file are not noticed: Orbax keeps no
+    sums.
+    """
     step = manager.latest_step() if step is None else step
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-    return manager.restore(step, args=arguments)["state"]
+    try:
+        return manager.restore(step, args=arguments)["state"]
+    except Exception as error:  # of many kinds, by what is damaged
+        reason = (str(error).splitlines() or [""])[0][:200]
+        older = [other for other in manager.all_steps() if other < step]
+        advice = f"remove that folder to go on from {max(older)}" if older else "no older one is there"
+        raise DamagedCheckpoint(
+            f"{epath.Path(manager.directory) / str(step)} cannot be read: {type(error).__name__}: {reason}; {advice}"
+        ) from error
 
 
 def save_params(folder, params, model: ModelConfig) -> None:

@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 import uuid
+import zipfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,18 +27,25 @@ REPORT_SECONDS = 5
 PLAN_ARRAYS = ("row_offsets", "piece_doc", "piece_start", "piece_length")
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, folder: str | Path, *, held_out_fraction: float) -> dict:
+def tokenize(
+    source: Source, tokenizer: Tokenizer, folder: str | Path, *, held_out_fraction: float, replace: bool = False
+) -> dict:
     """Tokenises a source into <folder>/train and <folder>/held_out, once; returns <folder>/meta.json.
 
     Each document ends with eos. The folder appears whole or not at all; one that holds the same source, tokenizer and
-    fraction is reused, another is a ValueError. Prints a line of progress every few seconds.
+    fraction is reused, another is replaced or a ValueError. Prints a line of progress every few seconds.
     """
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be at least 0 and below 1")
     folder = Path(folder).expanduser()
     meta = _describe(source, tokenizer, held_out_fraction)
-    if present := _present_meta(folder, meta):
-        return present
+    try:
+        if present := _present_meta(folder, meta):
+            return present
+    except ValueError:
+        if not replace:
+            raise
+        shutil.rmtree(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
     try:
         meta |= _write_splits(source, tokenizer, partial, meta)
@@ -72,10 +80,15 @@ def _present_meta(folder: Path, wanted: dict) -> dict | None:
         return None
     if not (folder / "meta.json").is_file():
         raise ValueError(f"{folder} is there, but without a meta.json: not a tokenised corpus; name another folder")
-    found = json.loads((folder / "meta.json").read_text())
+    try:
+        found = json.loads((folder / "meta.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'meta.json'} is not JSON: {error}; remove the folder, or name another") from None
     if found.get("fingerprint") != wanted["fingerprint"]:
-        old, new = ({key: meta.get(key) for key in wanted} for meta in (found, wanted))
-        raise ValueError(f"{folder} holds another corpus: {old}; wanted {new}; remove the folder or name another")
+        told = [key for key in ("source", "tokenizer", "held_out_fraction") if found.get(key) != wanted[key]]
+        changes = [f"{key} was {found.get(key)} and is {wanted[key]}" for key in told]
+        why = "; ".join(changes) or f"the files of {wanted['source']} have changed"
+        raise ValueError(f"{folder} holds another corpus: {why}; remove the folder, or name another")
     return found
 
 
@@ -263,10 +276,10 @@ def packed_rows(folder: str | Path, sequence_length: int, seed: int) -> PackedRo
     """Rows of a token folder; the plan is kept beside the tokens, and reused."""
     documents = open_documents(folder)
     path = documents.folder / f"pack_{sequence_length}_{seed}.npz"
-    if path.is_file():
-        with np.load(path) as arrays:
-            plan = PackPlan(sequence_length, seed, **arrays)
-    else:
+    plan = None
+    with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, EOFError), np.load(path) as arrays:
+        plan = PackPlan(sequence_length, seed, **arrays)
+    if plan is None:
         plan = pack_plan(documents.lengths, sequence_length, seed)
         with contextlib.suppress(OSError), replacing(path) as file:  # a corpus may be read-only
             np.savez(file, **{name: getattr(plan, name) for name in PLAN_ARRAYS})

@@ -1,6 +1,7 @@
 """What a pre-training run is: frozen dataclasses, made from a plain nested dict with every key and type checked."""
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any
@@ -87,38 +88,52 @@ class PretrainConfig:
         check_config(self)
 
 
-# What may differ between a run and its resumption; all else makes it another run.
+# What may differ between a run and its resumption: how long it is, what is told and kept, and where and in which order
+# the same sums are computed (so bits may change with these, and no more than bits). All else makes it another run.
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
     "train.max_bad_steps", "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder",
 )  # fmt: skip
 
 
+NOT_NEGATIVE = (
+    "data.seed", "train.seed", "train.router_bias_rate", "train.eval_every", "train.eval_batches",
+    "train.profile_step", "optimizer.warmup_steps", "optimizer.eps", "optimizer.weight_decay",
+    "optimizer.final_lr_fraction",
+)  # fmt: skip
+POSITIVE = (
+    "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "train.save_every", "train.keep",
+    "train.max_bad_steps", "optimizer.peak_lr", "optimizer.clip_norm",
+)  # fmt: skip
+BELOW_ONE = ("optimizer.b1", "optimizer.b2")
+BELOW_2_32 = ("data.seed", "train.seed")
+
+
 def check_config(config: PretrainConfig) -> None:
     """Raises ValueError on values that cannot train, naming the field, the value and what would do."""
-    model, data, train, optimizer = config.model, config.data, config.train, config.optimizer
-    if not data.sources:
-        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+    model, data, train = config.model, config.data, config.train
+    for names, good, wanted in (
+        (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
+        (POSITIVE, lambda x: x > 0, "must be positive"),
+        (BELOW_ONE, lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
+        (BELOW_2_32, lambda x: x < 2**32, "must be below 2^32"),
+        (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
+        (("optimizer.schedule",), lambda x: x in ("wsm", "cosine"), "must be 'wsm' or 'cosine'"),
+        (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
+    ):
+        for name in names:
+            value = functools.reduce(getattr, name.split("."), config)
+            if not good(value):
+                raise ValueError(f"{name} is {value!r}; it {wanted}")
     if not 2 <= data.sequence_length <= model.max_length:
         raise ValueError(
             f"data.sequence_length is {data.sequence_length}; the model's context, model.max_length, is "
             f"{model.max_length} (and 2 tokens are the least)"
         )
-    for name in ("steps", "batch_size", "microbatches", "log_every", "save_every", "keep", "max_bad_steps"):
-        if getattr(train, name) < 1:
-            raise ValueError(f"train.{name} is {getattr(train, name)}; it must be at least 1")
     if train.batch_size % train.microbatches:
         raise ValueError(f"train.microbatches {train.microbatches} does not divide train.batch_size {train.batch_size}")
-    if optimizer.schedule not in ("wsm", "cosine"):
-        raise ValueError(f"optimizer.schedule is {optimizer.schedule!r}; it is 'wsm' or 'cosine'")
-    if not 0 < data.held_out_fraction < 1:
-        raise ValueError(f"data.held_out_fraction is {data.held_out_fraction}; it must be between 0 and 1")
-    for name in ("eval_every", "eval_batches", "profile_step"):
-        if getattr(train, name) < 0:
-            raise ValueError(f"train.{name} is {getattr(train, name)}; it must not be negative")
-    for name in ("peak_lr", "clip_norm"):
-        if not getattr(optimizer, name) > 0:
-            raise ValueError(f"optimizer.{name} is {getattr(optimizer, name)}; it must be positive")
+    if not data.sources:
+        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
     for i, source in enumerate(data.sources):
         _check_source(f"data.sources[{i}]", source, data)
 

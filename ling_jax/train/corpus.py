@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 from ling_jax import data
 from ling_jax.config import ModelConfig
 from ling_jax.train.config import DataConfig, open_source
+from ling_jax.train.workdir import has_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +26,27 @@ class Corpus:
     train_tokens: int
 
 
-def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.PathLike) -> Corpus:
+def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.Path, *, replace: bool = False) -> Corpus:
     """Trains or loads the tokenizer, tokenises and packs; what is there is used again.
+
+    `replace`: tokens of another corpus in the workdir make place.
 
     Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
     the model.
     """
     if "://" in (where := config.folder or str(workdir)):
         raise ValueError(f"tokens are memory-mapped, and {where} is no local folder; name one in data.folder")
-    folder = Path(config.folder or Path(workdir) / "data").expanduser()
-    tokenizer = _tokenizer(config, model, epath.Path(workdir))
+    folder = Path(config.folder or workdir / "data").expanduser()
+    if not config.folder:
+        for left_over in folder.glob(".*.partial"):  # of a process that was killed: the workdir is ours alone
+            shutil.rmtree(left_over)
+    tokenizer = _tokenizer(config, model, workdir)
     folders = [folder / f"{i}_{source.kind}" for i, source in enumerate(config.sources)]
     for source, where in zip(config.sources, folders, strict=True):
-        data.tokenize(open_source(source), tokenizer, where, held_out_fraction=config.held_out_fraction)
+        replaces = replace and not config.folder
+        data.tokenize(
+            open_source(source), tokenizer, where, held_out_fraction=config.held_out_fraction, replace=replaces
+        )
     train = [data.packed_rows(where / "train", config.sequence_length, config.seed) for where in folders]
     held_out = [data.packed_rows(where / "held_out", config.sequence_length, config.seed) for where in folders]
     return Corpus(
@@ -57,7 +67,7 @@ def held_out_batches(corpus: Corpus, batch_size: int, most: int) -> Iterator[dat
 def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> Tokenizer:
     """The one that the config names, the one that this run has kept, or one trained for it."""
     folder = workdir / "tokenizer"
-    kept = (workdir / "config.json").exists() and (folder / "tokenizer.json").exists()
+    kept = has_checkpoint(workdir) and (folder / "tokenizer.json").exists()
     if kept:
         tokenizer, where = data.load_tokenizer(folder), folder
     elif config.tokenizer:

@@ -3,9 +3,9 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO
 
 import jax
 import numpy as np
@@ -14,9 +14,8 @@ from etils import epath
 
 from ling_jax import data
 from ling_jax.checkpoint import orbax
-from ling_jax.data.tokenizer import replacing
 from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh
-from ling_jax.train.config import PretrainConfig, differences, open_source
+from ling_jax.train.config import PretrainConfig, open_source
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
 from ling_jax.train.metrics import MetricsWriter, peak_flops
 from ling_jax.train.optimizer import make_optimizer
@@ -24,6 +23,7 @@ from ling_jax.train.programs import compile_eval_step, compile_train_step, new_s
 from ling_jax.train.progress import ProgressLog, start_report
 from ling_jax.train.state import TrainState, abstract_state
 from ling_jax.train.stop import stop_signals
+from ling_jax.train.workdir import check_workdir, has_checkpoint, lock, open_workdir, unlock, write_config
 
 PROFILED_STEPS = 3
 PROFILE_AFTER = 10  # steps of this start, where the config names none
@@ -51,13 +51,15 @@ class Run:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     corpus: Corpus
+    lock: IO[bytes] | None
 
 
 def prepare(config: PretrainConfig, workdir) -> Run:
     """Checks a config against devices, sources and workdir, then makes what is not there: tokenizer, tokens, rows.
 
-    Raises ValueError or FileNotFoundError with what to change; the workdir then stays as it was.
+    Raises ValueError or OSError with what to change; the workdir then has got nothing but tokens of other sources.
     """
+    workdir = open_workdir(workdir)
     check_workdir(config, workdir)
     for source in config.data.sources:
         data.source_files(open_source(source))
@@ -65,11 +67,15 @@ def prepare(config: PretrainConfig, workdir) -> Run:
     _check_batch(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract = abstract_state(config.model, optimizer, mesh)
-    corpus = prepare_corpus(config.data, config.model, workdir)
-    data.save_tokenizer(corpus.tokenizer, epath.Path(workdir) / "tokenizer")
-    with replacing(epath.Path(workdir) / "config.json") as file:
-        file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
-    return Run(config, epath.Path(workdir), mesh, optimizer, abstract, corpus)
+    held = lock(workdir)
+    try:
+        corpus = prepare_corpus(config.data, config.model, workdir, replace=not has_checkpoint(workdir))
+        data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
+        write_config(config, workdir)
+    except BaseException:
+        unlock(workdir, held)
+        raise
+    return Run(config, workdir, mesh, optimizer, abstract, corpus, held)
 
 
 def train(run: Run, *, profile: bool = False) -> dict:
@@ -77,25 +83,26 @@ def train(run: Run, *, profile: bool = False) -> dict:
 
     Prints a report and then progress; the workdir gets metrics.jsonl, tensorboard/ and checkpoints/. Returns the last
     line of metrics.jsonl, or {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and
-    `TooManyBadSteps`; both after a save.
+    `TooManyBadSteps`, both after a save; `DamagedCheckpoint` where the newest one cannot be read.
     """
     use_compilation_cache()
-    config = run.config
-    with (
-        stop_signals() as stopped,
-        orbax.open_manager(run.workdir / "checkpoints", keep=config.train.keep) as manager,
-        concurrent.futures.ThreadPoolExecutor(1) as compiler,
-    ):
-        start = manager.latest_step() or 0
-        print(start_report(config, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
-        if start >= config.train.steps:
-            print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
-            return {}
-        peak = run.mesh.size * peak_flops()  # measured where it is not known, so before the machine is busy
-        train_step = compiler.submit(compile_train_step, config, run.optimizer, run.abstract, run.mesh)
-        eval_step = compiler.submit(compile_eval_step, config, run.abstract, run.mesh)
-        state = orbax.restore(manager, run.abstract) if start else new_state(config, run.optimizer, run.abstract)
-        return _Loop(run, manager, train_step.result(), eval_step, stopped, peak).steps(state, start, profile=profile)
+    config, compiler = run.config, concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        with orbax.open_manager(run.workdir / "checkpoints", keep=config.train.keep) as manager:
+            start = manager.latest_step() or 0
+            print(start_report(config, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
+            if start >= config.train.steps:
+                print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
+                return {}
+            peak = peak_flops(run.mesh)  # measured where it is not known, so before the machine is busy
+            train_step = compiler.submit(compile_train_step, config, run.optimizer, run.abstract, run.mesh)
+            eval_step = compiler.submit(compile_eval_step, config, run.abstract, run.mesh)
+            state = orbax.restore(manager, run.abstract) if start else new_state(config, run.optimizer, run.abstract)
+            loop = _Loop(run, manager, train_step.result(), eval_step, peak)
+            return loop.steps(state, start, profile=profile)
+    finally:
+        compiler.shutdown(wait=False, cancel_futures=True)
+        unlock(run.workdir, run.lock)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +111,6 @@ class _Loop:
     manager: orbax.ocp.CheckpointManager
     train_step: Callable
     eval_step: concurrent.futures.Future
-    stopped: list[int]  # signals
     peak: float  # FLOP/s of all devices
 
     def steps(self, state: TrainState, start: int, *, profile: bool) -> dict:
@@ -112,21 +118,16 @@ class _Loop:
         writer = MetricsWriter(self.run.workdir, first_step=start)
         log = ProgressLog(self.run.config, writer, bad_steps=int(state.bad_steps), peak=self.peak)
         self._check_bad_steps(log, start)
-        first = max(start, min(train.profile_step or start + PROFILE_AFTER, train.steps - 1))
-        traced = range(first, min(first + PROFILED_STEPS, train.steps)) if profile else range(0)
+        batches = data.batches(
+            self.run.corpus.train, batch_size=train.batch_size, start_step=start, stop_step=train.steps, **hosts
+        )
         line = {}
-        with contextlib.closing(writer):
-            batches = data.batches(
-                self.run.corpus.train, batch_size=train.batch_size, start_step=start, stop_step=train.steps, **hosts
-            )
+        with contextlib.closing(writer), stop_signals() as stopped, self._trace(start, enabled=profile) as trace:
             for step, batch in batches:
-                if traced and step == traced[0]:
-                    jax.profiler.start_trace(str(self.run.workdir / "profile"))
+                trace(step)
                 state, metrics = self.train_step(state, self._on_devices(batch))
-                if traced and step == traced[-1]:
-                    self._end_trace(metrics)
                 log.add(step, metrics)
-                stop = self.stopped[0] if self.stopped else None  # read once: it may come at any moment
+                stop = stopped[0] if stopped else None  # read once: it may come at any moment
                 line = self._after(state, step + 1, log, stops=stop is not None)
                 self._check_bad_steps(log, step + 1)
                 if stop is not None and step + 1 < train.steps:
@@ -137,36 +138,65 @@ class _Loop:
         """Evaluates and saves where that is due; returns the step's metrics if so."""
         train = self.run.config.train
         ends = done == train.steps
-        evaluates = ends or (train.eval_every and done % train.eval_every == 0)
-        saves = ends or stops or log.bad_steps >= train.max_bad_steps or done % train.save_every == 0
+        evaluates = ends or (train.eval_every and done % train.eval_every == 0 and not stops)
+        saves = ends or stops or done % train.save_every == 0 or log.bad_steps >= train.max_bad_steps
         if not evaluates and not saves:
             return {}
-        # Before a save, so that no step before the checkpoint lacks its line.
-        line = log.flush(**(self.held_out_loss(state.params) if evaluates else {}))
+        log.drain()
         stops = stops or log.bad_steps >= train.max_bad_steps
+        measured = self.held_out_loss(state.params) if evaluates else {}
+        line = log.flush(**measured)  # before a save, so that no step before the checkpoint lacks its line
         if saves or stops:
+            print(f"saving step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
             orbax.save(self.manager, done, state, self.run.config.model)
-            if ends or stops:
-                self.manager.wait_until_finished()
-            print(f"saved step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
+        if ends or stops:
+            self.manager.wait_until_finished()
+            print(f"saved step={done}", flush=True)
         log.restart_clock()
         return line
 
     def held_out_loss(self, params) -> dict[str, float]:
         """Mean nats per token over the held-out batches; {} where no document is held out."""
         rows = self.run.config.train.batch_size // self.run.config.train.microbatches
-        batches = held_out_batches(self.run.corpus, rows, self.run.config.train.eval_batches)
-        sums = [self.eval_step.result()(params, self._on_devices(batch)) for batch in batches]
+        most = self.run.config.train.eval_batches * self.run.config.train.microbatches
+        host = slice(
+            jax.process_index() * rows // jax.process_count(), (jax.process_index() + 1) * rows // jax.process_count()
+        )
+        sums = []
+        for batch in held_out_batches(self.run.corpus, rows, most):
+            batch = {name: x[host] for name, x in batch.items()}
+            sums.append(self.eval_step.result()(params, self._on_devices(batch)))
         if not sums:
+            print("held_out_loss: no document is held out (data.held_out_fraction)", flush=True)
             return {}
-        loss = float(sum(s.main for s in sums) / sum(s.main_count for s in sums))
+        sums = jax.device_get([(s.main, s.main_count) for s in sums])
+        loss = float(sum(main for main, _ in sums) / sum(count for _, count in sums))
         print(f"held_out_loss={loss:.4f} nats/token", flush=True)
         return {"held_out_loss": loss}
 
-    def _end_trace(self, metrics) -> None:
-        jax.block_until_ready(metrics)
-        jax.profiler.stop_trace()
-        print(f"profile in {self.run.workdir / 'profile'}; open it with `tensorboard` or xprof", flush=True)
+    @contextlib.contextmanager
+    def _trace(self, start: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
+        """What is to be called before each step, to trace a few of them."""
+        train, folder, running = self.run.config.train, self.run.workdir / "profile", []
+        first = max(start, min(train.profile_step or start + PROFILE_AFTER, train.steps - 1))
+
+        def end():
+            if running:
+                jax.profiler.stop_trace()
+                running.clear()
+                print(f"profile in {folder}; open it with TensorBoard's profile plugin or xprof", flush=True)
+
+        def before(step: int) -> None:
+            if enabled and step == first:
+                jax.profiler.start_trace(str(folder))
+                running.append(step)
+            elif step == first + PROFILED_STEPS:
+                end()
+
+        try:
+            yield before
+        finally:
+            end()
 
     def _on_devices(self, batch: data.Batch):
         data.validate_batch(
@@ -181,16 +211,6 @@ class _Loop:
                 f"{log.bad_steps} steps until step {step} had a loss or gradient that is not finite, and "
                 f'train.max_bad_steps is {most}; the steps are in {self.run.workdir / "metrics.jsonl"} ("bad": true)'
             )
-
-
-def check_workdir(config: PretrainConfig, workdir) -> None:
-    """Raises ValueError where the workdir holds another run, with a line for each field that may not differ."""
-    path = epath.Path(workdir) / "config.json"
-    if path.exists():
-        changed = differences(json.loads(path.read_text()), dataclasses.asdict(config))
-        if changed:
-            lines = "\n  ".join(changed)
-            raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
 
 
 def _check_batch(config: PretrainConfig, mesh: jax.sharding.Mesh) -> None:

@@ -76,16 +76,21 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     return 6.0 * matmul_parameters(config) + layers["softmax"] * softmax + layers["lightning"] * lightning
 
 
-def peak_flops() -> float:
-    """FLOP/s of one device: the data sheet's, or measured with a large float32 matmul where there is none."""
-    return data_sheet_flops() or matmul_flops(2048, jnp.float32)
+def peak_flops(mesh: jax.sharding.Mesh) -> float:
+    """FLOP/s of a mesh: the data sheet's, or measured with a large matmul where there is none.
+
+    CPU devices are one machine's, however many are simulated; they are measured in float32, others in bfloat16.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return matmul_flops(2048, jnp.float32)
+    return mesh.size * (data_sheet_flops(device) or matmul_flops(2048, jnp.bfloat16))
 
 
-def data_sheet_flops() -> float | None:
-    """Of the first device, where the table above has it."""
-    kind = jax.devices()[0].device_kind
+def data_sheet_flops(device: jax.Device) -> float | None:
+    """Of a device that the table above has."""
     for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
-        if kind.startswith(name):
+        if device.device_kind.startswith(name):
             return peak
     return None
 
@@ -121,13 +126,13 @@ class MetricsWriter:
         if self._tensorboard is None:
             return
         with self._path.open("a") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+            file.writelines(json.dumps(_json_values(line), allow_nan=False) + "\n" for line in lines)
         for line in lines:
             if REPORTED.isdisjoint(line):
                 continue
-            for name, value in line.items():
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    self._tensorboard.add_scalar(name, value, line["step"])
+            for name in line.keys() - {"step", "time", "bad"}:
+                if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
+                    self._tensorboard.add_scalar(name, line[name], line["step"], walltime=line["time"])
         self._tensorboard.flush()
 
     def close(self) -> None:
@@ -139,7 +144,15 @@ def _drop_lines_from(path: epath.Path, step: int) -> None:
     """Forgets steps that a killed run had logged and its checkpoint does not hold: they will run again."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] < step]
+    lines = []
+    text = path.read_text()
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            if json.loads(line)["step"] < step:
+                lines.append(line)
+        except (ValueError, KeyError, TypeError):
+            if number <= text.count("\n"):  # only the last line may have been cut off
+                raise ValueError(f"{path}, line {number} is no line of metrics; remove it") from None
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(line + "\n" for line in lines))
     partial.replace(path)
@@ -147,8 +160,8 @@ def _drop_lines_from(path: epath.Path, step: int) -> None:
 
 def to_line(step: int, metrics: dict[str, Any]) -> dict[str, Any]:
     """One step's metrics as JSON values; a value that is no number of JSON stays readable as text."""
-    line: dict[str, Any] = {"step": step}
-    for name, value in metrics.items():
-        number = np.asarray(value).item()
-        line[name] = str(number) if isinstance(number, float) and not math.isfinite(number) else number
-    return line
+    return _json_values({"step": step} | {name: np.asarray(value).item() for name, value in metrics.items()})
+
+
+def _json_values(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: str(x) if isinstance(x, float) and not math.isfinite(x) else x for name, x in line.items()}

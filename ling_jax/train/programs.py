@@ -26,7 +26,10 @@ def new_state(config: PretrainConfig, optimizer, abstract: TrainState) -> TrainS
     trainable = specs.trainable(model.model_spec(config.model))
     create = lambda key: create_state(model.init(key, config.model), optimizer, trainable)  # noqa: E731
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(create, out_shardings=shardings)(jax.random.key(config.train.seed))
+    # This program runs once. On a CPU its random numbers take LLVM longer to optimise than to draw.
+    on_cpu = next(iter(jax.tree.leaves(shardings)[0].device_set)).platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(create, out_shardings=shardings, compiler_options=options)(jax.random.key(config.train.seed))
 
 
 def _abstract_batch(config: PretrainConfig, mesh, rows: int):

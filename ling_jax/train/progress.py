@@ -14,6 +14,7 @@ from ling_jax.model import layer_plan, model_spec
 from ling_jax.train.config import PretrainConfig
 from ling_jax.train.corpus import Corpus
 from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
+from ling_jax.train.optimizer import learning_rate
 from ling_jax.train.state import TrainState
 
 IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
@@ -80,6 +81,8 @@ class ProgressLog:
         self._running: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
         self._lines: list[dict[str, Any]] = []
         self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
+        steps = np.arange(config.train.steps)
+        self._learning_rates = np.asarray(learning_rate(config.optimizer, config.train.steps)(steps))
         self.bad_steps = bad_steps
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
@@ -87,10 +90,14 @@ class ProgressLog:
         if len(self._running) > IN_FLIGHT:
             self._read_one()
 
-    def flush(self, **measured: float) -> dict[str, Any]:
-        """Waits for all steps and writes their lines; `measured` goes into the last one, which is returned."""
+    def drain(self) -> None:
+        """Waits for all steps and reads their metrics."""
         while self._running:
             self._read_one()
+
+    def flush(self, **measured: float) -> dict[str, Any]:
+        """Drains and writes all lines; `measured` goes into the last one, which is returned."""
+        self.drain()
         if self._lines:
             self._lines[-1] |= measured
         last = self._lines[-1] if self._lines else {}
@@ -104,6 +111,8 @@ class ProgressLog:
     def _read_one(self) -> None:
         step, metrics = self._running.popleft()
         line = to_line(step, jax.device_get(metrics)) | {"time": time.time()}
+        # Steps that were not applied did not move the optimizer's count either.
+        line["learning_rate"] = float(self._learning_rates[step - self.bad_steps])
         self._lines.append(line)
         self._window_tokens += line["tokens"]
         self._window_steps += 1
@@ -139,4 +148,5 @@ def _print_bad(line: dict[str, Any], config: PretrainConfig) -> None:
     size = config.train.batch_size
     rows = f"rows {line['step'] * size} to {(line['step'] + 1) * size - 1} of the mixture with data.seed"
     found = f"loss={line['loss']} grad_norm={line['grad_norm']}"
-    print(f"bad step={line['step']} {found}: not applied; its batch is {rows} {config.data.seed}", flush=True)
+    where = f"bad step={line['step'] + 1}/{config.train.steps}"
+    print(f"{where} {found}: not applied; its batch is {rows} {config.data.seed}", flush=True)

@@ -1,4 +1,6 @@
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +36,14 @@ def alone(command, tmp_path_factory):
 LONGER = ("--config.train.steps=60", "--config.train.batch_size=16", "--config.train.eval_every=20")
 
 
+@contextlib.contextmanager
+def program_at_its_first_step(command, workdir, *more):
+    command = [*command, f"--workdir={workdir}", *more]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as program:
+        assert any(line.startswith("step=") for line in program.stdout)
+        yield program
+
+
 def run(command, workdir, *more):
     return subprocess.run([*command, f"--workdir={workdir}", *more], capture_output=True, text=True, cwd=ROOT)
 
@@ -45,11 +55,15 @@ def run(command, workdir, *more):
         ("--config.model.hiden_size=3", "config.model has no field 'hiden_size', did you mean 'hidden_size'?"),
         ("--config.train.steps.x=3", "--config.train.steps is a value; it has no field 'x'"),
         ("--config.train.steps=many", "flag --config.train.steps=many: invalid literal for int()"),
-        ("--config.train.steps=0", "train.steps is 0; it must be at least 1"),
+        ("--config.train.steps=0", "train.steps is 0; it must be positive"),
         ("--config.model.num_norm_groups=3", "num_norm_groups 3 does not divide"),
         ("--config.data.sequence_length=1000", "data.sequence_length is 1000; the model's context"),
         ("--config.data.sources=({'kind': 'test', 'path': 'x'},)", "'test' is unknown, did you mean 'text'?"),
         ("--config.data.sources=({'kind': 'text', 'paths': 'x'},)", "config.data.sources[1].paths is unknown"),
+        ("--config.model.compute_dtype=int32", "compute_dtype is 'int32'; it is one of float32"),
+        ("--config.optimizer.b1=2.0", "optimizer.b1 is 2.0; it must be at least 0 and below 1"),
+        ("--config.train.seed=-1", "train.seed is -1; it must not be negative"),
+        ("--config.mesh.context=2", "mesh.context is 2; it must be 1"),
         ("--worker=3", "Unknown command line flag 'worker'"),
         ("steps=3", "'steps=3' is no flag"),
     ],
@@ -61,23 +75,54 @@ def test_bad_usage_is_one_message_and_exit_code_2(command, tmp_path, flag, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_config_is_bad_usage(command, tmp_path):
-    for flags in (["--config=none.py"], []):
-        done = run([*command[:3], *flags], tmp_path / "run")
-        assert done.returncode == 2 and "config" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "config.py does not exist; name a file such as configs/pretrain/tiny_2_6.py"),
+        ("def get_config(:\n", "config.py: SyntaxError"),
+        ("\ndef get_config():\n    return 1 / 0\n", "config.py, line 3: ZeroDivisionError"),
+        ("def get_config():\n    return {}\n", "config.py: get_config() gives a dict"),
+        ("", "config.py: AttributeError"),
+    ],
+)
+def test_a_config_file_that_fails_is_named(command, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "config.py").write_text(content)
+    done = run([*command[:3], f"--config={tmp_path}/config.py"], tmp_path / "run")
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_config_is_bad_usage(command, tmp_path):
+    done = run(command[:3], tmp_path / "run")
+    assert done.returncode == 2 and "--config" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(command, alone, tmp_path):
+    shutil.copytree(alone, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "60" / "state")
+    done = run(command, tmp_path / "run", *LONGER, "--config.train.steps=61")
+    assert done.returncode == 1 and "checkpoints/60 cannot be read" in done.stderr
+    assert "remove that folder to go on from 57" in done.stderr and "Traceback" not in done.stderr
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "60")
+    assert run(command, tmp_path / "run", *LONGER).returncode == 0
+    assert_same_end(alone, tmp_path / "run")
+
+
+def test_a_workdir_belongs_to_one_program_at_a_time(command, tmp_path):
+    with program_at_its_first_step(command, tmp_path, "--config.train.steps=100000") as first:
+        second = run(command, tmp_path)
+        assert second.returncode == 2 and "is in use by another process" in second.stderr
+        first.kill()
+    assert run(command, tmp_path, "--config.train.steps=4").returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_same_command_goes_on(command, alone, tmp_path, number):
-    program = subprocess.Popen(
-        [*command, f"--workdir={tmp_path}", *LONGER], stdout=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    for line in program.stdout:
-        if line.startswith("step="):
-            program.send_signal(number)
-            break
-    rest = program.stdout.read()
-    assert program.wait() == 128 + number
+    with program_at_its_first_step(command, tmp_path, *LONGER) as program:
+        program.send_signal(number)
+        rest = program.stdout.read()
+    assert program.returncode == 128 + number
     assert "saved step=" in rest and "the same command goes on" in rest
     assert run(command, tmp_path, *LONGER).returncode == 0
     assert_same_end(alone, tmp_path)
@@ -92,10 +137,10 @@ def test_kills_change_nothing(command, alone, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_kills_change_nothing(command, tmp_path):
-    long = [*LONGER, "--config.train.steps=4000", "--config.train.save_every=20", "--config.train.eval_every=200"]
+    long = [*LONGER, "--config.train.steps=4000", "--config.train.save_every=40", "--config.train.eval_every=200"]
     assert run(command, tmp_path / "alone", *long).returncode == 0
     killed = [*command, f"--workdir={tmp_path / 'run'}", *long]
     # A start takes about half of `longest`, so half of the kills hit it and half hit steps and saves.
-    hits = run_with_kills(killed, kills=20, longest=16, seed=0, log=tmp_path / "log")
+    hits = run_with_kills(killed, kills=20, longest=12, seed=0, log=tmp_path / "log")
     assert len(hits) == 20
     assert_same_end(tmp_path / "alone", tmp_path / "run")

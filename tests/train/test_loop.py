@@ -1,15 +1,20 @@
 import dataclasses
 import json
+import shutil
+import time
 
 import jax
 import pytest
 
 from ling_jax import data
 from ling_jax.checkpoint import orbax
+from ling_jax.train import loop
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
+from ling_jax.train.workdir import unlock
 from tests.faults import final_state, metrics_of
 from tests.small_run import small_config, write_corpus
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,8 +93,72 @@ def test_another_run_in_the_workdir_is_named_field_by_field(whole, corpus):
     assert "train.seed: 0 in the workdir, 1 now" in str(error.value)
 
 
-def test_logging_saving_and_length_may_change(whole, corpus):
-    prepare(small_config(corpus, log_every=5, save_every=9, keep=3, steps=12, eval_batches=1), whole[0])
+def test_logging_saving_and_length_may_change(corpus):
+    config = small_config(corpus)
+    changes = dict(log_every=5, save_every=9, keep=3, steps=13, eval_batches=1, eval_every=7, max_bad_steps=2)
+    assert not differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, **changes)))
+    assert not differences(config, dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=4)))
+    assert differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)))
+
+
+def test_before_the_first_checkpoint_any_config_may_take_over(corpus, tmp_path):
+    config = small_config(corpus)
+    unlock(tmp_path, prepare(config, tmp_path).lock)
+    changed = with_data(
+        dataclasses.replace(config, model=tiny_config(num_layers=3, vocab_size=300)), held_out_fraction=0.5
+    )
+    run = prepare(changed, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model"]["num_layers"] == 3
+    assert run.corpus.train_tokens < 1500
+
+
+def test_checkpoints_without_a_config_are_refused(whole, corpus, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"holds checkpoints but no config\.json"):
+        prepare(small_config(corpus), tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text('{"model": ')
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        prepare(small_config(corpus), tmp_path / "run")
+
+
+def test_a_workdir_of_the_wrong_kind_is_named(corpus, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    for workdir, message in (
+        (tmp_path / "file", "is not a folder"),
+        (tmp_path / "run", "is not a folder"),
+        ("", "empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepare(small_config(corpus), workdir)
+
+
+def test_a_home_folder_is_found(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = prepare(small_config(corpus), "~/run")
+    assert {"config.json", "data", "tokenizer"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    unlock(run.workdir, run.lock)
+
+
+def test_evaluations_are_not_in_the_speed(corpus, tmp_path):
+    """An evaluation of half a second stands beside steps of some milliseconds."""
+    run = prepare(small_config(corpus, steps=40, log_every=10, eval_every=10, save_every=100), tmp_path)
+    slow = lambda self, params: time.sleep(0.5) or {"held_out_loss": float("nan")}  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "held_out_loss", slow)
+        train(run)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    speeds = [line["tokens_per_second"] for line in lines if "mfu" in line]
+    assert len(speeds) == 4 and min(speeds[1:]) > 10 * 128 / 0.5  # the first has the first step
+    assert lines[-1]["held_out_loss"] == "nan"  # JSON has no such number
+
+
+def test_the_learning_rate_of_each_step_is_told(whole):
+    rates = [line["learning_rate"] for line in metrics_of(whole[0])]
+    assert rates[4:] == pytest.approx([1e-2] * 8)
+    assert rates[:4] == pytest.approx([2.5e-3, 4.375e-3, 6.25e-3, 8.125e-3])
 
 
 def test_a_cosine_keeps_its_end(corpus):
@@ -105,7 +174,7 @@ def test_a_loss_that_is_not_finite_is_reported_and_ends_the_run(corpus, tmp_path
     with pytest.raises(TooManyBadSteps, match=r"steps until step \d had a loss or gradient that is not finite"):
         train(prepare(config, tmp_path))
     out = capsys.readouterr().out
-    assert "bad step=1 loss=" in out and "grad_norm=nan: not applied" in out
+    assert "bad step=2/12 loss=" in out and "grad_norm=nan: not applied" in out
     assert "rows 4 to 7 of the mixture with data.seed 0" in out
     bad = [line["step"] for line in metrics_of(tmp_path) if line["bad"]]
     state = final_state(tmp_path)

@@ -1,0 +1,84 @@
+"""The folder of a run: whose it is, and that it is this run's alone."""
+
+import dataclasses
+import fcntl
+import json
+from typing import IO
+
+from etils import epath
+
+from ling_jax.data.tokenizer import replacing
+from ling_jax.train.config import PretrainConfig, differences
+
+FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")
+FILES = ("config.json", "metrics.jsonl")
+
+
+def open_workdir(workdir) -> epath.Path:
+    """The path, checked. Raises ValueError where it cannot be a run's folder."""
+    if not str(workdir):
+        raise ValueError("the workdir is empty; name a folder")
+    workdir = epath.Path(workdir).expanduser()
+    for name in ("", *FOLDERS):
+        if (workdir / name).exists() and not (workdir / name).is_dir():
+            raise ValueError(f"{workdir / name} is not a folder; name another workdir")
+    for name in FILES:
+        if (workdir / name).is_dir():
+            raise ValueError(f"{workdir / name} is a folder where a run has a file; name another workdir")
+    return workdir
+
+
+def has_checkpoint(workdir: epath.Path) -> bool:
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def check_workdir(config: PretrainConfig, workdir: epath.Path) -> None:
+    """Raises ValueError where the workdir holds another run, with a line for each field that may not differ.
+
+    Until there is a checkpoint there is nothing to go on from, and any config may take the place of the last one.
+    """
+    if not has_checkpoint(workdir):
+        return
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} holds checkpoints but no config.json to compare with; name another workdir")
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}; restore it, or name another workdir") from None
+    if changed := differences(old, dataclasses.asdict(config)):
+        lines = "\n  ".join(changed)
+        raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
+
+
+def write_config(config: PretrainConfig, workdir: epath.Path) -> None:
+    with replacing(workdir / "config.json") as file:
+        file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
+
+
+def lock(workdir: epath.Path) -> IO[bytes] | None:
+    """Makes a local workdir this process's own while the file is open; the system lets go of it however we end.
+
+    Raises ValueError where another process has it.
+    """
+    if "://" in str(workdir):
+        return None
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = open(workdir / ".lock", "ab")  # noqa: SIM115  open as long as the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"{workdir} is in use by another process; wait for it, or name another workdir") from None
+    return file
+
+
+def unlock(workdir: epath.Path, held: IO[bytes] | None) -> None:
+    """Gives a workdir back; one that has got nothing vanishes."""
+    if held is None:
+        return
+    if [path.name for path in workdir.iterdir()] == [".lock"]:
+        (workdir / ".lock").unlink()
+        workdir.rmdir()
+    held.close()
