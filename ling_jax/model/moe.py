@@ -99,11 +99,8 @@ def _keep_best_groups(biased_BTE, config: ModelConfig):
 
 
 def _experts(params, x_BTD, index_BTk, weight_BTk, config: ModelConfig):
-    dtype, width = x_BTD.dtype, x_BTD.shape[-1]
+    x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
     dispatch = experts.plan_dispatch(index_BTk.reshape(-1, config.top_k), config.num_experts)
-    x_PD = experts.gather_rows(x_BTD.reshape(-1, width), dispatch)
-    gate_PF = experts.grouped_matmul(x_PD, params["gate"].astype(dtype), dispatch)
-    up_PF = experts.grouped_matmul(x_PD, params["up"].astype(dtype), dispatch)
-    y_PD = experts.grouped_matmul(jax.nn.silu(gate_PF) * up_PF, params["down"].astype(dtype), dispatch)
-    y_MD = experts.weighted_sum(y_PD, weight_BTk.reshape(-1, config.top_k), dispatch)
+    matrices = experts.Experts(*(params[name].astype(x_BTD.dtype) for name in ("gate", "up", "down")))
+    y_MD = experts.experts_ffn(x_MD, weight_BTk.reshape(-1, config.top_k), matrices, dispatch)
     return y_MD.reshape(x_BTD.shape), experts.count_drops(dispatch)

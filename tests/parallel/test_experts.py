@@ -1,4 +1,4 @@
-"""Dispatch, grouped matmuls and the weighted sum equal one-hot einsums over all experts, for any loads."""
+"""Experts on sorted rows, in tiles and ragged, equal one-hot einsums over all experts, for any loads."""
 
 import functools
 
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ling_jax.parallel import experts
+from ling_jax.parallel import expert_tiles, experts
 from tests.golden_numbers import quick_jit
 
 WIDTH, FFN = 5, 3
-# (tokens, choices, experts): one token, primes, fewer pairs than experts, many rows a block.
-SHAPES = [(1, 1, 4), (7, 2, 4), (13, 3, 8), (5, 2, 32), (151, 2, 4)]
+# (tokens, choices, experts): one token, primes, fewer pairs than experts, several tiles of every size.
+SHAPES = [(1, 1, 4), (7, 2, 4), (13, 3, 8), (5, 2, 32), (701, 2, 3)]
 LOADS = ["uniform", "one expert", "skewed", "never the first or last"]
 EXACT = 1e-11  # float64 sums of at most some hundred terms of size ~10
 
@@ -38,29 +38,32 @@ def random_choices(rng, shape, loads):
 
 
 def random_case(seed, shape, loads):
+    """(expert_index, (x, weight, experts), gradient of the output)."""
     rng = np.random.default_rng(seed)
     tokens, choices, count = shape
     index = random_choices(rng, shape, loads).astype(np.int32)
-    x_MD, w_EDF = rng.normal(size=(tokens, WIDTH)), rng.normal(size=(count, WIDTH, FFN))
-    return index, (x_MD, w_EDF, rng.normal(size=(tokens, choices))), rng.normal(size=(tokens, FFN))
+    shapes = ((count, WIDTH, FFN), (count, WIDTH, FFN), (count, FFN, WIDTH))
+    matrices = experts.Experts(*(rng.normal(size=size) for size in shapes))
+    x_MD, weight_Mk = rng.normal(size=(tokens, WIDTH)), rng.normal(size=(tokens, choices))
+    return index, (x_MD, weight_Mk, matrices), rng.normal(size=(tokens, WIDTH))
 
 
-def grouped(index, count, x_MD, w_EDF, weight_Mk):
-    dispatch = experts.plan_dispatch(index, count)
-    y_PF = experts.grouped_matmul(experts.gather_rows(x_MD, dispatch), w_EDF, dispatch)
-    return experts.weighted_sum(y_PF, weight_Mk, dispatch)
+def sorted_rows(index, count, x_MD, weight_Mk, matrices):
+    return experts.experts_ffn(x_MD, weight_Mk, matrices, experts.plan_dispatch(index, count))
 
 
-def dense(index, count, x_MD, w_EDF, weight_Mk):
-    chosen_MkE = jax.nn.one_hot(index, count, dtype=x_MD.dtype)
-    return jnp.einsum("MD,EDF,MkE,Mk->MF", x_MD, w_EDF, chosen_MkE, weight_Mk)
+def dense(index, count, x_MD, weight_Mk, matrices):
+    """Every token through every expert."""
+    gate_MEF, up_MEF = (jnp.einsum("MD,EDF->MEF", x_MD, w_EDF) for w_EDF in (matrices.gate, matrices.up))
+    y_MED = jnp.einsum("MEF,EFD->MED", jax.nn.silu(gate_MEF) * up_MEF, matrices.down)
+    return jnp.einsum("MED,MkE,Mk->MD", y_MED, jax.nn.one_hot(index, count, dtype=x_MD.dtype), weight_Mk)
 
 
 @functools.cache
 def with_gradients(function, count):
-    def run(index, inputs, grad_MF):
+    def run(index, inputs, grad_MD):
         value, pull = jax.vjp(functools.partial(function, index, count), *inputs)
-        return value, pull(grad_MF)
+        return value, pull(grad_MD)
 
     return quick_jit(run)
 
@@ -70,17 +73,44 @@ def with_gradients(function, count):
 @many
 def test_experts_and_their_gradients_equal_the_dense_form(x64, shape, seed, loads):
     case = random_case(seed, shape, loads)
-    found, wanted = (with_gradients(function, shape[2])(*case) for function in (grouped, dense))
-    names = ("value", "gradient of x", "gradient of the experts", "gradient of the weights")
-    for name, value, expected in zip(names, jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(value, expected, rtol=0, atol=EXACT, err_msg=name)
+    found, wanted = (with_gradients(function, shape[2])(*case) for function in (sorted_rows, dense))
+    for value, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=0, atol=EXACT * max(1, np.abs(expected).max()))
+
+
+@functools.cache
+def both_forms(count):
+    """The loop over tiles that runs on CPUs, and the form of all other devices."""
+
+    def run(index, inputs, grad_MD):
+        dispatch = experts.plan_dispatch(index, count)
+        forms = [
+            (expert_tiles.forward, expert_tiles.backward),
+            (experts._ragged_forward, experts._ragged_backward),
+        ]
+        results = []
+        for forward, backward in forms:
+            y_MD, *hidden = forward(*inputs, dispatch)
+            results.append((y_MD, *hidden, *backward(*inputs, dispatch, *hidden, grad_MD)))
+        return results
+
+    return quick_jit(run)
+
+
+@all_shapes
+@contents
+@many
+def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, seed, loads):
+    tiles, ragged = both_forms(shape[2])(*random_case(seed, shape, loads))
+    for found, wanted in zip(jax.tree.leaves(ragged), jax.tree.leaves(tiles), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
 
 
 @functools.cache
 def plan(count):
     def run(index):
         dispatch = experts.plan_dispatch(index, count)
-        return dispatch, experts.count_drops(dispatch)
+        return dispatch, experts.count_drops(dispatch), expert_tiles.plan_tiles(dispatch.loads, index.size)
 
     return quick_jit(run)
 
@@ -88,65 +118,32 @@ def plan(count):
 @all_shapes
 @contents
 @many
-def test_every_pair_has_one_row_of_its_expert(shape, seed, loads):
-    tokens, choices, count = shape
+def test_every_pair_has_one_row_and_every_row_one_tile_of_its_expert(shape, seed, loads):
+    count = shape[2]
     index = random_choices(np.random.default_rng(seed), shape, loads).astype(np.int32)
-    dispatch, drops = jax.device_get(plan(count)(index))
-    rows, pairs = dispatch.row_of_pair.reshape(-1), tokens * choices
-    assert drops == 0 and len(set(rows)) == pairs
-    np.testing.assert_array_equal(dispatch.pair_of_row[rows], np.arange(pairs))
-    assert (np.sort(dispatch.pair_of_row)[pairs:] == pairs).all()  # all other rows are empty
-    block = len(dispatch.pair_of_row) // len(dispatch.expert_of_block)
-    np.testing.assert_array_equal(dispatch.expert_of_block[rows // block], index.reshape(-1))
-    loads_E = np.bincount(index.reshape(-1), minlength=count)
-    np.testing.assert_array_equal(dispatch.rows_of_expert, -(-loads_E // block) * block)
+    dispatch, drops, tiles = jax.device_get(plan(count)(index))
+    assert drops == 0
+    np.testing.assert_array_equal(dispatch.pair_of_row[dispatch.row_of_pair.reshape(-1)], np.arange(index.size))
+    np.testing.assert_array_equal(dispatch.loads, np.bincount(index.reshape(-1), minlength=count))
+    expert_of_row, times = index.reshape(-1)[dispatch.pair_of_row], np.zeros(index.size, int)
+    for size, of_size in zip(expert_tiles.TILE_SIZES, tiles, strict=True):
+        assert of_size.count <= len(of_size.expert) and of_size.rows.max(initial=0) <= size
+        for expert, start, rows in zip(*(a[: of_size.count] for a in of_size[:3]), strict=True):
+            assert rows > 0 and (expert_of_row[start : start + rows] == expert).all()
+            times[start : start + rows] += 1
+    assert (times == 1).all()
+
+
+def test_few_rows_are_computed_in_vain():
+    """Loads of 1 to 1000 rows: a quarter of a tile at the most, but for the smallest tile."""
+    loads = np.arange(1, 1001, dtype=np.int32)
+    tiles = expert_tiles.plan_tiles(jnp.asarray(loads), int(loads.sum()))
+    computed = sum(size * int(of_size.count) for size, of_size in zip(expert_tiles.TILE_SIZES, tiles, strict=True))
+    assert computed <= loads.sum() + 64 * len(loads)
 
 
 def test_a_lost_pair_is_counted():
     dispatch = experts.plan_dispatch(np.array([[0, 1], [1, 2]]), 4)
-    lost = dispatch._replace(pair_of_row=jnp.where(dispatch.pair_of_row == 2, 4, dispatch.pair_of_row))
-    assert experts.count_drops(dispatch) == 0 and experts.count_drops(lost) == 1
-
-
-@all_shapes
-@contents
-@many
-def test_gathered_rows_are_the_tokens_and_zeros(x64, shape, seed, loads):
-    index, (x_MD, *_), _ = random_case(seed, shape, loads)
-    dispatch, _ = plan(shape[2])(index)
-    rows = np.asarray(experts.gather_rows(jnp.asarray(x_MD), dispatch))
-    pair_of_row = np.asarray(dispatch.pair_of_row)
-    live = pair_of_row < index.size
-    np.testing.assert_array_equal(rows[live], x_MD[pair_of_row[live] // shape[1]])
-    assert not rows[~live].any()
-
-
-@functools.cache
-def both_branches(count):
-    """Products and expert gradients: the loop that runs on CPUs, and the one of all other devices."""
-
-    def run(index, x_MD, w_EDF, grad_MF):
-        dispatch = experts.plan_dispatch(index, count)
-        x_PD, grad_PF = (experts.gather_rows(a, dispatch) for a in (x_MD, grad_MF))
-        rows = [experts._rows_times_experts_blocks, experts._rows_times_experts_ragged]
-        gradients = [experts._expert_gradients_blocks, experts._expert_gradients_ragged]
-        return [(f(x_PD, w_EDF, dispatch), g(x_PD, grad_PF, dispatch)) for f, g in zip(rows, gradients, strict=True)]
-
-    return quick_jit(run)
-
-
-@all_shapes
-@contents
-@many
-def test_the_branch_of_other_devices_equals_that_of_cpus(x64, shape, seed, loads):
-    index, (x_MD, w_EDF, _), grad_MF = random_case(seed, shape, loads)
-    blocks, ragged = both_branches(shape[2])(index, x_MD, w_EDF, grad_MF)
-    for name, found, wanted in zip(("rows", "gradients"), ragged, blocks, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT, err_msg=name)
-
-
-@pytest.mark.parametrize(
-    ("pairs", "count", "rows"), [(1, 256, 8), (2048, 256, 8), (8 * 4096, 256, 64), (10**7, 8, 128)]
-)
-def test_blocks_are_half_an_even_share_within_limits(pairs, count, rows):
-    assert experts.block_rows(pairs, count) == rows
+    assert experts.count_drops(dispatch) == 0
+    assert experts.count_drops(dispatch._replace(pair_of_row=dispatch.pair_of_row.at[2].set(0))) == 1
+    assert experts.count_drops(dispatch._replace(loads=dispatch.loads - 1)) == 4
