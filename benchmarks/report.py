@@ -1,0 +1,53 @@
+"""What all benchmarks share: timing, claims, the table and the JSON file."""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """An engineering promise: `value` must be at least (sense ">=") or at most ("<=") the bar."""
+
+    name: str
+    value: float
+    unit: str
+    sense: str
+    bar: float
+    workload: str
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.bar if self.sense == ">=" else self.value <= self.bar
+
+
+def best_seconds(function: Callable, *arguments, times: int = 5) -> float:
+    """The best of several calls after one that warms up."""
+    jax.block_until_ready(function(*arguments))
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
+
+
+def finish(claims: list[Claim], command: str, json_out: str | None) -> int:
+    """Prints a table and writes the file; returns the exit code: 0 if all claims hold."""
+    for claim in claims:
+        bar = f"{claim.sense} {claim.bar:g}"
+        print(f"{claim.name:<28} {claim.value:>8.3g} {claim.unit:<8} {bar:<8} {'holds' if claim.holds else 'FAILS'}")
+    if json_out:
+        rows = [dataclasses.asdict(claim) | {"holds": claim.holds, "command": command} for claim in claims]
+        content = {"machine": machine(), "claims": rows, "findings": []}
+        Path(json_out).write_text(json.dumps(content, indent=1))
+    return 0 if all(claim.holds for claim in claims) else 1

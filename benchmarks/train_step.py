@@ -1,0 +1,139 @@
+"""The training step on a CPU against the machine's own limits.
+
+python -m benchmarks.train_step --json_out=train_step.json
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from benchmarks.report import Claim, best_seconds, finish
+from ling_jax import model, spec
+from ling_jax.config import ModelConfig, model_config
+from ling_jax.model import model_spec
+from ling_jax.parallel.experts import Experts, experts_ffn, plan_dispatch
+from ling_jax.train import create_state, make_train_step
+from ling_jax.train.config import OptimizerConfig
+from ling_jax.train.metrics import flops_per_token, matmul_flops
+from ling_jax.train.optimizer import make_optimizer
+from pallas_kernels.lightning_attention import lightning_attention
+
+JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
+QUICK = flags.DEFINE_bool("quick", False, "fewer repetitions")
+
+LENGTH, ROWS = 1024, 2
+# About 110M parameters, 29M of them multiply a token.
+HYBRID = dict(
+    vocab_size=8192, hidden_size=512, num_heads=8, head_dim=64, num_norm_groups=8, rotary_dim=32, q_lora_rank=256,
+    kv_lora_rank=128, nope_dim=64, rope_dim=32, v_dim=64, ffn_size=1024, num_experts=64, top_k=8,
+    num_expert_groups=8, top_groups=4, expert_ffn_size=128, shared_ffn_size=128, mtp_depth=0, lightning_chunk=128,
+    loss_chunk=256, max_length=65536,
+)  # fmt: skip
+
+
+def main(argv) -> None:
+    del argv
+    times = 2 if QUICK.value else 5
+    peak = matmul_flops(2048, jnp.float32)
+    claims = [
+        train_step_mfu(peak, times),
+        moe_vs_useful_flops(times),
+        *lightning_claims(times),
+        decode_growth(times),
+    ]
+    command = "python -m benchmarks.train_step" + (" --quick" if QUICK.value else "")
+    sys.exit(finish(claims, command, JSON_OUT.value))
+
+
+def train_step_mfu(peak: float, times: int) -> Claim:
+    config = model_config("tiny-2.6", **HYBRID)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 100)
+    trainable = spec.trainable(model_spec(config))
+    create = jax.jit(lambda key: create_state(model.init(key, config), optimizer, trainable))
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
+    positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
+    batch = dict(tokens=tokens, labels=tokens, segment_ids=np.ones_like(tokens), positions=positions)
+    step = jax.jit(make_train_step(config, optimizer, router_bias_rate=1e-3))
+    seconds = best_seconds(step, create(jax.random.key(0)), batch, times=times)
+    flops = flops_per_token(config, LENGTH) * tokens.size
+    size = spec.count(model_spec(config)) / 1e6
+    workload = f"{size:.0f}M parameters, {ROWS} x {LENGTH} tokens, 64 experts top-8, float32, {seconds:.2f} s a step"
+    return Claim("mfu_of_measured_peak", flops / seconds / peak, "", ">=", 0.25, workload)
+
+
+def moe_vs_useful_flops(times: int) -> Claim:
+    """The worst of three loads: time of forward + backward over that of its useful FLOPs at the matmul peak."""
+    tokens, choices, count, width, ffn = 2048, 8, 64, 512, 128
+    rng = np.random.default_rng(0)
+    shapes = ((count, width, ffn), (count, width, ffn), (count, ffn, width))
+    matrices = Experts(*(jnp.asarray(0.05 * rng.normal(size=shape), jnp.float32) for shape in shapes))
+    x_MD = jnp.asarray(rng.normal(size=(tokens, width)), jnp.float32)
+    weight_Mk = jnp.full((tokens, choices), 1 / choices)
+
+    def total(x_MD, weight_Mk, matrices, index):
+        return jnp.sum(experts_ffn(x_MD, weight_Mk, matrices, plan_dispatch(index, count)) ** 2)
+
+    step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+    shares = {"uniform": np.ones(count), "zipf": 1 / np.arange(1, count + 1)}
+    noise = rng.gumbel(size=(tokens, count))
+    loads = {name: np.argsort(-(np.log(share) + noise), axis=1)[:, :choices] for name, share in shares.items()}
+    loads["all on one"] = np.tile(np.arange(choices), (tokens, 1))
+    useful = 3 * 2 * tokens * choices * 3 * width * ffn
+    ratios = {}
+    for name, index in loads.items():
+        seconds = best_seconds(step, x_MD, weight_Mk, matrices, jnp.asarray(index, jnp.int32), times=times)
+        ratios[name] = seconds * matmul_flops(2048, jnp.float32) / useful  # the peak beside each: machines are noisy
+    told = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+    workload = f"{tokens} tokens, {count} experts top-{choices} of {width} x {ffn}: {told}"
+    return Claim("moe_vs_useful_flops", max(ratios.values()), "x", "<=", 2.0, workload)
+
+
+def lightning_claims(times: int) -> list[Claim]:
+    heads, dim, chunk = 8, 128, 128
+    log_decay = -(2.0 ** -np.arange(1, heads + 1))
+    total = lambda q, k, v: jnp.sum(lightning_attention(q, k, v, log_decay, chunk_size=chunk)[0] ** 2)  # noqa: E731
+    step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+
+    def seconds_per_token(rows: int, length: int) -> float:
+        rng = np.random.default_rng(0)
+        q, k, v = (jnp.asarray(rng.normal(size=(rows, length, heads, dim)), jnp.float32) for _ in range(3))
+        return best_seconds(step, q, k, v, times=times) / (rows * length)
+
+    square = jnp.ones((256, 128, 128), jnp.float32)
+    product = jax.jit(lambda a, b: jnp.einsum("nij,njk->nik", a, b))
+    batched_peak = 2 * 256 * 128**3 / best_seconds(product, square, square, times=times)
+    short, long = seconds_per_token(16, 512), seconds_per_token(1, 8192)
+    ratio = short * batched_peak / (heads * (14 * chunk * dim + 12 * dim**2))
+    shape = f"{heads} heads of {dim}, chunks of {chunk}, forward + backward, 8192 tokens"
+    return [
+        Claim("lightning_flatness", long / short, "x", "<=", 1.15, f"{shape}: T 8192 over T 512"),
+        Claim("lightning_vs_matmul_peak", ratio, "x", "<=", 2.0, f"{shape}, T 512"),
+    ]
+
+
+def decode_growth(times: int) -> Claim:
+    """Growth of the time of a token from 512 to 32,768 tokens of context, over that of an all-softmax model."""
+    hybrid = model_config("tiny-2.6", **HYBRID)
+    softmax = model_config("tiny-2.6", **HYBRID, layer_group_size=1)
+    growth = [decode_seconds(config, 32768, times) - decode_seconds(config, 512, times) for config in (hybrid, softmax)]
+    return Claim("decode_growth", growth[0] / growth[1], "x", "<=", 0.17, "batch 8, 8 layers, 7 Lightning + 1 MLA")
+
+
+def decode_seconds(config: ModelConfig, context: int, times: int) -> float:
+    params = jax.jit(lambda key: model.init(key, config))(jax.random.key(0))
+    cache = model.init_cache(config, 8, context + 32).replace(length=jnp.full(8, context, jnp.int32), empty=False)
+    step = jax.jit(lambda params, token, cache: model.read(params, token, config, cache)[::2], donate_argnums=2)
+    token, seconds = jnp.zeros((8, 1), jnp.int32), []
+    for _ in range(4 * times):
+        start = time.perf_counter()
+        _, cache = jax.block_until_ready(step(params, token, cache))
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+if __name__ == "__main__":
+    app.run(main)
