@@ -53,18 +53,16 @@ def states_of(cache, config):
 @functools.cache
 def family(name, dtype="float32"):
     config = tiny_config(name, compute_dtype=dtype, remat="none")
-    # In float32 weights of ordinary size: larger ones amplify rounding past what is promised.
-    return random_params(config, dtype=dtype, std=0.1 if dtype == "float32" else 0.3), config
+    return random_params(config, dtype=dtype), config
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "tolerance"), [*((name, "float32", 1e-5) for name in FAMILIES), ("2.6", "float64", 1e-10)]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 99), splits=st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=4), left=st.booleans())
-def test_decode_equals_forward(x64, name, dtype, tolerance, seed, splits, left):
-    """Rows of different lengths, padded to either side at first, then read on in pieces of any size."""
-    params, config = family(name, dtype)
+def test_decode_equals_forward(x64, name, seed, splits, left):
+    """Rows of different lengths, padded to either side at first, then read on in pieces of any size. In float64, where
+    only a wrong sum shows."""
+    params, config = family(name, "float64")
     rng = np.random.default_rng(seed)
     first, rest = 8, sum(splits)
     tokens = rng.integers(0, config.vocab_size, (3, first + rest))
@@ -86,7 +84,7 @@ def test_decode_equals_forward(x64, name, dtype, tolerance, seed, splits, left):
     wanted = jax.nn.log_softmax(forward(params, alone, config).logits)
     for row in range(3):
         found = logps[row, live[row]]
-        np.testing.assert_allclose(found, wanted[row, : len(found)], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(found, wanted[row, : len(found)], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
