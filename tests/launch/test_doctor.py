@@ -22,6 +22,7 @@ def run_doctor(**environment):
     return done.returncode, {line[6:25].strip(): line for line in lines}, last
 
 
+@pytest.mark.slow
 def test_a_machine_that_passes_the_tests_is_well(tmp_path):
     code, lines, last = run_doctor(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"))
     assert list(lines) == NAMES

@@ -25,6 +25,7 @@ def generate(folder, *more, stdin=""):
     return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_gone_on_from_and_the_seed_decides(folder):
     first, again, other = (generate(folder, "--prompt=some ", f"--seed={seed}").stdout for seed in (1, 1, 2))
     assert first.startswith("some ") and len(first) > 10
@@ -51,6 +52,7 @@ def test_a_file_is_answered_line_by_line(folder, tmp_path):
     assert "prompts=4/4" in done.stdout and "programs compiled: " in done.stdout
 
 
+@pytest.mark.slow
 def test_chat_answers_every_line(folder):
     done = generate(folder, "--chat", stdin="some\nmore\n")
     assert done.returncode == 0 and done.stdout.count("\n") >= 2, done.stderr

@@ -19,7 +19,7 @@ DECODE = ["v25_base", "v25_slope0_padpack", "ringlinear2_base"]
 forward = quick_jit(model.forward, static_argnums=2)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", DECODE)
 def test_official_decoding(golden, x64, name, dtype):
     params, config, _, _ = load_fixture(golden / name, dtype)
@@ -56,7 +56,7 @@ def family(name, dtype="float32"):
     return random_params(config, dtype=dtype), config
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["2.6", *(pytest.param(name, marks=pytest.mark.slow) for name in list(FAMILIES)[1:])])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 99), splits=st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=4), left=st.booleans())
 def test_decode_equals_forward(x64, name, seed, splits, left):
