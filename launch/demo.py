@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from matplotlib import pyplot as plt
@@ -22,8 +21,11 @@ from matplotlib import pyplot as plt
 from configs.demo import pretrain as pretrain_config
 from launch.flags import run_program
 from ling_jax import data, model
-from ling_jax.checkpoint import load_hf, orbax, save_hf
-from ling_jax.config import ModelConfig
+from ling_jax.checkpoint import load_hf, save_hf
+from ling_jax.data.chat import Piece, encode_all
+from ling_jax.rollout import Generator
+from ling_jax.rollout.load import Loaded, load_model
+from ling_jax.rollout.text import complete
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.corpus import held_out_batches, prepare_corpus
 
@@ -39,15 +41,14 @@ def main() -> None:
     config = from_dict(PretrainConfig, pretrain_config.get_config().to_dict())
     title(f"1. Pre-training into {folder / 'pretrain'}")
     train_with_a_stop(folder / "pretrain", config.train.steps // 2)
-    params, model_config = orbax.load_params(folder / "pretrain" / "checkpoints")
-    tokenizer = data.load_tokenizer(folder / "pretrain" / "tokenizer")
+    loaded = load_model(folder / "pretrain")
 
     title("2. What it writes")
-    for text in sample(params, model_config, tokenizer, PROMPTS, length=96):
+    for text in sample(loaded, PROMPTS, new_tokens=96):
         print("\n".join("  | " + line for line in text.splitlines()) + "\n")
 
     title(f"3. Export to {folder / 'hf'}, and back")
-    print(round_trip(params, model_config, tokenizer, folder / "hf"))
+    print(round_trip(loaded, folder / "hf"))
 
     title("4. Against counting")
     results = report(config, folder / "pretrain", begun)
@@ -82,29 +83,20 @@ def read_metrics(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def sample(params, config: ModelConfig, tokenizer, prompts, *, length: int, temperature: float = 0.7) -> list[str]:
-    """Texts that go on from prompts, up to `length` tokens with them; each token costs a forward pass of all."""
-    encoded = [tokenizer.encode(prompt).ids for prompt in prompts]
-    tokens = np.zeros((len(prompts), length), np.int32)
-    for row, ids in zip(tokens, encoded, strict=True):
-        row[: len(ids)] = ids
-    given = np.array([len(ids) for ids in encoded])
-
-    def next_token(at, tokens_BT):
-        logits_BW = model.forward(params, tokens_BT, config).logits[:, at - 1]
-        drawn_B = jax.random.categorical(jax.random.fold_in(jax.random.key(0), at), logits_BW / temperature)
-        return tokens_BT.at[:, at].set(jnp.where(at < given, tokens_BT[:, at], drawn_B))
-
-    written = jax.jit(lambda tokens: jax.lax.fori_loop(1, length, next_token, tokens))(tokens)
-    end = data.eos_id(tokenizer)
-    return [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in np.asarray(written).tolist()]
+def sample(loaded: Loaded, prompts, *, new_tokens: int) -> list[str]:
+    """Texts that go on from prompts."""
+    generator = Generator(loaded.params, loaded.config, loaded.end_ids)
+    tokens = [ids for ids, _ in encode_all(loaded.tokenizer, [[Piece(prompt)] for prompt in prompts])]
+    *_, answers = complete(generator, loaded.tokenizer, tokens, max_new_tokens=new_tokens, temperature=0.7)
+    return [prompt + answer.text for prompt, answer in zip(prompts, answers, strict=True)]
 
 
-def round_trip(params, config: ModelConfig, tokenizer, folder: Path) -> str:
+def round_trip(loaded: Loaded, folder: Path) -> str:
     """Exports, reads back, and compares tensors and logits; raises where anything differs."""
+    params, config = loaded.params, loaded.config
     shutil.rmtree(folder, ignore_errors=True)
     save_hf(params, config, folder)
-    data.save_tokenizer(tokenizer, folder)
+    data.save_tokenizer(loaded.tokenizer, folder)
     back, back_config = load_hf(folder)
     forward = jax.jit(model.forward, static_argnums=2)
     tokens = np.arange(64, dtype=np.int32)[None] % config.vocab_size

@@ -19,12 +19,13 @@ from absl import flags
 
 from launch.flags import run_program, usage_errors
 from ling_jax.data.chat import Piece, encode
-from ling_jax.data.records import check_prompt, read_records
-from ling_jax.data.tokenizer import replacing
+from ling_jax.data.json_lines import read_objects
+from ling_jax.data.records import check_prompt
+from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import Loaded, load_model
 from ling_jax.rollout.prompts import encode_prompts
-from ling_jax.rollout.text import Completion, complete
+from ling_jax.rollout.text import Completion, complete, complete_all
 
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, record in read_records(path):
+    for where, record in read_objects(path):
         check_prompt(record, where)
         yield where, record
 
@@ -79,19 +80,18 @@ def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str
 
 
 def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dict[str, Any]]]) -> None:
-    start, tokens = time.monotonic(), 0
+    start, done, tokens = time.monotonic(), 0, 0
     prompts = encode_prompts(model, records)
     generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
+    seeds = range(SEED.value, SEED.value + len(records))
+    left = iter(records)
     with replacing(OUT.value) as file:
-        for first in range(0, len(records), BATCH.value):
-            part = slice(first, first + BATCH.value)
-            seeds = range(SEED.value + first, SEED.value + first + len(records[part]))
-            *_, answers = complete(generator, model.tokenizer, prompts[part], seeds=seeds, **sampling())
-            for (_, record), answer in zip(records[part], answers, strict=True):
-                file.write(json.dumps(record | vars(answer), ensure_ascii=False).encode() + b"\n")
+        for answers in complete_all(generator, model.tokenizer, prompts, seeds, BATCH.value, **sampling()):
+            for answer in answers:
+                file.write(json.dumps(next(left)[1] | vars(answer), ensure_ascii=False).encode() + b"\n")
                 tokens += len(answer.tokens)
-            speed = tokens / (time.monotonic() - start)
-            print(f"prompts={first + len(answers)}/{len(records)} {tokens=} tokens/s={speed:.0f}", flush=True)
+            done, speed = done + len(answers), tokens / (time.monotonic() - start)
+            print(f"prompts={done}/{len(records)} {tokens=} tokens/s={speed:.0f}", flush=True)
     print(f"programs compiled: {generator.programs()}; answers in {OUT.value}", flush=True)
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -182,19 +181,3 @@ def _check_message(message: Any, where: str, *, first: bool) -> None:
         good = isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
         if not good:
             raise ValueError(f"{where}.tool_calls[{i}] is {call!r}; expected {{'name': text, 'arguments': dict}}")
-
-
-def read_conversations(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Records {"messages", "tools"} of JSON lines, checked; errors name the file, the line and the field."""
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
-            if not isinstance(record, dict) or "messages" not in record:
-                raise ValueError(f"{path}, line {number}: expected an object with a field 'messages'")
-            check_messages(record["messages"], f"{path}, line {number}: messages")
-            yield {"tools": (), **record}

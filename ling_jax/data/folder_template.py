@@ -1,6 +1,7 @@
 """The chat template that comes with a checkpoint folder, which wins over the default one."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -49,12 +50,10 @@ class FolderTemplate:
         return pieces + self._split(whole[len(before) :], trained=False)
 
     def _text(self, messages: Sequence[dict], tools: Sequence[dict], *, prompt: bool) -> str:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
         values = dict(tools=list(tools) or None, add_generation_prompt=prompt, enable_thinking=self.thinking)
         plain = [{key: self._marked(value) for key, value in message.items()} for message in messages]
         try:
-            return environment.from_string(self.source).render(messages=plain, **values)
+            return _compiled(self.source).render(messages=plain, **values)
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"the chat template of {self.where} fails: {type(error).__name__}: {error}") from None
 
@@ -73,6 +72,13 @@ class FolderTemplate:
             for part in parts
             if part
         ]
+
+
+@functools.cache
+def _compiled(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
+    return environment.from_string(source)
 
 
 def _refuse(message: str):

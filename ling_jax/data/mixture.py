@@ -53,12 +53,16 @@ def batches(
     return iter(read.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
-def held_out_batches(rows: PackedRows, batch_size: int) -> Iterator[Batch]:
-    """All rows once, in order, [batch_size, T] each field; the last batch is filled up with rows of padding."""
+def held_out_batches(rows: PackedRows, batch_size: int, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
+    """A host's part of batches of all rows once, in order, [batch_size / num_hosts, T] each field.
+
+    The last batch is filled up with rows of padding; hosts share a batch as in `global_batch`.
+    """
+    size = _rows_per_host(batch_size, host, num_hosts)
     padding = empty_row(rows.plan.sequence_length, rows.documents.eos_id)
     for first in range(0, len(rows), batch_size):
-        part = [rows[i] for i in range(first, min(first + batch_size, len(rows)))]
-        yield _stack(part + [padding] * (batch_size - len(part)))
+        mine = range(first + host * size, first + (host + 1) * size)
+        yield _stack([rows[i] if i < len(rows) else padding for i in mine])
 
 
 def _check_mixture(rows: Sequence[PackedRows], weights: Sequence[float]) -> None:

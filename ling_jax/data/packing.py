@@ -8,7 +8,6 @@ import itertools
 import json
 import shutil
 import time
-import uuid
 import zipfile
 from array import array
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from tokenizers import Tokenizer
 
 from ling_jax.data import sources
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
-from ling_jax.data.tokenizer import encode_documents, eos_id, replacing, tokenizer_digest
+from ling_jax.data.tokenizer import encode_documents, eos_id, tokenizer_digest
+from ling_jax.files import new_folder, replacing
 
 SPLITS = ("train", "held_out")
 IGNORED_LABEL = -100
@@ -39,24 +39,15 @@ def tokenize(
         raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be at least 0 and below 1")
     folder = Path(folder).expanduser()
     meta = _describe(source, tokenizer, held_out_fraction)
+    if present := _present_meta(folder, meta, replace=replace):
+        return present
     try:
-        if present := _present_meta(folder, meta):
-            return present
-    except ValueError:
-        if not replace:
+        with new_folder(folder) as partial:
+            meta |= _write_splits(source, tokenizer, partial, meta)
+            (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+    except OSError:  # another process was first, which is well if it wrote the same
+        if not _present_meta(folder, meta):
             raise
-        shutil.rmtree(folder)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    try:
-        meta |= _write_splits(source, tokenizer, partial, meta)
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-        try:
-            partial.rename(folder)
-        except OSError:  # another process was first, which is well if it wrote the same
-            if not _present_meta(folder, meta):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return meta
 
 
@@ -74,8 +65,11 @@ def _describe(source: Source, tokenizer: Tokenizer, held_out_fraction: float) ->
     }
 
 
-def _present_meta(folder: Path, wanted: dict) -> dict | None:
-    """meta.json of a folder that is already there and holds what is wanted; None where there is none."""
+def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict | None:
+    """meta.json of a folder that is already there and holds what is wanted; None where there is none.
+
+    Another corpus is removed or a ValueError; what is no corpus is always one.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not (folder / "meta.json").is_file():
@@ -84,6 +78,9 @@ def _present_meta(folder: Path, wanted: dict) -> dict | None:
         found = json.loads((folder / "meta.json").read_text())
     except ValueError as error:
         raise ValueError(f"{folder / 'meta.json'} is not JSON: {error}; remove the folder, or name another") from None
+    if replace and found.get("fingerprint") != wanted["fingerprint"]:
+        shutil.rmtree(folder)
+        return None
     if found.get("fingerprint") != wanted["fingerprint"]:
         told = [key for key in ("source", "tokenizer", "held_out_fraction") if found.get(key) != wanted[key]]
         changes = [f"{key} was {found.get(key)} and is {wanted[key]}" for key in told]

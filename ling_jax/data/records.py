@@ -1,31 +1,12 @@
-"""Records of JSON lines with a prompt: read and checked, errors name file, line and field."""
+"""Records with a prompt or a conversation: checked, errors name file, line and field."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ling_jax.config import nearest
 from ling_jax.data.chat import check_messages
-
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may escape one half of a surrogate pair, which no UTF-8 can hold
-
-
-def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, record) of each line; blank lines are left out. Raises ValueError on what is no JSON object."""
-    with Path(path).expanduser().open("rb") as file:  # as bytes: a text's line separators are not only line ends
-        for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:  # bad JSON or bad UTF-8
-                raise ValueError(f"{where} is not JSON: {error}") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{where} is a JSON {type(record).__name__}; expected an object")
-            yield where, record
+from ling_jax.data.json_lines import check_whole_characters, read_objects
 
 
 def check_prompt(record: dict[str, Any], where: str) -> None:
@@ -39,19 +20,20 @@ def check_prompt(record: dict[str, Any], where: str) -> None:
     tools = record.get("tools", [])
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"{where}: tools is {tools!r}; expected a list of objects")
-    if HALF_PAIR.search(json.dumps([record.get("messages"), tools], ensure_ascii=False)):
-        raise ValueError(f"{where}: messages or tools hold half a surrogate pair; expected whole characters")
+    told = json.dumps([record.get("messages"), tools], ensure_ascii=False)
+    check_whole_characters(told, f"{where}: text of messages or tools")
 
 
 def check_text(text: Any, where: str) -> None:
     if not isinstance(text, str) or not text:
         raise ValueError(f"{where} is {text!r}; expected text")
-    if HALF_PAIR.search(text):
-        raise ValueError(f"{where} holds half a surrogate pair; expected whole characters")
+    check_whole_characters(text, where)
 
 
-def field(record: dict[str, Any], name: str, where: str) -> Any:
-    """A field that must be there."""
-    if name not in record:
-        raise ValueError(f"{where} has no field {name!r}{nearest(name, record)}; found {', '.join(record) or 'none'}")
-    return record[name]
+def read_conversations(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Records {"messages", "tools"} of JSON lines, checked; errors name the file, the line and the field."""
+    for where, record in read_objects(path, "an object with a field 'messages'"):
+        if "messages" not in record:
+            raise ValueError(f"{where}: expected an object with a field 'messages'")
+        check_messages(record["messages"], f"{where}: messages")
+        yield {"tools": (), **record}

@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import mmap
-import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ling_jax.config import nearest
+from ling_jax.data.json_lines import check_whole_characters, field, read_objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,29 +256,14 @@ def _split(path: Path, separator: bytes) -> Iterator[str]:
         yield data[start:].decode()
 
 
-def _json_texts(files: dict[str, Path], field: str) -> Iterator[str]:
+def _json_texts(files: dict[str, Path], name: str) -> Iterator[str]:
     for path in files.values():
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json_text(line, field, f"{path}, line {number}")
-
-
-def _json_text(line: bytes, field: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:  # bad JSON or bad UTF-8
-        raise ValueError(f"{where} is not JSON: {error}; expected an object with a field {field!r}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is a JSON {type(record).__name__}; expected an object with a field {field!r}")
-    if field not in record:
-        raise ValueError(f"{where} has no field {field!r}{nearest(field, record)}; found {', '.join(record) or 'none'}")
-    text = record[field]
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: field {field!r} is {type(text).__name__}; expected a string")
-    if re.search("[\ud800-\udfff]", text):  # JSON may escape one half of a pair, which no UTF-8 can hold
-        raise ValueError(f"{where}: field {field!r} holds half a surrogate pair; expected whole characters")
-    return text
+        for where, record in read_objects(path, f"an object with a field {name!r}"):
+            text = field(record, name, where)
+            if not isinstance(text, str):
+                raise ValueError(f"{where}: field {name!r} is {type(text).__name__}; expected a string")
+            check_whole_characters(text, f"{where}: field {name!r}")
+            yield text
 
 
 def _docstrings(text: str) -> str:

@@ -1,14 +1,13 @@
 """Byte-level BPE: train, save, load, and encode documents as plain text."""
 
-import contextlib
 import hashlib
-import uuid
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
 
 import numpy as np
 from etils import epath
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from ling_jax.files import replacing
 
 EOS = "<|endoftext|>"  # also the padding of base models
 SPECIAL_TOKENS = (EOS, "<|startoftext|>", "<|role_end|>", "<role>", "</role>", "<think>", "</think>")
@@ -95,17 +94,3 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-@contextlib.contextmanager
-def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
-    """A file to write, which takes its name when the block ends well and vanishes when it does not."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

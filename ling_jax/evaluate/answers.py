@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ling_jax.config import nearest
-from ling_jax.data.records import check_prompt, field, read_records
+from ling_jax.data.json_lines import field, read_objects
+from ling_jax.data.records import check_prompt
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
-from ling_jax.rollout import Generator
 from ling_jax.rollout.load import Loaded
 from ling_jax.rollout.prompts import encode_prompts
-from ling_jax.rollout.text import Completion, complete
+from ling_jax.rollout.text import Completion, complete_all
 
 Verifier = Callable[[str, dict[str, Any]], bool | float]
 
@@ -66,7 +65,7 @@ def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str
     Raises ValueError naming file, line and field.
     """
     records = []
-    for where, record in read_records(path):
+    for where, record in read_objects(path):
         check_prompt(record, where)
         answer = field(record, "answer", where)
         if verifier is exact_match and not isinstance(answer, str):
@@ -89,18 +88,9 @@ def encode_tasks(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], m
     return prompts
 
 
-def answers(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sequence[int]],
-    seeds: Sequence[int],
-    batch_size: int,
-    **sampling,
-) -> Iterator[list[Completion]]:
-    """Batches of whole answers to the prompts, in order. Raises FloatingPointError on log-probabilities not finite."""
-    for first in range(0, len(prompts), batch_size):
-        part = slice(first, first + batch_size)
-        *_, done = complete(generator, tokenizer, prompts[part], seeds=seeds[part], **sampling)
+def answers(*arguments, **sampling) -> Iterator[list[Completion]]:
+    """`complete_all`; raises FloatingPointError on log-probabilities that are not finite."""
+    for done in complete_all(*arguments, **sampling):
         check_finite([answer.logps for answer in done])
         yield done
 

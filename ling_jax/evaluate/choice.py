@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ling_jax.data import encode_documents
-from ling_jax.data.records import check_prompt, check_text, field, read_records
+from ling_jax.data.json_lines import field, read_objects
+from ling_jax.data.records import check_prompt, check_text
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.statistics import wilson_interval
 from ling_jax.rollout.load import Loaded
@@ -26,7 +27,7 @@ def read_questions(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     Raises ValueError naming file, line and field.
     """
     records = []
-    for where, record in read_records(path):
+    for where, record in read_objects(path):
         check_prompt(record, where)
         _check_choices(record, where)
         records.append((where, record))

@@ -4,12 +4,12 @@ import datetime
 import json
 import math
 import os
-import shutil
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ling_jax.files import new_folder
 
 REPORT_SECONDS = 5
 
@@ -61,19 +61,11 @@ def check_new_folder(path: str | Path) -> None:
 
 def write_results(path: str | Path, samples: Iterable[dict[str, Any]], metrics: Iterable[Metric], about: dict) -> None:
     """Writes samples.jsonl and summary.json ({**about, "metrics": [...]}) into a new folder, whole or not at all."""
-    folder = Path(path).expanduser()
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir(parents=True)
-    try:
-        with (partial / "samples.jsonl").open("wb") as file:
+    with new_folder(Path(path).expanduser()) as folder:
+        with (folder / "samples.jsonl").open("wb") as file:
             file.writelines(_json(sample) + b"\n" for sample in samples)
         rows = [metric._asdict() | {"value": _number(metric.value)} for metric in metrics]
-        (partial / "summary.json").write_bytes(_json(about | {"metrics": rows}, indent=1) + b"\n")
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / "summary.json").write_bytes(_json(about | {"metrics": rows}, indent=1) + b"\n")
 
 
 def _number(value: float | None):

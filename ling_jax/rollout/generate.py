@@ -1,6 +1,5 @@
 """Batches of prompts to batches of tokens: one prefill, then compiled pieces of decoding."""
 
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
@@ -32,19 +31,15 @@ class _State(NamedTuple):
     drawn: jax.Array  # [B] tokens drawn so far
 
 
-@dataclasses.dataclass(frozen=True)
 class Generator:
     """Generates from a model. Programs are compiled per bucket: sizes are rounded up to powers of two."""
 
-    params: object
-    config: ModelConfig
-    end_ids: Collection[int]
-
-    def __post_init__(self):
-        end = jnp.asarray(sorted(self.end_ids), jnp.int32)
+    def __init__(self, params, config: ModelConfig, end_ids: Collection[int]):
+        self.params, self.config, self.end_ids = params, config, end_ids
+        end = jnp.asarray(sorted(end_ids), jnp.int32)
         # Bound here and not at module level, so that the counts of programs are this generator's.
-        object.__setattr__(self, "_prefill", jax.jit(self._prefill_program, static_argnums=3))
-        object.__setattr__(self, "_decode", jax.jit(lambda *args: _decode(*args, end, self.config), donate_argnums=1))
+        self._prefill = jax.jit(self._prefill_program, static_argnums=3)
+        self._decode = jax.jit(lambda *args: _decode(*args, end, config), donate_argnums=1)
 
     def programs(self) -> int:
         """How many were compiled so far."""

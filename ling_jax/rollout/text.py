@@ -33,6 +33,21 @@ def complete(
         yield [_completion(result, tokenizer, generator.end_ids, stop) for result in results]
 
 
+def complete_all(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    batch_size: int,
+    **sampling,
+) -> Iterator[list[Completion]]:
+    """Batches of whole answers to the prompts, in order."""
+    for first in range(0, len(prompts), batch_size):
+        part = slice(first, first + batch_size)
+        *_, done = complete(generator, tokenizer, prompts[part], seeds=seeds[part], **sampling)
+        yield done
+
+
 def _never(row: int, tokens: list[int]) -> bool:
     del row, tokens
     return False

@@ -58,10 +58,12 @@ def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.Path, 
     )
 
 
-def held_out_batches(corpus: Corpus, batch_size: int, most: int) -> Iterator[data.Batch]:
+def held_out_batches(
+    corpus: Corpus, batch_size: int, most: int, host: int = 0, num_hosts: int = 1
+) -> Iterator[data.Batch]:
     """At most so many batches of each source."""
     for rows in corpus.held_out:
-        yield from itertools.islice(data.held_out_batches(rows, batch_size), most)
+        yield from itertools.islice(data.held_out_batches(rows, batch_size, host, num_hosts), most)
 
 
 def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> Tokenizer:

@@ -157,15 +157,10 @@ class _Loop:
 
     def held_out_loss(self, params) -> dict[str, float]:
         """Mean nats per token over the held-out batches; {} where no document is held out."""
-        rows = self.run.config.train.batch_size // self.run.config.train.microbatches
-        most = self.run.config.train.eval_batches * self.run.config.train.microbatches
-        host = slice(
-            jax.process_index() * rows // jax.process_count(), (jax.process_index() + 1) * rows // jax.process_count()
-        )
-        sums = []
-        for batch in held_out_batches(self.run.corpus, rows, most):
-            batch = {name: x[host] for name, x in batch.items()}
-            sums.append(self.eval_step.result()(params, self._on_devices(batch)))
+        train, hosts = self.run.config.train, (jax.process_index(), jax.process_count())
+        rows, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
+        batches = held_out_batches(self.run.corpus, rows, most, *hosts)
+        sums = [self.eval_step.result()(params, self._on_devices(batch)) for batch in batches]
         if not sums:
             print("held_out_loss: no document is held out (data.held_out_fraction)", flush=True)
             return {}

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from ling_jax.config import ModelConfig
+from ling_jax.files import replacing
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.spec import named_leaves, path_name
 
@@ -153,9 +154,8 @@ def _drop_lines_from(path: epath.Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             if number <= text.count("\n"):  # only the last line may have been cut off
                 raise ValueError(f"{path}, line {number} is no line of metrics; remove it") from None
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in lines))
-    partial.replace(path)
+    with replacing(path) as file:
+        file.writelines(line.encode() + b"\n" for line in lines)
 
 
 def to_line(step: int, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import IO
 
 from etils import epath
 
-from ling_jax.data.tokenizer import replacing
+from ling_jax.files import replacing
 from ling_jax.train.config import PretrainConfig, differences
 
 FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")

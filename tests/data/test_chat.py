@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.data.chat import ChatTemplate, Piece, check_messages, encode, first_rewrite, read_conversations
+from ling_jax.data.chat import ChatTemplate, Piece, check_messages, encode, first_rewrite
 from ling_jax.data.folder_template import FolderTemplate, load_template
+from ling_jax.data.records import read_conversations
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
 from ling_jax.data.tool_calls import parse, render_call
 

@@ -12,11 +12,11 @@ from ling_jax.data.tokenizer import (
     encode_documents,
     eos_id,
     load_tokenizer,
-    replacing,
     save_tokenizer,
     tokenizer_digest,
     train_bpe,
 )
+from ling_jax.files import replacing
 
 TEXTS = [f"def function_{i}(x):\n    return x + {i}  # größer\n" for i in range(50)]
 
