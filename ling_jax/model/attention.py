@@ -4,26 +4,17 @@ import jax
 import jax.numpy as jnp
 
 
-def cached_attention(q_BTHK, k_new, v_new, k_old, v_old, sequence, scale: float):
-    """[B, T, H, V]: as `softmax_attention`, of new tokens (k_new, v_new [B, T, G, …]) that also attend to the cached
-    ones before them, k_old and v_old [B, S, G, …], of which row b has `sequence.cached[b]`."""
+def cached_attention(q_BTHK, k_BSGK, v_BSGV, last_BT, scale: float):
+    """[B, T, H, V]: as `softmax_attention`, over the S slots of a cache; each query sees slots 0 to its `last`."""
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    q_BTGHK = q_BTHK.reshape(*q_BTHK.shape[:2], k_new.shape[2], -1, q_BTHK.shape[3])
-
-    def scores(k_BSGK, allowed_BTS):
-        k_BSGK = k_BSGK.astype(q_BTHK.dtype)
-        score_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=dtype) * scale
-        return jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min)
-
-    length, room = q_BTHK.shape[1], k_old.shape[1]
-    old_BTS = jnp.broadcast_to((jnp.arange(room) < sequence.cached[:, None])[:, None], (len(q_BTHK), length, room))
-    new_BTS = jnp.tril(jnp.ones((length, length), bool)) & sequence.live[:, None, :]
-    weight_BGHTS = jax.nn.softmax(jnp.concatenate([scores(k_old, old_BTS), scores(k_new, new_BTS)], axis=-1), axis=-1)
-    weights = jnp.split(weight_BGHTS.astype(v_new.dtype), [room], axis=-1)
-    parts = [
-        jnp.einsum("BGHTS,BSGV->BTGHV", w, v.astype(v_new.dtype)) for w, v in zip(weights, (v_old, v_new), strict=True)
-    ]
-    return sum(parts).reshape(*q_BTHK.shape[:3], -1)
+    q_BTGHK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSGK.shape[2], -1, q_BTHK.shape[3])
+    k_BSGK, v_BSGV = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
+    score_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=dtype) * scale
+    allowed_BTS = jnp.arange(k_BSGK.shape[1]) <= last_BT[..., None]
+    score_BGHTS = jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min)
+    weight_BGHTS = jax.nn.softmax(score_BGHTS, axis=-1).astype(q_BTHK.dtype)
+    out_BGHTV = jnp.einsum("BGHTS,BSGV->BGHTV", weight_BGHTS, v_BSGV)
+    return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
 
 
 def softmax_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):

@@ -56,22 +56,6 @@ def init_cache(config: ModelConfig, batch_size: int, max_length: int, *, dtype=N
     return Cache(layers=layers, length=jnp.zeros(batch_size, jnp.int32), room=max_length, empty=True)
 
 
-def extend(cache: Cache, updates, slots_BT, live_BT) -> Cache:
-    """The cache with what the layers made of new tokens: states replaced, keys and values put into `slots_BT`.
-
-    Slots past the end, such as those of padding, are dropped.
-    """
-    rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
-
-    def put(path, old, new):
-        if specs.path_name(path).endswith("/state"):
-            return new
-        return old.at[:, :, rows_B1, slots_BT].set(new.astype(old.dtype), mode="drop")
-
-    layers = jax.tree_util.tree_map_with_path(put, cache.layers, updates)
-    return cache.replace(layers=layers, length=cache.length + live_BT.sum(axis=1, dtype=jnp.int32), empty=False)
-
-
 def slots_of(cache: Cache, live_BT):
     """[B, T] where each live token goes; padding goes past every end."""
     return jnp.where(live_BT, cache.length[:, None] + jnp.cumsum(live_BT, axis=1, dtype=jnp.int32) - 1, 2**30)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.attention import cached_attention, softmax_attention
+from ling_jax.model.layer_cache import put_tokens, read
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rotate_half
 from ling_jax.spec import Leaf, Spec, normal, ones, zeros
@@ -59,12 +60,16 @@ def project_out(params, o_BTHV):
 
 
 def gqa(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
-    """(softmax attention with `num_kv_heads` key/value heads, what the cache gets); x is the layer's normed input."""
+    """(softmax attention with `num_kv_heads` key/value heads, the cache with these tokens); x is the layer's normed
+    input."""
     del log_decay_H
     q_BTHK, k_BTGK, v_BTGV = project_qkv(params, x_BTD, sequence.rope, config)
     scale = config.head_dim**-0.5
-    if sequence.cached is None:
+    if cache is not None:
+        cache = put_tokens(cache, "key", k_BTGK, sequence.slots)
+        cache = put_tokens(cache, "value", v_BTGV, sequence.slots)
+    if sequence.sees is None:
         o_BTHV = softmax_attention(q_BTHK, k_BTGK, v_BTGV, sequence.docs, scale)
     else:
-        o_BTHV = cached_attention(q_BTHK, k_BTGK, v_BTGV, cache["key"], cache["value"], sequence, scale)
-    return project_out(params, o_BTHV), {"key": k_BTGK, "value": v_BTGV}
+        o_BTHV = cached_attention(q_BTHK, read(cache, "key"), read(cache, "value"), sequence.sees, scale)
+    return project_out(params, o_BTHV), cache

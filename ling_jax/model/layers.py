@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import gqa, gqa_spec
+from ling_jax.model.layer_cache import LayerCache
 from ling_jax.model.lightning import lightning, lightning_spec, log_decays
 from ling_jax.model.mla import mla, mla_spec
 from ling_jax.model.moe import dense_ffn, moe, moe_spec, swiglu_spec
@@ -49,7 +50,8 @@ class Sequence(NamedTuple):
 
     docs: jax.Array | None  # [B, T] document numbers, 0 padding; None: each row is one document
     live: jax.Array  # [B, T] bool, no padding
-    cached: jax.Array | None  # [B] tokens before these that softmax layers attend to; None: there are none
+    slots: jax.Array | None  # [B, T] where the cache puts them; None: there is no cache
+    sees: jax.Array | None  # [B, T] the last slot that each sees; None: the cache held nothing, they see each other
     rope: Any  # (cos, sin) of Lightning and GQA heads
     latent_rope: Any  # (cos, sin) of MLA's rope dims
 
@@ -98,16 +100,16 @@ def segments_spec(config: ModelConfig) -> Spec:
 
 
 def layer(params: Params, x_BTD, log_decay_H, cache, sequence: Sequence, config: ModelConfig, kind: Kind):
-    """(x + mixer(norm(x)), then + ffn(norm(x)); Router or None; what the layer's cache gets)."""
+    """(x + mixer(norm(x)), then + ffn(norm(x)); Router or None; the LayerCache with these tokens)."""
     mixer, ffn = MIXERS[kind.mixer][1], FFNS[kind.ffn][1]
     with jax.named_scope(kind.mixer):
         normed = rms_norm(x_BTD, params["mixer_norm"], config.norm_eps)
-        y_BTD, update = mixer(params["mixer"], normed, sequence, log_decay_H, cache, config)
+        y_BTD, cache = mixer(params["mixer"], normed, sequence, log_decay_H, cache, config)
         x_BTD = x_BTD + y_BTD
     with jax.named_scope(kind.ffn):
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
         y_BTD, router = ffn(params["ffn"], normed, sequence.live, config)
-    return x_BTD + checkpoint_name(y_BTD, "ffn_out"), router, update
+    return x_BTD + checkpoint_name(y_BTD, "ffn_out"), router, cache
 
 
 def remat(function, config: ModelConfig, *, scanned: bool):
@@ -124,38 +126,43 @@ def remat(function, config: ModelConfig, *, scanned: bool):
 
 
 def run_segments(params: Params, x_BTD, sequence: Sequence, config: ModelConfig, cache=None):
-    """(x after all layers, {segment: {run: Router stacked [repeats, count, …] or None}}, updates of the cache).
+    """(x after all layers, {segment: {run: Router stacked [repeats, count, …] or None}}, the cache with these tokens).
 
-    `cache` and its updates are {segment: {run: leaves stacked [repeats, count, …]}}; without one there are none.
+    `cache` is None or {segment: {run: leaves stacked [repeats, count, …]}}.
     """
-    routers, updates, decays, numbers = {}, {}, log_decays(config), layer_numbers(config)
+    routers, caches, decays, numbers = {}, {}, log_decays(config), layer_numbers(config)
     for index, segment in enumerate(layer_plan(config)):
         log_decay = {name: decays[numbers[str(index), name]] for name, _ in segment.named_runs()}
-        group = _group_function(segment, sequence, config, keeps_updates=cache is not None)
-        cached = {name: None for name, _ in segment.named_runs()} if cache is None else cache[str(index)]
-        inputs = (params[str(index)], log_decay, cached)
-        x_BTD, (routers[str(index)], updates[str(index)]) = _scan(group, x_BTD, inputs, segment.repeats, config)
-    return x_BTD, routers, updates
+        group = _group_function(segment, sequence, config)
+        carry = (x_BTD, None if cache is None else cache[str(index)])
+        inputs = (params[str(index)], log_decay)
+        (x_BTD, caches[str(index)]), routers[str(index)] = _scan(group, carry, inputs, segment.repeats, config)
+    return x_BTD, routers, None if cache is None else caches
 
 
-def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig, *, keeps_updates: bool):
-    def group(x_BTD, inputs):
-        params, log_decay, cache = inputs
-        routers, updates = {}, {}
+def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig):
+    def group(carry, repeat, inputs):
+        x_BTD, cache = carry
+        params, log_decay = inputs
+        routers, caches = {}, {}
         for name, run in segment.named_runs():
-            body = _layer_function(run, sequence, config, keeps_updates=keeps_updates)
-            of_run = (params[name], log_decay[name], cache[name])
-            x_BTD, (routers[name], updates[name]) = _scan(body, x_BTD, of_run, run.count, config)
-        return x_BTD, (routers, updates)
+            body = _layer_function(run, repeat, sequence, config)
+            of_run = (x_BTD, None if cache is None else cache[name])
+            (x_BTD, caches[name]), routers[name] = _scan(
+                body, of_run, (params[name], log_decay[name]), run.count, config
+            )
+        return (x_BTD, None if cache is None else caches), routers
 
     return group
 
 
-def _layer_function(run: Run, sequence: Sequence, config: ModelConfig, *, keeps_updates: bool):
-    def body(x_BTD, inputs):
-        params, log_decay_H, cache = inputs
-        x_BTD, router, update = layer(params, x_BTD, log_decay_H, cache, sequence, config, run.kind)
-        return x_BTD, (router, update if keeps_updates else None)
+def _layer_function(run: Run, repeat, sequence: Sequence, config: ModelConfig):
+    def body(carry, number, inputs):
+        x_BTD, leaves = carry
+        params, log_decay_H = inputs
+        cache = None if leaves is None else LayerCache(leaves, (repeat, number))
+        x_BTD, router, cache = layer(params, x_BTD, log_decay_H, cache, sequence, config, run.kind)
+        return (x_BTD, None if cache is None else cache.leaves), router
 
     return remat(body, config, scanned=_scanned(run.count, config))
 
@@ -164,5 +171,8 @@ def _scanned(length: int, config: ModelConfig) -> bool:
     return config.scan_layers and length > 1
 
 
-def _scan(body, x, inputs, length: int, config: ModelConfig):
-    return jax.lax.scan(body, x, inputs, length=length, unroll=1 if _scanned(length, config) else length)
+def _scan(body, carry, inputs, length: int, config: ModelConfig):
+    """`jax.lax.scan` of body(carry, number, inputs of that number), unrolled where layers are not to be scanned."""
+    step = lambda carry, numbered: body(carry, *numbered)  # noqa: E731
+    unroll = 1 if _scanned(length, config) else length
+    return jax.lax.scan(step, carry, (np.arange(length), inputs), unroll=unroll)

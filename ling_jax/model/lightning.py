@@ -8,6 +8,7 @@ import numpy as np
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import out_spec, project_out, project_qkv, qkv_spec
+from ling_jax.model.layer_cache import put_state, read
 from ling_jax.model.norm import group_rms_norm
 from ling_jax.spec import Leaf, Spec, normal, ones
 from pallas_kernels.lightning_attention import lightning_attention
@@ -43,18 +44,20 @@ def log_decays(config: ModelConfig) -> np.ndarray:
 
 
 def lightning(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
-    """(gated linear attention, what the cache gets); x is the layer's normed input, which also makes the gate."""
+    """(gated linear attention, the cache with the new state); x is the layer's normed input, which also makes the
+    gate."""
     q_BTHK, k_BTHK, v_BTHV = project_qkv(params, x_BTD, sequence.rope, config)
     o_BTHV, state_BHKV = lightning_attention(
         q_BTHK,
         k_BTHK,
         v_BTHV,
         log_decay_H,
-        initial_state=None if cache is None else cache["state"],
+        initial_state=None if cache is None else read(cache, "state"),
         segment_ids=sequence.docs,
         chunk_size=config.lightning_chunk,
     )
-    return gated_output(params, o_BTHV, x_BTD, config), {"state": state_BHKV}
+    cache = None if cache is None else put_state(cache, "state", state_BHKV)
+    return gated_output(params, o_BTHV, x_BTD, config), cache
 
 
 def gated_output(params, o_BTHV, x_BTD, config: ModelConfig):

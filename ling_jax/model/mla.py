@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from ling_jax.config import ModelConfig
 from ling_jax.model.attention import cached_attention, softmax_attention
 from ling_jax.model.gqa import out_spec, project_out
+from ling_jax.model.layer_cache import put_tokens, read
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rotate_interleaved, yarn_mscale
 from ling_jax.spec import Leaf, Spec, normal, ones, zeros
@@ -46,36 +47,37 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def mla(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
-    """(softmax attention whose keys and values come from one low-rank latent, what the cache gets); x is the layer's
-    normed input."""
+    """(softmax attention whose keys and values come from one low-rank latent, the cache with these tokens); x is the
+    layer's normed input."""
     del log_decay_H
     q_BTHK = queries(params, x_BTD, sequence.latent_rope, config)
     latent_BTR, k_rope_BTK = latents(params, x_BTD, sequence.latent_rope, config)
-    attention = _expanded if sequence.cached is None else _absorbed
-    o_BTHV = attention(params, q_BTHK, latent_BTR, k_rope_BTK, cache, sequence, config)
-    return project_out(params, o_BTHV), {"latent": jnp.concatenate([latent_BTR, k_rope_BTK], axis=-1)}
+    if cache is not None:
+        new_BTR = jnp.concatenate([latent_BTR, k_rope_BTK], axis=-1)
+        cache = put_tokens(cache, "latent", new_BTR, sequence.slots)
+    if sequence.sees is None:
+        o_BTHV = _expanded(params, q_BTHK, latent_BTR, k_rope_BTK, sequence.docs, config)
+    else:
+        o_BTHV = _absorbed(params, q_BTHK, read(cache, "latent"), sequence.sees, config)
+    return project_out(params, o_BTHV), cache
 
 
-def _expanded(params, q_BTHK, latent_BTR, k_rope_BTK, cache, sequence, config: ModelConfig):
+def _expanded(params, q_BTHK, latent_BTR, k_rope_BTK, docs_BT, config: ModelConfig):
     """Keys and values of every head made from the latents: fewest operations where all tokens are new."""
-    del cache
     kv_BTHK = jnp.einsum("BTR,RHK->BTHK", latent_BTR, params["kv_b"].astype(latent_BTR.dtype))
     k_nope_BTHK, v_BTHV = jnp.split(kv_BTHK, [config.nope_dim], axis=-1)
     k_rope_BTHK = jnp.broadcast_to(k_rope_BTK[:, :, None], (*k_nope_BTHK.shape[:3], config.rope_dim))
     k_BTHK = jnp.concatenate([k_nope_BTHK, k_rope_BTHK], axis=-1)
-    return softmax_attention(q_BTHK, k_BTHK, v_BTHV, sequence.docs, softmax_scale(config))
+    return softmax_attention(q_BTHK, k_BTHK, v_BTHV, docs_BT, softmax_scale(config))
 
 
-def _absorbed(params, q_BTHK, latent_BTR, k_rope_BTK, cache, sequence, config: ModelConfig):
+def _absorbed(params, q_BTHK, cached_BSR, last_BT, config: ModelConfig):
     """The same with `kv_b` on the side of queries and outputs: all heads share one key and one value, the latent."""
     kv_b_RHK = params["kv_b"].astype(q_BTHK.dtype)
     q_nope, q_rope = jnp.split(q_BTHK, [config.nope_dim], axis=-1)
     q_BTHR = jnp.concatenate([jnp.einsum("BTHK,RHK->BTHR", q_nope, kv_b_RHK[..., : config.nope_dim]), q_rope], axis=-1)
-    new_BT1R = jnp.concatenate([latent_BTR, k_rope_BTK], axis=-1)[:, :, None]
-    old_BS1R, rank = cache["latent"][:, :, None], config.kv_lora_rank
-    o_BTHR = cached_attention(
-        q_BTHR, new_BT1R, new_BT1R[..., :rank], old_BS1R, old_BS1R[..., :rank], sequence, softmax_scale(config)
-    )
+    k_BS1R = cached_BSR[:, :, None]
+    o_BTHR = cached_attention(q_BTHR, k_BS1R, k_BS1R[..., : config.kv_lora_rank], last_BT, softmax_scale(config))
     return jnp.einsum("BTHR,RHV->BTHV", o_BTHR, kv_b_RHK[..., config.nope_dim :])
 
 

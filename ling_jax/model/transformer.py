@@ -10,7 +10,7 @@ import numpy as np
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.model.cache import Cache, extend, slots_of
+from ling_jax.model.cache import Cache, slots_of
 from ling_jax.model.layers import Sequence, layer_numbers, run_segments, segments_spec
 from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
 from ling_jax.model.moe import Router
@@ -87,9 +87,10 @@ def read(params: Params, tokens, config: ModelConfig, cache: Cache, *, positions
     documents = None if segment_ids is None else live_BT.astype(jnp.int32)
     positions = jnp.where(live_BT, slots_BT, 0) if positions is None else positions
     sequence = make_sequence(tokens, config, positions, documents)
-    sequence = sequence._replace(cached=None if cache.empty else cache.length)
-    hidden_BTD, routers, updates = _trunk(params, tokens, sequence, config, cache.layers)
-    return hidden_BTD, routers, extend(cache, updates, slots_BT, live_BT)
+    sequence = sequence._replace(slots=slots_BT, sees=None if cache.empty else slots_BT)
+    hidden_BTD, routers, layers = _trunk(params, tokens, sequence, config, cache.layers)
+    length = cache.length + live_BT.sum(axis=1, dtype=jnp.int32)
+    return hidden_BTD, routers, cache.replace(layers=layers, length=length, empty=False)
 
 
 def loss(
@@ -145,7 +146,8 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
     return Sequence(
         docs=docs,
         live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
-        cached=None,
+        slots=None,
+        sees=None,
         rope=rope_table(positions, config.rotary_dim, config),
         latent_rope=rope_table(positions, config.rope_dim, config),
     )
@@ -173,8 +175,8 @@ def hidden_states(params: Params, tokens, sequence: Sequence, config: ModelConfi
 
 
 def _trunk(params: Params, tokens, sequence: Sequence, config: ModelConfig, cache=None):
-    x_BTD, routers, updates = run_segments(params["segments"], _embed(params, tokens, config), sequence, config, cache)
-    return rms_norm(x_BTD, params["final_norm"], config.norm_eps), routers, updates
+    x_BTD, routers, cache = run_segments(params["segments"], _embed(params, tokens, config), sequence, config, cache)
+    return rms_norm(x_BTD, params["final_norm"], config.norm_eps), routers, cache
 
 
 def _embed(params: Params, tokens_BT, config: ModelConfig):

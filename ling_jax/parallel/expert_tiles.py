@@ -1,53 +1,45 @@
-"""Experts on a CPU: a loop over tiles of sorted rows, everything between a tile's tokens and their sums in cache.
+"""Experts on a CPU: one expert after the other, its rows in tiles; what stands between tokens and sums stays in cache.
 
-An expert's rows are cut into tiles of three sizes: large ones run at the speed of a large matmul, small ones waste few
-rows. The loops end after the tiles that there are, so that empty ones cost nothing. No array of all rows times D is
-ever made: on a CPU its memory costs more than the arithmetic.
+Large tiles run at the speed of a large matmul, small ones waste few rows. The loops end after the experts and tiles
+that there are, so that empty ones cost nothing. No array of all rows times D is ever made: on a CPU its memory costs
+more than the arithmetic.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-TILE_SIZES = (256, 128, 64)  # measured on two cores: a 64-row matmul runs at half the speed of a 256-row one
+TILE_SIZES = (256, 64, 32)  # measured on two cores: a 64-row matmul runs at half the speed of a 256-row one
 
 
-class Tiles(NamedTuple):
-    """Tiles of one size; the first `count` are there."""
+def over_experts(loads_E, expert, carry):
+    """`expert(number, tiles, carry)` for each expert that has rows, in order.
 
-    expert: jax.Array  # [n]
-    start: jax.Array  # [n] first row
-    rows: jax.Array  # [n] rows of the expert in the tile; what follows belongs to others
-    count: jax.Array
+    `tiles(body, carry)` calls `body((start, size), mask [size], carry)` so that each of the expert's rows is once in a
+    mask; the rows of a tile outside its mask belong to others.
+    """
+    first_E = jnp.cumsum(loads_E, dtype=jnp.int32) - loads_E
+    with_rows = jnp.flatnonzero(loads_E, size=len(loads_E), fill_value=0).astype(jnp.int32)
+
+    def step(i, carry):
+        number = with_rows[i]
+        tiles = lambda body, carry: _over_tiles(first_E[number], loads_E[number], body, carry)  # noqa: E731
+        return expert(number, tiles, carry)
+
+    return jax.lax.fori_loop(0, jnp.sum(loads_E > 0), step, carry)
 
 
-def plan_tiles(loads_E, num_rows: int) -> list[Tiles]:
-    """Tiles of each size that together have every row once."""
-    left_E, start_E = loads_E, jnp.cumsum(loads_E, dtype=jnp.int32) - loads_E
-    plan = []
-    for size, smallest in zip(TILE_SIZES, [False, False, True], strict=True):
+def _over_tiles(start, left, body, carry):
+    for size in TILE_SIZES:
         # The last tile of a size may lack up to a quarter; the smallest takes what is left.
-        tiles_E = (left_E + (size - 1 if smallest else size // 4)) // size
-        ends_E = jnp.cumsum(tiles_E, dtype=jnp.int32)
-        number = jnp.arange(-(-num_rows // size) + len(loads_E), dtype=jnp.int32)
-        expert = jnp.minimum(jnp.searchsorted(ends_E, number, side="right"), len(loads_E) - 1).astype(jnp.int32)
-        done = (number - (ends_E - tiles_E)[expert]) * size
-        plan.append(Tiles(expert, start_E[expert] + done, jnp.clip(left_E[expert] - done, 0, size), ends_E[-1]))
-        used_E = jnp.minimum(tiles_E * size, left_E)
-        left_E, start_E = left_E - used_E, start_E + used_E
-    return plan
+        lack = size - 1 if size == TILE_SIZES[-1] else size // 4
+        count = (left + lack) // size
 
+        def step(i, carry, size=size, start=start, left=left):
+            return body((start + i * size, size), jnp.arange(size) < left - i * size, carry)
 
-def _over_tiles(loads_E, num_rows: int, body, carry):
-    """`body(expert, slice of rows, mask of rows [C], carry)` for every tile."""
-    for size, tiles in zip(TILE_SIZES, plan_tiles(loads_E, num_rows), strict=True):
-
-        def step(i, carry, size=size, tiles=tiles):
-            mask_C = jnp.arange(size) < tiles.rows[i]
-            return body(tiles.expert[i], (tiles.start[i], size), mask_C, carry)
-
-        carry = jax.lax.fori_loop(0, tiles.count, step, carry)
+        carry = jax.lax.fori_loop(0, count, step, carry)
+        done = jnp.minimum(count * size, left)
+        start, left = start + done, left - done
     return carry
 
 
@@ -56,52 +48,60 @@ def forward(x_MD, weight_Mk, experts, dispatch):
     width, wide = experts.gate.shape[2], _wide(x_MD)
     token_P, weight_P = _padded_rows(weight_Mk, dispatch)
 
-    def tile(expert, rows, mask_C, carry):
-        y_MD, gate_PF, up_PF = carry
-        token_C = _rows(token_P, rows)
-        into_DF = jnp.concatenate([_pick(experts.gate, expert), _pick(experts.up, expert)], axis=1)
-        gate_CF, up_CF = jnp.split(_take(x_MD, token_C) @ into_DF, 2, axis=1)
-        y_CD = (jax.nn.silu(gate_CF) * up_CF) @ _pick(experts.down, expert)
-        y_CD = y_CD * jnp.where(mask_C, _rows(weight_P, rows), 0)[:, None]
-        y_MD = y_MD.at[token_C].add(y_CD.astype(wide), mode="promise_in_bounds")
-        return y_MD, _put(gate_PF, gate_CF, rows, mask_C), _put(up_PF, up_CF, rows, mask_C)
+    def expert(number, tiles, carry):
+        into_DF = jnp.concatenate([_pick(experts.gate, number), _pick(experts.up, number)], axis=1)
+        down_FD = _pick(experts.down, number)
+
+        def tile(rows, mask_C, carry):
+            y_MD, gate_PF, up_PF = carry
+            token_C = _rows(token_P, rows)
+            gate_CF, up_CF = jnp.split(_take(x_MD, token_C) @ into_DF, 2, axis=1)
+            y_CD = (jax.nn.silu(gate_CF) * up_CF) @ down_FD
+            y_CD = y_CD * jnp.where(mask_C, _rows(weight_P, rows), 0)[:, None]
+            y_MD = y_MD.at[token_C].add(y_CD.astype(wide), mode="promise_in_bounds")
+            return y_MD, _put(gate_PF, gate_CF, rows, mask_C), _put(up_PF, up_CF, rows, mask_C)
+
+        return tiles(tile, carry)
 
     empty_PF = jnp.zeros((len(token_P), width), x_MD.dtype)
     carry = (jnp.zeros(x_MD.shape, wide), empty_PF, empty_PF)
-    y_MD, gate_PF, up_PF = _over_tiles(dispatch.loads, weight_Mk.size, tile, carry)
+    y_MD, gate_PF, up_PF = over_experts(dispatch.loads, expert, carry)
     return y_MD.astype(x_MD.dtype), gate_PF[: weight_Mk.size], up_PF[: weight_Mk.size]
 
 
 def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD):
     """Gradients of x, weights and experts."""
-    wide = _wide(x_MD)
+    wide, width = _wide(x_MD), experts.gate.shape[2]
     token_P, weight_P = _padded_rows(weight_Mk, dispatch)
     gate_PF, up_PF = (jnp.pad(a, ((0, TILE_SIZES[0]), (0, 0))) for a in (gate_PF, up_PF))
-    gate_EFD, up_EFD, down_EDF = (_transposed(w) for w in experts)
 
-    def tile(expert, rows, mask_C, carry):
-        grad_x_MD, grad_weight_P, grad_experts = carry
-        token_C, weight_C1 = _rows(token_P, rows), jnp.where(mask_C, _rows(weight_P, rows), 0)[:, None]
-        x_CD, grad_CD = _take(x_MD, token_C), _take(grad_MD, token_C)
-        back_CF = grad_CD @ _pick(down_EDF, expert)
-        hidden_CF, grad_weight_C, *grad_into = swiglu_gradients(
-            _rows(gate_PF, rows), _rows(up_PF, rows), back_CF, weight_C1
-        )
-        grad_into_CF = jnp.concatenate(grad_into, axis=1)
-        into_FD = jnp.concatenate([_pick(gate_EFD, expert), _pick(up_EFD, expert)], axis=0)
-        grad_x_MD = grad_x_MD.at[token_C].add((grad_into_CF @ into_FD).astype(wide), mode="promise_in_bounds")
-        grad_gate_DF, grad_up_DF = jnp.split(_transposed(x_CD) @ grad_into_CF, 2, axis=1)
-        grad_down_FD = _transposed(hidden_CF * weight_C1) @ grad_CD
-        grad_weight_P = _put(grad_weight_P, grad_weight_C, rows, mask_C)
-        news = (grad_gate_DF, grad_up_DF, grad_down_FD)
-        grad_experts = [_add(a, new, expert) for a, new in zip(grad_experts, news, strict=True)]
-        return grad_x_MD, grad_weight_P, grad_experts
+    def expert(number, tiles, carry):
+        into_FD = jnp.concatenate([_transposed(_pick(experts.gate, number)), _transposed(_pick(experts.up, number))])
+        down_DF = _transposed(_pick(experts.down, number))
 
-    zeros = [jnp.zeros(w.shape, _wide(w)) for w in experts]
-    carry = (jnp.zeros(x_MD.shape, wide), jnp.zeros(len(token_P), x_MD.dtype), zeros)
-    grad_x_MD, grad_weight_P, grad_experts = _over_tiles(dispatch.loads, weight_Mk.size, tile, carry)
-    grads = type(experts)(*(grad.astype(w.dtype) for grad, w in zip(grad_experts, experts, strict=True)))
-    return grad_x_MD.astype(x_MD.dtype), grad_weight_P[dispatch.row_of_pair], grads
+        def tile(rows, mask_C, carry):
+            grad_x_MD, grad_weight_P, grad_into_DF, grad_down_FD = carry
+            token_C, weight_C1 = _rows(token_P, rows), jnp.where(mask_C, _rows(weight_P, rows), 0)[:, None]
+            x_CD, grad_CD = _take(x_MD, token_C), _take(grad_MD, token_C)
+            hidden_CF, grad_weight_C, *grads = swiglu_gradients(
+                _rows(gate_PF, rows), _rows(up_PF, rows), grad_CD @ down_DF, weight_C1
+            )
+            grad_into_CF = jnp.concatenate(grads, axis=1)
+            grad_x_MD = grad_x_MD.at[token_C].add((grad_into_CF @ into_FD).astype(wide), mode="promise_in_bounds")
+            grad_into_DF += (_transposed(x_CD) @ grad_into_CF).astype(wide)
+            grad_down_FD += (_transposed(hidden_CF * weight_C1) @ grad_CD).astype(wide)
+            return grad_x_MD, _put(grad_weight_P, grad_weight_C, rows, mask_C), grad_into_DF, grad_down_FD
+
+        *carry, grads = carry
+        zeros = (jnp.zeros((x_MD.shape[1], 2 * width), wide), jnp.zeros((width, x_MD.shape[1]), wide))
+        *carry, grad_into_DF, grad_down_FD = tiles(tile, (*carry, *zeros))
+        news = (*jnp.split(grad_into_DF, 2, axis=1), grad_down_FD)
+        grads = [a.at[number].set(new.astype(a.dtype)) for a, new in zip(grads, news, strict=True)]
+        return *carry, grads
+
+    carry = (jnp.zeros(x_MD.shape, wide), jnp.zeros(len(token_P), x_MD.dtype), [jnp.zeros_like(w) for w in experts])
+    grad_x_MD, grad_weight_P, grads = over_experts(dispatch.loads, expert, carry)
+    return grad_x_MD.astype(x_MD.dtype), grad_weight_P[dispatch.row_of_pair], type(experts)(*grads)
 
 
 def swiglu_gradients(gate_CF, up_CF, back_CF, weight_C1):
@@ -144,11 +144,6 @@ def _put(x_P, new_C, rows, mask_C):
     """The array with a tile's own rows; what follows them belongs to others."""
     mask_C = mask_C.reshape(-1, *(1,) * (new_C.ndim - 1))
     return jax.lax.dynamic_update_slice_in_dim(x_P, jnp.where(mask_C, new_C, _rows(x_P, rows)), rows[0], 0)
-
-
-def _add(total_EDF, new_DF, expert):
-    new_DF = _pick(total_EDF, expert) + new_DF.astype(total_EDF.dtype)
-    return jax.lax.dynamic_update_index_in_dim(total_EDF, new_DF, expert, 0)
 
 
 def _transposed(x):

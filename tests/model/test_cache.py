@@ -51,24 +51,54 @@ def states_of(cache, config):
 
 
 @functools.cache
-def family(name, dtype="float32"):
-    config = tiny_config(name, compute_dtype=dtype, remat="none")
+def family(name, dtype="float32", chunk=8):
+    config = tiny_config(name, compute_dtype=dtype, remat="none", lightning_chunk=chunk)
     return random_params(config, dtype=dtype), config
 
 
-@pytest.mark.parametrize("name", ["2.6", *(pytest.param(name, marks=pytest.mark.slow) for name in list(FAMILIES)[1:])])
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 99), splits=st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=4), left=st.booleans())
-def test_decode_equals_forward(x64, name, seed, splits, left):
-    """Rows of different lengths, padded to either side at first, then read on in pieces of any size. In float64, where
-    only a wrong sum shows."""
-    params, config = family(name, "float64")
+@functools.cache
+def named(name, chunk):
+    """Eight heads share a norm group, as in the released 2.6 models. With one head a group the norm of a first token
+    divides by q·k, which may be as good as 0: float32 itself is then 1e-4 off."""
+    heads = dict(num_heads=8, head_dim=16, rotary_dim=8, num_norm_groups=1)
+    config = model_config(name, mtp_depth=0, lightning_chunk=chunk, **heads)
+    return model.init(jax.random.key(0), config), config
+
+
+def pieces_of(split):
+    """Rows of different lengths, padded to either side at first, then read on in pieces of any size."""
+    return given(
+        seed=st.integers(0, 99),
+        splits=st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=4),
+        left=st.booleans(),
+        chunk=st.sampled_from([4, 8]),
+    )(settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])(split))
+
+
+def slow_but(names, quick):
+    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_but(FAMILIES, "2.6"))
+@pieces_of
+def test_decode_equals_forward(x64, name, seed, splits, left, chunk):
+    """In float64, where only a wrong sum shows."""
+    compare_with_forward(*family(name, "float64", chunk), seed, splits, left, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("name", slow_but(["tiny-2.6", "tiny-linear-2.0", "tiny-2.0"], None))
+@pieces_of
+def test_decode_equals_forward_in_float32(name, seed, splits, left, chunk):
+    compare_with_forward(*named(name, chunk), seed, splits, left, tolerance=1e-5)
+
+
+def compare_with_forward(params, config, seed, splits, left, tolerance):
     rng = np.random.default_rng(seed)
     first, rest = 8, sum(splits)
     tokens = rng.integers(0, config.vocab_size, (3, first + rest))
     lengths = rng.integers(1, first + 1, 3)
     segment_ids = (np.arange(first) >= first - lengths[:, None]) if left else (np.arange(first) < lengths[:, None])
-    cache = model.init_cache(config, 3, 32)
+    cache = model.init_cache(config, 3, first + 32)
     out = forward(params, tokens[:, :first], config, segment_ids=segment_ids.astype(np.int32), cache=cache)
     pieces, at = [out.logits], first
     for size in splits:
@@ -84,7 +114,7 @@ def test_decode_equals_forward(x64, name, seed, splits, left):
     wanted = jax.nn.log_softmax(forward(params, alone, config).logits)
     for row in range(3):
         found = logps[row, live[row]]
-        np.testing.assert_allclose(found, wanted[row, : len(found)], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(found, wanted[row, : len(found)], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -107,12 +107,29 @@ def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, seed, loads):
 
 
 @functools.cache
-def plan(count):
+def walk(count):
+    """The dispatch, and how often a tile of an expert has each row and how many rows each expert's tiles compute."""
+
     def run(index):
         dispatch = experts.plan_dispatch(index, count)
-        return dispatch, experts.count_drops(dispatch), expert_tiles.plan_tiles(dispatch.loads, index.size)
+        rows_EP, computed_E = expert_tiles.over_experts(dispatch.loads, visit, zeros(count, index.size))
+        return dispatch, experts.count_drops(dispatch), rows_EP, computed_E
 
     return quick_jit(run)
+
+
+def zeros(count, rows):
+    return jnp.zeros((count, rows + max(expert_tiles.TILE_SIZES)), int), jnp.zeros(count, int)
+
+
+def visit(number, tiles, carry):
+    def tile(rows, mask_C, carry):
+        rows_EP, computed_E = carry
+        (start, size) = rows
+        rows_EP = rows_EP.at[number, start + jnp.arange(size)].add(mask_C)
+        return rows_EP, computed_E.at[number].add(size)
+
+    return tiles(tile, carry)
 
 
 @all_shapes
@@ -121,25 +138,21 @@ def plan(count):
 def test_every_pair_has_one_row_and_every_row_one_tile_of_its_expert(shape, seed, loads):
     count = shape[2]
     index = random_choices(np.random.default_rng(seed), shape, loads).astype(np.int32)
-    dispatch, drops, tiles = jax.device_get(plan(count)(index))
+    dispatch, drops, rows_EP, _ = jax.device_get(walk(count)(index))
     assert drops == 0
     np.testing.assert_array_equal(dispatch.pair_of_row[dispatch.row_of_pair.reshape(-1)], np.arange(index.size))
     np.testing.assert_array_equal(dispatch.loads, np.bincount(index.reshape(-1), minlength=count))
-    expert_of_row, times = index.reshape(-1)[dispatch.pair_of_row], np.zeros(index.size, int)
-    for size, of_size in zip(expert_tiles.TILE_SIZES, tiles, strict=True):
-        assert of_size.count <= len(of_size.expert) and of_size.rows.max(initial=0) <= size
-        for expert, start, rows in zip(*(a[: of_size.count] for a in of_size[:3]), strict=True):
-            assert rows > 0 and (expert_of_row[start : start + rows] == expert).all()
-            times[start : start + rows] += 1
-    assert (times == 1).all()
+    expert_of_row = index.reshape(-1)[dispatch.pair_of_row]
+    np.testing.assert_array_equal(rows_EP[:, : index.size], np.arange(count)[:, None] == expert_of_row)
+    assert not rows_EP[:, index.size :].any()
 
 
 def test_few_rows_are_computed_in_vain():
-    """Loads of 1 to 1000 rows: a quarter of a tile at the most, but for the smallest tile."""
-    loads = np.arange(1, 1001, dtype=np.int32)
-    tiles = expert_tiles.plan_tiles(jnp.asarray(loads), int(loads.sum()))
-    computed = sum(size * int(of_size.count) for size, of_size in zip(expert_tiles.TILE_SIZES, tiles, strict=True))
-    assert computed <= loads.sum() + 64 * len(loads)
+    """Loads of 0 to 1000 rows: a quarter of a tile at the most, but for the smallest tile."""
+    loads = np.arange(1001, dtype=np.int32)
+    _, computed = jax.jit(lambda loads: expert_tiles.over_experts(loads, visit, zeros(len(loads), 0)))(loads)
+    assert computed[0] == 0
+    assert (computed >= loads).all() and (computed <= loads + 64 + 16 + 31).all()
 
 
 def test_a_lost_pair_is_counted():
