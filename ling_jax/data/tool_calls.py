@@ -72,7 +72,7 @@ def _split_reasoning(text: str, errors: list[str]) -> tuple[str | None, str]:
 def _parse_json(body: str) -> dict[str, Any] | None:
     try:
         call = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets nested by the thousand
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None
@@ -105,5 +105,5 @@ def _value(text: str, kind: str | None):
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -128,6 +128,14 @@ def test_parsing_never_raises(answer, tool_format):
     parse(f"<tool_call>{answer}</tool_call>", tool_format=tool_format)
 
 
+def test_brackets_nested_by_the_thousand_are_text_or_an_error():
+    deep = "[" * 100_000
+    call = f"<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>{deep}</arg_value>\n</tool_call>"
+    assert parse(call).tool_calls == ({"name": "f", "arguments": {"k": deep}},)
+    call = f'<tool_call>{{"name": "f", "arguments": {deep}</tool_call>'
+    assert parse(call, tool_format="json").errors == ("malformed_tool_call",)
+
+
 def test_history_only_grows():
     turns = [user(), assistant("a", reasoning="r"), user("more"), assistant("b")]
     sizes = [encode(TOKENIZER, ChatTemplate().render(turns[:n]))[0] for n in range(1, 5)]
