@@ -1,0 +1,14 @@
+"""Environments: seeded tasks, what happens when a policy acts, and what it is worth."""
+
+from ling_jax.envs import reasoning, tools
+from ling_jax.envs.base import HELD_OUT_SEEDS as HELD_OUT_SEEDS
+from ling_jax.envs.base import Environment as Environment
+from ling_jax.envs.base import StepResult as StepResult
+from ling_jax.envs.base import Task as Task
+from ling_jax.envs.base import is_held_out as is_held_out
+
+ENVIRONMENTS: dict[str, Environment] = {
+    "running_sums": reasoning.running_sums,
+    "ordering": reasoning.ordering,
+    "tools": tools.environment,
+}

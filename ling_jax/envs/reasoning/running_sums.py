@@ -1,0 +1,48 @@
+"""Sums of two-digit numbers, added up one after the other: `?37+85+12=` -> `37+85=122;122+12=134;A:134`."""
+
+import random
+from typing import Any
+
+from ling_jax.envs.base import Task, draw_task
+from ling_jax.envs.reasoning.single_turn import ANSWER
+from ling_jax.envs.reasoning.single_turn import reset as reset
+from ling_jax.envs.reasoning.single_turn import step as step
+
+NAME = "running_sums"
+DIFFICULTIES = range(1, 16)  # additions; our choice: to sums of three and four digits
+TOKENS_PER_STEP = 48  # our choice: a step has up to 13 characters, and is often written again
+
+
+def make_task(seed: int, difficulty: int) -> Task:
+    """`difficulty` additions."""
+    return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
+
+
+def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str]:
+    """The worked solution. After each step a check, `c37+85=122;`, is written again and again with `redundancy`.
+
+    So a step has redundancy / (1 - redundancy) checks in the mean. Raises ValueError unless 0 <= redundancy < 1.
+    """
+    if not 0 <= redundancy < 1:
+        raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
+    rng = random.Random(f"{task.id}/{seed}")
+    total, *numbers = task.hidden["numbers"]
+    text = ""
+    for number in numbers:
+        written = f"{total}+{number}={total + number};"
+        text += written
+        while rng.random() < redundancy:
+            text += f"c{written}"
+        total += number
+    return (f"{text}{ANSWER}{total}",)
+
+
+def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
+    numbers = [rng.randrange(10, 100) for _ in range(difficulty + 1)]
+    prompt = f"?{'+'.join(map(str, numbers))}="
+    return {
+        "messages": [{"role": "user", "content": prompt}],
+        "hidden": {"numbers": numbers, "answer": str(sum(numbers))},
+        "max_tokens": TOKENS_PER_STEP * difficulty,
+        "max_turns": 1,
+    }

@@ -1,0 +1,142 @@
+"""Wishes that tools fulfil: the policy calls, reads the answers, and ends the episode with a turn without a call.
+
+Each task is about one toolkit; some tools of the others are offered beside it, and work (Ling 2.6 report §3.2.1: tool use
+is judged by the state and by the critical calls, among irrelevant tools).
+"""
+
+import json
+import random
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.envs.base import Message, StepResult, Task, draw_task
+from ling_jax.envs.tools import bank, calendar, inventory
+from ling_jax.envs.tools.call import Call, Tool, call_tool
+
+NAME = "tools"
+DIFFICULTIES = range(1, 13)  # calls; our choice
+IRRELEVANT = 3  # our choice: tools of other toolkits among those offered
+SPARE_TURNS = 4  # our choice: for a look more, a mistake, the last word
+TOKENS_PER_TURN = 256  # our choice: a call has some 60 tokens
+SYSTEM = (
+    "Do what the user asks with the tools: in the order asked, each thing once, nothing else. "
+    "Then answer without calling a tool."
+)
+KITS = {kit.NAME: kit for kit in (bank, calendar, inventory)}
+TOOLS: dict[str, tuple[str, Tool]] = {t.name: (kit.NAME, t) for kit in KITS.values() for t in kit.TOOLS}
+JSON_CALL = re.compile(r"<tool_call>\s*\{")
+
+World = Mapping[str, Any]  # toolkit -> its state
+
+
+class State(NamedTuple):
+    task: Task
+    world: World
+    changes: tuple[Call, ...] = ()  # the calls that were carried out, those that only read aside
+    turns: int = 0
+    ended: bool = False
+
+
+def make_task(seed: int, difficulty: int) -> Task:
+    """Wishes that take `difficulty` calls; a call may need what an earlier one told."""
+    return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
+
+
+def reset(task: Task, seed: int) -> State:
+    """`seed` is not used: the tools do the same every time."""
+    del seed
+    return State(task, task.hidden["world"])
+
+
+def step(state: State, action: str) -> StepResult:
+    """Carries out the calls of a turn, in either of the formats of `data.tool_calls`; each gets an answer.
+
+    The end's rewards: "state" (the world is as it should be), "sequence" (the calls that change something are the
+    right ones, in order, none besides) and "outcome" (both).
+    """
+    task, world, changes = state.task, state.world, list(state.changes)
+    if state.ended:
+        raise ValueError(f"task {task.id}: the episode has ended; reset it")
+    parsed = parse(action, tool_format="json" if JSON_CALL.search(action) else "xml", tools=task.tools)
+    errors = [f"{error}: write each call as the system message says" for error in parsed.errors]
+    observation = [_told({"error": error}) for error in errors]
+    for call in parsed.tool_calls:
+        world, result, error = _carry_out(world, task, call)
+        observation.append(_told(result if error is None else {"error": error}))
+        if error is not None:
+            errors.append(error)
+        elif TOOLS[call["name"]][1].changes:
+            changes.append(call)
+    terminated = not observation
+    truncated = not terminated and state.turns + 1 >= task.max_turns
+    after = State(task, world, tuple(changes), state.turns + 1, terminated or truncated)
+    rewards = _rewards(after) if after.ended else {}
+    return StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None, after)
+
+
+def solution(task: Task) -> tuple[str, ...]:
+    """One call a turn, in the "xml" format, then the last word."""
+    return (*(render_call(call, "xml") for call in task.hidden["calls"]), "Done.")
+
+
+def _carry_out(world: World, task: Task, call: Call):
+    """(new world, result, error)."""
+    offered = {schema["function"]["name"]: TOOLS[schema["function"]["name"]] for schema in task.tools}
+    kit = offered[call["name"]][0] if call["name"] in offered else None
+    tools = {name: tool for name, (_, tool) in offered.items()}
+    state, result, error = call_tool(tools, world.get(kit, {}), call)
+    return {**world, kit: state} if error is None else world, result, error
+
+
+def _told(content: Any) -> Message:
+    return {"role": "tool", "content": json.dumps(content)}
+
+
+def _rewards(state: State) -> dict[str, float]:
+    hidden = state.task.hidden
+    right_state = state.world == hidden["goal"]
+    right_calls = list(state.changes) == _changing(hidden["calls"])
+    return {
+        "outcome": float(right_state and right_calls),
+        "state": float(right_state),
+        "sequence": float(right_calls),
+    }
+
+
+def _changing(calls: list[Call]) -> list[Call]:
+    return [call for call in calls if TOOLS[call["name"]][1].changes]
+
+
+def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
+    world = {name: kit.initial(rng) for name, kit in KITS.items()}
+    kit = KITS[rng.choice(list(KITS))]
+    goal = world[kit.NAME]
+    while goal == world[kit.NAME]:  # doing nothing must not be right
+        wishes, calls, goal = _draw_wishes(rng, kit, world[kit.NAME], difficulty)
+    others = [tool for name, tool in TOOLS.values() if name != kit.NAME]
+    tools = [*kit.TOOLS, *rng.sample(others, IRRELEVANT)]
+    rng.shuffle(tools)
+    turns = difficulty + SPARE_TURNS
+    return {
+        "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": " ".join(wishes)}],
+        "tools": [tool.schema for tool in tools],
+        "hidden": {"world": world, "goal": {**world, kit.NAME: goal}, "calls": calls},
+        "max_tokens": TOKENS_PER_TURN * turns,
+        "max_turns": turns,
+    }
+
+
+def _draw_wishes(rng: random.Random, kit, state, count: int):
+    """(wishes in words, their `count` calls, the kit's state after them)."""
+    tools = {tool.name: tool for tool in kit.TOOLS}
+    wishes, calls = [], []
+    while len(calls) < count:
+        wish, needed = kit.request(rng, state, count - len(calls))
+        for call in needed:
+            state, _, error = call_tool(tools, state, call)
+            assert error is None, f"{kit.NAME} asks for what it refuses: {call}: {error}"
+        wishes.append(wish)
+        calls += needed
+    return wishes, calls, state

@@ -1,0 +1,162 @@
+"""What every environment promises."""
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ling_jax.data.chat import ChatTemplate, check_messages
+from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, is_held_out
+from ling_jax.envs.base import draw_task
+
+TASKS = 200
+each = pytest.mark.parametrize("name", ENVIRONMENTS)
+
+
+def tasks(name):
+    """200 tasks of all difficulties, training and held-out ones."""
+    environment = ENVIRONMENTS[name]
+    difficulties = itertools.cycle(environment.DIFFICULTIES)
+    for i, difficulty in zip(range(TASKS), difficulties, strict=False):
+        yield environment.make_task(i + (HELD_OUT_SEEDS if i % 10 == 0 else 0), difficulty)
+
+
+def play(environment, task, policy):
+    """The rewards of an episode; `policy(messages)` writes each turn."""
+    state, messages = environment.reset(task, seed=0), list(task.messages)
+    for _ in range(task.max_turns):
+        action = policy(messages)
+        result = environment.step(state, action)
+        messages += [{"role": "assistant", "content": action}, *result.observation]
+        check_messages(messages)
+        assert bool(result.rewards) == (result.terminated or result.truncated)
+        if result.rewards:
+            return result.rewards
+        state = result.state
+    raise AssertionError(f"{task.id} went on after max_turns")
+
+
+def share_solved(name, policy_of):
+    outcomes = [play(ENVIRONMENTS[name], task, policy_of(task))["outcome"] for task in tasks(name)]
+    return sum(outcomes) / len(outcomes)
+
+
+@each
+def test_the_reference_solver_solves_everything(name):
+    def scripted(task):
+        turns = iter(ENVIRONMENTS[name].solution(task))
+        return lambda messages: next(turns)
+
+    assert share_solved(name, scripted) == 1
+
+
+@each
+@pytest.mark.parametrize(
+    "policy_of",
+    [
+        lambda task: lambda messages: "",
+        lambda task: lambda messages: task.prompt,
+        lambda task: lambda messages: messages[-1]["content"],
+        lambda task: lambda messages: "".join(p.text for p in ChatTemplate().render(task.messages, tools=task.tools)),
+        lambda task: lambda messages: "A:",
+    ],
+    ids=["null", "copy the prompt", "copy the last message", "copy the rendered prompt", "empty answer"],
+)
+def test_saying_nothing_and_copying_solve_nothing(name, policy_of):
+    assert share_solved(name, policy_of) == 0
+
+
+@each
+@given(st.data())
+def test_a_seed_and_a_difficulty_mean_the_same_bytes(name, data):
+    environment = ENVIRONMENTS[name]
+    seed, difficulty = data.draw(st.integers(0, 2**33)), data.draw(st.sampled_from(environment.DIFFICULTIES))
+    first, second = (environment.make_task(seed, difficulty) for _ in range(2))
+    assert first.content() == second.content()
+    assert (first.seed, first.difficulty, first.environment) == (seed, difficulty, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "task_id"),
+    [
+        ("running_sums", "1d3d4d053d04043d37ace558b117478f"),
+        ("ordering", "905271ccde52b4ca0cf68c75080ac8cd"),
+        ("tools", "8b9eb2c23075e48008bfff782346e305"),
+    ],
+)
+def test_tasks_are_the_same_on_every_machine(name, task_id):
+    assert ENVIRONMENTS[name].make_task(seed=3, difficulty=4).id == task_id
+
+
+@each
+def test_ids_differ_just_where_content_differs(name):
+    drawn = [ENVIRONMENTS[name].make_task(seed, ENVIRONMENTS[name].DIFFICULTIES[0]) for seed in range(400)]
+    for a, b in itertools.combinations(drawn, 2):
+        assert (a.id == b.id) == (a.prompt == b.prompt and a.hidden == b.hidden and a.tools == b.tools)
+    task = drawn[0]
+    assert dataclasses.replace(task, seed=9).id == task.id
+    for change in ({"max_tokens": 1}, {"max_turns": 99}, {"difficulty": 7}, {"hidden": {}}, {"tools": [{}]}):
+        assert dataclasses.replace(task, **change).id != task.id
+
+
+@each
+def test_no_training_seed_makes_a_held_out_prompt(name):
+    environment = ENVIRONMENTS[name]
+    lowest = environment.DIFFICULTIES[0]  # the smallest space, where chance alone would make many twice
+    train = [environment.make_task(seed, lowest) for seed in range(600)]
+    held_out = [environment.make_task(HELD_OUT_SEEDS + seed, lowest) for seed in range(150)]
+    assert not {task.prompt for task in train} & {task.prompt for task in held_out}
+    assert all(is_held_out(task) for task in held_out) and not any(is_held_out(task) for task in train)
+
+
+@each
+def test_prompts_render_as_conversations(name):
+    task = ENVIRONMENTS[name].make_task(0, 3)
+    text = "".join(piece.text for piece in ChatTemplate().render(task.messages, tools=task.tools, prompt=True))
+    assert f"<role>HUMAN</role>{task.prompt}<|role_end|>" in text
+    assert all(schema["function"]["name"] in text for schema in task.tools)
+
+
+@each
+def test_out_of_range_is_refused_by_its_bounds(name):
+    environment = ENVIRONMENTS[name]
+    low, high = environment.DIFFICULTIES[0], environment.DIFFICULTIES[-1]
+    for difficulty in (low - 1, high + 1, -3):
+        with pytest.raises(ValueError, match=f"{name}: difficulty is {difficulty}; expected {low} to {high}"):
+            environment.make_task(0, difficulty)
+    with pytest.raises(ValueError, match=f"{name}: seed is -1; expected an integer from 0"):
+        environment.make_task(-1, low)
+
+
+@each
+def test_an_ended_episode_is_over(name):
+    task = ENVIRONMENTS[name].make_task(0, 2)
+    ended = ENVIRONMENTS[name].step(ENVIRONMENTS[name].reset(task, 0), "").state
+    with pytest.raises(ValueError, match="the episode has ended"):
+        ENVIRONMENTS[name].step(ended, "")
+
+
+@each
+@given(st.data())
+def test_a_turn_can_be_any_text(name, data):
+    task = ENVIRONMENTS[name].make_task(1, 2)
+    parts = st.one_of(
+        st.text(), st.sampled_from(["A:", "<tool_call>", "</tool_call>", "<think>", '{"name": "f"}', "\n"])
+    )
+    action = "".join(data.draw(st.lists(parts, max_size=6)))
+    start = ENVIRONMENTS[name].reset(task, 0)
+    assert ENVIRONMENTS[name].step(start, action) == ENVIRONMENTS[name].step(start, action)
+
+
+@given(st.integers(0, 100), st.integers(0, 2**32))
+def test_the_split_depends_on_the_messages_alone(number, seed):
+    def draw(rng, difficulty):
+        del difficulty
+        content = str(rng.randrange(number + 100))
+        return dict(messages=[{"role": "user", "content": content}], hidden={}, max_tokens=1, max_turns=1)
+
+    task = draw_task("numbers", seed, 1, range(1, 2), draw)
+    assert is_held_out(task) == (seed >= HELD_OUT_SEEDS)
+    assert is_held_out(dataclasses.replace(task, seed=0, max_tokens=5, hidden={"a": 1})) == is_held_out(task)
