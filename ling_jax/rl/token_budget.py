@@ -1,7 +1,7 @@
 """C3PO++: how much is generated for one optimisation step, and what becomes of rollouts that did not end in time.
 
 A pool of rollouts generates until a budget of tokens is used up. Those that have not ended are paused and go on under
-the next weights, but not for ever (Ring-1T report §2.3, algorithm 1; Ling 2.6 report §4.2.1). Generating itself is not
+the next weights, but not for ever (Ring-1T report, algorithm 1; Ling 2.6 report §4.2.1). Generating itself is not
 done here: the engine says how far each rollout came.
 """
 
