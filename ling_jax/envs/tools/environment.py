@@ -1,7 +1,7 @@
 """Wishes that tools fulfil: the policy calls, reads the answers, and ends the episode with a turn without a call.
 
-Each task is about one toolkit; some tools of the others are offered beside it, and work (Ling 2.6 report §3.2.1: tool use
-is judged by the state and by the critical calls, among irrelevant tools).
+Each task is about one toolkit; some tools of the others are offered beside it, and work. It is judged by the state and
+by the critical calls (Ling 2.6 report §3.2.1).
 """
 
 import json
