@@ -29,6 +29,15 @@ def golden() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Public data sets: $LING_JAX_DATA, or shared/data beside the checkout."""
+    folder = Path(os.environ.get("LING_JAX_DATA", Path(__file__).parents[1] / "../shared/data"))
+    if not folder.is_dir():
+        pytest.skip("no data sets: set LING_JAX_DATA to a folder that has gsm8k/ and bfcl/")
+    return folder.resolve()
+
+
 @pytest.fixture
 def x64():
     """float64 on for one test."""

@@ -1,0 +1,82 @@
+"""How close a sequence of tool calls is to the one that was needed."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+EXTRA_CALL_REWARD = -0.1  # our choice: Ling 2.6 report §3.1.2 penalises superfluous calls and prints no number
+
+
+class ProcessReward(NamedTuple):
+    total: float
+    format: float  # 0 or 1
+    correctness: float  # -3 to 3
+    name_jaccard: float  # 0 to 1
+    match: float  # score of the best matching
+    max_score: float  # what name_jaccard + match can be
+    extra: int  # calls more than expected
+
+
+def process_reward(
+    predicted: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]], *, format_ok: bool
+) -> ProcessReward:
+    """Reward of calls {"name", "arguments"} against the expected ones (Ling 2.6 report §3.1.2; form of ToolRL).
+
+        total = format + correctness - 0.1 · max(0, predicted calls - expected calls)
+        correctness = 6 (name Jaccard + match) / (1 + expected calls + their arguments) - 3
+
+    Name Jaccard is of multisets. `match` is the heaviest one-to-one assignment of expected to predicted calls of the
+    same name, a pair being worth the Jaccard of its argument names plus the arguments with the expected value
+    (`json_equal`). Nothing expected and nothing predicted is perfect. `format_ok`: whether all calls could be read.
+    Order does not count. Raises ValueError naming a call that is none.
+    """
+    for where, calls in (("predicted", predicted), ("expected", expected)):
+        _check_calls(calls, where)
+    names = _multiset_jaccard([call["name"] for call in predicted], [call["name"] for call in expected])
+    match = _best_match(predicted, expected)
+    max_score = 1.0 + len(expected) + sum(len(call["arguments"]) for call in expected)
+    correctness = 6 * (names + match) / max_score - 3
+    extra = max(0, len(predicted) - len(expected))
+    total = float(format_ok) + correctness + EXTRA_CALL_REWARD * extra
+    return ProcessReward(total, float(format_ok), correctness, names, match, max_score, extra)
+
+
+def json_equal(a: Any, b: Any) -> bool:
+    """Whether two JSON values are the same: 1 is 1.0 but neither "1" nor true; lists have an order, objects none."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(json_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(json_equal, a, b))
+    return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
+
+
+def _best_match(predicted: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> float:
+    if not predicted or not expected:
+        return 0.0
+    # A pair of different names is worth 0, as a call left out is: one assignment serves all names.
+    scores = np.array([[_pair_score(call, gold) for call in predicted] for gold in expected])
+    return float(scores[linear_sum_assignment(scores, maximize=True)].sum())
+
+
+def _pair_score(call: Mapping[str, Any], gold: Mapping[str, Any]) -> float:
+    if call["name"] != gold["name"]:
+        return 0.0
+    found, wanted = call["arguments"], gold["arguments"]
+    equal = sum(key in found and json_equal(found[key], value) for key, value in wanted.items())
+    return _multiset_jaccard(found, wanted) + equal
+
+
+def _multiset_jaccard(a: Collection[str], b: Collection[str]) -> float:
+    left, right = Counter(list(a)), Counter(list(b))
+    union = (left | right).total()
+    return (left & right).total() / union if union else 1.0
+
+
+def _check_calls(calls: Sequence[Mapping[str, Any]], where: str) -> None:
+    for i, call in enumerate(calls):
+        good = isinstance(call, Mapping) and isinstance(call.get("name"), str)
+        if not good or not isinstance(call.get("arguments"), Mapping):
+            raise ValueError(f"{where}[{i}] is {call!r}; expected {{'name': text, 'arguments': dict}}")
