@@ -1,0 +1,31 @@
+"""Rewards: pure functions of texts, tokens and task data. Only `AnswerChecker` touches the world, with a process."""
+
+from ling_jax.rewards.answer import AnswerChecker as AnswerChecker
+from ling_jax.rewards.answer import Checked as Checked
+from ling_jax.rewards.answer import extract_answer as extract_answer
+from ling_jax.rewards.bounds import check_reward as check_reward
+from ling_jax.rewards.evo_cot import evo_cot_rewards as evo_cot_rewards
+from ling_jax.rewards.evo_cot import format_reward as format_reward
+from ling_jax.rewards.length import effort_rewards as effort_rewards
+from ling_jax.rewards.length import length_rewards as length_rewards
+from ling_jax.rewards.length import length_weight as length_weight
+from ling_jax.rewards.redundancy import count_flagged as count_flagged
+from ling_jax.rewards.redundancy import flag_repeats as flag_repeats
+from ling_jax.rewards.redundancy import redundancy_rewards as redundancy_rewards
+from ling_jax.rewards.repetition import compression_ratio as compression_ratio
+from ling_jax.rewards.repetition import repetition_reward as repetition_reward
+from ling_jax.rewards.rubric import FocalReward as FocalReward
+from ling_jax.rewards.rubric import focal_reward as focal_reward
+from ling_jax.rewards.sampling import PassRates as PassRates
+from ling_jax.rewards.sampling import observe as observe
+from ling_jax.rewards.sampling import sampling_probabilities as sampling_probabilities
+from ling_jax.rewards.sampling import sampling_weights as sampling_weights
+from ling_jax.rewards.sampling import unseen as unseen
+from ling_jax.rewards.sentences import cut_sentences as cut_sentences
+from ling_jax.rewards.sentences import split_sentences as split_sentences
+from ling_jax.rewards.shortest import Candidate as Candidate
+from ling_jax.rewards.shortest import length_floor as length_floor
+from ling_jax.rewards.shortest import pick_shortest as pick_shortest
+from ling_jax.rewards.shortest import takes_pruned as takes_pruned
+from ling_jax.rewards.tool_calls import json_equal as json_equal
+from ling_jax.rewards.tool_calls import process_reward as process_reward
