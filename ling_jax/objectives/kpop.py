@@ -1,0 +1,103 @@
+"""KPop: tokens on which trainer and inference engine disagree are dropped by a binary KL, in both directions."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ling_jax.objectives.metrics import mask_metrics, masked_quantile, token_metrics
+from ling_jax.objectives.tokens import (
+    check_shape,
+    cleaned,
+    clipped_logps,
+    importance_ratio,
+    loss_tokens,
+    ratio_of,
+    sequence_mean,
+    surrogate,
+)
+
+MIN_REST = 1e-6  # our choice: the least probability of "any other token"; float32 knows no 1 - 1e-8
+KAPPAS = ("ratio", "one")
+
+
+def binary_kl(p_logps, q_logps):
+    """D(p‖q) of "this token or any other", from log p and log q of the token, elementwise (Ling 2.6 report §3.2.3).
+
+        D = max(0, p (log p - log q) + p̄ (log p̄ - log q̄)),   p̄ = max(1 - p, 1e-6)
+
+    Log-probs are first clipped to [-100, 0]: 0, round-off above it and -inf are legal. The floored p̄ is weight and
+    logarithm alike; p is not renormalised. Exactly 0 for equal inputs. At least float32; not for gradients.
+    """
+    dtype = jnp.promote_types(jnp.result_type(p_logps, q_logps), jnp.float32)
+    p, q = (clipped_logps(jnp.asarray(x).astype(dtype)) for x in (p_logps, q_logps))
+    rest_p, rest_q = log_rest(p), log_rest(q)
+    return jnp.maximum(0, jnp.exp(p) * (p - q) + jnp.exp(rest_p) * (rest_p - rest_q))
+
+
+def log_rest(logps):
+    """log max(1 - p, 1e-6) of log p <= 0, each branch where it loses no digits."""
+    near_one = jnp.log(-jnp.expm1(logps))
+    near_zero = jnp.log1p(-jnp.exp(logps))
+    return jnp.maximum(jnp.where(logps > -math.log(2), near_one, near_zero), math.log(MIN_REST))
+
+
+def kpop_mask(old_logps, behaviour_logps, phi, *, symmetric: bool = True):
+    """D(old‖behaviour) <= phi and, if `symmetric`, D(behaviour‖old) <= phi; elementwise."""
+    keep = binary_kl(old_logps, behaviour_logps) <= phi
+    return keep & (binary_kl(behaviour_logps, old_logps) <= phi) if symmetric else keep
+
+
+def kpop_loss(
+    policy_logps,
+    old_logps,
+    behaviour_logps,
+    advantages,
+    mask,
+    *,
+    phi=0.1,  # our choice: the report gives none; `calibrate_phi` finds the one of a masked fraction
+    symmetric: bool = True,
+    kappa: str = "ratio",
+    kappa_cap=None,
+    clip=0.2,  # our choice: PPO's; the report prints no number
+    entropies=None,
+):
+    """KPop (Ling 2.6 report §3.2.3): IcePop's eq. 5 with a binary-KL mask.
+
+        J = mean_i 1/|y_i| Σ_t M_it · κ_it · min(r_it Â_i, clip(r_it, 1±clip) Â_i),   r = π_policy / π_old
+        M = 1 if D(old‖behaviour) <= phi and D(behaviour‖old) <= phi else 0
+        κ = π_old / π_behaviour, at most kappa_cap if there is one;   or 1 with kappa="one"
+
+    The report prints M but not J; κ = the ratio is what its authors' code does and what IcePop's M is, "one" is the
+    literal reading. Not `symmetric`: D(old‖behaviour) alone. M and κ are constants. All [B, T] but advantages [B];
+    |y_i| counts loss tokens before the mask. M and κ clip log-probs as `binary_kl` does, so behaviour_logps may be
+    -inf. Returns (-J, metrics); at least float32. Raises ValueError without behaviour_logps, for a wrong shape or
+    another kappa.
+    """
+    if kappa not in KAPPAS:
+        raise ValueError(f"kpop: kappa is {kappa!r}; expected one of {', '.join(KAPPAS)}")
+    tokens = loss_tokens("kpop", policy_logps, old_logps, behaviour_logps, advantages, mask, needs_behaviour=True)
+    keep = kpop_mask(tokens.old, tokens.behaviour, phi, symmetric=symmetric)
+    weight = importance_ratio(tokens.old, tokens.behaviour) if kappa == "ratio" else jnp.ones_like(tokens.old)
+    if kappa_cap is not None:
+        weight = jnp.minimum(weight, kappa_cap)
+    ratio = ratio_of(tokens.policy - tokens.old)
+    terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
+    metrics = token_metrics("kpop", tokens, ratio, clipped, entropies) | mask_metrics(tokens, keep)
+    return -sequence_mean(jnp.where(keep, weight, 0) * terms, tokens.mask), metrics
+
+
+def calibrate_phi(old_logps, behaviour_logps, mask, target_fraction):
+    """The phi with which the symmetric mask drops `target_fraction` of the loss tokens.
+
+    It is the (1 - target_fraction) quantile of max(D(old‖behaviour), D(behaviour‖old)) over loss tokens, one of their
+    values: where no two are equal, the target to within one token (round-off decides over the token on the bound). All
+    [B, T]; returns a scalar, 0 without loss tokens. Raises ValueError for a wrong shape.
+    """
+    live = jnp.asarray(mask) != 0
+    check_shape("calibrate_phi", "behaviour_logps", behaviour_logps, jnp.shape(old_logps))
+    check_shape("calibrate_phi", "mask", mask, jnp.shape(old_logps))
+    dtype = jnp.promote_types(jnp.result_type(old_logps), jnp.float32)
+    old, behaviour = cleaned(old_logps, live, dtype), cleaned(behaviour_logps, live, dtype)
+    widest = jnp.maximum(binary_kl(old, behaviour), binary_kl(behaviour, old))
+    return jax.lax.stop_gradient(masked_quantile(widest, live, 1 - target_fraction))
