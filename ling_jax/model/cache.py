@@ -1,4 +1,4 @@
-"""What a model keeps of the tokens it has read (docs/architecture.md §12).
+"""What a model keeps of the tokens it has read (docs/architecture.md §5, §6).
 
 A Lightning layer keeps one state whatever the length; a softmax layer keeps keys and values, MLA only its latent.
 """

@@ -1,4 +1,4 @@
-"""The part of a cache that one layer reads and writes (docs/architecture.md §12).
+"""The part of a cache that one layer reads and writes (docs/architecture.md §5, §6).
 
 New tokens are written first and read with the old ones, straight from the stacked arrays: so the compiler writes into
 the array that it was given and never copies a cache.
