@@ -39,9 +39,8 @@ HYBRID = dict(
 def main(argv) -> None:
     del argv
     times = 2 if QUICK.value else 5
-    peak = matmul_flops(2048, jnp.float32)
     claims = [
-        *train_step_claims(peak, times),
+        *train_step_claims(times),
         moe_vs_useful_flops(times),
         *lightning_claims(times),
         decode_growth(times),
@@ -50,7 +49,7 @@ def main(argv) -> None:
     sys.exit(finish(claims, command, JSON_OUT.value))
 
 
-def train_step_claims(peak: float, times: int) -> list[Claim]:
+def train_step_claims(times: int) -> list[Claim]:
     config = model_config("tiny-2.6", **HYBRID)
     optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 100)
     trainable = spec.trainable(model_spec(config))
@@ -65,7 +64,7 @@ def train_step_claims(peak: float, times: int) -> list[Claim]:
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - start)
-    best = min(seconds[1:])
+    best, peak = min(seconds[1:]), matmul_flops(2048, jnp.float32)  # the peak beside it: machines are noisy
     flops = flops_per_token(config, LENGTH) * tokens.size
     size = spec.count(model_spec(config)) / 1e6
     workload = f"{size:.0f}M parameters, {ROWS} x {LENGTH} tokens, 64 experts top-8, float32, {best:.2f} s a step"
