@@ -59,6 +59,5 @@ def masked_quantile(values, mask, level):
     # One more place, so that an empty array has a place to look at.
     ordered = jnp.append(jnp.sort(jnp.where(mask, values, jnp.inf), axis=None), jnp.inf)
     count = jnp.sum(mask)
-    # A share of a count is a whole number up to round-off: 0.7 · 10 is the 7th, not the 8th.
-    rank = jnp.ceil(level * count * (1 - 4 * jnp.finfo(values.dtype).eps)).astype(int) - 1
+    rank = jnp.ceil(level * count).astype(int) - 1
     return jnp.where(count > 0, ordered[jnp.clip(rank, 0, jnp.maximum(count - 1, 0))], 0)

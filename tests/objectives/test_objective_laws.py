@@ -135,8 +135,8 @@ def test_bfloat16_is_computed_in_float32(name):
 @EVERY
 def test_a_mask_of_numbers_is_a_mask(name):
     *arguments, mask = batch(3)
-    for numbers in (mask.astype(np.int32), mask.astype(np.float32)):
-        np.testing.assert_array_equal(RUN[name](*arguments, numbers)[0][0], RUN[name](*arguments, mask)[0][0])
+    numbers = RUN[name](*arguments, mask.astype(np.float32))[0][0]
+    np.testing.assert_array_equal(numbers, RUN[name](*arguments, mask)[0][0])
 
 
 def same(first, second):
