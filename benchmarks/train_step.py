@@ -4,7 +4,6 @@ python -m benchmarks.train_step --json_out=train_step.json
 """
 
 import sys
-import time
 import timeit
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.report import Claim, best_seconds, finish
+from benchmarks.report import Claim, best_seconds, best_seconds_donated, finish
 from ling_jax import model, spec
 from ling_jax.config import ModelConfig, model_config
 from ling_jax.model import model_spec
@@ -59,12 +58,9 @@ def train_step_claims(times: int) -> list[Claim]:
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
     batch = dict(tokens=tokens, labels=tokens, segment_ids=np.ones_like(tokens), positions=positions)
     step = jax.jit(make_train_step(config, optimizer, router_bias_rate=1e-3), donate_argnums=0)
-    state, seconds = create_state(params, optimizer, trainable), []
-    for _ in range(times + 1):  # the first warms up
-        start = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, batch))
-        seconds.append(time.perf_counter() - start)
-    best, peak = min(seconds[1:]), matmul_flops(2048, jnp.float32)  # the peak beside it: machines are noisy
+    state = create_state(params, optimizer, trainable)
+    best = best_seconds_donated(lambda state: step(state, batch)[0], state, times)
+    peak = matmul_flops(2048, jnp.float32)  # beside the step: machines are noisy
     flops = flops_per_token(config, LENGTH) * tokens.size
     size = spec.count(model_spec(config)) / 1e6
     workload = f"{size:.0f}M parameters, {ROWS} x {LENGTH} tokens, 64 experts top-8, float32, {best:.2f} s a step"
@@ -152,12 +148,8 @@ def decode_seconds(config: ModelConfig, context: int, times: int) -> float:
     params = jax.jit(lambda key: model.init(key, config))(jax.random.key(0))
     cache = model.init_cache(config, 8, context + 32).replace(length=jnp.full(8, context, jnp.int32), empty=False)
     step = jax.jit(lambda params, token, cache: model.read(params, token, config, cache)[::2], donate_argnums=2)
-    token, seconds = jnp.zeros((8, 1), jnp.int32), []
-    for _ in range(4 * times):
-        start = time.perf_counter()
-        _, cache = jax.block_until_ready(step(params, token, cache))
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    token = jnp.zeros((8, 1), jnp.int32)
+    return best_seconds_donated(lambda cache: step(params, token, cache)[1], cache, 4 * times)
 
 
 if __name__ == "__main__":

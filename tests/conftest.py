@@ -17,7 +17,11 @@ FIXTURES = Path(__file__).parent / "fixtures"
 
 def golden_folder() -> Path | None:
     """Numbers of the official code: $LING_JAX_GOLDEN, or shared/golden beside the checkout."""
-    folder = Path(os.environ.get("LING_JAX_GOLDEN", Path(__file__).parents[1] / "../shared/golden"))
+    return _folder("LING_JAX_GOLDEN", "golden")
+
+
+def _folder(variable: str, name: str) -> Path | None:
+    folder = Path(os.environ.get(variable, Path(__file__).parents[1] / "../shared" / name))
     return folder.resolve() if folder.is_dir() else None
 
 
@@ -32,10 +36,10 @@ def golden() -> Path:
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Public data sets: $LING_JAX_DATA, or shared/data beside the checkout."""
-    folder = Path(os.environ.get("LING_JAX_DATA", Path(__file__).parents[1] / "../shared/data"))
-    if not folder.is_dir():
+    folder = _folder("LING_JAX_DATA", "data")
+    if folder is None:
         pytest.skip("no data sets: set LING_JAX_DATA to a folder that has gsm8k/ and bfcl/")
-    return folder.resolve()
+    return folder
 
 
 @pytest.fixture

@@ -128,16 +128,16 @@ def remat(function, config: ModelConfig, *, scanned: bool):
 def run_segments(params: Params, x_BTD, sequence: Sequence, config: ModelConfig, cache=None):
     """(x after all layers, {segment: {run: Router stacked [repeats, count, …] or None}}, the cache with these tokens).
 
-    `cache` is None or {segment: {run: leaves stacked [repeats, count, …]}}.
+    `cache` is None or {segment: {run: leaves stacked [repeats, count, …]}}; the leaves of none are None.
     """
     routers, caches, decays, numbers = {}, {}, log_decays(config), layer_numbers(config)
     for index, segment in enumerate(layer_plan(config)):
         log_decay = {name: decays[numbers[str(index), name]] for name, _ in segment.named_runs()}
         group = _group_function(segment, sequence, config)
-        carry = (x_BTD, None if cache is None else cache[str(index)])
-        inputs = (params[str(index)], log_decay)
+        cached = {name: None for name, _ in segment.named_runs()} if cache is None else cache[str(index)]
+        carry, inputs = (x_BTD, cached), (params[str(index)], log_decay)
         (x_BTD, caches[str(index)]), routers[str(index)] = _scan(group, carry, inputs, segment.repeats, config)
-    return x_BTD, routers, None if cache is None else caches
+    return x_BTD, routers, caches
 
 
 def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig):
@@ -147,11 +147,9 @@ def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig):
         routers, caches = {}, {}
         for name, run in segment.named_runs():
             body = _layer_function(run, repeat, sequence, config)
-            of_run = (x_BTD, None if cache is None else cache[name])
-            (x_BTD, caches[name]), routers[name] = _scan(
-                body, of_run, (params[name], log_decay[name]), run.count, config
-            )
-        return (x_BTD, None if cache is None else caches), routers
+            of_run = (params[name], log_decay[name])
+            (x_BTD, caches[name]), routers[name] = _scan(body, (x_BTD, cache[name]), of_run, run.count, config)
+        return (x_BTD, caches), routers
 
     return group
 

@@ -78,7 +78,7 @@ def submit(pool: Pool, ids: Iterable[int]) -> Pool:
     """With more rollouts in the queue. Raises ValueError on an id that the queue or the pool holds."""
     queue, active = set(pool.queue), {rollout.id for rollout in pool.active}
     for rollout in ids:
-        if rollout in queue | active:
+        if rollout in queue or rollout in active:
             raise ValueError(f"rollout {rollout} was submitted before; give every rollout an id of its own")
         queue.add(rollout)
     return dataclasses.replace(pool, queue=tuple(sorted(queue)))
