@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+LEAST_BLOCK, MOST_BLOCKS = 128, 8  # our choice: of eight blocks 44 % of the scores are never made
 
 
 def cached_attention(q_BTHK, k_BSGK, v_BSGV, last_BT, scale: float):
@@ -21,17 +24,31 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
     """[B, T, H, V]: query head h attends to key/value head h // (H/G), causally and inside its document.
 
     `docs_BT` numbers the documents (0 padding) or is None; scores and softmax are in at least float32. A padding
-    query attends to what precedes it; its output means nothing and reaches no other token.
+    query attends to what precedes it; its output means nothing and reaches no other token. Queries go in blocks, each
+    against the keys up to its last: the scores behind them are never made.
     """
-    batch, length, heads, key_dim = q_BTHK.shape
+    batch, length, heads, _ = q_BTHK.shape
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    q_BTGHK = q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, key_dim)
-    score_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=dtype) * scale
-    allowed_BTS = jnp.tril(jnp.ones((1, length, length), bool))
-    if docs_BT is not None:
-        same = (docs_BT[:, :, None] == docs_BT[:, None, :]) | (docs_BT == 0)[:, :, None]
-        allowed_BTS = allowed_BTS & same
-    score_BGHTS = jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min)
-    weight_BGHTS = jax.nn.softmax(score_BGHTS, axis=-1).astype(v_BSGV.dtype)
-    out_BTGHV = jnp.einsum("BGHTS,BSGV->BTGHV", weight_BGHTS, v_BSGV)
-    return out_BTGHV.reshape(batch, length, heads, -1)
+    # Heads before tokens, as the products want them: XLA on a CPU multiplies other layouts at a fraction of the speed.
+    q_BGHTK = jnp.moveaxis(q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, q_BTHK.shape[3]), 1, 3)
+    k_BGKS, v_BGSV = jnp.moveaxis(k_BSGK, 1, 3), jnp.moveaxis(v_BSGV, 1, 2)
+    block, outs = max(LEAST_BLOCK, -(-length // MOST_BLOCKS)), []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        score_BGHTS = jnp.einsum(
+            "BGHTK,BGKS->BGHTS", q_BGHTK[..., start:stop, :], k_BGKS[..., :stop], preferred_element_type=dtype
+        )
+        allowed_BTS = _allowed(docs_BT, start, stop)[:, None, None]
+        score_BGHTS = jnp.where(allowed_BTS, score_BGHTS * scale, jnp.finfo(dtype).min)
+        weight_BGHTS = jax.nn.softmax(score_BGHTS, axis=-1).astype(v_BSGV.dtype)
+        outs.append(jnp.einsum("BGHTS,BGSV->BGHTV", weight_BGHTS, v_BGSV[:, :, :stop]))
+    return jnp.moveaxis(jnp.concatenate(outs, axis=3), 3, 1).reshape(batch, length, heads, -1)
+
+
+def _allowed(docs_BT, start: int, stop: int):
+    """[B or 1, stop - start, stop]: which keys the queries from `start` on see."""
+    causal_TS = np.arange(start, stop)[:, None] >= np.arange(stop)
+    if docs_BT is None:
+        return causal_TS[None]
+    query_BT1, key_B1S = docs_BT[:, start:stop, None], docs_BT[:, None, :stop]
+    return causal_TS & ((query_BT1 == key_B1S) | (query_BT1 == 0))

@@ -1,10 +1,19 @@
 """AdamW on what gradients train, and its schedules."""
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from ling_jax.spec import path_name
 from ling_jax.train.config import OptimizerConfig
+
+
+class AdamState(NamedTuple):
+    count: jax.Array  # steps taken
+    mu: Any  # mean of gradients
+    nu: Any  # mean of their squares
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -23,11 +32,34 @@ def decayed(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).endswith(("norm", "bias")), params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipped AdamW. Its state has leaves only where the tree it is given has (None elsewhere)."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, decayed),
-        optax.scale_by_learning_rate(learning_rate(config, steps)),
-    )
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """Clipped AdamW, the numbers of optax's. Its state has leaves only where the tree it is given has (None elsewhere).
+
+    `update(grads, state, params, good=False)` is a step that is not taken: updates of 0, and the state as it was.
+    """
+    c, rate = config, learning_rate(config, steps)
+
+    def init(params) -> AdamState:
+        zeros = lambda x: jnp.zeros_like(x)  # noqa: E731
+        return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params), jax.tree.map(zeros, params))
+
+    def update(grads, state: AdamState, params, *, good=True):
+        scale = jnp.minimum(1, c.clip_norm / optax.tree.norm(grads))
+        count = state.count + jnp.asarray(good, jnp.int32)
+
+        def mean(old, new, decay):
+            return jnp.where(good, decay * old + (1 - decay) * new, old)
+
+        mu = jax.tree.map(lambda m, g: mean(m, scale * g, c.b1), state.mu, grads)
+        nu = jax.tree.map(lambda v, g: mean(v, jnp.square(scale * g), c.b2), state.nu, grads)
+        # Without this the compiler computes both means once more for the updates, from copies of the old ones.
+        mu, nu = jax.lax.optimization_barrier((mu, nu))
+        mu_scale, nu_scale = (1 / (1 - decay ** count.astype(scale.dtype)) for decay in (c.b1, c.b2))
+
+        def moved(m, v, p, decays):
+            step = mu_scale * m / (jnp.sqrt(nu_scale * v) + c.eps) + (c.weight_decay * p if decays else 0)
+            return jnp.where(good, -rate(state.count) * step, 0).astype(p.dtype)
+
+        return jax.tree.map(moved, mu, nu, params, decayed(params)), AdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)

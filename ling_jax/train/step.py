@@ -38,18 +38,17 @@ def make_train_step(
             return total_loss(sums, counts, config), (sums, loads)
 
         grads, (loss, (sums, loads)) = _accumulate(total, trained, batch, microbatches)
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-            params = specs.combine(optax.apply_updates(trained, updates), frozen)
-            params = update_expert_bias(params, loads, router_bias_rate)
         grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
+            biases = update_expert_bias(frozen, loads, router_bias_rate)
+            frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
         state = TrainState(
             step=state.step + 1,
             bad_steps=state.bad_steps + ~good,
-            params=jax.tree.map(keep, params, state.params),
-            opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+            params=specs.combine(optax.apply_updates(trained, updates), frozen),
+            opt_state=opt_state,
         )
         metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads) | {"grad_norm": grad_norm, "bad": ~good}
         return state, metrics | group_norms("grad_norm", grads) | group_norms("update_norm", updates)
