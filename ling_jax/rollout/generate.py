@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ling_jax.config import ModelConfig
-from ling_jax.model import Cache, init_cache, read
-from ling_jax.model.loss import head_logits
-from ling_jax.rollout.sampler import sample
+from ling_jax.model import init_cache
+from ling_jax.rollout.decode import Context, Rows, decode, read_on
 
-PIECE = 16  # tokens that are decoded between two looks from the host: our choice
 LEAST_BUCKET = 16
 
 
@@ -24,13 +22,6 @@ class Sampled(NamedTuple):
     done: bool
 
 
-class _State(NamedTuple):
-    cache: Cache
-    logits: jax.Array  # [B, W] of the next token
-    ended: jax.Array  # [B] rows that drew an end token
-    drawn: jax.Array  # [B] tokens drawn so far
-
-
 class Generator:
     """Generates from a model. Programs are compiled per bucket: sizes are rounded up to powers of two."""
 
@@ -39,7 +30,7 @@ class Generator:
         end = jnp.asarray(sorted(end_ids), jnp.int32)
         # Bound here and not at module level, so that the counts of programs are this generator's.
         self._prefill = jax.jit(self._prefill_program, static_argnums=3)
-        self._decode = jax.jit(lambda *args: _decode(*args, end, config), donate_argnums=1)
+        self._decode = jax.jit(lambda *args: decode(*args, end, config), donate_argnums=1)
 
     def programs(self) -> int:
         """How many were compiled so far."""
@@ -70,15 +61,24 @@ class Generator:
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)], live[row, : len(prompt)] = prompt, 1
         seeds = [*(range(rows) if seeds is None else seeds), *[0] * (batch - rows)]
-        settings = (jnp.asarray(seeds, jnp.uint32), jnp.full(batch, temperature), jnp.full(batch, top_p))
-        state = self._prefill(self.params, tokens, live, max(room, length))
-        while not all(result.done for result in results):
-            done = np.array([*(result.done for result in results), *[True] * (batch - rows)])
-            state, drawn, logps = self._decode(self.params, state, done, *settings)
-            drawn, logps = np.asarray(drawn), np.asarray(logps)
-            for row, result in enumerate(results):
-                if not result.done:
-                    results[row] = self._with(result, row, drawn[row], logps[row], max_new_tokens, stopped)
+        going = Rows(
+            live=np.arange(batch) < rows,
+            seed=np.asarray(seeds, np.uint32),
+            drawn=np.zeros(batch, np.int32),
+            limit=np.full(batch, max_new_tokens, np.int32),
+            temperature=np.full(batch, temperature, np.float32),
+            top_p=np.full(batch, top_p, np.float32),
+        )
+        context = self._prefill(self.params, tokens, live, max(room, length))
+        while going.live.any():
+            context, *new = self._decode(self.params, context, going)
+            drawn, logps, counts = map(np.asarray, new)
+            for row in np.flatnonzero(going.live):
+                piece = slice(counts[row])
+                results[row] = self._with(
+                    results[row], row, drawn[row, piece], logps[row, piece], max_new_tokens, stopped
+                )
+                going.live[row], going.drawn[row] = not results[row].done, len(results[row].tokens)
             yield list(results)
 
     def _with(self, result: Sampled, row: int, tokens, logps, most: int, stopped) -> Sampled:
@@ -106,39 +106,10 @@ class Generator:
                 f"a prompt of {longest} tokens and {max_new_tokens} new ones pass the model's context of "
                 f"{self.config.max_length}"
             )
-        # Decoding goes in whole pieces: what it draws past the end of a row is thrown away.
-        return min(bucket(longest + max_new_tokens + PIECE, LEAST_BUCKET), self.config.max_length)
+        return min(bucket(longest + max_new_tokens, LEAST_BUCKET), self.config.max_length)
 
-    def _prefill_program(self, params, tokens, live, room: int) -> _State:
-        cache = init_cache(self.config, len(tokens), room)
-        hidden_BTD, _, cache = read(params, tokens, self.config, cache, segment_ids=live)
-        last_B1D = jnp.take_along_axis(hidden_BTD, jnp.maximum(cache.length - 1, 0)[:, None, None], axis=1)
-        logits_BW = head_logits(params["head"], last_B1D)[:, 0]
-        zero = jnp.zeros(len(tokens), jnp.int32)
-        return _State(cache=cache, logits=logits_BW, ended=cache.length == 0, drawn=zero)
-
-
-def _decode(params, state: _State, done, seeds, temperature, top_p, end, config: ModelConfig):
-    """(state after a piece, tokens [B, PIECE], logps [B, PIECE]); the caches of rows that are done stay as they are."""
-    keys_B = jax.vmap(jax.random.key)(seeds)
-
-    def step(state: _State, _):
-        keys = jax.vmap(jax.random.fold_in)(keys_B, state.drawn)
-        token_B, logp_B = sample(state.logits, keys, temperature, top_p)
-        live_B1 = ~(state.ended | done)[:, None]
-        hidden_B1D, _, cache = read(
-            params, token_B[:, None], config, state.cache, segment_ids=live_B1.astype(jnp.int32)
-        )
-        state = _State(
-            cache=cache,
-            logits=head_logits(params["head"], hidden_B1D)[:, 0],
-            ended=state.ended | jnp.isin(token_B, end),
-            drawn=state.drawn + 1,
-        )
-        return state, (token_B, logp_B)
-
-    state, (tokens, logps) = jax.lax.scan(step, state, None, length=PIECE)
-    return state, tokens.T, logps.T
+    def _prefill_program(self, params, tokens, live, room: int) -> Context:
+        return read_on(params, tokens, live, init_cache(self.config, len(tokens), room), self.config)
 
 
 def bucket(size: int, least: int) -> int:

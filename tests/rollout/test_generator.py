@@ -54,11 +54,11 @@ def test_results_grow_by_pieces_and_end_where_asked(generator):
 
 def test_no_program_is_compiled_twice_for_prompts_of_one_bucket():
     generator = Generator(PARAMS, CONFIG, end_ids={0})
-    last(generator([[1, 2, 3]] * 3, max_new_tokens=30))
+    last(generator([[1, 2, 3]] * 3, max_new_tokens=40))
     compiled = generator.programs()
     for length in (1, 7, 16):
         for temperature, top_p in ((0.0, 1.0), (0.7, 0.9), (1.3, 1.0)):
-            last(generator([[1] * length] * 4, max_new_tokens=20, temperature=temperature, top_p=top_p, seeds=[3] * 4))
+            last(generator([[1] * length] * 4, max_new_tokens=40, temperature=temperature, top_p=top_p, seeds=[3] * 4))
     assert generator.programs() == compiled == 2
 
 
