@@ -10,8 +10,6 @@ from ling_jax.model import Cache, read
 from ling_jax.model.loss import head_logits
 from ling_jax.rollout.sampler import sample
 
-PIECE = 16  # tokens that are decoded between two looks from the host: our choice
-
 
 class Context(NamedTuple):
     """What rows have read so far."""
@@ -40,7 +38,7 @@ def read_on(params, tokens, live, cache: Cache, config: ModelConfig) -> Context:
     return Context(cache, head_logits(params["head"], last_B1D)[:, 0])
 
 
-def decode(params, context: Context, rows: Rows, end, config: ModelConfig, piece: int = PIECE):
+def decode(params, context: Context, rows: Rows, end, config: ModelConfig, piece: int):
     """(context, tokens [B, piece], logps [B, piece], count [B] of those that each row drew).
 
     A live row draws until an end token (one of `end`, which is read too), its limit or the piece's end, and stays as

@@ -11,6 +11,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.model import init_cache
 from ling_jax.rollout.decode import Context, Rows, decode, read_on
 
+PIECE = 16  # tokens that are decoded between two looks from the host: our choice
 LEAST_BUCKET = 16
 
 
@@ -30,7 +31,7 @@ class Generator:
         end = jnp.asarray(sorted(end_ids), jnp.int32)
         # Bound here and not at module level, so that the counts of programs are this generator's.
         self._prefill = jax.jit(self._prefill_program, static_argnums=3)
-        self._decode = jax.jit(lambda *args: decode(*args, end, config), donate_argnums=1)
+        self._decode = jax.jit(lambda *args: decode(*args, end, config, PIECE), donate_argnums=1)
 
     def programs(self) -> int:
         """How many were compiled so far."""

@@ -11,11 +11,13 @@ import numpy as np
 
 from ling_jax.config import ModelConfig
 from ling_jax.model import Cache, init_cache
-from ling_jax.rollout.decode import PIECE, Context, Rows, decode, read_on
+from ling_jax.rollout.decode import Context, Rows, decode, read_on
 
-# A prompt is read by CHUNK tokens, those of JOINING slots at a time: one program whatever joins. Our choice.
-CHUNK = 32
+# What joins is read by CHUNK tokens, those of JOINING slots at a time: one program whatever joins. Our choice: on a CPU
+# a token costs the same in larger parts, and short tool outputs leave less of a part empty.
+CHUNK = 16
 JOINING = 8
+PIECE = 8  # tokens decoded between two looks from the host: our choice; a row that ends idles for half of it
 
 
 class Drawn(NamedTuple):
@@ -43,8 +45,8 @@ class Slots:
     """Generates for at most `slots` rollouts at a time, each of at most `max_length` tokens.
 
     Token i that a rollout draws is drawn with fold_in(key(seed), i): its tokens depend on the weights, its context and
-    its seed, not on its slot, its neighbours or the pieces. `temperature` and `top_p` may be set at any time; two
-    programs are compiled for all of it, and shared by all `Slots` of the same sizes.
+    its seed, not on its slot, its neighbours or the pieces. `temperature` and `top_p` may be set between two calls.
+    Two programs are compiled for all of it, and shared by all `Slots` of the same sizes.
 
         slots = Slots(config, slots=64, max_length=256, end_ids={0})
         slots.load(params)
@@ -76,7 +78,10 @@ class Slots:
         self._context = Context(cache, jnp.zeros((slots, config.vocab_size), dtype))
 
     def load(self, params) -> None:
-        """New weights. All slots become empty, since what they hold is of the old ones: put again what goes on."""
+        """New weights. All slots become empty, since what they hold is of the old ones: put again what goes on.
+
+        They are not copied: load again after a training step to which they were donated.
+        """
         self._params = params
         self._rows = [None] * len(self._rows)
 
@@ -126,11 +131,8 @@ class Slots:
         rows = self._rows_of(live)
         self._context, *drawn = _decode(self._params, self._context, rows, self._end, self.config, self.piece)
         tokens, logps, counts = map(np.asarray, drawn)
-        return {
-            slot: self._went_on(row, tokens[slot, :count].tolist(), logps[slot, :count].tolist())
-            for slot, row in live.items()
-            for count in [counts[slot]]
-        }
+        cut = lambda new_BP, slot: new_BP[slot, : counts[slot]].tolist()  # noqa: E731
+        return {slot: self._went_on(row, cut(tokens, slot), cut(logps, slot)) for slot, row in live.items()}
 
     def _went_on(self, row: _Row, tokens: list[int], logps: list[float]) -> Drawn:
         row.length += len(tokens)
