@@ -99,14 +99,13 @@ class Slots:
         self._check_tokens(slot, tokens, length=0, limit=limit)
         self._rows[slot] = _Row(list(tokens), len(tokens), seed, drawn, drawn + limit)
 
-    def feed(self, slot: int, tokens: Sequence[int], *, limit: int | None = None) -> None:
+    def feed(self, slot: int, tokens: Sequence[int], *, limit: int) -> None:
         """More context behind what the slot holds, such as a tool's output and the opening of the next turn.
 
-        The rollout goes on, ended or not, and draws at most `limit` tokens from here (None: what is left of the limit
-        before). Raises ValueError as `put`, and where the slot is empty.
+        The rollout goes on, ended or not, and draws at most `limit` tokens from here. Raises ValueError as `put`, and
+        where the slot is empty.
         """
         row = self._used(slot)
-        limit = row.limit - row.drawn if limit is None else limit
         self._check_tokens(slot, tokens, length=row.length, limit=limit)
         row.unread, row.length = row.unread + list(tokens), row.length + len(tokens)
         row.limit, row.live = row.drawn + limit, True
