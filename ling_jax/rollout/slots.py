@@ -82,6 +82,9 @@ class Slots:
 
         They are not copied: load again after a training step to which they were donated.
         """
+        devices = jnp.asarray(params["head"]).devices()
+        if len(devices) == 1:  # the same programs serve weights of a file, of a checkpoint and of a training step
+            params, self._context = jax.device_put((params, self._context), *devices)
         self._params = params
         self._rows = [None] * len(self._rows)
 

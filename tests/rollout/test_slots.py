@@ -187,8 +187,9 @@ def test_nothing_is_compiled_after_the_first_round():
     slots.advance()
     programs = lambda: (slots_module._join._cache_size(), slots_module._decode._cache_size())  # noqa: E731
     before = programs()
-    for temperature, length in ((0.0, 1), (0.7, 8), (1.3, 20)):
-        slots = engine(OTHER, temperature)
+    committed = jax.device_put(OTHER, jax.devices()[0])  # as a training step leaves them
+    for params, temperature, length in ((OTHER, 0.0, 1), (committed, 0.7, 8), (PARAMS, 1.3, 20)):
+        slots = engine(params, temperature)
         for slot in range(3):
             slots.put(slot, prompt_of(slot, length), seed=slot, limit=9 + slot)
         slots.advance()
