@@ -10,8 +10,9 @@ import shutil
 import time
 import zipfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,7 +25,14 @@ from ling_jax.files import new_folder, replacing
 SPLITS = ("train", "held_out")
 IGNORED_LABEL = -100
 REPORT_SECONDS = 5
+NOT_TOLD = ("fingerprint", "dtype", "vocab_size", "eos_id")  # of what makes another corpus: these follow from the rest
 PLAN_ARRAYS = ("row_offsets", "piece_doc", "piece_start", "piece_length")
+
+
+class Document(NamedTuple):
+    split_by: str | bytes  # what decides whether it is held out
+    ids: np.ndarray
+    trained: np.ndarray | None = None  # bool: which of them are learnt; None: all
 
 
 def tokenize(
@@ -37,13 +45,33 @@ def tokenize(
     """
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be at least 0 and below 1")
+    about = {"source": repr(source), "held_out_fraction": held_out_fraction}
+    return write_documents(
+        _encoded(source, tokenizer), tokenizer, folder, about, digest=sources.source_digest(source), replace=replace
+    )
+
+
+def write_documents(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    about: dict[str, Any],
+    *,
+    digest: str,
+    replace: bool = False,
+) -> dict:
+    """Writes tokenised documents as `tokenize` says; returns <folder>/meta.json.
+
+    `about`, JSON values with "source" and "held_out_fraction" among them, and `digest` tell corpora apart. What is
+    put into `about` while the documents are read goes into meta.json too.
+    """
     folder = Path(folder).expanduser()
-    meta = _describe(source, tokenizer, held_out_fraction)
+    meta = _describe(about, tokenizer, digest)
     if present := _present_meta(folder, meta, replace=replace):
         return present
     try:
         with new_folder(folder) as partial:
-            meta |= _write_splits(source, tokenizer, partial, meta)
+            meta |= _write_splits(documents, partial, meta) | about
             (partial / "meta.json").write_text(json.dumps(meta, indent=1))
     except OSError:  # another process was first, which is well if it wrote the same
         if not _present_meta(folder, meta):
@@ -51,14 +79,13 @@ def tokenize(
     return meta
 
 
-def _describe(source: Source, tokenizer: Tokenizer, held_out_fraction: float) -> dict:
+def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
     vocab_size = tokenizer.get_vocab_size()
-    whole = repr((sources.source_digest(source), tokenizer_digest(tokenizer), held_out_fraction)).encode()
+    whole = repr((digest, tokenizer_digest(tokenizer), sorted(about.items()))).encode()
     return {
         "fingerprint": hashlib.blake2b(whole, digest_size=16).hexdigest(),
-        "source": repr(source),
+        **about,
         "tokenizer": tokenizer_digest(tokenizer),
-        "held_out_fraction": held_out_fraction,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
         "vocab_size": vocab_size,
         "eos_id": eos_id(tokenizer),
@@ -82,32 +109,36 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
         shutil.rmtree(folder)
         return None
     if found.get("fingerprint") != wanted["fingerprint"]:
-        told = [key for key in ("source", "tokenizer", "held_out_fraction") if found.get(key) != wanted[key]]
+        told = [key for key in wanted if key not in NOT_TOLD and found.get(key) != wanted[key]]
         changes = [f"{key} was {found.get(key)} and is {wanted[key]}" for key in told]
         why = "; ".join(changes) or f"the files of {wanted['source']} have changed"
         raise ValueError(f"{folder} holds another corpus: {why}; remove the folder, or name another")
     return found
 
 
-def _write_splits(source: Source, tokenizer: Tokenizer, folder: Path, meta: dict) -> dict:
+def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> dict:
     """Writes a token folder for each split; returns {split: {"documents", "tokens"}}."""
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     lengths = {split: array("q") for split in SPLITS}
     start = reported = time.monotonic()
     with contextlib.ExitStack() as stack:
-        files = {}
+        open_in = lambda split, name: stack.enter_context((folder / split / name).open("ab"))  # noqa: E731
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
-            files[split] = stack.enter_context((folder / split / "tokens.bin").open("wb"))
-        for document, ids in _encoded(source, tokenizer):
-            split = "held_out" if sources.is_held_out(document, meta["held_out_fraction"]) else "train"
-            files[split].write(ids.astype(dtype).tobytes())
-            lengths[split].append(len(ids))
+        tokens = {split: open_in(split, "tokens.bin") for split in SPLITS}
+        trained = {}
+        for document in documents:
+            split = "held_out" if sources.is_held_out(document.split_by, meta["held_out_fraction"]) else "train"
+            tokens[split].write(document.ids.astype(dtype).tobytes())
+            lengths[split].append(len(document.ids))
+            if document.trained is not None:
+                trained = trained or {split: open_in(split, "trained.bin") for split in SPLITS}
+                trained[split].write(document.trained.astype(bool).tobytes())
             if time.monotonic() - reported > REPORT_SECONDS:
                 reported = time.monotonic()
                 _report(lengths, reported - start)
     _report(lengths, time.monotonic() - start)
-    _check_splits(source, lengths, meta["held_out_fraction"])
+    _check_splits(meta["source"], lengths, meta["held_out_fraction"])
     for split in SPLITS:
         np.save(folder / split / "offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
         about = {key: meta[key] for key in ("dtype", "vocab_size", "eos_id", "tokenizer")}
@@ -115,16 +146,16 @@ def _write_splits(source: Source, tokenizer: Tokenizer, folder: Path, meta: dict
     return {split: {"documents": len(lengths[split]), "tokens": sum(lengths[split])} for split in SPLITS}
 
 
-def _encoded(source: Source, tokenizer: Tokenizer) -> Iterator[tuple[str | bytes, np.ndarray]]:
-    """(text, or bytes of the given ids; ids with eos) of each document."""
+def _encoded(source: Source, tokenizer: Tokenizer) -> Iterator[Document]:
+    """Each document with eos, split by its text or by the bytes of the ids that are given."""
     end = eos_id(tokenizer)
     if isinstance(source, TokenFile):
         for ids in _given_ids(source, tokenizer):
-            yield ids.tobytes(), ids if ids[-1] == end else np.append(ids, end)
+            yield Document(ids.tobytes(), ids if ids[-1] == end else np.append(ids, end))
         return
     texts, to_encode = itertools.tee(sources.documents(source))
     for text, ids in zip(texts, encode_documents(tokenizer, to_encode), strict=True):
-        yield text, np.append(ids, end)
+        yield Document(text, np.append(ids, end))
 
 
 def _given_ids(source: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -144,7 +175,7 @@ def _given_ids(source: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
             yield ids
 
 
-def _check_splits(source: Source, lengths: dict[str, array], fraction: float) -> None:
+def _check_splits(source: str, lengths: dict[str, array], fraction: float) -> None:
     train, held_out = (len(lengths[split]) for split in SPLITS)
     if not train:
         all_held_out = f"all {held_out} document(s) of {source} are held out at held_out_fraction {fraction}"
@@ -236,7 +267,7 @@ class PackedRows:
     """Rows of a plan by random access (a grain data source).
 
     Row i is {"tokens", "labels", "segment_ids", "positions"}, int32 [sequence_length] each: labels are the tokens,
-    -100 on padding; segments count 1, 2, … along the row, 0 is padding; positions start at 0 in each piece; padding
+    -100 on padding and on what is not learnt; segments count 1, 2, … along the row, 0 is padding; positions start at 0 in each piece; padding
     tokens are eos.
     """
 
@@ -257,6 +288,8 @@ class PackedRows:
             start = int(documents.offsets[plan.piece_doc[piece]]) + int(plan.piece_start[piece])
             here = slice(begin, begin + length)
             row["tokens"][here] = row["labels"][here] = documents.tokens[start : start + length]
+            if documents.trained is not None:
+                row["labels"][here][~documents.trained[start : start + length]] = IGNORED_LABEL
             row["segment_ids"][here] = segment
             row["positions"][here] = np.arange(length)
             begin += length

@@ -151,6 +151,7 @@ class TokenDocuments:
     vocab_size: int
     eos_id: int
     tokenizer: str  # digest of the tokenizer; "" where it is not known
+    trained: np.ndarray | None = None  # [num_tokens] bool: what is learnt; None: everything
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -171,8 +172,9 @@ def open_documents(folder: str | Path) -> TokenDocuments:
     """Documents of a token folder, such as <folder of `tokenize`>/train.
 
     It holds tokens.bin (ids, little-endian), offsets.npy (int64, where each document starts, and the end) and
-    meta.json ({"dtype": "uint16" or "uint32", "vocab_size", "eos_id"}, and "tokenizer", its digest, if known). Raises
-    FileNotFoundError on a missing file and ValueError where the three do not fit together.
+    meta.json ({"dtype": "uint16" or "uint32", "vocab_size", "eos_id"}, and "tokenizer", its digest, if known), and
+    trained.bin (a byte a token: 1 where it is learnt) where that is not all of them. Raises FileNotFoundError on a
+    missing file and ValueError where they do not fit together.
     """
     folder = Path(folder).expanduser()
     _token_files(folder)  # are all there
@@ -186,7 +188,18 @@ def open_documents(folder: str | Path) -> TokenDocuments:
         raise ValueError(f"{found}; offsets.npy says {offsets[-1]} tokens of {dtype.itemsize} bytes each")
     # An empty file cannot be mapped; asarray, since slices of a memmap object are slow.
     tokens = np.asarray(np.memmap(path, dtype, "r")) if offsets[-1] else np.zeros(0, dtype)
-    return TokenDocuments(folder, tokens, offsets, meta["vocab_size"], meta["eos_id"], meta.get("tokenizer", ""))
+    trained = _open_trained(folder / "trained.bin", len(tokens))
+    return TokenDocuments(
+        folder, tokens, offsets, meta["vocab_size"], meta["eos_id"], meta.get("tokenizer", ""), trained
+    )
+
+
+def _open_trained(path: Path, num_tokens: int) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    if path.stat().st_size != num_tokens:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes; expected one for each of {num_tokens} tokens")
+    return np.asarray(np.memmap(path, bool, "r")) if num_tokens else np.zeros(0, bool)
 
 
 def _find(path: str, pattern: str) -> dict[str, Path]:
