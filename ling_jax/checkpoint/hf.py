@@ -33,15 +33,27 @@ def load_hf(path, *, dtype=None):
     """
     folder = Path(path)
     hf = read_config(folder)
-    config = from_hf(hf)
-    if dtype is not None:
-        config = dataclasses.replace(config, compute_dtype=dtype)
     with _Tensors(folder) as tensors:
-        if "slope_layer_offset" not in hf:
-            config = dataclasses.replace(config, slope_layer_offset=_stored_slope_offset(tensors, config))
+        config = _config(hf, tensors, dtype)
         places = slots(model_spec(config), config)
         _check_tensors(tensors, places, folder)
         return _read_params(tensors, places, config, dtype), config
+
+
+def load_hf_config(path, *, dtype=None) -> ModelConfig:
+    """The config that `load_hf` gives, without the parameters."""
+    hf = read_config(Path(path))
+    with _Tensors(Path(path)) as tensors:
+        return _config(hf, tensors, dtype)
+
+
+def _config(hf: dict, tensors: "_Tensors", dtype) -> ModelConfig:
+    config = from_hf(hf)
+    if dtype is not None:
+        config = dataclasses.replace(config, compute_dtype=dtype)
+    if "slope_layer_offset" not in hf:
+        config = dataclasses.replace(config, slope_layer_offset=_stored_slope_offset(tensors, config))
+    return config
 
 
 def save_hf(params, config: ModelConfig, path) -> None:

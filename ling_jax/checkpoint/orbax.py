@@ -64,12 +64,7 @@ def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | No
     Raises FileNotFoundError where there is none, and ValueError where the mesh cannot split a parameter.
     """
     folder = epath.Path(folder).resolve()
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    config = config_from_json(meta["model"])
+    config, step = load_config(folder, step)
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.metadata(folder / str(step) / "state").item_metadata.tree["params"]
         abstract = {"params": _abstract(config, stored, mesh)}
@@ -82,6 +77,17 @@ def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | No
             ),
         )
     return restored["params"], config
+
+
+def load_config(folder, step: int | None = None) -> tuple[ModelConfig, int]:
+    """(config, step) of a checkpoint, the newest where `step` is None; raises FileNotFoundError where there is none."""
+    folder = epath.Path(folder).resolve()
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    return config_from_json(meta["model"]), step
 
 
 def _abstract(config: ModelConfig, stored, mesh: jax.sharding.Mesh | None):

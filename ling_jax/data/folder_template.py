@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
+from etils import epath
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ling_jax.data.chat import Piece, check_messages
 from ling_jax.data.tokenizer import SPECIAL_TOKENS
+from ling_jax.files import replacing
 
+FILE_NAME = "chat_template.jinja"
 MARK = "\ue000"  # of the private use area; put into what only spells a special token
 
 
@@ -85,9 +88,15 @@ def _refuse(message: str):
     raise jinja2.TemplateError(message)
 
 
+def save_template(template: FolderTemplate, folder: epath.PathLike) -> None:
+    """Writes `folder`/chat_template.jinja, whole or not at all."""
+    with replacing(epath.Path(folder) / FILE_NAME) as file:
+        file.write(template.source.encode())
+
+
 def load_template(folder: str | Path) -> FolderTemplate | None:
     """The template of chat_template.jinja, or of tokenizer_config.json's `chat_template`; None where there is none."""
-    path, config = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
+    path, config = Path(folder) / FILE_NAME, Path(folder) / "tokenizer_config.json"
     if path.is_file():
         return FolderTemplate(path.read_text(encoding="utf-8"), str(path))
     source = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None

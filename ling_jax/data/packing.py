@@ -267,8 +267,8 @@ class PackedRows:
     """Rows of a plan by random access (a grain data source).
 
     Row i is {"tokens", "labels", "segment_ids", "positions"}, int32 [sequence_length] each: labels are the tokens,
-    -100 on padding and on what is not learnt; segments count 1, 2, … along the row, 0 is padding; positions start at 0 in each piece; padding
-    tokens are eos.
+    -100 on padding and on what is not learnt; segments count 1, 2, … along the row, 0 is padding; positions start at 0
+    in each piece; padding tokens are eos.
     """
 
     documents: TokenDocuments

@@ -15,8 +15,20 @@ def check_prompt(record: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}: expected an object with one of 'prompt' and 'messages'")
     if "prompt" in record:
         check_text(record["prompt"], f"{where}: prompt")
+        _check_tools(record, where)
     else:
-        check_messages(record["messages"], f"{where}: messages")
+        check_conversation(record, where)
+
+
+def check_conversation(record: dict[str, Any], where: str) -> None:
+    """Raises ValueError unless the record has `messages` (with `tools` or not), well formed."""
+    if "messages" not in record:
+        raise ValueError(f"{where}: expected an object with a field 'messages'")
+    check_messages(record["messages"], f"{where}: messages")
+    _check_tools(record, where)
+
+
+def _check_tools(record: dict[str, Any], where: str) -> None:
     tools = record.get("tools", [])
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise ValueError(f"{where}: tools is {tools!r}; expected a list of objects")
@@ -33,7 +45,5 @@ def check_text(text: Any, where: str) -> None:
 def read_conversations(path: str | Path) -> Iterator[dict[str, Any]]:
     """Records {"messages", "tools"} of JSON lines, checked; errors name the file, the line and the field."""
     for where, record in read_objects(path, "an object with a field 'messages'"):
-        if "messages" not in record:
-            raise ValueError(f"{where}: expected an object with a field 'messages'")
-        check_messages(record["messages"], f"{where}: messages")
+        check_conversation(record, where)
         yield {"tools": (), **record}

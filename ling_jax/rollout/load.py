@@ -4,10 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 from tokenizers import Tokenizer
 
 from ling_jax import data
-from ling_jax.checkpoint import load_hf, orbax
+from ling_jax.checkpoint import load_hf, load_hf_config, orbax
 from ling_jax.config import ModelConfig
 from ling_jax.data.chat import END, ChatTemplate
 from ling_jax.data.folder_template import FolderTemplate, load_template
@@ -27,8 +28,25 @@ class Loaded:
         return {data.eos_id(self.tokenizer)} | ({end_of_turn} if end_of_turn is not None else set())
 
 
-def load_model(path, *, step: int | None = None) -> Loaded:
-    """From a run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A model on disk: all but its weights is read."""
+
+    path: Path
+    step: int | None  # of a workdir's checkpoints; None: a Hugging Face folder
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | FolderTemplate
+
+    def params(self, mesh: jax.sharding.Mesh | None = None):
+        """The weights as they are stored: a workdir's on the mesh (None: on the first device), others on the host."""
+        if self.step is None:
+            return load_hf(self.path)[0]
+        return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh)[0]
+
+
+def open_model(path, *, step: int | None = None) -> ModelFolder:
+    """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
 
     `step` picks a checkpoint of a workdir; None takes the newest. Raises FileNotFoundError where the folder is
     neither, and ValueError where tokenizer and model do not fit.
@@ -36,14 +54,20 @@ def load_model(path, *, step: int | None = None) -> Loaded:
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
         tokenizer = data.load_tokenizer(folder / "tokenizer")
-        params, config = orbax.load_params(folder / "checkpoints", step)
+        config, step = orbax.load_config(folder / "checkpoints", step)
     elif any(folder.glob("*.safetensors")):
         tokenizer = data.load_tokenizer(folder)
-        params, config = load_hf(folder)
+        config, step = load_hf_config(folder), None
     else:
         raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors")
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(
             f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
         )
-    return Loaded(params, config, tokenizer, load_template(folder) or ChatTemplate())
+    return ModelFolder(folder, step, config, tokenizer, load_template(folder) or ChatTemplate())
+
+
+def load_model(path, *, step: int | None = None) -> Loaded:
+    """`open_model` with its weights."""
+    folder = open_model(path, step=step)
+    return Loaded(folder.params(), folder.config, folder.tokenizer, folder.template)

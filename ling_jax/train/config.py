@@ -76,6 +76,22 @@ class MeshConfig:
     tensor: int = 1
 
 
+class RowsConfig(typing.Protocol):
+    """Of rows of tokens, whatever they come from."""
+
+    sequence_length: int
+    seed: int
+
+
+class TrainingConfig(typing.Protocol):
+    """What every run of `ling_jax.train.loop` is told, whatever it trains on."""
+
+    data: RowsConfig
+    optimizer: OptimizerConfig
+    train: LoopConfig
+    mesh: MeshConfig
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     model: ModelConfig
@@ -92,7 +108,7 @@ class PretrainConfig:
 # the same sums are computed (so bits may change with these, and no more than bits). All else makes it another run.
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
-    "train.max_bad_steps", "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder",
+    "train.max_bad_steps", "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
 )  # fmt: skip
 
 
@@ -111,7 +127,17 @@ BELOW_2_32 = ("data.seed", "train.seed")
 
 def check_config(config: PretrainConfig) -> None:
     """Raises ValueError on values that cannot train, naming the field, the value and what would do."""
-    model, data, train = config.model, config.data, config.train
+    check_training(config)
+    check_sequence_length(config.data.sequence_length, config.model)
+    if not config.data.sources:
+        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+    for i, source in enumerate(config.data.sources):
+        _check_source(f"data.sources[{i}]", source, config.data)
+
+
+def check_training(config: TrainingConfig) -> None:
+    """`check_config` of what every run has."""
+    train = config.train
     for names, good, wanted in (
         (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
         (POSITIVE, lambda x: x > 0, "must be positive"),
@@ -125,17 +151,16 @@ def check_config(config: PretrainConfig) -> None:
             value = functools.reduce(getattr, name.split("."), config)
             if not good(value):
                 raise ValueError(f"{name} is {value!r}; it {wanted}")
-    if not 2 <= data.sequence_length <= model.max_length:
-        raise ValueError(
-            f"data.sequence_length is {data.sequence_length}; the model's context, model.max_length, is "
-            f"{model.max_length} (and 2 tokens are the least)"
-        )
     if train.batch_size % train.microbatches:
         raise ValueError(f"train.microbatches {train.microbatches} does not divide train.batch_size {train.batch_size}")
-    if not data.sources:
-        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
-    for i, source in enumerate(data.sources):
-        _check_source(f"data.sources[{i}]", source, data)
+
+
+def check_sequence_length(length: int, model: ModelConfig) -> None:
+    if not 2 <= length <= model.max_length:
+        raise ValueError(
+            f"data.sequence_length is {length}; the model's context, model.max_length, is {model.max_length} "
+            "(and 2 tokens are the least)"
+        )
 
 
 def _check_source(name: str, source: Source, data: DataConfig) -> None:

@@ -1,8 +1,9 @@
-"""The loop of pre-training: everything about a run that touches the world. The step itself is `ling_jax.train.step`."""
+"""The loop of training: everything about a run that touches the world. The step itself is `ling_jax.train.step`."""
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import signal
 from collections.abc import Callable, Iterator
 from typing import IO
@@ -14,12 +15,20 @@ from etils import epath
 
 from ling_jax import data
 from ling_jax.checkpoint import orbax
+from ling_jax.config import ModelConfig
 from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh
-from ling_jax.train.config import PretrainConfig, open_source
+from ling_jax.spec import Params
+from ling_jax.train.config import PretrainConfig, TrainingConfig, open_source
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
 from ling_jax.train.metrics import MetricsWriter, peak_flops
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.programs import compile_eval_step, compile_train_step, new_state, use_compilation_cache
+from ling_jax.train.programs import (
+    compile_eval_step,
+    compile_train_step,
+    random_state,
+    state_of,
+    use_compilation_cache,
+)
 from ling_jax.train.progress import ProgressLog, start_report
 from ling_jax.train.state import TrainState, abstract_state
 from ling_jax.train.stop import stop_signals
@@ -45,12 +54,14 @@ class TooManyBadSteps(RuntimeError):
 class Run:
     """A run whose config fits its devices, its data and its workdir."""
 
-    config: PretrainConfig
+    config: TrainingConfig
+    model: ModelConfig
     workdir: epath.Path
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
     abstract: TrainState
     corpus: Corpus
+    start: Callable[[jax.sharding.Mesh], Params] | None  # loads the parameters before step 0; None: random ones
     lock: IO[bytes] | None
 
 
@@ -59,23 +70,38 @@ def prepare(config: PretrainConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change; the workdir then has got nothing but tokens of other sources.
     """
-    workdir = open_workdir(workdir)
-    check_workdir(config, workdir)
     for source in config.data.sources:
         data.source_files(open_source(source))
+    return prepare_run(config, config.model, workdir, functools.partial(prepare_corpus, config.data, config.model))
+
+
+def prepare_run(
+    config: TrainingConfig,
+    model: ModelConfig,
+    workdir,
+    make_corpus: Callable[..., Corpus],
+    *,
+    start: Callable[[jax.sharding.Mesh], Params] | None = None,
+) -> Run:
+    """`prepare` of any run: its rows are `make_corpus(workdir, replace=whether no checkpoint is there)`.
+
+    `make_corpus` is called when everything else is checked and the workdir is this process's own.
+    """
+    workdir = open_workdir(workdir)
+    check_workdir(config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     _check_batch(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = abstract_state(config.model, optimizer, mesh)
+    abstract = abstract_state(model, optimizer, mesh)
     held = lock(workdir)
     try:
-        corpus = prepare_corpus(config.data, config.model, workdir, replace=not has_checkpoint(workdir))
+        corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
         data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
         write_config(config, workdir)
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, workdir, mesh, optimizer, abstract, corpus, held)
+    return Run(config, model, workdir, mesh, optimizer, abstract, corpus, start, held)
 
 
 def train(run: Run, *, profile: bool = False) -> dict:
@@ -90,19 +116,26 @@ def train(run: Run, *, profile: bool = False) -> dict:
     try:
         with orbax.open_manager(run.workdir / "checkpoints", keep=config.train.keep) as manager:
             start = manager.latest_step() or 0
-            print(start_report(config, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
+            print(start_report(config, run.model, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
             if start >= config.train.steps:
                 print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
                 return {}
             peak = peak_flops(run.mesh)  # measured where it is not known, so before the machine is busy
-            train_step = compiler.submit(compile_train_step, config, run.optimizer, run.abstract, run.mesh)
-            eval_step = compiler.submit(compile_eval_step, config, run.abstract, run.mesh)
-            state = orbax.restore(manager, run.abstract) if start else new_state(config, run.optimizer, run.abstract)
+            of_rows = (run.model, config.train, config.data.sequence_length)
+            train_step = compiler.submit(compile_train_step, *of_rows, run.optimizer, run.abstract, run.mesh)
+            eval_step = compiler.submit(compile_eval_step, *of_rows, run.abstract, run.mesh)
+            state = orbax.restore(manager, run.abstract) if start else _first_state(run)
             loop = _Loop(run, manager, train_step.result(), eval_step, peak)
             return loop.steps(state, start, profile=profile)
     finally:
         compiler.shutdown(wait=False, cancel_futures=True)
         unlock(run.workdir, run.lock)
+
+
+def _first_state(run: Run) -> TrainState:
+    if run.start is None:
+        return random_state(run.config.train.seed, run.model, run.optimizer, run.abstract)
+    return state_of(run.start(run.mesh), run.model, run.optimizer, run.abstract)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +149,7 @@ class _Loop:
     def steps(self, state: TrainState, start: int, *, profile: bool) -> dict:
         train, hosts = self.run.config.train, dict(host=jax.process_index(), num_hosts=jax.process_count())
         writer = MetricsWriter(self.run.workdir, first_step=start)
-        log = ProgressLog(self.run.config, writer, bad_steps=int(state.bad_steps), peak=self.peak)
+        log = ProgressLog(self.run.config, self.run.model, writer, bad_steps=int(state.bad_steps), peak=self.peak)
         self._check_bad_steps(log, start)
         batches = data.batches(
             self.run.corpus.train, batch_size=train.batch_size, start_step=start, stop_step=train.steps, **hosts
@@ -148,7 +181,7 @@ class _Loop:
         line = log.flush(**measured)  # before a save, so that no step before the checkpoint lacks its line
         if saves or stops:
             print(f"saving step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
-            orbax.save(self.manager, done, state, self.run.config.model)
+            orbax.save(self.manager, done, state, self.run.model)
         if ends or stops:
             self.manager.wait_until_finished()
             print(f"saved step={done}", flush=True)
@@ -194,9 +227,7 @@ class _Loop:
             end()
 
     def _on_devices(self, batch: data.Batch):
-        data.validate_batch(
-            batch, vocab_size=self.run.config.model.vocab_size, max_length=self.run.config.model.max_length
-        )
+        data.validate_batch(batch, vocab_size=self.run.model.vocab_size, max_length=self.run.model.max_length)
         sharding = batch_sharding(self.run.mesh)
         return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
 
@@ -208,7 +239,7 @@ class _Loop:
             )
 
 
-def _check_batch(config: PretrainConfig, mesh: jax.sharding.Mesh) -> None:
+def _check_batch(config: TrainingConfig, mesh: jax.sharding.Mesh) -> None:
     train, ways = config.train, int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
     rows = train.batch_size // train.microbatches
     if rows % ways:

@@ -8,8 +8,9 @@ import jax
 
 from ling_jax import data, model
 from ling_jax import spec as specs
+from ling_jax.config import ModelConfig
 from ling_jax.parallel.sharding import batch_sharding
-from ling_jax.train.config import PretrainConfig
+from ling_jax.train.config import LoopConfig
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.step import make_eval_step, make_train_step
 
@@ -21,42 +22,51 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
 
 
-def new_state(config: PretrainConfig, optimizer, abstract: TrainState) -> TrainState:
-    """The random state before step 0, made where it will lie."""
-    trainable = specs.trainable(model.model_spec(config.model))
-    create = lambda key: create_state(model.init(key, config.model), optimizer, trainable)  # noqa: E731
+def random_state(seed: int, config: ModelConfig, optimizer, abstract: TrainState) -> TrainState:
+    """The state before step 0 with random parameters."""
+    return _first_state(lambda key: model.init(key, config), jax.random.key(seed), config, optimizer, abstract)
+
+
+def state_of(params, config: ModelConfig, optimizer, abstract: TrainState) -> TrainState:
+    """The state before step 0 with these parameters, as master weights: in the spec's dtypes, whatever was stored."""
+    wanted = jax.tree.map(lambda leaf: leaf.dtype, abstract.params)
+    cast = lambda params: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, wanted)  # noqa: E731
+    return _first_state(cast, params, config, optimizer, abstract)
+
+
+def _first_state(make_params, argument, config: ModelConfig, optimizer, abstract: TrainState) -> TrainState:
+    """Made where it will lie."""
+    trainable = specs.trainable(model.model_spec(config))
+    create = lambda argument: create_state(make_params(argument), optimizer, trainable)  # noqa: E731
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # This program runs once. On a CPU its random numbers take LLVM longer to optimise than to draw.
     on_cpu = next(iter(jax.tree.leaves(shardings)[0].device_set)).platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
-    return jax.jit(create, out_shardings=shardings, compiler_options=options)(jax.random.key(config.train.seed))
+    return jax.jit(create, out_shardings=shardings, compiler_options=options)(argument)
 
 
-def _abstract_batch(config: PretrainConfig, mesh, rows: int):
-    shape = (rows, config.data.sequence_length)
+def _abstract_batch(mesh, rows: int, length: int):
     row = data.empty_row(1, 0)
-    return {name: jax.ShapeDtypeStruct(shape, x.dtype, sharding=batch_sharding(mesh)) for name, x in row.items()}
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct((rows, length), x.dtype, sharding=sharding) for name, x in row.items()}
 
 
-def compile_train_step(config: PretrainConfig, optimizer, abstract: TrainState, mesh):
-    """`step(state, batch) -> (state, metrics)` as a program; the state given to it is used up."""
-    train = config.train
-    step = make_train_step(
-        config.model, optimizer, microbatches=train.microbatches, router_bias_rate=train.router_bias_rate
-    )
+def compile_train_step(config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh):
+    """`step(state, batch) -> (state, metrics)` as a program for rows of `length`; the state given to it is used up."""
+    step = make_train_step(config, optimizer, microbatches=train.microbatches, router_bias_rate=train.router_bias_rate)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     begun = time.perf_counter()
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-        compiled = jitted.lower(abstract, _abstract_batch(config, mesh, train.batch_size)).compile()
+        compiled = jitted.lower(abstract, _abstract_batch(mesh, train.batch_size, length)).compile()
     memory = compiled.memory_analysis()
     scratch = f", {memory.temp_size_in_bytes / 1e9:.2f} GB of scratch memory" if memory else ""
     print(f"compiled the training step in {time.perf_counter() - begun:.1f} s{scratch}", flush=True)
     return compiled
 
 
-def compile_eval_step(config: PretrainConfig, abstract: TrainState, mesh):
+def compile_eval_step(config: ModelConfig, train: LoopConfig, length: int, abstract: TrainState, mesh):
     """`step(params, batch) -> LossSums` as a program, of a microbatch's rows."""
-    batch = _abstract_batch(config, mesh, config.train.batch_size // config.train.microbatches)
+    batch = _abstract_batch(mesh, train.batch_size // train.microbatches, length)
     with jax.set_mesh(mesh):
-        return jax.jit(make_eval_step(config.model)).lower(abstract.params, batch).compile()
+        return jax.jit(make_eval_step(config)).lower(abstract.params, batch).compile()

@@ -11,7 +11,7 @@ import numpy as np
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import layer_plan, model_spec
-from ling_jax.train.config import PretrainConfig
+from ling_jax.train.config import TrainingConfig
 from ling_jax.train.corpus import Corpus
 from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
 from ling_jax.train.optimizer import learning_rate
@@ -20,9 +20,11 @@ from ling_jax.train.state import TrainState
 IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
 
 
-def start_report(config: PretrainConfig, state: TrainState, mesh, corpus: Corpus, workdir, start: int) -> str:
+def start_report(
+    config: TrainingConfig, model: ModelConfig, state: TrainState, mesh, corpus: Corpus, workdir, start: int
+) -> str:
     """What is about to run, of what size, on what, and where its files go. `state` may be abstract."""
-    model, train = config.model, config.train
+    train = config.train
     batch_tokens = train.batch_size * config.data.sequence_length
     groups: dict[str, int] = collections.Counter()
     for name, leaf in specs.named_leaves(model_spec(model)).items():
@@ -75,9 +77,11 @@ class ProgressLog:
     So the device never waits for the host. Lines of metrics.jsonl are written every `log_every` steps and by `flush`.
     """
 
-    def __init__(self, config: PretrainConfig, writer: MetricsWriter, *, bad_steps: int, peak: float):
+    def __init__(
+        self, config: TrainingConfig, model: ModelConfig, writer: MetricsWriter, *, bad_steps: int, peak: float
+    ):
         self._config, self._writer, self._peak = config, writer, peak
-        self._flops = flops_per_token(config.model, config.data.sequence_length)
+        self._flops = flops_per_token(model, config.data.sequence_length)
         self._running: collections.deque[tuple[int, dict[str, Any]]] = collections.deque()
         self._lines: list[dict[str, Any]] = []
         self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
@@ -144,7 +148,7 @@ def _round(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print_bad(line: dict[str, Any], config: PretrainConfig) -> None:
+def _print_bad(line: dict[str, Any], config: TrainingConfig) -> None:
     size = config.train.batch_size
     rows = f"rows {line['step'] * size} to {(line['step'] + 1) * size - 1} of the mixture with data.seed"
     found = f"loss={line['loss']} grad_norm={line['grad_norm']}"

@@ -114,7 +114,8 @@ def bias_step(loads_E, rate: float):
 
 
 def _loss_metrics(loss, sums, counts) -> dict[str, jax.Array]:
-    metrics = {"loss": loss, "main_loss": sums.main / jnp.maximum(counts.main_count, 1), "tokens": counts.live_count}
+    metrics = {"loss": loss, "main_loss": sums.main / jnp.maximum(counts.main_count, 1)}
+    metrics |= {"tokens": counts.live_count, "loss_tokens": counts.main_count}
     for depth in range(sums.mtp.shape[0]):
         metrics[f"mtp_loss_{depth}"] = sums.mtp[depth] / jnp.maximum(counts.mtp_count[depth], 1)
     return metrics | {"router_z": sums.router_z / jnp.maximum(counts.live_count, 1)}

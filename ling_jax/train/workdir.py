@@ -8,7 +8,7 @@ from typing import IO
 from etils import epath
 
 from ling_jax.files import replacing
-from ling_jax.train.config import PretrainConfig, differences
+from ling_jax.train.config import TrainingConfig, differences
 
 FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")
 FILES = ("config.json", "metrics.jsonl")
@@ -33,7 +33,7 @@ def has_checkpoint(workdir: epath.Path) -> bool:
     return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def check_workdir(config: PretrainConfig, workdir: epath.Path) -> None:
+def check_workdir(config: TrainingConfig, workdir: epath.Path) -> None:
     """Raises ValueError where the workdir holds another run, with a line for each field that may not differ.
 
     Until there is a checkpoint there is nothing to go on from, and any config may take the place of the last one.
@@ -52,7 +52,7 @@ def check_workdir(config: PretrainConfig, workdir: epath.Path) -> None:
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
 
 
-def write_config(config: PretrainConfig, workdir: epath.Path) -> None:
+def write_config(config: TrainingConfig, workdir: epath.Path) -> None:
     with replacing(workdir / "config.json") as file:
         file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
 

@@ -1,0 +1,104 @@
+"""Conversations as token folders that know which tokens the assistant said: the data of supervised fine-tuning."""
+
+import collections
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ling_jax.data.chat import ChatTemplate, encode_all
+from ling_jax.data.folder_template import FolderTemplate
+from ling_jax.data.packing import Document, write_documents
+from ling_jax.data.records import check_conversation
+
+Record = dict[str, Any]
+POLICIES = ("drop", "error")
+TOGETHER = 4096  # conversations that are encoded at once: a tokenizer takes long to be set up
+
+
+def tokenize_conversations(
+    records: Iterable[tuple[str, Record]],
+    tokenizer: Tokenizer,
+    template: ChatTemplate | FolderTemplate,
+    folder: str | Path,
+    *,
+    source: str,
+    digest: str,
+    longest: int,
+    too_long: str = "drop",
+    unusable: str = "error",
+    held_out_fraction: float,
+    replace: bool = False,
+) -> dict:
+    """Writes <folder>/train and <folder>/held_out as `data.tokenize` does; returns <folder>/meta.json.
+
+    `records` are pairs of where it stands and {"messages", "tools"}; `source` and `digest` name them. What the
+    assistant says is learnt, its ends of turn included. Conversations with the same prompt are on the same side of the
+    split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for malformed ones
+    and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told.
+    """
+    for name, policy in (("too_long", too_long), ("unusable", unusable)):
+        if policy not in POLICIES:
+            raise ValueError(f"{name} is {policy!r}; it is one of {', '.join(POLICIES)}")
+    about = {"source": source, "template": repr(template), "held_out_fraction": held_out_fraction}
+    about |= {"longest": longest, "too_long": too_long, "unusable": unusable}
+    dropped = _Dropped({"too_long": too_long, "unusable": unusable})
+
+    def documents() -> Iterator[Document]:
+        kept, usable = 0, _usable(records, template, dropped)
+        while batch := list(itertools.islice(usable, TOGETHER)):
+            encoded = encode_all(tokenizer, [pieces for _, _, pieces in batch])
+            for (where, record, _), (ids, mask) in zip(batch, encoded, strict=True):
+                if not any(mask):
+                    dropped.add("unusable", f"{where}: no token to learn: the assistant says nothing")
+                elif len(ids) > longest:
+                    dropped.add("too_long", f"{where}: {len(ids)} tokens; a row has {longest}")
+                else:
+                    kept += 1
+                    yield Document(prompt_of(record), np.asarray(ids, np.uint32), np.asarray(mask, bool))
+        about["dropped"] = dropped.counts()
+        told = " ".join(f"{reason}={count}" for reason, count in about["dropped"].items())
+        print(f"conversations: {kept=} dropped: {told}", flush=True)
+        if not kept:
+            raise ValueError(f"{source} has no conversation that can be learnt ({told}); name another source")
+
+    return write_documents(documents(), tokenizer, folder, about, digest=digest, replace=replace)
+
+
+def prompt_of(record: Record) -> str:
+    """What stands before the assistant's first words, as canonical JSON."""
+    before = itertools.takewhile(lambda message: message["role"] != "assistant", record["messages"])
+    return json.dumps([list(before), list(record.get("tools", ()))], sort_keys=True, ensure_ascii=False)
+
+
+def _usable(records, template, dropped: "_Dropped"):
+    """(where, record, pieces) of those that the template can render."""
+    for where, record in records:
+        try:
+            check_conversation(record, where)
+            pieces = template.render(record["messages"], tools=record.get("tools", ()))
+        except ValueError as error:
+            dropped.add("unusable", str(error) if str(error).startswith(where) else f"{where}: {error}")
+            continue
+        yield where, record, pieces
+
+
+class _Dropped:
+    """Counts by reason, or raises where the reason's policy is "error"."""
+
+    def __init__(self, policies: dict[str, str]):
+        self._policies, self._counts = policies, collections.Counter()
+
+    def add(self, reason: str, told: str) -> None:
+        if self._policies[reason] == "error":
+            raise ValueError(f"{told}; correct or remove it, or let {reason} be 'drop'")
+        if not self._counts[reason]:
+            print(f"conversations: first dropped as {reason}: {told}", flush=True)
+        self._counts[reason] += 1
+
+    def counts(self) -> dict[str, int]:
+        return {reason: self._counts[reason] for reason in self._policies}
