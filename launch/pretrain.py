@@ -7,14 +7,12 @@ Fields of the config are overridden by `--config.train.steps=200`; sources by
 goes on.
 """
 
-import sys
-
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from ling_jax.checkpoint.orbax import DamagedCheckpoint
+from launch.training import training_errors
 from ling_jax.train.config import PretrainConfig, from_dict
-from ling_jax.train.loop import Interrupted, TooManyBadSteps, prepare, train
+from ling_jax.train.loop import prepare, train
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
@@ -24,14 +22,8 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/pr
 def main() -> None:
     with usage_errors():
         run = prepare(from_dict(PretrainConfig, CONFIG.value.to_dict()), WORKDIR.value)
-    try:
+    with training_errors():
         train(run, profile=PROFILE.value)
-    except Interrupted as stop:
-        print(stop, flush=True)
-        sys.exit(128 + stop.number)
-    except (TooManyBadSteps, DamagedCheckpoint) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

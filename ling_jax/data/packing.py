@@ -62,8 +62,8 @@ def write_documents(
 ) -> dict:
     """Writes tokenised documents as `tokenize` says; returns <folder>/meta.json.
 
-    `about`, JSON values with "source" and "held_out_fraction" among them, and `digest` tell corpora apart. What is
-    put into `about` while the documents are read goes into meta.json too.
+    `about`, JSON values with "source" and "held_out_fraction" among them, goes into it, with what is put there while
+    the documents are read. `digest` and all of `about` but "source" tell corpora apart.
     """
     folder = Path(folder).expanduser()
     meta = _describe(about, tokenizer, digest)
@@ -81,7 +81,8 @@ def write_documents(
 
 def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
     vocab_size = tokenizer.get_vocab_size()
-    whole = repr((digest, tokenizer_digest(tokenizer), sorted(about.items()))).encode()
+    rest = {key: value for key, value in about.items() if key != "source"}  # where a source lies does not matter
+    whole = repr((digest, tokenizer_digest(tokenizer), sorted(rest.items()))).encode()
     return {
         "fingerprint": hashlib.blake2b(whole, digest_size=16).hexdigest(),
         **about,

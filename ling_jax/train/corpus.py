@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -34,12 +34,7 @@ def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.Path, 
     Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
     the model.
     """
-    if "://" in (where := config.folder or str(workdir)):
-        raise ValueError(f"tokens are memory-mapped, and {where} is no local folder; name one in data.folder")
-    folder = Path(config.folder or workdir / "data").expanduser()
-    if not config.folder:
-        for left_over in folder.glob(".*.partial"):  # of a process that was killed: the workdir is ours alone
-            shutil.rmtree(left_over)
+    folder = local_folder(config.folder, workdir)
     tokenizer = _tokenizer(config, model, workdir)
     folders = [folder / f"{i}_{source.kind}" for i, source in enumerate(config.sources)]
     for source, where in zip(config.sources, folders, strict=True):
@@ -47,11 +42,30 @@ def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.Path, 
         data.tokenize(
             open_source(source), tokenizer, where, held_out_fraction=config.held_out_fraction, replace=replaces
         )
-    train = [data.packed_rows(where / "train", config.sequence_length, config.seed) for where in folders]
-    held_out = [data.packed_rows(where / "held_out", config.sequence_length, config.seed) for where in folders]
+    weights = [source.weight for source in config.sources]
+    return packed_corpus(folders, weights, tokenizer, config.sequence_length, config.seed)
+
+
+def local_folder(named: str, workdir: epath.Path) -> Path:
+    """Where tokens go: the folder that the config names, or `data` in the workdir."""
+    if "://" in (where := named or str(workdir)):
+        raise ValueError(f"tokens are memory-mapped, and {where} is no local folder; name one in data.folder")
+    folder = Path(named or workdir / "data").expanduser()
+    if not named:
+        for left_over in folder.glob(".*.partial"):  # of a process that was killed: the workdir is ours alone
+            shutil.rmtree(left_over)
+    return folder
+
+
+def packed_corpus(
+    folders: Sequence[Path], weights: Sequence[float], tokenizer: Tokenizer, sequence_length: int, seed: int
+) -> Corpus:
+    """Rows of token folders (with train/ and held_out/ each), mixed by weight."""
+    train = [data.packed_rows(where / "train", sequence_length, seed) for where in folders]
+    held_out = [data.packed_rows(where / "held_out", sequence_length, seed) for where in folders]
     return Corpus(
         tokenizer=tokenizer,
-        train=data.mixture(train, [source.weight for source in config.sources], config.seed),
+        train=data.mixture(train, weights, seed),
         held_out=tuple(rows for rows in held_out if len(rows)),
         train_rows=sum(map(len, train)),
         train_tokens=sum(rows.plan.num_tokens for rows in train),

@@ -1,0 +1,31 @@
+"""Fine-tunes a model on conversations.
+
+    python -m launch.sft --config=configs/align/tiny_sft.py --workdir=runs/sft
+
+`--config.start_from` is a stage's workdir or a Hugging Face folder; `--config.sources` are files of JSON lines
+{"messages", "tools"} or environments' tasks with their solutions. SIGTERM and Ctrl-C save and end it; the same command
+goes on.
+"""
+
+from absl import flags
+
+from launch.flags import define_config, run_program, usage_errors
+from launch.training import training_errors
+from ling_jax.align.sft import SftConfig, prepare_sft, sft
+from ling_jax.train.config import from_dict
+
+CONFIG = define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
+
+
+def main() -> None:
+    with usage_errors():
+        config = from_dict(SftConfig, CONFIG.value.to_dict())
+        run = prepare_sft(config, WORKDIR.value)
+    with training_errors():
+        sft(config, run, profile=PROFILE.value)
+
+
+if __name__ == "__main__":
+    run_program(main)

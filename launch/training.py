@@ -1,0 +1,21 @@
+"""How the programs that train end."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from ling_jax.checkpoint.orbax import DamagedCheckpoint
+from ling_jax.train.loop import Interrupted, TooManyBadSteps
+
+
+@contextlib.contextmanager
+def training_errors() -> Iterator[None]:
+    """Around a loop: a signal ends the program with 128 + its number, what stopped the training with 1."""
+    try:
+        yield
+    except Interrupted as stop:
+        print(stop, flush=True)
+        sys.exit(128 + stop.number)
+    except (TooManyBadSteps, DamagedCheckpoint) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Alignment and distillation: stages that each read the one before and leave a model."""
