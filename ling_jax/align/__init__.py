@@ -1,1 +1,1 @@
-"""Alignment and distillation: stages that each read the one before and leave a model."""
+"""Alignment: what each stage of the report rewards and distils."""
