@@ -11,7 +11,7 @@ from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
 from launch.training import training_errors
-from ling_jax.align.sft import SftConfig, prepare_sft, sft
+from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config()
@@ -24,7 +24,7 @@ def main() -> None:
         config = from_dict(SftConfig, CONFIG.value.to_dict())
         run = prepare_sft(config, WORKDIR.value)
     with training_errors():
-        sft(config, run, profile=PROFILE.value)
+        tune(run, samples=config.samples, profile=PROFILE.value)
 
 
 if __name__ == "__main__":

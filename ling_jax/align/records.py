@@ -14,8 +14,18 @@ from ling_jax.config import nearest
 from ling_jax.data.conversations import Record
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
-from ling_jax.envs import ENVIRONMENTS, Environment, Task
+from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, Task
 from ling_jax.files import replacing
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSource:
+    """Tasks of an environment."""
+
+    environment: str
+    difficulties: tuple[int, ...]  # of the tasks, in turn
+    count: int
+    seed: int = 0  # of the first task; the next ones count up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,11 +34,17 @@ class ChatSource:
 
     path: str = ""  # JSON lines {"messages", "tools"}: a file, a folder or a glob
     environment: str = ""
-    difficulties: tuple[int, ...] = ()  # of the tasks, in turn
-    count: int = 0  # of tasks
-    seed: int = 0  # of the first task; the next ones count up
+    difficulties: tuple[int, ...] = ()  # this and the next two as in TaskSource
+    count: int = 0
+    seed: int = 0
     solution: dict = dataclasses.field(default_factory=dict)  # options of the environment's `solution`
     weight: float = 1.0  # share of the mixture
+
+    @property
+    def tasks(self) -> TaskSource:
+        return TaskSource(
+            environment=self.environment, difficulties=self.difficulties, count=self.count, seed=self.seed
+        )
 
 
 def check_source(source: ChatSource, where: str) -> None:
@@ -40,21 +56,25 @@ def check_source(source: ChatSource, where: str) -> None:
     if source.path:
         data.source_files(data.JsonLines(source.path))
     else:
-        check_tasks(source.environment, source.difficulties, source.count, source.seed, where)
+        check_tasks(source.tasks, where)
         _check_options(source, where)
 
 
-def check_tasks(environment: str, difficulties: tuple[int, ...], count: int, seed: int, where: str) -> None:
-    if environment not in ENVIRONMENTS:
-        found = f"{environment!r}{nearest(environment, ENVIRONMENTS)}"
+def check_tasks(source: TaskSource, where: str) -> None:
+    """Raises ValueError on tasks that cannot be made, naming the field."""
+    name = source.environment
+    if name not in ENVIRONMENTS:
+        found = f"{name!r}{nearest(name, ENVIRONMENTS)}"
         raise ValueError(f"{where}.environment is {found}; there are {', '.join(ENVIRONMENTS)}")
-    possible = ENVIRONMENTS[environment].DIFFICULTIES
-    if not difficulties or any(difficulty not in possible for difficulty in difficulties):
+    known = ENVIRONMENTS[name].DIFFICULTIES
+    if not source.difficulties or not set(source.difficulties) <= set(known):
+        found = f"{where}.difficulties is {list(source.difficulties)}"
+        raise ValueError(f"{found}; {name} has {known[0]} to {known[-1]}, name some of them")
+    if source.count < 1 or source.seed < 0 or source.seed + source.count > HELD_OUT_SEEDS:
         raise ValueError(
-            f"{where}.difficulties are {difficulties}; {environment} has {possible[0]} to {possible[-1]}, name some"
+            f"{where}: count is {source.count} and seed {source.seed}; expected at least 1 and 0, and all seeds below "
+            f"{HELD_OUT_SEEDS}: from there on they make held-out tasks"
         )
-    if count < 1 or seed < 0:
-        raise ValueError(f"{where}: count is {count} and seed {seed}; expected at least 1 and at least 0")
 
 
 def _check_options(source: ChatSource, where: str) -> None:
@@ -74,27 +94,31 @@ def records(source: ChatSource) -> Iterator[tuple[str, Record]]:
         for path in data.source_files(data.JsonLines(source.path)).values():
             yield from read_objects(path, "an object with a field 'messages'")
         return
-    environment = ENVIRONMENTS[source.environment]
-    for task in tasks(source.environment, source.difficulties, source.count, source.seed):
-        yield f"{task.environment}, seed {task.seed}", solved(environment, task, **source.solution)
+    for task in tasks(source.tasks):
+        where = f"{task.environment}, seed {task.seed}"
+        messages, outcome = converse(task, ENVIRONMENTS[task.environment].solution(task, **source.solution))
+        if outcome != 1:
+            raise ValueError(f"{where}: its own solution, {messages}, does not solve it")
+        yield where, record_of(task, messages)
 
 
-def tasks(environment: str, difficulties: tuple[int, ...], count: int, seed: int) -> Iterator[Task]:
-    """`count` tasks with seeds from `seed` on, of the difficulties in turn."""
-    for i in range(count):
-        yield ENVIRONMENTS[environment].make_task(seed + i, difficulties[i % len(difficulties)])
+def tasks(source: TaskSource) -> Iterator[Task]:
+    for i in range(source.count):
+        difficulty = source.difficulties[i % len(source.difficulties)]
+        yield ENVIRONMENTS[source.environment].make_task(source.seed + i, difficulty)
 
 
-def solved(environment: Environment, task: Task, **options: Any) -> Record:
-    """The conversation in which the environment's own solution solves a task."""
-    messages, state = list(task.messages), environment.reset(task, 0)
-    rewards: dict[str, float] = {}
-    for turn in environment.solution(task, **options):
-        observation, rewards, *_, state = environment.step(state, turn)
+def converse(task: Task, turns: Iterable[str]) -> tuple[list[dict[str, Any]], float]:
+    """(messages, outcome) of an episode in which the policy says these turns; 0 unless the last of them ends it."""
+    environment, messages = ENVIRONMENTS[task.environment], list(task.messages)
+    state, ended, rewards = environment.reset(task, 0), False, {}
+    for turn in turns:
+        if ended:
+            return messages, 0.0
+        observation, rewards, terminated, truncated, _, state = environment.step(state, turn)
+        ended = terminated or truncated
         messages += [{"role": "assistant", "content": turn}, *observation]
-    if rewards.get("outcome") != 1:
-        raise ValueError(f"{task.environment}, seed {task.seed}: its own solution does not solve it: {rewards}")
-    return record_of(task, messages)
+    return messages, float(rewards.get("outcome", 0.0)) if ended else 0.0
 
 
 def record_of(task: Task, messages: list[dict[str, Any]]) -> Record:

@@ -6,18 +6,18 @@ The loss is the mean over the tokens that the assistant said, of all rows of a s
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from etils import epath
 
 from ling_jax.align.records import ChatSource, check_source, digest, records
-from ling_jax.data.conversations import POLICIES, held_out_prompts, tokenize_conversations
+from ling_jax.data.conversations import POLICIES, tokenize_conversations
 from ling_jax.data.folder_template import FolderTemplate, save_template
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import ModelFolder, load_model, open_model
-from ling_jax.rollout.prompts import encode_prompts
 from ling_jax.rollout.text import complete
 from ling_jax.train.config import (
     LoopConfig,
@@ -76,34 +76,35 @@ def prepare_sft(config: SftConfig, workdir) -> Run:
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
     start = open_model(config.start_from)
-    return prepare_from(start, config, workdir, lambda: config.sources)
+    return prepare_from(start, config, workdir, lambda folder: config.sources)
 
 
-def sft(config: SftConfig, run: Run, *, profile: bool = False) -> None:
+def tune(run: Run, *, samples: int, profile: bool = False) -> None:
     """Trains (`train.loop.train`), then writes samples.jsonl."""
     train(run, profile=profile)
-    write_samples(run.workdir, config.sources, config.data.held_out_fraction, config.samples)
+    write_samples(run, samples)
 
 
 def prepare_from(
-    start: ModelFolder, config: TrainingConfig, workdir, make_sources: Callable[[], Sequence[ChatSource]]
+    start: ModelFolder, config: TrainingConfig, workdir, make_sources: Callable[[Path], Sequence[ChatSource]]
 ) -> Run:
-    """`prepare_run` on conversations: `make_sources()` gives them when all else is checked."""
+    """`prepare_run` on conversations: `make_sources(data folder)` gives them when all else is checked."""
     check_sequence_length(config.data.sequence_length, start.config)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
         if isinstance(start.template, FolderTemplate):
             save_template(start.template, workdir)
-        return chat_corpus(make_sources(), config.data, start, workdir, replace=replace)
+        folder = local_folder(config.data.folder, workdir)
+        replaces = replace and not config.data.folder
+        return chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)
 
     return prepare_run(config, start.config, workdir, make_corpus, start=start.params)
 
 
 def chat_corpus(
-    sources: Sequence[ChatSource], rows: ChatRows, start: ModelFolder, workdir: epath.Path, *, replace: bool
+    sources: Sequence[ChatSource], rows: ChatRows, start: ModelFolder, folder: Path, *, replace: bool
 ) -> Corpus:
-    """Rows of conversations as the model's template and tokenizer write them."""
-    folder = local_folder(rows.folder, workdir)
+    """Rows of conversations as the model's template and tokenizer write them; the tokens go into the folder."""
     folders = [folder / f"{i}_{Path(source.path).stem or source.environment}" for i, source in enumerate(sources)]
     for source, where in zip(sources, folders, strict=True):
         tokenize_conversations(
@@ -117,35 +118,44 @@ def chat_corpus(
             too_long=rows.too_long,
             unusable=rows.unusable,
             held_out_fraction=rows.held_out_fraction,
-            replace=replace and not rows.folder,
+            replace=replace,
         )
     weights = [source.weight for source in sources]
     return packed_corpus(folders, weights, start.tokenizer, rows.sequence_length, rows.seed)
 
 
-def write_samples(workdir: epath.Path, sources: Sequence[ChatSource], held_out_fraction: float, count: int) -> None:
+def write_samples(run: Run, count: int) -> None:
     """Writes greedy answers to held-out prompts into samples.jsonl, a line each, where they are not there yet.
 
-    {"messages": the prompt, "reference": the first words of the conversation's assistant, "answer", "tokens", "ended"}
+    {"prompt", "reference": what the conversation's assistant says first, "answer", "tokens", "ended"}
     """
-    path = workdir / "samples.jsonl"
+    path = run.workdir / "samples.jsonl"
     if path.exists() or not count:
         return
-    of_each = [
-        itertools.islice(held_out_prompts(records(source), held_out_fraction), -(-count // len(sources)))
-        for source in sources
-    ]
-    prompts = list(itertools.chain.from_iterable(of_each))[:count]
-    if not prompts:
+    chosen = list(itertools.islice(_held_out(run.corpus), count))
+    if not chosen:
         print("samples: no prompt is held out (data.held_out_fraction)", flush=True)
         return
-    model = load_model(workdir)
-    tokens = encode_prompts(model, [(str(path), prompt) for prompt in prompts])
-    room = min(SAMPLE_TOKENS, model.config.max_length - max(map(len, tokens)))
+    model, prompts = load_model(run.workdir), [prompt for prompt, _ in chosen]
+    room = min(SAMPLE_TOKENS, model.config.max_length - max(map(len, prompts)))
     generator = Generator(model.params, model.config, model.end_ids)
-    *_, answers = complete(generator, model.tokenizer, tokens, max_new_tokens=room, temperature=0.0)
+    *_, answers = complete(generator, model.tokenizer, prompts, max_new_tokens=room, temperature=0.0)
     with replacing(path) as file:
-        for prompt, answer in zip(prompts, answers, strict=True):
-            told = {"answer": answer.text, "tokens": len(answer.tokens), "ended": answer.ended}
-            file.write(json.dumps(prompt | told, ensure_ascii=False).encode() + b"\n")
-    print(f"samples: {len(prompts)} answers in {path}", flush=True)
+        for (prompt, reference), answer in zip(chosen, answers, strict=True):
+            texts = model.tokenizer.decode_batch([prompt, reference], skip_special_tokens=False)
+            told = dict(zip(("prompt", "reference"), texts, strict=True)) | {"answer": answer.text}
+            told |= {"tokens": len(answer.tokens), "ended": answer.ended}
+            file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+    print(f"samples: {len(chosen)} answers in {path}", flush=True)
+
+
+def _held_out(corpus: Corpus) -> Iterator[tuple[list[int], list[int]]]:
+    """(tokens before the assistant's first, those of its first turn) of conversations, source by source in turn."""
+    documents = [rows.documents for rows in corpus.held_out]
+    for i in range(max(map(len, documents), default=0)):
+        for source in documents:
+            if i < len(source):
+                tokens, trained = source.doc(i).tolist(), source.trained[slice(*source.offsets[i : i + 2])]
+                first = int(trained.argmax())
+                length = int(np.append(~trained[first:], True).argmax())
+                yield tokens[:first], tokens[first : first + length]

@@ -1,7 +1,6 @@
 """Conversations as token folders that know which tokens the assistant said: the data of supervised fine-tuning."""
 
 import collections
-import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,6 @@ from ling_jax.data.chat import ChatTemplate, encode_all
 from ling_jax.data.folder_template import FolderTemplate
 from ling_jax.data.packing import Document, write_documents
 from ling_jax.data.records import check_conversation
-from ling_jax.data.sources import is_held_out
 
 Record = dict[str, Any]
 POLICIES = ("drop", "error")
@@ -75,18 +73,6 @@ def prompt_of(record: Record) -> str:
     """What stands before the assistant's first words, as canonical JSON."""
     before = itertools.takewhile(lambda message: message["role"] != "assistant", record["messages"])
     return json.dumps([list(before), list(record.get("tools", ()))], sort_keys=True, ensure_ascii=False)
-
-
-def held_out_prompts(records: Iterable[tuple[str, Record]], fraction: float) -> Iterator[Record]:
-    """{"messages", "tools", "reference"} of conversations on the held-out side: the prompt, and the first answer."""
-    for where, record in records:
-        with contextlib.suppress(ValueError):  # what is malformed was told when the rows were made
-            check_conversation(record, where)
-            roles = [message["role"] for message in record["messages"]]
-            if "assistant" in roles and is_held_out(prompt_of(record), fraction):
-                said = roles.index("assistant")
-                messages, reference = record["messages"][:said], record["messages"][said]["content"]
-                yield {"messages": messages, "tools": list(record.get("tools", ())), "reference": reference}
 
 
 def _usable(records, template, dropped: "_Dropped"):

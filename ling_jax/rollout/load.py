@@ -44,6 +44,9 @@ class ModelFolder:
             return load_hf(self.path)[0]
         return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh)[0]
 
+    def load(self) -> Loaded:
+        return Loaded(self.params(), self.config, self.tokenizer, self.template)
+
 
 def open_model(path, *, step: int | None = None) -> ModelFolder:
     """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
@@ -69,5 +72,4 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
 
 def load_model(path, *, step: int | None = None) -> Loaded:
     """`open_model` with its weights."""
-    folder = open_model(path, step=step)
-    return Loaded(folder.params(), folder.config, folder.tokenizer, folder.template)
+    return open_model(path, step=step).load()

@@ -1,0 +1,128 @@
+"""Distillation: one model learns from the shortest correct answers of one teacher or of several specialists.
+
+The Ling 2.6 report merges its specialists by distillation and does not say how. Our choice: each answers the tasks of
+its own domain, and the model is fine-tuned on what is right and shortest of all of them, mixed by weight.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ling_jax.align.records import ChatSource, TaskSource, check_tasks, write_records
+from ling_jax.align.sft import ChatRows, check_rows, prepare_from
+from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
+from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.files import replacing
+from ling_jax.rollout.load import ModelFolder, open_model
+from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig, check_training
+from ling_jax.train.loop import Run
+from ling_jax.train.programs import use_compilation_cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    model: str  # a stage's workdir or a Hugging Face folder
+    tasks: tuple[TaskSource, ...]
+    weight: float = 1.0  # of its answers' rows in the mixture
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    start_from: str  # the model that learns: a stage's workdir or a Hugging Face folder
+    teachers: tuple[Teacher, ...]
+    sampling: Sampling
+    data: ChatRows
+    optimizer: OptimizerConfig
+    train: LoopConfig
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    samples: int = 4  # answers to held-out prompts that are written at the end
+
+    def __post_init__(self):
+        check_training(self)
+        check_rows(self.data)
+        _check_sampling(self.sampling)
+        if not self.teachers:
+            raise ValueError("teachers is empty; name at least one, such as {'model': 'runs/sft', 'tasks': (…,)}")
+        for i, teacher in enumerate(self.teachers):
+            _check_teacher(f"teachers[{i}]", teacher)
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    for name, good, wanted in (
+        ("context", sampling.context >= 2, "at least 2"),
+        ("per_query", sampling.per_query >= 1, "at least 1"),
+        ("max_tokens", sampling.max_tokens >= 0, "at least 0"),
+        ("slots", sampling.slots >= 1, "at least 1"),
+        ("temperature", 0 <= sampling.temperature < float("inf"), "finite and not negative"),
+        ("floor_percentile", 0 <= sampling.floor_percentile <= 100, "from 0 to 100"),
+        ("seed", 0 <= sampling.seed < 2**32, "from 0 to below 2^32"),
+    ):
+        if not good:
+            raise ValueError(f"sampling.{name} is {getattr(sampling, name)!r}; it must be {wanted}")
+
+
+def _check_teacher(where: str, teacher: Teacher) -> None:
+    if not 0 < teacher.weight < float("inf"):
+        raise ValueError(f"{where}.weight is {teacher.weight}; it must be positive and finite")
+    if not teacher.tasks:
+        raise ValueError(f"{where}.tasks is empty; name what {teacher.model or 'it'} is to answer")
+    for i, source in enumerate(teacher.tasks):
+        check_tasks(source, f"{where}.tasks[{i}]")
+
+
+def prepare_distillation(config: DistillConfig, workdir) -> Run:
+    """A run on the teachers' answers, which are written into its data folder here, where they are not there yet.
+
+    Raises ValueError or OSError with what to change, as `train.loop.prepare`.
+    """
+    student = open_model(config.start_from)
+    teachers = [open_model(teacher.model) for teacher in config.teachers]
+    for teacher, folder in zip(config.teachers, teachers, strict=True):
+        if config.sampling.context > folder.config.max_length:
+            raise ValueError(
+                f"sampling.context is {config.sampling.context}; the context of {teacher.model} is "
+                f"{folder.config.max_length}"
+            )
+    use_compilation_cache()
+    return prepare_from(student, config, workdir, lambda folder: answer_files(config, student, teachers, folder))
+
+
+def answer_files(
+    config: DistillConfig, student: ModelFolder, teachers: Sequence[ModelFolder], folder: Path
+) -> list[ChatSource]:
+    """A source for each teacher's answers: a file that is there is whole and is used again."""
+    sources = []
+    for number, (teacher, model) in enumerate(zip(config.teachers, teachers, strict=True)):
+        path = folder / f"answers_{number}_{_digest(config, teacher, student, model)}.jsonl"
+        if not path.exists():
+            print(f"teacher {number}: {teacher.model} answers", flush=True)
+            records, figures = shortest_correct(model.load(), teacher.tasks, student, config.sampling)
+            print(f"teacher {number}: {_told(figures)}", flush=True)
+            _check_kept(teacher, figures)
+            with replacing(path.with_suffix(".json")) as file:
+                file.write(json.dumps(figures._asdict(), indent=1).encode())
+            write_records(records, path)
+        sources.append(ChatSource(path=str(path), weight=teacher.weight))
+    return sources
+
+
+def _digest(config: DistillConfig, teacher: Teacher, student: ModelFolder, model: ModelFolder) -> str:
+    """Of all that the answers depend on."""
+    learner = (tokenizer_digest(student.tokenizer), repr(student.template))
+    told = repr((dataclasses.asdict(teacher), model.step, dataclasses.asdict(config.sampling), learner))
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+
+
+def _check_kept(teacher: Teacher, figures: Figures) -> None:
+    if not figures.kept:
+        raise ValueError(
+            f"{teacher.model} has {figures.correct} right answers of {figures.answers} and none to learn from; let it "
+            "answer easier tasks (difficulties), more often (sampling.per_query), or in more tokens"
+        )
+
+
+def _told(figures: Figures) -> str:
+    values = figures._asdict().items()
+    return " ".join(f"{name}={value:.1f}" if isinstance(value, float) else f"{name}={value}" for name, value in values)
