@@ -1,0 +1,133 @@
+"""Fine-tuning and distillation, each shipped config through one real step or more."""
+
+import json
+import shutil
+
+import jax
+import pytest
+
+from configs.align import tiny_sft, tiny_shortest_correct, tiny_specialists
+from ling_jax import data, model
+from ling_jax.align import specialists
+from ling_jax.align.records import converse
+from ling_jax.align.sft import SftConfig, prepare_sft, tune
+from ling_jax.align.specialists import DistillConfig, prepare_distillation
+from ling_jax.checkpoint import orbax
+from ling_jax.envs.reasoning import running_sums
+from ling_jax.rollout.load import load_model
+from ling_jax.train.config import from_dict
+from ling_jax.train.loop import train
+from tests.faults import assert_same_end, metrics_of
+from tests.tiny import tiny_config
+
+SUMS = {"environment": "running_sums", "difficulties": (1,), "count": 6}
+ORDERINGS = {"environment": "ordering", "difficulties": (2,), "count": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """One folder of compiled programs for all tests here."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A workdir with a random model and a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("start")
+    config = tiny_config(
+        num_layers=1, layer_group_size=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1
+    )
+    orbax.save_params(folder / "checkpoints", model.init(jax.random.key(0), config), config)
+    data.save_tokenizer(data.train_bpe(["a"], 263), folder / "tokenizer")
+    return folder
+
+
+def small(config, *, steps):
+    """A shipped config at the size of these tests; all of them share their programs."""
+    config.data.sequence_length, config.train.batch_size, config.train.steps = 128, 4, steps
+    config.optimizer.peak_lr, config.optimizer.warmup_steps, config.optimizer.weight_decay = 1e-2, 5, 0.0
+    return config.to_dict()
+
+
+def sft_config(start, *, steps=140) -> SftConfig:
+    config = small(tiny_sft.get_config(), steps=steps)
+    config |= {"start_from": str(start), "sources": (SUMS, ORDERINGS), "samples": 2}
+    config["train"]["save_every"], config["data"]["held_out_fraction"] = 130, 0.4
+    return from_dict(SftConfig, config)
+
+
+def distil_config(shipped, teacher, *, temperature=0.3) -> DistillConfig:
+    config = small(shipped.get_config(), steps=1)
+    for settings, tasks in zip(config["teachers"], (SUMS, ORDERINGS), strict=False):
+        settings |= {"model": str(teacher), "tasks": (tasks,)}
+    config["sampling"] |= {"context": 128, "per_query": 2, "slots": 16, "temperature": temperature}
+    return from_dict(DistillConfig, config | {"start_from": str(teacher)})
+
+
+@pytest.fixture(scope="module")
+def tuned(start, tmp_path_factory):
+    """The workdir of a fine-tuning that has learnt a few answers by heart."""
+    workdir = tmp_path_factory.mktemp("tuned")
+    config = sft_config(start)
+    tune(prepare_sft(config, workdir), samples=config.samples)
+    return workdir
+
+
+def test_fine_tuning_learns_answers(tuned):
+    lines = metrics_of(tuned)
+    assert lines[-1]["main_loss"] < 0.2 < 2 < lines[0]["main_loss"]
+    assert all(0 < line["loss_tokens"] < line["tokens"] for line in lines)
+    samples = [json.loads(line) for line in (tuned / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 2
+    for sample in samples:
+        assert sample["prompt"].endswith("<role>ASSISTANT</role>") and sample["reference"].endswith("<|role_end|>")
+        assert sample["tokens"] > 0 and sample["ended"] in ("end", "length")
+
+
+def test_a_run_begins_with_the_weights_of_the_stage_before(start, tuned, tmp_path):
+    run = prepare_sft(sft_config(tuned, steps=1), tmp_path)
+    assert train(run)["main_loss"] < 0.3
+    assert load_model(tmp_path).config == load_model(start).config
+
+
+def test_a_run_that_was_cut_short_ends_in_the_same_bits(start, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "140")
+    train(prepare_sft(sft_config(start), tmp_path / "run"))
+    assert_same_end(tuned, tmp_path / "run")
+
+
+def test_a_teachers_shortest_right_answers_are_learnt(tuned, tmp_path, monkeypatch):
+    config = distil_config(tiny_shortest_correct, tuned)
+    run = prepare_distillation(config, tmp_path)
+    (path,) = (tmp_path / "data").glob("answers_0_*.jsonl")
+    answers = [json.loads(line) for line in path.read_text().splitlines()]
+    figures = json.loads(path.with_suffix(".json").read_text())
+    assert figures["kept"] == len(answers) > 0 and figures["queries"] == 6 and figures["answers"] == 12
+    assert figures["tokens_correct"] >= figures["tokens_shortest"] >= figures["tokens_pruned"] > 0
+    for answer in answers:
+        task = running_sums.make_task(answer["seed"], answer["difficulty"])
+        assert converse(task, [answer["messages"][-1]["content"]])[1] == 1
+    assert "loss_tokens" in train(run)
+
+    monkeypatch.setattr(specialists, "shortest_correct", None)  # what is there is not asked for again
+    tune(prepare_distillation(config, tmp_path), samples=0)
+    with pytest.raises(TypeError):
+        prepare_distillation(distil_config(tiny_shortest_correct, tuned, temperature=0.5), tmp_path / "other")
+
+
+def test_specialists_are_merged(tuned, tmp_path):
+    run = prepare_distillation(distil_config(tiny_specialists, tuned), tmp_path)
+    assert len(list((tmp_path / "data").glob("answers_*.jsonl"))) == 2
+    first = [path.read_text().splitlines()[0] for path in (tmp_path / "data").glob("answers_*.jsonl")]
+    said = {json.loads(line)["environment"] for line in first}
+    assert said == {"running_sums", "ordering"}
+    assert train(run)["main_loss"] < 1
+
+
+def test_a_teacher_that_is_never_right_is_named(start, tmp_path):
+    with pytest.raises(ValueError, match="has 0 right answers of 12 and none to learn from"):
+        prepare_distillation(distil_config(tiny_shortest_correct, start), tmp_path / "run")
