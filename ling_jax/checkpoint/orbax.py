@@ -66,7 +66,8 @@ def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | No
     folder = epath.Path(folder).resolve()
     config, step = load_config(folder, step)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(folder / str(step) / "state").item_metadata.tree["params"]
+        # Not the checkpointer's own `metadata`: it warns of a file that only a checkpoint without a manager has.
+        stored = ocp.PyTreeCheckpointHandler().metadata(folder / str(step) / "state").tree["params"]
         abstract = {"params": _abstract(config, stored, mesh)}
         restored = checkpointer.restore(
             folder / str(step) / "state",

@@ -7,18 +7,16 @@ import jax
 import pytest
 
 from configs.align import tiny_sft, tiny_shortest_correct, tiny_specialists
-from ling_jax import data, model
 from ling_jax.align import specialists
 from ling_jax.align.records import converse
 from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
-from ling_jax.checkpoint import orbax
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.rollout.load import load_model
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
 from tests.faults import assert_same_end, metrics_of
-from tests.tiny import tiny_config
+from tests.small_stage import write_stage
 
 SUMS = {"environment": "running_sums", "difficulties": (1,), "count": 6}
 ORDERINGS = {"environment": "ordering", "difficulties": (2,), "count": 4}
@@ -35,13 +33,8 @@ def compiled_programs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A workdir with a random model and a tokenizer of bytes."""
     folder = tmp_path_factory.mktemp("start")
-    config = tiny_config(
-        num_layers=1, layer_group_size=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1
-    )
-    orbax.save_params(folder / "checkpoints", model.init(jax.random.key(0), config), config)
-    data.save_tokenizer(data.train_bpe(["a"], 263), folder / "tokenizer")
+    write_stage(folder)
     return folder
 
 
