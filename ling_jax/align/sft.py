@@ -56,18 +56,21 @@ class SftConfig:
     samples: int = 4  # answers to held-out prompts that are written at the end
 
     def __post_init__(self):
-        check_training(self)
-        check_rows(self.data)
+        check_tuning(self)
         if not self.sources:
             raise ValueError("sources is empty; name at least one, such as {'path': 'chats.jsonl'}")
         for i, source in enumerate(self.sources):
             check_source(source, f"sources[{i}]")
 
 
-def check_rows(rows: ChatRows) -> None:
+def check_tuning(config) -> None:
+    """Of what every stage that learns from conversations has: raises ValueError naming the field."""
+    check_training(config)
     for name in ("too_long", "unusable"):
-        if getattr(rows, name) not in POLICIES:
-            raise ValueError(f"data.{name} is {getattr(rows, name)!r}; it is one of {', '.join(POLICIES)}")
+        if (policy := getattr(config.data, name)) not in POLICIES:
+            raise ValueError(f"data.{name} is {policy!r}; it is one of {', '.join(POLICIES)}")
+    if config.samples < 0:
+        raise ValueError(f"samples is {config.samples}; it must not be negative")
 
 
 def prepare_sft(config: SftConfig, workdir) -> Run:

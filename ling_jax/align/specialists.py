@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ling_jax.align.records import ChatSource, TaskSource, check_tasks, write_records
-from ling_jax.align.sft import ChatRows, check_rows, prepare_from
+from ling_jax.align.sft import ChatRows, check_tuning, prepare_from
 from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.files import replacing
 from ling_jax.rollout.load import ModelFolder, open_model
-from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig, check_training
+from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
 from ling_jax.train.loop import Run
 from ling_jax.train.programs import use_compilation_cache
 
@@ -40,8 +40,7 @@ class DistillConfig:
     samples: int = 4  # answers to held-out prompts that are written at the end
 
     def __post_init__(self):
-        check_training(self)
-        check_rows(self.data)
+        check_tuning(self)
         _check_sampling(self.sampling)
         if not self.teachers:
             raise ValueError("teachers is empty; name at least one, such as {'model': 'runs/sft', 'tasks': (…,)}")

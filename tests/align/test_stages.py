@@ -124,3 +124,42 @@ def test_specialists_are_merged(tuned, tmp_path):
 def test_a_teacher_that_is_never_right_is_named(start, tmp_path):
     with pytest.raises(ValueError, match="has 0 right answers of 12 and none to learn from"):
         prepare_distillation(distil_config(tiny_shortest_correct, start), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"start_from": "nowhere"}, "nowhere holds neither checkpoints/"),
+        ({"sources": ()}, "sources is empty"),
+        ({"samples": -1}, "samples is -1"),
+        ({"data": {"sequence_length": 8192}}, "data.sequence_length is 8192; the model's context"),
+        ({"data": {"sequence_length": 128, "too_long": "cut"}}, "data.too_long is 'cut'; it is one of drop, error"),
+        ({"data": {"sequence_length": 128, "held_out_fraction": 0.0}}, "data.held_out_fraction is 0.0"),
+        ({"start": "x"}, "config.start is unknown, did you mean 'start_from'"),
+    ],
+)
+def test_a_fine_tuning_that_cannot_run_is_refused_before_it_writes(fields, message, start, tmp_path):
+    config = tiny_sft.get_config().to_dict() | {"start_from": str(start), "sources": (SUMS,)} | fields
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        prepare_sft(from_dict(SftConfig, config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"teachers": ()}, "teachers is empty"),
+        ({"teachers": ({"model": "x", "tasks": ()},)}, r"teachers\[0\].tasks is empty"),
+        ({"teachers": ({"model": "x", "tasks": (SUMS | {"count": 0},)},)}, r"teachers\[0\].tasks\[0\]: count is 0"),
+        ({"teachers": ({"model": "x", "tasks": (SUMS,), "weight": -1.0},)}, r"teachers\[0\].weight is -1.0"),
+        ({"sampling": {"context": 128, "per_query": 0}}, "sampling.per_query is 0; it must be at least 1"),
+        ({"sampling": {"context": 8192}}, "sampling.context is 8192; the context of .* is 512"),
+        ({"sampling": {"context": 64}}, "has a prompt of .* tokens"),
+    ],
+)
+def test_a_distillation_that_cannot_run_is_refused_before_it_writes(fields, message, start, tmp_path):
+    config = tiny_shortest_correct.get_config().to_dict() | {"start_from": str(start)}
+    config["teachers"] = ({"model": str(start), "tasks": (SUMS,)},)
+    with pytest.raises(ValueError, match=message):
+        prepare_distillation(from_dict(DistillConfig, config | fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
