@@ -9,8 +9,6 @@ from tests.tiny import tiny_config
 
 def write_stage(folder) -> None:
     """A softmax layer and a tokenizer of bytes."""
-    config = tiny_config(
-        num_layers=1, layer_group_size=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1
-    )
+    config = tiny_config(num_layers=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1)
     orbax.save_params(folder / "checkpoints", model.init(jax.random.key(0), config), config)
     data.save_tokenizer(data.train_bpe(["a"], 263), folder / "tokenizer")

@@ -100,7 +100,7 @@ def right_answers(teacher: Loaded, queries: Sequence[Task], student: ModelFolder
     ended = ([episode] for episode in play(player, reader.begin(asks)))
     solved = {
         episode.id: (episode.task, list(episode.messages))
-        for episode in with_progress(ended, "answers", total)
+        for episode in with_progress(ended, "answers", total, doing="distill")
         if episode.trajectory.status == "finished" and episode.outcome == 1
     }
     return measured([solved[i] for i in sorted(solved)], student)

@@ -109,8 +109,8 @@ def answer_files(
 
 def _digest(config: DistillConfig, teacher: Teacher, student: ModelFolder, model: ModelFolder) -> str:
     """Of all that the answers depend on."""
-    learner = (tokenizer_digest(student.tokenizer), repr(student.template))
-    told = repr((dataclasses.asdict(teacher), model.step, dataclasses.asdict(config.sampling), learner))
+    learner = (tokenizer_digest(student.tokenizer), student.template)
+    told = repr((teacher.model, model.step, teacher.tasks, config.sampling, learner))
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 

@@ -22,7 +22,7 @@ class Metric(NamedTuple):
     unit: str  # what n counts
 
 
-def with_progress(batches: Iterable[Sequence], what: str, total: int) -> Iterator:
+def with_progress(batches: Iterable[Sequence], what: str, total: int, *, doing: str = "evaluate") -> Iterator:
     """The items of the batches, with a line every few seconds and at the end: how many came, and when all will have."""
     start = reported = time.monotonic()
     done = 0
@@ -32,7 +32,7 @@ def with_progress(batches: Iterable[Sequence], what: str, total: int) -> Iterato
         if now - reported >= REPORT_SECONDS or done == total:
             reported = now
             eta = datetime.timedelta(seconds=round((now - start) / done * (total - done)))
-            print(f"evaluate: {what}={done}/{total} seconds={now - start:.1f} {eta=!s}", flush=True)
+            print(f"{doing}: {what}={done}/{total} seconds={now - start:.1f} {eta=!s}", flush=True)
 
 
 def table(metrics: Iterable[Metric]) -> str:
