@@ -21,7 +21,7 @@ test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,6 +7,15 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import jax
+
+# Compiling dominates the time of the tests; without LLVM's optimiser it takes a third, and means the same. Set but
+# empty, XLA_FLAGS leaves programs as users get them, which is how `make test-slow` runs.
+QUICK: dict[str, object] = {"xla_backend_optimization_level": 0}
+DEFAULT: dict[str, object] = {"xla_backend_optimization_level": 3}
+if jax.__version_info__ < (0, 11):  # later ones have no such option
+    QUICK["xla_cpu_use_fusion_emitters"], DEFAULT["xla_cpu_use_fusion_emitters"] = False, True
+os.environ.setdefault("XLA_FLAGS", " ".join(f"--{name}={value}" for name, value in QUICK.items()))
 
 # A shared machine can take any time over one example; how long a test may take is not what it promises.
 settings.register_profile("ling_jax", deadline=None)
@@ -45,7 +54,5 @@ def data() -> Path:
 @pytest.fixture
 def x64():
     """float64 on for one test."""
-    import jax
-
     with jax.enable_x64(True):
         yield

@@ -8,12 +8,7 @@ import numpy as np
 
 from ling_jax import model
 from ling_jax.checkpoint import hf_tensors, load_hf
-
-# Compiling dominates the time of these tests; without LLVM's optimiser it takes a third, and means the same.
-QUICK: dict[str, object] = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later ones have no such option
-    QUICK["xla_cpu_use_fusion_emitters"] = False
-DEFAULT: dict[str, object] = {}
+from tests.conftest import QUICK
 
 # float64: sums of some hundred terms of size ~10, every float32 literal of the official code widened (README of the
 # numbers). float32: a few times what the official code differs from itself in float64, |logits| up to 8.

@@ -10,6 +10,7 @@ import pytest
 from ling_jax import data, model
 from ling_jax.checkpoint import save_hf
 from tests.faults import ROOT
+from tests.refusals import run_each
 from tests.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(vocab_size=300, num_layers=2, compute_dtype="float32", remat="none", max_length=64)
@@ -40,10 +41,13 @@ def folder(tmp_path_factory):
     return folder
 
 
+def flags_of(folder, task, file):
+    return [f"--model={folder}/hf", f"--task={task}", f"--data={folder}/{file}"]
+
+
 def evaluate(folder, task, file, *more):
-    command = [sys.executable, "-m", "launch.evaluate", f"--model={folder}/hf", f"--task={task}"]
     return subprocess.run(
-        [*command, f"--data={folder}/{file}", *more],
+        [sys.executable, "-m", "launch.evaluate", *flags_of(folder, task, file), *more],
         env=os.environ | {"PYTHONPATH": f"{folder}:{ROOT}", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
         capture_output=True,
         text=True,
@@ -136,32 +140,38 @@ def test_answers_are_verified_and_the_same_every_time(folder, tmp_path):
     assert [sample["tokens"] for sample in read(tmp_path / "2")[0]] == [sample["tokens"] for sample in samples]
 
 
-@pytest.mark.parametrize(
-    ("task", "line", "flags", "message"),
-    [
-        ("perplexity", '{"txt": "x"}', (), "line 2 has no field 'text', did you mean 'txt'?"),
-        ("choice", '{"prompt": "x", "choices": ["a", "b"], "answer": 5}', (), "line 2: answer is 5"),
-        ("generate", '{"prompt": "x"}', (), "line 2 has no field 'answer'"),
-        ("generate", '{"prompt": "x", "answer": "y"}', ("--verifier=my_rewards:verify",), "did you mean 'verifier'?"),
-        ("generate", '{"prompt": "x", "answer": "y"}', ("--samples=2",), "at temperature 0 would all be the same"),
-        ("choice", '{"prompt": "x", "choices": ["a", "b"], "answer": 0}', ("--samples=2",), "is of --task=generate"),
-    ],
-)
-def test_bad_input_is_one_line_before_the_model_is_loaded(folder, tmp_path, task, line, flags, message):
-    good = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0]}[task]
+GOOD = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0]}
+TASK, CHOICE = '{"prompt": "x", "answer": "y"}', '{"prompt": "x", "choices": ["a", "b"], "answer": 0}'
+BAD = [
+    ("perplexity", '{"txt": "x"}', (), "line 2 has no field 'text', did you mean 'txt'?"),
+    ("choice", '{"prompt": "x", "choices": ["a", "b"], "answer": 5}', (), "line 2: answer is 5"),
+    ("generate", '{"prompt": "x"}', (), "line 2 has no field 'answer'"),
+    ("generate", TASK, ("--verifier=my_rewards:verify",), "did you mean 'verifier'?"),
+    ("generate", TASK, ("--samples=2",), "at temperature 0 would all be the same"),
+    ("choice", CHOICE, ("--samples=2",), "is of --task=generate"),
+]
+
+
+def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path):
     (tmp_path / "hf").mkdir()  # holds no model, which would be another message
     (tmp_path / "my_rewards.py").write_text(VERIFIER)
-    (tmp_path / "data.jsonl").write_text(f"{json.dumps(good)}\n{line}\n")
-    done = evaluate(tmp_path, task, "data.jsonl", *flags, f"--out={tmp_path}/out")
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    commands = []
+    for i, (task, line, flags, _) in enumerate(BAD):
+        (tmp_path / f"{i}.jsonl").write_text(f"{json.dumps(GOOD[task])}\n{line}\n")
+        commands.append([*flags_of(tmp_path, task, f"{i}.jsonl"), *flags, f"--out={tmp_path}/out"])
+    for (*_, message), done in zip(BAD, run_each("launch.evaluate", commands, path=str(tmp_path)), strict=True):
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
     assert not list(tmp_path.glob("*out*"))
 
 
-@pytest.mark.parametrize("task", ["choice", "generate"])
-def test_a_prompt_that_passes_the_context_is_named(folder, tmp_path, task):
-    record = {"prompt": "x " * 60, "choices": ["a", "b"], "answer": 0} if task == "choice" else TASKS[0]
-    (folder / "long.jsonl").write_text(json.dumps(record))
-    done = evaluate(folder, task, "long.jsonl", f"--out={tmp_path}/out")  # 128 new tokens pass a context of 64 too
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
-    assert "long.jsonl, line 1: prompt of " in done.stderr and "pass the model's context of 64" in done.stderr
+def test_a_prompt_that_passes_the_context_is_named(folder, tmp_path):
+    # 128 new tokens pass a context of 64 too.
+    records = {"choice": {"prompt": "x " * 60, "choices": ["a", "b"], "answer": 0}, "generate": TASKS[0]}
+    for task, record in records.items():
+        (folder / f"long_{task}.jsonl").write_text(json.dumps(record))
+    commands = [[*flags_of(folder, task, f"long_{task}.jsonl"), f"--out={tmp_path}/out"] for task in records]
+    for task, done in zip(records, run_each("launch.evaluate", commands), strict=True):
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done
+        assert f"long_{task}.jsonl, line 1: prompt of " in done.stderr, done
+        assert "pass the model's context of 64" in done.stderr, done
     assert not list(tmp_path.iterdir())

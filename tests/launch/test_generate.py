@@ -8,6 +8,7 @@ import pytest
 from ling_jax import data
 from ling_jax.checkpoint import save_hf
 from tests.faults import ROOT
+from tests.refusals import run_each
 from tests.tiny import random_params, tiny_config
 
 
@@ -58,20 +59,22 @@ def test_chat_answers_every_line(folder):
     assert done.returncode == 0 and done.stdout.count("\n") >= 2, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "line 2 is not JSON"),
-        ('{"text": "x"}', "line 2: expected an object with one of 'prompt' and 'messages'"),
-        ('{"prompt": ""}', "line 2: prompt is ''; expected text"),
-        ('{"messages": [{"role": "usr", "content": "x"}]}', "line 2: messages[0].role is 'usr', did you mean 'user'?"),
-        (json.dumps({"prompt": "word " * 400}), "pass the model's context of 512"),
-    ],
-)
-def test_a_bad_record_is_named_before_any_answer(folder, tmp_path, line, message):
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "some"}\n' + line)
-    done = generate(folder, f"--prompts={tmp_path}/prompts.jsonl", f"--out={tmp_path}/out.jsonl")
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+BAD_LINES = {
+    "{": "line 2 is not JSON",
+    '{"text": "x"}': "line 2: expected an object with one of 'prompt' and 'messages'",
+    '{"prompt": ""}': "line 2: prompt is ''; expected text",
+    '{"messages": [{"role": "usr", "content": "x"}]}': "line 2: messages[0].role is 'usr', did you mean 'user'?",
+    json.dumps({"prompt": "word " * 400}): "pass the model's context of 512",
+}
+
+
+def test_a_bad_record_is_named_before_any_answer(folder, tmp_path):
+    for i, line in enumerate(BAD_LINES):
+        (tmp_path / f"{i}.jsonl").write_text('{"prompt": "some"}\n' + line)
+    flags = [f"--model={folder}", f"--out={tmp_path}/out.jsonl"]
+    commands = [[*flags, f"--prompts={tmp_path}/{i}.jsonl"] for i in range(len(BAD_LINES))]
+    for message, done in zip(BAD_LINES.values(), run_each("launch.generate", commands), strict=True):
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
     assert not (tmp_path / "out.jsonl").exists()
 
 

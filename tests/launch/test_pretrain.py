@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.faults import ROOT, assert_same_end, run_with_kills
+from tests.refusals import run_each
 from tests.small_run import write_corpus
 
 
@@ -48,54 +49,54 @@ def run(command, workdir, *more):
     return subprocess.run([*command, f"--workdir={workdir}", *more], capture_output=True, text=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--config.train.step=3", "config.train has no field 'step', did you mean 'steps'?"),
-        ("--config.model.hiden_size=3", "config.model has no field 'hiden_size', did you mean 'hidden_size'?"),
-        ("--config.train.steps.x=3", "--config.train.steps is a value; it has no field 'x'"),
-        ("--config.train.steps=many", "flag --config.train.steps=many: invalid literal for int()"),
-        ("--config.train.steps=0", "train.steps is 0; it must be positive"),
-        ("--config.model.num_norm_groups=3", "num_norm_groups 3 does not divide"),
-        ("--config.data.sequence_length=1000", "data.sequence_length is 1000; the model's context"),
-        ("--config.data.sources=({'kind': 'test', 'path': 'x'},)", "'test' is unknown, did you mean 'text'?"),
-        ("--config.data.sources=({'kind': 'text', 'paths': 'x'},)", "config.data.sources[1].paths is unknown"),
-        ("--config.model.compute_dtype=int32", "compute_dtype is 'int32'; it is one of float32"),
-        ("--config.optimizer.b1=2.0", "optimizer.b1 is 2.0; it must be at least 0 and below 1"),
-        ("--config.train.seed=-1", "train.seed is -1; it must not be negative"),
-        ("--config.mesh.context=2", "mesh.context is 2; it must be 1"),
-        ("--worker=3", "Unknown command line flag 'worker'"),
-        ("steps=3", "'steps=3' is no flag"),
-    ],
-)
-def test_bad_usage_is_one_message_and_exit_code_2(command, tmp_path, flag, message):
-    done = run(command, tmp_path / "run", flag)
-    assert done.returncode == 2
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+BAD_FLAGS = {
+    "--config.train.step=3": "config.train has no field 'step', did you mean 'steps'?",
+    "--config.model.hiden_size=3": "config.model has no field 'hiden_size', did you mean 'hidden_size'?",
+    "--config.train.steps.x=3": "--config.train.steps is a value; it has no field 'x'",
+    "--config.train.steps=many": "flag --config.train.steps=many: invalid literal for int()",
+    "--config.train.steps=0": "train.steps is 0; it must be positive",
+    "--config.model.num_norm_groups=3": "num_norm_groups 3 does not divide",
+    "--config.data.sequence_length=1000": "data.sequence_length is 1000; the model's context",
+    "--config.data.sources=({'kind': 'test', 'path': 'x'},)": "'test' is unknown, did you mean 'text'?",
+    "--config.data.sources=({'kind': 'text', 'paths': 'x'},)": "config.data.sources[1].paths is unknown",
+    "--config.model.compute_dtype=int32": "compute_dtype is 'int32'; it is one of float32",
+    "--config.optimizer.b1=2.0": "optimizer.b1 is 2.0; it must be at least 0 and below 1",
+    "--config.train.seed=-1": "train.seed is -1; it must not be negative",
+    "--config.mesh.context=2": "mesh.context is 2; it must be 1",
+    "--worker=3": "Unknown command line flag 'worker'",
+    "steps=3": "'steps=3' is no flag",
+}
+
+
+def test_bad_usage_is_one_message_and_exit_code_2(command, tmp_path):
+    flags = [*command[3:], f"--workdir={tmp_path / 'run'}"]
+    for (flag, message), done in zip(
+        BAD_FLAGS.items(), run_each("launch.pretrain", [[*flags, flag] for flag in BAD_FLAGS]), strict=True
+    ):
+        assert done.returncode == 2, f"{flag}: {done}"
+        assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, f"{flag}: {done.stderr}"
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "config.py does not exist; name a file such as configs/pretrain/tiny_2_6.py"),
-        ("def get_config(:\n", "config.py: SyntaxError"),
-        ("\ndef get_config():\n    return 1 / 0\n", "config.py, line 3: ZeroDivisionError"),
-        ("def get_config():\n    return {}\n", "config.py: get_config() gives a dict"),
-        ("", "config.py: AttributeError"),
-    ],
-)
-def test_a_config_file_that_fails_is_named(command, tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "config.py").write_text(content)
-    done = run([*command[:3], f"--config={tmp_path}/config.py"], tmp_path / "run")
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+BAD_FILES = {
+    "absent": (None, "absent.py does not exist; name a file such as configs/pretrain/tiny_2_6.py"),
+    "syntax": ("def get_config(:\n", "syntax.py: SyntaxError"),
+    "raises": ("\ndef get_config():\n    return 1 / 0\n", "raises.py, line 3: ZeroDivisionError"),
+    "dict": ("def get_config():\n    return {}\n", "dict.py: get_config() gives a dict"),
+    "empty": ("", "empty.py: AttributeError"),
+}
+
+
+def test_a_config_file_that_fails_is_named(tmp_path):
+    for name, (content, _) in BAD_FILES.items():
+        if content is not None:
+            (tmp_path / f"{name}.py").write_text(content)
+    commands = [[f"--config={tmp_path}/{name}.py", f"--workdir={tmp_path}/run"] for name in BAD_FILES]
+    *named, without = run_each("launch.pretrain", [*commands, [f"--workdir={tmp_path}/run"]])
+    for (_, message), done in zip(BAD_FILES.values(), named, strict=True):
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
+    assert without.returncode == 2 and "--config" in without.stderr and "Traceback" not in without.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_no_config_is_bad_usage(command, tmp_path):
-    done = run(command[:3], tmp_path / "run")
-    assert done.returncode == 2 and "--config" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_damaged_checkpoint_is_named_with_the_one_before_it(command, alone, tmp_path):
@@ -110,11 +111,11 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before_it(command, alone, tm
 
 
 def test_a_workdir_belongs_to_one_program_at_a_time(command, tmp_path):
-    with program_at_its_first_step(command, tmp_path, "--config.train.steps=100000") as first:
-        second = run(command, tmp_path)
+    with program_at_its_first_step(command, tmp_path, *LONGER, "--config.train.steps=100000") as first:
+        second = run(command, tmp_path, *LONGER)
         assert second.returncode == 2 and "is in use by another process" in second.stderr
         first.kill()
-    assert run(command, tmp_path, "--config.train.steps=4").returncode == 0
+    assert run(command, tmp_path, *LONGER, "--config.train.steps=4").returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -130,7 +131,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, alone, tmp_path, n
 
 def test_kills_change_nothing(command, alone, tmp_path):
     killed = [*command, f"--workdir={tmp_path / 'run'}", *LONGER]
-    hits = run_with_kills(killed, kills=3, longest=10, seed=0, log=tmp_path / "log")
+    hits = run_with_kills(killed, kills=2, longest=10, seed=0, log=tmp_path / "log")
     assert hits
     assert_same_end(alone, tmp_path / "run")
 

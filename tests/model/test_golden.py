@@ -8,11 +8,9 @@ import pytest
 
 from ling_jax import model
 from ling_jax.config import REMAT_POLICIES
-from tests.conftest import FIXTURES
+from tests.conftest import DEFAULT, FIXTURES, QUICK
 from tests.golden_numbers import (
-    DEFAULT,
     LOGITS,
-    QUICK,
     check_forward,
     check_loss,
     check_losses,

@@ -1,0 +1,56 @@
+"""Starts a program of launch/ many times for the price of one: for tests of what it refuses before it computes."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults import ROOT
+
+
+def run_each(module: str, commands: list[list[str]], *, path: str = "") -> list[subprocess.CompletedProcess]:
+    """What `python -m module` does with the flags of each command, from a checkout; `path` comes first on PYTHONPATH.
+
+    Its imports are done once, and each command runs in a fork of that process. None may compute before the forks.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.refusals", module],
+        input=json.dumps(commands),
+        env=os.environ | {"PYTHONPATH": f"{path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    results = json.loads(done.stdout)
+    return [subprocess.CompletedProcess(*result) for result in zip(commands, *zip(*results, strict=True), strict=True)]
+
+
+def _run(main, flags: list[str], outputs: list[Path]) -> None:
+    from launch.flags import run_program
+
+    for descriptor, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["program", *flags]
+    run_program(main)
+
+
+def _main() -> None:
+    main = importlib.import_module(sys.argv[1]).main
+    fork, results = multiprocessing.get_context("fork"), []
+    with tempfile.TemporaryDirectory() as folder:
+        for i, flags in enumerate(json.load(sys.stdin)):
+            outputs = [Path(folder, f"{i}.{name}") for name in ("stdout", "stderr")]
+            program = fork.Process(target=_run, args=(main, flags, outputs))
+            program.start()
+            program.join()
+            results.append([program.exitcode, *(output.read_text() for output in outputs)])
+    json.dump(results, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
