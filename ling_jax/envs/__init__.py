@@ -11,4 +11,5 @@ ENVIRONMENTS: dict[str, Environment] = {
     "running_sums": reasoning.running_sums,
     "ordering": reasoning.ordering,
     "tools": tools.environment,
+    "lookup": tools.lookup,
 }

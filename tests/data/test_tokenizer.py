@@ -18,7 +18,8 @@ from ling_jax.data.tokenizer import (
 )
 from ling_jax.files import replacing
 
-TEXTS = [f"def function_{i}(x):\n    return x + {i}  # größer\n" for i in range(50)]
+NAMES = [a + b + c for a in "pqrs" for b in "aeiou" for c in "lmn"]
+TEXTS = [f"def function_{name}(x):\n    return x + {i}  # größer\n" for i, name in enumerate(NAMES[:50])]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,12 @@ def test_special_tokens_come_first_and_all_bytes_are_there(tokenizer):
     assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == list(range(7))
     assert eos_id(tokenizer) == 0
     assert tokenizer.get_vocab_size() == 300
+
+
+def test_digits_are_tokens_of_their_own(tokenizer):
+    digits = [tokenizer.token_to_id(digit) for digit in "4096"]
+    (ids,) = encode_documents(tokenizer, ["4096+x4096"])
+    assert ids.tolist() == [*digits, tokenizer.token_to_id("+"), tokenizer.token_to_id("x"), *digits]
 
 
 def test_training_is_deterministic(tokenizer):

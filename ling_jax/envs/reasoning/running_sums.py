@@ -1,6 +1,7 @@
 """Sums of two-digit numbers, added up one after the other: `?37+85+12=` -> `37+85=122;122+12=134;A:134`."""
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ling_jax.envs.base import Task, draw_task
@@ -26,15 +27,20 @@ def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str
     if not 0 <= redundancy < 1:
         raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
     rng = random.Random(f"{task.id}/{seed}")
-    total, *numbers = task.hidden["numbers"]
+    return (worked_sum(task.hidden["numbers"], lambda: rng.random() < redundancy),)
+
+
+def worked_sum(numbers: Sequence[int], checks: Callable[[], bool] = lambda: False) -> str:
+    """Steps and answer; a step is checked as long as `checks()`."""
+    total, *numbers = numbers
     text = ""
     for number in numbers:
         written = f"{total}+{number}={total + number};"
         text += written
-        while rng.random() < redundancy:
+        while checks():
             text += f"c{written}"
         total += number
-    return (f"{text}{ANSWER}{total}",)
+    return f"{text}{ANSWER}{total}"
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:

@@ -22,7 +22,12 @@ def step(state: State, action: str) -> StepResult:
     """Outcome 1 where all that follows the last `A:` is the task's answer, blanks around it aside."""
     if state.ended:
         raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    _, found, answer = action.rpartition(ANSWER)
-    solved = bool(found) and answer.strip() == state.task.hidden["answer"]
-    error = None if found else f"no answer: expected {ANSWER} and the answer at the end"
-    return StepResult((), {"outcome": float(solved)}, True, False, error, State(state.task, True))
+    error = None if ANSWER in action else f"no answer: expected {ANSWER} and the answer at the end"
+    rewards = {"outcome": float(is_solved(action, state.task))}
+    return StepResult((), rewards, True, False, error, State(state.task, True))
+
+
+def is_solved(text: str, task: Task) -> bool:
+    """Whether all that follows the last `A:` is the task's answer, blanks around it aside."""
+    _, found, answer = text.rpartition(ANSWER)
+    return bool(found) and answer.strip() == task.hidden["answer"]

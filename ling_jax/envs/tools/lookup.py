@@ -1,0 +1,123 @@
+"""Sums of numbers that only a tool knows: `?b+d=` -> get b, get d, `37+85=122;A:122`. Short, for models of any size.
+
+The prompt has no schemas: there is one tool, and a small model learns it from examples. The store holds names that
+nobody asks for.
+"""
+
+import random
+import string
+from typing import Any, NamedTuple
+
+from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.envs.base import Message, StepResult, Task, draw_task
+from ling_jax.envs.reasoning.running_sums import worked_sum
+from ling_jax.envs.reasoning.single_turn import is_solved
+from ling_jax.envs.tools.call import NOUN, Call, KitState, ToolError, call_tool, tool
+
+NAME = "lookup"
+NAMES = string.ascii_lowercase[:12]  # our choice: few, so that a small model knows them all
+DIFFICULTIES = range(1, 7)  # names asked for; our choice: as many again that nobody asks for
+SPARE_TURNS = 4  # our choice: as in `envs.tools.environment`
+TOKENS_PER_TURN = 64  # our choice: a call has some 30 tokens, in bytes 74
+
+
+class State(NamedTuple):
+    task: Task
+    calls: tuple[Call, ...] = ()  # those that were answered with a number
+    turns: int = 0
+    ended: bool = False
+
+
+def get(state: KitState, name: str):
+    if name not in state:
+        raise ToolError(f"no {name[:1]!r}")  # short, as all that a small model reads
+    return state, state[name]
+
+
+GET = tool(get, "The number behind a name.", {"name": NOUN}, changes=False)
+
+
+def make_task(seed: int, difficulty: int) -> Task:
+    """`difficulty` names of `NAMES`, each with a number of two digits."""
+    return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
+
+
+def reset(task: Task, seed: int) -> State:
+    """`seed` is not used: the store does not change."""
+    del seed
+    return State(task)
+
+
+def step(state: State, action: str) -> StepResult:
+    """Answers the calls of a turn ("xml" format); a turn without one ends the episode.
+
+    The end's rewards: "answer" (right, as in `envs.reasoning`), "sequence" (all names that were asked for were got, in
+    their order, whatever was got besides) and "outcome" (both).
+    """
+    task, calls = state.task, list(state.calls)
+    if state.ended:
+        raise ValueError(f"task {task.id}: the episode has ended; reset it")
+    parsed = parse(action, tools=[GET.schema])
+    errors, observation = list(parsed.errors), [_told(error) for error in parsed.errors]
+    for call in parsed.tool_calls:
+        _, number, error = call_tool({GET.name: GET}, task.hidden["store"], call)
+        observation.append(_told(str(number) if error is None else error))
+        if error is None:
+            calls.append(call)
+        else:
+            errors.append(error)
+    terminated = not observation
+    truncated = not terminated and state.turns + 1 >= task.max_turns
+    after = State(task, tuple(calls), state.turns + 1, terminated or truncated)
+    rewards = _rewards(after, action if terminated else "") if after.ended else {}
+    return StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None, after)
+
+
+def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str, ...]:
+    """A call a turn, then the worked sum. After each call a superfluous one is made again and again with `redundancy`.
+
+    A superfluous call asks again, or for a name that nobody asked for, one as likely as the other; each call has
+    redundancy / (1 - redundancy) of them in the mean. Raises ValueError unless 0 <= redundancy < 1.
+    """
+    if not 0 <= redundancy < 1:
+        raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
+    rng, store = random.Random(f"{task.id}/{seed}"), task.hidden["store"]
+    asked = [call["arguments"]["name"] for call in task.hidden["calls"]]
+    others = sorted(store.keys() - set(asked))
+    turns = []
+    for name in asked:
+        turns.append(name)
+        while rng.random() < redundancy:
+            turns.append(name if rng.random() < 0.5 else rng.choice(others))
+    return (*(render_call(_call(name), "xml") for name in turns), worked_sum([store[name] for name in asked]))
+
+
+def _call(name: str) -> Call:
+    return {"name": GET.name, "arguments": {"name": name}}
+
+
+def _told(content: str) -> Message:
+    return {"role": "tool", "content": content}
+
+
+def _rewards(state: State, answer: str) -> dict[str, float]:
+    wanted, made = state.task.hidden["calls"], iter(state.calls)
+    in_order = all(any(call == wish for call in made) for wish in wanted)
+    solved = is_solved(answer, state.task)
+    return {"outcome": float(solved and in_order), "answer": float(solved), "sequence": float(in_order)}
+
+
+def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
+    store = {name: rng.randrange(10, 100) for name in NAMES}
+    asked = rng.sample(NAMES, difficulty)
+    turns = difficulty + SPARE_TURNS
+    return {
+        "messages": [{"role": "user", "content": f"?{'+'.join(asked)}="}],
+        "hidden": {
+            "store": store,
+            "calls": [_call(name) for name in asked],
+            "answer": str(sum(store[name] for name in asked)),
+        },
+        "max_tokens": TOKENS_PER_TURN * turns,
+        "max_turns": turns,
+    }

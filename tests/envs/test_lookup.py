@@ -1,0 +1,115 @@
+"""Sums of numbers that only a tool knows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.envs.tools.lookup import DIFFICULTIES, NAMES, make_task, reset, solution, step
+
+SEEDS = st.integers(0, 10_000)
+
+
+def act(task, *turns):
+    """The results of turns, one after the other."""
+    state, results = reset(task, 0), []
+    for turn in turns:
+        results.append(step(state, turn))
+        state = results[-1].state
+    return results
+
+
+def get(name):
+    return render_call({"name": "get", "arguments": {"name": name}}, "xml")
+
+
+def told(result):
+    return [message["content"] for message in result.observation]
+
+
+def test_the_documented_episode():
+    task = make_task(3, 2)
+    assert task.prompt == "?a+g="
+    first, second, last = act(task, *solution(task))
+    assert told(first) == ["80"] and told(second) == ["21"] and not first.rewards
+    assert solution(task) == (get("a"), get("g"), "80+21=101;A:101")
+    assert last.rewards == {"outcome": 1.0, "answer": 1.0, "sequence": 1.0}
+
+
+@given(SEEDS, st.sampled_from(DIFFICULTIES))
+def test_only_the_store_knows_the_numbers(seed, difficulty):
+    task = make_task(seed, difficulty)
+    assert [call["arguments"]["name"] for call in task.hidden["calls"]] == task.prompt[1:-1].split("+")
+    assert len(task.hidden["calls"]) == difficulty and task.tools == ()
+    assert not any(character.isdigit() for character in task.prompt)
+    assert sorted(task.hidden["store"]) == sorted(NAMES) and len(NAMES) >= 2 * difficulty
+
+
+@given(SEEDS, st.sampled_from(DIFFICULTIES), st.floats(0, 0.6))
+def test_planted_calls_are_superfluous_and_do_no_harm(seed, difficulty, redundancy):
+    task = make_task(seed, difficulty)
+    *turns, last = solution(task, redundancy=redundancy, seed=seed)
+    asked = [call["arguments"]["name"] for call in task.hidden["calls"]]
+    made = [parse(turn).tool_calls[0]["arguments"]["name"] for turn in turns]
+    rest = iter(made)
+    assert all(name in rest for name in asked), "the calls that were asked for are made in order"
+    assert last == solution(task)[-1]
+    if len(turns) < task.max_turns:
+        assert act(task, *turns, last)[-1].rewards["outcome"] == 1
+
+
+@pytest.mark.parametrize("redundancy", [0.25, 0.5])
+def test_superfluous_calls_are_geometric(redundancy):
+    made = [make_task(seed, 3) for seed in range(600)]
+    counts = [len(solution(task, redundancy=redundancy, seed=1)) - 4 for task in made]
+    mean, variance = redundancy / (1 - redundancy), redundancy / (1 - redundancy) ** 2
+    assert sum(counts) / len(counts) == pytest.approx(3 * mean, abs=4 * (3 * variance / len(counts)) ** 0.5)
+    assert solution(made[0], redundancy=0.5, seed=2) == solution(made[0], redundancy=0.5, seed=2)
+    with pytest.raises(ValueError, match=r"redundancy is -0.1; expected a probability from 0 to below 1"):
+        solution(made[0], redundancy=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("turns", "answer", "sequence"),
+    [
+        (["a", "g", "80+21=102;A:102"], 0, 1),
+        (["g", "a", "80+21=101;A:101"], 1, 0),
+        (["a", "80+21=101;A:101"], 1, 0),
+        (["A:101"], 1, 0),
+        (["a", "a", "k", "g", "80+21=101;A:101"], 1, 1),
+        (["g", "a", "g", "A:101"], 1, 1),
+        (["a", "g", ""], 0, 1),
+    ],
+)
+def test_the_answer_and_the_calls_count(turns, answer, sequence):
+    actions = [get(turn) if len(turn) == 1 else turn for turn in turns]
+    last = act(make_task(3, 2), *actions)[-1]
+    assert last.rewards == {"outcome": float(answer and sequence), "answer": answer, "sequence": sequence}
+    assert last.terminated
+
+
+def test_several_calls_in_one_turn_are_answered_in_order():
+    first, last = act(make_task(3, 2), get("a") + "\n" + get("g"), "80+21=101;A:101")
+    assert told(first) == ["80", "21"] and last.rewards["outcome"] == 1
+
+
+@pytest.mark.parametrize(
+    ("turn", "error"),
+    [
+        (get("z"), "get: no 'z'"),
+        (get("a" * 999), "get: no 'a'"),
+        ("<tool_call>gte\n<arg_key>name</arg_key>\n<arg_value>a</arg_value>\n</tool_call>", "unknown tool 'gte'"),
+        ("<tool_call>get\n</tool_call>", "get: argument 'name' is missing"),
+        ("<tool_call>get", "unclosed_tool_call"),
+    ],
+)
+def test_a_bad_call_is_answered_and_the_episode_goes_on(turn, error):
+    first, *_, last = act(make_task(3, 2), turn, *solution(make_task(3, 2)))
+    assert error in first.error and told(first) == [first.error]
+    assert not first.terminated and last.rewards["outcome"] == 1
+
+
+def test_an_episode_without_an_end_is_cut_and_unsolved():
+    task = make_task(3, 2)
+    *_, last = act(task, *[get("a")] * task.max_turns)
+    assert last.truncated and not last.terminated and last.rewards["outcome"] == 0
