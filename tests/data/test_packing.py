@@ -21,7 +21,7 @@ LENGTHS = st.lists(st.integers(0, 40), max_size=30).map(lambda lengths: np.array
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_bpe(TEXTS, 280)
+    return train_bpe(TEXTS, 272)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def rows_of(lengths: np.ndarray, sequence_length: int, seed: int) -> PackedRows:
 def test_every_document_lands_in_one_split_with_its_eos(corpus, tokenizer, tmp_path):
     meta = tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0.3)
     assert meta == json.loads((tmp_path / "out" / "meta.json").read_text())
-    assert meta["dtype"] == "uint16" and meta["vocab_size"] == 280
+    assert meta["dtype"] == "uint16" and meta["vocab_size"] == 272
     for split, held_out in (("train", False), ("held_out", True)):
         expected = [text for text in TEXTS if is_held_out(text, 0.3) == held_out]
         read = open_documents(tmp_path / "out" / split)
@@ -136,7 +136,7 @@ def test_token_folder_is_a_source(corpus, tokenizer, tmp_path):
     documents = sorted(split.doc(i).tolist() for split in splits for i in range(len(split)))
     assert documents == sorted(given.doc(i).tolist() for i in range(len(given)))
     assert all(len(split) for split in splits)
-    other = train_bpe([text.upper() for text in TEXTS], 280)
+    other = train_bpe([text.upper() for text in TEXTS], 272)
     with pytest.raises(ValueError, match="is of another tokenizer"):
         tokenize(source, other, tmp_path / "third", held_out_fraction=0.5)
 
@@ -144,9 +144,9 @@ def test_token_folder_is_a_source(corpus, tokenizer, tmp_path):
 def test_token_outside_the_vocabulary_is_named(corpus, tokenizer, tmp_path):
     tokenize(corpus, tokenizer, tmp_path / "given", held_out_fraction=0)
     tokens = np.fromfile(tmp_path / "given" / "train" / "tokens.bin", "<u2")
-    tokens[0] = 280
+    tokens[0] = 272
     tokens.tofile(tmp_path / "given" / "train" / "tokens.bin")
-    with pytest.raises(ValueError, match="document 0 has token 280; vocab_size is 280"):
+    with pytest.raises(ValueError, match="document 0 has token 272; vocab_size is 272"):
         tokenize(TokenFile(str(tmp_path / "given" / "train")), tokenizer, tmp_path / "out", held_out_fraction=0)
 
 
