@@ -2,12 +2,20 @@
 
 Chunked Lightning with the same chunk, `scaled_dot_product_attention`, each expert's rows by index_select, one fused
 cross-entropy, fused AdamW. Parameters are the library's tree with one dict per layer, as torch tensors.
+
+python -m benchmarks.torch_peer TIMES THREADS < pickled (config, tokens [B, T]): prints the seconds of the best step.
 """
 
+import pickle
+import sys
+import timeit
+
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ling_jax import model
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import Kind, layer_kind, layer_numbers
 from ling_jax.model.lightning import log_decays
@@ -167,3 +175,16 @@ def _route(score_ME, expert_bias_E, config: ModelConfig):
         index_Mk = grouped.masked_fill(~keep[..., None], -torch.inf).flatten(1).topk(config.top_k, dim=-1).indices
     weight_Mk = score_ME.gather(1, index_Mk)
     return index_Mk, weight_Mk / (weight_Mk.sum(-1, keepdim=True) + 1e-20) * config.routed_scale
+
+
+def main(times: int, threads: int) -> None:
+    config, tokens = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    params = jax.device_get(jax.jit(lambda key: model.init(key, config))(jax.random.key(0)))
+    step, tokens = make_train_step(from_jax(params, config), config, peak_lr=1e-3), torch.tensor(tokens).long()
+    step(tokens)
+    print(min(timeit.repeat(lambda: step(tokens), number=1, repeat=times)))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

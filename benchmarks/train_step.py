@@ -3,8 +3,10 @@
 python -m benchmarks.train_step --json_out=train_step.json
 """
 
+import importlib.util
+import pickle
+import subprocess
 import sys
-import timeit
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +54,9 @@ def train_step_claims(times: int) -> list[Claim]:
     config = model_config("tiny-2.6", **HYBRID)
     optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 100)
     trainable = spec.trainable(model_spec(config))
-    params = jax.jit(lambda key: model.init(key, config))(jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
-    peer = torch_step_seconds(jax.device_get(params), tokens, config, times)
+    peer = torch_step_seconds(tokens, config, times)
+    params = jax.jit(lambda key: model.init(key, config))(jax.random.key(0))
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
     batch = dict(tokens=tokens, labels=tokens, segment_ids=np.ones_like(tokens), positions=positions)
     step = jax.jit(make_train_step(config, optimizer, router_bias_rate=1e-3), donate_argnums=0)
@@ -71,19 +73,14 @@ def train_step_claims(times: int) -> list[Claim]:
     ]
 
 
-def torch_step_seconds(params, tokens, config: ModelConfig, times: int) -> float:
-    """The best step of the PyTorch peer from the same parameters."""
-    try:
-        import torch
-
-        from benchmarks import torch_peer
-    except ModuleNotFoundError as error:
-        raise SystemExit("speed_vs_torch needs PyTorch: pip install -e '.[bench]'") from error
-    torch.set_num_threads(PEER_THREADS)
-    step = torch_peer.make_train_step(torch_peer.from_jax(params, config), config, peak_lr=1e-3)
-    tokens = torch.tensor(tokens, dtype=torch.long)
-    step(tokens)
-    return min(timeit.repeat(lambda: step(tokens), number=1, repeat=times))
+def torch_step_seconds(tokens, config: ModelConfig, times: int) -> float:
+    """The best step of the PyTorch peer, in a process of its own: its threads would go on beside ours."""
+    if importlib.util.find_spec("torch") is None:
+        raise SystemExit("speed_vs_torch needs PyTorch: pip install -e '.[bench]'")
+    command = [sys.executable, "-m", "benchmarks.torch_peer", str(times), str(PEER_THREADS)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
+        told, _ = peer.communicate(pickle.dumps((config, tokens)))
+    return float(told)
 
 
 def moe_vs_useful_flops(times: int) -> Claim:
