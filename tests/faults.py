@@ -22,7 +22,8 @@ import orbax.checkpoint as ocp
 
 from ling_jax.spec import named_leaves
 
-MEASURED = ("time", "tokens_per_second", "mfu")  # what depends on the clock and not on the data
+# What depends on the clock and not on the data.
+MEASURED = ("time", "tokens_per_second", "mfu", "generate_seconds", "train_seconds")
 ROOT = Path(__file__).parents[1]
 
 

@@ -25,10 +25,17 @@ def open_manager(folder, *, keep: int) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)  # it takes no relative path
 
 
-def save(manager: ocp.CheckpointManager, step: int, state, model: ModelConfig) -> None:
-    """Starts the save of a state under its step; returns when the arrays are copied."""
-    meta = {"model": dataclasses.asdict(model)}
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+def save(manager: ocp.CheckpointManager, step: int, state, model: ModelConfig, **records: dict[str, Any]) -> None:
+    """Starts the save of a state under its step, with JSON objects by name; returns when the arrays are copied."""
+    records = {"meta": {"model": dataclasses.asdict(model)}} | records
+    items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
+    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), **items))
+
+
+def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
+    """A JSON object that the newest checkpoint was saved with."""
+    arguments = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
+    return manager.restore(manager.latest_step(), args=arguments)[name]
 
 
 def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = None):

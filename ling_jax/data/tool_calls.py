@@ -7,6 +7,7 @@ from typing import Any
 
 TOOL_FORMATS = ("xml", "json")
 THINK, END_THINK = "<think>", "</think>"
+JSON_CALL = re.compile(r"<tool_call>\s*\{")
 CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
 ARGUMENT = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 
@@ -55,6 +56,11 @@ def parse(text: str, *, tool_format: str = "xml", tools=()) -> Parsed:
     if "<tool_call>" in CALL.sub("", text):
         errors.append("unclosed_tool_call")
     return Parsed(content, reasoning, tuple(calls), tuple(errors))
+
+
+def parse_either(text: str, tools=()) -> Parsed:
+    """`parse` in "json" where the text has a call in it, else in "xml"."""
+    return parse(text, tool_format="json" if JSON_CALL.search(text) else "xml", tools=tools)
 
 
 def _split_reasoning(text: str, errors: list[str]) -> tuple[str | None, str]:

@@ -92,13 +92,23 @@ def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):
 
     Made in chunks of `chunk` tokens of each row; a gradient makes each chunk's logits again, so they are never kept.
     """
+    return token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk)[0]
+
+
+def token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
+    """(`token_logps`, the entropy in nats of what each target was drawn from: a constant, 0 where a target is -100)."""
 
     @jax.checkpoint
     def step(_, inputs):
-        return None, -_chunk_nll(*inputs, head_DW)[0]
+        x_BCD, target_BC = inputs
+        logits_BCW = jax.lax.stop_gradient(head_logits(head_DW, x_BCD))
+        logps_BCW = jax.nn.log_softmax(logits_BCW, axis=-1)
+        entropy_BC = jnp.where(target_BC != IGNORED, -jnp.sum(jnp.exp(logps_BCW) * logps_BCW, axis=-1), 0)
+        return None, (-_chunk_nll(x_BCD, target_BC, head_DW)[0], entropy_BC)
 
-    _, logps_NBC = jax.lax.scan(step, None, _time_chunks(hidden_BTD, targets_BT, chunk))
-    return jnp.moveaxis(logps_NBC, 0, 1).reshape(hidden_BTD.shape[0], -1)[:, : hidden_BTD.shape[1]]
+    _, chunks = jax.lax.scan(step, None, _time_chunks(hidden_BTD, targets_BT, chunk))
+    batch, length = targets_BT.shape
+    return tuple(jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1)[:, :length] for x_NBC in chunks)
 
 
 def _chunk_nll(x_BCD, target_BC, head_DW):

@@ -23,9 +23,13 @@ class Loaded:
 
     @property
     def end_ids(self) -> set[int]:
-        """Tokens that close a text: the end of a document, and of a turn where the tokenizer knows turns."""
-        end_of_turn = self.tokenizer.token_to_id(END)
-        return {data.eos_id(self.tokenizer)} | ({end_of_turn} if end_of_turn is not None else set())
+        return end_ids(self.tokenizer)
+
+
+def end_ids(tokenizer: Tokenizer) -> set[int]:
+    """Tokens that close a text: the end of a document, and of a turn where the tokenizer knows turns."""
+    end_of_turn = tokenizer.token_to_id(END)
+    return {data.eos_id(tokenizer)} | ({end_of_turn} if end_of_turn is not None else set())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -225,7 +226,7 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
         if dataclasses.is_dataclass(value):
             value = to_config_dict(value)
         elif isinstance(value, tuple):
-            value = tuple(dataclasses.asdict(item) for item in value)
+            value = tuple(dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value)
         elif value is None:
             (kind,) = [option for option in typing.get_args(hint) if option is not type(None)]
             value = config_dict.placeholder(dict if dataclasses.is_dataclass(kind) else kind)
@@ -247,11 +248,11 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(old: Any, new: Any) -> list[str]:
+def differences(old: Any, new: Any, resumable: Sequence[str] = RESUMABLE) -> list[str]:
     """Fields of two configs that differ and may not on resumption, a line each."""
     old, new = flatten(old), flatten(new)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     # A cosine ends at train.steps: with another end, every learning rate is another.
-    may_differ = [name for name in RESUMABLE if (name, new["optimizer.schedule"]) != ("train.steps", "cosine")]
+    may_differ = [name for name in resumable if (name, new["optimizer.schedule"]) != ("train.steps", "cosine")]
     fixed = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in may_differ)]
     return [f"{key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now" for key in fixed]

@@ -119,7 +119,7 @@ class MetricsWriter:
         if jax.process_index():
             return
         self._path = epath.Path(folder) / "metrics.jsonl"
-        _drop_lines_from(self._path, first_step)
+        drop_lines_from(self._path, first_step)
         self._tensorboard = SummaryWriter(str(epath.Path(folder) / "tensorboard"), purge_step=first_step)
 
     def write(self, lines: list[dict[str, Any]]) -> None:
@@ -141,8 +141,8 @@ class MetricsWriter:
             self._tensorboard.close()
 
 
-def _drop_lines_from(path: epath.Path, step: int) -> None:
-    """Forgets steps that a killed run had logged and its checkpoint does not hold: they will run again."""
+def drop_lines_from(path: epath.Path, step: int) -> None:
+    """Forgets steps that a killed run had written and its checkpoint does not hold: they will run again."""
     if not path.exists():
         return
     lines = []
@@ -153,7 +153,7 @@ def _drop_lines_from(path: epath.Path, step: int) -> None:
                 lines.append(line)
         except (ValueError, KeyError, TypeError):
             if number <= text.count("\n"):  # only the last line may have been cut off
-                raise ValueError(f"{path}, line {number} is no line of metrics; remove it") from None
+                raise ValueError(f"{path}, line {number} has no step; remove it") from None
     with replacing(path) as file:
         file.writelines(line.encode() + b"\n" for line in lines)
 

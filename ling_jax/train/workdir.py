@@ -3,15 +3,16 @@
 import dataclasses
 import fcntl
 import json
-from typing import IO
+from collections.abc import Sequence
+from typing import IO, Any
 
 from etils import epath
 
 from ling_jax.files import replacing
-from ling_jax.train.config import TrainingConfig, differences
+from ling_jax.train.config import RESUMABLE, differences
 
 FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")
-FILES = ("config.json", "metrics.jsonl")
+FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
 
 
 def open_workdir(workdir) -> epath.Path:
@@ -33,8 +34,10 @@ def has_checkpoint(workdir: epath.Path) -> bool:
     return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def check_workdir(config: TrainingConfig, workdir: epath.Path) -> None:
+def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = RESUMABLE) -> None:
     """Raises ValueError where the workdir holds another run, with a line for each field that may not differ.
+
+    `config` is the dataclass of the stage, `resumable` what of it may.
 
     Until there is a checkpoint there is nothing to go on from, and any config may take the place of the last one.
     """
@@ -47,12 +50,12 @@ def check_workdir(config: TrainingConfig, workdir: epath.Path) -> None:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}; restore it, or name another workdir") from None
-    if changed := differences(old, dataclasses.asdict(config)):
+    if changed := differences(old, dataclasses.asdict(config), resumable):
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
 
 
-def write_config(config: TrainingConfig, workdir: epath.Path) -> None:
+def write_config(config: Any, workdir: epath.Path) -> None:
     with replacing(workdir / "config.json") as file:
         file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
 

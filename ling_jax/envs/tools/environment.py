@@ -6,11 +6,10 @@ by the critical calls (Ling 2.6 report §3.2.1).
 
 import json
 import random
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.data.tool_calls import parse_either, render_call
 from ling_jax.envs.base import Message, StepResult, Task, draw_task
 from ling_jax.envs.tools import bank, calendar, inventory
 from ling_jax.envs.tools.call import Call, Tool, call_tool
@@ -26,7 +25,6 @@ SYSTEM = (
 )
 KITS = {kit.NAME: kit for kit in (bank, calendar, inventory)}
 TOOLS: dict[str, tuple[str, Tool]] = {t.name: (kit.NAME, t) for kit in KITS.values() for t in kit.TOOLS}
-JSON_CALL = re.compile(r"<tool_call>\s*\{")
 
 World = Mapping[str, Any]  # toolkit -> its state
 
@@ -59,7 +57,7 @@ def step(state: State, action: str) -> StepResult:
     task, world, changes = state.task, state.world, list(state.changes)
     if state.ended:
         raise ValueError(f"task {task.id}: the episode has ended; reset it")
-    parsed = parse(action, tool_format="json" if JSON_CALL.search(action) else "xml", tools=task.tools)
+    parsed = parse_either(action, task.tools)
     errors = [f"{error}: write each call as the system message says" for error in parsed.errors]
     observation = [_told({"error": error}) for error in errors]
     for call in parsed.tool_calls:

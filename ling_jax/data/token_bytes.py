@@ -1,0 +1,33 @@
+"""The bytes that a token of a byte-level tokenizer stands for."""
+
+import functools
+
+from tokenizers import Tokenizer
+
+
+def token_bytes(tokenizer: Tokenizer) -> tuple[list[bytes], list[bool]]:
+    """(the bytes, whether it is a special token) of every id; the bytes of a special token are its name's.
+
+    Raises ValueError on a tokenizer that is not byte-level.
+    """
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    pieces = [_bytes(tokenizer, id, id in special) for id in range(tokenizer.get_vocab_size())]
+    return pieces, [id in special for id in range(tokenizer.get_vocab_size())]
+
+
+def _bytes(tokenizer: Tokenizer, id: int, special: bool) -> bytes:
+    text = tokenizer.id_to_token(id)
+    if special:
+        return text.encode()
+    try:
+        return bytes(_alphabet()[character] for character in text)
+    except KeyError as error:
+        raise ValueError(f"token {id} is {text!r}, and {error} stands for no byte; expected a byte-level BPE") from None
+
+
+@functools.cache
+def _alphabet() -> dict[str, int]:
+    """The character that stands for each byte: itself where it can be printed, else one from 256 on (GPT-2)."""
+    printed = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): byte for byte in printed} | {chr(256 + i): byte for i, byte in enumerate(others)}
