@@ -1,0 +1,212 @@
+"""The loop of reinforcement learning without the world around it: one call of `Learner.step` is one weight version."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ling_jax.envs import ENVIRONMENTS, Task
+from ling_jax.objectives import group_advantages
+from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
+from ling_jax.rl.batch import loss_scale, make_batch
+from ling_jax.rl.config import RLConfig, TaskSource, budget_of, limits_of
+from ling_jax.rl.reward import Reward, Rewards
+from ling_jax.rl.rollouts import Group, Rollouts
+from ling_jax.rl.runner import Ask, Episode, Player, Reader
+from ling_jax.rl.step import Batch
+from ling_jax.train.state import TrainState
+
+ROUND_OFF = 1e-6  # that a reward may pass its bounds by
+
+Event = dict[str, Any]
+Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+
+_advantages = jax.jit(group_advantages)
+
+
+class Step(NamedTuple):
+    """What one step leaves behind."""
+
+    events: list[Event]  # every decision, in order
+    metrics: dict[str, Any]
+    samples: list[dict[str, Any]]
+
+
+class Learner:
+    """Generates under the weights it has, learns from the groups that are complete, and so on.
+
+    Interleaved and deterministic: a step depends on the config, the state and nothing else, but the seconds in its
+    metrics. `update` is the compiled `make_rl_step`, which uses up the state that it is given.
+    """
+
+    def __init__(self, config: RLConfig, reward: Reward, player: Player, update: Update, state: TrainState):
+        self.config, self.reward, self.player, self.update, self.state = config, reward, player, update, state
+        rollout = config.rollout
+        self.events: list[Event] = []
+        self.rollouts = Rollouts(budget_of(rollout), limits_of(rollout), rollout.group_size, self._draw, self._emit)
+        self.rates = unseen(sum(source.count for source in config.tasks))
+        self.memory: Any = None  # the reward's
+
+    def step(self) -> Step:
+        """One harvest of the token budget, one optimisation step, the next version."""
+        begun, self.events = time.perf_counter(), []
+        self.rollouts.begin()
+        self.player.load(self.state.params)
+        while self.rollouts.is_open:
+            self.rollouts.advance(self.player.advance(self.rollouts.running, self.rollouts.version))
+        generated = time.perf_counter()
+        groups = self.rollouts.harvest(self.config.rollout.prompts_per_step)
+        rewards = self._pay(groups)
+        self.rates = _observed(self.rates, groups, self.rollouts.version)
+        metrics = self._learn(groups, rewards)
+        metrics |= {"generate_seconds": generated - begun, "train_seconds": time.perf_counter() - generated}
+        metrics |= reward_metrics(groups, rewards) | {"generated_tokens": self.rollouts.pool.generated}
+        self.rollouts.close()
+        metrics |= {"discarded": self._discarded(), "waiting": len(self.rollouts.episodes)}
+        told = samples(groups, rewards, self.player.reader, self.config.train.samples)
+        return Step(self.events, metrics, told)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the weights, between two steps."""
+        seen = np.flatnonzero(self.rates.seen)
+        columns = (self.rates.estimate, self.rates.seen, self.rates.first_solved)
+        rates = [[i, *values] for i, *values in zip(seen.tolist(), *(c[seen].tolist() for c in columns), strict=True)]
+        return {"rollouts": self.rollouts.to_json(), "rates": rates, "memory": self.memory}
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """What `to_json` gave; the state is given when a learner is made."""
+        self.rollouts.restore(record["rollouts"], self._ask, self.player.reader)
+        rates = unseen(len(self.rates.seen))
+        for i, estimate, seen, first_solved in record["rates"]:
+            rates.estimate[i], rates.seen[i], rates.first_solved[i] = estimate, seen, first_solved
+        self.rates, self.memory = rates, record["memory"]
+
+    def _emit(self, kind: str, record: dict[str, Any]) -> None:
+        self.events.append({"kind": kind, **record})
+
+    def _draw(self, first: int, count: int) -> list[Episode]:
+        """The episodes of the next prompts. A prompt's task depends on the seed, its number and the pass rates."""
+        config, asks = self.config, []
+        steps = config.train.dpr_steps
+        weights = sampling_probabilities(self.rates, steps) if steps else None
+        for prompt in range(first, first + count):
+            rng = np.random.default_rng((config.train.seed, prompt))
+            number = int(rng.choice(len(self.rates.seen), p=weights))
+            self._emit("prompt", {"prompt": prompt, "task": number})
+            size = config.rollout.group_size
+            asks += [self._ask(prompt * size + i, number) for i in range(size)]
+        return self.player.reader.begin(asks)
+
+    def _ask(self, i: int, number: int) -> Ask:
+        prompt, place = divmod(i, self.config.rollout.group_size)
+        efforts = self.config.efforts
+        return Ask(
+            id=i,
+            number=number,
+            task=task_of(self.config.tasks, number),
+            seed=int(np.random.SeedSequence((self.config.train.seed, i)).generate_state(1)[0]),
+            group=prompt,
+            effort=efforts[place % len(efforts)] if efforts else None,
+        )
+
+    def _pay(self, groups: Sequence[Group]) -> list[Rewards]:
+        """Raises ValueError on a reward that is not finite or out of its range."""
+        valid = [[e for e, v in zip(group.episodes, group.valid, strict=True) if v] for group in groups]
+        rewards, self.memory = self.reward.pay(valid, self.player.reader, self.memory)
+        low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
+        for group, reward in zip(groups, rewards, strict=True):
+            check_reward(reward.total, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
+        return rewards
+
+    def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:
+        config, rows = self.config, self.config.rows
+        scale = loss_scale(config.objective.name, config.objective.options, groups, rows)
+        batch = make_batch(
+            groups,
+            advantages_of(groups, rewards, (config.rollout.prompts_per_step, config.rollout.group_size)),
+            self.player.reader,
+            rows=rows,
+            version=self.rollouts.version,
+            scale=scale,
+        )
+        self.state, metrics = self.update(self.state, batch)
+        metrics = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
+        record = {"prompts": [group.prompt for group in groups], "batch": digest(batch)}
+        self._emit("update", record | {name: repr(metrics[name]) for name in ("loss", "grad_norm")})
+        return metrics
+
+    def _discarded(self) -> int:
+        """Rollouts that left without being used, in this step."""
+        purged = sum(len(event["purged"]) for event in self.events if event["kind"] == "iteration")
+        return purged + sum(len(event["discarded"]) for event in self.events if event["kind"] == "staleness")
+
+
+def task_of(sources: Sequence[TaskSource], number: int) -> Task:
+    """Task `number` of all the sources' tasks, one source after the other."""
+    for source in sources:
+        if number < source.count:
+            difficulty = source.difficulties[number % len(source.difficulties)]
+            return ENVIRONMENTS[source.environment].make_task(number, difficulty)
+        number -= source.count
+    raise ValueError(f"there are {sum(source.count for source in sources)} tasks, and {number} more was asked for")
+
+
+def advantages_of(groups: Sequence[Group], rewards: Sequence[Rewards], shape: tuple[int, int]) -> np.ndarray:
+    """[groups, group_size] float32 of that shape; 0 for answers without a reward and where there is no group."""
+    totals, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    for row, (group, reward) in enumerate(zip(groups, rewards, strict=True)):
+        valid[row] = group.valid
+        totals[row, valid[row]] = reward.total
+    return np.asarray(_advantages(totals, valid))
+
+
+def digest(batch: Batch) -> str:
+    """Of all its bits."""
+    whole = hashlib.blake2b(digest_size=16)
+    for array in jax.tree.leaves(batch):
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
+
+
+def reward_metrics(groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, float]:
+    """Means over the answers that have a reward; 0 where there are none."""
+    paid = [e for group in groups for e, valid in zip(group.episodes, group.valid, strict=True) if valid]
+    parts = dict.fromkeys(name for reward in rewards for name in reward.parts)
+    metrics = {f"reward/{name}": _mean([r.parts[name] for r in rewards]) for name in parts}
+    return metrics | {
+        "reward": _mean([reward.total for reward in rewards]),
+        "accuracy": _mean([[episode.outcome for episode in paid]]),
+        "tokens_per_answer": _mean([[episode.drawn for episode in paid]]),
+        "cut_off": _mean([[episode.trajectory.status == "truncated" for episode in paid]]),
+        "answers": len(paid),
+        "groups": len(groups),
+    }
+
+
+def samples(groups: Sequence[Group], rewards: Sequence[Rewards], reader: Reader, most: int) -> list[dict[str, Any]]:
+    """The first answers of a batch, to be read."""
+    found = []
+    for group, reward in zip(groups, rewards, strict=True):
+        paid = [episode for episode, valid in zip(group.episodes, group.valid, strict=True) if valid]
+        for i, episode in enumerate(paid):
+            if len(found) == most:
+                return found
+            parts = {name: float(values[i]) for name, values in reward.parts.items()}
+            told = {"prompt": episode.task.prompt, "text": reader.text(episode.trajectory.completion_ids)}
+            state = {"status": episode.trajectory.status, "tokens": episode.drawn, "effort": episode.effort}
+            found.append({"rollout": episode.id, **told, **state, "reward": float(reward.total[i]), "parts": parts})
+    return found
+
+
+def _observed(rates: PassRates, groups: Sequence[Group], step: int) -> PassRates:
+    solved = [[e.outcome for e, v in zip(g.episodes, g.valid, strict=True) if v] for g in groups]
+    numbers = [next(e.number for e in group.episodes if e is not None) for group in groups]
+    return observe(rates, numbers, [float(np.mean(outcomes)) for outcomes in solved], step)
+
+
+def _mean(values: Sequence[Sequence[float]]) -> float:
+    flat = np.concatenate([np.asarray(part, np.float64) for part in values]) if values else np.zeros(0)
+    return float(flat.mean()) if flat.size else 0.0

@@ -1,0 +1,283 @@
+"""The loop of reinforcement learning: what about a run touches the world. What it computes is `ling_jax.rl.learner`."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+
+from ling_jax import data
+from ling_jax import spec as specs
+from ling_jax.checkpoint import orbax
+from ling_jax.data.chat import ChatTemplate
+from ling_jax.data.folder_template import FolderTemplate, save_template
+from ling_jax.evaluate.report import table, write_results
+from ling_jax.model import model_spec
+from ling_jax.objectives import effective_objective
+from ling_jax.rl.config import RESUMABLE, RLConfig
+from ling_jax.rl.learner import Event, Learner, task_of
+from ling_jax.rl.reward import Reward
+from ling_jax.rl.runner import Ask, Player, Reader, evaluate, held_out_tasks, make_reader, summarise
+from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, trainable
+from ling_jax.rollout.load import ModelFolder, open_model
+from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.metrics import MetricsWriter, drop_lines_from, to_line
+from ling_jax.train.optimizer import learning_rate, make_optimizer
+from ling_jax.train.programs import use_compilation_cache
+from ling_jax.train.state import create_state
+from ling_jax.train.stop import stop_signals
+from ling_jax.train.workdir import check_workdir, has_checkpoint, lock, open_workdir, unlock, write_config
+
+PROBES = 16  # tasks of each source that are tried on the context before the work starts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run whose config fits its start, its tasks and its workdir."""
+
+    config: RLConfig
+    reward: Reward
+    workdir: epath.Path
+    start: ModelFolder  # the stage before, or this run's newest checkpoint
+    reader: Reader
+    optimizer: optax.GradientTransformation
+    lock: IO[bytes] | None
+
+
+def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
+    """Checks a config against start, tasks and workdir. Raises ValueError or OSError with what to change."""
+    workdir = open_workdir(workdir)
+    check_workdir(config, workdir, RESUMABLE)
+    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
+    if config.efforts and not isinstance(start.template, ChatTemplate):
+        raise ValueError(f"efforts are {config.efforts}; the chat template of {config.start_from} knows none")
+    reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
+    _probe(config, reader)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    held = lock(workdir)
+    try:
+        data.save_tokenizer(start.tokenizer, workdir / "tokenizer")
+        if isinstance(start.template, FolderTemplate):
+            save_template(start.template, workdir)
+        write_config(config, workdir)
+    except BaseException:
+        unlock(workdir, held)
+        raise
+    return Run(config, reward, workdir, start, reader, optimizer, held)
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Learns until `train.steps`, from the newest checkpoint in the workdir if there is one.
+
+    The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, tensorboard/,
+    checkpoints/, and evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
+    {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and `TooManyBadSteps`, both after a
+    save; `DamagedCheckpoint` where the newest one cannot be read.
+    """
+    use_compilation_cache()
+    try:
+        with orbax.open_manager(run.workdir / "checkpoints", keep=run.config.train.keep) as manager:
+            start = manager.latest_step() or 0
+            print(start_report(run, start), flush=True)
+            if start >= run.config.train.steps:
+                print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
+                return {}
+            with make_learner(run) as learner:
+                if start:
+                    learner.state = orbax.restore(manager, abstract_state(run.start.config, run.optimizer))
+                    learner.restore(orbax.restore_record(manager, "learner"))
+                return _steps(run, learner, manager, start)
+    finally:
+        unlock(run.workdir, run.lock)
+
+
+def replay(run: Run) -> int:
+    """Runs it all again from its start and compares every event with the log: tokens, batches, losses, decisions.
+
+    Returns how many steps were the same. Raises ValueError at the first event that is another.
+    """
+    use_compilation_cache()
+    path = run.workdir / "events.jsonl"
+    logged = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = logged[-1]["step"] + 1 if logged else 0
+    start = open_model(run.config.start_from)
+    try:
+        with make_learner(dataclasses.replace(run, start=start)) as learner:
+            for step in range(steps):
+                found = learner.step().events
+                _compare(step, [event for event in logged if event["step"] == step], found, path)
+                print(f"replayed step={step + 1}/{steps} events={len(found)}: the same", flush=True)
+    finally:
+        unlock(run.workdir, run.lock)
+    return steps
+
+
+@contextlib.contextmanager
+def make_learner(run: Run) -> Iterator[Learner]:
+    """A learner at step 0. Its step is compiled while the first answers are generated."""
+    compiler = concurrent.futures.ThreadPoolExecutor(1)
+    compiled = compiler.submit(_compile, run)
+    player = Player(run.start.config, run.reader, run.config.rollout.slots)
+    state = create_state(_float32(run.start.params()), run.optimizer, trainable(run.start.config))
+    try:
+        yield Learner(run.config, run.reward, player, lambda *args: compiled.result()(*args), state)
+    finally:
+        compiler.shutdown(wait=False, cancel_futures=True)
+
+
+def start_report(run: Run, start: int) -> str:
+    """What is about to run, and where its files go."""
+    config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
+    options = config.objective.options | ({"group_size": rollout.group_size} if config.objective.name == "lpo" else {})
+    tasks = "; ".join(f"{s.count} of {s.environment}, difficulties {list(s.difficulties)}" for s in config.tasks)
+    budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
+    staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
+    lines = {
+        "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
+        "objective": effective_objective(config.objective.name, **options),
+        "reward": config.reward + (f", efforts {', '.join(config.efforts)}" if config.efforts else ""),
+        "tasks": tasks + (", drawn by pass rate" if config.train.dpr_steps else ""),
+        "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
+        "budget": f"{budget}; {rollout.slots} slots; {staleness}",
+        "run": f"steps {start} to {steps}, one optimisation step each: old = policy, so the ratio is 1",
+        "files": f"{run.workdir}: config.json, metrics.jsonl, samples.jsonl, events.jsonl, checkpoints/, tokenizer/",
+    }
+    return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _probe(config: RLConfig, reader: Reader) -> None:
+    """Raises ValueError where some first tasks do not fit the context: training and held-out ones, all difficulties."""
+    asks, first = [], 0
+    for source in config.tasks:
+        count = min(source.count, max(PROBES, len(source.difficulties)))
+        tasks = [task_of(config.tasks, first + i) for i in range(count)]
+        tasks += held_out_tasks(source.environment, source.difficulties, count)
+        effort = max(config.efforts, key=len, default=None)
+        asks += [Ask(0, 0, task, seed=0, group=0, effort=effort) for task in tasks]
+        first += source.count
+    reader.begin(asks)
+
+
+def _compile(run: Run) -> Callable:
+    config, begun = run.config, time.perf_counter()
+    objective = make_objective(config.objective.name, config.rollout.group_size, config.objective.options)
+    step = jax.jit(make_rl_step(run.start.config, run.optimizer, objective), donate_argnums=0)
+    batch = abstract_batch(config.rows, config.rollout.context)
+    compiled = step.lower(abstract_state(run.start.config, run.optimizer), batch).compile()
+    print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
+    return compiled
+
+
+def _float32(params):
+    """Master weights, in buffers of their own: the step uses up those that it is given."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32), place), params)
+
+
+def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
+    train, line = run.config.train, {}
+    if start == 0:
+        _evaluate(run, learner.state.params, 0)
+    log = _Log(run, start)
+    with contextlib.closing(log), stop_signals() as stopped:
+        for step in range(start, train.steps):
+            result = learner.step()
+            line = log.add(step, result, bad_steps=int(learner.state.bad_steps))
+            stop = stopped[0] if stopped else None  # read once: it may come at any moment
+            done, ends = step + 1, step + 1 == train.steps
+            too_bad = int(learner.state.bad_steps) >= train.max_bad_steps
+            if ends:
+                _evaluate(run, learner.state.params, done)
+            if ends or too_bad or stop is not None or done % train.save_every == 0:
+                print(f"saving step={done} in {run.workdir / 'checkpoints' / str(done)}", flush=True)
+                orbax.save(manager, done, learner.state, run.start.config, learner=learner.to_json())
+                manager.wait_until_finished()  # the next step uses the state up
+                print(f"saved step={done}", flush=True)
+            if too_bad:
+                raise TooManyBadSteps(
+                    f"{train.max_bad_steps} steps changed nothing (train.max_bad_steps); see metrics.jsonl"
+                )
+            if stop is not None and not ends:
+                raise Interrupted(stop, done)
+    return line
+
+
+def _evaluate(run: Run, params, step: int) -> None:
+    """Held-out tasks, greedily, into evaluation/STEP; what is there already stays."""
+    config, folder = run.config, run.workdir / "evaluation" / f"{step:06}"
+    if not config.train.eval_tasks or folder.exists():
+        return
+    player = Player(run.start.config, run.reader, config.rollout.slots, temperature=0.0)
+    sources = [held_out_tasks(s.environment, s.difficulties, config.train.eval_tasks) for s in config.tasks]
+    records = evaluate(player, params, [task for tasks in sources for task in tasks])
+    metrics = summarise(records)
+    print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)
+    write_results(folder, records, metrics, {"step": step})
+
+
+class _Log:
+    """The files that get lines at every step, and the line that is printed."""
+
+    def __init__(self, run: Run, start: int):
+        self._run, self._start, self._begun = run, start, time.perf_counter()
+        for name in ("samples", "events"):
+            drop_lines_from(run.workdir / f"{name}.jsonl", start)
+        self._metrics = MetricsWriter(run.workdir, first_step=start)
+        train = run.config.train
+        self._rates = np.asarray(learning_rate(run.config.optimizer, train.steps)(np.arange(train.steps)))
+
+    def add(self, step: int, result, *, bad_steps: int) -> dict[str, Any]:
+        metrics = result.metrics
+        seconds = metrics["generate_seconds"] + metrics["train_seconds"]
+        applied = step - bad_steps + metrics["bad"]  # before this step
+        line = to_line(step, metrics) | {
+            "learning_rate": float(self._rates[applied]),
+            "tokens_per_second": metrics["generated_tokens"] / seconds,
+            "time": time.time(),
+        }
+        self._metrics.write([line])
+        self._append("samples", step, result.samples)
+        self._append("events", step, result.events)
+        self._print(step, line)
+        return line
+
+    def close(self) -> None:
+        self._metrics.close()
+
+    def _append(self, name: str, step: int, records: Iterable[Event]) -> None:
+        with (self._run.workdir / f"{name}.jsonl").open("a") as file:
+            file.writelines(json.dumps({"step": step} | record) + "\n" for record in records)
+
+    def _print(self, step: int, line: dict[str, Any]) -> None:
+        steps = self._run.config.train.steps
+        shown = {
+            "loss": "loss", "reward": "reward", "accuracy": "accuracy", "tokens/answer": "tokens_per_answer",
+            "groups": "groups", "staleness": "staleness/max", "masked": "masked_fraction",
+            "mismatch": "mismatch_same_version/max", "generate_s": "generate_seconds", "train_s": "train_seconds",
+        }  # fmt: skip
+        values = " ".join(f"{name}={_short(line[key])}" for name, key in shown.items() if key in line)
+        per_step = (time.perf_counter() - self._begun) / (step + 1 - self._start)
+        eta = datetime.timedelta(seconds=round((steps - step - 1) * per_step))
+        bad = "bad: nothing changed; " if line["bad"] else ""
+        print(f"step={step + 1}/{steps} {bad}{values} {eta=!s}", flush=True)
+
+
+def _short(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _compare(step: int, logged: list[Event], found: list[Event], path) -> None:
+    plain = json.loads(json.dumps(found))
+    for i, (event, wanted) in enumerate(zip(plain, logged, strict=False)):
+        if {"step": step} | event != wanted:
+            raise ValueError(f"{path}: event {i} of step {step} is {wanted}, its replay {event}")
+    if len(plain) != len(logged):
+        raise ValueError(f"{path}: step {step} has {len(logged)} events, its replay {len(plain)}")

@@ -1,0 +1,36 @@
+"""What a stage pays: the form of its reward, which `ling_jax.align` fills in."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ling_jax.rl.runner import Episode, Reader
+
+
+class Rewards(NamedTuple):
+    """Of the answers to one prompt, [G] float64 each."""
+
+    total: np.ndarray
+    parts: dict[str, np.ndarray]  # by name, for the metrics
+
+
+class Reward(NamedTuple):
+    """`pay(groups, reader, memory) -> (a Rewards for each group, memory)`.
+
+    A group has the episodes of one prompt that have ended and not failed, at least one. `memory` is what the reward
+    keeps from step to step, JSON values; None at the start, and for rewards that keep nothing.
+    """
+
+    pay: Callable[[Sequence[Sequence[Episode]], Reader, Any], tuple[list[Rewards], Any]]
+    low: float  # what a total may be
+    high: float
+
+
+def of_each_group(pay: Callable[[Sequence[Episode], Reader], Rewards]):
+    """`pay` of a reward that looks at each group alone and keeps nothing."""
+
+    def all_groups(groups: Sequence[Sequence[Episode]], reader: Reader, memory: Any) -> tuple[list[Rewards], Any]:
+        return [pay(group, reader) for group in groups], memory
+
+    return all_groups

@@ -1,0 +1,216 @@
+"""Which rollouts start, go on, wait, are used and thrown away: the token budget and the staleness bound side by side.
+
+Deterministic, and every decision is told to `emit`, which makes the log. Rollout i is answer i % group_size to prompt
+i // group_size. All that has to last from one optimisation step to the next is in `to_json`.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ling_jax.rl import staleness, token_budget
+from ling_jax.rl.runner import Ask, Episode, Reader, answer, turn_spans
+from ling_jax.rl.token_budget import Budget, Pool, Rollout
+from ling_jax.rl.trajectory import Trajectory, segments
+
+Draw = Callable[[int, int], Sequence[Episode]]  # (first prompt, count) -> the episodes of these prompts, in order
+Emit = Callable[[str, dict[str, Any]], None]  # (kind, record)
+
+
+class Group(NamedTuple):
+    """All answers to one prompt, in order; None for one that was thrown away."""
+
+    prompt: int
+    episodes: tuple[Episode | None, ...]
+
+    @property
+    def valid(self) -> list[bool]:
+        """Which have a reward: neither thrown away nor broken."""
+        return [episode is not None and episode.trajectory.status != "failed" for episode in self.episodes]
+
+
+class Rollouts:
+    """All that is under way. One step of the loop is: begin, advance while `is_open`, harvest, close."""
+
+    def __init__(self, budget: Budget, limits: staleness.Limits, group_size: int, draw: Draw, emit: Emit):
+        self.budget, self.limits, self.group_size = budget, limits, group_size
+        self.pool, self.state = Pool(), staleness.State()
+        self.prompts = 0  # drawn so far
+        self.open: list[int] = []  # prompts whose group was not used yet
+        self.episodes: dict[int, Episode] = {}  # of open prompts
+        self.gone: set[int] = set()  # of open prompts: purged or too stale
+        self._draw, self._emit = draw, emit
+        self._drew: set[int] = set()  # rollouts that these weights have gone on with
+
+    @property
+    def version(self) -> int:
+        """Of the weights that generate now."""
+        return self.pool.version
+
+    @property
+    def running(self) -> dict[int, Episode]:
+        return {rollout.id: self.episodes[rollout.id] for rollout in self.pool.active}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether generation goes on: the budget says so, or no group is complete yet."""
+        unused = not any(self._complete(prompt) for prompt in self.open)
+        return token_budget.is_open(self.pool, self.budget) or (bool(self.pool.active) and unused)
+
+    def begin(self) -> None:
+        """A new iteration: rollouts that were paused too often leave, new ones come."""
+        self._drew = set()
+        for rollout in self.pool.active:
+            if rollout.retention == self.budget.max_retention:  # `token_budget.begin` purges it: its place is free
+                self._event({"op": "finish", "id": rollout.id, "accepted": False})
+                self._forget(rollout.id)
+        self._top_up()
+        self.pool = token_budget.begin(self.pool, self.budget)
+
+    def advance(self, moved: Mapping[int, Episode]) -> None:
+        """After a slice of generation moved these episodes on."""
+        progress, tokens = {}, hashlib.blake2b(digest_size=16)
+        for i, episode in sorted(moved.items()):
+            before = self.episodes[i].trajectory
+            tokens.update(_bytes(episode.trajectory, len(before.completion_ids)))
+            progress[i] = (episode.drawn - self.episodes[i].drawn, not episode.running)
+            self.episodes[i] = episode
+        counts = {str(i): [count, moved[i].trajectory.status] for i, (count, _) in progress.items()}
+        self._emit("slice", {"version": self.version, "rollouts": counts, "tokens": tokens.hexdigest()})
+        for i, (_, ended) in progress.items():
+            if i not in self._drew:
+                self._event({"op": "segment", "id": i})
+                self._drew.add(i)
+            if ended:
+                self._event({"op": "finish", "id": i, "accepted": moved[i].trajectory.status != "failed"})
+        self._top_up()
+        self.pool = token_budget.advance(self.pool, progress, self.budget)
+
+    def harvest(self, most: int) -> list[Group]:
+        """At most so many complete groups, oldest prompts first: they are used now."""
+        complete = [prompt for prompt in self.open if self._complete(prompt)]
+        groups = [Group(p, tuple(self.episodes.get(i) for i in self._ids(p))) for p in complete]
+        broken = [group for group in groups if not any(group.valid)]  # these have nothing to learn from
+        groups = [group for group in groups if any(group.valid)][:most]
+        ids = [i for g in groups for i, valid in zip(self._ids(g.prompt), g.valid, strict=True) if valid]
+        self._event({"op": "consume", "ids": ids})
+        for group in [*groups, *broken]:
+            self.open.remove(group.prompt)
+            for i in self._ids(group.prompt):
+                self.episodes.pop(i, None)
+                self.gone.discard(i)
+        return groups
+
+    def close(self) -> None:
+        """The weights moved on: what has grown too old leaves."""
+        self.pool, record = token_budget.close(self.pool)
+        self._emit("iteration", record)
+        discarded = self._event({"op": "version"})["discarded"]
+        self.pool = token_budget.remove(self.pool, discarded)
+        for i in discarded:
+            self._forget(i)
+
+    def to_json(self) -> dict[str, Any]:
+        """Between two steps; `restore` is the inverse."""
+        return {
+            "pool": dataclasses.asdict(dataclasses.replace(self.pool, completed=())),
+            "state": dataclasses.asdict(self.state) | {"oldest": sorted(self.state.oldest.items())},
+            "prompts": self.prompts,
+            "open": self.open,
+            "gone": sorted(self.gone),
+            "episodes": [_episode_json(self.episodes[i]) for i in sorted(self.episodes)],
+        }
+
+    def restore(self, record: Mapping[str, Any], ask: Callable[[int, int], Ask], reader: Reader) -> None:
+        """What `to_json` gave. `ask(id, task)` is how a rollout was asked for; environments act again on its turns."""
+        pool, state = record["pool"], record["state"]
+        active = tuple(Rollout(i, retention, tuple(map(tuple, runs))) for i, retention, runs in pool["active"])
+        self.pool = Pool(queue=tuple(pool["queue"]), active=active, version=pool["version"])
+        self.state = staleness.State(
+            version=state["version"],
+            accepted=state["accepted"],
+            running=tuple(state["running"]),
+            pending=tuple(state["pending"]),
+            oldest=dict(map(tuple, state["oldest"])),
+        )
+        self.prompts, self.open, self.gone = record["prompts"], list(record["open"]), set(record["gone"])
+        stored = record["episodes"]
+        fresh = reader.begin([ask(entry["id"], entry["task"]) for entry in stored])
+        self.episodes = {e.id: _with_history(e, entry, reader) for e, entry in zip(fresh, stored, strict=True)}
+
+    def _ids(self, prompt: int) -> range:
+        return range(prompt * self.group_size, (prompt + 1) * self.group_size)
+
+    def _complete(self, prompt: int) -> bool:
+        return all(i in self.gone or not self.episodes[i].running for i in self._ids(prompt))
+
+    def _forget(self, i: int) -> None:
+        del self.episodes[i]
+        self.gone.add(i)
+
+    def _event(self, event: dict[str, Any]) -> dict[str, Any]:
+        """Tells the staleness bound; whom it admits waits for a slot."""
+        self.state, record = staleness.step(self.state, event, self.limits)
+        self._emit("staleness", record)
+        self.pool = token_budget.submit(self.pool, record["admitted"])
+        return record
+
+    def _top_up(self) -> None:
+        """Draws new prompts as long as rollouts may start and none waits for it."""
+        free = staleness.capacity(self.state, self.limits)
+        if free <= 0 or self.state.pending:
+            return
+        count = -(-free // self.group_size)
+        episodes = self._draw(self.prompts, count)
+        self.episodes |= {episode.id: episode for episode in episodes}
+        self.open += range(self.prompts, self.prompts + count)
+        self.prompts += count
+        self._event({"op": "submit", "ids": [episode.id for episode in episodes]})
+
+
+def _bytes(trajectory: Trajectory, start: int) -> bytes:
+    return trajectory.completion_ids[start:].tobytes() + trajectory.behaviour_logps[start:].tobytes()
+
+
+def _episode_json(episode: Episode) -> dict[str, Any]:
+    trajectory = episode.trajectory
+    return {
+        "id": episode.id,
+        "task": episode.number,
+        "completion_ids": trajectory.completion_ids.tolist(),
+        "behaviour_logps": trajectory.behaviour_logps.tolist(),  # a float32 is the same float32 again after JSON
+        "versions": [[segment.stop, segment.version] for segment in segments(trajectory)],
+        "turns": turn_spans(trajectory),
+        "status": trajectory.status,
+        "error": episode.error,
+    }
+
+
+def _with_history(episode: Episode, record: Mapping[str, Any], reader: Reader) -> Episode:
+    """The episode after what a record holds; its environment acts again on every turn that has ended."""
+    size = len(record["completion_ids"])
+    versions, mask, start = np.zeros(size, np.int32), np.zeros(size, bool), 0
+    for stop, version in record["versions"]:
+        versions[start:stop], start = version, stop
+    for first, stop in record["turns"]:
+        mask[first:stop] = True
+    whole = dataclasses.replace(
+        episode.trajectory,
+        completion_ids=np.asarray(record["completion_ids"], np.int32),
+        behaviour_logps=np.asarray(record["behaviour_logps"], np.float32),
+        versions=versions,
+        loss_mask=mask,
+    )
+    for _, stop in record["turns"]:
+        if record["status"] != "failed" and whole.completion_ids[stop - 1] in reader.end_ids:
+            episode = answer(dataclasses.replace(episode, trajectory=_prefix(whole, stop)), reader)[0]
+    trajectory = dataclasses.replace(whole, status=record["status"])
+    return dataclasses.replace(episode, trajectory=trajectory, error=record["error"])
+
+
+def _prefix(trajectory: Trajectory, stop: int) -> Trajectory:
+    names = ("completion_ids", "behaviour_logps", "versions", "loss_mask")
+    return dataclasses.replace(trajectory, **{name: getattr(trajectory, name)[:stop] for name in names})

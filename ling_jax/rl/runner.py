@@ -1,0 +1,343 @@
+"""Episodes: a policy's turns in an environment, token by token, over the slots of the engine."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ling_jax.config import ModelConfig
+from ling_jax.data.chat import ChatTemplate, Piece, encode_all, first_rewrite
+from ling_jax.data.folder_template import FolderTemplate
+from ling_jax.data.token_bytes import token_bytes
+from ling_jax.data.tool_calls import parse_either
+from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, Task
+from ling_jax.envs.base import Message
+from ling_jax.envs.tools.call import Call
+from ling_jax.evaluate.report import Metric, with_progress
+from ling_jax.evaluate.statistics import Z95, wilson_interval
+from ling_jax.rewards import split_sentences
+from ling_jax.rl.trajectory import Trajectory, append_observation, append_segment
+from ling_jax.rollout.load import Loaded, ModelFolder, end_ids
+from ling_jax.rollout.slots import Drawn, Slots
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Episode:
+    """A task and how far a policy has come with it."""
+
+    id: int
+    number: int  # of the task, in the caller's list
+    task: Task
+    seed: int  # of its stream of random numbers
+    max_tokens: int  # that the policy may write in all its turns
+    trajectory: Trajectory
+    state: Any  # of the environment, which alone knows what it is
+    messages: tuple[Message, ...]  # the conversation so far
+    effort: str | None = None  # the thinking effort that its prompt asks for
+    rewards: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the environment, once it has ended
+    error: str = ""  # what broke, of a failed one
+
+    @property
+    def running(self) -> bool:
+        return self.trajectory.status == "running"
+
+    @property
+    def drawn(self) -> int:
+        """Tokens that the policy wrote."""
+        return int(self.trajectory.loss_mask.sum())
+
+    @property
+    def turns(self) -> list[str]:
+        """What the policy wrote, turn by turn; a turn that a limit cut off is not among them."""
+        first = len(self.task.messages)
+        return [message["content"] for message in self.messages[first:] if message["role"] == "assistant"]
+
+    @property
+    def calls(self) -> list[Call]:
+        """The tool calls that it made and that could be read."""
+        return [call for turn in self.turns for call in parse_either(turn, self.task.tools).tool_calls]
+
+    @property
+    def superfluous_calls(self) -> int:
+        """Calls more than the task needs."""
+        return max(0, len(self.calls) - len(self.task.hidden.get("calls", ())))
+
+    @property
+    def outcome(self) -> float:
+        """1 solved, 0 not; an answer that a limit cut off is not solved."""
+        return float(self.rewards.get("outcome", 0.0))
+
+    @property
+    def context(self) -> list[int]:
+        return [*self.trajectory.prompt_ids, *self.trajectory.completion_ids.tolist()]
+
+
+class Ask(NamedTuple):
+    """An episode to be; its fields are `Episode`'s."""
+
+    id: int
+    number: int
+    task: Task
+    seed: int
+    group: int  # the prompt, whose answers are compared
+    effort: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reader:
+    """Between conversations and tokens: a stage's tokenizer and template."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | FolderTemplate
+    end_ids: frozenset[int]
+    context: int  # tokens that a row can hold
+    max_tokens: int = 0  # at most, whatever the task says; 0: what the task says
+    _bytes: tuple[list[bytes], list[bool]] = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "_bytes", token_bytes(self.tokenizer))
+
+    def begin(self, asks: Sequence[Ask]) -> list[Episode]:
+        """Episodes before their first token. Raises ValueError where the context has no room for an answer."""
+        pieces = [
+            self._template(ask.effort).render(ask.task.messages, tools=ask.task.tools, prompt=True) for ask in asks
+        ]
+        prompts = [ids for ids, _ in encode_all(self.tokenizer, pieces)]
+        return [self._episode(ask, prompt) for ask, prompt in zip(asks, prompts, strict=True)]
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """As it was written: a special token in it is its name, which an answer cannot hide behind."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+    def sentence_ids(self, trajectory: Trajectory) -> np.ndarray:
+        """[T] int32: which sentence of its turns each drawn token is in, counted through; -1 for other tokens."""
+        ids = np.full(len(trajectory.completion_ids), -1, np.int32)
+        pieces, special = self._bytes
+        for start, stop in turn_spans(trajectory):
+            tokens = trajectory.completion_ids[start:stop].tolist()
+            found = split_sentences([pieces[token] for token in tokens], [special[token] for token in tokens])
+            ids[start:stop] = np.asarray(found.ids) + ids.max(initial=-1) + 1
+        return ids
+
+    def observation(self, episode: Episode, before: int) -> list[Piece]:
+        """What stands behind the end of the policy's last turn: the messages from `before` on and the next opening.
+
+        Raises ValueError where the template rewrites what the policy has read.
+        """
+        template, tools = self._template(episode.effort), episode.task.tools
+        opened = template.render(episode.messages[: before - 1], tools=tools, prompt=True)
+        closed = template.render(episode.messages[:before], tools=tools)
+        later = template.render(episode.messages, tools=tools, prompt=True)
+        for earlier, longer in ((opened, closed), (closed, later)):
+            if (at := first_rewrite(earlier, longer)) is not None:
+                raise ValueError(f"task {episode.task.id}: the chat template rewrites history, at piece {at}")
+        return later[len(closed) :]
+
+    def _template(self, effort: str | None):
+        return self.template if effort is None else dataclasses.replace(self.template, effort=effort)
+
+    def _episode(self, ask: Ask, prompt: list[int]) -> Episode:
+        task = ask.task
+        most = min(self.max_tokens or task.max_tokens, task.max_tokens)
+        if len(prompt) + most > self.context:
+            raise ValueError(
+                f"task {task.id} ({task.environment}, difficulty {task.difficulty}) has a prompt of {len(prompt)} "
+                f"tokens and may write {most}; the context has {self.context}: raise rollout.context, or lower "
+                "rollout.max_tokens or the difficulty"
+            )
+        return Episode(
+            id=ask.id,
+            number=ask.number,
+            task=task,
+            seed=ask.seed,
+            max_tokens=most,
+            trajectory=Trajectory(task.id, str(ask.group), prompt),
+            state=ENVIRONMENTS[task.environment].reset(task, ask.seed),
+            messages=tuple(task.messages),
+            effort=ask.effort,
+        )
+
+
+def make_reader(loaded: Loaded | ModelFolder, *, context: int, max_tokens: int = 0) -> Reader:
+    """Raises ValueError where the context passes the model's."""
+    if context > loaded.config.max_length:
+        raise ValueError(f"the context is {context} tokens; the model's, max_length, is {loaded.config.max_length}")
+    return Reader(loaded.tokenizer, loaded.template, frozenset(end_ids(loaded.tokenizer)), context, max_tokens)
+
+
+def turn_spans(trajectory: Trajectory) -> list[tuple[int, int]]:
+    """[start, stop) of each of the policy's turns in the completion."""
+    edges = np.flatnonzero(np.diff(trajectory.loss_mask.astype(np.int8), prepend=0, append=0))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
+
+
+def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[Episode, list[Piece]]:
+    """(the episode with what weights `version` drew, what it has to read before it can go on).
+
+    Where a turn has ended the environment answers it; one that raises makes the episode "failed".
+    """
+    trajectory = append_segment(episode.trajectory, drawn.tokens, drawn.logps, version)
+    episode = dataclasses.replace(episode, trajectory=trajectory)
+    if not drawn.ended:
+        return episode, []
+    if drawn.tokens[-1] not in reader.end_ids:
+        return _ended(episode, "truncated"), []
+    return answer(episode, reader)
+
+
+def answer(episode: Episode, reader: Reader) -> tuple[Episode, list[Piece]]:
+    """(the episode after the environment answered its last turn, what it has to read before it can go on)."""
+    start, stop = turn_spans(episode.trajectory)[-1]
+    action = reader.text(episode.trajectory.completion_ids[start : stop - 1])
+    try:
+        result = ENVIRONMENTS[episode.task.environment].step(episode.state, action)
+    except Exception as error:  # whatever it is: it says nothing about the policy, and must not end the run
+        print(f"rollout {episode.id} failed: {type(error).__name__}: {error}", flush=True)
+        return _ended(dataclasses.replace(episode, error=f"{type(error).__name__}: {error}"), "failed"), []
+    spoken = (*episode.messages, {"role": "assistant", "content": action})
+    episode = dataclasses.replace(
+        episode, state=result.state, messages=(*spoken, *result.observation), rewards=dict(result.rewards)
+    )
+    if result.terminated or result.truncated:
+        return _ended(episode, "finished" if result.terminated else "truncated"), []
+    if len(episode.turns) >= episode.task.max_turns or episode.drawn >= episode.max_tokens:
+        return _ended(episode, "truncated"), []
+    return episode, reader.observation(episode, len(spoken))
+
+
+def hear(episode: Episode, tokens: Sequence[int], version: int, reader: Reader) -> Episode:
+    """The episode with an observation; one that leaves no room in the context truncates it."""
+    if len(episode.context) + len(tokens) >= reader.context:
+        return _ended(episode, "truncated")
+    return dataclasses.replace(episode, trajectory=append_observation(episode.trajectory, tokens, version))
+
+
+def room(episode: Episode, reader: Reader) -> int:
+    """How many tokens the policy may still write."""
+    return min(episode.max_tokens - episode.drawn, reader.context - len(episode.context))
+
+
+def _ended(episode: Episode, status: str) -> Episode:
+    return dataclasses.replace(episode, trajectory=dataclasses.replace(episode.trajectory, status=status))
+
+
+class Player:
+    """Moves episodes on by pieces of decoding. Which slot one has is the player's business: no token depends on it."""
+
+    def __init__(self, config: ModelConfig, reader: Reader, size: int, *, temperature: float = 1.0):
+        """With so many slots of the model; temperature 0 takes the likeliest tokens."""
+        self.reader, self.size = reader, size
+        self.slots = Slots(
+            config, slots=size, max_length=reader.context, end_ids=reader.end_ids, temperature=temperature
+        )
+        self._seats: dict[int, int] = {}  # episode -> slot
+
+    def load(self, params) -> None:
+        """New weights: what goes on is read again by them."""
+        self.slots.load(params)
+        self._seats = {}
+
+    def advance(self, episodes: Mapping[int, Episode], version: int) -> dict[int, Episode]:
+        """These running episodes, at most as many as there are slots, one piece further. Others leave their slots."""
+        for left in self._seats.keys() - episodes.keys():
+            self.slots.drop(self._seats.pop(left))
+        free = sorted(set(range(self.size)) - set(self._seats.values()))
+        joining = sorted(episodes.keys() - self._seats.keys())
+        for i, slot in zip(joining, free, strict=False):
+            self._put(slot, episodes[i])
+        if len(joining) > len(free):
+            raise ValueError(f"{len(episodes)} episodes are to go on at once; there are {self.size} slots")
+        drawn = self.slots.advance()
+        taken = {i: take(episodes[i], drawn[slot], version, self.reader) for i, slot in sorted(self._seats.items())}
+        return self._heard(taken, version)
+
+    def _put(self, slot: int, episode: Episode) -> None:
+        self._seats[episode.id] = slot
+        limit = room(episode, self.reader)
+        self.slots.put(slot, episode.context, seed=episode.seed, drawn=episode.drawn, limit=limit)
+
+    def _heard(self, taken: dict[int, tuple[Episode, list[Piece]]], version: int) -> dict[int, Episode]:
+        """All observations of a piece are encoded together; a tokenizer takes long to be set up."""
+        hearing = [i for i, (_, pieces) in taken.items() if pieces]
+        encoded = encode_all(self.reader.tokenizer, [taken[i][1] for i in hearing]) if hearing else ()
+        moved = {i: episode for i, (episode, _) in taken.items()}
+        for i, (tokens, _) in zip(hearing, encoded, strict=True):
+            moved[i] = hear(moved[i], tokens, version, self.reader)
+            if moved[i].running:
+                self.slots.feed(self._seats[i], tokens, limit=room(moved[i], self.reader))
+        for i, episode in moved.items():
+            if not episode.running:
+                self.slots.drop(self._seats.pop(i))
+        return moved
+
+
+def play(player: Player, episodes: Iterable[Episode], version: int = 0) -> Iterator[Episode]:
+    """Episodes to their ends under the weights that are loaded, in the order in which they end; slots never wait."""
+    waiting, running = iter(episodes), {}
+    while True:
+        running |= {episode.id: episode for episode in itertools.islice(waiting, player.size - len(running))}
+        if not running:
+            return
+        running = player.advance(running, version)
+        yield from [episode for episode in running.values() if not episode.running]
+        running = {i: episode for i, episode in running.items() if episode.running}
+
+
+def evaluate(player: Player, params, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+    """What the weights do with each task, in order: a JSON object with outcome (0 or 1), tokens, calls, superfluous
+    calls, status and the turns. With a player of temperature 0, the likeliest answers."""
+    player.load(params)
+    asks = [Ask(i, i, task, seed=i, group=i) for i, task in enumerate(tasks)]
+    playing = ([episode] for episode in play(player, player.reader.begin(asks)))
+    episodes = sorted(with_progress(playing, "rollouts", len(tasks)), key=lambda episode: episode.id)
+    return [describe(episode) for episode in episodes]
+
+
+def describe(episode: Episode) -> dict[str, Any]:
+    task = episode.task
+    return {
+        "task": task.id,
+        "environment": task.environment,
+        "difficulty": task.difficulty,
+        "seed": task.seed,
+        "prompt": task.prompt,
+        "outcome": episode.outcome,
+        "tokens": episode.drawn,
+        "calls": len(episode.calls),
+        "superfluous_calls": episode.superfluous_calls,
+        "status": episode.trajectory.status,
+        "turns": episode.turns,
+    }
+
+
+def held_out_tasks(environment: str, difficulties: Sequence[int], count: int) -> list[Task]:
+    """The first `count` held-out tasks of an environment, whose difficulties go round."""
+    make = ENVIRONMENTS[environment].make_task
+    return [make(HELD_OUT_SEEDS + i, difficulties[i % len(difficulties)]) for i in range(count)]
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> list[Metric]:
+    """Of each environment: accuracy with its Wilson interval, mean tokens and superfluous calls with normal ones.
+
+    Broken episodes ("failed") are left out.
+    """
+    metrics = []
+    for environment in dict.fromkeys(record["environment"] for record in records):
+        kept = [r for r in records if r["environment"] == environment and r["status"] != "failed"]
+        if not kept:
+            continue
+        solved = np.mean([r["outcome"] for r in kept])
+        metrics.append(
+            Metric(f"{environment}/accuracy", float(solved), wilson_interval(solved, len(kept)), len(kept), "tasks")
+        )
+        for name in ("tokens", "superfluous_calls"):
+            metrics.append(_mean(f"{environment}/{name}", [r[name] for r in kept]))
+    return metrics
+
+
+def _mean(name: str, values: Sequence[float]) -> Metric:
+    mean, half = np.mean(values), Z95 * np.std(values) / np.sqrt(len(values))
+    return Metric(name, float(mean), (float(mean - half), float(mean + half)), len(values), "tasks")
