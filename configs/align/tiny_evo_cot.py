@@ -1,0 +1,21 @@
+"""Evo-CoT with LPO: right, short and without repetition, synchronous.
+
+python -m launch.align --config=configs/align/tiny_evo_cot.py --workdir=runs/evo_cot --config.start_from=runs/sft
+"""
+
+from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig, TaskSource
+from ling_jax.train.config import OptimizerConfig, to_config_dict
+
+
+def get_config():
+    return to_config_dict(
+        RLConfig(
+            start_from="runs/sft",
+            tasks=(TaskSource(environment="running_sums", difficulties=(2, 3, 4)),),
+            reward="evo_cot",
+            objective=ObjectiveConfig(name="lpo"),
+            optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=0, b2=0.999, weight_decay=0.01),
+            rollout=RolloutConfig(context=256, max_tokens=96),
+            train=LoopConfig(steps=40, eval_tasks=256),
+        )
+    )

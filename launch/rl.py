@@ -1,0 +1,36 @@
+"""Reinforcement learning with verifiable rewards: KPop, adaptive thinking.
+
+    python -m launch.rl --config=configs/rl/tiny_kpop.py --workdir=runs/kpop --config.start_from=runs/sft
+
+Goes on from the workdir of another stage, or from a Hugging Face folder. SIGTERM and Ctrl-C save and end it; the same
+command goes on. `--replay` runs a finished or stopped run again from its start, and compares every decision, token,
+batch and loss with the log.
+"""
+
+from absl import flags
+
+from launch.flags import define_config, run_program, usage_errors
+from launch.training import training_errors
+from ling_jax.align.rewards import named_reward
+from ling_jax.rl.config import RLConfig
+from ling_jax.rl.loop import prepare, replay, train
+from ling_jax.train.config import from_dict
+
+CONFIG = define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+REPLAY = flags.DEFINE_bool("replay", False, "compare the run in the workdir with itself, run again")
+
+
+def main() -> None:
+    with usage_errors():
+        config = from_dict(RLConfig, CONFIG.value.to_dict())
+        run = prepare(config, named_reward(config.reward), WORKDIR.value)
+    with training_errors():
+        if REPLAY.value:
+            print(f"{replay(run)} steps are the same, bit for bit", flush=True)
+        else:
+            train(run)
+
+
+if __name__ == "__main__":
+    run_program(main)
