@@ -1,0 +1,197 @@
+"""What a run of reinforcement learning promises."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from ling_jax.checkpoint import orbax
+from ling_jax.envs import ENVIRONMENTS
+from ling_jax.rl import loop, runner
+from ling_jax.rl.batch import make_batch
+from ling_jax.rl.learner import Learner, advantages_of
+from ling_jax.rl.loop import make_learner, replay, train
+from ling_jax.rl.rollouts import Group
+from ling_jax.rl.runner import play
+from ling_jax.rl.trajectory import segments
+from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.workdir import unlock
+from tests.faults import assert_same_end
+from tests.rl.event_log import check_log
+from tests.rl_run import prepared, small_config, write_start
+
+ended, compile_step = runner._ended, loop._compile
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """The real step, compiled once for all runs here: they differ in nothing that it knows."""
+    programs = {}
+
+    def once(run):
+        name = run.config.objective.name
+        programs[name] = programs.get(name) or compile_step(run)
+        return programs[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_compile", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return write_start(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """(workdir, last line) of a run in one go."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train(prepared(small_config(start), workdir))
+
+
+def lines_of(workdir, name="metrics"):
+    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_what_its_report_names(whole, capsys):
+    workdir, last = whole
+    lines = lines_of(workdir)
+    assert [line["step"] for line in lines] == list(range(6)) and last["step"] == 5
+    assert all(0 < line["answers"] <= 4 and not line["bad"] for line in lines)
+    assert {"masked_fraction", "masked_fraction/0.9-0.99", "entropy", "reward/length", "ratio/0.5"} <= lines[0].keys()
+    samples = lines_of(workdir, "samples")
+    assert {sample["step"] for sample in samples} == set(range(6)) and all(sample["text"] for sample in samples)
+    params, config = orbax.load_params(workdir / "checkpoints")
+    assert config.vocab_size == params["embed"].shape[0]
+
+
+def test_recorded_log_probs_are_those_of_training(whole):
+    """Of tokens that the very weights of the step drew, in float32; there are some."""
+    lines = lines_of(whole[0])
+    assert sum(line["mismatch_same_version/tokens"] > 0 for line in lines) >= 2
+    assert max(line["mismatch_same_version/max"] for line in lines) <= 1e-5
+    assert max(line["staleness/max"] for line in lines) >= 2, "nothing here was stale"
+    assert max(line["mismatch/max"] for line in lines) > 1e-3, "stale tokens were scored anew"
+
+
+def test_version_tags_and_discards_agree_with_the_log(start, tmp_path):
+    """Long answers do not end within four weight versions."""
+    run, events = prepared(small_config(start), tmp_path), []
+    with make_learner(run) as learner:
+        for _ in range(12):
+            events += json.loads(json.dumps(learner.step().events))
+            drew = check_log(events, max_staleness=4, max_retention=4, consumer_batch_size=4, slots=16)
+            for i, episode in learner.rollouts.episodes.items():
+                tags = [[version, stop - start] for start, stop, version in segments(episode.trajectory)]
+                assert tags == drew.get(i, []), f"rollout {i}"
+    unlock(run.workdir, run.lock)
+    assert any(len(runs) == 5 for runs in drew.values()), "no rollout saw five versions"
+    assert any(event.get("discarded") for event in events), "none was discarded"
+
+
+def test_replay_is_bit_exact(whole, start, tmp_path):
+    assert replay(prepared(small_config(start), whole[0])) == 6
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "events.jsonl"
+    lines = path.read_text().splitlines()
+    last = max(i for i, line in enumerate(lines) if '"kind": "update"' in line)
+    event = json.loads(lines[last])
+    lines[last] = json.dumps(event | {"loss": repr(np.nextafter(np.float32(event["loss"]), np.float32(1)).item())})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match=r"of step 5 is .*'update'.* its replay"):
+        replay(prepared(small_config(start), tmp_path / "run"))
+
+
+def test_resume_is_bit_exact(whole, start, tmp_path):
+    for steps in (1, 3, 6):
+        train(prepared(small_config(start, steps=steps, save_every=100), tmp_path))
+    assert_same_end(whole[0], tmp_path)
+    for name in ("events", "samples"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (whole[0] / f"{name}.jsonl").read_bytes()
+
+
+def test_what_a_killed_run_wrote_after_its_checkpoint_is_forgotten(whole, start, tmp_path):
+    """As if the checkpoints of steps 5 and 6 had not been written."""
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    with (workdir / "events.jsonl").open("a") as file:
+        file.write('{"step": 6, "ki')
+    train(prepared(small_config(start), workdir))
+    assert_same_end(whole[0], workdir)
+    assert (workdir / "events.jsonl").read_bytes() == (whole[0] / "events.jsonl").read_bytes()
+
+
+def test_staleness_0_is_the_synchronous_loop(start, tmp_path):
+    """Bit for bit: tokens, rewards and weights of a loop without pool, budget and versions."""
+    config = small_config(start, rollout=dict(token_budget=0, max_staleness=0, max_retention=0))
+    run, other = prepared(config, tmp_path / "a"), prepared(config, tmp_path / "b")
+    with make_learner(run) as learner, make_learner(other) as plain:
+        for step in range(3):
+            metrics = learner.step().metrics
+            assert metrics["masked_fraction"] == 0 and metrics["staleness/max"] == 0 and metrics["groups"] == 1
+            assert synchronous_step(plain, step) == metrics["loss"]
+        for leaf, wanted in zip(jax.tree.leaves(learner.state), jax.tree.leaves(plain.state), strict=True):
+            assert np.asarray(leaf).tobytes() == np.asarray(wanted).tobytes()
+    unlock(run.workdir, run.lock), unlock(other.workdir, other.lock)
+
+
+def synchronous_step(plain, step: int) -> float:
+    """All answers to a prompt, then one update."""
+    plain.player.load(plain.state.params)
+    number = int(np.random.default_rng((plain.config.train.seed, step)).choice(50))
+    asks = [plain._ask(i, number) for i in range(4 * step, 4 * step + 4)]
+    episodes = sorted(play(plain.player, plain.player.reader.begin(asks), step), key=lambda episode: episode.id)
+    rewards, _ = plain.reward.pay([episodes], plain.player.reader, None)
+    groups = [Group(step, tuple(episodes))]
+    batch = make_batch(
+        groups, advantages_of(groups, rewards, (1, 4)), plain.player.reader, rows=4, version=step, scale=1.0
+    )
+    plain.state, metrics = plain.update(plain.state, batch)
+    return np.asarray(metrics["loss"]).item()
+
+
+def test_a_signal_saves_and_the_same_call_goes_on(whole, start, tmp_path, monkeypatch):
+    step = Learner.step
+
+    def interrupted(self):
+        if self.rollouts.version == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    config = small_config(start, save_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", interrupted)
+        with pytest.raises(Interrupted, match="saved at step 3"):
+            train(prepared(config, tmp_path))
+    train(prepared(config, tmp_path))
+    assert_same_end(whole[0], tmp_path)
+
+
+class Broken:
+    """An environment without a world."""
+
+    DIFFICULTIES = ENVIRONMENTS["running_sums"].DIFFICULTIES
+    make_task = staticmethod(ENVIRONMENTS["running_sums"].make_task)
+    reset = staticmethod(ENVIRONMENTS["running_sums"].reset)
+
+    @staticmethod
+    def step(state, action):
+        raise OSError("no sandbox")
+
+
+def test_a_world_that_breaks_ends_the_run_and_changes_nothing(start, tmp_path, monkeypatch, capsys):
+    """No answer has a reward, so no step may move the weights."""
+    monkeypatch.setitem(ENVIRONMENTS, "running_sums", Broken)
+    monkeypatch.setattr(runner, "_ended", lambda episode, status: ended(episode, "failed"))  # those cut off, too
+    with pytest.raises(TooManyBadSteps, match="2 steps changed nothing"):
+        train(prepared(small_config(start, max_bad_steps=2), tmp_path))
+    assert "failed: OSError: no sandbox" in capsys.readouterr().out
+    before, after = (orbax.load_params(folder / "checkpoints")[0] for folder in (start, tmp_path))
+    for leaf, wanted in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(leaf, wanted)

@@ -1,0 +1,143 @@
+"""Token budget and staleness side by side, with rollouts whose lengths are drawn instead of generated."""
+
+import dataclasses
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ling_jax.rl.rollouts import Rollouts
+from ling_jax.rl.runner import Ask, Episode
+from ling_jax.rl.staleness import Limits
+from ling_jax.rl.token_budget import Budget
+from ling_jax.rl.trajectory import Trajectory, append_segment, oldest_version, segments
+from tests.rl.event_log import check_log
+
+PIECE = 3
+
+
+class World:
+    """Rollouts of drawn lengths, some of which fail, and the log of what becomes of them."""
+
+    def __init__(self, seed: int, failing: float = 0.0):
+        self.seed, self.failing, self.events = seed, failing, []
+
+    def rollouts(self, budget: Budget, limits: Limits, group_size: int) -> Rollouts:
+        draw = lambda first, count: self.begin(range(first * group_size, (first + count) * group_size))  # noqa: E731
+        emit = lambda kind, record: self.events.append(json.loads(json.dumps({"kind": kind, **record})))  # noqa: E731
+        return Rollouts(budget, limits, group_size, draw, emit)
+
+    def begin(self, ids) -> list[Episode]:
+        task = SimpleNamespace(id="task", messages=(), environment="none")
+        return [Episode(i, 0, task, 0, 99, Trajectory("task", "0", [1]), None, ()) for i in ids]
+
+    def advance(self, running, version):
+        return {i: self.moved(episode, version) for i, episode in running.items()}
+
+    def moved(self, episode: Episode, version: int) -> Episode:
+        rng = random.Random(f"{self.seed}/{episode.id}")
+        length, fails = rng.choice([1, 2, 5, 9, 20, 60]), rng.random() < self.failing
+        count = min(PIECE, length - episode.drawn)
+        trajectory = append_segment(episode.trajectory, range(count), [-1.0] * count, version)
+        if episode.drawn + count == length:
+            status = "failed" if fails else rng.choice(["finished", "truncated"])
+            trajectory = dataclasses.replace(trajectory, status=status)
+        return dataclasses.replace(episode, trajectory=trajectory)
+
+
+def iterate(rollouts: Rollouts, world: World, most: int):
+    rollouts.begin()
+    version = rollouts.version
+    while rollouts.is_open:
+        rollouts.advance(world.advance(rollouts.running, version))
+    groups = rollouts.harvest(most)
+    rollouts.close()
+    return groups, version
+
+
+@st.composite
+def settings_of(draw):
+    staleness = draw(st.integers(0, 4))
+    prompts, group_size, slots = draw(st.integers(1, 3)), draw(st.integers(2, 3)), draw(st.integers(1, 8))
+    budget = Budget(
+        tokens=draw(st.integers(1, 60)),
+        pool_size=slots,
+        max_retention=draw(st.integers(0, 4)) if staleness else 0,
+        max_staleness=staleness,
+        count=draw(st.sampled_from(["completed", "generated"])),
+        refill=draw(st.sampled_from(["iteration", "continuous"])),
+    )
+    return budget, Limits(slots, staleness, prompts * group_size), group_size
+
+
+@given(settings_of(), st.integers(0, 10**6), st.sampled_from([0.0, 0.3]))
+@settings(max_examples=60)
+def test_the_log_tells_versions_and_discards(setting, seed, failing):
+    budget, limits, group_size = setting
+    world, prompts = World(seed, failing), limits.consumer_batch_size // group_size
+    rollouts, used = world.rollouts(budget, limits, group_size), 0
+    for _ in range(8):
+        groups, version = iterate(rollouts, world, prompts)
+        used += len(groups)
+        assert len(groups) <= prompts and [g.prompt for g in groups] == sorted(g.prompt for g in groups)
+        for episode in (e for g in groups for e, valid in zip(g.episodes, g.valid, strict=True) if valid):
+            assert not episode.running and version - oldest_version(episode.trajectory) <= limits.max_staleness
+    drew = check_log(
+        world.events,
+        max_staleness=limits.max_staleness,
+        max_retention=budget.max_retention,
+        consumer_batch_size=limits.consumer_batch_size,
+        slots=limits.max_concurrent,
+    )
+    for i, episode in rollouts.episodes.items():
+        tags = [[version, stop - start] for start, stop, version in segments(episode.trajectory)]
+        assert tags == drew.get(i, []), f"rollout {i}"
+    assert failing or budget.max_retention == 0 or used, "nothing was ever used"
+
+
+@given(settings_of(), st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_what_is_stored_between_steps_goes_on_as_if_nothing_was(setting, seed):
+    budget, limits, group_size = setting
+    alone, stopped = World(seed), World(seed)
+    whole, part = (world.rollouts(budget, limits, group_size) for world in (alone, stopped))
+    reader = SimpleNamespace(begin=lambda asks: stopped.begin([ask.id for ask in asks]), end_ids=())
+    for _ in range(6):
+        iterate(whole, alone, 2)
+        record = json.loads(json.dumps(part.to_json()))
+        part = stopped.rollouts(budget, limits, group_size)
+        part.restore(record, lambda i, number: Ask(i, number, None, 0, 0), reader)
+        iterate(part, stopped, 2)
+    assert stopped.events == alone.events
+    for i, episode in part.episodes.items():
+        for name in ("completion_ids", "behaviour_logps", "versions", "loss_mask"):
+            np.testing.assert_array_equal(
+                getattr(episode.trajectory, name), getattr(whole.episodes[i].trajectory, name)
+            )
+
+
+def test_synchronous_groups_are_used_at_once():
+    """At staleness 0 and without a budget each step starts, finishes and uses exactly its batch."""
+    world, budget = World(0), Budget(tokens=2**62, pool_size=3, max_retention=0, max_staleness=0)
+    rollouts = world.rollouts(budget, Limits(3, 0, 4), 2)
+    for step in range(4):
+        groups, _ = iterate(rollouts, world, 2)
+        assert [group.prompt for group in groups] == [2 * step, 2 * step + 1]
+        assert not rollouts.episodes and not rollouts.open
+
+
+def test_where_all_break_the_run_goes_on_without_a_batch():
+    world, budget = World(0, failing=1.0), Budget(tokens=9, pool_size=4, max_retention=1, max_staleness=1)
+    rollouts = world.rollouts(budget, Limits(4, 1, 4), 2)
+    for _ in range(3):
+        groups, _ = iterate(rollouts, world, 2)
+        assert groups == []
+
+
+def test_a_budget_used_up_before_a_group_is_complete_waits_for_one():
+    world, budget = World(3), Budget(tokens=1, pool_size=2, max_retention=4, max_staleness=4)
+    groups, _ = iterate(world.rollouts(budget, Limits(2, 4, 2), 2), world, 1)
+    assert len(groups) == 1

@@ -1,0 +1,188 @@
+"""Episodes of several turns, played by a scripted policy instead of a model."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ling_jax.data.chat import ChatTemplate, encode
+from ling_jax.envs import ENVIRONMENTS
+from ling_jax.rl import runner
+from ling_jax.rl.rollouts import _episode_json, _with_history
+from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, held_out_tasks, play, summarise
+from ling_jax.rollout.load import end_ids
+from ling_jax.rollout.slots import Drawn
+from tests.rl_run import tokenizer
+
+CONTEXT = 1200
+END = next(iter(end_ids(tokenizer()) - {tokenizer().token_to_id("<|endoftext|>")}))
+
+
+def reader(**fields) -> Reader:
+    return Reader(tokenizer(), ChatTemplate(), frozenset(end_ids(tokenizer())), **(dict(context=CONTEXT) | fields))
+
+
+def tokens_of(text: str) -> list[int]:
+    return tokenizer().encode(text).ids
+
+
+SCRIPTS: dict[int, list[int]] = {}
+
+
+class Scripted:
+    """Slots whose rollouts say what SCRIPTS have under their seed; 7 tokens a piece."""
+
+    def __init__(self, config, *, slots, max_length, end_ids, temperature):
+        self.rows, self.end_ids, self.max_length = [None] * slots, end_ids, max_length
+
+    def load(self, params):
+        self.rows = [None] * len(self.rows)
+
+    def put(self, slot, tokens, *, seed, drawn=0, limit):
+        assert self.rows[slot] is None and len(tokens) + limit <= self.max_length
+        self.rows[slot] = SimpleNamespace(script=SCRIPTS[seed][drawn:], left=limit, context=list(tokens), live=True)
+
+    def feed(self, slot, tokens, *, limit):
+        row = self.rows[slot]
+        row.context, row.left, row.live = row.context + list(tokens), limit, True
+        assert len(row.context) + limit <= self.max_length
+
+    def drop(self, slot):
+        assert self.rows[slot] is not None
+        self.rows[slot] = None
+
+    def advance(self):
+        return {slot: self._drawn(row) for slot, row in enumerate(self.rows) if row is not None and row.live}
+
+    def _drawn(self, row):
+        ends = [i for i, token in enumerate(row.script) if token in self.end_ids]
+        count = min(7, row.left, *(i + 1 for i in ends[:1]))
+        new, row.script, row.left = row.script[:count], row.script[count:], row.left - count
+        row.context += new
+        row.live = row.left > 0 and new[-1] not in self.end_ids
+        return Drawn(new, [-0.5] * count, not row.live)
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """`played(task, turns)`: the episode of a policy that says these turns."""
+    monkeypatch.setattr(runner, "Slots", Scripted)
+
+    def play_one(task, turns, *, seed=0, **fields):
+        used = reader(**fields)
+        monkeypatch.setitem(SCRIPTS, seed, [t for turn in turns for t in [*tokens_of(turn), END]])
+        player = Player(None, used, 2)
+        player.load(None)
+        (episode,) = play(player, used.begin([Ask(0, 0, task, seed=seed, group=0)]), version=3)
+        return episode
+
+    return play_one
+
+
+@pytest.mark.parametrize(("name", "difficulty"), [("running_sums", 3), ("ordering", 3), ("lookup", 3)])
+def test_reference_solutions_solve_and_their_tokens_are_the_conversation(played, name, difficulty):
+    """What the policy read and wrote, turn by turn, is the whole conversation rendered at once."""
+    env = ENVIRONMENTS[name]
+    task = env.make_task(5, difficulty)
+    episode = played(task, env.solution(task))
+    trajectory = episode.trajectory
+    assert trajectory.status == "finished" and episode.outcome == 1 and tuple(episode.turns) == env.solution(task)
+    ids, mask = encode(tokenizer(), ChatTemplate().render(episode.messages, tools=task.tools))
+    assert episode.context == ids
+    np.testing.assert_array_equal(trajectory.loss_mask, np.array(mask[len(trajectory.prompt_ids) :], bool))
+    assert set(trajectory.versions) == {3} and episode.drawn == trajectory.loss_mask.sum()
+    assert (len(episode.calls), episode.superfluous_calls) == (len(task.hidden.get("calls", ())), 0)
+
+
+def test_superfluous_calls_are_counted(played):
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 2)
+    first, *rest = env.solution(task)
+    episode = played(task, (first, first, *rest))
+    assert episode.outcome == 1 and episode.superfluous_calls == 1 and describe(episode)["superfluous_calls"] == 1
+
+
+def test_limits_truncate(played):
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 2)
+    first, *_ = env.solution(task)
+    for most in (10, len(tokens_of(first)) + 1):  # in the first turn, and at its end
+        episode = played(task, [first] * 30, max_tokens=most)
+        assert (episode.trajectory.status, episode.drawn, episode.outcome) == ("truncated", most, 0)
+    turns = played(dataclasses.replace(task, max_tokens=800), [first] * 30)
+    assert turns.trajectory.status == "truncated" and len(turns.turns) == task.max_turns
+
+
+def test_an_observation_that_leaves_no_room_truncates(played):
+    """The policy may still write, but the row is full once it has read the answer of its call."""
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 2)
+    first, *_ = env.solution(task)
+    prompt = len(reader().begin([Ask(0, 0, task, 0, 0)])[0].trajectory.prompt_ids)
+    spoken = len(tokens_of(first)) + 1
+    episode = played(task, [first] * 9, context=prompt + spoken + 5, max_tokens=spoken + 5)
+    assert episode.trajectory.status == "truncated" and len(episode.context) == prompt + spoken
+
+
+def test_a_world_that_breaks_fails_the_episode_alone(played, monkeypatch, capsys):
+    task = ENVIRONMENTS["running_sums"].make_task(0, 1)
+    monkeypatch.setattr(ENVIRONMENTS["running_sums"], "step", lambda state, action: 1 / 0)
+    episode = played(task, ["A:1"])
+    assert episode.trajectory.status == "failed" and episode.error == "ZeroDivisionError: division by zero"
+    assert "rollout 0 failed: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_a_special_token_in_an_answer_cannot_hide(played):
+    """Left out, `A:1<role>2` would read as the answer 12."""
+    task = dataclasses.replace(ENVIRONMENTS["running_sums"].make_task(0, 1), hidden={"answer": "12"})
+    assert played(task, ["A:1<role>2"]).outcome == 0 and played(task, ["A:12"]).outcome == 1
+
+
+def test_a_template_that_rewrites_history_is_refused(played, monkeypatch):
+    monkeypatch.setattr(ChatTemplate, "render", forgetful(ChatTemplate.render))
+    task = ENVIRONMENTS["lookup"].make_task(5, 2)
+    with pytest.raises(ValueError, match="rewrites history"):
+        played(task, ENVIRONMENTS["lookup"].solution(task))
+
+
+def forgetful(render):
+    """A template that leaves out all but the last of the assistant's turns."""
+
+    def rendered(self, messages, **options):
+        said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        return render(self, [m for i, m in enumerate(messages) if i not in said[:-1]], **options)
+
+    return rendered
+
+
+def test_a_stored_episode_is_the_same_again(played):
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 3)
+    episode = played(task, env.solution(task))
+    (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
+    again = _with_history(fresh, _episode_json(episode), reader())
+    assert again.messages == episode.messages and again.rewards == episode.rewards and again.state == episode.state
+    assert again.context == episode.context and again.trajectory.status == "finished"
+
+
+def test_a_context_without_room_is_refused_with_what_to_change():
+    task = ENVIRONMENTS["running_sums"].make_task(0, 2)
+    with pytest.raises(ValueError, match=r"has a prompt of \d+ tokens and may write 96; the context has 100: raise"):
+        reader(context=100).begin([Ask(0, 0, task, 0, 0)])
+
+
+def test_evaluation_is_in_order_and_summed_up(monkeypatch):
+    """Ten held-out tasks in two slots; the policy solves those with an even number."""
+    monkeypatch.setattr(runner, "Slots", Scripted)
+    tasks = held_out_tasks("running_sums", (1, 2), 10)
+    for i, task in enumerate(tasks):
+        answer = ENVIRONMENTS["running_sums"].solution(task)[0] if i % 2 == 0 else "A:0"
+        monkeypatch.setitem(SCRIPTS, i, [*tokens_of(answer), END])
+    records = evaluate(Player(None, reader(), 2, temperature=0.0), None, tasks)
+    assert [record["outcome"] for record in records] == [1, 0] * 5
+    assert [record["task"] for record in records] == [task.id for task in tasks]
+    accuracy, tokens, calls = summarise(records)
+    assert (accuracy.name, accuracy.value, accuracy.n) == ("running_sums/accuracy", 0.5, 10)
+    low, high = accuracy.interval
+    assert 0.2 < low < 0.5 < high < 0.8 and tokens.value > 4 and calls.value == 0

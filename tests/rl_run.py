@@ -1,0 +1,59 @@
+"""The smallest runs of reinforcement learning that have all parts, on a random model."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+
+from ling_jax import data, model
+from ling_jax.align.rewards import named_reward
+from ling_jax.checkpoint import orbax
+from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig, TaskSource
+from ling_jax.rl.loop import Run, prepare
+from ling_jax.train.config import OptimizerConfig
+from tests.golden_numbers import quick_jit
+from tests.tiny import tiny_config
+
+# Dense: where two experts are as good, round-off chooses, and then sampling and training do not agree to 1e-5.
+MODEL = tiny_config(
+    vocab_size=263, hidden_size=24, num_layers=2, first_dense_layers=2, num_norm_groups=1, compute_dtype="float32",
+    remat="none", init_std=0.2,
+)  # fmt: skip
+
+
+@functools.cache
+def tokenizer():
+    """Bytes and special tokens."""
+    return data.train_bpe([], 263)
+
+
+def write_start(folder: Path) -> Path:
+    """What a stage before leaves: a random model."""
+    data.save_tokenizer(tokenizer(), folder / "tokenizer")
+    params = quick_jit(model.init, static_argnums=1)(jax.random.key(0), MODEL)
+    orbax.save_params(folder / "checkpoints", params, MODEL)
+    return folder
+
+
+def small_config(start: Path, *, objective="kpop", reward="evo_cot", rollout=(), **train) -> RLConfig:
+    """KPop with partial rollouts: answers of up to 48 and 96 tokens, a budget of half a piece of decoding."""
+    sizes = dict(context=184, slots=16, group_size=4, prompts_per_step=1)
+    stale = dict(token_budget=60, max_staleness=4, max_retention=4) if objective == "kpop" else {}
+    return RLConfig(
+        start_from=str(start),
+        tasks=(TaskSource(environment="running_sums", difficulties=(1, 2), count=50),),
+        reward=reward,
+        objective=ObjectiveConfig(name=objective),
+        optimizer=OptimizerConfig(peak_lr=1e-2, warmup_steps=2),
+        rollout=RolloutConfig(**(sizes | stale | dict(rollout))),
+        train=LoopConfig(**(dict(steps=6, save_every=2) | train)),
+    )
+
+
+def prepared(config: RLConfig, workdir) -> Run:
+    return prepare(config, named_reward(config.reward), workdir)
+
+
+def with_train(config: RLConfig, **train) -> RLConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
