@@ -1,4 +1,4 @@
-"""Reinforcement-learning objectives as pure functions of log-probabilities.
+"""Reinforcement-learning objectives as pure functions of log-probabilities (docs/objectives.md).
 
 Every objective has one signature,
 
