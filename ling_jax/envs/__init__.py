@@ -9,6 +9,7 @@ from ling_jax.envs.base import is_held_out as is_held_out
 
 ENVIRONMENTS: dict[str, Environment] = {
     "running_sums": reasoning.running_sums,
+    "digit_sums": reasoning.digit_sums,
     "ordering": reasoning.ordering,
     "tools": tools.environment,
     "lookup": tools.lookup,

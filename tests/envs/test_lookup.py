@@ -29,10 +29,10 @@ def told(result):
 
 def test_the_documented_episode():
     task = make_task(3, 2)
-    assert task.prompt == "?a+g="
+    assert task.prompt == "?c+g="
     first, second, last = act(task, *solution(task))
-    assert told(first) == ["80"] and told(second) == ["21"] and not first.rewards
-    assert solution(task) == (get("a"), get("g"), "80+21=101;A:101")
+    assert told(first) == ["5"] and told(second) == ["2"] and not first.rewards
+    assert solution(task) == (get("c"), get("g"), "5+2=7;A:7")
     assert last.rewards == {"outcome": 1.0, "answer": 1.0, "sequence": 1.0}
 
 
@@ -72,13 +72,13 @@ def test_superfluous_calls_are_geometric(redundancy):
 @pytest.mark.parametrize(
     ("turns", "answer", "sequence"),
     [
-        (["a", "g", "80+21=102;A:102"], 0, 1),
-        (["g", "a", "80+21=101;A:101"], 1, 0),
-        (["a", "80+21=101;A:101"], 1, 0),
-        (["A:101"], 1, 0),
-        (["a", "a", "k", "g", "80+21=101;A:101"], 1, 1),
-        (["g", "a", "g", "A:101"], 1, 1),
-        (["a", "g", ""], 0, 1),
+        (["c", "g", "5+2=8;A:8"], 0, 1),
+        (["g", "c", "5+2=7;A:7"], 1, 0),
+        (["c", "5+2=7;A:7"], 1, 0),
+        (["A:7"], 1, 0),
+        (["c", "c", "k", "g", "5+2=7;A:7"], 1, 1),
+        (["g", "c", "g", "A:7"], 1, 1),
+        (["c", "g", ""], 0, 1),
     ],
 )
 def test_the_answer_and_the_calls_count(turns, answer, sequence):
@@ -89,8 +89,8 @@ def test_the_answer_and_the_calls_count(turns, answer, sequence):
 
 
 def test_several_calls_in_one_turn_are_answered_in_order():
-    first, last = act(make_task(3, 2), get("a") + "\n" + get("g"), "80+21=101;A:101")
-    assert told(first) == ["80", "21"] and last.rewards["outcome"] == 1
+    first, last = act(make_task(3, 2), get("c") + "\n" + get("g"), "5+2=7;A:7")
+    assert told(first) == ["5", "2"] and last.rewards["outcome"] == 1
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,16 @@ def worked_sum(numbers: Sequence[int], checks: Callable[[], bool] = lambda: Fals
     return f"{text}{ANSWER}{total}"
 
 
-def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
-    numbers = [rng.randrange(10, 100) for _ in range(difficulty + 1)]
-    prompt = f"?{'+'.join(map(str, numbers))}="
+def draw_sum(rng: random.Random, additions: int, numbers: range) -> dict[str, Any]:
+    """The fields of a task that adds up so many of the numbers."""
+    drawn = [rng.randrange(numbers.start, numbers.stop) for _ in range(additions + 1)]
     return {
-        "messages": [{"role": "user", "content": prompt}],
-        "hidden": {"numbers": numbers, "answer": str(sum(numbers))},
-        "max_tokens": TOKENS_PER_STEP * difficulty,
+        "messages": [{"role": "user", "content": f"?{'+'.join(map(str, drawn))}="}],
+        "hidden": {"numbers": drawn, "answer": str(sum(drawn))},
+        "max_tokens": TOKENS_PER_STEP * additions,
         "max_turns": 1,
     }
+
+
+def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
+    return draw_sum(rng, difficulty, range(10, 100))

@@ -1,4 +1,4 @@
-"""Sums of numbers that only a tool knows: `?b+d=` -> get b, get d, `37+85=122;A:122`. Short, for models of any size.
+"""Sums of numbers that only a tool knows: `?b+d=` -> get b, get d, `7+8=15;A:15`. Short, for models of any size.
 
 The prompt has no schemas: there is one tool, and a small model learns it from examples. The store holds names that
 nobody asks for.
@@ -38,7 +38,7 @@ GET = tool(get, "The number behind a name.", {"name": NOUN}, changes=False)
 
 
 def make_task(seed: int, difficulty: int) -> Task:
-    """`difficulty` names of `NAMES`, each with a number of two digits."""
+    """`difficulty` names of `NAMES`, each with a number from 1 to 9."""
     return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
 
 
@@ -108,7 +108,7 @@ def _rewards(state: State, answer: str) -> dict[str, float]:
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
-    store = {name: rng.randrange(10, 100) for name in NAMES}
+    store = {name: rng.randrange(1, 10) for name in NAMES}
     asked = rng.sample(NAMES, difficulty)
     turns = difficulty + SPARE_TURNS
     return {
