@@ -1,94 +1,219 @@
-"""From text to a small language model and back, in minutes on a laptop: `make demo`.
+"""The whole way of the report at toy scale, in minutes on a laptop: `make demo`.
 
-Pre-trains a tiny Ling-2.6 on the Python standard library, stops it half-way and goes on from its checkpoint, lets it
-write, exports it to the Hugging Face format, reads that back, and compares it with n-gram models fitted on exactly
-the tokens it has seen. Started again, it goes on where it was.
+A base model, then fine-tuning, Evo-CoT with LPO, shortest correct answers, an agentic specialist with GSPO, the two
+specialists in one model, preference alignment and KPop, each by the program that would do it at any scale. After each
+stage the model answers the same held-out tasks. Ends with a table, report.json and report.html. Started again, it goes
+on where it was; `PRESET=quick make demo` shows that everything runs, and learns nothing.
 """
 
+import contextlib
+import datetime
+import importlib
+import itertools
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
-from matplotlib import pyplot as plt
 
-from configs.demo import pretrain as pretrain_config
-from launch.flags import run_program
+from launch import demo_report
+from launch.flags import run_program, usage_errors
 from ling_jax import data, model
+from ling_jax.align.records import ChatSource, records, texts, write_records
 from ling_jax.checkpoint import load_hf, save_hf
-from ling_jax.data.chat import Piece, encode_all
-from ling_jax.rollout import Generator
+from ling_jax.data.chat import ChatTemplate
+from ling_jax.evaluate.report import write_results
+from ling_jax.files import replacing
+from ling_jax.rl.runner import Player, evaluate, held_out_tasks, make_reader, summarise
 from ling_jax.rollout.load import Loaded, load_model
-from ling_jax.rollout.text import complete
-from ling_jax.train.config import PretrainConfig, from_dict
-from ling_jax.train.corpus import held_out_batches, prepare_corpus
+from ling_jax.train.programs import use_compilation_cache
+from ling_jax.train.workdir import lock, open_workdir, unlock
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where the demo's files go")
-PROMPTS = ("def ", "import ", "class ", "    return ")
-FALL = 0.5  # nats under step 0
-SMOOTHED = 10  # steps
+WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where the demo's files go; a demo that is there goes on")
+PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", "quick"], "how long it takes")
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
+VOCABULARY = 512
+WRITTEN = 2_000  # conversations, and the same of docstrings, that the tokenizer is made of
+TASKS = {"running_sums": (2,), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
+CONTEXT, MOST_TOKENS = 320, 200  # of an answer to these
+SLOTS = 128
+
+
+class Stage(NamedTuple):
+    name: str  # of its config and its folder
+    program: str
+    seconds: float  # on two cores
+
+
+STAGES = (
+    Stage("pretrain", "launch.pretrain", 110),
+    Stage("sft", "launch.sft", 90),
+    Stage("evo_cot", "launch.align", 120),
+    Stage("shortest_correct", "launch.distill", 40),
+    Stage("agentic", "launch.align", 80),
+    Stage("specialists", "launch.distill", 50),
+    Stage("preference", "launch.align", 55),
+    Stage("kpop", "launch.rl", 75),
+)
+QUICK = {
+    "pretrain": {"train.steps": 60},
+    "sft": {"train.steps": 100},
+    "evo_cot": {"train.steps": 2},
+    "shortest_correct": {"train.steps": 4},
+    "agentic": {"train.steps": 2},
+    "specialists": {"train.steps": 4},
+    "preference": {"train.steps": 2},
+    "kpop": {"train.steps": 3},
+}
+HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment
 
 
 def main() -> None:
-    folder = Path(WORKDIR.value)
-    begun = None if read_metrics(folder / "pretrain") else time.time()  # of a demo that goes on, no time is told
-    config = from_dict(PretrainConfig, pretrain_config.get_config().to_dict())
-    title(f"1. Pre-training into {folder / 'pretrain'}")
-    train_with_a_stop(folder / "pretrain", config.train.steps // 2)
-    loaded = load_model(folder / "pretrain")
+    with usage_errors():
+        folder = open_workdir(WORKDIR.value)
+        held = lock(folder)
+    try:
+        run(Path(folder), PRESET.value)
+    finally:
+        unlock(folder, held)
 
-    title("2. What it writes")
-    for text in sample(loaded, PROMPTS, new_tokens=96):
-        print("\n".join("  | " + line for line in text.splitlines()) + "\n")
 
-    title(f"3. Export to {folder / 'hf'}, and back")
-    print(round_trip(loaded, folder / "hf"))
-
-    title("4. Against counting")
-    results = report(config, folder / "pretrain", begun)
-    (folder / "report.json").write_text(json.dumps(results, indent=1))
-    draw_loss(read_metrics(folder / "pretrain"), results, folder / "loss.png")
-    for name, value in results.items():
-        print(f"  {name:<44} {value:.4g}" if isinstance(value, float) else f"  {name:<44} {value}")
-    print(f"\nfiles: {folder}/loss.png, report.json, pretrain/ (checkpoints, metrics), hf/ (the exported model)")
+def run(folder: Path, preset: str) -> None:
+    use_compilation_cache()
+    write_texts(folder)
+    examiner = Examiner(folder, HELD_OUT[preset])
+    for number, stage in enumerate(STAGES):
+        left = datetime.timedelta(seconds=round(remaining(read_times(folder), number)))
+        title(f"{number + 1} of {len(STAGES)}: {stage.name} (about {left} to the end)")
+        run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
+        if stage.name != "pretrain":  # which has never seen a conversation
+            examiner.examine(stage.name)
+    title("Export of the last model to the Hugging Face format, and back")
+    print(round_trip(load_model(folder / STAGES[-1].name), folder / "hf"))
+    title("What was learned")
+    print(demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder)))
 
 
 def title(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
-def train_with_a_stop(workdir: Path, stop_at: int) -> None:
-    """Runs the program of pre-training; ends it once with SIGTERM, and starts the same command again."""
-    command = [sys.executable, "-m", "launch.pretrain", f"--config={pretrain_config.__file__}", f"--workdir={workdir}"]
-    if len(read_metrics(workdir)) < stop_at:
-        with subprocess.Popen(command) as program:
-            while program.poll() is None and len(read_metrics(workdir)) < stop_at:
-                time.sleep(0.2)
-            program.send_signal(signal.SIGTERM)
-        if program.returncode not in (0, 128 + signal.SIGTERM):
-            sys.exit(program.returncode)
-        title("The same command again")
-    if code := subprocess.run(command).returncode:
+def write_texts(folder: Path) -> None:
+    """tasks.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
+    sums = ChatSource(environment="running_sums", difficulties=(1, 2, 3, 4), count=24_000, seed=100_000)
+    if not (path := folder / "tasks.jsonl").exists():
+        print(f"writing {sums.count} sums into {path}", flush=True)
+        write_records(texts(record for _, record in records(sums)), path)
+    if not (folder / "tokenizer").exists():
+        chats = [source for _, source in zip(range(WRITTEN), chat_texts(), strict=False)]
+        english = itertools.islice(data.documents(data.PythonDocstrings()), WRITTEN // 10)
+        data.save_tokenizer(data.train_bpe([*chats, *english], VOCABULARY), folder / "tokenizer")
+
+
+def chat_texts() -> Iterator[str]:
+    """Conversations about the tasks, as they are rendered; special tokens aside."""
+    sources = [
+        records(ChatSource(environment=name, difficulties=difficulties, count=WRITTEN))
+        for name, difficulties in TASKS.items()
+    ]
+    for _, record in itertools.chain.from_iterable(zip(*sources, strict=True)):
+        pieces = ChatTemplate().render(record["messages"])
+        yield "\n".join(piece.text for piece in pieces if not piece.special)
+
+
+def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Runs the stage's program until it is complete; what ends the program ends the demo."""
+    config = f"{CONFIGS / stage.name}.py:{folder}"
+    steps = overrides.get("train.steps") or load_config(stage.name, folder).train.steps
+    if (folder / stage.name / "checkpoints" / str(steps)).is_dir():
+        print(f"complete: {folder / stage.name} holds step {steps}")
+        return
+    command = [sys.executable, "-m", stage.program, f"--config={config}", f"--workdir={folder / stage.name}"]
+    command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    print(shlex.join(command), flush=True)
+    with timed(folder, stage.name):
+        code = run_to_end(command)
+    if code:
+        print(f"\n{stage.name} ended with exit code {code}; make demo goes on from there", flush=True)
         sys.exit(code)
 
 
-def read_metrics(workdir: Path) -> list[dict]:
-    path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def load_config(name: str, folder: Path):
+    return importlib.import_module(f"configs.demo.{name}").get_config(str(folder))
 
 
-def sample(loaded: Loaded, prompts, *, new_tokens: int) -> list[str]:
-    """Texts that go on from prompts."""
-    generator = Generator(loaded.params, loaded.config, loaded.end_ids)
-    tokens = [ids for ids, _ in encode_all(loaded.tokenizer, [[Piece(prompt)] for prompt in prompts])]
-    *_, answers = complete(generator, loaded.tokenizer, tokens, max_new_tokens=new_tokens, temperature=0.7)
-    return [prompt + answer.text for prompt, answer in zip(prompts, answers, strict=True)]
+def run_to_end(command: list[str]) -> int:
+    """The exit code of a program that gets our SIGTERM. Ctrl-C reaches it from the terminal, as it reaches us."""
+    with subprocess.Popen(command) as program:
+        pass_on = lambda number, frame: program.send_signal(number)  # noqa: E731
+        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+        try:
+            code = program.wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def timed(folder: Path, name: str) -> Iterator[None]:
+    """Adds to times.json, {stage: seconds}, what the block takes."""
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        times = read_times(folder)
+        times[name] = times.get(name, 0.0) + time.monotonic() - begun
+        with replacing(folder / "times.json") as file:
+            file.write(json.dumps(times, indent=1).encode())
+
+
+def read_times(folder: Path) -> dict[str, float]:
+    path = folder / "times.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def remaining(times: Mapping[str, float], number: int) -> float:
+    """Seconds to the end, as fast as this machine was so far."""
+    done = sum(times.get(stage.name, 0.0) for stage in STAGES[:number])
+    expected = sum(stage.seconds for stage in STAGES[:number])
+    return sum(stage.seconds for stage in STAGES[number:]) * (done / expected if done else 1.0)
+
+
+class Examiner:
+    """Asks every stage's model the same held-out tasks; one compiled program serves all."""
+
+    def __init__(self, folder: Path, count: int):
+        self.folder = folder
+        self.tasks = [t for name, difficulties in TASKS.items() for t in held_out_tasks(name, difficulties, count)]
+        self.player: Player | None = None
+
+    def examine(self, stage: str) -> None:
+        """Writes evaluation/STAGE (a line per task, a summary) where it is not there yet."""
+        if (self.folder / "evaluation" / stage).exists():
+            return
+        loaded = load_model(self.folder / stage)
+        if self.player is None:
+            reader = make_reader(loaded, context=CONTEXT, max_tokens=MOST_TOKENS)
+            self.player = Player(loaded.config, reader, SLOTS, temperature=0.0)
+        with timed(self.folder, f"evaluation of {stage}"):
+            answers = evaluate(self.player, loaded.params, self.tasks)
+        metrics = summarise(answers)
+        write_results(self.folder / "evaluation" / stage, answers, metrics, {"stage": stage})
+        for metric in metrics:
+            print(f"  {metric.name:<32} {metric.value:.4g}  [{metric.interval[0]:.4g}, {metric.interval[1]:.4g}]")
 
 
 def round_trip(loaded: Loaded, folder: Path) -> str:
@@ -104,51 +229,7 @@ def round_trip(loaded: Loaded, folder: Path) -> str:
     for array, other in zip(jax.tree.leaves((params, logits[0])), jax.tree.leaves((back, logits[1])), strict=True):
         np.testing.assert_array_equal(np.asarray(array), np.asarray(other))
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return f"{len(jax.tree.leaves(params))} arrays and the logits are bit-equal; {size / 1e6:.1f} MB"
-
-
-def report(config: PretrainConfig, workdir: Path, begun: float | None) -> dict[str, float | int]:
-    lines, train = read_metrics(workdir), config.train
-    corpus = prepare_corpus(config.data, config.model, workdir)
-    seen = (data.global_batch(corpus.train, step, train.batch_size) for step in range(train.steps))
-    held_out = held_out_batches(corpus, train.batch_size, train.eval_batches)
-    counted = data.ngram_losses(seen, held_out, config.model.vocab_size)
-    held_out_loss = lines[-1]["held_out_loss"]
-    losses = smoothed([line["main_loss"] for line in lines])
-    fallen = [line["time"] for line, loss in zip(lines, losses, strict=True) if loss < losses[0] - FALL]
-    times = {f"seconds until the loss fell by {FALL}": min(fallen, default=np.inf), "seconds in all": time.time()}
-    speeds = [line for line in lines if "mfu" in line]
-    return {
-        "held-out loss, nats/token": held_out_loss,
-        "unigram, on the tokens seen": counted["unigram"],
-        "interpolated bigram, on the tokens seen": counted["bigram"],
-        "under the bigram": counted["bigram"] - held_out_loss,
-        "tokens seen": sum(line["tokens"] for line in lines),
-        "tokens/s, median": float(np.median([line["tokens_per_second"] for line in speeds])),
-        "MFU, median": float(np.median([line["mfu"] for line in speeds])),
-        "tokens dropped by the experts": sum(line["drops"] for line in lines),
-    } | {name: end - begun for name, end in times.items() if begun}
-
-
-def smoothed(losses: list[float]) -> list[float]:
-    """The mean of the last `SMOOTHED` steps; of step 0, its own loss."""
-    return [float(np.mean(losses[max(0, i + 1 - SMOOTHED) : i + 1])) for i in range(len(losses))]
-
-
-def draw_loss(lines: list[dict], results: dict, path: Path) -> None:
-    steps, losses = [line["step"] for line in lines], [line["main_loss"] for line in lines]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8)
-    axes.plot(steps, smoothed(losses), color="tab:blue", label=f"training, mean of {SMOOTHED} steps")
-    evaluated = [line for line in lines if "held_out_loss" in line]
-    axes.plot(
-        [e["step"] for e in evaluated], [e["held_out_loss"] for e in evaluated], "o", color="tab:red", label="held out"
-    )
-    for name, style in (("unigram", ":"), ("interpolated bigram", "--")):
-        axes.axhline(results[f"{name}, on the tokens seen"], color="gray", linestyle=style, label=f"{name}, held out")
-    axes.set(xlabel="step", ylabel="nats per token", title="A tiny Ling-2.6 on the Python standard library")
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    return f"{len(jax.tree.leaves(params))} arrays and the logits are bit-equal; {size / 1e6:.1f} MB in {folder}"
 
 
 if __name__ == "__main__":

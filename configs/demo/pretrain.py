@@ -1,14 +1,35 @@
-"""The pre-training of `make demo`: three minutes on two cores.
+"""The base of `make demo`: a hybrid of 0.8 M parameters learns English docstrings and sums written out.
 
-python -m launch.pretrain --config=configs/demo/pretrain.py --workdir=runs/demo/pretrain
+    python -m launch.pretrain --config=configs/demo/pretrain.py --workdir=runs/demo/pretrain
+
+`launch.demo` writes the texts of the tasks and the tokenizer first. Experts are left out: two that score alike to the
+last bit may change places between sampling and training, and the demo shows that their log-probs agree to 1e-5.
 """
 
-from configs.pretrain import tiny_2_6
+from ling_jax.config import model_config
+from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source, to_config_dict
 
 
-def get_config():
-    config = tiny_2_6.get_config()
-    config.train.steps = 320
-    config.train.eval_every = 80
-    config.train.eval_batches = 40
-    return config
+def get_config(folder="runs/demo"):
+    model = model_config(
+        "tiny-2.6",
+        num_layers=4,
+        layer_group_size=4,  # 3 Lightning layers, then 1 MLA layer
+        first_dense_layers=4,
+        num_norm_groups=1,
+        mtp_depth=0,
+        max_length=512,
+        init_std=0.06,  # at this width 0.02 learns sums four times slower
+    )
+    sources = (
+        Source(kind="jsonl", path=f"{folder}/tasks.jsonl", weight=0.9),
+        Source(kind="docstrings", weight=0.1),
+    )
+    return to_config_dict(
+        PretrainConfig(
+            model=model,
+            data=DataConfig(sources=sources, sequence_length=120, tokenizer=f"{folder}/tokenizer"),
+            optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
+            train=LoopConfig(steps=600, batch_size=16, log_every=20, eval_batches=8),
+        )
+    )

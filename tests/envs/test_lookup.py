@@ -54,16 +54,18 @@ def test_planted_calls_are_superfluous_and_do_no_harm(seed, difficulty, redundan
     rest = iter(made)
     assert all(name in rest for name in asked), "the calls that were asked for are made in order"
     assert last == solution(task)[-1]
-    if len(turns) < task.max_turns:
-        assert act(task, *turns, last)[-1].rewards["outcome"] == 1
+    assert len(made) - len(asked) < task.max_turns - difficulty
+    assert act(task, *turns, last)[-1].rewards["outcome"] == 1
 
 
 @pytest.mark.parametrize("redundancy", [0.25, 0.5])
-def test_superfluous_calls_are_geometric(redundancy):
-    made = [make_task(seed, 3) for seed in range(600)]
-    counts = [len(solution(task, redundancy=redundancy, seed=1)) - 4 for task in made]
-    mean, variance = redundancy / (1 - redundancy), redundancy / (1 - redundancy) ** 2
-    assert sum(counts) / len(counts) == pytest.approx(3 * mean, abs=4 * (3 * variance / len(counts)) ** 0.5)
+def test_superfluous_calls_come_with_their_probability(redundancy):
+    made = [make_task(seed, 1) for seed in range(800)]
+    counts = [len(solution(task, redundancy=redundancy, seed=1)) - 2 for task in made]
+    assert set(counts) == {0, 1, 2, 3}
+    for count in (1, 2, 3):
+        share, wanted = sum(found >= count for found in counts) / len(counts), redundancy**count
+        assert share == pytest.approx(wanted, abs=4 * (wanted / len(counts)) ** 0.5)
     assert solution(made[0], redundancy=0.5, seed=2) == solution(made[0], redundancy=0.5, seed=2)
     with pytest.raises(ValueError, match=r"redundancy is -0.1; expected a probability from 0 to below 1"):
         solution(made[0], redundancy=-0.1)

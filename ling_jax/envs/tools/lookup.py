@@ -76,20 +76,21 @@ def step(state: State, action: str) -> StepResult:
 def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str, ...]:
     """A call a turn, then the worked sum. After each call a superfluous one is made again and again with `redundancy`.
 
-    A superfluous call asks again, or for a name that nobody asked for, one as likely as the other; each call has
-    redundancy / (1 - redundancy) of them in the mean. Raises ValueError unless 0 <= redundancy < 1.
+    A superfluous call asks again, or for a name that nobody asked for, one as likely as the other. There are no more of
+    them than turns to spare. Raises ValueError unless 0 <= redundancy < 1.
     """
     if not 0 <= redundancy < 1:
         raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
     rng, store = random.Random(f"{task.id}/{seed}"), task.hidden["store"]
     asked = [call["arguments"]["name"] for call in task.hidden["calls"]]
     others = sorted(store.keys() - set(asked))
-    turns = []
+    got, spare = [], task.max_turns - len(asked) - 1
     for name in asked:
-        turns.append(name)
-        while rng.random() < redundancy:
-            turns.append(name if rng.random() < 0.5 else rng.choice(others))
-    return (*(render_call(_call(name), "xml") for name in turns), worked_sum([store[name] for name in asked]))
+        got.append(name)
+        while spare and rng.random() < redundancy:
+            got.append(name if rng.random() < 0.5 else rng.choice(others))
+            spare -= 1
+    return (*(render_call(_call(name), "xml") for name in got), worked_sum([store[name] for name in asked]))
 
 
 def _call(name: str) -> Call:

@@ -1,0 +1,19 @@
+"""The agentic specialist of `make demo`: sums of numbers that a tool knows, without calls that nobody needs; GSPO.
+
+python -m launch.align --config=configs/demo/agentic.py --workdir=runs/demo/agentic
+"""
+
+from configs.align import tiny_agentic
+
+
+def get_config(folder="runs/demo"):
+    config = tiny_agentic.get_config()
+    config.start_from = f"{folder}/sft"
+    config.tasks = ({"environment": "lookup", "difficulties": (2,), "count": 2_000},)
+    config.optimizer.peak_lr = 2e-4
+    config.rollout.context = 320
+    config.rollout.max_tokens = 200
+    config.rollout.prompts_per_step = 16
+    config.train.steps = 15
+    config.train.eval_tasks = 0
+    return config

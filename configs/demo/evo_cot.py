@@ -1,0 +1,17 @@
+"""Evo-CoT with LPO in `make demo`: right, short and without steps that are written again.
+
+python -m launch.align --config=configs/demo/evo_cot.py --workdir=runs/demo/evo_cot
+"""
+
+from configs.align import tiny_evo_cot
+
+
+def get_config(folder="runs/demo"):
+    config = tiny_evo_cot.get_config()
+    config.start_from = f"{folder}/sft"
+    config.tasks = ({"environment": "running_sums", "difficulties": (2,), "count": 10_000},)
+    config.optimizer.peak_lr = 2e-4
+    config.rollout.context = 120
+    config.train.steps = 25
+    config.train.eval_tasks = 0  # launch.demo asks all stages the same questions
+    return config

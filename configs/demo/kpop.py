@@ -1,0 +1,18 @@
+"""KPop with partial rollouts in `make demo`: answers go on under newer weights, four versions of staleness at most.
+
+python -m launch.rl --config=configs/demo/kpop.py --workdir=runs/demo/kpop
+"""
+
+from configs.rl import tiny_kpop
+
+
+def get_config(folder="runs/demo"):
+    config = tiny_kpop.get_config()
+    config.start_from = f"{folder}/preference"
+    config.tasks = ({"environment": "running_sums", "difficulties": (2,), "count": 10_000},)
+    config.optimizer.peak_lr = 2e-4
+    config.rollout.context = 120
+    config.rollout.token_budget = 32 * 8 * 36
+    config.train.steps = 15
+    config.train.eval_tasks = 0
+    return config

@@ -1,0 +1,14 @@
+"""Preference alignment in `make demo`: five rule judges, weighed by the bidirectional focal reward; LPO.
+
+python -m launch.align --config=configs/demo/preference.py --workdir=runs/demo/preference
+"""
+
+from configs.demo import evo_cot
+
+
+def get_config(folder="runs/demo"):
+    config = evo_cot.get_config(folder)
+    config.start_from = f"{folder}/specialists"
+    config.reward = "preference"
+    config.train.steps = 10
+    return config

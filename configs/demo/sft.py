@@ -1,0 +1,24 @@
+"""Chat answers of `make demo`: sums whose steps are often written again, and sums of numbers that a tool knows.
+
+python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
+"""
+
+from ling_jax.align.records import ChatSource
+from ling_jax.align.sft import ChatRows, SftConfig
+from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
+
+
+def get_config(folder="runs/demo"):
+    sums = ChatSource(
+        environment="running_sums", difficulties=(2,), count=8_000, solution={"redundancy": 0.55}, weight=0.7
+    )
+    lookups = ChatSource(environment="lookup", difficulties=(2,), count=3_000, solution={"redundancy": 0.3}, weight=0.3)
+    return to_config_dict(
+        SftConfig(
+            start_from=f"{folder}/pretrain",
+            sources=(sums, lookups),
+            data=ChatRows(sequence_length=240),
+            optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=20),
+            train=LoopConfig(steps=200, batch_size=16, log_every=20, eval_batches=8),
+        )
+    )

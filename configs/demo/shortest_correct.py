@@ -1,0 +1,19 @@
+"""Shortest correct answers in `make demo`: the model of Evo-CoT learns the shortest of its own right answers.
+
+python -m launch.distill --config=configs/demo/shortest_correct.py --workdir=runs/demo/shortest_correct
+"""
+
+from configs.align import tiny_shortest_correct
+
+
+def get_config(folder="runs/demo"):
+    config = tiny_shortest_correct.get_config()
+    config.start_from = f"{folder}/evo_cot"
+    tasks = ({"environment": "running_sums", "difficulties": (2,), "count": 512, "seed": 20_000},)
+    config.teachers = ({"model": f"{folder}/evo_cot", "tasks": tasks},)
+    config.sampling.context = 120
+    config.sampling.max_tokens = 96
+    config.sampling.per_query = 4
+    config.data.sequence_length = 240
+    config.train.steps = 30
+    return config

@@ -1,0 +1,21 @@
+"""Two specialists become one model in `make demo`: it learns the shortest right answers of each in its own domain.
+
+python -m launch.distill --config=configs/demo/specialists.py --workdir=runs/demo/specialists
+"""
+
+from configs.demo import shortest_correct
+
+
+def get_config(folder="runs/demo"):
+    config = shortest_correct.get_config(folder)
+    config.start_from = f"{folder}/shortest_correct"
+    sums = {"environment": "running_sums", "difficulties": (2,), "count": 400, "seed": 40_000}
+    lookups = {"environment": "lookup", "difficulties": (2,), "count": 400, "seed": 40_000}
+    config.teachers = (
+        {"model": f"{folder}/shortest_correct", "tasks": (sums,)},
+        {"model": f"{folder}/agentic", "tasks": (lookups,)},
+    )
+    config.sampling.context = 320
+    config.sampling.max_tokens = 200
+    config.sampling.per_query = 2
+    return config
