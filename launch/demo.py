@@ -45,7 +45,7 @@ PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 VOCABULARY = 512
 WRITTEN = 2_000  # conversations, and the same of docstrings, that the tokenizer is made of
-TASKS = {"running_sums": (2,), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
+TASKS = {"digit_sums": (3, 4), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
 CONTEXT, MOST_TOKENS = 320, 200  # of an answer to these
 SLOTS = 128
 
@@ -111,7 +111,7 @@ def title(text: str) -> None:
 
 def write_texts(folder: Path) -> None:
     """tasks.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
-    sums = ChatSource(environment="running_sums", difficulties=(1, 2, 3, 4), count=24_000, seed=100_000)
+    sums = ChatSource(environment="digit_sums", difficulties=(2, 3, 4, 5), count=24_000, seed=100_000)
     if not (path := folder / "tasks.jsonl").exists():
         print(f"writing {sums.count} sums into {path}", flush=True)
         write_records(texts(record for _, record in records(sums)), path)

@@ -35,19 +35,19 @@ TITLES = {
 }
 # (what the report says, where, "raises" | "lowers" | "keeps" of what in which tasks, from which stage to which)
 EXPECTED = (
-    ("LPO raises accuracy", "Ling 2.6 §3.1.2", "raises", "outcome", "running_sums", "sft", "evo_cot"),
-    ("Evo-CoT shortens answers", "Ling 2.6 §3.1.2", "lowers", "tokens", "running_sums", "sft", "evo_cot"),
-    ("Shortest correct answers are shorter", "Ling 2.6 §3.1.2", "lowers", "tokens", "running_sums", "evo_cot",
+    ("LPO raises accuracy", "Ling 2.6 §3.1.2", "raises", "outcome", "digit_sums", "sft", "evo_cot"),
+    ("Evo-CoT shortens answers", "Ling 2.6 §3.1.2", "lowers", "tokens", "digit_sums", "sft", "evo_cot"),
+    ("Shortest correct answers are shorter", "Ling 2.6 §3.1.2", "lowers", "tokens", "digit_sums", "evo_cot",
      "shortest_correct"),
-    ("Shortest correct answers stay right", "Ling 2.6 §3.1.2", "keeps", "outcome", "running_sums", "evo_cot",
+    ("Shortest correct answers stay right", "Ling 2.6 §3.1.2", "keeps", "outcome", "digit_sums", "evo_cot",
      "shortest_correct"),
     ("Agentic GSPO raises accuracy", "Ling 2.6 §3.1.2", "raises", "outcome", "lookup", "sft", "agentic"),
     ("Agentic GSPO saves calls", "Ling 2.6 §3.1.2", "lowers", "superfluous_calls", "lookup", "sft", "agentic"),
-    ("Merging keeps the sums", "Ling 2.6 §3.1", "keeps", "outcome", "running_sums", "shortest_correct", "specialists"),
+    ("Merging keeps the sums", "Ling 2.6 §3.1", "keeps", "outcome", "digit_sums", "shortest_correct", "specialists"),
     ("Merging keeps the tools", "Ling 2.6 §3.1", "keeps", "outcome", "lookup", "agentic", "specialists"),
-    ("Preference alignment keeps accuracy", "Ling 2.6 §3.1.3", "keeps", "outcome", "running_sums", "specialists",
+    ("Preference alignment keeps accuracy", "Ling 2.6 §3.1.3", "keeps", "outcome", "digit_sums", "specialists",
      "preference"),
-    ("KPop raises accuracy with stale samples", "Ling 2.6 §3.2.3", "raises", "outcome", "running_sums", "preference",
+    ("KPop raises accuracy with stale samples", "Ling 2.6 §3.2.3", "raises", "outcome", "digit_sums", "preference",
      "kpop"),
 )  # fmt: skip
 RULES = {
@@ -148,7 +148,7 @@ MISMATCH = "mismatch_same_version/max"
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [("stage", "time", "steps", "sums: accuracy", "tokens", "tools: accuracy", "superfluous calls")]
     for row in rows:
-        sums, tools = row.get("running_sums"), row.get("lookup")
+        sums, tools = row.get("digit_sums"), row.get("lookup")
         lines.append(
             (
                 row["name"],

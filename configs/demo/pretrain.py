@@ -28,8 +28,8 @@ def get_config(folder="runs/demo"):
     return to_config_dict(
         PretrainConfig(
             model=model,
-            data=DataConfig(sources=sources, sequence_length=120, tokenizer=f"{folder}/tokenizer"),
+            data=DataConfig(sources=sources, sequence_length=96, tokenizer=f"{folder}/tokenizer"),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
-            train=LoopConfig(steps=600, batch_size=16, log_every=20, eval_batches=8),
+            train=LoopConfig(steps=400, batch_size=16, log_every=20, eval_batches=8),
         )
     )

@@ -10,7 +10,7 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 def get_config(folder="runs/demo"):
     sums = ChatSource(
-        environment="running_sums", difficulties=(2,), count=8_000, solution={"redundancy": 0.55}, weight=0.7
+        environment="digit_sums", difficulties=(3, 4), count=8_000, solution={"redundancy": 0.55}, weight=0.7
     )
     lookups = ChatSource(environment="lookup", difficulties=(2,), count=3_000, solution={"redundancy": 0.3}, weight=0.3)
     return to_config_dict(

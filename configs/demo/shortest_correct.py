@@ -9,7 +9,7 @@ from configs.align import tiny_shortest_correct
 def get_config(folder="runs/demo"):
     config = tiny_shortest_correct.get_config()
     config.start_from = f"{folder}/evo_cot"
-    tasks = ({"environment": "running_sums", "difficulties": (2,), "count": 512, "seed": 20_000},)
+    tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 512, "seed": 20_000},)
     config.teachers = ({"model": f"{folder}/evo_cot", "tasks": tasks},)
     config.sampling.context = 120
     config.sampling.max_tokens = 96

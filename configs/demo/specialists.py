@@ -9,7 +9,7 @@ from configs.demo import shortest_correct
 def get_config(folder="runs/demo"):
     config = shortest_correct.get_config(folder)
     config.start_from = f"{folder}/shortest_correct"
-    sums = {"environment": "running_sums", "difficulties": (2,), "count": 400, "seed": 40_000}
+    sums = {"environment": "digit_sums", "difficulties": (3, 4), "count": 400, "seed": 40_000}
     lookups = {"environment": "lookup", "difficulties": (2,), "count": 400, "seed": 40_000}
     config.teachers = (
         {"model": f"{folder}/shortest_correct", "tasks": (sums,)},
