@@ -46,6 +46,8 @@ CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 VOCABULARY = 512
 WRITTEN = 2_000  # conversations, and the same of docstrings, that the tokenizer is made of
 TASKS = {"digit_sums": (3, 4), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
+PRETRAINED = {"digit_sums": (2, 3, 4, 5), "lookup": (1, 2)}  # what the base reads
+TEXTS = 20_000  # of each
 CONTEXT, MOST_TOKENS = 320, 200  # of an answer to these
 SLOTS = 128
 
@@ -110,11 +112,12 @@ def title(text: str) -> None:
 
 
 def write_texts(folder: Path) -> None:
-    """tasks.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
-    sums = ChatSource(environment="digit_sums", difficulties=(2, 3, 4, 5), count=24_000, seed=100_000)
-    if not (path := folder / "tasks.jsonl").exists():
-        print(f"writing {sums.count} sums into {path}", flush=True)
-        write_records(texts(record for _, record in records(sums)), path)
+    """ENVIRONMENT.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
+    for name, difficulties in PRETRAINED.items():
+        source = ChatSource(environment=name, difficulties=difficulties, count=TEXTS, seed=100_000)
+        if not (path := folder / f"{name}.jsonl").exists():
+            print(f"writing {source.count} texts of {name} into {path}", flush=True)
+            write_records(texts(record for _, record in records(source)), path)
     if not (folder / "tokenizer").exists():
         chats = [source for _, source in zip(range(WRITTEN), chat_texts(), strict=False)]
         english = itertools.islice(data.documents(data.PythonDocstrings()), WRITTEN // 10)

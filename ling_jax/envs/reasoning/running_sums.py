@@ -19,26 +19,32 @@ def make_task(seed: int, difficulty: int) -> Task:
     return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
 
 
-def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str]:
+def solution(task: Task, *, redundancy: float = 0.0, most_checks: int | None = None, seed: int = 0) -> tuple[str]:
     """The worked solution. After each step a check, `c37+85=122;`, is written again and again with `redundancy`.
 
-    So a step has redundancy / (1 - redundancy) checks in the mean. Raises ValueError unless 0 <= redundancy < 1.
+    So a step has redundancy / (1 - redundancy) checks in the mean; `most_checks` may allow fewer. Raises ValueError
+    unless 0 <= redundancy < 1.
     """
     if not 0 <= redundancy < 1:
         raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
     rng = random.Random(f"{task.id}/{seed}")
-    return (worked_sum(task.hidden["numbers"], lambda: rng.random() < redundancy),)
+
+    def checks() -> int:
+        count = 0
+        while count != most_checks and rng.random() < redundancy:
+            count += 1
+        return count
+
+    return (worked_sum(task.hidden["numbers"], checks),)
 
 
-def worked_sum(numbers: Sequence[int], checks: Callable[[], bool] = lambda: False) -> str:
-    """Steps and answer; a step is checked as long as `checks()`."""
+def worked_sum(numbers: Sequence[int], checks: Callable[[], int] = lambda: 0) -> str:
+    """Steps and answer; each step is checked `checks()` times."""
     total, *numbers = numbers
     text = ""
     for number in numbers:
         written = f"{total}+{number}={total + number};"
-        text += written
-        while checks():
-            text += f"c{written}"
+        text += written + checks() * f"c{written}"
         total += number
     return f"{text}{ANSWER}{total}"
 
