@@ -1,14 +1,17 @@
 """The smallest runs of reinforcement learning that have all parts, on a random model."""
 
-import dataclasses
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import pytest
 
 from ling_jax import data, model
 from ling_jax.align.rewards import named_reward
 from ling_jax.checkpoint import orbax
+from ling_jax.rl import loop
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig, TaskSource
 from ling_jax.rl.loop import Run, prepare
 from ling_jax.train.config import OptimizerConfig
@@ -55,5 +58,16 @@ def prepared(config: RLConfig, workdir) -> Run:
     return prepare(config, named_reward(config.reward), workdir)
 
 
-def with_train(config: RLConfig, **train) -> RLConfig:
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+@contextlib.contextmanager
+def steps_compiled_once() -> Iterator[None]:
+    """The real step of each objective, once for all runs here: they differ in nothing that it knows."""
+    compile_step, programs = loop._compile, {}
+
+    def once(run):
+        name = run.config.objective.name
+        programs[name] = programs.get(name) or compile_step(run)
+        return programs[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_compile", once)
+        yield

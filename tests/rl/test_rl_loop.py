@@ -11,10 +11,11 @@ import pytest
 
 from ling_jax.checkpoint import orbax
 from ling_jax.envs import ENVIRONMENTS
-from ling_jax.rl import loop, runner
+from ling_jax.rl import runner
 from ling_jax.rl.batch import make_batch
 from ling_jax.rl.learner import Learner, advantages_of
-from ling_jax.rl.loop import make_learner, replay, train
+from ling_jax.rl.loop import make_learner, prepare, replay, train
+from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
 from ling_jax.rl.runner import play
 from ling_jax.rl.trajectory import segments
@@ -22,23 +23,14 @@ from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.workdir import unlock
 from tests.faults import assert_same_end
 from tests.rl.event_log import check_log
-from tests.rl_run import prepared, small_config, write_start
+from tests.rl_run import prepared, small_config, steps_compiled_once, write_start
 
-ended, compile_step = runner._ended, loop._compile
+ended = runner._ended
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    """The real step, compiled once for all runs here: they differ in nothing that it knows."""
-    programs = {}
-
-    def once(run):
-        name = run.config.objective.name
-        programs[name] = programs.get(name) or compile_step(run)
-        return programs[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_compile", once)
+    with steps_compiled_once():
         yield
 
 
@@ -154,6 +146,20 @@ def synchronous_step(plain, step: int) -> float:
     )
     plain.state, metrics = plain.update(plain.state, batch)
     return np.asarray(metrics["loss"]).item()
+
+
+def test_a_reward_that_is_no_number_stops_the_run(start, tmp_path):
+    def pay(groups, reader, memory):
+        return [Rewards(np.array([0.5] * (len(group) - 1) + [np.nan]), {}) for group in groups], memory
+
+    run = prepare(small_config(start), Reward(pay, 0, 1), tmp_path)
+    with pytest.raises(ValueError, match=r"reward 'evo_cot' of prompt \d+\[3\] is nan; expected a finite number"):
+        train(run)
+    run = prepare(
+        small_config(start), Reward(lambda groups, *_: ([Rewards(np.full(4, 1.5), {})], None), 0, 1), tmp_path
+    )
+    with pytest.raises(ValueError, match=r"\[0\] is 1.5; expected a finite number"):
+        train(run)
 
 
 def test_a_signal_saves_and_the_same_call_goes_on(whole, start, tmp_path, monkeypatch):
