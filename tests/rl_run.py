@@ -5,17 +5,15 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
-from ling_jax import data, model
+from ling_jax import data
 from ling_jax.align.rewards import named_reward
-from ling_jax.checkpoint import orbax
 from ling_jax.rl import loop
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig, TaskSource
 from ling_jax.rl.loop import Run, prepare
 from ling_jax.train.config import OptimizerConfig
-from tests.golden_numbers import quick_jit
+from tests.small_stage import write_stage
 from tests.tiny import tiny_config
 
 # Dense: where two experts are as good, round-off chooses, and then sampling and training do not agree to 1e-5.
@@ -32,10 +30,8 @@ def tokenizer():
 
 
 def write_start(folder: Path) -> Path:
-    """What a stage before leaves: a random model."""
-    data.save_tokenizer(tokenizer(), folder / "tokenizer")
-    params = quick_jit(model.init, static_argnums=1)(jax.random.key(0), MODEL)
-    orbax.save_params(folder / "checkpoints", params, MODEL)
+    """What a stage before leaves."""
+    write_stage(folder, MODEL)
     return folder
 
 

@@ -6,9 +6,10 @@ from ling_jax import data, model
 from ling_jax.checkpoint import orbax
 from tests.tiny import tiny_config
 
+CONFIG = tiny_config(num_layers=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1)
 
-def write_stage(folder) -> None:
-    """A softmax layer and a tokenizer of bytes."""
-    config = tiny_config(num_layers=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1)
+
+def write_stage(folder, config=CONFIG) -> None:
+    """A random model, by default of a softmax layer, and a tokenizer of bytes."""
     orbax.save_params(folder / "checkpoints", model.init(jax.random.key(0), config), config)
     data.save_tokenizer(data.train_bpe(["a"], 263), folder / "tokenizer")

@@ -56,9 +56,13 @@ class Rollouts:
 
     @property
     def is_open(self) -> bool:
-        """Whether generation goes on: the budget says so, or no group is complete yet."""
-        unused = not any(self._complete(prompt) for prompt in self.open)
-        return token_budget.is_open(self.pool, self.budget) or (bool(self.pool.active) and unused)
+        """Whether generation goes on: the budget says so, or no group is complete yet.
+
+        One whose answers were all thrown away does not count; one whose answers all broke does, or a broken world
+        would never be noticed.
+        """
+        complete = any(any(group.episodes) for group in self._complete_groups())
+        return token_budget.is_open(self.pool, self.budget) or (bool(self.pool.active) and not complete)
 
     def begin(self) -> None:
         """A new iteration: rollouts that were paused too often leave, new ones come."""
@@ -91,10 +95,9 @@ class Rollouts:
 
     def harvest(self, most: int) -> list[Group]:
         """At most so many complete groups, oldest prompts first: they are used now."""
-        complete = [prompt for prompt in self.open if self._complete(prompt)]
-        groups = [Group(p, tuple(self.episodes.get(i) for i in self._ids(p))) for p in complete]
-        broken = [group for group in groups if not any(group.valid)]  # these have nothing to learn from
-        groups = [group for group in groups if any(group.valid)][:most]
+        complete = self._complete_groups()
+        broken = [group for group in complete if not any(group.valid)]  # these have nothing to learn from
+        groups = [group for group in complete if any(group.valid)][:most]
         ids = [i for g in groups for i, valid in zip(self._ids(g.prompt), g.valid, strict=True) if valid]
         self._event({"op": "consume", "ids": ids})
         for group in [*groups, *broken]:
@@ -144,8 +147,11 @@ class Rollouts:
     def _ids(self, prompt: int) -> range:
         return range(prompt * self.group_size, (prompt + 1) * self.group_size)
 
-    def _complete(self, prompt: int) -> bool:
-        return all(i in self.gone or not self.episodes[i].running for i in self._ids(prompt))
+    def _complete_groups(self) -> list[Group]:
+        """Those of which no answer is still to come, oldest prompts first."""
+        ended = lambda i: i in self.gone or not self.episodes[i].running  # noqa: E731
+        complete = [prompt for prompt in self.open if all(map(ended, self._ids(prompt)))]
+        return [Group(prompt, tuple(self.episodes.get(i) for i in self._ids(prompt))) for prompt in complete]
 
     def _forget(self, i: int) -> None:
         del self.episodes[i]
