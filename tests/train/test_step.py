@@ -21,7 +21,7 @@ from tests.golden_numbers import quick_jit
 from tests.tiny import random_params
 
 CONFIG = model_config(
-    "tiny-2.6", vocab_size=64, hidden_size=32, num_layers=4, layer_group_size=4, num_heads=2, head_dim=16,
+    "tiny-2.6", vocab_size=64, hidden_size=32, num_layers=2, layer_group_size=2, num_heads=2, head_dim=16,
     num_norm_groups=2, rotary_dim=8, q_lora_rank=16, kv_lora_rank=8, nope_dim=16, rope_dim=8, v_dim=16, ffn_size=32,
     expert_ffn_size=16, shared_ffn_size=16, z_loss_weight=1e-3,
 )  # fmt: skip
