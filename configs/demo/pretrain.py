@@ -31,6 +31,6 @@ def get_config(folder="runs/demo"):
             model=model,
             data=DataConfig(sources=sources, sequence_length=96, tokenizer=f"{folder}/tokenizer"),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
-            train=LoopConfig(steps=800, batch_size=16, log_every=20, eval_batches=8),
+            train=LoopConfig(steps=500, batch_size=16, log_every=20, eval_batches=8),
         )
     )

@@ -19,10 +19,10 @@ def make_task(seed: int, difficulty: int) -> Task:
     return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
 
 
-def solution(task: Task, *, redundancy: float = 0.0, most_checks: int | None = None, seed: int = 0) -> tuple[str]:
+def solution(task: Task, *, redundancy: float = 0.0, most: int | None = None, seed: int = 0) -> tuple[str]:
     """The worked solution. After each step a check, `c37+85=122;`, is written again and again with `redundancy`.
 
-    So a step has redundancy / (1 - redundancy) checks in the mean; `most_checks` may allow fewer. Raises ValueError
+    So a step has redundancy / (1 - redundancy) checks in the mean; `most` may allow fewer. Raises ValueError
     unless 0 <= redundancy < 1.
     """
     if not 0 <= redundancy < 1:
@@ -31,7 +31,7 @@ def solution(task: Task, *, redundancy: float = 0.0, most_checks: int | None = N
 
     def checks() -> int:
         count = 0
-        while count != most_checks and rng.random() < redundancy:
+        while count != most and rng.random() < redundancy:
             count += 1
         return count
 
