@@ -16,12 +16,14 @@ def get_config(folder="runs/demo"):
         solution={"redundancy": 0.7, "most": 1},
         weight=0.6,
     )
-    lookups = ChatSource(environment="lookup", difficulties=(2,), count=3_000, solution={"redundancy": 0.7}, weight=0.4)
+    lookups = ChatSource(
+        environment="lookup", difficulties=(2,), count=3_000, solution={"redundancy": 0.75, "most": 1}, weight=0.4
+    )
     return to_config_dict(
         SftConfig(
             start_from=f"{folder}/pretrain",
             sources=(sums, lookups),
-            data=ChatRows(sequence_length=256),
+            data=ChatRows(sequence_length=288),
             optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
             train=LoopConfig(steps=150, batch_size=12, log_every=20, eval_batches=8),
         )

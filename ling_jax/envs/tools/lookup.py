@@ -73,11 +73,11 @@ def step(state: State, action: str) -> StepResult:
     return StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None, after)
 
 
-def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str, ...]:
+def solution(task: Task, *, redundancy: float = 0.0, most: int | None = None, seed: int = 0) -> tuple[str, ...]:
     """A call a turn, then the worked sum. After each call a superfluous one is made again and again with `redundancy`.
 
     A superfluous call asks again, or for a name that nobody asked for, one as likely as the other. There are no more of
-    them than turns to spare. Raises ValueError unless 0 <= redundancy < 1.
+    them than turns to spare, nor than `most` after each call. Raises ValueError unless 0 <= redundancy < 1.
     """
     if not 0 <= redundancy < 1:
         raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
@@ -87,9 +87,10 @@ def solution(task: Task, *, redundancy: float = 0.0, seed: int = 0) -> tuple[str
     got, spare = [], task.max_turns - len(asked) - 1
     for name in asked:
         got.append(name)
-        while spare and rng.random() < redundancy:
+        extra = 0
+        while spare and extra != most and rng.random() < redundancy:
             got.append(name if rng.random() < 0.5 else rng.choice(others))
-            spare -= 1
+            spare, extra = spare - 1, extra + 1
     return (*(render_call(_call(name), "xml") for name in got), worked_sum([store[name] for name in asked]))
 
 
