@@ -10,7 +10,7 @@ from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rollout.load import ModelFolder
 
 BYTES = train_bpe(["a"], 263)
-MERGES = train_bpe(["c37+85=122;c122+12=134;A:134 <tool_call>get</tool_call>"] * 3, 300)
+MERGES = train_bpe(["so the sum is right;"] * 3, 300)
 STUDENT = ModelFolder(Path("memory"), None, None, BYTES, ChatTemplate())
 SUMS = ENVIRONMENTS["running_sums"]
 
@@ -65,9 +65,9 @@ def test_steps_that_are_written_again_are_cut():
     assert without_repeats([text], BYTES) == ["37+85=122;122+12=134;A:134"]
     assert without_repeats(["37+85=122;122+12=134;A:134"], BYTES) == ["37+85=122;122+12=134;A:134"]
     assert without_repeats([""], BYTES) == [""]
-    again = "c37+85=122;" * 3
-    assert len(MERGES.encode(again).ids) < len(again) - 9
-    assert without_repeats([again + "A:122"], MERGES) == ["c37+85=122;A:122"]
+    again = "so the sum is right;" * 3
+    assert len(MERGES.encode(again).ids) < len(again) / 2
+    assert without_repeats([again + "A:122"], MERGES) == ["so the sum is right;A:122"]
 
 
 def test_a_character_of_many_bytes_survives_pruning():
