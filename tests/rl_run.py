@@ -35,8 +35,11 @@ def write_start(folder: Path) -> Path:
     return folder
 
 
-def small_config(start: Path, *, objective="kpop", reward="evo_cot", rollout=(), **train) -> RLConfig:
-    """KPop with partial rollouts: answers of up to 48 and 96 tokens, a budget of half a piece of decoding."""
+def small_config(start: Path, *, objective="kpop", reward="preference", rollout=(), **train) -> RLConfig:
+    """KPop with partial rollouts: answers of up to 48 and 96 tokens, a budget of half a piece of decoding.
+
+    With all that has to last from step to step: pass rates, and a reward that remembers.
+    """
     sizes = dict(context=184, slots=16, group_size=4, prompts_per_step=1)
     stale = dict(token_budget=60, max_staleness=4, max_retention=4) if objective == "kpop" else {}
     return RLConfig(
@@ -46,7 +49,7 @@ def small_config(start: Path, *, objective="kpop", reward="evo_cot", rollout=(),
         objective=ObjectiveConfig(name=objective),
         optimizer=OptimizerConfig(peak_lr=1e-2, warmup_steps=2),
         rollout=RolloutConfig(**(sizes | stale | dict(rollout))),
-        train=LoopConfig(**(dict(steps=6, save_every=2) | train)),
+        train=LoopConfig(**(dict(steps=6, save_every=2, dpr_steps=6) | train)),
     )
 
 

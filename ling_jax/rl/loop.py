@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,7 @@ from ling_jax.rl.runner import Ask, Player, Reader, evaluate, held_out_tasks, ma
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, trainable
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
-from ling_jax.train.metrics import MetricsWriter, drop_lines_from, to_line
+from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
 from ling_jax.train.programs import use_compilation_cache
 from ling_jax.train.state import create_state
@@ -77,8 +78,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
 def train(run: Run) -> dict[str, Any]:
     """Learns until `train.steps`, from the newest checkpoint in the workdir if there is one.
 
-    The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, tensorboard/,
-    checkpoints/, and evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
+    The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, checkpoints/, and
+    evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
     {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and `TooManyBadSteps`, both after a
     save; `DamagedCheckpoint` where the newest one cannot be read.
     """
@@ -100,20 +101,19 @@ def train(run: Run) -> dict[str, Any]:
 
 
 def replay(run: Run) -> int:
-    """Runs it all again from its start and compares every event with the log: tokens, batches, losses, decisions.
+    """Runs it again from its start to its newest checkpoint and compares every event with the log: tokens, batches,
+    losses, decisions.
 
     Returns how many steps were the same. Raises ValueError at the first event that is another.
     """
     use_compilation_cache()
-    path = run.workdir / "events.jsonl"
-    logged = [json.loads(line) for line in path.read_text().splitlines()]
-    steps = logged[-1]["step"] + 1 if logged else 0
-    start = open_model(run.config.start_from)
+    path, steps = run.workdir / "events.jsonl", run.start.step if has_checkpoint(run.workdir) else 0
     try:
-        with make_learner(dataclasses.replace(run, start=start)) as learner:
+        with make_learner(dataclasses.replace(run, start=open_model(run.config.start_from))) as learner:
+            logged = _by_step(path)
             for step in range(steps):
                 found = learner.step().events
-                _compare(step, [event for event in logged if event["step"] == step], found, path)
+                _compare(step, next(logged, []), found, path)
                 print(f"replayed step={step + 1}/{steps} events={len(found)}: the same", flush=True)
     finally:
         unlock(run.workdir, run.lock)
@@ -187,7 +187,7 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
     if start == 0:
         _evaluate(run, learner.state.params, 0)
     log = _Log(run, start)
-    with contextlib.closing(log), stop_signals() as stopped:
+    with stop_signals() as stopped:
         for step in range(start, train.steps):
             result = learner.step()
             line = log.add(step, result, bad_steps=int(learner.state.bad_steps))
@@ -228,11 +228,10 @@ class _Log:
 
     def __init__(self, run: Run, start: int):
         self._run, self._start, self._begun = run, start, time.perf_counter()
-        for name in ("samples", "events"):
+        for name in ("metrics", "samples", "events"):
             drop_lines_from(run.workdir / f"{name}.jsonl", start)
-        self._metrics = MetricsWriter(run.workdir, first_step=start)
-        train = run.config.train
-        self._rates = np.asarray(learning_rate(run.config.optimizer, train.steps)(np.arange(train.steps)))
+        steps = run.config.train.steps
+        self._rates = np.asarray(jax.jit(learning_rate(run.config.optimizer, steps))(np.arange(steps)))
 
     def add(self, step: int, result, *, bad_steps: int) -> dict[str, Any]:
         metrics = result.metrics
@@ -243,14 +242,11 @@ class _Log:
             "tokens_per_second": metrics["generated_tokens"] / seconds,
             "time": time.time(),
         }
-        self._metrics.write([line])
+        self._append("metrics", step, [line])
         self._append("samples", step, result.samples)
         self._append("events", step, result.events)
         self._print(step, line)
         return line
-
-    def close(self) -> None:
-        self._metrics.close()
 
     def _append(self, name: str, step: int, records: Iterable[Event]) -> None:
         with (self._run.workdir / f"{name}.jsonl").open("a") as file:
@@ -261,7 +257,8 @@ class _Log:
         shown = {
             "loss": "loss", "reward": "reward", "accuracy": "accuracy", "tokens/answer": "tokens_per_answer",
             "groups": "groups", "staleness": "staleness/max", "masked": "masked_fraction",
-            "mismatch": "mismatch_same_version/max", "generate_s": "generate_seconds", "train_s": "train_seconds",
+            "mismatch": "mismatch_same_version/max", "fresh_tokens": "mismatch_same_version/tokens",
+            "generate_s": "generate_seconds", "train_s": "train_seconds",
         }  # fmt: skip
         values = " ".join(f"{name}={_short(line[key])}" for name, key in shown.items() if key in line)
         per_step = (time.perf_counter() - self._begun) / (step + 1 - self._start)
@@ -272,6 +269,13 @@ class _Log:
 
 def _short(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _by_step(path: epath.Path) -> Iterator[list[Event]]:
+    """The events of one step after the other. Read only as far as asked for: the last line may have been cut off."""
+    with path.open() as file:
+        for _, events in itertools.groupby(map(json.loads, file), key=lambda event: event["step"]):
+            yield list(events)
 
 
 def _compare(step: int, logged: list[Event], found: list[Event], path) -> None:

@@ -55,7 +55,7 @@ def test_a_run_leaves_what_its_report_names(whole, capsys):
     lines = lines_of(workdir)
     assert [line["step"] for line in lines] == list(range(6)) and last["step"] == 5
     assert all(0 < line["answers"] <= 4 and not line["bad"] for line in lines)
-    assert {"masked_fraction", "masked_fraction/0.9-0.99", "entropy", "reward/length", "ratio/0.5"} <= lines[0].keys()
+    assert {"masked_fraction", "masked_fraction/0.9-0.99", "entropy", "reward/brief", "ratio/0.5"} <= lines[0].keys()
     samples = lines_of(workdir, "samples")
     assert {sample["step"] for sample in samples} == set(range(6)) and all(sample["text"] for sample in samples)
     params, config = orbax.load_params(workdir / "checkpoints")
@@ -121,7 +121,7 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_forgotten(whole, start,
 
 def test_staleness_0_is_the_synchronous_loop(start, tmp_path):
     """Bit for bit: tokens, rewards and weights of a loop without pool, budget and versions."""
-    config = small_config(start, rollout=dict(token_budget=0, max_staleness=0, max_retention=0))
+    config = small_config(start, rollout=dict(token_budget=0, max_staleness=0, max_retention=0), dpr_steps=0)
     run, other = prepared(config, tmp_path / "a"), prepared(config, tmp_path / "b")
     with make_learner(run) as learner, make_learner(other) as plain:
         for step in range(3):
@@ -139,7 +139,7 @@ def synchronous_step(plain, step: int) -> float:
     number = int(np.random.default_rng((plain.config.train.seed, step)).choice(50))
     asks = [plain._ask(i, number) for i in range(4 * step, 4 * step + 4)]
     episodes = sorted(play(plain.player, plain.player.reader.begin(asks), step), key=lambda episode: episode.id)
-    rewards, _ = plain.reward.pay([episodes], plain.player.reader, None)
+    rewards, plain.memory = plain.reward.pay([episodes], plain.player.reader, plain.memory)
     groups = [Group(step, tuple(episodes))]
     batch = make_batch(
         groups, advantages_of(groups, rewards, (1, 4)), plain.player.reader, rows=4, version=step, scale=1.0
@@ -153,7 +153,7 @@ def test_a_reward_that_is_no_number_stops_the_run(start, tmp_path):
         return [Rewards(np.array([0.5] * (len(group) - 1) + [np.nan]), {}) for group in groups], memory
 
     run = prepare(small_config(start), Reward(pay, 0, 1), tmp_path)
-    with pytest.raises(ValueError, match=r"reward 'evo_cot' of prompt \d+\[3\] is nan; expected a finite number"):
+    with pytest.raises(ValueError, match=r"reward 'preference' of prompt \d+\[3\] is nan; expected a finite number"):
         train(run)
     run = prepare(
         small_config(start), Reward(lambda groups, *_: ([Rewards(np.full(4, 1.5), {})], None), 0, 1), tmp_path
