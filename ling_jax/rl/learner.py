@@ -50,13 +50,17 @@ class Learner:
         self.rates = unseen(sum(source.count for source in config.tasks))
         self.memory: Any = None  # the reward's
 
-    def step(self) -> Step:
-        """One harvest of the token budget, one optimisation step, the next version."""
+    def step(self, tell: Callable[[int, int, int], None] = lambda *progress: None) -> Step:
+        """One harvest of the token budget, one optimisation step, the next version.
+
+        `tell(version, tokens generated so far, rollouts under way)` is called after each slice.
+        """
         begun, self.events = time.perf_counter(), []
         self.rollouts.begin()
         self.player.load(self.state.params)
         while self.rollouts.is_open:
             self.rollouts.advance(self.player.advance(self.rollouts.running, self.rollouts.version))
+            tell(self.rollouts.version, self.rollouts.pool.generated, len(self.rollouts.pool.active))
         generated = time.perf_counter()
         groups = self.rollouts.harvest(self.config.rollout.prompts_per_step)
         rewards = self._pay(groups)

@@ -1,4 +1,7 @@
-"""The loop of reinforcement learning: what about a run touches the world. What it computes is `ling_jax.rl.learner`."""
+"""The loop of reinforcement learning: what about a run touches the world. What it computes is `ling_jax.rl.learner`.
+
+Everything runs in one process on the first device, generation and training in turns.
+"""
 
 import concurrent.futures
 import contextlib
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -27,16 +31,17 @@ from ling_jax.rl.config import RESUMABLE, RLConfig
 from ling_jax.rl.learner import Event, Learner, task_of
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.runner import Ask, Player, Reader, evaluate, held_out_tasks, make_reader, summarise
-from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, trainable
+from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
 from ling_jax.train.programs import use_compilation_cache
-from ling_jax.train.state import create_state
+from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.workdir import check_workdir, has_checkpoint, lock, open_workdir, unlock, write_config
 
+GENERATING_SECONDS = 10  # between two lines about a generation that takes longer
 PROBES = 16  # tasks of each source that are tried on the context before the work starts
 
 
@@ -91,9 +96,9 @@ def train(run: Run) -> dict[str, Any]:
             if start >= run.config.train.steps:
                 print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
                 return {}
-            with make_learner(run) as learner:
+            abstract = abstract_state(run.start.config, run.optimizer)
+            with make_learner(run, orbax.restore(manager, abstract) if start else new_state(run)) as learner:
                 if start:
-                    learner.state = orbax.restore(manager, abstract_state(run.start.config, run.optimizer))
                     learner.restore(orbax.restore_record(manager, "learner"))
                 return _steps(run, learner, manager, start)
     finally:
@@ -109,7 +114,8 @@ def replay(run: Run) -> int:
     use_compilation_cache()
     path, steps = run.workdir / "events.jsonl", run.start.step if has_checkpoint(run.workdir) else 0
     try:
-        with make_learner(dataclasses.replace(run, start=open_model(run.config.start_from))) as learner:
+        run = dataclasses.replace(run, start=open_model(run.config.start_from))
+        with make_learner(run, new_state(run)) as learner:
             logged = _by_step(path)
             for step in range(steps):
                 found = learner.step().events
@@ -121,22 +127,27 @@ def replay(run: Run) -> int:
 
 
 @contextlib.contextmanager
-def make_learner(run: Run) -> Iterator[Learner]:
-    """A learner at step 0. Its step is compiled while the first answers are generated."""
+def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
+    """A learner before its first step, which is compiled while the first answers are generated."""
     compiler = concurrent.futures.ThreadPoolExecutor(1)
     compiled = compiler.submit(_compile, run)
     player = Player(run.start.config, run.reader, run.config.rollout.slots)
-    state = create_state(_float32(run.start.params()), run.optimizer, trainable(run.start.config))
     try:
         yield Learner(run.config, run.reward, player, lambda *args: compiled.result()(*args), state)
     finally:
         compiler.shutdown(wait=False, cancel_futures=True)
 
 
+def new_state(run: Run) -> TrainState:
+    """The state before step 0, of float32 master weights."""
+    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf), jnp.float32), run.start.params())
+    return create_state(params, run.optimizer, trainable(run.start.config))
+
+
 def start_report(run: Run, start: int) -> str:
     """What is about to run, and where its files go."""
     config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
-    options = config.objective.options | ({"group_size": rollout.group_size} if config.objective.name == "lpo" else {})
+    options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
     tasks = "; ".join(f"{s.count} of {s.environment}, difficulties {list(s.difficulties)}" for s in config.tasks)
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
@@ -176,12 +187,6 @@ def _compile(run: Run) -> Callable:
     return compiled
 
 
-def _float32(params):
-    """Master weights, in buffers of their own: the step uses up those that it is given."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf, np.float32), place), params)
-
-
 def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
     train, line = run.config.train, {}
     if start == 0:
@@ -189,7 +194,7 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
     log = _Log(run, start)
     with stop_signals() as stopped:
         for step in range(start, train.steps):
-            result = learner.step()
+            result = learner.step(log.generating)
             line = log.add(step, result, bad_steps=int(learner.state.bad_steps))
             stop = stopped[0] if stopped else None  # read once: it may come at any moment
             done, ends = step + 1, step + 1 == train.steps
@@ -228,6 +233,7 @@ class _Log:
 
     def __init__(self, run: Run, start: int):
         self._run, self._start, self._begun = run, start, time.perf_counter()
+        self._told = self._begun
         for name in ("metrics", "samples", "events"):
             drop_lines_from(run.workdir / f"{name}.jsonl", start)
         steps = run.config.train.steps
@@ -246,7 +252,16 @@ class _Log:
         self._append("samples", step, result.samples)
         self._append("events", step, result.events)
         self._print(step, line)
+        self._told = time.perf_counter()
         return line
+
+    def generating(self, step: int, tokens: int, waiting: int) -> None:
+        """A line now and then: how far the budget is used up, and how many rollouts are under way."""
+        now, rollout = time.perf_counter(), self._run.config.rollout
+        if now - self._told >= GENERATING_SECONDS:
+            self._told = now
+            budget = f"/{rollout.token_budget}" if rollout.token_budget else ""
+            print(f"step={step + 1} generating: tokens={tokens}{budget} rollouts={waiting}", flush=True)
 
     def _append(self, name: str, step: int, records: Iterable[Event]) -> None:
         with (self._run.workdir / f"{name}.jsonl").open("a") as file:

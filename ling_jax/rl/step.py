@@ -16,7 +16,7 @@ from ling_jax.model import model_spec
 from ling_jax.model.loss import IGNORED, token_logps_and_entropies
 from ling_jax.model.transformer import hidden_states, make_sequence
 from ling_jax.objectives import effective_objective
-from ling_jax.objectives.describe import LOSSES, PER_TOKEN
+from ling_jax.objectives.describe import LOSSES
 from ling_jax.train.metrics import group_norms
 from ling_jax.train.state import TrainState, create_state
 
@@ -75,17 +75,23 @@ def trainable(config: ModelConfig):
     return tree | {"mtp": jax.tree.map(lambda _: False, tree["mtp"])} if "mtp" in tree else tree
 
 
+def objective_options(name: str, group_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of an objective: those given, and the group's size where it takes that."""
+    takes_size = name in LOSSES and "group_size" in inspect.signature(LOSSES[name]).parameters
+    return dict(options) | ({"group_size": group_size} if takes_size else {})
+
+
 def make_objective(name: str, group_size: int, options: Mapping[str, Any]) -> Objective:
     """`objective(policy, old, behaviour, advantages, mask, *, sentence_ids, entropies)` by its name in `objectives`.
 
     Raises ValueError for an unknown objective or option.
     """
-    keywords = inspect.signature(LOSSES[name]).parameters if name in LOSSES else {}
-    settings = dict(options) | ({"group_size": group_size} if "group_size" in keywords else {})
+    settings = objective_options(name, group_size, options)
     effective_objective(name, **settings)  # checks both
+    keywords = inspect.signature(LOSSES[name]).parameters
 
     def objective(*arrays, **per_token):
-        taken = {key: value for key, value in per_token.items() if key in PER_TOKEN and key in keywords}
+        taken = {key: value for key, value in per_token.items() if key in keywords}
         return LOSSES[name](*arrays, **taken, **settings)
 
     return objective

@@ -14,7 +14,7 @@ from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rl import runner
 from ling_jax.rl.batch import make_batch
 from ling_jax.rl.learner import Learner, advantages_of
-from ling_jax.rl.loop import make_learner, prepare, replay, train
+from ling_jax.rl.loop import make_learner, new_state, prepare, replay, train
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
 from ling_jax.rl.runner import play
@@ -74,7 +74,7 @@ def test_recorded_log_probs_are_those_of_training(whole):
 def test_version_tags_and_discards_agree_with_the_log(start, tmp_path):
     """Long answers do not end within four weight versions."""
     run, events = prepared(small_config(start), tmp_path), []
-    with make_learner(run) as learner:
+    with make_learner(run, new_state(run)) as learner:
         for _ in range(12):
             events += json.loads(json.dumps(learner.step().events))
             drew = check_log(events, max_staleness=4, max_retention=4, consumer_batch_size=4, slots=16)
@@ -123,7 +123,7 @@ def test_staleness_0_is_the_synchronous_loop(start, tmp_path):
     """Bit for bit: tokens, rewards and weights of a loop without pool, budget and versions."""
     config = small_config(start, rollout=dict(token_budget=0, max_staleness=0, max_retention=0), dpr_steps=0)
     run, other = prepared(config, tmp_path / "a"), prepared(config, tmp_path / "b")
-    with make_learner(run) as learner, make_learner(other) as plain:
+    with make_learner(run, new_state(run)) as learner, make_learner(other, new_state(other)) as plain:
         for step in range(3):
             metrics = learner.step().metrics
             assert metrics["masked_fraction"] == 0 and metrics["staleness/max"] == 0 and metrics["groups"] == 1
@@ -165,10 +165,10 @@ def test_a_reward_that_is_no_number_stops_the_run(start, tmp_path):
 def test_a_signal_saves_and_the_same_call_goes_on(whole, start, tmp_path, monkeypatch):
     step = Learner.step
 
-    def interrupted(self):
+    def interrupted(self, tell):
         if self.rollouts.version == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step(self)
+        return step(self, tell)
 
     config = small_config(start, save_every=100)
     with monkeypatch.context() as patch:
