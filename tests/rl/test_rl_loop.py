@@ -1,5 +1,6 @@
 """What a run of reinforcement learning promises."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from ling_jax.checkpoint import orbax
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import ENVIRONMENTS, StepResult
+from ling_jax.envs.reasoning import running_sums
 from ling_jax.rl import runner
 from ling_jax.rl.batch import make_batch
 from ling_jax.rl.learner import Learner, advantages_of
@@ -19,11 +21,12 @@ from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
 from ling_jax.rl.runner import play
 from ling_jax.rl.trajectory import segments
+from ling_jax.rollout.load import end_ids
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.workdir import unlock
 from tests.faults import assert_same_end
 from tests.rl.event_log import check_log
-from tests.rl_run import prepared, small_config, steps_compiled_once, write_start
+from tests.rl_run import prepared, small_config, steps_compiled_once, tokenizer, write_start
 
 ended = runner._ended
 
@@ -148,6 +151,19 @@ def synchronous_step(plain, step: int) -> float:
     return np.asarray(metrics["loss"]).item()
 
 
+def test_tasks_that_do_not_fit_are_refused_before_anything_is_written(start, tmp_path):
+    for config, message in (
+        (
+            small_config(start, rollout=dict(context=120)),
+            r"difficulty 2\) has a prompt of \d+ tokens and may write 96; the",
+        ),
+        (small_config(start, rollout=dict(context=600)), "the context is 600 tokens; the model's, max_length, is 512"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prepared(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_that_is_no_number_stops_the_run(start, tmp_path):
     def pay(groups, reader, memory):
         return [Rewards(np.array([0.5] * (len(group) - 1) + [np.nan]), {}) for group in groups], memory
@@ -179,12 +195,54 @@ def test_a_signal_saves_and_the_same_call_goes_on(whole, start, tmp_path, monkey
     assert_same_end(whole[0], tmp_path)
 
 
+class Chatty:
+    """An environment that answers two turns with what the policy said, and likes short ones."""
+
+    DIFFICULTIES = running_sums.DIFFICULTIES
+
+    @staticmethod
+    def make_task(seed, difficulty):
+        return dataclasses.replace(running_sums.make_task(seed, difficulty), max_turns=3)
+
+    @staticmethod
+    def reset(task, seed):
+        return ()
+
+    @staticmethod
+    def step(state, action):
+        said = (*state, action)
+        if len(said) < 3:
+            return StepResult([{"role": "tool", "content": f"{len(action)}"}], {}, False, False, None, said)
+        return StepResult([], {"outcome": float(len(action) < 9)}, True, False, None, said)
+
+
+def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
+    """Tool output between turns, fed while other rollouts go on, and read anew under the next weights."""
+    monkeypatch.setitem(ENVIRONMENTS, "running_sums", Chatty)
+    often = {*range(7, 60), *end_ids(tokenizer())}  # so that a random model ends its turns
+    monkeypatch.setattr(runner, "end_ids", lambda tokenizer: often)
+    config = small_config(start, reward="outcome", rollout=dict(max_tokens=24, context=184))
+    run, turns = prepared(config, tmp_path), []
+    with make_learner(run, new_state(run)) as learner:
+        for _ in range(4):
+            metrics = learner.step().metrics
+            assert metrics["mismatch_same_version/max"] <= 1e-5
+            stored = json.loads(json.dumps(learner.to_json()))
+            turns += [len(entry["turns"]) for entry in stored["rollouts"]["episodes"]]
+            before = learner.rollouts.episodes
+            learner.restore(stored)
+            for i, episode in learner.rollouts.episodes.items():
+                assert episode.context == before[i].context and episode.state == before[i].state
+    unlock(run.workdir, run.lock)
+    assert max(turns) == 3
+
+
 class Broken:
     """An environment without a world."""
 
-    DIFFICULTIES = ENVIRONMENTS["running_sums"].DIFFICULTIES
-    make_task = staticmethod(ENVIRONMENTS["running_sums"].make_task)
-    reset = staticmethod(ENVIRONMENTS["running_sums"].reset)
+    DIFFICULTIES = running_sums.DIFFICULTIES
+    make_task = staticmethod(running_sums.make_task)
+    reset = staticmethod(running_sums.reset)
 
     @staticmethod
     def step(state, action):
