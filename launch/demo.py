@@ -32,6 +32,7 @@ from ling_jax import data, model
 from ling_jax.align.records import ChatSource, records, texts, write_records
 from ling_jax.checkpoint import load_hf, save_hf
 from ling_jax.data.chat import ChatTemplate
+from ling_jax.data.tool_calls import MARKUP
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import replacing
 from ling_jax.rl.runner import Player, evaluate, held_out_tasks, make_reader, summarise
@@ -44,11 +45,13 @@ PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", 
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 VOCABULARY = 512
-WRITTEN = 2_000  # conversations, and the same of docstrings, that the tokenizer is made of
+CHATS, MODULES = 2_000, 100  # conversations of each kind, and modules' docstrings, that the tokenizer is made of
+PRETRAINING = (
+    ChatSource(environment="digit_sums", difficulties=(2, 3, 4), count=18_000, seed=100_000),
+    ChatSource(environment="lookup", difficulties=(1, 2), count=6_000, seed=100_000),
+)
 TASKS = {"digit_sums": (3, 4), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
-PRETRAINED = {"digit_sums": (2, 3, 4, 5), "lookup": (1, 2)}  # what the base reads
-TEXTS = 20_000  # of each
-CONTEXT, MOST_TOKENS = 320, 200  # of an answer to these
+CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
 
 
@@ -112,27 +115,23 @@ def title(text: str) -> None:
 
 
 def write_texts(folder: Path) -> None:
-    """ENVIRONMENT.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
-    for name, difficulties in PRETRAINED.items():
-        source = ChatSource(environment=name, difficulties=difficulties, count=TEXTS, seed=100_000)
-        if not (path := folder / f"{name}.jsonl").exists():
-            print(f"writing {source.count} texts of {name} into {path}", flush=True)
-            write_records(texts(record for _, record in records(source)), path)
+    """tasks.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
+    if not (path := folder / "tasks.jsonl").exists():
+        print(f"writing tasks and solutions into {path}", flush=True)
+        solved = (record for source in PRETRAINING for _, record in records(source))
+        write_records(texts(solved), path)
     if not (folder / "tokenizer").exists():
-        chats = [source for _, source in zip(range(WRITTEN), chat_texts(), strict=False)]
-        english = itertools.islice(data.documents(data.PythonDocstrings()), WRITTEN // 10)
-        data.save_tokenizer(data.train_bpe([*chats, *english], VOCABULARY), folder / "tokenizer")
+        english = itertools.islice(data.documents(data.PythonDocstrings()), MODULES)
+        tokenizer = data.train_bpe([*chat_texts(), *english], VOCABULARY, words=MARKUP)
+        data.save_tokenizer(tokenizer, folder / "tokenizer")
 
 
 def chat_texts() -> Iterator[str]:
     """Conversations about the tasks, as they are rendered; special tokens aside."""
-    sources = [
-        records(ChatSource(environment=name, difficulties=difficulties, count=WRITTEN))
-        for name, difficulties in TASKS.items()
-    ]
-    for _, record in itertools.chain.from_iterable(zip(*sources, strict=True)):
-        pieces = ChatTemplate().render(record["messages"])
-        yield "\n".join(piece.text for piece in pieces if not piece.special)
+    for name, difficulties in TASKS.items():
+        for _, record in records(ChatSource(environment=name, difficulties=difficulties, count=CHATS)):
+            pieces = ChatTemplate().render(record["messages"])
+            yield "\n".join(piece.text for piece in pieces if not piece.special)
 
 
 def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:

@@ -11,7 +11,8 @@ def get_config(folder="runs/demo"):
     config.start_from = f"{folder}/sft"
     config.tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 10_000},)
     config.optimizer.peak_lr = 2e-4
-    config.rollout.context = 128
+    config.rollout.context = 100
+    config.rollout.max_tokens = 72
     config.train.steps = 25
     config.train.eval_tasks = 0  # launch.demo asks all stages the same questions
     return config

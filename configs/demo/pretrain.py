@@ -22,15 +22,14 @@ def get_config(folder="runs/demo"):
         init_std=0.06,  # at this width 0.02 learns sums four times slower
     )
     sources = (
-        Source(kind="jsonl", path=f"{folder}/digit_sums.jsonl", weight=0.6),
-        Source(kind="jsonl", path=f"{folder}/lookup.jsonl", weight=0.3),
+        Source(kind="jsonl", path=f"{folder}/tasks.jsonl", weight=0.9),
         Source(kind="docstrings", weight=0.1),
     )
     return to_config_dict(
         PretrainConfig(
             model=model,
-            data=DataConfig(sources=sources, sequence_length=96, tokenizer=f"{folder}/tokenizer"),
+            data=DataConfig(sources=sources, sequence_length=120, tokenizer=f"{folder}/tokenizer"),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
-            train=LoopConfig(steps=500, batch_size=16, log_every=20, eval_batches=8),
+            train=LoopConfig(steps=600, batch_size=16, log_every=20, eval_batches=8),
         )
     )

@@ -9,22 +9,15 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 
 def get_config(folder="runs/demo"):
-    sums = ChatSource(
-        environment="digit_sums",
-        difficulties=(3, 4),
-        count=8_000,
-        solution={"redundancy": 0.7, "most": 1},
-        weight=0.6,
-    )
-    lookups = ChatSource(
-        environment="lookup", difficulties=(2,), count=3_000, solution={"redundancy": 0.75, "most": 1}, weight=0.4
-    )
+    planted = {"redundancy": 0.6, "most": 1}  # so that the likeliest answer has every step and call twice
+    sums = ChatSource(environment="digit_sums", difficulties=(3, 4), count=8_000, solution=planted, weight=0.6)
+    lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.4)
     return to_config_dict(
         SftConfig(
             start_from=f"{folder}/pretrain",
             sources=(sums, lookups),
-            data=ChatRows(sequence_length=288),
-            optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
-            train=LoopConfig(steps=150, batch_size=12, log_every=20, eval_batches=8),
+            data=ChatRows(sequence_length=144),
+            optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=20),
+            train=LoopConfig(steps=200, batch_size=16, log_every=20, eval_batches=8),
         )
     )

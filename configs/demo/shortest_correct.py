@@ -11,9 +11,9 @@ def get_config(folder="runs/demo"):
     config.start_from = f"{folder}/evo_cot"
     tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 512, "seed": 20_000},)
     config.teachers = ({"model": f"{folder}/evo_cot", "tasks": tasks},)
-    config.sampling.context = 128
-    config.sampling.max_tokens = 96
+    config.sampling.context = 100
+    config.sampling.max_tokens = 72
     config.sampling.per_query = 4
-    config.data.sequence_length = 240
+    config.data.sequence_length = 144
     config.train.steps = 30
     return config

@@ -15,7 +15,7 @@ def get_config(folder="runs/demo"):
         {"model": f"{folder}/shortest_correct", "tasks": (sums,)},
         {"model": f"{folder}/agentic", "tasks": (lookups,)},
     )
-    config.sampling.context = 320
-    config.sampling.max_tokens = 200
+    config.sampling.context = 144
+    config.sampling.max_tokens = 72
     config.sampling.per_query = 2
     return config

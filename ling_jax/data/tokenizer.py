@@ -1,7 +1,7 @@
 """Byte-level BPE: train, save, load, and encode documents as plain text."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -15,27 +15,31 @@ FILE_NAME = "tokenizer.json"
 BATCH_CHARACTERS = 1 << 20  # encoded at once: enough for all threads, little to hold
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens: the special ones (ids 0-6), all 256 bytes, then merges.
+def train_bpe(texts: Iterable[str], vocab_size: int, *, words: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens: the special ones (ids 0-6), all 256 bytes, merges, `words`.
 
-    No merge has a digit in it: a model that reads numbers digit by digit learns to calculate sooner (our choice). The
-    same texts give the same tokenizer. Few texts may not have enough pairs to fill the vocabulary. Raises
-    ValueError on a vocabulary without room for the special tokens and the bytes.
+    No merge has a digit in it: a model that reads numbers digit by digit learns to calculate sooner (our choice).
+    `words` are strings that are one token wherever they stand, in plain text too. The same texts give the same
+    tokenizer. Few texts may not have enough pairs to fill the vocabulary. Raises ValueError on a vocabulary without
+    room for what is no merge.
     """
-    least = len(SPECIAL_TOKENS) + 256
+    least = len(SPECIAL_TOKENS) + 256 + len(words)
     if vocab_size < least:
-        raise ValueError(f"vocab_size is {vocab_size}; the special tokens and the 256 bytes alone are {least}")
+        raise ValueError(
+            f"vocab_size is {vocab_size}; special tokens, the 256 bytes and {len(words)} words are {least}"
+        )
     tokenizer = Tokenizer(models.BPE())
-    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    digits, bytes_ = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(words),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(list(words))
     return tokenizer
 
 

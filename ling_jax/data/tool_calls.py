@@ -8,6 +8,7 @@ from typing import Any
 TOOL_FORMATS = ("xml", "json")
 THINK, END_THINK = "<think>", "</think>"
 JSON_CALL = re.compile(r"<tool_call>\s*\{")
+MARKUP = tuple(f"<{end}{name}>" for name in ("tool_call", "arg_key", "arg_value", "tool_response") for end in ("", "/"))
 CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
 ARGUMENT = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
 

@@ -39,13 +39,24 @@ def test_digits_are_tokens_of_their_own(tokenizer):
     assert ids.tolist() == [*digits, tokenizer.token_to_id("+"), tokenizer.token_to_id("x"), *digits]
 
 
+def test_words_are_tokens_wherever_they_stand():
+    tokenizer = train_bpe(TEXTS, 300, words=["<tool_call>", "</tool_call>"])
+    assert tokenizer.get_vocab_size() == 300
+    (ids,) = encode_documents(tokenizer, ["a<tool_call>b</tool_call>\n"])
+    opened, closed = (tokenizer.token_to_id(word) for word in ("<tool_call>", "</tool_call>"))
+    assert {opened, closed} == {298, 299} and ids[1] == opened and ids[3] == closed and len(ids) == 5
+    assert tokenizer.decode(ids.tolist()) == "a<tool_call>b</tool_call>\n"
+    with pytest.raises(ValueError, match="and 40 words are 303"):
+        train_bpe(TEXTS, 302, words=[f"<{i}>" for i in range(40)])
+
+
 def test_training_is_deterministic(tokenizer):
     assert tokenizer_digest(train_bpe(iter(TEXTS), 300)) == tokenizer_digest(tokenizer)
     assert tokenizer_digest(train_bpe(TEXTS, 290)) != tokenizer_digest(tokenizer)
 
 
 def test_too_small_a_vocabulary_is_an_error():
-    with pytest.raises(ValueError, match=r"vocab_size is 262; .* alone are 263"):
+    with pytest.raises(ValueError, match=r"vocab_size is 262; special tokens, the 256 bytes and 0 words are 263"):
         train_bpe(TEXTS, 262)
     assert train_bpe(TEXTS, 263).get_vocab_size() == 263
 

@@ -82,9 +82,9 @@ def test_a_seed_and_a_difficulty_mean_the_same_bytes(name, data):
     ("name", "task_id"),
     [
         ("running_sums", "1d3d4d053d04043d37ace558b117478f"),
+        ("digit_sums", "34c5980822cbfd9945f3a6d787e799fe"),
         ("ordering", "905271ccde52b4ca0cf68c75080ac8cd"),
         ("tools", "8b9eb2c23075e48008bfff782346e305"),
-        ("digit_sums", "3f57aa843608417b682fcdcb964082fc"),
         ("lookup", "af9b96ae4c998537c33c826bbd68cd3b"),
     ],
 )

@@ -66,6 +66,7 @@ def test_superfluous_calls_come_with_their_probability(redundancy):
     for count in (1, 2, 3):
         share, wanted = sum(found >= count for found in counts) / len(counts), redundancy**count
         assert share == pytest.approx(wanted, abs=4 * (wanted / len(counts)) ** 0.5)
+    assert {len(solution(task, redundancy=redundancy, most=1)) for task in made} == {2, 3}
     assert solution(made[0], redundancy=0.5, seed=2) == solution(made[0], redundancy=0.5, seed=2)
     with pytest.raises(ValueError, match=r"redundancy is -0.1; expected a probability from 0 to below 1"):
         solution(made[0], redundancy=-0.1)
@@ -99,8 +100,8 @@ def test_several_calls_in_one_turn_are_answered_in_order():
     ("turn", "error"),
     [
         (get("z"), "get: no 'z'"),
-        (get("a" * 999), "get: no 'a'"),
-        ("<tool_call>gte\n<arg_key>name</arg_key>\n<arg_value>a</arg_value>\n</tool_call>", "unknown tool 'gte'"),
+        (get("c" * 999), "get: no 'c'"),
+        ("<tool_call>gte\n<arg_key>name</arg_key>\n<arg_value>c</arg_value>\n</tool_call>", "unknown tool 'gte'"),
         ("<tool_call>get\n</tool_call>", "get: argument 'name' is missing"),
         ("<tool_call>get", "unclosed_tool_call"),
     ],
@@ -113,5 +114,5 @@ def test_a_bad_call_is_answered_and_the_episode_goes_on(turn, error):
 
 def test_an_episode_without_an_end_is_cut_and_unsolved():
     task = make_task(3, 2)
-    *_, last = act(task, *[get("a")] * task.max_turns)
+    *_, last = act(task, *[get("c")] * task.max_turns)
     assert last.truncated and not last.terminated and last.rewards["outcome"] == 0

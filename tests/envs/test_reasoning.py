@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.envs.reasoning import ordering, running_sums
+from ling_jax.envs.reasoning import digit_sums, ordering, running_sums
 
 SEEDS = st.integers(0, 10_000)
 
@@ -22,23 +22,24 @@ def test_the_documented_sum():
     assert running_sums.solution(task) == ("71+30=101;101+39=140;140+84=224;224+12=236;A:236",)
 
 
-@given(SEEDS, st.sampled_from(running_sums.DIFFICULTIES), st.floats(0, 0.8))
-def test_every_step_and_check_of_a_worked_sum_is_right(seed, difficulty, redundancy):
-    task = running_sums.make_task(seed, difficulty)
+@pytest.mark.parametrize(("sums", "low", "high"), [(running_sums, 10, 99), (digit_sums, 1, 9)])
+@given(SEEDS, st.integers(2, 15), st.floats(0, 0.8))
+def test_every_step_and_check_of_a_worked_sum_is_right(sums, low, high, seed, difficulty, redundancy):
+    task = sums.make_task(seed, difficulty)
     numbers = [int(number) for number in task.prompt[1:-1].split("+")]
-    assert len(numbers) == difficulty + 1 and all(10 <= number < 100 for number in numbers)
-    (text,) = running_sums.solution(task, redundancy=redundancy, seed=seed)
+    assert len(numbers) == difficulty + 1 and all(low <= number <= high for number in numbers)
+    (text,) = sums.solution(task, redundancy=redundancy, seed=seed)
     *steps, answer = text.split(";")
     assert answer == f"A:{sum(numbers)}"
     plain = [step for step in steps if not step.startswith("c")]
-    assert (";".join([*plain, answer]),) == running_sums.solution(task)
+    assert (";".join([*plain, answer]),) == sums.solution(task)
     last = None
     for step in steps:
         a, b, total = map(int, re.fullmatch(r"c?(\d+)\+(\d+)=(\d+)", step).groups())
         assert a + b == total
         assert not step.startswith("c") or step[1:] == last, "a check repeats the step before it"
         last = step.removeprefix("c")
-    assert outcome(running_sums, task, text).rewards == {"outcome": 1.0}
+    assert outcome(sums, task, text).rewards == {"outcome": 1.0}
 
 
 @pytest.mark.parametrize("redundancy", [0.3, 0.55])
@@ -64,6 +65,13 @@ def test_planted_redundancy_is_seeded_and_ends():
     assert running_sums.solution(task, redundancy=0.6, seed=3) == running_sums.solution(task, redundancy=0.6, seed=3)
     with pytest.raises(ValueError, match=r"redundancy is 1.0; expected a probability from 0 to below 1"):
         running_sums.solution(task, redundancy=1.0)
+
+
+def test_a_step_has_no_more_checks_than_asked_for():
+    texts = [digit_sums.solution(digit_sums.make_task(s, 4), redundancy=0.6, most=1)[0] for s in range(300)]
+    checks = [text.count(f"c{step};") for text in texts for step in plain_steps(text)]
+    assert set(checks) == {0, 1}
+    assert sum(checks) / len(checks) == pytest.approx(0.6, abs=4 * (0.24 / len(checks)) ** 0.5)
 
 
 @given(SEEDS, st.sampled_from(ordering.DIFFICULTIES))

@@ -22,43 +22,47 @@ def make_task(seed: int, difficulty: int) -> Task:
 def solution(task: Task, *, redundancy: float = 0.0, most: int | None = None, seed: int = 0) -> tuple[str]:
     """The worked solution. After each step a check, `c37+85=122;`, is written again and again with `redundancy`.
 
-    So a step has redundancy / (1 - redundancy) checks in the mean; `most` may allow fewer. Raises ValueError
-    unless 0 <= redundancy < 1.
+    There are at most `most` checks of a step; without a limit redundancy / (1 - redundancy) of them in the mean. Raises
+    ValueError unless 0 <= redundancy < 1.
     """
+    extra = planter(redundancy, most, random.Random(f"{task.id}/{seed}"))
+    return (worked_sum(task.hidden["numbers"], extra),)
+
+
+def planter(redundancy: float, most: int | None, rng: random.Random) -> Callable[[], int]:
+    """How often something superfluous is done, drawn anew at each call: `most` times at most."""
     if not 0 <= redundancy < 1:
         raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
-    rng = random.Random(f"{task.id}/{seed}")
 
-    def checks() -> int:
+    def draw() -> int:
         count = 0
         while count != most and rng.random() < redundancy:
             count += 1
         return count
 
-    return (worked_sum(task.hidden["numbers"], checks),)
+    return draw
 
 
 def worked_sum(numbers: Sequence[int], checks: Callable[[], int] = lambda: 0) -> str:
-    """Steps and answer; each step is checked `checks()` times."""
+    """Steps, each with `checks()` checks, and the answer."""
     total, *numbers = numbers
     text = ""
     for number in numbers:
         written = f"{total}+{number}={total + number};"
-        text += written + checks() * f"c{written}"
+        text += written + f"c{written}" * checks()
         total += number
     return f"{text}{ANSWER}{total}"
 
 
-def draw_sum(rng: random.Random, additions: int, numbers: range) -> dict[str, Any]:
-    """The fields of a task that adds up so many of the numbers."""
-    drawn = [rng.randrange(numbers.start, numbers.stop) for _ in range(additions + 1)]
+def sum_task(numbers: Sequence[int], tokens_per_step: int) -> dict[str, Any]:
+    """Fields of a task that asks for the sum of these numbers."""
     return {
-        "messages": [{"role": "user", "content": f"?{'+'.join(map(str, drawn))}="}],
-        "hidden": {"numbers": drawn, "answer": str(sum(drawn))},
-        "max_tokens": TOKENS_PER_STEP * additions,
+        "messages": [{"role": "user", "content": f"?{'+'.join(map(str, numbers))}="}],
+        "hidden": {"numbers": numbers, "answer": str(sum(numbers))},
+        "max_tokens": tokens_per_step * (len(numbers) - 1),
         "max_turns": 1,
     }
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:
-    return draw_sum(rng, difficulty, range(10, 100))
+    return sum_task([rng.randrange(10, 100) for _ in range(difficulty + 1)], TOKENS_PER_STEP)

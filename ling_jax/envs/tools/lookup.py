@@ -1,4 +1,4 @@
-"""Sums of numbers that only a tool knows: `?b+d=` -> get b, get d, `7+8=15;A:15`. Short, for models of any size.
+"""Sums of numbers that only a tool knows: `?b+d=` -> get b, get d, `3+8=11;A:11`. Short, for models of any size.
 
 The prompt has no schemas: there is one tool, and a small model learns it from examples. The store holds names that
 nobody asks for.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ling_jax.data.tool_calls import parse, render_call
 from ling_jax.envs.base import Message, StepResult, Task, draw_task
-from ling_jax.envs.reasoning.running_sums import worked_sum
+from ling_jax.envs.reasoning.running_sums import planter, worked_sum
 from ling_jax.envs.reasoning.single_turn import is_solved
 from ling_jax.envs.tools.call import NOUN, Call, KitState, ToolError, call_tool, tool
 
@@ -18,6 +18,7 @@ NAME = "lookup"
 NAMES = string.ascii_lowercase[:12]  # our choice: few, so that a small model knows them all
 DIFFICULTIES = range(1, 7)  # names asked for; our choice: as many again that nobody asks for
 SPARE_TURNS = 4  # our choice: as in `envs.tools.environment`
+AGAIN = 0.75  # our choice: of planted calls, how many ask again
 TOKENS_PER_TURN = 64  # our choice: a call has some 30 tokens, in bytes 74
 
 
@@ -76,21 +77,17 @@ def step(state: State, action: str) -> StepResult:
 def solution(task: Task, *, redundancy: float = 0.0, most: int | None = None, seed: int = 0) -> tuple[str, ...]:
     """A call a turn, then the worked sum. After each call a superfluous one is made again and again with `redundancy`.
 
-    A superfluous call asks again, or for a name that nobody asked for, one as likely as the other. There are no more of
-    them than turns to spare, nor than `most` after each call. Raises ValueError unless 0 <= redundancy < 1.
+    Most superfluous calls ask again, the others for a name that nobody asked for. There are at most `most` after each
+    call, and in all no more than turns to spare. Raises ValueError unless 0 <= redundancy < 1.
     """
-    if not 0 <= redundancy < 1:
-        raise ValueError(f"redundancy is {redundancy}; expected a probability from 0 to below 1")
     rng, store = random.Random(f"{task.id}/{seed}"), task.hidden["store"]
     asked = [call["arguments"]["name"] for call in task.hidden["calls"]]
     others = sorted(store.keys() - set(asked))
-    got, spare = [], task.max_turns - len(asked) - 1
+    extra, spare, got = planter(redundancy, most, rng), task.max_turns - len(asked) - 1, []
     for name in asked:
-        got.append(name)
-        extra = 0
-        while spare and extra != most and rng.random() < redundancy:
-            got.append(name if rng.random() < 0.5 else rng.choice(others))
-            spare, extra = spare - 1, extra + 1
+        count = min(extra(), spare)
+        got += [name, *(name if rng.random() < AGAIN else rng.choice(others) for _ in range(count))]
+        spare -= count
     return (*(render_call(_call(name), "xml") for name in got), worked_sum([store[name] for name in asked]))
 
 
