@@ -4,9 +4,11 @@ python -m benchmarks.train_step --json_out=train_step.json
 """
 
 import importlib.util
+import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,10 @@ HYBRID = dict(
 
 def main(argv) -> None:
     del argv
+    if JSON_OUT.value and not Path(JSON_OUT.value).absolute().parent.is_dir():
+        raise SystemExit(f"--json_out={JSON_OUT.value}: its folder does not exist")
+    if hasattr(os, "sched_setaffinity"):  # as many threads for us as for the peer
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:PEER_THREADS])
     times = 2 if QUICK.value else 5
     claims = [
         *train_step_claims(times),
@@ -78,9 +84,8 @@ def torch_step_seconds(tokens, config: ModelConfig, times: int) -> float:
     if importlib.util.find_spec("torch") is None:
         raise SystemExit("speed_vs_torch needs PyTorch: pip install -e '.[bench]'")
     command = [sys.executable, "-m", "benchmarks.torch_peer", str(times), str(PEER_THREADS)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as peer:
-        told, _ = peer.communicate(pickle.dumps((config, tokens)))
-    return float(told)
+    peer = subprocess.run(command, input=pickle.dumps((config, tokens)), stdout=subprocess.PIPE, check=True)
+    return float(peer.stdout)
 
 
 def moe_vs_useful_flops(times: int) -> Claim:

@@ -120,6 +120,8 @@ def score(model: Loaded, rows, what: str):
 def measure_generate(model: Loaded, records, prompts):
     verifier, each = load_verifier(VERIFIER.value), SAMPLES.value
     seeds = range(SEED.value, SEED.value + len(records) * each)
+    if seeds.stop > 2**32:
+        raise ValueError(f"--seed={SEED.value}: with one for each answer, seeds pass 2^32 - 1; name a smaller one")
     repeated = [prompt for prompt in prompts for _ in range(each)]
     sampling = dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value)
     generator = Generator(model.params, model.config, model.end_ids)

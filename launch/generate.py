@@ -10,9 +10,11 @@
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -20,7 +22,7 @@ from absl import flags
 from launch.flags import run_program, usage_errors
 from ling_jax.data.chat import Piece, encode
 from ling_jax.data.json_lines import read_objects
-from ling_jax.data.records import check_prompt
+from ling_jax.data.records import check_prompt, check_text
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import Loaded, load_model
@@ -47,7 +49,12 @@ def main() -> None:
             raise ValueError("give one of --prompt, --prompts and --chat")
         if (PROMPTS.value is None) != (OUT.value is None):
             raise ValueError("--prompts and --out go together")
+        check_values()
         records = list(read_prompts(PROMPTS.value)) if PROMPTS.value else []
+        if PROMPTS.value and not records:
+            raise ValueError(f"{PROMPTS.value} has no prompts; it is empty")
+        if SEED.value + max(len(records), 1) > 2**32:
+            raise ValueError(f"--seed={SEED.value}: with one for each prompt, seeds pass 2^32 - 1; name a smaller one")
         model = load_model(MODEL.value, step=STEP.value)
         generator = Generator(model.params, model.config, model.end_ids)
         if CHAT.value:
@@ -56,6 +63,23 @@ def main() -> None:
             stream(model, generator, encode(model.tokenizer, [Piece(PROMPT.value)])[0], shown=PROMPT.value)
         else:
             answer_all(model, generator, records)
+
+
+def check_values() -> None:
+    """Of flags: what their types cannot say, before a model is loaded."""
+    if OUT.value is not None and out_path().is_dir():
+        raise ValueError(f"--out={OUT.value} is a folder; name a file")
+    if PROMPT.value is not None:
+        check_text(PROMPT.value, "--prompt")
+    for name, value in (("temperature", TEMPERATURE.value), ("top_p", TOP_P.value)):
+        if not math.isfinite(value):
+            raise ValueError(f"--{name} is {value}; expected a finite number")
+    if "" in STOP.value:
+        raise ValueError("--stop is empty: every text ends there; name a text, or leave it out")
+
+
+def out_path() -> Path:
+    return Path(OUT.value).expanduser()
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,10 +109,11 @@ def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dic
     generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
     seeds = range(SEED.value, SEED.value + len(records))
     left = iter(records)
-    with replacing(OUT.value) as file:
+    with replacing(out_path()) as file:
         for answers in complete_all(generator, model.tokenizer, prompts, seeds, BATCH.value, **sampling()):
             for answer in answers:
-                file.write(json.dumps(next(left)[1] | vars(answer), ensure_ascii=False).encode() + b"\n")
+                line = json.dumps(next(left)[1] | vars(answer), ensure_ascii=False)
+                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
                 tokens += len(answer.tokens)
             done, speed = done + len(answers), tokens / (time.monotonic() - start)
             print(f"prompts={done}/{len(records)} {tokens=} tokens/s={speed:.0f}", flush=True)

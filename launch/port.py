@@ -7,6 +7,7 @@ A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), on
 Face folder. Tokenizer and chat template go along.
 """
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +17,9 @@ import jax.numpy as jnp
 from absl import flags
 
 from launch.flags import run_program, usage_errors
-from ling_jax.checkpoint import load_hf, orbax, save_hf
+from ling_jax.checkpoint import load_hf, orbax, write_hf
+from ling_jax.config import ModelConfig
+from ling_jax.files import new_folder
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir", required=True)
 TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet", required=True)
@@ -32,17 +35,23 @@ def main() -> None:
             raise ValueError(f"{target} exists and is not empty; name a new folder")
         if (source / "checkpoints").is_dir():
             params, config = orbax.load_params(source / "checkpoints", STEP.value)
-            save_hf(cast(params), config, target)
-            copy_tokenizer(source / "tokenizer", target)
+            with new_folder(target) as partial:
+                write_hf(cast(params), in_dtype(config), partial)
+                copy_tokenizer(source / "tokenizer", partial)
         elif any(source.glob("*.safetensors")):
             params, config = load_hf(source)
-            orbax.save_params(target / "checkpoints", cast(params), config)
-            copy_tokenizer(source, target / "tokenizer")
+            with new_folder(target) as partial:
+                orbax.save_params(partial / "checkpoints", cast(params), in_dtype(config))
+                copy_tokenizer(source, partial / "tokenizer")
         else:
             raise FileNotFoundError(f"{source} holds neither *.safetensors nor checkpoints/ (a run's workdir)")
     leaves = jax.tree.leaves(params)
     size = sum(leaf.size for leaf in leaves)
     print(f"{size / 1e6:.2f}M parameters in {time.monotonic() - start:.1f} s: {source} -> {target}")
+
+
+def in_dtype(config: ModelConfig) -> ModelConfig:
+    return config if DTYPE.value is None else dataclasses.replace(config, compute_dtype=DTYPE.value)
 
 
 def cast(params):

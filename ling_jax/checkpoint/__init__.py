@@ -4,3 +4,4 @@ from ling_jax.checkpoint.hf import hf_tensors as hf_tensors
 from ling_jax.checkpoint.hf import load_hf as load_hf
 from ling_jax.checkpoint.hf import load_hf_config as load_hf_config
 from ling_jax.checkpoint.hf import save_hf as save_hf
+from ling_jax.checkpoint.hf import write_hf as write_hf

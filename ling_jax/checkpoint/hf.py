@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import safetensors.numpy
 
 from ling_jax.checkpoint.names import ALIASES, IGNORED, Slot, slots
 from ling_jax.config import ModelConfig, from_hf, to_hf
+from ling_jax.files import new_folder
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.transformer import model_spec
 from ling_jax.spec import Leaf, named_leaves
@@ -65,18 +65,14 @@ def save_hf(params, config: ModelConfig, path) -> None:
     folder = Path(path)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; save into a new folder")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        (partial / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
-        _write_shards(hf_tensors(params, config), partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(folder) as partial:
+        write_hf(params, config, partial)
+
+
+def write_hf(params, config: ModelConfig, folder: Path) -> None:
+    """What `save_hf` writes, into a folder that is there."""
+    (folder / "config.json").write_text(json.dumps(to_hf(config), indent=2) + "\n")
+    _write_shards(hf_tensors(params, config), folder)
 
 
 def hf_tensors(params, config: ModelConfig) -> dict[str, np.ndarray]:
@@ -98,9 +94,12 @@ def read_config(folder: Path) -> dict:
 
 def _read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        content = json.loads(file.read_text())
+    except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
+    return content
 
 
 class _Tensors:

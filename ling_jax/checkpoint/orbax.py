@@ -1,6 +1,8 @@
 """Orbax checkpoints of a run: asynchronous saves, the newest whole one restored onto any mesh."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -46,15 +48,10 @@ def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = N
     """
     step = manager.latest_step() if step is None else step
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-    try:
+    older = [other for other in manager.all_steps() if other < step]
+    advice = f"; remove that folder to go on from {max(older)}" if older else "; no older one is there"
+    with _damage(epath.Path(manager.directory) / str(step), advice):
         return manager.restore(step, args=arguments)["state"]
-    except Exception as error:  # of many kinds, by what is damaged
-        reason = (str(error).splitlines() or [""])[0][:200]
-        older = [other for other in manager.all_steps() if other < step]
-        advice = f"remove that folder to go on from {max(older)}" if older else "no older one is there"
-        raise DamagedCheckpoint(
-            f"{epath.Path(manager.directory) / str(step)} cannot be read: {type(error).__name__}: {reason}; {advice}"
-        ) from error
 
 
 def save_params(folder, params, model: ModelConfig) -> None:
@@ -68,23 +65,33 @@ def save_params(folder, params, model: ModelConfig) -> None:
 def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, ModelConfig]:
     """(parameters as they are stored, config) of a run's checkpoints folder, on this host's first device or a mesh.
 
-    Raises FileNotFoundError where there is none, and ValueError where the mesh cannot split a parameter.
+    Raises FileNotFoundError where there is none, ValueError where the mesh cannot split a parameter, and
+    DamagedCheckpoint where it cannot be read.
     """
     folder = epath.Path(folder).resolve()
     config, step = load_config(folder, step)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    state = folder / str(step) / "state"
+    with _damage(state):
         # Not the checkpointer's own `metadata`: it warns of a file that only a checkpoint without a manager has.
-        stored = ocp.PyTreeCheckpointHandler().metadata(folder / str(step) / "state").tree["params"]
-        abstract = {"params": _abstract(config, stored, mesh)}
-        restored = checkpointer.restore(
-            folder / str(step) / "state",
-            args=ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                partial_restore=True,
-            ),
-        )
-    return restored["params"], config
+        stored = ocp.PyTreeCheckpointHandler().metadata(state).tree["params"]
+    abstract = {"params": _abstract(config, stored, mesh)}
+    arguments = ocp.args.PyTreeRestore(
+        item=abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer, _damage(state):
+        return checkpointer.restore(state, args=arguments)["params"], config
+
+
+@contextlib.contextmanager
+def _damage(folder: epath.Path, advice: str = "") -> Iterator[None]:
+    """Whatever goes wrong in the block, of many kinds by what is damaged, as DamagedCheckpoint."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise DamagedCheckpoint(f"{folder} cannot be read: {type(error).__name__}: {reason}{advice}") from error
 
 
 def load_config(folder, step: int | None = None) -> tuple[ModelConfig, int]:

@@ -29,6 +29,9 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
     sizes = {"data": -1} if sizes is None else dict(sizes)
     for axis in sizes.keys() - set(MESH_AXES):
         raise ValueError(f"mesh axis {axis!r} is unknown; the axes are {', '.join(MESH_AXES)}")
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ValueError(f"mesh axis {axis!r} has size {size}; expected at least 1, or -1 for the rest")
     known = int(np.prod([size for size in sizes.values() if size != -1]))
     shape = [len(devices) // known if sizes.get(axis, 1) == -1 else sizes.get(axis, 1) for axis in MESH_AXES]
     if np.prod(shape) != len(devices) or list(sizes.values()).count(-1) > 1:

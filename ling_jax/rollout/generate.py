@@ -27,7 +27,8 @@ class Generator:
     """Generates from a model. Programs are compiled per bucket: sizes are rounded up to powers of two."""
 
     def __init__(self, params, config: ModelConfig, end_ids: Collection[int]):
-        self.params, self.config, self.end_ids = params, config, end_ids
+        self.params = jax.device_put(params)  # once, not with every piece
+        self.config, self.end_ids = config, end_ids
         end = jnp.asarray(sorted(end_ids), jnp.int32)
         # Bound here and not at module level, so that the counts of programs are this generator's.
         self._prefill = jax.jit(self._prefill_program, static_argnums=3)
@@ -57,7 +58,8 @@ class Generator:
         """
         rows, results = len(prompts), [Sampled([], [], False) for _ in prompts]
         room = self.room_for(prompts, max_new_tokens)
-        batch, length = bucket(rows, 1), bucket(max(map(len, prompts)), LEAST_BUCKET)
+        batch, longest = bucket(rows, 1), max(map(len, prompts))
+        length = min(bucket(longest, LEAST_BUCKET), self.config.max_length)
         tokens, live = np.zeros((batch, length), np.int32), np.zeros((batch, length), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)], live[row, : len(prompt)] = prompt, 1
@@ -99,7 +101,8 @@ class Generator:
         for row, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(f"prompt {row} has no tokens; give at least one")
-            if (worst := max(prompt)) >= self.config.vocab_size or min(prompt) < 0:
+            worst = min(prompt) if min(prompt) < 0 else max(prompt)
+            if not 0 <= worst < self.config.vocab_size:
                 raise ValueError(f"prompt {row} has token {worst}; the vocabulary has {self.config.vocab_size}")
         longest = max(map(len, prompts))
         if longest + max_new_tokens > self.config.max_length:

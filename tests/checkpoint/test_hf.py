@@ -230,6 +230,7 @@ def remove(name):
         (shutil.rmtree, "config.json is missing"),
         (lambda f: (f / "config.json").unlink(), "config.json is missing: .* is not a Hugging Face model folder"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json holds a list; expected an object"),
         (lambda f: (f / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
         (lambda f: (f / WEIGHTS).write_bytes(b""), r"\(0 bytes\) is not a whole safetensors file"),
         (truncate, rf"{WEIGHTS} \(\d+ bytes\) is not a whole safetensors file: .*; copy or download it again"),
@@ -310,9 +311,8 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert_trees_equal(load_hf(tmp_path / "out")[0], load_hf(SOURCE)[0])
 
 
-def test_what_a_killed_save_left_is_cleared(tmp_path):
+def test_a_folder_of_the_user_beside_it_is_left_alone(tmp_path):
     (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "model-00001-of-00009.safetensors").write_bytes(b"half")
     save_hf(*load_hf(SOURCE), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", WEIGHTS}
-    assert not (tmp_path / "out.partial").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]

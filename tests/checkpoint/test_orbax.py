@@ -1,5 +1,7 @@
 """A state comes back from disk as it was."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -43,3 +45,12 @@ def test_parameters_and_config_come_without_the_optimiser(saved):
 def test_a_missing_step_is_named(saved):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint of step 7"):
         orbax.load_params(saved[1], step=7)
+
+
+def test_a_damaged_file_is_one_error(saved, tmp_path):
+    shutil.copytree(saved[1], tmp_path / "checkpoints")
+    for path in (tmp_path / "checkpoints" / "3" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(orbax.DamagedCheckpoint, match="checkpoints/3/state cannot be read"):
+        orbax.load_params(tmp_path / "checkpoints")

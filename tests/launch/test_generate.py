@@ -78,6 +78,26 @@ def test_a_bad_record_is_named_before_any_answer(folder, tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+BAD_FLAGS = {
+    "--stop=": "--stop is empty",
+    "--temperature=nan": "--temperature is nan; expected a finite number",
+    "--seed=4294967296": "seeds pass 2^32 - 1",
+    "--prompt=a\udcff": "--prompt",
+}
+
+
+def test_bad_values_are_told_before_a_model_is_loaded(tmp_path):
+    (tmp_path / "none.jsonl").touch()
+    commands = [["--model=absent", flag, *([] if "prompt" in flag else ["--prompt=x"])] for flag in BAD_FLAGS]
+    commands += [
+        ["--model=absent", f"--prompts={tmp_path}/none.jsonl", f"--out={tmp_path}"],
+        ["--model=absent", f"--prompts={tmp_path}/none.jsonl", f"--out={tmp_path}/out.jsonl"],
+    ]
+    messages = [*BAD_FLAGS.values(), "is a folder; name a file", "none.jsonl has no prompts"]
+    for message, done in zip(messages, run_each("launch.generate", commands), strict=True):
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
+
+
 def test_a_folder_without_a_model_is_named(tmp_path):
     done = generate(tmp_path, "--prompt=x")
     assert done.returncode == 2 and "neither checkpoints/" in done.stderr

@@ -53,7 +53,8 @@ def test_another_dtype_is_cast_and_the_bias_of_experts_stays_wide(tmp_path):
     config = tiny_config(compute_dtype="float32")
     save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
     assert port(tmp_path / "hf", tmp_path / "run", "--dtype=bfloat16").returncode == 0
-    params, _ = orbax.load_params(tmp_path / "run" / "checkpoints")
+    params, ported = orbax.load_params(tmp_path / "run" / "checkpoints")
+    assert ported.compute_dtype == "bfloat16"
     moe = next(run["ffn"] for run in params["segments"]["0"].values() if "router" in run["ffn"])
     assert moe["expert_bias"].dtype == np.float32 and moe["router"].dtype == jnp.bfloat16
 

@@ -33,6 +33,8 @@ def test_a_mesh_has_all_axes():
         ({"datta": 1}, "mesh axis 'datta' is unknown; the axes are data, fsdp, expert, context, tensor"),
         ({"data": 1 + len(jax.devices())}, "does not fill"),
         ({"data": -1, "fsdp": -1}, "one axis may be -1"),
+        ({"fsdp": 0}, "mesh axis 'fsdp' has size 0; expected at least 1, or -1"),
+        ({"data": -2, "fsdp": -1}, "mesh axis 'data' has size -2"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_an_error(sizes, message):

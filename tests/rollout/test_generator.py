@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -72,13 +73,21 @@ def test_no_program_is_compiled_twice_for_prompts_of_one_bucket():
     assert generator.programs() == compiled == 2
 
 
+def test_a_prompt_may_fill_a_context_that_is_no_power_of_two():
+    config = dataclasses.replace(CONFIG, max_length=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICK))
+        generator = Generator(PARAMS, config, {0})
+    assert len(last(generator([[1] * 92], max_new_tokens=8, temperature=0.0))[0].tokens) <= 8
+
+
 @pytest.mark.parametrize(
     ("prompts", "new", "message"),
     [
         ([], 3, "0 prompts"),
         ([[1], []], 3, "prompt 1 has no tokens"),
         ([[1, 40]], 3, "prompt 0 has token 40; the vocabulary has 40"),
-        ([[-1]], 3, "prompt 0 has token"),
+        ([[5, -1]], 3, "prompt 0 has token -1; the vocabulary has 40"),
         ([[1] * 500], 13, "500 tokens and 13 new ones pass the model's context of 512"),
         ([[1]], 0, "max_new_tokens 0"),
     ],
