@@ -16,6 +16,6 @@ def get_config():
             objective=ObjectiveConfig(name="lpo"),
             optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=0, b2=0.999, weight_decay=0.01),
             rollout=RolloutConfig(context=256, max_tokens=96),
-            train=LoopConfig(steps=40, eval_tasks=256),
+            train=LoopConfig(steps=40, microbatches=8, eval_tasks=256),
         )
     )

@@ -23,6 +23,6 @@ def get_config():
                 max_staleness=4,
                 max_retention=4,
             ),
-            train=LoopConfig(steps=40, eval_tasks=256),
+            train=LoopConfig(steps=40, microbatches=8, eval_tasks=256),
         )
     )

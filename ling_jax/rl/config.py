@@ -48,6 +48,7 @@ class RolloutConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     steps: int
+    microbatches: int = 1  # of whole groups
     seed: int = 0
     save_every: int = 10
     keep: int = 2  # checkpoints
@@ -79,11 +80,12 @@ class RLConfig:
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
-    "train.steps", "train.save_every", "train.keep", "train.max_bad_steps", "train.samples", "train.eval_tasks",
+    "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_bad_steps", "train.samples",
+    "train.eval_tasks",
 )  # fmt: skip
 
 POSITIVE = (
-    "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.save_every", "train.keep",
+    "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.microbatches", "train.save_every", "train.keep",
     "train.max_bad_steps", "optimizer.peak_lr", "optimizer.clip_norm",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -110,6 +112,7 @@ def check_config(config: RLConfig) -> None:
     for i, source in enumerate(config.tasks):
         _check_source(f"tasks[{i}]", source)
     _check_efforts(config)
+    _check_microbatches(config)
     budget_of(config.rollout)
     make_objective(config.objective.name, config.rollout.group_size, config.objective.options)
     _check_bounded(config)
@@ -165,6 +168,17 @@ def _check_efforts(config: RLConfig) -> None:
         raise ValueError(
             f"rollout.group_size is {size}; the {len(config.efforts)} efforts share it out evenly, two answers or more "
             "each: set it to a multiple"
+        )
+
+
+def _check_microbatches(config: RLConfig) -> None:
+    microbatches, prompts = config.train.microbatches, config.rollout.prompts_per_step
+    if prompts % microbatches:
+        raise ValueError(f"train.microbatches {microbatches} does not divide rollout.prompts_per_step {prompts}")
+    if microbatches > 1 and config.objective.options.get("aggregate") == "token_mean":
+        raise ValueError(
+            f"train.microbatches is {microbatches}; the mean over the tokens of the whole batch, aggregate "
+            "'token_mean', is no sum over microbatches: set it to 1, or take 'seq_mean'"
         )
 
 

@@ -180,9 +180,9 @@ def _probe(config: RLConfig, reader: Reader) -> None:
 def _compile(run: Run) -> Callable:
     config, begun = run.config, time.perf_counter()
     objective = make_objective(config.objective.name, config.rollout.group_size, config.objective.options)
-    step = jax.jit(make_rl_step(run.start.config, run.optimizer, objective), donate_argnums=0)
+    step = make_rl_step(run.start.config, run.optimizer, objective, microbatches=config.train.microbatches)
     batch = abstract_batch(config.rows, config.rollout.context)
-    compiled = step.lower(abstract_state(run.start.config, run.optimizer), batch).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(abstract_state(run.start.config, run.optimizer), batch).compile()
     print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
     return compiled
 

@@ -97,35 +97,42 @@ def make_objective(name: str, group_size: int, options: Mapping[str, Any]) -> Ob
     return objective
 
 
-def make_rl_step(config: ModelConfig, optimizer: optax.GradientTransformationExtraArgs, objective: Objective):
+def make_rl_step(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    objective: Objective,
+    *,
+    microbatches: int = 1,
+):
     """`step(state, batch) -> (state, metrics)`.
 
     One step is made per batch, so the weights before it are both the policy and `old`: the ratio is 1, its gradient is
     all there is, and no second forward pass is needed. What is stale is between `old` and the recorded log-probs. A
     loss or gradient that is not finite, and a batch without loss tokens, leave everything but the two counts as it was.
+
+    A microbatch has whole groups; their gradients are that of the batch for objectives that are a mean over rows or
+    groups. Loss and metrics are of the whole batch.
     """
     trained_leaves = trainable(config)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         trained, frozen = specs.partition(state.params, trained_leaves)
-        mask, behaviour = batch.mask[:, 1:], batch.behaviour_logps[:, 1:]  # nothing is drawn first
 
-        def total(trained):
-            logps, entropies = policy_logps(specs.combine(trained, frozen), batch, config)
-            loss, metrics = objective(
-                logps,
-                jax.lax.stop_gradient(logps),
-                behaviour,
-                batch.advantages,
-                mask,
-                sentence_ids=batch.sentence_ids[:, 1:],
-                entropies=entropies,
-            )
-            return batch.scale * loss, (metrics, logps)
+        def total(trained, rows: Batch):
+            logps, entropies = policy_logps(specs.combine(trained, frozen), rows, config)
+            loss, _ = evaluated(objective, logps, entropies, rows)
+            return batch.scale / microbatches * loss, (logps, entropies)
 
-        (loss, (metrics, logps)), grads = jax.value_and_grad(total, has_aux=True)(trained)
-        grad_norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.any(mask)
+        def accumulate(grads, rows: Batch):
+            (_, of_tokens), new = jax.value_and_grad(total, has_aux=True)(trained, rows)
+            return jax.tree.map(jnp.add, grads, new), of_tokens
+
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch.replace(scale=None))
+        grads, of_tokens = jax.lax.scan(accumulate, jax.tree.map(jnp.zeros_like, trained), parts)
+        logps, entropies = (x.reshape(-1, x.shape[-1]) for x in of_tokens)
+        loss, metrics = evaluated(objective, logps, entropies, batch)
+        loss, grad_norm = batch.scale * loss, optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.any(batch.mask)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
         state = TrainState(
@@ -135,10 +142,22 @@ def make_rl_step(config: ModelConfig, optimizer: optax.GradientTransformationExt
             opt_state=opt_state,
         )
         metrics |= {"loss": loss, "grad_norm": grad_norm, "bad": ~good, "tokens": jnp.sum(batch.live)}
-        metrics |= age_metrics(logps, behaviour, mask, batch.ages[:, 1:])
-        return state, metrics | group_norms("grad_norm", grads)
+        return state, metrics | age_metrics(logps, batch) | group_norms("grad_norm", grads)
 
     return step
+
+
+def evaluated(objective: Objective, logps, entropies, batch: Batch):
+    """(loss, metrics) where the policy is what it was: nothing is drawn first, so all begin with the second token."""
+    return objective(
+        logps,
+        jax.lax.stop_gradient(logps),
+        batch.behaviour_logps[:, 1:],
+        batch.advantages,
+        batch.mask[:, 1:],
+        sentence_ids=batch.sentence_ids[:, 1:],
+        entropies=entropies,
+    )
 
 
 def policy_logps(params, batch: Batch, config: ModelConfig):
@@ -152,11 +171,12 @@ def policy_logps(params, batch: Batch, config: ModelConfig):
         return token_logps_and_entropies(hidden_BTD[:, :-1], params["head"], targets, config.loss_chunk)
 
 
-def age_metrics(logps, behaviour_logps, mask, ages) -> dict[str, jax.Array]:
+def age_metrics(logps, batch: Batch) -> dict[str, jax.Array]:
     """How old the loss tokens are, and how far the log-probs of those that these very weights drew are from the
     recorded ones: what only the difference of the two programs can make."""
+    mask, ages = batch.mask[:, 1:], batch.ages[:, 1:]
     fresh = mask & (ages == 0)
-    mismatch = jnp.abs(jnp.where(fresh, logps - behaviour_logps, 0))
+    mismatch = jnp.abs(jnp.where(fresh, logps - batch.behaviour_logps[:, 1:], 0))
     return {
         "mismatch_same_version/max": jnp.max(mismatch),
         "mismatch_same_version/tokens": jnp.sum(fresh),

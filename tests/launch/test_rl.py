@@ -17,6 +17,7 @@ SMALL = [
     "--config.rollout.token_budget=60",
     "--config.optimizer.peak_lr=1e-2",
     "--config.train.eval_tasks=4",
+    "--config.train.microbatches=1",
     "--config.train.save_every=7",
 ]
 

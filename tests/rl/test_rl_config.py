@@ -60,6 +60,10 @@ REFUSED = {
     "efforts of one answer each": (dict(efforts=("high", "xhigh"), rollout=dict(group_size=2)), "two answers or more"),
     "no start": (dict(start_from=""), "start_from is ''; it must name the workdir"),
     "unknown count": (dict(rollout=dict(count="complete")), "count is 'complete', did you mean 'completed'"),
+    "a batch that does not divide": (
+        dict(train=dict(microbatches=2)),
+        "train.microbatches 2 does not divide rollout.prompts_per_step 1",
+    ),
     "no steps": (dict(train=dict(steps=0)), "train.steps is 0; it must be positive"),
 }
 
@@ -69,6 +73,13 @@ def test_what_cannot_run_is_refused(name):
     parts, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         changed(**parts)
+
+
+def test_a_mean_over_all_tokens_is_not_taken_in_parts():
+    config = changed(rollout=dict(prompts_per_step=2))
+    objective = ObjectiveConfig(name="grpo", options={"aggregate": "token_mean"})
+    with pytest.raises(ValueError, match="'token_mean', is no sum over microbatches"):
+        dataclasses.replace(config, objective=objective, train=dataclasses.replace(config.train, microbatches=2))
 
 
 def test_an_unbounded_objective_may_be_the_experiment():

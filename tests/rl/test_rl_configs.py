@@ -37,7 +37,7 @@ def test_one_real_step(name, start, tmp_path, capsys):
     module, metric = CONFIGS[name]
     config = module.get_config()
     config.start_from = str(start)
-    config.train.steps, config.train.eval_tasks = 1, 2
+    config.train.steps, config.train.microbatches, config.train.eval_tasks = 1, 1, 2
     config.rollout.slots, config.rollout.prompts_per_step, config.rollout.group_size = 16, 1, 4
     config.rollout.context, config.rollout.max_tokens = 184, 16
     config.rollout.token_budget = min(config.rollout.token_budget, 64)

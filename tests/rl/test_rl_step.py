@@ -31,8 +31,8 @@ def state():
 
 
 @functools.cache
-def step():
-    return quick_jit(make_rl_step(CONFIG, OPTIMIZER, make_objective("kpop", 2, {})))
+def step(**options):
+    return quick_jit(make_rl_step(CONFIG, OPTIMIZER, make_objective("kpop", 2, {}), **options))
 
 
 @functools.cache
@@ -83,6 +83,18 @@ def test_the_loss_is_the_objective_of_a_plain_forward_pass():
     np.testing.assert_allclose(metrics["mismatch/mean"], named["mismatch/mean"], rtol=1e-4)
     np.testing.assert_allclose(metrics["masked_fraction"], named["masked_fraction"])
     assert 0 < metrics["masked_fraction"] < 1
+
+
+def test_microbatches_are_the_batch():
+    """With rows of unequal lengths, an empty one and a scale, so that a wrong denominator shows."""
+    batch = random_batch()
+    batch.mask[3], batch.advantages[3] = False, 0
+    batch = batch.replace(scale=np.float32(6 / 5))
+    (whole, metrics), (parts, others) = step()(state(), batch), step(microbatches=3)(state(), batch)
+    assert metrics.keys() == others.keys()
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], others[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    assert_same(whole.opt_state, parts.opt_state, tolerance=1e-6)
 
 
 def test_what_is_fresh_is_measured_alone():
