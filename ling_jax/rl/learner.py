@@ -1,4 +1,13 @@
-"""The loop of reinforcement learning without the world around it: one call of `Learner.step` is one weight version."""
+"""The loop of reinforcement learning without the world around it: one call of `Learner.step` is one weight version.
+
+Its events, which make the log of a run, are JSON objects of five kinds:
+
+    prompt     which task a prompt was drawn
+    slice      tokens that each rollout got in a piece of decoding, its status, and a digest of all of them
+    staleness  a record of `ling_jax.rl.staleness`: what happened, who may start, who was discarded
+    iteration  a record of `ling_jax.rl.token_budget`: who was purged, resumed, added, completed and paused
+    update     the prompts of a batch, a digest of its arrays, its loss and the norm of its gradient
+"""
 
 import hashlib
 import time

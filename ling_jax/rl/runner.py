@@ -246,10 +246,10 @@ class Player:
             self.slots.drop(self._seats.pop(left))
         free = sorted(set(range(self.size)) - set(self._seats.values()))
         joining = sorted(episodes.keys() - self._seats.keys())
-        for i, slot in zip(joining, free, strict=False):
-            self._put(slot, episodes[i])
         if len(joining) > len(free):
             raise ValueError(f"{len(episodes)} episodes are to go on at once; there are {self.size} slots")
+        for i, slot in zip(joining, free, strict=False):
+            self._put(slot, episodes[i])
         drawn = self.slots.advance()
         taken = {i: take(episodes[i], drawn[slot], version, self.reader) for i, slot in sorted(self._seats.items())}
         return self._heard(taken, version)

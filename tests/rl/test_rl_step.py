@@ -37,11 +37,11 @@ def step(**options):
 
 @functools.cache
 def logps_of():
-    """log-prob of every token from the second on, by a plain forward pass."""
+    """(log-prob, entropy) of every token from the second on, by a plain forward pass."""
 
     def logps(params, tokens):
-        logits = jax.nn.log_softmax(model.forward(params, tokens, CONFIG).logits, axis=-1)
-        return jnp.take_along_axis(logits[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
+        every = jax.nn.log_softmax(model.forward(params, tokens, CONFIG).logits[:, :-1], axis=-1)
+        return jnp.take_along_axis(every, tokens[:, 1:, None], axis=-1)[..., 0], -jnp.sum(jnp.exp(every) * every, -1)
 
     return quick_jit(logps)
 
@@ -56,7 +56,7 @@ def random_batch(seed=0) -> Batch:
     mask = (place >= 3) & (place < ends)
     mask[1, 4:6] = False
     logps = np.zeros((rows, length), np.float32)
-    logps[:, 1:] = logps_of()(state().params, tokens)
+    logps[:, 1:] = logps_of()(state().params, tokens)[0]
     return Batch(
         tokens=tokens,
         live=(place < ends).astype(np.int32),
@@ -76,13 +76,14 @@ def assert_same(found, wanted, *, tolerance=0.0):
 
 def test_the_loss_is_the_objective_of_a_plain_forward_pass():
     batch = random_batch()
-    logps = logps_of()(state().params, batch.tokens)
+    logps, entropies = logps_of()(state().params, batch.tokens)
     wanted, named = kpop_loss(logps, logps, batch.behaviour_logps[:, 1:], batch.advantages, batch.mask[:, 1:])
     _, metrics = step()(state(), batch)
     np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-4)  # float32, in another order
     np.testing.assert_allclose(metrics["mismatch/mean"], named["mismatch/mean"], rtol=1e-4)
     np.testing.assert_allclose(metrics["masked_fraction"], named["masked_fraction"])
     assert 0 < metrics["masked_fraction"] < 1
+    np.testing.assert_allclose(metrics["entropy"], np.asarray(entropies)[batch.mask[:, 1:]].mean(), rtol=1e-4)
 
 
 def test_microbatches_are_the_batch():
@@ -99,7 +100,7 @@ def test_microbatches_are_the_batch():
 
 def test_what_is_fresh_is_measured_alone():
     batch = random_batch()
-    logps = np.asarray(logps_of()(state().params, batch.tokens))
+    logps = np.asarray(logps_of()(state().params, batch.tokens)[0])
     fresh = batch.mask[:, 1:] & (batch.ages[:, 1:] == 0)
     _, metrics = step()(state(), batch)
     wanted = np.abs(logps - batch.behaviour_logps[:, 1:])[fresh].max()
