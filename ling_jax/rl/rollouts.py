@@ -67,10 +67,7 @@ class Rollouts:
     def begin(self) -> None:
         """A new iteration: rollouts that were paused too often leave, new ones come."""
         self._drew = set()
-        for rollout in self.pool.active:
-            if rollout.retention == self.budget.max_retention:  # `token_budget.begin` purges it: its place is free
-                self._event({"op": "finish", "id": rollout.id, "accepted": False})
-                self._forget(rollout.id)
+        self._purge([r.id for r in self.pool.active if r.retention == self.budget.max_retention])
         self._top_up()
         self.pool = token_budget.begin(self.pool, self.budget)
 
@@ -89,7 +86,7 @@ class Rollouts:
                 self._event({"op": "segment", "id": i})
                 self._drew.add(i)
             if ended:
-                self._event({"op": "finish", "id": i, "accepted": moved[i].trajectory.status != "failed"})
+                self._event({"op": "finish", "id": i, "accepted": True})  # a failed one too: its group fills its row
         self._top_up()
         self.pool = token_budget.advance(self.pool, progress, self.budget)
 
@@ -98,8 +95,7 @@ class Rollouts:
         complete = self._complete_groups()
         broken = [group for group in complete if not any(group.valid)]  # these have nothing to learn from
         groups = [group for group in complete if any(group.valid)][:most]
-        ids = [i for g in groups for i, valid in zip(self._ids(g.prompt), g.valid, strict=True) if valid]
-        self._event({"op": "consume", "ids": ids})
+        self._event({"op": "consume", "ids": [e.id for group in [*groups, *broken] for e in group.episodes if e]})
         for group in [*groups, *broken]:
             self.open.remove(group.prompt)
             for i in self._ids(group.prompt):
@@ -152,6 +148,17 @@ class Rollouts:
         ended = lambda i: i in self.gone or not self.episodes[i].running  # noqa: E731
         complete = [prompt for prompt in self.open if all(map(ended, self._ids(prompt)))]
         return [Group(prompt, tuple(self.episodes.get(i) for i in self._ids(prompt))) for prompt in complete]
+
+    def _purge(self, ids: Sequence[int]) -> None:
+        """What `token_budget.begin` throws away. The place of one whose group goes on without it is used up all the
+        same: were it started again, more would be generated than the rows of a batch hold, step after step."""
+        for i in ids:
+            self._forget(i)
+        kept = [i for i in ids if any(j in self.episodes for j in self._ids(i // self.group_size))]
+        for i in ids:
+            self._event({"op": "finish", "id": i, "accepted": i in kept})
+        if aged := [i for i in kept if i in self.state.oldest]:
+            self._event({"op": "consume", "ids": aged})
 
     def _forget(self, i: int) -> None:
         del self.episodes[i]

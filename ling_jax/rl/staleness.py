@@ -5,8 +5,8 @@ no thread here: the loop tells what happened, one event at a time, and does what
 
     {"op": "submit", "ids": [0, 1]}                  rollouts that wait to start, first come, first served
     {"op": "segment", "id": 0}                       a running one generates under the weights of now
-    {"op": "finish", "id": 0, "accepted": true}      it ended, and is kept for training or not
-    {"op": "consume", "ids": [0, 1]}                 the trainer has used these accepted ones
+    {"op": "finish", "id": 0, "accepted": true}      it ended, and keeps its place in a batch or not
+    {"op": "consume", "ids": [0, 1]}                 the trainer has used the places of these accepted ones
     {"op": "version"}                                the weights moved on by one optimisation step
 """
 

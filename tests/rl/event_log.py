@@ -9,7 +9,7 @@ def check_log(events, *, max_staleness: int, max_retention: int, consumer_batch_
     """
     version, accepted = 0, 0
     drew: dict[int, list[list[int]]] = {}  # rollout -> runs of (version, tokens)
-    running, used, ended, gone, pauses = set(), set(), {}, set(), {}
+    running, used, ended, purged, gone, pauses = set(), set(), {}, set(), set(), {}
     for event in events:
         match event["kind"]:
             case "slice":
@@ -26,6 +26,8 @@ def check_log(events, *, max_staleness: int, max_retention: int, consumer_batch_
                         ended[i] = status
             case "iteration":
                 assert event["version"] == version and event["generated_tokens"] == tokens_of(drew, version)
+                assert purged == set(event["purged"])
+                purged = set()
                 for i in event["purged"]:
                     assert pauses[i] == max_retention and i not in ended, f"rollout {i} left after {pauses[i]} pauses"
                 for i, tokens, retention in event["paused"]:
@@ -37,11 +39,15 @@ def check_log(events, *, max_staleness: int, max_retention: int, consumer_batch_
                 if change["op"] == "finish":
                     running.discard(change["id"])
                     accepted += change["accepted"]
+                    if change["id"] not in ended:
+                        purged.add(change["id"])
                     if not change["accepted"]:
+                        assert change["id"] in purged, f"rollout {change['id']} ended, and its place is free"
                         gone.add(change["id"])
                 elif change["op"] == "consume":
                     for i in change["ids"]:
-                        assert ended[i] in ("finished", "truncated") and version - drew[i][0][0] <= max_staleness
+                        assert i in ended or i in purged, f"rollout {i} has not ended"
+                        assert version - drew[i][0][0] <= max_staleness
                     used |= set(change["ids"])
                 elif change["op"] == "version":
                     version += 1

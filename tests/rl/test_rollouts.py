@@ -128,6 +128,47 @@ def test_synchronous_groups_are_used_at_once():
         assert not rollouts.episodes and not rollouts.open
 
 
+class OneBreaks(World):
+    """Only rollout 1 fails."""
+
+    def moved(self, episode: Episode, version: int) -> Episode:
+        moved = super().moved(episode, version)
+        failed = dataclasses.replace(moved.trajectory, status="failed")
+        return dataclasses.replace(moved, trajectory=failed) if episode.id == 1 and not moved.running else moved
+
+
+def test_a_failure_starts_no_other_answer_in_its_place():
+    """Its group fills its row without it, so each step still starts prompts · group_size answers and no more."""
+    world, budget = OneBreaks(0), Budget(tokens=2**62, pool_size=8, max_retention=0, max_staleness=0)
+    rollouts = world.rollouts(budget, Limits(8, 0, 4), 2)
+    for step in range(5):
+        seen = len(world.events)
+        groups, _ = iterate(rollouts, world, 2)
+        moved = {i for event in world.events[seen:] if event["kind"] == "slice" for i in event["rollouts"]}
+        assert moved == {str(i) for i in range(4 * step, 4 * step + 4)}
+        assert [group.valid for group in groups] == [[True, step > 0], [True, True]]
+        assert not rollouts.episodes and not rollouts.open and not rollouts.state.oldest
+
+
+class OneIsSlow(World):
+    """Rollout 1 never ends by itself; all others do at once."""
+
+    def moved(self, episode: Episode, version: int) -> Episode:
+        status = "running" if episode.id == 1 else "finished"
+        trajectory = append_segment(episode.trajectory, [0], [-1.0], version)
+        return dataclasses.replace(episode, trajectory=dataclasses.replace(trajectory, status=status))
+
+
+def test_a_purged_answer_keeps_its_place_where_its_group_is_used():
+    budget = Budget(tokens=4, pool_size=4, max_retention=0, max_staleness=3, refill="iteration")
+    world = OneIsSlow(0)
+    rollouts = world.rollouts(budget, Limits(4, 3, 2), 2)
+    used = sum(len(iterate(rollouts, world, 1)[0]) for _ in range(6))
+    purged = [i for event in world.events if event["kind"] == "iteration" for i in event["purged"]]
+    waiting = [i for i in rollouts.state.oldest if i not in rollouts.state.running]
+    assert purged == [1] and used == 6 and rollouts.state.accepted == 2 * used + len(waiting)
+
+
 def test_where_all_break_the_run_goes_on_without_a_batch():
     world, budget = World(0, failing=1.0), Budget(tokens=9, pool_size=4, max_retention=1, max_staleness=1)
     rollouts = world.rollouts(budget, Limits(4, 1, 4), 2)
