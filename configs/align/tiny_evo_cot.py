@@ -3,7 +3,8 @@
 python -m launch.align --config=configs/align/tiny_evo_cot.py --workdir=runs/evo_cot --config.start_from=runs/sft
 """
 
-from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig, TaskSource
+from ling_jax.envs.sources import TaskSource
+from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
 from ling_jax.train.config import OptimizerConfig, to_config_dict
 
 
@@ -11,7 +12,7 @@ def get_config():
     return to_config_dict(
         RLConfig(
             start_from="runs/sft",
-            tasks=(TaskSource(environment="running_sums", difficulties=(2, 3, 4)),),
+            tasks=(TaskSource(environment="running_sums", difficulties=(2, 3, 4), count=10_000),),
             reward="evo_cot",
             objective=ObjectiveConfig(name="lpo"),
             optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=0, b2=0.999, weight_decay=0.01),

@@ -3,10 +3,10 @@
 python -m launch.distill --config=configs/align/tiny_shortest_correct.py --workdir=runs/shortest_correct
 """
 
-from ling_jax.align.records import TaskSource
 from ling_jax.align.sft import ChatRows
 from ling_jax.align.shortest_correct import Sampling
 from ling_jax.align.specialists import DistillConfig, Teacher
+from ling_jax.envs.sources import TaskSource
 from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 

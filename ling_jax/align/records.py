@@ -14,18 +14,9 @@ from ling_jax.config import nearest
 from ling_jax.data.conversations import Record
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, Task
+from ling_jax.envs import ENVIRONMENTS, Task
+from ling_jax.envs.sources import TaskSource, check_tasks, tasks
 from ling_jax.files import replacing
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskSource:
-    """Tasks of an environment."""
-
-    environment: str
-    difficulties: tuple[int, ...]  # of the tasks, in turn
-    count: int
-    seed: int = 0  # of the first task; the next ones count up
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,23 +51,6 @@ def check_source(source: ChatSource, where: str) -> None:
         _check_options(source, where)
 
 
-def check_tasks(source: TaskSource, where: str) -> None:
-    """Raises ValueError on tasks that cannot be made, naming the field."""
-    name = source.environment
-    if name not in ENVIRONMENTS:
-        found = f"{name!r}{nearest(name, ENVIRONMENTS)}"
-        raise ValueError(f"{where}.environment is {found}; there are {', '.join(ENVIRONMENTS)}")
-    known = ENVIRONMENTS[name].DIFFICULTIES
-    if not source.difficulties or not set(source.difficulties) <= set(known):
-        found = f"{where}.difficulties is {list(source.difficulties)}"
-        raise ValueError(f"{found}; {name} has {known[0]} to {known[-1]}, name some of them")
-    if source.count < 1 or source.seed < 0 or source.seed + source.count > HELD_OUT_SEEDS:
-        raise ValueError(
-            f"{where}: count is {source.count} and seed {source.seed}; expected at least 1 and 0, and all seeds below "
-            f"{HELD_OUT_SEEDS}: from there on they make held-out tasks"
-        )
-
-
 def _check_options(source: ChatSource, where: str) -> None:
     environment = ENVIRONMENTS[source.environment]
     known = [name for name in inspect.signature(environment.solution).parameters if name != "task"]
@@ -100,12 +74,6 @@ def records(source: ChatSource) -> Iterator[tuple[str, Record]]:
         if outcome != 1:
             raise ValueError(f"{where}: its own solution, {messages}, does not solve it")
         yield where, record_of(task, messages)
-
-
-def tasks(source: TaskSource) -> Iterator[Task]:
-    for i in range(source.count):
-        difficulty = source.difficulties[i % len(source.difficulties)]
-        yield ENVIRONMENTS[source.environment].make_task(source.seed + i, difficulty)
 
 
 def converse(task: Task, turns: Iterable[str]) -> tuple[list[dict[str, Any]], float]:

@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from ling_jax.align.records import TaskSource, converse, record_of, tasks
+from ling_jax.align.records import converse, record_of
 from ling_jax.data.chat import encode_all
 from ling_jax.data.conversations import Record
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import encode_documents
 from ling_jax.envs import Task
+from ling_jax.envs.sources import TaskSource, tasks
 from ling_jax.evaluate.report import with_progress
 from ling_jax.rewards import Candidate, flag_repeats, length_floor, pick_shortest, split_sentences, takes_pruned
 from ling_jax.rl.runner import Ask, Player, make_reader, play

@@ -10,10 +10,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ling_jax.align.records import ChatSource, TaskSource, check_tasks, write_records
+from ling_jax.align.records import ChatSource, write_records
 from ling_jax.align.sft import ChatRows, check_tuning, prepare_from
 from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
 from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.envs.sources import TaskSource, check_tasks
 from ling_jax.files import replacing
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig

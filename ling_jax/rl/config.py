@@ -5,21 +5,12 @@ import functools
 import math
 
 from ling_jax.config import nearest
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS
+from ling_jax.envs.sources import TaskSource, check_tasks
 from ling_jax.rl import staleness, token_budget
 from ling_jax.rl.step import make_objective
 from ling_jax.train.config import OptimizerConfig
 
 EFFORTS = ("high", "xhigh")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskSource:
-    """Tasks of one environment: `count` seeds, whose difficulties go round."""
-
-    environment: str
-    difficulties: tuple[int, ...]
-    count: int = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,7 +101,7 @@ def check_config(config: RLConfig) -> None:
             if not good(value):
                 raise ValueError(f"{name} is {value!r}; it {wanted}")
     for i, source in enumerate(config.tasks):
-        _check_source(f"tasks[{i}]", source)
+        check_tasks(source, f"tasks[{i}]")
     _check_efforts(config)
     _check_microbatches(config)
     budget_of(config.rollout)
@@ -142,21 +133,6 @@ def limits_of(rollout: RolloutConfig) -> staleness.Limits:
         max_staleness=rollout.max_staleness,
         consumer_batch_size=rollout.prompts_per_step * rollout.group_size,
     )
-
-
-def _check_source(where: str, source: TaskSource) -> None:
-    if source.environment not in ENVIRONMENTS:
-        raise ValueError(
-            f"{where}.environment is {source.environment!r}{nearest(source.environment, ENVIRONMENTS)}; expected one "
-            f"of {', '.join(ENVIRONMENTS)}"
-        )
-    if not 1 <= source.count <= HELD_OUT_SEEDS:
-        raise ValueError(f"{where}.count is {source.count}; expected 1 to {HELD_OUT_SEEDS}, the training seeds")
-    known = ENVIRONMENTS[source.environment].DIFFICULTIES
-    if not source.difficulties or not set(source.difficulties) <= set(known):
-        raise ValueError(
-            f"{where}.difficulties is {list(source.difficulties)}; {source.environment} has {known[0]} to {known[-1]}"
-        )
 
 
 def _check_efforts(config: RLConfig) -> None:

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ling_jax.envs import ENVIRONMENTS, Task
+from ling_jax.envs.sources import task_of
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.batch import loss_scale, make_batch
-from ling_jax.rl.config import RLConfig, TaskSource, budget_of, limits_of
+from ling_jax.rl.config import RLConfig, budget_of, limits_of
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group, Rollouts
 from ling_jax.rl.runner import Ask, Episode, Player, Reader
@@ -155,16 +155,6 @@ class Learner:
         """Rollouts that left without being used, in this step."""
         purged = sum(len(event["purged"]) for event in self.events if event["kind"] == "iteration")
         return purged + sum(len(event["discarded"]) for event in self.events if event["kind"] == "staleness")
-
-
-def task_of(sources: Sequence[TaskSource], number: int) -> Task:
-    """Task `number` of all the sources' tasks, one source after the other."""
-    for source in sources:
-        if number < source.count:
-            difficulty = source.difficulties[number % len(source.difficulties)]
-            return ENVIRONMENTS[source.environment].make_task(number, difficulty)
-        number -= source.count
-    raise ValueError(f"there are {sum(source.count for source in sources)} tasks, and {number} more was asked for")
 
 
 def advantages_of(groups: Sequence[Group], rewards: Sequence[Rewards], shape: tuple[int, int]) -> np.ndarray:

@@ -24,13 +24,14 @@ from ling_jax import spec as specs
 from ling_jax.checkpoint import orbax
 from ling_jax.data.chat import ChatTemplate
 from ling_jax.data.folder_template import FolderTemplate, save_template
+from ling_jax.envs.sources import held_out_tasks, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
 from ling_jax.rl.config import RESUMABLE, RLConfig
-from ling_jax.rl.learner import Event, Learner, task_of
+from ling_jax.rl.learner import Event, Learner
 from ling_jax.rl.reward import Reward
-from ling_jax.rl.runner import Ask, Player, Reader, evaluate, held_out_tasks, make_reader, summarise
+from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
@@ -148,7 +149,9 @@ def start_report(run: Run, start: int) -> str:
     """What is about to run, and where its files go."""
     config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
     options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
-    tasks = "; ".join(f"{s.count} of {s.environment}, difficulties {list(s.difficulties)}" for s in config.tasks)
+    tasks = "; ".join(
+        f"{s.count} of {s.environment}, difficulties {list(s.difficulties)}, seed {s.seed}" for s in config.tasks
+    )
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
     lines = {

@@ -13,8 +13,9 @@ from ling_jax.data.chat import ChatTemplate, Piece, encode_all, first_rewrite
 from ling_jax.data.folder_template import FolderTemplate
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tool_calls import parse_either
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, Task
+from ling_jax.envs import ENVIRONMENTS, Task
 from ling_jax.envs.base import Message
+from ling_jax.envs.sources import held_out_tasks as held_out_tasks
 from ling_jax.envs.tools.call import Call
 from ling_jax.evaluate.report import Metric, with_progress
 from ling_jax.evaluate.statistics import Z95, wilson_interval
@@ -311,12 +312,6 @@ def describe(episode: Episode) -> dict[str, Any]:
         "status": episode.trajectory.status,
         "turns": episode.turns,
     }
-
-
-def held_out_tasks(environment: str, difficulties: Sequence[int], count: int) -> list[Task]:
-    """The first `count` held-out tasks of an environment, whose difficulties go round."""
-    make = ENVIRONMENTS[environment].make_task
-    return [make(HELD_OUT_SEEDS + i, difficulties[i % len(difficulties)]) for i in range(count)]
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> list[Metric]:

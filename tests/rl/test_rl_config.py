@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from ling_jax.align.rewards import named_reward
-from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, RLConfig, TaskSource
+from ling_jax.envs.sources import TaskSource
+from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, RLConfig
 from ling_jax.train.config import differences, from_dict, to_config_dict
 from tests.rl_run import small_config
 
@@ -40,17 +41,17 @@ REFUSED = {
         "kpop has no option 'phy'; expected some of phi",
     ),
     "impossible difficulty": (
-        dict(tasks=(TaskSource(environment="running_sums", difficulties=(2, 99)),)),
+        dict(tasks=(TaskSource(environment="running_sums", difficulties=(2, 99), count=1),)),
         r"tasks\[0\].difficulties is \[2, 99\]; running_sums has 1 to 15",
     ),
     "unknown environment": (
-        dict(tasks=(TaskSource(environment="running_sum", difficulties=(2,)),)),
+        dict(tasks=(TaskSource(environment="running_sum", difficulties=(2,), count=1),)),
         "'running_sum', did you mean 'running_sums'",
     ),
     "no tasks": (dict(tasks=()), "tasks is \\(\\); it must name at least one source"),
     "held-out tasks": (
         dict(tasks=(TaskSource(environment="running_sums", difficulties=(2,), count=2**31 + 1),)),
-        "the training seeds",
+        "make held-out tasks",
     ),
     "unknown effort": (dict(efforts=("high", "higher")), "efforts has 'higher', did you mean 'high'"),
     "efforts that do not share out": (
