@@ -70,9 +70,10 @@ def kpop_loss(
 
     The report prints M but not J; κ = the ratio is what its authors' code does and what IcePop's M is, "one" is the
     literal reading. Not `symmetric`: D(old‖behaviour) alone. M and κ are constants. All [B, T] but advantages [B];
-    |y_i| counts loss tokens before the mask. M and κ clip log-probs as `binary_kl` does, so behaviour_logps may be
-    -inf. Returns (-J, metrics); at least float32. Raises ValueError without behaviour_logps, for a wrong shape or
-    another kappa.
+    |y_i| counts loss tokens before the mask. phi bounds divergences and not κ: with phi = 0.1 a token that goes from
+    probability 1e-6 to 0.01 is kept and weighs 10,000, unless there is a kappa_cap. M and κ clip log-probs as
+    `binary_kl` does, so behaviour_logps may be -inf. Returns (-J, metrics); at least float32. Raises ValueError without
+    behaviour_logps, for a wrong shape or another kappa.
     """
     if kappa not in KAPPAS:
         raise ValueError(f"kpop: kappa is {kappa!r}; expected one of {', '.join(KAPPAS)}")

@@ -4,20 +4,22 @@ import dataclasses
 import functools
 import math
 
+import jax
+import jax.numpy as jnp
+
 from ling_jax.config import nearest
 from ling_jax.envs.sources import TaskSource, check_tasks
+from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl import staleness, token_budget
 from ling_jax.rl.step import make_objective
-from ling_jax.train.config import OptimizerConfig
-
-EFFORTS = ("high", "xhigh")
+from ling_jax.train.config import OptimizerConfig, Rule, check_fields, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     name: str  # of ling_jax.objectives: "grpo", "gspo", "lpo", "icepop", "kpop", "tis"
     options: dict = dataclasses.field(default_factory=dict)  # its keywords; what is not given has its default
-    allow_unbounded: bool = False  # importance weights without a bound on stale tokens
+    allow_uncorrected: bool = False  # stale tokens with weights of 1, or with weights of any size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,38 +77,44 @@ RESUMABLE = (
     "train.eval_tasks",
 )  # fmt: skip
 
-POSITIVE = (
-    "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.microbatches", "train.save_every", "train.keep",
-    "train.max_bad_steps", "optimizer.peak_lr", "optimizer.clip_norm",
+FIELDS: tuple[Rule, ...] = (
+    (
+        (
+            "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.microbatches", "train.save_every",
+            "train.keep", "train.max_bad_steps",
+        ),
+        lambda x: x > 0,
+        "must be positive",
+    ),
+    (
+        (
+            "rollout.max_tokens", "rollout.token_budget", "train.seed", "train.samples", "train.eval_tasks",
+            "train.dpr_steps",
+        ),
+        lambda x: x >= 0,
+        "must not be negative",
+    ),
+    (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
+    (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
+    (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
+    (("start_from",), bool, "must name the workdir of the stage before, or a Hugging Face folder"),
+    (("tasks",), bool, "must name at least one source of tasks"),
 )  # fmt: skip
-NOT_NEGATIVE = (
-    "rollout.max_tokens", "rollout.token_budget", "train.seed", "train.samples", "train.eval_tasks", "train.dpr_steps",
-    "optimizer.warmup_steps", "optimizer.weight_decay",
-)  # fmt: skip
+# Options of objectives that are no choice by name.
+POSITIVE_OPTIONS = ("clip", "clip_low", "clip_high", "phi", "alpha", "beta", "cap", "kappa_cap")
 
 
 def check_config(config: RLConfig) -> None:
     """Raises ValueError on what cannot run or would not do what it says, naming field, value and what would do."""
-    for names, good, wanted in (
-        (POSITIVE, lambda x: x > 0, "must be positive"),
-        (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
-        (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
-        (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
-        (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
-        (("start_from",), bool, "must name the workdir of the stage before, or a Hugging Face folder"),
-        (("tasks",), bool, "must name at least one source of tasks"),
-    ):
-        for name in names:
-            value = functools.reduce(getattr, name.split("."), config)
-            if not good(value):
-                raise ValueError(f"{name} is {value!r}; it {wanted}")
+    check_fields(config, FIELDS)
+    check_optimizer(config)
     for i, source in enumerate(config.tasks):
         check_tasks(source, f"tasks[{i}]")
     _check_efforts(config)
     _check_microbatches(config)
     budget_of(config.rollout)
-    make_objective(config.objective.name, config.rollout.group_size, config.objective.options)
-    _check_bounded(config)
+    _check_objective(config)
+    _check_corrected(config)
 
 
 def budget_of(rollout: RolloutConfig) -> token_budget.Budget:
@@ -137,8 +145,10 @@ def limits_of(rollout: RolloutConfig) -> staleness.Limits:
 
 def _check_efforts(config: RLConfig) -> None:
     for effort in config.efforts:
-        if effort not in EFFORTS:
-            raise ValueError(f"efforts has {effort!r}{nearest(effort, EFFORTS)}; expected some of {', '.join(EFFORTS)}")
+        if effort not in EFFORT_WEIGHTS:
+            raise ValueError(
+                f"efforts has {effort!r}{nearest(effort, EFFORT_WEIGHTS)}; expected some of {', '.join(EFFORT_WEIGHTS)}"
+            )
     size = config.rollout.group_size
     if config.efforts and (size % len(config.efforts) or size == len(config.efforts)):
         raise ValueError(
@@ -158,18 +168,41 @@ def _check_microbatches(config: RLConfig) -> None:
         )
 
 
-def _check_bounded(config: RLConfig) -> None:
-    """Stale tokens have weights π_old / π_behaviour of any size; what must not happen by accident is that all count."""
-    options, stale = config.objective.options, config.rollout.max_staleness
-    by_kpop = math.isinf(options.get("phi", 0)) and options.get("kappa") != "one" and not options.get("kappa_cap")
-    unbounded = {
-        "tis": math.isinf(options.get("cap", 0)),
-        "icepop": math.isinf(options.get("beta", 0)),
-        "kpop": by_kpop,
-    }
-    if stale and unbounded.get(config.objective.name, False) and not config.objective.allow_unbounded:
+def _check_objective(config: RLConfig) -> None:
+    name, options, size = config.objective.name, config.objective.options, config.rollout.group_size
+    objective = make_objective(name, size, options)
+    if "group_size" in options:
+        raise ValueError(f"objective.options.group_size is {options['group_size']}; rollout.group_size, {size}, is it")
+    for option, value in options.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        absent = option == "kappa_cap" and value is None
+        if option in POSITIVE_OPTIONS and not absent and not (is_number and value > 0):
+            raise ValueError(f"objective.options.{option} is {value!r}; it must be a positive number")
+    if not isinstance(options.get("symmetric", True), bool):
+        raise ValueError(f"objective.options.symmetric is {options['symmetric']!r}; it must be True or False")
+    array = functools.partial(jax.ShapeDtypeStruct, (size, 2))
+    logps, advantages = array(jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32)
+    per_token = dict(sentence_ids=array(jnp.int32), entropies=logps)
+    jax.eval_shape(objective, logps, logps, logps, advantages, array(bool), **per_token)  # refuses unknown choices
+
+
+def _check_corrected(config: RLConfig) -> None:
+    """Stale tokens are off the policy by π_old / π_behaviour, and one optimisation step has old = policy: what neither
+    masks nor bounds that ratio must not happen by accident. KPop's phi bounds a divergence and not the ratio: a rare
+    token may still weigh thousands (`kappa_cap` bounds it); only without a mask it is caught here."""
+    options, name, stale = config.objective.options, config.objective.name, config.rollout.max_staleness
+    no_mask = math.isinf(options.get("phi", 0)) and options.get("kappa") != "one" and not options.get("kappa_cap")
+    wrong = {
+        "grpo": "does not look at the policy that drew a token",
+        "gspo": "does not look at the policy that drew a token",
+        "lpo": "does not look at the policy that drew a token",
+        "tis": math.isinf(options.get("cap", 0)) and "has no bound on its importance weights",
+        "icepop": math.isinf(options.get("beta", 0)) and "has no bound on its importance weights",
+        "kpop": no_mask and "has no bound on its importance weights",
+    }[name]
+    if stale and wrong and not config.objective.allow_uncorrected:
         raise ValueError(
-            f"objective {config.objective.name} with {options} has no bound on its importance weights, and "
-            f"rollout.max_staleness {stale} makes them of any size: one token can outweigh a batch; give it a bound, "
-            "or set objective.allow_unbounded to say that this is the experiment"
+            f"objective {name} with {options} {wrong}, and rollout.max_staleness {stale} lets tokens be drawn by older "
+            "weights: take kpop, icepop or tis with finite bounds, set max_staleness to 0, or set "
+            "objective.allow_uncorrected to say that this is the experiment"
         )

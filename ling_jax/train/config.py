@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import math
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_collections
@@ -113,17 +114,40 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-NOT_NEGATIVE = (
-    "data.seed", "train.seed", "train.router_bias_rate", "train.eval_every", "train.eval_batches",
-    "train.profile_step", "optimizer.warmup_steps", "optimizer.eps", "optimizer.weight_decay",
-    "optimizer.final_lr_fraction",
+Rule = tuple[Sequence[str], Callable[[Any], bool], str]  # (fields, what is good, how it is said)
+
+TRAINING: tuple[Rule, ...] = (
+    (
+        (
+            "data.seed", "train.seed", "train.router_bias_rate", "train.eval_every", "train.eval_batches",
+            "train.profile_step",
+        ),
+        lambda x: x >= 0,
+        "must not be negative",
+    ),
+    (
+        (
+            "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "train.save_every",
+            "train.keep", "train.max_bad_steps",
+        ),
+        lambda x: x > 0,
+        "must be positive",
+    ),
+    (("data.seed", "train.seed"), lambda x: x < 2**32, "must be below 2^32"),
+    (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
+    (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
 )  # fmt: skip
-POSITIVE = (
-    "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "train.save_every", "train.keep",
-    "train.max_bad_steps", "optimizer.peak_lr", "optimizer.clip_norm",
-)  # fmt: skip
-BELOW_ONE = ("optimizer.b1", "optimizer.b2")
-BELOW_2_32 = ("data.seed", "train.seed")
+OPTIMIZER: tuple[Rule, ...] = (
+    (("optimizer.peak_lr",), lambda x: 0 < x < math.inf, "must be positive and finite"),
+    (("optimizer.clip_norm",), lambda x: x > 0, "must be positive; infinity clips nothing"),
+    (
+        ("optimizer.warmup_steps", "optimizer.eps", "optimizer.weight_decay", "optimizer.final_lr_fraction"),
+        lambda x: 0 <= x < math.inf,
+        "must not be negative, and finite",
+    ),
+    (("optimizer.b1", "optimizer.b2"), lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
+    (("optimizer.schedule",), lambda x: x in ("wsm", "cosine"), "must be 'wsm' or 'cosine'"),
+)
 
 
 def check_config(config: PretrainConfig) -> None:
@@ -139,21 +163,24 @@ def check_config(config: PretrainConfig) -> None:
 def check_training(config: TrainingConfig) -> None:
     """`check_config` of what every run has."""
     train = config.train
-    for names, good, wanted in (
-        (NOT_NEGATIVE, lambda x: x >= 0, "must not be negative"),
-        (POSITIVE, lambda x: x > 0, "must be positive"),
-        (BELOW_ONE, lambda x: 0 <= x < 1, "must be at least 0 and below 1"),
-        (BELOW_2_32, lambda x: x < 2**32, "must be below 2^32"),
-        (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
-        (("optimizer.schedule",), lambda x: x in ("wsm", "cosine"), "must be 'wsm' or 'cosine'"),
-        (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
-    ):
+    check_fields(config, TRAINING)
+    check_optimizer(config)
+    if train.batch_size % train.microbatches:
+        raise ValueError(f"train.microbatches {train.microbatches} does not divide train.batch_size {train.batch_size}")
+
+
+def check_optimizer(config: Any) -> None:
+    """`check_config` of the `optimizer` that a config has."""
+    check_fields(config, OPTIMIZER)
+
+
+def check_fields(config: Any, rules: Sequence[Rule]) -> None:
+    """Raises ValueError, with name and value, at the first field of a nested config that its rule finds no good."""
+    for names, good, wanted in rules:
         for name in names:
             value = functools.reduce(getattr, name.split("."), config)
             if not good(value):
                 raise ValueError(f"{name} is {value!r}; it {wanted}")
-    if train.batch_size % train.microbatches:
-        raise ValueError(f"train.microbatches {train.microbatches} does not divide train.batch_size {train.batch_size}")
 
 
 def check_sequence_length(length: int, model: ModelConfig) -> None:

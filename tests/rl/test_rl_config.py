@@ -29,12 +29,38 @@ REFUSED = {
     "no budget with partial rollouts": (dict(rollout=dict(token_budget=0)), "without a budget nothing is ever paused"),
     "unbounded weights": (
         dict(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")})),
-        "tis with .* has no bound on its importance weights.*set objective.allow_unbounded",
+        "tis with .* has no bound on its importance weights.*take kpop.*set objective.allow_uncorrected",
     ),
     "unbounded KPop": (
         dict(objective=ObjectiveConfig(name="kpop", options={"phi": float("inf")})),
         "kpop with .* has no bound on its importance weights",
     ),
+    "stale answers without a correction": (
+        dict(objective=ObjectiveConfig(name="grpo")),
+        "grpo with {} does not look at the policy that drew.*staleness 4.*take kpop, icepop or tis .*set objective",
+    ),
+    "unknown choice": (dict(objective=ObjectiveConfig(name="kpop", options={"kappa": "two"})), "kappa is 'two'"),
+    "unknown aggregate": (
+        dict(objective=ObjectiveConfig(name="grpo", options={"aggregate": "mean"}), rollout=SYNCHRONOUS),
+        "aggregate is 'mean'",
+    ),
+    "no number": (dict(objective=ObjectiveConfig(name="kpop", options={"clip": "0.2"})), "options.clip is '0.2'; it"),
+    "NaN": (dict(objective=ObjectiveConfig(name="kpop", options={"phi": float("nan")})), "options.phi is nan; it must"),
+    "negative bound": (dict(objective=ObjectiveConfig(name="tis", options={"cap": -1.0})), "options.cap is -1.0; it"),
+    "no flag": (
+        dict(objective=ObjectiveConfig(name="kpop", options={"symmetric": "no"})),
+        "symmetric is 'no'; it must",
+    ),
+    "two group sizes": (
+        dict(objective=ObjectiveConfig(name="lpo", options={"group_size": 2}), rollout=SYNCHRONOUS),
+        "options.group_size is 2; rollout.group_size, 4, is it",
+    ),
+    "endless rate": (
+        dict(optimizer=dict(peak_lr=float("inf"))),
+        "peak_lr is inf; it must be positive and finite",
+    ),
+    "momentum of 1": (dict(optimizer=dict(b1=1.0)), "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
+    "unknown schedule": (dict(optimizer=dict(schedule="linear")), "schedule is 'linear'; it must be 'wsm' or 'cosine'"),
     "unknown objective": (dict(objective=ObjectiveConfig(name="ppo")), "objective is 'ppo'; expected one of grpo"),
     "unknown option": (
         dict(objective=ObjectiveConfig(name="kpop", options={"phy": 1.0})),
@@ -78,13 +104,15 @@ def test_what_cannot_run_is_refused(name):
 
 def test_a_mean_over_all_tokens_is_not_taken_in_parts():
     config = changed(rollout=dict(prompts_per_step=2))
-    objective = ObjectiveConfig(name="grpo", options={"aggregate": "token_mean"})
+    objective = ObjectiveConfig(name="grpo", options={"aggregate": "token_mean"}, allow_uncorrected=True)
     with pytest.raises(ValueError, match="'token_mean', is no sum over microbatches"):
         dataclasses.replace(config, objective=objective, train=dataclasses.replace(config.train, microbatches=2))
 
 
-def test_an_unbounded_objective_may_be_the_experiment():
-    changed(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")}, allow_unbounded=True))
+def test_an_uncorrected_objective_may_be_the_experiment():
+    changed(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")}, allow_uncorrected=True))
+    changed(objective=ObjectiveConfig(name="grpo", allow_uncorrected=True))
+    changed(objective=ObjectiveConfig(name="lpo"), rollout=SYNCHRONOUS)
     changed(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")}), rollout=SYNCHRONOUS)
     changed(objective=ObjectiveConfig(name="kpop", options={"phi": float("inf"), "kappa_cap": 5.0}))
 
