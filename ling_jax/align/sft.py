@@ -96,7 +96,7 @@ def prepare_from(
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
         if isinstance(start.template, FolderTemplate):
-            save_template(start.template, workdir)
+            save_template(start.template, workdir / "tokenizer")
         folder = local_folder(config.data.folder, workdir)
         replaces = replace and not config.data.folder
         return chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)

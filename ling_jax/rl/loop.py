@@ -73,7 +73,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     try:
         data.save_tokenizer(start.tokenizer, workdir / "tokenizer")
         if isinstance(start.template, FolderTemplate):
-            save_template(start.template, workdir)
+            save_template(start.template, workdir / "tokenizer")
         write_config(config, workdir)
     except BaseException:
         unlock(workdir, held)

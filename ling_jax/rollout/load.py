@@ -55,23 +55,24 @@ class ModelFolder:
 def open_model(path, *, step: int | None = None) -> ModelFolder:
     """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
 
-    `step` picks a checkpoint of a workdir; None takes the newest. Raises FileNotFoundError where the folder is
-    neither, and ValueError where tokenizer and model do not fit.
+    A chat template stands beside the tokenizer. `step` picks a checkpoint of a workdir; None takes the newest.
+    Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer and model do not fit.
     """
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        tokenizer = data.load_tokenizer(folder / "tokenizer")
+        beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
     elif any(folder.glob("*.safetensors")):
-        tokenizer = data.load_tokenizer(folder)
+        beside = folder
         config, step = load_hf_config(folder), None
     else:
         raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors")
+    tokenizer = data.load_tokenizer(beside)
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise ValueError(
             f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
         )
-    return ModelFolder(folder, step, config, tokenizer, load_template(folder) or ChatTemplate())
+    return ModelFolder(folder, step, config, tokenizer, load_template(beside) or ChatTemplate())
 
 
 def load_model(path, *, step: int | None = None) -> Loaded:

@@ -9,6 +9,7 @@ import safetensors.numpy
 from ling_jax import data
 from ling_jax.checkpoint import hf as hf_module
 from ling_jax.checkpoint import load_hf, orbax, save_hf
+from ling_jax.rollout.load import open_model
 from tests.faults import ROOT
 from tests.tiny import FAMILIES, random_params, tiny_config
 
@@ -28,17 +29,20 @@ def tensors(folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hf_to_orbax_to_hf_keeps_every_byte(tmp_path, family, dtype, monkeypatch):
-    config = tiny_config(family, compute_dtype=dtype, mtp_depth=1)
+    config = tiny_config(family, compute_dtype=dtype, mtp_depth=1, vocab_size=263)
     params = random_params(config, dtype=jnp.dtype(dtype))
     monkeypatch.setattr(hf_module, "MAX_SHARD_BYTES", 10_000)  # so that there is an index
     save_hf(params, config, tmp_path / "hf")
     assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
     data.save_tokenizer(data.train_bpe(["words"], 263), tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     if dtype == "float32" and family == "2.6":  # through the program once, the rest through its functions
         for source, target in (("hf", "run"), ("run", "back")):
             done = port(tmp_path / source, tmp_path / target)
             assert done.returncode == 0, done.stderr
         assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (tmp_path / "hf" / "tokenizer.json").read_bytes()
+        for folder in ("hf", "run", "back"):
+            assert open_model(tmp_path / folder).template.source == "{{ messages }}"
     else:
         orbax.save_params(tmp_path / "run" / "checkpoints", *load_hf(tmp_path / "hf"))
         save_hf(*orbax.load_params(tmp_path / "run" / "checkpoints"), tmp_path / "back")
