@@ -16,7 +16,7 @@ from ling_jax.data.tokenizer import SPECIAL_TOKENS
 from ling_jax.files import replacing
 
 FILE_NAME = "chat_template.jinja"
-MARK = "\ue000"  # of the private use area; put into what only spells a special token
+PRIVATE = "".join(map(chr, range(0xE000, 0xF900)))  # characters that mean nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,11 @@ class FolderTemplate:
     def render(self, messages: Sequence[dict], *, tools: Sequence[dict] = (), prompt: bool = False) -> list[Piece]:
         """Pieces of a conversation, as `ChatTemplate.render`."""
         check_messages(messages)
+        mark = _unused([messages, list(tools), self.source])
+        pieces = self._pieces(*self._marked([messages, list(tools)], mark), prompt=prompt)
+        return [piece._replace(text=_without(mark, piece.text)) for piece in pieces]
+
+    def _pieces(self, messages: Sequence[dict], tools: Sequence[dict], *, prompt: bool) -> list[Piece]:
         pieces, before = [], ""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -53,28 +58,41 @@ class FolderTemplate:
         return pieces + self._split(whole[len(before) :], trained=False)
 
     def _text(self, messages: Sequence[dict], tools: Sequence[dict], *, prompt: bool) -> str:
-        values = dict(tools=list(tools) or None, add_generation_prompt=prompt, enable_thinking=self.thinking)
-        plain = [{key: self._marked(value) for key, value in message.items()} for message in messages]
+        values = dict(tools=tools or None, add_generation_prompt=prompt, enable_thinking=self.thinking)
         try:
-            return _compiled(self.source).render(messages=plain, **values)
+            return _compiled(self.source).render(messages=messages, **values)
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise ValueError(f"the chat template of {self.where} fails: {type(error).__name__}: {error}") from None
 
-    def _marked(self, value):
-        """The value with every special token that a text spells broken up, so that it stays text."""
-        if not isinstance(value, str):
-            return value
-        for token in self.special_tokens:
-            value = value.replace(token, token[0] + MARK + token[1:])
+    def _marked(self, value, mark: str):
+        """The value with the mark in every special token that a text spells, so that it stays text."""
+        match value:
+            case str():
+                return self._special.sub(lambda token: token[0][0] + mark + token[0][1:], value)
+            case dict():
+                return {self._marked(key, mark): self._marked(item, mark) for key, item in value.items()}
+            case list() | tuple():
+                return [self._marked(item, mark) for item in value]
         return value
 
     def _split(self, text: str, *, trained: bool) -> list[Piece]:
-        parts = re.split("(" + "|".join(map(re.escape, self.special_tokens)) + ")", text)
-        return [
-            Piece(part.replace(MARK, ""), special=part in self.special_tokens, trained=trained)
-            for part in parts
-            if part
-        ]
+        parts = self._special.split(text)
+        return [Piece(part, special=part in self.special_tokens, trained=trained) for part in parts if part]
+
+    @property
+    def _special(self) -> re.Pattern:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+
+def _unused(values) -> str:
+    """A character that occurs nowhere in the values, neither as it is nor as JSON escapes it."""
+    told = json.dumps(values, default=str)
+    return next(mark for mark in PRIVATE if json.dumps(mark)[1:-1] not in told)
+
+
+def _without(mark: str, text: str) -> str:
+    return text.replace(mark, "").replace(json.dumps(mark)[1:-1], "")
 
 
 @functools.cache

@@ -184,6 +184,23 @@ def test_a_folders_own_template_wins_and_masks_the_same_way(tmp_path):
     assert ids.count(TOKENIZER.token_to_id("<role>")) == 4
 
 
+def folder_ids(source, messages, **options):
+    return encode(TOKENIZER, FolderTemplate(source, "folder").render(messages, **options))[0]
+
+
+@pytest.mark.parametrize("written", ["{{ tools | tojson }}", "{{ messages[-1].tool_calls | string }}"])
+def test_special_tokens_spelt_in_tools_and_arguments_stay_text(written):
+    call = {"name": "f", "arguments": {"</role>": ["<role>", {"deep": "<|role_end|>"}]}}
+    ids = folder_ids(written, [user(), assistant("", tool_calls=[call])], tools=[{"description": "<role>"}])
+    assert min(ids) >= len(SPECIAL_TOKENS) and "<role>" in TOKENIZER.decode(ids).encode().decode("unicode_escape")
+
+
+def test_a_folders_template_keeps_every_character():
+    content = "\ue000 <role> \ue001 \\ue002"
+    pieces = FolderTemplate("{{ messages[0].content }}", "folder").render([user(content)])
+    assert pieces == [Piece(content)]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
