@@ -72,7 +72,8 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
         raise ValueError(
             f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
         )
-    return ModelFolder(folder, step, config, tokenizer, load_template(beside) or ChatTemplate())
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    return ModelFolder(folder, step, config, tokenizer, load_template(beside, special) or ChatTemplate())
 
 
 def load_model(path, *, step: int | None = None) -> Loaded:

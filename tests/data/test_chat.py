@@ -1,12 +1,13 @@
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.data.chat import ChatTemplate, Piece, check_messages, encode, first_rewrite
-from ling_jax.data.folder_template import FolderTemplate, load_template
+from ling_jax.data.folder_template import FILE_NAME, FolderTemplate, load_template, save_template
 from ling_jax.data.records import read_conversations
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
 from ling_jax.data.tool_calls import parse, render_call
@@ -192,13 +193,50 @@ def folder_ids(source, messages, **options):
 def test_special_tokens_spelt_in_tools_and_arguments_stay_text(written):
     call = {"name": "f", "arguments": {"</role>": ["<role>", {"deep": "<|role_end|>"}]}}
     ids = folder_ids(written, [user(), assistant("", tool_calls=[call])], tools=[{"description": "<role>"}])
-    assert min(ids) >= len(SPECIAL_TOKENS) and "<role>" in TOKENIZER.decode(ids).encode().decode("unicode_escape")
+    assert min(ids) >= len(SPECIAL_TOKENS) and "<role>" in TOKENIZER.decode(ids)
 
 
 def test_a_folders_template_keeps_every_character():
     content = "\ue000 <role> \ue001 \\ue002"
     pieces = FolderTemplate("{{ messages[0].content }}", "folder").render([user(content)])
     assert pieces == [Piece(content)]
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("{{ tools | tojson }}", '[{"b": "é<b>", "a": 1}]'),
+        ("{{ tools[0] | tojson(indent=1, sort_keys=true) }}", '{\n "a": 1,\n "b": "é<b>"\n}'),
+        ("{{ tools | tojson(ensure_ascii=true, separators=(',', ':')) }}", r'[{"b":"\u00e9<b>","a":1}]'),
+        ("{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}", "Hi"),
+        ("{{ strftime_now('%%') }}{{ bos_token }}{{ eos_token }}{{ pad_token }}", "%<s>[E]"),
+        ("{% for m in messages %}{{ m.reasoning_content }}{{ m.reasoning }}{% endfor %}", "rr"),
+        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "Hia"),
+    ],
+)
+def test_a_template_finds_what_transformers_gives_it(tmp_path, source, wanted):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "[E]"}}))
+    (tmp_path / "chat_template.jinja").write_text(source)
+    template = load_template(tmp_path, ["[E]"])
+    save_template(template, tmp_path / "again")
+    assert load_template(tmp_path / "again", ["[E]"]) == replace(template, where=str(tmp_path / "again" / FILE_NAME))
+    pieces = template.render([user(), assistant("a", reasoning="r")], tools=[{"b": "é<b>", "a": 1}])
+    assert text(pieces) == wanted and (Piece("[E]", special=True) in pieces) == ("[E]" in wanted)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is a JSON list; expected an object"),
+        ('{"chat_template": [{"name": "default"}]}', "chat_template is {'name': 'default'}; expected text"),
+        ('{"chat_template": ["text"]}', "chat_template is .'text'.; expected text"),
+    ],
+)
+def test_a_tokenizer_config_that_cannot_be_read_is_named(tmp_path, config, message):
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match=f"tokenizer_config.json.*{message}"):
+        load_template(tmp_path)
 
 
 @pytest.mark.parametrize(
