@@ -29,7 +29,8 @@ class FolderTemplate:
     """A Jinja template, rendered in Jinja's sandbox with what `transformers` gives to a template.
 
     What it writes for an assistant is found by rendering the conversation up to there and one message further; a
-    template that rewrites what came before has no such part, which is an error.
+    template that rewrites what came before has no such part. This is an error, but in a prompt, of which nothing is
+    learnt.
     """
 
     source: str
@@ -43,7 +44,13 @@ class FolderTemplate:
         """Pieces of a conversation, as `ChatTemplate.render`."""
         check_messages(messages)
         mark = _unused([messages, list(tools), self.source])
-        pieces = self._pieces(*self._marked([_fields(messages), list(tools)], mark), prompt=prompt)
+        marked = self._marked([_fields(messages), list(tools)], mark)
+        try:
+            pieces = self._pieces(*marked, prompt=prompt)
+        except ValueError:
+            if not prompt:
+                raise
+            pieces = self._split(self._text(*marked, prompt=True), trained=False)  # nothing of a prompt is learnt
         return [piece._replace(text=_without(mark, piece.text)) for piece in pieces]
 
     def _pieces(self, messages: Sequence[dict], tools: Sequence[dict], *, prompt: bool) -> list[Piece]:
@@ -69,7 +76,7 @@ class FolderTemplate:
         values |= {name: token for name in END_TOKENS if (token := getattr(self, name))}
         try:
             return _compiled(self.source).render(messages=messages, **values)
-        except (jinja2.TemplateError, TypeError, KeyError) as error:
+        except Exception as error:  # a template may run anything that the sandbox allows
             raise ValueError(f"the chat template of {self.where} fails: {type(error).__name__}: {error}") from None
 
     def _marked(self, value, mark: str):

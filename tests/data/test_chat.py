@@ -224,6 +224,22 @@ def test_a_template_finds_what_transformers_gives_it(tmp_path, source, wanted):
     assert text(pieces) == wanted and (Piece("[E]", special=True) in pieces) == ("[E]" in wanted)
 
 
+STRIPPING = """{% for m in messages %}<role>
+{% if m.reasoning and loop.last %}<think>{{ m.reasoning }}</think>{% endif %}
+{{ m.content }}<|role_end|>{% endfor %}{% if add_generation_prompt %}<role><think></think>{% endif %}"""
+
+
+def test_a_prompt_may_rewrite_history_a_text_to_learn_may_not():
+    template = FolderTemplate(STRIPPING, "folder")
+    messages = [user(), assistant("a", reasoning="r"), user("b")]
+    wanted = "<role>Hi<|role_end|><role>a<|role_end|><role>b<|role_end|><role><think></think>"
+    pieces = template.render(messages, prompt=True)
+    assert text(pieces).replace("\n", "") == wanted and not any(piece.trained for piece in pieces)
+    assert sum(piece.special for piece in pieces) == 9
+    with pytest.raises(ValueError, match="rewrites history"):
+        template.render(messages)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -244,6 +260,10 @@ def test_a_tokenizer_config_that_cannot_be_read_is_named(tmp_path, config, messa
     [
         ("{{ messages[0].nothing.here }}", "fails: UndefinedError"),
         ("{{ raise_exception('no tools') }}", "fails: TemplateError: no tools"),
+        ("{{ 1 / 0 }}", "folder fails: ZeroDivisionError"),
+        ("{% for m in messages %}", "folder fails: TemplateSyntaxError"),
+        ("{{ messages[0].content.encode('no') }}", "folder fails: LookupError"),
+        ("{{ range(10 ** 9) }}", "folder fails: OverflowError"),
         ("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", "rewrites history"),
     ],
 )
