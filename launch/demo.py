@@ -40,7 +40,7 @@ from ling_jax.rollout.load import Loaded, load_model
 from ling_jax.train.programs import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "where the demo's files go; a demo that is there goes on")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the demo's files go; runs/demo, or runs/demo_quick, if not given")
 PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", "quick"], "how long it takes")
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
@@ -86,7 +86,7 @@ HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment
 
 def main() -> None:
     with usage_errors():
-        folder = open_workdir(WORKDIR.value)
+        folder = open_workdir(WORKDIR.value or {"full": "runs/demo", "quick": "runs/demo_quick"}[PRESET.value])
         held = lock(folder)
     try:
         run(Path(folder), PRESET.value)

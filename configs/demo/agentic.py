@@ -9,11 +9,12 @@ from configs.align import tiny_agentic
 def get_config(folder="runs/demo"):
     config = tiny_agentic.get_config()
     config.start_from = f"{folder}/sft"
-    config.tasks = ({"environment": "lookup", "difficulties": (2,), "count": 2_000},)
+    config.tasks = ({"environment": "lookup", "difficulties": (2,), "count": 2_000, "seed": 200_000},)
     config.optimizer.peak_lr = 2e-4
     config.rollout.context = 144
     config.rollout.max_tokens = 72
     config.rollout.prompts_per_step = 16
     config.train.steps = 15
+    config.train.dpr_steps = 15
     config.train.eval_tasks = 0
     return config

@@ -9,7 +9,7 @@ from configs.align import tiny_evo_cot
 def get_config(folder="runs/demo"):
     config = tiny_evo_cot.get_config()
     config.start_from = f"{folder}/sft"
-    config.tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 10_000},)
+    config.tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 10_000, "seed": 200_000},)
     config.optimizer.peak_lr = 2e-4
     config.rollout.context = 100
     config.rollout.max_tokens = 72

@@ -9,7 +9,7 @@ from configs.rl import tiny_kpop
 def get_config(folder="runs/demo"):
     config = tiny_kpop.get_config()
     config.start_from = f"{folder}/preference"
-    config.tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 10_000},)
+    config.tasks = ({"environment": "digit_sums", "difficulties": (3, 4), "count": 10_000, "seed": 300_000},)
     config.optimizer.peak_lr = 2e-4
     config.rollout.context = 100
     config.rollout.max_tokens = 72

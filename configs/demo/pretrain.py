@@ -30,6 +30,6 @@ def get_config(folder="runs/demo"):
             model=model,
             data=DataConfig(sources=sources, sequence_length=120, tokenizer=f"{folder}/tokenizer"),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
-            train=LoopConfig(steps=600, batch_size=16, log_every=20, eval_batches=8),
+            train=LoopConfig(steps=500, batch_size=16, log_every=20, eval_batches=8),
         )
     )

@@ -18,6 +18,6 @@ def get_config(folder="runs/demo"):
             sources=(sums, lookups),
             data=ChatRows(sequence_length=144),
             optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=20),
-            train=LoopConfig(steps=200, batch_size=16, log_every=20, eval_batches=8),
+            train=LoopConfig(steps=150, batch_size=16, log_every=20, eval_batches=8),
         )
     )
