@@ -1,7 +1,7 @@
 """Conversations: messages -> pieces of text -> tokens and a loss mask (docs/chat.md).
 
 A conversation is a list of messages {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant's
-may have "reasoning" and "tool_calls" [{"name", "arguments"}].
+may have "reasoning" and "tool_calls" [{"name", "arguments"}], null for none.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class ChatTemplate:
         pieces = []
         if reasoning is not None:
             pieces = [Piece(THINK, True, True), Piece(reasoning, False, True), Piece(END_THINK, True, True)]
-        for call in message.get("tool_calls", ()):
+        for call in message.get("tool_calls") or ():
             content += ("\n" if content else "") + render_call(call, self.tool_format)
         return [*pieces, Piece(content, False, True), Piece(END, True, True)]
 
@@ -176,8 +176,10 @@ def _check_message(message: Any, where: str, *, first: bool) -> None:
         value = message.get(key)
         if not isinstance(value, str) and (key == "content" or value is not None):
             raise ValueError(f"{where}.{key} is {value!r}; expected text")
-    calls = message.get("tool_calls") or ()
-    for i, call in enumerate(calls):
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | tuple | None):
+        raise ValueError(f"{where}.tool_calls is {calls!r}; expected a list")
+    for i, call in enumerate(calls or ()):
         good = isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict)
         if not good:
             raise ValueError(f"{where}.tool_calls[{i}] is {call!r}; expected {{'name': text, 'arguments': dict}}")

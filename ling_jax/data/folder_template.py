@@ -101,11 +101,9 @@ class FolderTemplate:
 
 
 def _fields(messages: Sequence[dict]) -> list[dict]:
-    """The messages under the names that templates know."""
-    return [
-        message | {"reasoning_content": message["reasoning"]} if message.get("reasoning") is not None else message
-        for message in messages
-    ]
+    """The messages under the names that templates know, without what is null."""
+    named = [message | {"reasoning_content": message.get("reasoning")} for message in messages]
+    return [{key: value for key, value in message.items() if value is not None} for message in named]
 
 
 def _unused(values) -> str:

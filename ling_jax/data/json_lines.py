@@ -20,7 +20,7 @@ def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tupl
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:  # bad JSON or bad UTF-8
+            except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets nested by the thousand
                 raise ValueError(f"{where} is not JSON: {error}; expected {expected}") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is a JSON {type(record).__name__}; expected {expected}")

@@ -99,12 +99,17 @@ def _parse_xml(body: str, tools) -> dict[str, Any] | None:
 
 
 def _parameter_types(name: str, tools) -> dict[str, str]:
+    """Of what the schemas say in the usual form; a schema may be anything."""
     for tool in tools:
-        function = tool.get("function", tool)
-        if function.get("name") == name:
-            properties = function.get("parameters", {}).get("properties", {})
-            return {key: schema.get("type") for key, schema in properties.items()}
+        function = _object(tool).get("function", tool)
+        if _object(function).get("name") == name:
+            properties = _object(_object(function.get("parameters")).get("properties"))
+            return {key: _object(schema).get("type") for key, schema in properties.items()}
     return {}
+
+
+def _object(value) -> dict:
+    return value if isinstance(value, dict) else {}
 
 
 def _value(text: str, kind: str | None):

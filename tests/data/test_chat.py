@@ -137,6 +137,29 @@ def test_brackets_nested_by_the_thousand_are_text_or_an_error():
     assert parse(call, tool_format="json").errors == ("malformed_tool_call",)
 
 
+@pytest.mark.parametrize(
+    "tool",
+    [
+        3,
+        {"function": "f"},
+        {"name": "f", "parameters": None},
+        {"name": "f", "parameters": True},
+        {"name": "f", "parameters": {"properties": ["k"]}},
+        {"name": "f", "parameters": {"properties": {"k": True}}},
+        {"name": "f", "parameters": {"properties": {"k": {"type": ["string"]}}}},
+    ],
+)
+def test_a_schema_of_another_form_tells_no_types(tool):
+    call = "<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
+    assert parse(call, tools=[tool]).tool_calls == ({"name": "f", "arguments": {"k": 3}},)
+
+
+def test_no_tool_calls_may_be_null():
+    folder = FolderTemplate("{% for m in messages %}{{ 'tool_calls' in m }}{% endfor %}", "folder")
+    for template in (ChatTemplate(), folder):
+        assert template.render([user(), assistant("a", tool_calls=None)]) == template.render([user(), assistant("a")])
+
+
 def test_history_only_grows():
     turns = [user(), assistant("a", reasoning="r"), user("more"), assistant("b")]
     sizes = [encode(TOKENIZER, ChatTemplate().render(turns[:n]))[0] for n in range(1, 5)]
@@ -155,11 +178,20 @@ def test_history_only_grows():
         ([{"role": "user", "text": "x"}], r"messages\[0\].text is unknown"),
         ([{"role": "user", "content": 3}], r"messages\[0\].content is 3; expected text"),
         ([assistant("", tool_calls=[{"name": "f"}])], r"messages\[0\].tool_calls\[0\]"),
+        ([assistant("", tool_calls={})], r"messages\[0\].tool_calls is {}; expected a list"),
+        ([assistant("", tool_calls="")], r"messages\[0\].tool_calls is ''; expected a list"),
     ],
 )
 def test_a_malformed_message_is_named(messages, message):
     with pytest.raises(ValueError, match=message):
         check_messages(messages)
+
+
+def test_a_record_nested_by_the_thousand_is_named_by_line(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    path.write_text('\n{"messages": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match="line 2 is not JSON: maximum recursion depth"):
+        list(read_conversations(path))
 
 
 def test_a_malformed_record_is_named_by_line_and_field(tmp_path):
