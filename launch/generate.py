@@ -23,6 +23,7 @@ from launch.flags import run_program, usage_errors
 from ling_jax.data.chat import Piece, encode
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.records import check_prompt, check_text
+from ling_jax.data.tool_calls import as_message, parse_either
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import Loaded, load_model
@@ -121,12 +122,12 @@ def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dic
 
 
 def chat(model: Loaded, generator: Generator) -> None:
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     for line in sys.stdin:
         messages.append({"role": "user", "content": line.rstrip("\n")})
         prompt = encode(model.tokenizer, model.template.render(messages, prompt=True))[0]
         answer = stream(model, generator, prompt)
-        messages.append({"role": "assistant", "content": answer.text})
+        messages.append(as_message(parse_either(answer.text)))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,12 @@ def parse_either(text: str, tools=()) -> Parsed:
     return parse(text, tool_format="json" if JSON_CALL.search(text) else "xml", tools=tools)
 
 
+def as_message(parsed: Parsed) -> dict[str, Any]:
+    """The assistant's message that `data.chat` renders as what was parsed."""
+    calls = list(parsed.tool_calls) or None
+    return {"role": "assistant", "content": parsed.content, "reasoning": parsed.reasoning, "tool_calls": calls}
+
+
 def _split_reasoning(text: str, errors: list[str]) -> tuple[str | None, str]:
     """The reasoning may be open already: some templates end their prompt with <think>."""
     body = text.removeprefix("\n")

@@ -10,7 +10,7 @@ from ling_jax.rollout.generate import Generator, Sampled
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    text: str  # without end token and stop string
+    text: str  # without end token and stop string; other special tokens are their names
     tokens: list[int]
     logps: list[float]
     ended: str  # "": not yet; "end" token, "stop" string or "length"
@@ -26,7 +26,7 @@ def complete(
     **sampling,
 ) -> Iterator[list[Completion]]:
     """`Generator.__call__` as texts that only grow: half a character and what may become a stop string wait."""
-    cut = lambda tokens: _first_stop(tokenizer.decode(tokens), stop)  # noqa: E731
+    cut = lambda tokens: _first_stop(_text(tokenizer, tokens), stop)  # noqa: E731
     stopped = lambda row, tokens: cut(tokens) is not None  # noqa: E731
     pieces = generator(prompts, max_new_tokens=max_new_tokens, stopped=stopped if stop else _never, **sampling)
     for results in pieces:
@@ -55,7 +55,7 @@ def _never(row: int, tokens: list[int]) -> bool:
 
 def _completion(result: Sampled, tokenizer: Tokenizer, end_ids, stop: Sequence[str]) -> Completion:
     ends = bool(result.tokens) and result.tokens[-1] in end_ids
-    text = tokenizer.decode(result.tokens[: -1 if ends else None])
+    text = _text(tokenizer, result.tokens[: -1 if ends else None])
     at = _first_stop(text, stop)
     if at is not None:
         text = text[:at]
@@ -63,6 +63,11 @@ def _completion(result: Sampled, tokenizer: Tokenizer, end_ids, stop: Sequence[s
         text = _settled(text, stop)
     ended = "" if not result.done else "stop" if at is not None else "end" if ends else "length"
     return Completion(text, result.tokens, result.logps, ended)
+
+
+def _text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """As it was written: a special token in it, such as <think>, is its name."""
+    return tokenizer.decode(tokens, skip_special_tokens=False)
 
 
 def _first_stop(text: str, stop: Sequence[str]) -> int | None:

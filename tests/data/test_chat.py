@@ -10,7 +10,7 @@ from ling_jax.data.chat import ChatTemplate, Piece, check_messages, encode, firs
 from ling_jax.data.folder_template import FILE_NAME, FolderTemplate, load_template, save_template
 from ling_jax.data.records import read_conversations
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
-from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.data.tool_calls import as_message, parse, parse_either, render_call
 
 TOKENIZER = train_bpe(["Be brief. What is the weather? detailed thinking off HUMAN SYSTEM ASSISTANT"] * 3, 330)
 SYSTEM = "<role>SYSTEM</role>detailed thinking off<|role_end|>"
@@ -121,6 +121,17 @@ def properties(call):
 def test_what_cannot_be_read_is_text_and_a_named_error(answer, errors, content):
     parsed = parse(answer)
     assert (parsed.errors, parsed.content, parsed.tool_calls) == (errors, content, ())
+
+
+@pytest.mark.parametrize("answer", ["4", "<think>2+2</think>4", f"<think>r</think>See\n{render_call(WEATHER, 'xml')}"])
+def test_an_answer_is_the_next_turns_history_token_for_token(answer):
+    message = as_message(parse_either(answer))
+    pieces = ChatTemplate().render([user(), message])
+    ids, mask = encode(TOKENIZER, pieces)
+    assert [token for token, kept in zip(ids, mask, strict=True) if kept] == TOKENIZER.encode(
+        answer + "<|role_end|>"
+    ).ids
+    assert all("<think>" not in piece.text for piece in pieces if not piece.special)
 
 
 @given(st.text(), st.sampled_from(["xml", "json"]))

@@ -41,6 +41,12 @@ def test_a_stop_string_ends_the_answer_and_is_not_shown_even_in_part():
     assert not any("E" in answer.text for answer in answers)
 
 
+def test_special_tokens_within_an_answer_are_shown_and_may_stop_it():
+    assert written("<think>a</think>b")[-1].text == "<think>a</think>b"
+    answer = written("<think>a</think>b", stop=["</think>"])[-1]
+    assert (answer.text, answer.ended) == ("<think>a", "stop")
+
+
 def test_how_an_answer_ended():
     assert written("ab")[-1].ended == "end" and written("ab")[-1].text == "ab"
     assert written("abcdef", max_new_tokens=3)[-1].ended == "length"
