@@ -13,7 +13,7 @@ from launch.flags import define_config, run_program, usage_errors
 from launch.training import training_errors
 from ling_jax.align.rewards import named_reward
 from ling_jax.rl.config import RLConfig
-from ling_jax.rl.loop import prepare, replay, train
+from ling_jax.rl.loop import check_replay, prepare, replay, train
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config()
@@ -24,6 +24,8 @@ REPLAY = flags.DEFINE_bool("replay", False, "compare the run in the workdir with
 def main() -> None:
     with usage_errors():
         config = from_dict(RLConfig, CONFIG.value.to_dict())
+        if REPLAY.value:
+            check_replay(WORKDIR.value)
         run = prepare(config, named_reward(config.reward), WORKDIR.value)
     with training_errors():
         if REPLAY.value:

@@ -10,12 +10,15 @@ from ling_jax.train.loop import Interrupted, TooManyBadSteps
 
 @contextlib.contextmanager
 def training_errors() -> Iterator[None]:
-    """Around a loop: a signal ends the program with 128 + its number, what stopped the training with 1."""
+    """Around a loop: a signal ends the program with 128 + its number, what stopped the training with 1.
+
+    That is what the data, the tasks or the rewards turn out to be in the middle of a run, too: a ValueError.
+    """
     try:
         yield
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(128 + stop.number)
-    except (TooManyBadSteps, DamagedCheckpoint) as error:
+    except (TooManyBadSteps, DamagedCheckpoint, ValueError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

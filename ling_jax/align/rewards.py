@@ -25,7 +25,7 @@ REWARDS = {
     "evo_cot": Reward(of_each_group(evo_cot), -0.8, 1.1),
     "agentic": Reward(of_each_group(agentic), -3.4, 2),
     "preference": Reward(preference, -1, 1),
-    "adaptive": Reward(of_each_group(adaptive), -0.1, 1.1),
+    "adaptive": Reward(of_each_group(adaptive), -0.1, 1.1, needs_efforts=True),
 }
 
 

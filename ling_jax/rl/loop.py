@@ -28,10 +28,11 @@ from ling_jax.envs.sources import held_out_tasks, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
+from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig
 from ling_jax.rl.learner import Event, Learner
 from ling_jax.rl.reward import Reward
-from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, summarise
+from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
@@ -61,6 +62,11 @@ class Run:
 
 def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     """Checks a config against start, tasks and workdir. Raises ValueError or OSError with what to change."""
+    if reward.needs_efforts and not config.efforts:
+        raise ValueError(
+            f"reward is {config.reward!r}, which pays by thinking effort, and efforts is (): set efforts to "
+            f"{tuple(EFFORT_WEIGHTS)}, or take another reward, such as 'evo_cot'"
+        )
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
     start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
@@ -79,6 +85,16 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         unlock(workdir, held)
         raise
     return Run(config, reward, workdir, start, reader, optimizer, held)
+
+
+def check_replay(workdir) -> None:
+    """Raises ValueError where the workdir holds no run to compare with; creates nothing."""
+    workdir = open_workdir(workdir)
+    missing = "checkpoint" if not has_checkpoint(workdir) else "log, events.jsonl"
+    if missing == "checkpoint" or not (workdir / "events.jsonl").exists():
+        raise ValueError(
+            f"{workdir} has no {missing}: there is no run to replay; name its workdir, or leave --replay out"
+        )
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -168,7 +184,8 @@ def start_report(run: Run, start: int) -> str:
 
 
 def _probe(config: RLConfig, reader: Reader) -> None:
-    """Raises ValueError where some first tasks do not fit the context: training and held-out ones, all difficulties."""
+    """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
+    difficulties, each with its own solution."""
     asks, first = [], 0
     for source in config.tasks:
         count = min(source.count, max(PROBES, len(source.difficulties)))
@@ -177,7 +194,8 @@ def _probe(config: RLConfig, reader: Reader) -> None:
         effort = max(config.efforts, key=len, default=None)
         asks += [Ask(0, 0, task, seed=0, group=0, effort=effort) for task in tasks]
         first += source.count
-    reader.begin(asks)
+    for episode in reader.begin(asks):
+        rehearse(episode, reader)
 
 
 def _compile(run: Run) -> Callable:

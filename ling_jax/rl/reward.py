@@ -25,6 +25,7 @@ class Reward(NamedTuple):
     pay: Callable[[Sequence[Sequence[Episode]], Reader, Any], tuple[list[Rewards], Any]]
     low: float  # what a total may be
     high: float
+    needs_efforts: bool = False  # it pays by the thinking effort that a prompt asks for
 
 
 def of_each_group(pay: Callable[[Sequence[Episode], Reader], Rewards]):

@@ -192,7 +192,18 @@ def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[
 def answer(episode: Episode, reader: Reader) -> tuple[Episode, list[Piece]]:
     """(the episode after the environment answered its last turn, what it has to read before it can go on)."""
     start, stop = turn_spans(episode.trajectory)[-1]
-    action = reader.text(episode.trajectory.completion_ids[start : stop - 1])
+    return _answered(episode, reader.text(episode.trajectory.completion_ids[start : stop - 1]), reader)
+
+
+def rehearse(episode: Episode, reader: Reader) -> Episode:
+    """A fresh episode in which the task's own solution is said. Raises ValueError where the template cannot go on."""
+    for turn in ENVIRONMENTS[episode.task.environment].solution(episode.task):
+        if episode.running:
+            episode, _ = _answered(episode, turn, reader)
+    return episode
+
+
+def _answered(episode: Episode, action: str, reader: Reader) -> tuple[Episode, list[Piece]]:
     try:
         result = ENVIRONMENTS[episode.task.environment].step(episode.state, action)
     except Exception as error:  # whatever it is: it says nothing about the policy, and must not end the run

@@ -29,6 +29,8 @@ def test_what_cannot_run_ends_with_exit_code_2(tmp_path):
         "reward is 'evocot', did you mean 'evo_cot'": "--config.reward=evocot",
         "config.rollout has no field 'slot', did you mean 'slots'": "--config.rollout.slot=1",
         "the pool drains at every update": "--config.rollout.max_staleness=0",
+        "reward is 'adaptive', which pays by thinking effort": "--config.reward=adaptive",
+        "has no checkpoint: there is no run to replay": "--replay",
     }
     where = [f"--config={ROOT / 'configs/rl/tiny_kpop.py'}", f"--workdir={tmp_path / 'run'}"]
     results = run_each("launch.rl", [[*where, flag] for flag in refused.values()])

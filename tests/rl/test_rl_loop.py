@@ -16,7 +16,7 @@ from ling_jax.envs.reasoning import running_sums
 from ling_jax.rl import runner
 from ling_jax.rl.batch import make_batch
 from ling_jax.rl.learner import Learner, advantages_of
-from ling_jax.rl.loop import make_learner, new_state, prepare, replay, train
+from ling_jax.rl.loop import check_replay, make_learner, new_state, prepare, replay, train
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
 from ling_jax.rl.runner import play
@@ -100,6 +100,15 @@ def test_replay_is_bit_exact(whole, start, tmp_path):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=r"of step 5 is .*'update'.* its replay"):
         replay(prepared(small_config(start), tmp_path / "run"))
+
+
+def test_a_log_that_is_not_there_is_no_run_to_replay(whole, tmp_path):
+    check_replay(whole[0])
+    with pytest.raises(ValueError, match="has no checkpoint: there is no run to replay"):
+        check_replay(tmp_path / "run")
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(ValueError, match="has no log, events.jsonl: there is no run"):
+        check_replay(tmp_path / "run")
 
 
 def test_resume_is_bit_exact(whole, start, tmp_path):
@@ -199,6 +208,7 @@ class Chatty:
     """An environment that answers two turns with what the policy said, and likes short ones."""
 
     DIFFICULTIES = running_sums.DIFFICULTIES
+    solution = staticmethod(running_sums.solution)
 
     @staticmethod
     def make_task(seed, difficulty):
@@ -241,7 +251,7 @@ class Broken:
     """An environment without a world."""
 
     DIFFICULTIES = running_sums.DIFFICULTIES
-    make_task = staticmethod(running_sums.make_task)
+    make_task, solution = staticmethod(running_sums.make_task), staticmethod(running_sums.solution)
     reset = staticmethod(running_sums.reset)
 
     @staticmethod

@@ -11,7 +11,7 @@ from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl import runner
 from ling_jax.rl.rollouts import _episode_json, _with_history
-from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, summarise
+from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
 from ling_jax.rollout.load import end_ids
 from ling_jax.rollout.slots import Drawn
 from tests.rl_run import tokenizer
@@ -165,6 +165,15 @@ def test_a_stored_episode_is_the_same_again(played):
     again = _with_history(fresh, _episode_json(episode), reader())
     assert again.messages == episode.messages and again.rewards == episode.rewards and again.state == episode.state
     assert again.context == episode.context and again.trajectory.status == "finished"
+
+
+def test_the_solution_is_tried_on_the_template_before_the_work_starts(monkeypatch):
+    task = ENVIRONMENTS["lookup"].make_task(5, 2)
+    (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
+    assert rehearse(fresh, reader()).outcome == 1
+    monkeypatch.setattr(ChatTemplate, "render", forgetful(ChatTemplate.render))
+    with pytest.raises(ValueError, match="rewrites history"):
+        rehearse(fresh, reader())
 
 
 def test_a_context_without_room_is_refused_with_what_to_change():
