@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ling_jax.align.evo_cot import flagged_tokens
-from ling_jax.rewards import focal_reward
+from ling_jax.rewards import check_reward, focal_reward
 from ling_jax.rl.reward import Rewards
 from ling_jax.rl.runner import Episode, Reader
 
@@ -26,12 +26,12 @@ def preference(groups: Sequence[Sequence[Episode]], reader: Reader, pace: Any) -
     rewards = []
     for (merits, defects), result in zip(scored, results, strict=True):
         parts = dict(zip(RUBRICS, (merits - defects).T.astype(np.float64), strict=True))
-        rewards.append(Rewards(np.clip(np.asarray(result.rewards, np.float64), -1, 1), parts))
+        rewards.append(Rewards(np.asarray(result.rewards, np.float64), parts))
     return rewards, np.mean([result.pace for result in results], axis=0).tolist() if results else pace
 
 
 def judge(episodes: Sequence[Episode], reader: Reader) -> tuple[np.ndarray, np.ndarray]:
-    """(merits, defects) of one prompt's answers by `RUBRICS`, [G, K] in [0, 1] each."""
+    """(merits, defects) of one prompt's answers by `RUBRICS`, [G, K] in [0, 1] each; ValueError on any other score."""
     lengths = np.array([episode.drawn for episode in episodes], np.float64)
     correct = np.array([episode.outcome for episode in episodes])
     steps = np.array([len(set(reader.sentence_ids(e.trajectory)[e.trajectory.loss_mask])) > 1 for e in episodes])
@@ -40,4 +40,5 @@ def judge(episodes: Sequence[Episode], reader: Reader) -> tuple[np.ndarray, np.n
     longer = (lengths - lengths.min()) / (np.ptp(lengths) + 1e-9)
     merits = [correct, steps, repeated == 0, clean, correct * (1 - longer)]
     defects = [1 - correct, ~steps, repeated, ~clean, longer]
-    return np.stack(merits, axis=1).astype(np.float32), np.stack(defects, axis=1).astype(np.float32)
+    scores = {"merits": np.stack(merits, axis=1), "defects": np.stack(defects, axis=1)}
+    return tuple(check_reward(values, 0, 1, name).astype(np.float32) for name, values in scores.items())

@@ -104,6 +104,12 @@ def test_an_answer_that_is_cut_off_does_not_end_cleanly():
     assert merits[:, steps].tolist() == [1, 0]
 
 
+def test_a_score_out_of_its_range_is_named():
+    solved = dataclasses.replace(episode(SHORT), rewards={"outcome": 1.5})
+    with pytest.raises(ValueError, match=r"merits\[1, 0\] is 1.5; expected a finite number from 0 to 1"):
+        pay("preference", [episode(SHORT), solved])
+
+
 def test_adaptive_compares_answers_of_the_same_effort():
     group = [episode(text, effort=effort) for effort in ("high", "xhigh") for text in (SHORT, LONG)]
     ((rewards,), _) = pay("adaptive", group)
