@@ -67,6 +67,7 @@ class Rollouts:
     def begin(self) -> None:
         """A new iteration: rollouts that were paused too often leave, new ones come."""
         self._drew = set()
+        self._end_broken()
         self._purge([r.id for r in self.pool.active if r.retention == self.budget.max_retention])
         self._top_up()
         self.pool = token_budget.begin(self.pool, self.budget)
@@ -149,6 +150,13 @@ class Rollouts:
         complete = [prompt for prompt in self.open if all(map(ended, self._ids(prompt)))]
         return [Group(prompt, tuple(self.episodes.get(i) for i in self._ids(prompt))) for prompt in complete]
 
+    def _end_broken(self) -> None:
+        """What was under way when it was stored, and whose world broke as it was restored."""
+        broken = [i for i, episode in self.running.items() if not episode.running]
+        for i in broken:
+            self._event({"op": "finish", "id": i, "accepted": True})
+        self.pool = token_budget.remove(self.pool, broken)
+
     def _purge(self, ids: Sequence[int]) -> None:
         """What `token_budget.begin` throws away. The place of one whose group goes on without it is used up all the
         same: were it started again, more would be generated than the rows of a batch hold, step after step."""
@@ -203,7 +211,10 @@ def _episode_json(episode: Episode) -> dict[str, Any]:
 
 
 def _with_history(episode: Episode, record: Mapping[str, Any], reader: Reader) -> Episode:
-    """The episode after what a record holds; its environment acts again on every turn that has ended."""
+    """The episode after what a record holds; its environment acts again on every turn that has ended.
+
+    One that raises this time makes the episode "failed", whatever it was.
+    """
     size = len(record["completion_ids"])
     versions, mask, start = np.zeros(size, np.int32), np.zeros(size, bool), 0
     for stop, version in record["versions"]:
@@ -217,11 +228,13 @@ def _with_history(episode: Episode, record: Mapping[str, Any], reader: Reader) -
         versions=versions,
         loss_mask=mask,
     )
+    status, error = record["status"], record["error"]
     for _, stop in record["turns"]:
-        if record["status"] != "failed" and whole.completion_ids[stop - 1] in reader.end_ids:
+        if status != "failed" and whole.completion_ids[stop - 1] in reader.end_ids:
             episode = answer(dataclasses.replace(episode, trajectory=_prefix(whole, stop)), reader)[0]
-    trajectory = dataclasses.replace(whole, status=record["status"])
-    return dataclasses.replace(episode, trajectory=trajectory, error=record["error"])
+            if episode.trajectory.status == "failed":
+                status, error = "failed", episode.error
+    return dataclasses.replace(episode, trajectory=dataclasses.replace(whole, status=status), error=error)
 
 
 def _prefix(trajectory: Trajectory, stop: int) -> Trajectory:

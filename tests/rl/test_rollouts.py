@@ -118,6 +118,18 @@ def test_what_is_stored_between_steps_goes_on_as_if_nothing_was(setting, seed):
             )
 
 
+def test_what_broke_while_it_was_restored_generates_no_more():
+    world, budget = OneIsSlow(0), Budget(tokens=4, pool_size=4, max_retention=3, max_staleness=3)
+    rollouts = world.rollouts(budget, Limits(4, 3, 2), 2)
+    iterate(rollouts, world, 1)
+    slow = rollouts.episodes[1]
+    broken = dataclasses.replace(slow.trajectory, status="failed")
+    rollouts.episodes[1] = dataclasses.replace(slow, trajectory=broken)
+    groups, _ = iterate(rollouts, world, 2)
+    assert [group.valid for group in groups if group.prompt == 0] == [[True, False]]
+    assert 1 not in rollouts.running and 1 not in rollouts.state.oldest
+
+
 def test_synchronous_groups_are_used_at_once():
     """At staleness 0 and without a budget each step starts, finishes and uses exactly its batch."""
     world, budget = World(0), Budget(tokens=2**62, pool_size=3, max_retention=0, max_staleness=0)

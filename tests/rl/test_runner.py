@@ -167,6 +167,18 @@ def test_a_stored_episode_is_the_same_again(played):
     assert again.context == episode.context and again.trajectory.status == "finished"
 
 
+def test_a_world_that_breaks_while_an_episode_is_restored_makes_it_failed(played, monkeypatch):
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 3)
+    record = _episode_json(played(task, env.solution(task)))
+    (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
+    monkeypatch.setattr(env, "step", lambda state, action: 1 / 0)
+    for status in ("finished", "running"):
+        again = _with_history(fresh, record | {"status": status}, reader())
+        assert again.trajectory.status == "failed" and again.error == "ZeroDivisionError: division by zero"
+        assert again.drawn == sum(stop - start for start, stop in record["turns"])
+
+
 def test_the_solution_is_tried_on_the_template_before_the_work_starts(monkeypatch):
     task = ENVIRONMENTS["lookup"].make_task(5, 2)
     (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
