@@ -78,7 +78,7 @@ class Learner:
         metrics |= {"generate_seconds": generated - begun, "train_seconds": time.perf_counter() - generated}
         metrics |= reward_metrics(groups, rewards) | {"generated_tokens": self.rollouts.pool.generated}
         self.rollouts.close()
-        metrics |= {"discarded": self._discarded(), "waiting": len(self.rollouts.episodes)}
+        metrics |= self._lost() | {"waiting": len(self.rollouts.episodes)}
         told = samples(groups, rewards, self.player.reader, self.config.train.samples)
         return Step(self.events, metrics, told)
 
@@ -151,10 +151,15 @@ class Learner:
         self._emit("update", record | {name: repr(metrics[name]) for name in ("loss", "grad_norm")})
         return metrics
 
-    def _discarded(self) -> int:
-        """Rollouts that left without being used, in this step."""
-        purged = sum(len(event["purged"]) for event in self.events if event["kind"] == "iteration")
-        return purged + sum(len(event["discarded"]) for event in self.events if event["kind"] == "staleness")
+    def _lost(self) -> dict[str, int]:
+        """Rollouts that have left without a reward in this step: paused too often, too old, broken."""
+        told = lambda kind: [event for event in self.events if event["kind"] == kind]  # noqa: E731
+        statuses = [status for event in told("slice") for _, status in event["rollouts"].values()]
+        return {
+            "purged": sum(len(event["purged"]) for event in told("iteration")),
+            "stale": sum(len(event["discarded"]) for event in told("staleness")),
+            "failed": statuses.count("failed"),
+        }
 
 
 def advantages_of(groups: Sequence[Group], rewards: Sequence[Rewards], shape: tuple[int, int]) -> np.ndarray:

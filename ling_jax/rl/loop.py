@@ -90,11 +90,9 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
 def check_replay(workdir) -> None:
     """Raises ValueError where the workdir holds no run to compare with; creates nothing."""
     workdir = open_workdir(workdir)
-    missing = "checkpoint" if not has_checkpoint(workdir) else "log, events.jsonl"
-    if missing == "checkpoint" or not (workdir / "events.jsonl").exists():
-        raise ValueError(
-            f"{workdir} has no {missing}: there is no run to replay; name its workdir, or leave --replay out"
-        )
+    for there, what in ((has_checkpoint(workdir), "checkpoint"), ((workdir / "events.jsonl").exists(), "events.jsonl")):
+        if not there:
+            raise ValueError(f"{workdir} has no {what}: there is no run to replay; name the workdir of one")
 
 
 def train(run: Run) -> dict[str, Any]:

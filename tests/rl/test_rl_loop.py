@@ -76,10 +76,12 @@ def test_recorded_log_probs_are_those_of_training(whole):
 
 def test_version_tags_and_discards_agree_with_the_log(start, tmp_path):
     """Long answers do not end within four weight versions."""
-    run, events = prepared(small_config(start), tmp_path), []
+    run, events, lost = prepared(small_config(start), tmp_path), [], 0
     with make_learner(run, new_state(run)) as learner:
         for _ in range(12):
-            events += json.loads(json.dumps(learner.step().events))
+            result = learner.step()
+            events += json.loads(json.dumps(result.events))
+            lost += result.metrics["purged"] + result.metrics["stale"]
             drew = check_log(events, max_staleness=4, max_retention=4, consumer_batch_size=4, slots=16)
             for i, episode in learner.rollouts.episodes.items():
                 tags = [[version, stop - start] for start, stop, version in segments(episode.trajectory)]
@@ -87,6 +89,7 @@ def test_version_tags_and_discards_agree_with_the_log(start, tmp_path):
     unlock(run.workdir, run.lock)
     assert any(len(runs) == 5 for runs in drew.values()), "no rollout saw five versions"
     assert any(event.get("discarded") for event in events), "none was discarded"
+    assert lost == sum(len(event.get("discarded", ())) + len(event.get("purged", ())) for event in events)
 
 
 def test_replay_is_bit_exact(whole, start, tmp_path):
@@ -107,7 +110,7 @@ def test_a_log_that_is_not_there_is_no_run_to_replay(whole, tmp_path):
     with pytest.raises(ValueError, match="has no checkpoint: there is no run to replay"):
         check_replay(tmp_path / "run")
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "run" / "checkpoints")
-    with pytest.raises(ValueError, match="has no log, events.jsonl: there is no run"):
+    with pytest.raises(ValueError, match=r"has no events\.jsonl: there is no run"):
         check_replay(tmp_path / "run")
 
 
