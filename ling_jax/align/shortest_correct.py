@@ -97,7 +97,7 @@ def right_answers(teacher: Loaded, queries: Sequence[Task], student: ModelFolder
     player.load(teacher.params)
     total = len(queries) * sampling.per_query
     numbers = [(i, i // sampling.per_query, (sampling.seed + i) % 2**32) for i in range(total)]
-    asks = [Ask(i, query, queries[query], seed=seed, group=query) for i, query, seed in numbers]
+    asks = [Ask(i, query, queries[query], seed=seed) for i, query, seed in numbers]
     ended = ([episode] for episode in play(player, reader.begin(asks)))
     solved = {
         episode.id: (episode.task, list(episode.messages))

@@ -114,14 +114,12 @@ class Learner:
         return self.player.reader.begin(asks)
 
     def _ask(self, i: int, number: int) -> Ask:
-        prompt, place = divmod(i, self.config.rollout.group_size)
-        efforts = self.config.efforts
+        efforts, place = self.config.efforts, i % self.config.rollout.group_size
         return Ask(
             id=i,
             number=number,
             task=task_of(self.config.tasks, number),
             seed=int(np.random.SeedSequence((self.config.train.seed, i)).generate_state(1)[0]),
-            group=prompt,
             effort=efforts[place % len(efforts)] if efforts else None,
         )
 

@@ -190,7 +190,7 @@ def _probe(config: RLConfig, reader: Reader) -> None:
         tasks = [task_of(config.tasks, first + i) for i in range(count)]
         tasks += held_out_tasks(source.environment, source.difficulties, count)
         effort = max(config.efforts, key=len, default=None)
-        asks += [Ask(0, 0, task, seed=0, group=0, effort=effort) for task in tasks]
+        asks += [Ask(0, 0, task, seed=0, effort=effort) for task in tasks]
         first += source.count
     for episode in reader.begin(asks):
         rehearse(episode, reader)

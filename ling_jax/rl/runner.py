@@ -83,7 +83,6 @@ class Ask(NamedTuple):
     number: int
     task: Task
     seed: int
-    group: int  # the prompt, whose answers are compared
     effort: str | None = None
 
 
@@ -155,7 +154,7 @@ class Reader:
             task=task,
             seed=ask.seed,
             max_tokens=most,
-            trajectory=Trajectory(task.id, str(ask.group), prompt),
+            trajectory=Trajectory(task.id, prompt),
             state=ENVIRONMENTS[task.environment].reset(task, ask.seed),
             messages=tuple(task.messages),
             effort=ask.effort,
@@ -302,7 +301,7 @@ def evaluate(player: Player, params, tasks: Sequence[Task]) -> list[dict[str, An
     """What the weights do with each task, in order: a JSON object with outcome (0 or 1), tokens, calls, superfluous
     calls, status and the turns. With a player of temperature 0, the likeliest answers."""
     player.load(params)
-    asks = [Ask(i, i, task, seed=i, group=i) for i, task in enumerate(tasks)]
+    asks = [Ask(i, i, task, seed=i) for i, task in enumerate(tasks)]
     playing = ([episode] for episode in play(player, player.reader.begin(asks)))
     episodes = sorted(with_progress(playing, "rollouts", len(tasks)), key=lambda episode: episode.id)
     return [describe(episode) for episode in episodes]

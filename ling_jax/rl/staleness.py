@@ -11,7 +11,7 @@ no thread here: the loop tells what happened, one event at a time, and does what
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ling_jax.config import nearest
@@ -77,16 +77,6 @@ def step(state: State, event: Event, limits: Limits) -> tuple[State, dict[str, A
     )
     record = {"event": dict(event), "capacity": room, "admitted": list(admitted), "discarded": discarded}
     return state, record
-
-
-def replay(records: Iterable[Mapping[str, Any]], limits: Limits) -> State:
-    """The state that a log leads to; raises ValueError at the first record that these limits do not lead to."""
-    state = State()
-    for i, record in enumerate(records):
-        state, found = step(state, record["event"], limits)
-        if found != record:
-            raise ValueError(f"record {i} of the log is {record}, its replay {found}; was it written with {limits}?")
-    return state
 
 
 def _submit(state: State, event: Event, limits: Limits):

@@ -35,13 +35,11 @@ class Trajectory:
     """
 
     task_id: str
-    group_id: str  # trajectories of one prompt, whose rewards are compared
     prompt_ids: Sequence[int]
     completion_ids: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.int32))
     behaviour_logps: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.float32))
     versions: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.int32))
     loss_mask: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.bool_))
-    reward: float | None = None
     status: str = "running"
 
     def __post_init__(self):
@@ -70,12 +68,6 @@ def segments(trajectory: Trajectory) -> list[Segment]:
     starts = np.flatnonzero(np.diff(trajectory.versions, prepend=-1)).tolist()
     stops = [*starts, len(trajectory.versions)][1:]
     return [Segment(start, stop, int(trajectory.versions[start])) for start, stop in zip(starts, stops, strict=True)]
-
-
-def oldest_version(trajectory: Trajectory) -> int | None:
-    """The oldest weights among the loss tokens', from which staleness counts; None without any."""
-    versions = trajectory.versions[trajectory.loss_mask]
-    return int(versions.min()) if versions.size else None
 
 
 def append_segment(trajectory: Trajectory, token_ids, behaviour_logps, version: int) -> Trajectory:

@@ -27,7 +27,7 @@ LONG = "37+85=122;c37+85=122;122+12=134;A:134"
 
 def episode(text: str, *more: str, task=SUM, effort=None, cut=False) -> Episode:
     """After these turns; `cut`: the last has no end."""
-    (begun,) = READER.begin([Ask(0, 0, task, seed=0, group=0, effort=effort)])
+    (begun,) = READER.begin([Ask(0, 0, task, seed=0, effort=effort)])
     for turn in (text, *more):
         tokens = tokenizer().encode(turn).ids + [END] * (not cut)
         begun = dataclasses.replace(begun, trajectory=append_segment(begun.trajectory, tokens, [-1.0] * len(tokens), 0))

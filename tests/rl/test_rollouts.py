@@ -13,7 +13,7 @@ from ling_jax.rl.rollouts import Rollouts
 from ling_jax.rl.runner import Ask, Episode
 from ling_jax.rl.staleness import Limits
 from ling_jax.rl.token_budget import Budget
-from ling_jax.rl.trajectory import Trajectory, append_segment, oldest_version, segments
+from ling_jax.rl.trajectory import Trajectory, append_segment, segments
 from tests.rl.event_log import check_log
 
 PIECE = 3
@@ -32,7 +32,7 @@ class World:
 
     def begin(self, ids) -> list[Episode]:
         task = SimpleNamespace(id="task", messages=(), environment="none")
-        return [Episode(i, 0, task, 0, 99, Trajectory("task", "0", [1]), None, ()) for i in ids]
+        return [Episode(i, 0, task, 0, 99, Trajectory("task", [1]), None, ()) for i in ids]
 
     def advance(self, running, version):
         return {i: self.moved(episode, version) for i, episode in running.items()}
@@ -84,7 +84,7 @@ def test_the_log_tells_versions_and_discards(setting, seed, failing):
         assert groups or failing or not rollouts.pool.active, "an iteration ended early, without a batch"
         assert len(groups) <= prompts and [g.prompt for g in groups] == sorted(g.prompt for g in groups)
         for episode in (e for g in groups for e, valid in zip(g.episodes, g.valid, strict=True) if valid):
-            assert not episode.running and version - oldest_version(episode.trajectory) <= limits.max_staleness
+            assert not episode.running and version - episode.trajectory.versions.min() <= limits.max_staleness
     drew = check_log(
         world.events,
         max_staleness=limits.max_staleness,
@@ -108,7 +108,7 @@ def test_what_is_stored_between_steps_goes_on_as_if_nothing_was(setting, seed):
         iterate(whole, alone, 2)
         record = json.loads(json.dumps(part.to_json()))
         part = stopped.rollouts(budget, limits, group_size)
-        part.restore(record, lambda i, number: Ask(i, number, None, 0, 0), reader)
+        part.restore(record, lambda i, number: Ask(i, number, None, 0), reader)
         iterate(part, stopped, 2)
     assert stopped.events == alone.events
     for i, episode in part.episodes.items():

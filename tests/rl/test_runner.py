@@ -75,7 +75,7 @@ def played(monkeypatch):
         monkeypatch.setitem(SCRIPTS, seed, [t for turn in turns for t in [*tokens_of(turn), END]])
         player = Player(None, used, 2)
         player.load(None)
-        (episode,) = play(player, used.begin([Ask(0, 0, task, seed=seed, group=0)]), version=3)
+        (episode,) = play(player, used.begin([Ask(0, 0, task, seed=seed)]), version=3)
         return episode
 
     return play_one
@@ -120,7 +120,7 @@ def test_an_observation_that_leaves_no_room_truncates(played):
     env = ENVIRONMENTS["lookup"]
     task = env.make_task(5, 2)
     first, *_ = env.solution(task)
-    prompt = len(reader().begin([Ask(0, 0, task, 0, 0)])[0].trajectory.prompt_ids)
+    prompt = len(reader().begin([Ask(0, 0, task, 0)])[0].trajectory.prompt_ids)
     spoken = len(tokens_of(first)) + 1
     episode = played(task, [first] * 9, context=prompt + spoken + 5, max_tokens=spoken + 5)
     assert episode.trajectory.status == "truncated" and len(episode.context) == prompt + spoken
@@ -161,7 +161,7 @@ def test_a_stored_episode_is_the_same_again(played):
     env = ENVIRONMENTS["lookup"]
     task = env.make_task(5, 3)
     episode = played(task, env.solution(task))
-    (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
+    (fresh,) = reader().begin([Ask(0, 0, task, seed=0)])
     again = _with_history(fresh, _episode_json(episode), reader())
     assert again.messages == episode.messages and again.rewards == episode.rewards and again.state == episode.state
     assert again.context == episode.context and again.trajectory.status == "finished"
@@ -171,7 +171,7 @@ def test_a_world_that_breaks_while_an_episode_is_restored_makes_it_failed(played
     env = ENVIRONMENTS["lookup"]
     task = env.make_task(5, 3)
     record = _episode_json(played(task, env.solution(task)))
-    (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
+    (fresh,) = reader().begin([Ask(0, 0, task, seed=0)])
     monkeypatch.setattr(env, "step", lambda state, action: 1 / 0)
     for status in ("finished", "running"):
         again = _with_history(fresh, record | {"status": status}, reader())
@@ -181,7 +181,7 @@ def test_a_world_that_breaks_while_an_episode_is_restored_makes_it_failed(played
 
 def test_the_solution_is_tried_on_the_template_before_the_work_starts(monkeypatch):
     task = ENVIRONMENTS["lookup"].make_task(5, 2)
-    (fresh,) = reader().begin([Ask(0, 0, task, seed=0, group=0)])
+    (fresh,) = reader().begin([Ask(0, 0, task, seed=0)])
     assert rehearse(fresh, reader()).outcome == 1
     monkeypatch.setattr(ChatTemplate, "render", forgetful(ChatTemplate.render))
     with pytest.raises(ValueError, match="rewrites history"):
@@ -191,7 +191,7 @@ def test_the_solution_is_tried_on_the_template_before_the_work_starts(monkeypatc
 def test_a_context_without_room_is_refused_with_what_to_change():
     task = ENVIRONMENTS["running_sums"].make_task(0, 2)
     with pytest.raises(ValueError, match=r"has a prompt of \d+ tokens and may write 96; the context has 100: raise"):
-        reader(context=100).begin([Ask(0, 0, task, 0, 0)])
+        reader(context=100).begin([Ask(0, 0, task, 0)])
 
 
 def test_evaluation_is_in_order_and_summed_up(monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.rl.trajectory import Segment, Trajectory, append_observation, append_segment, oldest_version, segments
+from ling_jax.rl.trajectory import Segment, Trajectory, append_observation, append_segment, segments
 
-EMPTY = Trajectory("task", "group", prompt_ids=(1, 2))
+EMPTY = Trajectory("task", prompt_ids=(1, 2))
 # (tokens, steps of the weights before them, whether a policy drew them)
 PARTS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2), st.booleans()), max_size=6)
 
@@ -26,7 +26,7 @@ def build(parts):
     return trajectory
 
 
-def test_tool_output_carries_no_loss_and_no_age():
+def test_tool_output_carries_no_loss():
     trajectory = append_segment(EMPTY, [5, 6], [-0.1, -0.2], 3)
     trajectory = append_observation(trajectory, [7], 4)
     trajectory = append_segment(trajectory, [8], [-0.3], 4)
@@ -34,8 +34,6 @@ def test_tool_output_carries_no_loss_and_no_age():
     assert trajectory.loss_mask.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(trajectory.behaviour_logps, np.float32([-0.1, -0.2, 0, -0.3]))
     assert segments(trajectory) == [Segment(0, 2, 3), Segment(2, 4, 4)]
-    assert oldest_version(trajectory) == 3
-    assert oldest_version(append_observation(EMPTY, [7], 0)) is None
 
 
 @given(PARTS)
