@@ -15,7 +15,6 @@ from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tool_calls import parse_either
 from ling_jax.envs import ENVIRONMENTS, Task
 from ling_jax.envs.base import Message
-from ling_jax.envs.sources import held_out_tasks as held_out_tasks
 from ling_jax.envs.tools.call import Call
 from ling_jax.evaluate.report import Metric, with_progress
 from ling_jax.evaluate.statistics import Z95, wilson_interval
