@@ -13,6 +13,6 @@ def get_config(folder="runs/demo"):
     config.optimizer.peak_lr = 2e-4
     config.rollout.context = 100
     config.rollout.max_tokens = 72
-    config.train.steps = 25
+    config.train.steps = 16
     config.train.eval_tasks = 0  # launch.demo asks all stages the same questions
     return config

@@ -1,23 +1,110 @@
+"""The thread of stages: their order, what is skipped, how they end, and all of it once."""
+
+import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
-from tests.faults import ROOT, metrics_of
+from launch import demo
+from ling_jax.align.sft import SftConfig
+from ling_jax.align.specialists import DistillConfig
+from ling_jax.rl.config import RLConfig
+from ling_jax.train.config import PretrainConfig, from_dict
+from tests.faults import ROOT
+
+NAMES = [stage.name for stage in demo.STAGES]
+CONFIGS = {"launch.pretrain": PretrainConfig, "launch.sft": SftConfig, "launch.distill": DistillConfig}
+
+
+@pytest.mark.parametrize("stage", demo.STAGES, ids=NAMES)
+def test_every_stage_reads_stages_before_it(stage, tmp_path):
+    values = importlib.import_module(f"configs.demo.{stage.name}").get_config(str(tmp_path))
+    config = from_dict(CONFIGS.get(stage.program, RLConfig), values.to_dict())
+    read = [getattr(config, "start_from", ""), *(teacher.model for teacher in getattr(config, "teachers", ()))]
+    before = [str(tmp_path / name) for name in NAMES[: NAMES.index(stage.name)]]
+    assert {path for path in read if path} <= set(before)
+    assert any(read) == (stage.name != "pretrain")
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands that would have been run; each ends with the code that stands in `commands.code`."""
+
+    class Commands(list):
+        code = 0
+
+    ran = Commands()
+    monkeypatch.setattr(demo, "run_to_end", lambda command: ran.append(command) or ran.code)
+    return ran
+
+
+def test_a_complete_stage_is_not_run_again(tmp_path, commands):
+    stage = demo.STAGES[1]
+    steps = demo.load_config(stage.name, tmp_path).train.steps
+    demo.run_stage(stage, tmp_path, {})
+    (tmp_path / stage.name / "checkpoints" / str(steps - 1)).mkdir(parents=True)
+    demo.run_stage(stage, tmp_path, {})
+    assert len(commands) == 2 and f"--workdir={tmp_path / stage.name}" in commands[0]
+    (tmp_path / stage.name / "checkpoints" / str(steps)).mkdir()
+    demo.run_stage(stage, tmp_path, {})
+    assert len(commands) == 2
+    demo.run_stage(stage, tmp_path, {"train.steps": steps + 1})
+    assert f"--config.train.steps={steps + 1}" in commands[2]
+
+
+def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, commands, capsys):
+    commands.code = 143
+    with pytest.raises(SystemExit) as ended:
+        demo.run_stage(demo.STAGES[2], tmp_path, {})
+    assert ended.value.code == 143
+    assert "evo_cot ended with exit code 143; make demo goes on from there" in capsys.readouterr().out
+    assert list(demo.read_times(tmp_path)) == ["evo_cot"]
+
+
+def test_sigterm_is_passed_on_and_handlers_come_back():
+    waits = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit(7)); print(1); time.sleep(60)"
+    handler = signal.getsignal(signal.SIGTERM)
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert demo.run_to_end([sys.executable, "-c", waits]) == 7
+    timer.join()
+    assert signal.getsignal(signal.SIGTERM) is handler
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert demo.run_to_end([sys.executable, "-c", killed]) == 128 + signal.SIGKILL
+
+
+def test_time_left_follows_the_machine():
+    expected = [stage.seconds for stage in demo.STAGES]
+    assert demo.remaining({}, 0) == sum(expected)
+    twice_as_slow = {stage.name: 2 * stage.seconds for stage in demo.STAGES[:3]}
+    assert demo.remaining(twice_as_slow, 3) == pytest.approx(2 * sum(expected[3:]))
+
+
+def test_time_of_a_stage_adds_up_over_starts(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), demo.timed(tmp_path, "sft"):
+            raise KeyboardInterrupt
+    first = demo.read_times(tmp_path)["sft"]
+    with demo.timed(tmp_path, "sft"):
+        pass
+    assert demo.read_times(tmp_path)["sft"] > first > 0
 
 
 @pytest.mark.slow
-def test_the_demo_learns_more_than_counting(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.demo", f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "the same command goes on" in done.stdout and "bit-equal" in done.stdout
-    results = json.loads((tmp_path / "report.json").read_text())
-    assert results["under the bigram"] >= 0.1
-    assert results["tokens dropped by the experts"] == 0
-    steps = [line["step"] for line in metrics_of(tmp_path / "pretrain")]
-    assert steps == list(range(320))
-    assert (tmp_path / "loss.png").stat().st_size > 10_000
-    assert (tmp_path / "hf" / "tokenizer.json").is_file()
+def test_the_quick_demo_runs_all_stages_and_then_none(tmp_path):
+    command = [sys.executable, "-m", "launch.demo", "--preset=quick", f"--workdir={tmp_path}"]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    assert "the logits are bit-equal" in first.stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["name"] for row in report["stages"]] == NAMES
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and again.stdout.count("complete: ") == len(NAMES)
+    assert json.loads((tmp_path / "report.json").read_text())["findings"] == report["findings"]
+    assert (Path(tmp_path) / "hf" / "tokenizer.json").is_file()

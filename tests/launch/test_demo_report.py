@@ -1,0 +1,103 @@
+"""The demo's report from files that are written by hand."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from launch import demo_report
+from launch.demo import STAGES
+
+NAMES = [stage.name for stage in STAGES]
+TASKS = 100
+
+
+def answers(solved, tokens, extra):
+    """To `TASKS` sums and as many lookups, of which the first `solved` are right."""
+    for environment in ("digit_sums", "lookup"):
+        for i in range(TASKS):
+            told = {"environment": environment, "prompt": f"?{i}<b>", "turns": ["A:1 & 2"], "tokens": tokens + i % 3}
+            yield told | {"outcome": float(i < solved), "superfluous_calls": extra if environment == "lookup" else 0}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Every stage solves five tasks more with two tokens less, but the last, which is as the one before."""
+    for number, name in enumerate(NAMES):
+        (tmp_path / name).mkdir()
+        line = {"main_loss": 1.0} if name in ("pretrain", "sft") else {"reward": 0.5, demo_report.MISMATCH: 2e-6}
+        stale = {"masked_fraction": 0.3, "staleness/max": 2} if name == "kpop" else {}
+        lines = [json.dumps({"step": step} | line | stale) for step in range(3)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+        if name == "pretrain":
+            continue
+        grade = min(number, len(NAMES) - 2)
+        (tmp_path / "evaluation" / name).mkdir(parents=True)
+        said = answers(50 + 5 * grade, 40 - 2 * grade, 1 if name == "sft" else 0)
+        (tmp_path / "evaluation" / name / "samples.jsonl").write_text("\n".join(map(json.dumps, said)))
+    return tmp_path
+
+
+def write(folder):
+    table = demo_report.write(folder, NAMES, {"sft": 12.0, "kpop": 30.0})
+    return table, json.loads((folder / "report.json").read_text())
+
+
+def test_verdicts_follow_their_rules(folder):
+    _, report = write(folder)
+    verdicts = {finding["name"]: finding["verdict"] for finding in report["findings"]}
+    assert verdicts.pop("KPop raises accuracy with stale samples") == "not seen"
+    assert set(verdicts.values()) == {"reproduced"}
+    lpo = next(finding for finding in report["findings"] if finding["name"] == "LPO raises accuracy")
+    assert lpo["value"] == pytest.approx(0.05) and lpo["n"] == TASKS and lpo["seeds"] == 1
+    half = 1.96 * (0.05 * 0.95 / (TASKS - 1)) ** 0.5
+    assert lpo["ci95"] == pytest.approx([0.05 - half, 0.05 + half], abs=1e-4)
+    calls = next(finding for finding in report["findings"] if finding["name"] == "Agentic GSPO saves calls")
+    assert calls["ci95"] == [-1, -1]
+
+
+def test_what_is_kept_may_cost_less_than_the_margin(folder):
+    path = folder / "evaluation" / "specialists" / "samples.jsonl"
+    path.write_text("\n".join(map(json.dumps, answers(40, 30, 0))))
+    verdicts = {finding["name"]: finding["verdict"] for finding in write(folder)[1]["findings"]}
+    assert verdicts["Merging keeps the sums"] == verdicts["Merging keeps the tools"] == "not seen"
+
+
+def test_one_step_beyond_the_bar_breaks_the_claim(folder):
+    (claim,) = write(folder)[1]["claims"]
+    assert claim["holds"] and claim["value"] == 2e-6
+    with (folder / "agentic" / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"step": 3, "reward": 0.5, demo_report.MISMATCH: 1.1e-5}))
+    (claim,) = write(folder)[1]["claims"]
+    assert not claim["holds"] and claim["value"] == 1.1e-5
+
+
+def test_without_stale_tokens_the_mask_is_not_testable(folder):
+    (folder / "kpop" / "metrics.jsonl").write_text(json.dumps({"step": 0, "reward": 1.0, "masked_fraction": 0.0}))
+    found = write(folder)[1]["findings"][-1]
+    assert (found["value"], found["ci95"], found["verdict"]) == (None, None, "not testable here")
+
+
+def test_the_table_has_a_line_per_stage(folder):
+    table, report = write(folder)
+    lines = table.splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(NAMES)]] == NAMES
+    assert "55.0% [45.2%, 64.4%]" in lines[2] and "12 s" in lines[2]
+    assert report["seconds"] == 42 and report["stages"][1]["digit_sums"]["accuracy"] == 0.55
+    assert "digit_sums" not in report["stages"][0]
+
+
+def test_the_page_stands_alone(folder):
+    write(folder)
+    tags = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            tags.append((tag, dict(attrs)))
+
+    text = (folder / "report.html").read_text()
+    Reader().feed(text)
+    images = [attributes["src"] for tag, attributes in tags if tag == "img"]
+    assert len(images) == len(NAMES) and all(image.startswith("data:image/png;base64,") for image in images)
+    assert not {"script", "link", "a", "iframe"} & {tag for tag, _ in tags}
+    assert "?0&lt;b&gt;" in text and "A:1 &amp; 2" in text
