@@ -125,8 +125,7 @@ class Learner:
 
     def _pay(self, groups: Sequence[Group]) -> list[Rewards]:
         """Raises ValueError on a reward that is not finite or out of its range."""
-        valid = [[e for e, v in zip(group.episodes, group.valid, strict=True) if v] for group in groups]
-        rewards, self.memory = self.reward.pay(valid, self.player.reader, self.memory)
+        rewards, self.memory = self.reward.pay([group.paid for group in groups], self.player.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
             check_reward(reward.total, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
@@ -179,7 +178,7 @@ def digest(batch: Batch) -> str:
 
 def reward_metrics(groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, float]:
     """Means over the answers that have a reward; 0 where there are none."""
-    paid = [e for group in groups for e, valid in zip(group.episodes, group.valid, strict=True) if valid]
+    paid = [episode for group in groups for episode in group.paid]
     parts = dict.fromkeys(name for reward in rewards for name in reward.parts)
     metrics = {f"reward/{name}": _mean([r.parts[name] for r in rewards]) for name in parts}
     return metrics | {
@@ -196,8 +195,7 @@ def samples(groups: Sequence[Group], rewards: Sequence[Rewards], reader: Reader,
     """The first answers of a batch, to be read."""
     found = []
     for group, reward in zip(groups, rewards, strict=True):
-        paid = [episode for episode, valid in zip(group.episodes, group.valid, strict=True) if valid]
-        for i, episode in enumerate(paid):
+        for i, episode in enumerate(group.paid):
             if len(found) == most:
                 return found
             parts = {name: float(values[i]) for name, values in reward.parts.items()}
@@ -208,7 +206,7 @@ def samples(groups: Sequence[Group], rewards: Sequence[Rewards], reader: Reader,
 
 
 def _observed(rates: PassRates, groups: Sequence[Group], step: int) -> PassRates:
-    solved = [[e.outcome for e, v in zip(g.episodes, g.valid, strict=True) if v] for g in groups]
+    solved = [[episode.outcome for episode in group.paid] for group in groups]
     numbers = [next(e.number for e in group.episodes if e is not None) for group in groups]
     return observe(rates, numbers, [float(np.mean(outcomes)) for outcomes in solved], step)
 

@@ -31,6 +31,11 @@ class Group(NamedTuple):
         """Which have a reward: neither thrown away nor broken."""
         return [episode is not None and episode.trajectory.status != "failed" for episode in self.episodes]
 
+    @property
+    def paid(self) -> list[Episode]:
+        """Those that have a reward."""
+        return [episode for episode, valid in zip(self.episodes, self.valid, strict=True) if valid]
+
 
 class Rollouts:
     """All that is under way. One step of the loop is: begin, advance while `is_open`, harvest, close."""

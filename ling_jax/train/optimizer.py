@@ -40,8 +40,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     c, rate = config, learning_rate(config, steps)
 
     def init(params) -> AdamState:
-        zeros = lambda x: jnp.zeros_like(x)  # noqa: E731
-        return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params), jax.tree.map(zeros, params))
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731  two trees: each is donated
+        return AdamState(jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
 
     def update(grads, state: AdamState, params, *, good=True):
         scale = jnp.minimum(1, c.clip_norm / optax.tree.norm(grads))
