@@ -16,38 +16,42 @@ DEFAULT_CHUNK = 128
 
 
 class Decays(NamedTuple):
-    """Decays of every chunk; the leading B and N are 1 where all rows and chunks share them."""
+    """Decays of every chunk of every row, M = B · N of them; the leading M is 1 where all chunks share them."""
 
-    within: jax.Array  # [B, N, H, C, C] from token j to token i of one document, 0 elsewhere
-    from_start: jax.Array  # [B, N, C, H] of the incoming state at token i
-    to_end: jax.Array  # [B, N, C, H] of token j in the outgoing state
+    within: jax.Array  # [M, H, C, C] from token j to token i of one document, 0 elsewhere
+    from_start: jax.Array  # [M, C, H] of the incoming state at token i
+    to_end: jax.Array  # [M, C, H] of token j in the outgoing state
     carry: jax.Array  # [B, N, H] of the incoming in the outgoing state
 
 
 def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size: int | None = None):
     """Same result as the reference; q, k [B, T, H, K], v [B, T, H, V], states [B, H, K, V]."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    length = q.shape[1]
+    rows, length = q.shape[:2]
     chunk = min(chunk_size or DEFAULT_CHUNK, length)
-    q_BNCHK, k_BNCHK, v_BNCHV = (_chunks(x.astype(dtype), chunk) for x in (q, k, v))
+    q_MCHK, k_MCHK, v_MCHV = (_chunks(x.astype(dtype), chunk) for x in (q, k, v))
     log_decay = log_decay.astype(dtype)
     if segment_ids is None:
-        decays = _plain_decays(log_decay, length, chunk)
+        decays = _plain_decays(log_decay, rows, length, chunk)
     else:
-        decays = _document_decays(log_decay, _chunks(document_ids(segment_ids), chunk))
-    update_BNHKV = jnp.einsum("BNCHK,BNCHV->BNHKV", k_BNCHK * decays.to_end[..., None], v_BNCHV)
+        docs_MC = _chunks(document_ids(segment_ids), chunk)
+        decays = _document_decays(log_decay, docs_MC.reshape(rows, -1, chunk))
+    update_MHKV = jnp.einsum("MCHK,MCHV->MHKV", k_MCHK * decays.to_end[..., None], v_MCHV)
+    update_BNHKV = update_MHKV.reshape(rows, -1, *update_MHKV.shape[1:])
     state_BHKV, state_BNHKV = _scan_states(initial_state.astype(dtype), decays.carry, update_BNHKV)
-    score_BNHCS = jnp.einsum("BNCHK,BNSHK->BNHCS", q_BNCHK, k_BNCHK) * decays.within
-    out_BNCHV = jnp.einsum("BNHCS,BNSHV->BNCHV", score_BNHCS, v_BNCHV)
-    out_BNCHV += jnp.einsum("BNCHK,BNHKV->BNCHV", q_BNCHK * decays.from_start[..., None], state_BNHKV)
-    out = out_BNCHV.reshape(q.shape[0], -1, *v.shape[2:])[:, :length] * q.shape[-1] ** -0.5
+    score_MHCS = jnp.einsum("MCHK,MSHK->MHCS", q_MCHK, k_MCHK) * decays.within
+    out_MCHV = jnp.einsum("MHCS,MSHV->MCHV", score_MHCS, v_MCHV)
+    state_MHKV = state_BNHKV.reshape(update_MHKV.shape)
+    out_MCHV += jnp.einsum("MCHK,MHKV->MCHV", q_MCHK * decays.from_start[..., None], state_MHKV)
+    out = out_MCHV.reshape(rows, -1, *v.shape[2:])[:, :length] * q.shape[-1] ** -0.5
     return out.astype(v.dtype), state_BHKV
 
 
 def _chunks(x, chunk: int):
-    """[B, T, …] -> [B, N, C, …], zeros behind the end."""
+    """[B, T, …] -> [M, C, …], zeros behind the end of each row. One axis of all chunks: XLA's CPU code shares a
+    leading axis among its threads, and a single row of many chunks would leave all but one idle."""
     padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
-    return padded.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return padded.reshape(-1, chunk, *x.shape[2:])
 
 
 def _scan_states(initial_BHKV, carry_BNH, update_BNHKV):
@@ -63,18 +67,18 @@ def _scan_states(initial_BHKV, carry_BNH, update_BNHKV):
     return state, jnp.moveaxis(states, 0, 1)
 
 
-def _plain_decays(log_decay_H, length: int, chunk: int) -> Decays:
+def _plain_decays(log_decay_H, rows: int, length: int, chunk: int) -> Decays:
     """Every row one document. The padding behind the last token has k = 0 and must not decay the state."""
     i = np.arange(chunk)
     live = np.minimum(chunk, length - np.arange(0, length, chunk))[:, None]  # [N, 1] tokens of each chunk
     apart = np.maximum(i[:, None] - i, 0)
-    decay = lambda steps: jnp.exp(log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[None, ..., None])  # noqa: E731
-    within_CSH = jnp.where((i[:, None] >= i)[..., None], decay(apart)[0], 0)
+    decay = lambda steps: jnp.exp(log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[..., None])  # noqa: E731
+    within_CSH = jnp.where((i[:, None] >= i)[..., None], decay(apart), 0)
     return Decays(
-        within=jnp.moveaxis(within_CSH, -1, 0)[None, None],
-        from_start=decay(i + 1)[:, None],
-        to_end=decay(np.maximum(live - 1 - i, 0)),
-        carry=decay(live[:, 0]),
+        within=jnp.moveaxis(within_CSH, -1, 0)[None],
+        from_start=decay(i + 1)[None],
+        to_end=decay(np.tile(np.maximum(live - 1 - i, 0), (rows, 1))),
+        carry=decay(live[:, 0])[None],
     )
 
 
@@ -91,9 +95,11 @@ def _document_decays(log_decay_H, docs_BNC) -> Decays:
     def decay(steps, where):
         return jnp.where(where[..., None], jnp.exp(log_decay_H * jnp.where(where, steps, 0)[..., None]), 0)
 
+    within_BNHCS = jnp.moveaxis(decay(count_BNC[..., :, None] - count_BNC[..., None, :], same_BNCS), -1, 2)
+    all_chunks = lambda x_BN: x_BN.reshape(-1, *x_BN.shape[2:])  # noqa: E731
     return Decays(
-        within=jnp.moveaxis(decay(count_BNC[..., :, None] - count_BNC[..., None, :], same_BNCS), -1, 2),
-        from_start=decay(count_BNC, docs_BNC == first_BN[..., None]),
-        to_end=decay(count_BNC[..., -1:] - count_BNC, docs_BNC == last_BN[..., None]),
+        within=all_chunks(within_BNHCS),
+        from_start=all_chunks(decay(count_BNC, docs_BNC == first_BN[..., None])),
+        to_end=all_chunks(decay(count_BNC[..., -1:] - count_BNC, docs_BNC == last_BN[..., None])),
         carry=decay(count_BNC[..., -1], first_BN == last_BN),
     )
