@@ -126,7 +126,7 @@ def lightning_claims(times: int) -> list[Claim]:
     batched_peak = 2 * 256 * 128**3 / best_seconds(product, square, square, times=times)
     many, one = qkv(16, 512), qkv(1, 8192)
     turns = [[best_seconds(step, *rows, times=1) / 8192 for rows in (many, one)] for _ in range(times)]  # in turn:
-    short, long = np.min(turns, axis=0)  # the machine's speed drifts
+    short, long = np.min(turns, axis=0).tolist()  # the machine's speed drifts
     ratio = short * batched_peak / (heads * (14 * chunk * dim + 12 * dim**2))
     shape = f"{heads} heads of {dim}, chunks of {chunk}, forward + backward, 8192 tokens"
     return [
