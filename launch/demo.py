@@ -37,7 +37,7 @@ from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import replacing
 from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
-from ling_jax.rollout.load import Loaded, load_model
+from ling_jax.rollout.load import Loaded, load_model, open_model
 from ling_jax.train.programs import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
 
@@ -204,17 +204,22 @@ class Examiner:
         self.player: Player | None = None
 
     def examine(self, stage: str) -> None:
-        """Writes evaluation/STAGE (a line per task, a summary) where it is not there yet."""
-        if (self.folder / "evaluation" / stage).exists():
-            return
-        loaded = load_model(self.folder / stage)
+        """Writes evaluation/STAGE (a line per task, a summary), where what is there is not of this model and tasks."""
+        model = open_model(self.folder / stage)
+        about = {"stage": stage, "step": model.step, "tasks": len(self.tasks)}
+        if (there := self.folder / "evaluation" / stage).exists():
+            summary = json.loads((there / "summary.json").read_text())
+            if all(summary.get(key) == value for key, value in about.items()):
+                return
+            shutil.rmtree(there)
+        loaded = model.load()
         if self.player is None:
             reader = make_reader(loaded, context=CONTEXT, max_tokens=MOST_TOKENS)
             self.player = Player(loaded.config, reader, SLOTS, temperature=0.0)
         with timed(self.folder, f"evaluation of {stage}"):
             answers = evaluate(self.player, loaded.params, self.tasks)
         metrics = summarise(answers)
-        write_results(self.folder / "evaluation" / stage, answers, metrics, {"stage": stage})
+        write_results(self.folder / "evaluation" / stage, answers, metrics, about)
         for metric in metrics:
             print(f"  {metric.name:<32} {metric.value:.4g}  [{metric.interval[0]:.4g}, {metric.interval[1]:.4g}]")
 

@@ -33,31 +33,37 @@ class Kill:
     last_line: str  # of the program's output: what it was doing
 
 
-def run_with_kills(command: list[str], *, kills: int, longest: float, seed: int, log: Path, number=signal.SIGKILL):
+def run_with_kills(
+    command: list[str], *, kills: int, longest: float, seed: int, log: Path, number=signal.SIGKILL, begin: str = ""
+):
     """Starts `command`, kills it after a uniformly random time up to `longest` seconds, and so on; then lets it end.
 
-    Returns the kills that hit a living program, and raises RuntimeError where the program fails by itself.
+    The time runs from the start or, where given, from the first output that holds `begin`: how long a start takes
+    depends on the machine. Returns the kills that hit a living program, and raises RuntimeError where the program fails
+    by itself.
     """
     rng, hits = random.Random(seed), []
     for _ in range(kills):
         seconds = rng.uniform(0, longest)
-        if (code := _run(command, log, seconds, number)) is None:
+        if (code := _run(command, log, seconds, number, begin)) is None:
             hits.append(Kill(seconds, _last_line(log)))
         elif code == 0:
             break
         else:
             raise RuntimeError(f"{command} failed with {code}:\n{log.read_text()[-3000:]}")
-    if (code := _run(command, log, None, number)) != 0:
+    if (code := _run(command, log, None, number, "")) != 0:
         raise RuntimeError(f"{command} failed with {code}:\n{log.read_text()[-3000:]}")
     return hits
 
 
-def _run(command: list[str], log: Path, seconds: float | None, number: int) -> int | None:
-    """The exit code, or None where the program was ended by `number` after so many seconds."""
+def _run(command: list[str], log: Path, seconds: float | None, number: int, begin: str) -> int | None:
+    """The exit code, or None where the program was ended by `number` so many seconds after it told `begin`."""
     with log.open("w") as out:
         # A group of its own: the program's children die with it.
         program = subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, start_new_session=True)
         try:
+            while begin not in log.read_text(errors="replace") and program.poll() is None:
+                time.sleep(0.02)
             return program.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(program.pid, number)
@@ -94,10 +100,16 @@ def assert_same_end(alone: Path, killed: Path) -> None:
         assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), f"{name} differs"
 
 
+def runs_below(folder: Path) -> list[str]:
+    """The workdirs of runs in a folder, itself among them, relative to it."""
+    return sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("metrics.jsonl"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--longest", type=float, help="seconds; by default what the run takes when left alone")
+    parser.add_argument("--begin", default="", help="what the program prints where the time of a kill begins")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -107,11 +119,15 @@ def main() -> None:
     run_with_kills(alone, kills=0, longest=0, seed=0, log=folder / "alone.log")
     longest = options.longest or time.monotonic() - start
     print(f"alone: {time.monotonic() - start:.0f} s; files in {folder}", flush=True)
-    hits = run_with_kills(killed, kills=options.kills, longest=longest, seed=options.seed, log=folder / "killed.log")
+    how = dict(kills=options.kills, longest=longest, seed=options.seed, begin=options.begin)
+    hits = run_with_kills(killed, log=folder / "killed.log", **how)
     for kill in hits:
         print(f"killed after {kill.seconds:5.1f} s at: {kill.last_line}")
-    assert_same_end(folder / "alone", folder / "killed")
-    steps = len(metrics_of(folder / "alone"))
+    runs = runs_below(folder / "alone")
+    assert runs == runs_below(folder / "killed")
+    for run in runs:
+        assert_same_end(folder / "alone" / run, folder / "killed" / run)
+    steps = sum(len(metrics_of(folder / "alone" / run)) for run in runs)
     print(f"{len(hits)} kills: {steps} steps, each once; metrics, parameters and optimizer bit-equal")
 
 

@@ -6,7 +6,7 @@ The loss is the mean over the tokens that the assistant said, of all rows of a s
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from ling_jax.train.config import (
 )
 from ling_jax.train.corpus import Corpus, local_folder, packed_corpus
 from ling_jax.train.loop import Run, prepare_run, train
+from ling_jax.train.workdir import has_checkpoint, open_workdir, write_origins
 
 SAMPLE_TOKENS = 256  # at most, of a sample's answer: our choice
 
@@ -78,8 +79,15 @@ def prepare_sft(config: SftConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
-    start = open_model(config.start_from)
-    return prepare_from(start, config, workdir, lambda folder: config.sources)
+    start = open_start(config.start_from, workdir)
+    origins = {config.start_from: start.step}
+    return prepare_from(start, config, workdir, lambda folder: config.sources, origins)
+
+
+def open_start(path: str, workdir) -> ModelFolder:
+    """The model that a run begins with or, where it has a checkpoint, goes on with."""
+    workdir = open_workdir(workdir)
+    return open_model(workdir if has_checkpoint(workdir) else path)
 
 
 def tune(run: Run, *, samples: int, profile: bool = False) -> None:
@@ -89,9 +97,16 @@ def tune(run: Run, *, samples: int, profile: bool = False) -> None:
 
 
 def prepare_from(
-    start: ModelFolder, config: TrainingConfig, workdir, make_sources: Callable[[Path], Sequence[ChatSource]]
+    start: ModelFolder,
+    config: TrainingConfig,
+    workdir,
+    make_sources: Callable[[Path], Sequence[ChatSource]],
+    origins: Mapping[str, int | None],
 ) -> Run:
-    """`prepare_run` on conversations: `make_sources(data folder)` gives them when all else is checked."""
+    """`prepare_run` on conversations: `make_sources(data folder)` gives them when all else is checked.
+
+    `origins` are noted before the first step (`train.workdir.write_origins`).
+    """
     check_sequence_length(config.data.sequence_length, start.config)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
@@ -99,7 +114,10 @@ def prepare_from(
             save_template(start.template, workdir / "tokenizer")
         folder = local_folder(config.data.folder, workdir)
         replaces = replace and not config.data.folder
-        return chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)
+        corpus = chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)
+        if not has_checkpoint(workdir):
+            write_origins(origins, workdir)
+        return corpus
 
     return prepare_run(config, start.config, workdir, make_corpus, start=start.params)
 
@@ -128,12 +146,12 @@ def chat_corpus(
 
 
 def write_samples(run: Run, count: int) -> None:
-    """Writes greedy answers to held-out prompts into samples.jsonl, a line each, where they are not there yet.
+    """Writes greedy answers to held-out prompts into samples.jsonl, a line each, where this step's are not there yet.
 
-    {"prompt", "reference": what the conversation's assistant says first, "answer", "tokens", "ended"}
+    {"step", "prompt", "reference": what the conversation's assistant says first, "answer", "tokens", "ended"}
     """
-    path = run.workdir / "samples.jsonl"
-    if path.exists() or not count:
+    path, step = run.workdir / "samples.jsonl", run.config.train.steps
+    if not count or (path.exists() and json.loads(path.read_text().partition("\n")[0])["step"] == step):
         return
     chosen = list(itertools.islice(_held_out(run.corpus), count))
     if not chosen:
@@ -146,7 +164,7 @@ def write_samples(run: Run, count: int) -> None:
     with replacing(path) as file:
         for (prompt, reference), answer in zip(chosen, answers, strict=True):
             texts = model.tokenizer.decode_batch([prompt, reference], skip_special_tokens=False)
-            told = dict(zip(("prompt", "reference"), texts, strict=True)) | {"answer": answer.text}
+            told = {"step": step, "prompt": texts[0], "reference": texts[1], "answer": answer.text}
             told |= {"tokens": len(answer.tokens), "ended": answer.ended}
             file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
     print(f"samples: {len(chosen)} answers in {path}", flush=True)

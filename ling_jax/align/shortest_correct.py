@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ling_jax.align.records import converse, record_of
 from ling_jax.data.chat import encode_all
@@ -135,7 +134,10 @@ def pick(right: Sequence[Answer], floor_percentile: float) -> list[Answer]:
 
 def prune(answers: Sequence[Answer], student: ModelFolder) -> list[Answer]:
     """Each without what it says again, where the environment still accepts that and it is shorter."""
-    tried = {i: converse(a.task, without_repeats(a.turns, student.tokenizer)) for i, a in enumerate(answers)}
+    pieces = token_bytes(student.tokenizer)[0]
+    encoded = iter(encode_documents(student.tokenizer, (turn for answer in answers for turn in answer.turns)))
+    shorter = [without_repeats(a.turns, [next(encoded).tolist() for _ in a.turns], pieces) for a in answers]
+    tried = {i: converse(answer.task, shorter[i]) for i, answer in enumerate(answers)}
     accepted = {i: (answers[i].task, messages) for i, (messages, outcome) in tried.items() if outcome == 1}
     pruned = dict(zip(accepted, measured(list(accepted.values()), student), strict=True))
     return [
@@ -144,17 +146,17 @@ def prune(answers: Sequence[Answer], student: ModelFolder) -> list[Answer]:
     ]
 
 
-def without_repeats(turns: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+def without_repeats(turns: Sequence[str], encoded: Sequence[list[int]], pieces: Sequence[bytes]) -> list[str]:
     """A single turn without sentences that repeat earlier ones; several without turns that are an earlier one again.
 
-    `rewards.flag_repeats` judges. Of turns it takes only whole repeats: calls of the same tool look alike.
+    `encoded` are the turns' tokens, `pieces` what each token of the vocabulary writes. `rewards.flag_repeats` judges.
+    Of turns it takes only whole repeats: calls of the same tool look alike.
     """
-    encoded = [ids.tolist() for ids in encode_documents(tokenizer, turns)]
     if len(turns) > 1:
         turn_ids = [i for i, ids in enumerate(encoded[:-1]) for _ in ids]
         flags = flag_repeats([token for ids in encoded[:-1] for token in ids], turn_ids, overlap=1.0)
         return [turn for turn, flagged in zip(turns[:-1], flags, strict=True) if not flagged] + [turns[-1]]
-    (ids,), pieces = encoded, token_bytes(tokenizer)[0]
+    (ids,) = encoded
     sentence_ids = split_sentences([pieces[token] for token in ids]).ids
     flags = flag_repeats(ids, sentence_ids)
     kept = [pieces[token] for token, sentence in zip(ids, sentence_ids, strict=True) if not flags[sentence]]

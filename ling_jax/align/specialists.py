@@ -7,19 +7,20 @@ its own domain, and the model is fine-tuned on what is right and shortest of all
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from ling_jax.align.records import ChatSource, write_records
-from ling_jax.align.sft import ChatRows, check_tuning, prepare_from
+from ling_jax.align.sft import ChatRows, check_tuning, open_start, prepare_from
 from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.envs.sources import TaskSource, check_tasks
 from ling_jax.files import replacing
-from ling_jax.rollout.load import ModelFolder, open_model
+from ling_jax.rollout.load import ModelFolder, load_model, open_model
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
 from ling_jax.train.loop import Run
 from ling_jax.train.programs import use_compilation_cache
+from ling_jax.train.workdir import open_workdir, read_origins
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def prepare_distillation(config: DistillConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
-    student = open_model(config.start_from)
+    student = open_start(config.start_from, workdir)
     teachers = [open_model(teacher.model) for teacher in config.teachers]
     for teacher, folder in zip(config.teachers, teachers, strict=True):
         if config.sampling.context > folder.config.max_length:
@@ -86,19 +87,27 @@ def prepare_distillation(config: DistillConfig, workdir) -> Run:
                 f"{folder.config.max_length}"
             )
     use_compilation_cache()
-    return prepare_from(student, config, workdir, lambda folder: answer_files(config, student, teachers, folder))
+    newest = {config.start_from: student.step}
+    newest |= {teacher.model: folder.step for teacher, folder in zip(config.teachers, teachers, strict=True)}
+    origins = read_origins(open_workdir(workdir)) or newest
+    return prepare_from(student, config, workdir, lambda folder: answer_files(config, student, origins, folder), newest)
 
 
 def answer_files(
-    config: DistillConfig, student: ModelFolder, teachers: Sequence[ModelFolder], folder: Path
+    config: DistillConfig, student: ModelFolder, origins: Mapping[str, int | None], folder: Path
 ) -> list[ChatSource]:
-    """A source for each teacher's answers: a file that is there is whole and is used again."""
+    """A source for each teacher's answers: a file that is there is whole and is used again.
+
+    `origins` says which checkpoint of a teacher answers.
+    """
     sources = []
-    for number, (teacher, model) in enumerate(zip(config.teachers, teachers, strict=True)):
-        path = folder / f"answers_{number}_{_digest(config, teacher, student, model)}.jsonl"
+    for number, teacher in enumerate(config.teachers):
+        step = origins[teacher.model]
+        path = folder / f"answers_{number}_{_digest(config, teacher, step, student)}.jsonl"
         if not path.exists():
             print(f"teacher {number}: {teacher.model} answers", flush=True)
-            records, figures = shortest_correct(model.load(), teacher.tasks, student, config.sampling)
+            model = load_model(teacher.model, step=step)
+            records, figures = shortest_correct(model, teacher.tasks, student, config.sampling)
             print(f"teacher {number}: {_told(figures)}", flush=True)
             _check_kept(teacher, figures)
             with replacing(path.with_suffix(".json")) as file:
@@ -108,10 +117,10 @@ def answer_files(
     return sources
 
 
-def _digest(config: DistillConfig, teacher: Teacher, student: ModelFolder, model: ModelFolder) -> str:
+def _digest(config: DistillConfig, teacher: Teacher, step: int | None, student: ModelFolder) -> str:
     """Of all that the answers depend on."""
     learner = (tokenizer_digest(student.tokenizer), student.template)
-    told = repr((teacher.model, model.step, teacher.tasks, config.sampling, learner))
+    told = repr((teacher.model, step, teacher.tasks, config.sampling, learner))
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 

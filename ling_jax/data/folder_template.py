@@ -34,7 +34,7 @@ class FolderTemplate:
     """
 
     source: str
-    where: str
+    where: str = dataclasses.field(repr=False, compare=False)  # for messages; a copy elsewhere is the same template
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS
     bos_token: str = ""
     eos_token: str = ""

@@ -41,7 +41,16 @@ from ling_jax.train.optimizer import learning_rate, make_optimizer
 from ling_jax.train.programs import use_compilation_cache
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.stop import stop_signals
-from ling_jax.train.workdir import check_workdir, has_checkpoint, lock, open_workdir, unlock, write_config
+from ling_jax.train.workdir import (
+    check_workdir,
+    has_checkpoint,
+    lock,
+    open_workdir,
+    read_origins,
+    unlock,
+    write_config,
+    write_origins,
+)
 
 GENERATING_SECONDS = 10  # between two lines about a generation that takes longer
 PROBES = 16  # tasks of each source that are tried on the context before the work starts
@@ -69,7 +78,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         )
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
-    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
+    begun = has_checkpoint(workdir)
+    start = open_model(workdir if begun else config.start_from)
     if config.efforts and not isinstance(start.template, ChatTemplate):
         raise ValueError(f"efforts are {config.efforts}; the chat template of {config.start_from} knows none")
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
@@ -81,6 +91,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         if isinstance(start.template, FolderTemplate):
             save_template(start.template, workdir / "tokenizer")
         write_config(config, workdir)
+        if not begun:
+            write_origins({config.start_from: start.step}, workdir)
     except BaseException:
         unlock(workdir, held)
         raise
@@ -129,7 +141,8 @@ def replay(run: Run) -> int:
     use_compilation_cache()
     path, steps = run.workdir / "events.jsonl", run.start.step if has_checkpoint(run.workdir) else 0
     try:
-        run = dataclasses.replace(run, start=open_model(run.config.start_from))
+        origin = run.config.start_from
+        run = dataclasses.replace(run, start=open_model(origin, step=read_origins(run.workdir).get(origin)))
         with make_learner(run, new_state(run)) as learner:
             logged = _by_step(path)
             for step in range(steps):
@@ -235,15 +248,17 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
 
 
 def _evaluate(run: Run, params, step: int) -> None:
-    """Held-out tasks, greedily, into evaluation/STEP; what is there already stays."""
+    """Held-out tasks, greedily, into evaluation/STEP, in the place of what another attempt left there."""
     config, folder = run.config, run.workdir / "evaluation" / f"{step:06}"
-    if not config.train.eval_tasks or folder.exists():
+    if not config.train.eval_tasks:
         return
     player = Player(run.start.config, run.reader, config.rollout.slots, temperature=0.0)
     sources = [held_out_tasks(s.environment, s.difficulties, config.train.eval_tasks) for s in config.tasks]
     records = evaluate(player, params, [task for tasks in sources for task in tasks])
     metrics = summarise(records)
     print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)
+    if folder.exists():
+        folder.rmtree()
     write_results(folder, records, metrics, {"step": step})
 
 

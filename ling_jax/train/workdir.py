@@ -3,7 +3,7 @@
 import dataclasses
 import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from etils import epath
@@ -12,7 +12,7 @@ from ling_jax.files import replacing
 from ling_jax.train.config import RESUMABLE, differences
 
 FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")
-FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
+FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
 
 
 def open_workdir(workdir) -> epath.Path:
@@ -56,8 +56,26 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
 
 
 def write_config(config: Any, workdir: epath.Path) -> None:
-    with replacing(workdir / "config.json") as file:
-        file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
+    _write_json(dataclasses.asdict(config), workdir / "config.json")
+
+
+def read_origins(workdir: epath.Path) -> dict[str, int | None]:
+    """{path: step} of the models that the run began with, as `write_origins` left them; {} until it has a checkpoint.
+
+    A run that goes on takes these checkpoints again, although the stages that they come from may have gone on too.
+    """
+    path = workdir / "origins.json"
+    return json.loads(path.read_text()) if has_checkpoint(workdir) and path.exists() else {}
+
+
+def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> None:
+    """Notes which checkpoint of each model a run begins with; None for a Hugging Face folder, which has but one."""
+    _write_json(dict(origins), workdir / "origins.json")
+
+
+def _write_json(value: dict[str, Any], path: epath.Path) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def lock(workdir: epath.Path) -> IO[bytes] | None:

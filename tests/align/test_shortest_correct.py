@@ -5,6 +5,7 @@ from pathlib import Path
 from ling_jax.align.records import converse
 from ling_jax.align.shortest_correct import measured, pick, prune, without_repeats
 from ling_jax.data.chat import ChatTemplate
+from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import train_bpe
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rollout.load import ModelFolder
@@ -60,24 +61,28 @@ def test_a_floor_is_of_the_tasks_of_one_kind():
     assert 0.7 * 40 <= sum(task in kept for task in hard) < 40
 
 
+def shortened(turns, tokenizer):
+    return without_repeats(turns, [tokenizer.encode(turn).ids for turn in turns], token_bytes(tokenizer)[0])
+
+
 def test_steps_that_are_written_again_are_cut():
     text = "37+85=122;c37+85=122;c37+85=122;122+12=134;c122+12=134;A:134"
-    assert without_repeats([text], BYTES) == ["37+85=122;122+12=134;A:134"]
-    assert without_repeats(["37+85=122;122+12=134;A:134"], BYTES) == ["37+85=122;122+12=134;A:134"]
-    assert without_repeats([""], BYTES) == [""]
+    assert shortened([text], BYTES) == ["37+85=122;122+12=134;A:134"]
+    assert shortened(["37+85=122;122+12=134;A:134"], BYTES) == ["37+85=122;122+12=134;A:134"]
+    assert shortened([""], BYTES) == [""]
     again = "so the sum is right;" * 3
     assert len(MERGES.encode(again).ids) < len(again) / 2
-    assert without_repeats([again + "A:122"], MERGES) == ["so the sum is right;A:122"]
+    assert shortened([again + "A:122"], MERGES) == ["so the sum is right;A:122"]
 
 
 def test_a_character_of_many_bytes_survives_pruning():
-    assert without_repeats(["Äpfel und Öl。 Äpfel und Öl。 Ende"], BYTES) == ["Äpfel und Öl。 Ende"]
+    assert shortened(["Äpfel und Öl。 Äpfel und Öl。 Ende"], BYTES) == ["Äpfel und Öl。 Ende"]
 
 
 def test_a_call_that_is_made_again_is_cut_and_one_that_looks_alike_is_not():
     call = "<tool_call>get\n<arg_key>name</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>"
     turns = [call.format("ana"), call.format("ben"), call.format("ana"), "A:12"]
-    assert without_repeats(turns, BYTES) == [turns[0], turns[1], "A:12"]
+    assert shortened(turns, BYTES) == [turns[0], turns[1], "A:12"]
 
 
 def test_pruning_keeps_what_the_environment_accepts_and_only_that():
@@ -94,7 +99,7 @@ def test_an_answer_that_pruning_would_break_stays_as_it_is():
     task = SUMS.make_task(0, 2)
     answer = task.hidden["answer"]
     (whole,) = measured([right(task, f"so A:{answer};so A:{answer}")], STUDENT)
-    assert without_repeats(whole.turns, BYTES) == [f"so A:{answer};"]
+    assert shortened(whole.turns, BYTES) == [f"so A:{answer};"]
     assert prune([whole], STUDENT) == [whole]
 
 

@@ -121,6 +121,40 @@ def test_a_teachers_shortest_right_answers_are_learnt(tuned, tmp_path, monkeypat
         prepare_distillation(distil_config(tiny_shortest_correct, tuned, temperature=0.5), tmp_path / "other")
 
 
+def test_a_run_that_goes_on_takes_the_models_that_it_began_with(tuned, tmp_path, monkeypatch):
+    teacher, workdir = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(tuned, teacher)
+    shutil.move(teacher / "checkpoints" / "140", tmp_path / "later")
+    config = distil_config(tiny_shortest_correct, teacher)
+    train(prepare_distillation(config, workdir))
+    assert json.loads((workdir / "origins.json").read_text()) == {str(teacher): 130}
+    shutil.move(tmp_path / "later", teacher / "checkpoints" / "140")
+    monkeypatch.setattr(specialists, "shortest_correct", None)  # another checkpoint's answers would be asked for
+    train(prepare_distillation(config, workdir))
+    assert json.loads((workdir / "origins.json").read_text()) == {str(teacher): 130}
+
+
+def test_samples_are_those_of_the_newest_checkpoint(start, tuned, tmp_path):
+    shutil.copytree(tuned, tmp_path / "run")
+    tune(prepare_sft(sft_config(start, steps=141), tmp_path / "run"), samples=2)
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [141, 141]
+
+
+def test_a_folders_chat_template_goes_with_the_model(start, tmp_path):
+    """From stage to stage; a copy of it elsewhere asks for no other tokens."""
+    folder, workdir = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(start, folder)
+    turn = "<role>{{ m.role }}</role>{{ m.content }}<|role_end|>"
+    opening = "{% if add_generation_prompt %}<role>assistant</role>{% endif %}"
+    (folder / "tokenizer" / "chat_template.jinja").write_text(f"{{% for m in messages %}}{turn}{{% endfor %}}{opening}")
+    for steps in (1, 2):
+        train(prepare_sft(sft_config(folder, steps=steps), workdir))
+        assert load_model(workdir).template == load_model(folder).template
+        pieces = load_model(workdir).template.render([{"role": "user", "content": "hi"}])
+        assert "".join(piece.text for piece in pieces) == "<role>user</role>hi<|role_end|>"
+
+
 def test_specialists_are_merged(tuned, tmp_path):
     run = prepare_distillation(distil_config(tiny_specialists, tuned), tmp_path)
     assert len(list((tmp_path / "data").glob("answers_*.jsonl"))) == 2

@@ -105,6 +105,16 @@ def test_replay_is_bit_exact(whole, start, tmp_path):
         replay(prepared(small_config(start), tmp_path / "run"))
 
 
+def test_a_replay_begins_with_the_weights_that_the_run_began_with(start, tmp_path):
+    """Although the stage before has gone on."""
+    before, workdir = tmp_path / "before", tmp_path / "run"
+    shutil.copytree(start, before)
+    config = small_config(before, steps=2)
+    train(prepared(config, workdir))
+    shutil.copytree(workdir / "checkpoints" / "2", before / "checkpoints" / "2")
+    assert replay(prepared(config, workdir)) == 2
+
+
 def test_a_log_that_is_not_there_is_no_run_to_replay(whole, tmp_path):
     check_replay(whole[0])
     with pytest.raises(ValueError, match="has no checkpoint: there is no run to replay"):
