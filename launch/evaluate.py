@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from launch.flags import run_program, usage_errors
+from launch.flags import check_sampling, run_program, usage_errors
 from ling_jax.evaluate.answers import answer_results, answers, encode_tasks, load_verifier, read_tasks, verify
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
 from ling_jax.evaluate.perplexity import encode_texts, perplexity_results, read_texts, windows
@@ -88,6 +88,7 @@ def check_flags() -> None:
                 raise ValueError(f"--{flag.name} is of --task={task}; remove it, or --task={TASK.value}")
     if WINDOW.value is not None and WINDOW.value < 2:
         raise ValueError(f"--window is {WINDOW.value}; a window needs at least 2 tokens to predict one")
+    check_sampling(TEMPERATURE.value, TOP_P.value, STOP.value)
     if SAMPLES.value > 1 and not TEMPERATURE.value:
         raise ValueError(f"--samples={SAMPLES.value} at temperature 0 would all be the same; give --temperature")
 

@@ -1,11 +1,12 @@
 """How every program here reads its flags: what is wrong with them is one message and exit code 2."""
 
 import contextlib
+import math
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 import ml_collections
@@ -41,6 +42,15 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         _fail(error)
+
+
+def check_sampling(temperature: float, top_p: float, stop: Sequence[str]) -> None:
+    """Raises ValueError for what the types of these flags let through."""
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if not math.isfinite(value):
+            raise ValueError(f"--{name} is {value}; expected a finite number")
+    if "" in stop:
+        raise ValueError("--stop is empty: every text ends there; name a text, or leave it out")
 
 
 def _fail(error) -> NoReturn:

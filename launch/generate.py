@@ -10,7 +10,6 @@
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from launch.flags import run_program, usage_errors
+from launch.flags import check_sampling, run_program, usage_errors
 from ling_jax.data.chat import Piece, encode
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.records import check_prompt, check_text
@@ -72,11 +71,7 @@ def check_values() -> None:
         raise ValueError(f"--out={OUT.value} is a folder; name a file")
     if PROMPT.value is not None:
         check_text(PROMPT.value, "--prompt")
-    for name, value in (("temperature", TEMPERATURE.value), ("top_p", TOP_P.value)):
-        if not math.isfinite(value):
-            raise ValueError(f"--{name} is {value}; expected a finite number")
-    if "" in STOP.value:
-        raise ValueError("--stop is empty: every text ends there; name a text, or leave it out")
+    check_sampling(TEMPERATURE.value, TOP_P.value, STOP.value)
 
 
 def out_path() -> Path:

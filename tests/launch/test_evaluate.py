@@ -148,6 +148,8 @@ BAD = [
     ("generate", '{"prompt": "x"}', (), "line 2 has no field 'answer'"),
     ("generate", TASK, ("--verifier=my_rewards:verify",), "did you mean 'verifier'?"),
     ("generate", TASK, ("--samples=2",), "at temperature 0 would all be the same"),
+    ("generate", TASK, ("--temperature=nan",), "--temperature is nan; expected a finite number"),
+    ("generate", TASK, ("--stop=",), "--stop is empty"),
     ("choice", CHOICE, ("--samples=2",), "is of --task=generate"),
 ]
 
