@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from ling_jax.align.sft import SftConfig
 from ling_jax.align.specialists import DistillConfig
 from ling_jax.rl.config import RLConfig
 from ling_jax.train.config import PretrainConfig, from_dict
-from tests.faults import ROOT
+from tests.faults import ROOT, assert_same_end, run_with_kills, runs_below
 
 NAMES = [stage.name for stage in demo.STAGES]
 CONFIGS = {"launch.pretrain": PretrainConfig, "launch.sft": SftConfig, "launch.distill": DistillConfig}
@@ -96,15 +95,37 @@ def test_time_of_a_stage_adds_up_over_starts(tmp_path):
     assert demo.read_times(tmp_path)["sft"] > first > 0
 
 
+def quick(folder) -> list[str]:
+    return [sys.executable, "-m", "launch.demo", "--preset=quick", f"--workdir={folder}"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a quick demo in one go, and its output."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, subprocess.run(quick(folder), cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.slow
-def test_the_quick_demo_runs_all_stages_and_then_none(tmp_path):
-    command = [sys.executable, "-m", "launch.demo", "--preset=quick", f"--workdir={tmp_path}"]
-    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def test_kills_change_nothing_in_any_stage(whole, tmp_path):
+    hits = run_with_kills(quick(tmp_path / "run"), kills=10, longest=35, seed=0, log=tmp_path / "log")
+    assert len(hits) >= 5, hits
+    runs = runs_below(whole[0])
+    assert len(runs) == len(NAMES) and runs == runs_below(tmp_path / "run")
+    for run in runs:
+        assert_same_end(whole[0] / run, tmp_path / "run" / run)
+    for path in [*whole[0].glob("evaluation/*/*"), *whole[0].glob("*/samples.jsonl")]:
+        assert path.read_bytes() == (tmp_path / "run" / path.relative_to(whole[0])).read_bytes(), path
+
+
+@pytest.mark.slow
+def test_the_quick_demo_runs_all_stages_and_then_none(whole):
+    folder, first = whole
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     assert "the logits are bit-equal" in first.stdout
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text())
     assert [row["name"] for row in report["stages"]] == NAMES
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    again = subprocess.run(quick(folder), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("complete: ") == len(NAMES)
-    assert json.loads((tmp_path / "report.json").read_text())["findings"] == report["findings"]
-    assert (Path(tmp_path) / "hf" / "tokenizer.json").is_file()
+    assert json.loads((folder / "report.json").read_text())["findings"] == report["findings"]
+    assert (folder / "hf" / "tokenizer.json").is_file()
