@@ -17,7 +17,7 @@ def get_config(folder="runs/demo"):
             start_from=f"{folder}/pretrain",
             sources=(sums, lookups),
             data=ChatRows(sequence_length=144),
-            optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=20),
+            optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
             train=LoopConfig(steps=150, batch_size=16, log_every=20, eval_batches=8),
         )
     )

@@ -21,7 +21,8 @@ class Decays(NamedTuple):
     within: jax.Array  # [M, H, C, C] from token j to token i of one document, 0 elsewhere
     from_start: jax.Array  # [M, C, H] of the incoming state at token i
     to_end: jax.Array  # [M, C, H] of token j in the outgoing state
-    carry: jax.Array  # [B, N, H] of the incoming in the outgoing state
+    lost: jax.Array  # [B, N, H] of the incoming state in the outgoing one: its decay - 1, to all digits
+    kept: jax.Array | None  # [B, N] whether the incoming state is of the outgoing one's document; None: it is
 
 
 def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size: int | None = None):
@@ -38,7 +39,7 @@ def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chun
         decays = _document_decays(log_decay, docs_MC.reshape(rows, -1, chunk))
     update_MHKV = jnp.einsum("MCHK,MCHV->MHKV", k_MCHK * decays.to_end[..., None], v_MCHV)
     update_BNHKV = update_MHKV.reshape(rows, -1, *update_MHKV.shape[1:])
-    state_BHKV, state_BNHKV = _scan_states(initial_state.astype(dtype), decays.carry, update_BNHKV)
+    state_BHKV, state_BNHKV = _scan_states(initial_state.astype(dtype), decays, update_BNHKV)
     score_MHCS = jnp.einsum("MCHK,MSHK->MHCS", q_MCHK, k_MCHK) * decays.within
     out_MCHV = jnp.einsum("MHCS,MSHV->MCHV", score_MHCS, v_MCHV)
     state_MHKV = state_BNHKV.reshape(update_MHKV.shape)
@@ -54,15 +55,20 @@ def _chunks(x, chunk: int):
     return padded.reshape(-1, chunk, *x.shape[2:])
 
 
-def _scan_states(initial_BHKV, carry_BNH, update_BNHKV):
-    """(last state, the state that enters each chunk [B, N, H, K, V])."""
+def _scan_states(initial_BHKV, decays: Decays, update_BNHKV):
+    """(last state, the state that enters each chunk [B, N, H, K, V]).
+
+    S + ((decay - 1) S + update): of a decay near 1, a float32 holds the last digits of decay - 1 only. When tokens come
+    one at a time, the product of many rounded decays would be off by as many roundings.
+    """
 
     def chunk(state, inputs):
-        carry_BH, update_BHKV = inputs
-        return carry_BH[..., None, None] * state + update_BHKV, state
+        lost_BH, kept_B, update_BHKV = inputs
+        old = state if kept_B is None else jnp.where(kept_B[:, None, None, None], state, 0)
+        return old + (lost_BH[..., None, None] * old + update_BHKV), state
 
-    carry_BNH = jnp.broadcast_to(carry_BNH, update_BNHKV.shape[:3])
-    inputs = (jnp.moveaxis(carry_BNH, 1, 0), jnp.moveaxis(update_BNHKV, 1, 0))
+    lost_BNH = jnp.broadcast_to(decays.lost, update_BNHKV.shape[:3])
+    inputs = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (lost_BNH, decays.kept, update_BNHKV))
     state, states = jax.lax.scan(chunk, initial_BHKV, inputs)
     return state, jnp.moveaxis(states, 0, 1)
 
@@ -72,13 +78,15 @@ def _plain_decays(log_decay_H, rows: int, length: int, chunk: int) -> Decays:
     i = np.arange(chunk)
     live = np.minimum(chunk, length - np.arange(0, length, chunk))[:, None]  # [N, 1] tokens of each chunk
     apart = np.maximum(i[:, None] - i, 0)
-    decay = lambda steps: jnp.exp(log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[..., None])  # noqa: E731
+    log_of = lambda steps: log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[..., None]  # noqa: E731
+    decay = lambda steps: jnp.exp(log_of(steps))  # noqa: E731
     within_CSH = jnp.where((i[:, None] >= i)[..., None], decay(apart), 0)
     return Decays(
         within=jnp.moveaxis(within_CSH, -1, 0)[None],
         from_start=decay(i + 1)[None],
         to_end=decay(np.tile(np.maximum(live - 1 - i, 0), (rows, 1))),
-        carry=decay(live[:, 0])[None],
+        lost=jnp.expm1(log_of(live[:, 0]))[None],
+        kept=None,
     )
 
 
@@ -101,5 +109,6 @@ def _document_decays(log_decay_H, docs_BNC) -> Decays:
         within=all_chunks(within_BNHCS),
         from_start=all_chunks(decay(count_BNC, docs_BNC == first_BN[..., None])),
         to_end=all_chunks(decay(count_BNC[..., -1:] - count_BNC, docs_BNC == last_BN[..., None])),
-        carry=decay(count_BNC[..., -1], first_BN == last_BN),
+        lost=jnp.expm1(log_decay_H * count_BNC[..., -1:]),
+        kept=first_BN == last_BN,
     )

@@ -34,6 +34,16 @@ def random_segments(seed, batch, length):
     return np.stack(rows).astype(np.int32)
 
 
+@pytest.mark.parametrize("log_decay", [-2.5e-6, -3e-5, -7.7e-4])
+def test_thousands_of_single_tokens_keep_slow_decays(log_decay):
+    """A rounded decay, multiplied as often, is off by up to 1e-4; sums of 4,000 terms by 1e-6."""
+    ones = jnp.ones((1, 4000, 1, 1), jnp.float32)
+    log_decay = np.float32([log_decay])
+    _, state = lightning_attention(ones, ones, ones, log_decay, chunk_size=1)
+    exact = np.exp(log_decay.astype(np.float64) * np.arange(4000)).sum()
+    assert float(state[0, 0, 0, 0]) == pytest.approx(exact, rel=2e-6)
+
+
 @pytest.mark.parametrize(("backend", "chunk_size"), [("reference", None), ("xla", 16), ("xla", 64), ("xla", 512)])
 @pytest.mark.parametrize("name", ["plain", "init", "segments", "strongdecay"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
