@@ -1,0 +1,159 @@
+"""Operations of a compiled HLO module: how often each runs, the compiler's estimate of its cycles, its HBM bytes."""
+
+import re
+from typing import NamedTuple
+
+ELEMENT_BYTES = dict(
+    pred=1, s8=1, u8=1, bf16=2, f16=2, s16=2, u16=2, s32=4, u32=4, f32=4, s64=8, u64=8, f64=8, f8e4m3fn=1, f8e5m2=1,
+    s4=0.5, u4=0.5,
+)  # fmt: skip
+INSTRUCTION = re.compile(r"^\s*(ROOT )?%([^\s=]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$")
+ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
+FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all", "iota")
+
+
+class Instruction(NamedTuple):
+    name: str
+    shape: str
+    kind: str
+    operands: list[str]
+    arguments: str  # as written: a parameter's number, a constant's value
+    attributes: str
+
+
+class HloOperation(NamedTuple):
+    name: str
+    name_of_kind: str
+    times: int
+    estimated_cycles: int  # of all times; 0 where the compiler gives none
+    hbm_bytes: int  # of all times
+    kernel: bool  # a Pallas kernel
+    body: str  # of a kernel: equal ones are compiled once
+    vmem_bytes: int
+
+
+Computation = dict[str, Instruction]
+
+
+def computations(text: str) -> dict[str, Computation]:
+    """{name: {instruction's name: instruction}}; the entry computation is ENTRY."""
+    found: dict[str, Computation] = {}
+    current = None
+    for line in text.splitlines():
+        if header := re.match(r"^(ENTRY )?%(\S+) \(.*\{$", line):
+            current = found.setdefault("ENTRY" if header[1] else header[2], {})
+        elif current is not None and (m := INSTRUCTION.match(line)):
+            current[m[2]] = Instruction(m[2], m[3], m[4], re.findall(r"%([^\s,()]+)", m[5]), m[5], m[6])
+    return found
+
+
+def hlo_operations(module: dict[str, Computation]) -> tuple[list[HloOperation], list[str]]:
+    """(what runs, loops of unknown trip count: counted once)."""
+    operations: list[HloOperation] = []
+    unknown: list[str] = []
+    _walk(module, "ENTRY", 1, operations, unknown)
+    return operations, unknown
+
+
+def _walk(module, name: str, times: int, operations: list, unknown: list) -> None:
+    here = module.get(name, {})
+    for op in here.values():
+        if op.kind == "while":
+            condition, body = (re.search(part + r"=%([^\s,]+)", op.attributes)[1] for part in ("condition", "body"))
+            trips = _trips(op, module.get(condition, {}))
+            unknown += [] if trips else [op.name]
+            _walk(module, body, times * (trips or 1), operations, unknown)
+        elif op.kind in ("call", "conditional"):
+            called = r"(?:to_apply=|computation=|branch_computations=\{)%([^\s,}]+)"
+            for inner in re.findall(called, op.attributes):
+                _walk(module, inner, times, operations, unknown)
+        elif op.kind not in FREE and not op.kind.endswith("-start") and "AllocateBuffer" not in op.attributes:
+            operations.append(_operation(op, here, module, times))
+
+
+def _trips(loop: Instruction, condition: Computation) -> int | None:
+    """Its known trip count, or the bound of a scan: the only constant that its condition compares with."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known[1])
+    bounds = [op.arguments for op in condition.values() if op.kind == "constant" and op.arguments.isdigit()]
+    return int(bounds[0]) if len(bounds) == 1 else None
+
+
+def _operation(op: Instruction, here: Computation, module, times: int) -> HloOperation:
+    def number(pattern: str) -> int:
+        found = re.search(pattern, op.attributes)
+        return int(found[1]) if found else 0
+
+    return HloOperation(
+        name=op.name,
+        name_of_kind=op.kind,
+        times=times,
+        estimated_cycles=number(r'estimated_cycles":"(\d+)"') * times,
+        hbm_bytes=_bytes_moved(op, here, module) * times,
+        kernel='custom_call_target="tpu_custom_call"' in op.attributes,
+        body=(re.search(r'"body":"([^"]*)"', op.attributes) or ["", ""])[1],
+        vmem_bytes=number(r'used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'),
+    )
+
+
+def _size(shape: str, on_chip: bool = False) -> int:
+    """Bytes of a shape; arrays that the compiler keeps on chip (S(n) in the layout) count only if asked."""
+    total = 0.0
+    for kind, dims, layout in ARRAY.findall(shape):
+        if kind in ELEMENT_BYTES and (on_chip or "S(" not in layout):
+            size = ELEMENT_BYTES[kind]
+            for dim in filter(None, dims.split(",")):
+                size *= int(dim)
+            total += size
+    return int(total)
+
+
+def _bytes_moved(op: Instruction, here: Computation, module) -> int:
+    """HBM bytes of operands and results; what a fusion slices or updates in place counts as the slice."""
+    shape_of = lambda name: here[name].shape if name in here else ""  # noqa: E731
+    if op.kind.endswith("-done"):
+        start = here.get(op.operands[0]) if op.operands else None
+        source = shape_of(start.operands[0]) if start and start.operands else ""
+        return (_size(op.shape, on_chip=True) if _size(source) else 0) + _size(op.shape)
+    called = re.search(r"calls=%([^\s,]+)", op.attributes)
+    body = module.get(called[1]) if op.kind == "fusion" and called else None
+    total = _size(op.shape)
+    for number, operand in enumerate(op.operands):
+        full = _size(shape_of(operand))
+        if body and full:
+            parameter = _parameter(body, number)
+            read, written = _parameter_bytes(module, body, parameter, full) if parameter else (full, 0)
+            total += read + written
+        else:
+            total += full
+    return max(total, 0)
+
+
+def _parameter(body: Computation, number: int) -> str | None:
+    names = (op.name for op in body.values() if op.kind == "parameter" and op.arguments == str(number))
+    return next(names, None)
+
+
+def _parameter_bytes(module, body: Computation, parameter: str | None, full: int) -> tuple[int, int]:
+    """(bytes read of a fusion's parameter, correction to the bytes that the fusion writes)."""
+    read = correction = 0
+    for op in body.values():
+        if parameter not in op.operands:
+            continue
+        if op.kind == "dynamic-slice" and op.operands[0] == parameter:
+            read += _size(op.shape, on_chip=True)
+        elif op.kind == "dynamic-update-slice" and op.operands[0] == parameter:
+            update = body[op.operands[1]].shape if op.operands[1] in body else ""
+            correction += _size(update, on_chip=True) - _size(op.shape, on_chip=True)
+        elif op.kind in ("bitcast", "fusion"):
+            inner, places = body, [op.name]
+            if op.kind == "fusion":
+                called = re.search(r"calls=%([^\s,]+)", op.attributes)
+                inner = module.get(called[1], {}) if called else {}
+                places = [_parameter(inner, n) for n, operand in enumerate(op.operands) if operand == parameter]
+            for place in places:
+                more, shift = _parameter_bytes(module, inner, place, full)
+                read, correction = read + more, correction + shift
+        else:
+            return full, 0
+    return min(read, full), correction
