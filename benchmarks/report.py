@@ -53,9 +53,11 @@ def machine() -> str:
 
 def finish(claims: list[Claim], command: str, json_out: str | None) -> int:
     """Prints a table and writes the file; returns the exit code: 0 if all claims hold."""
+    width = max((len(claim.name) for claim in claims), default=0)
     for claim in claims:
         bar = f"{claim.sense} {claim.bar:g}"
-        print(f"{claim.name:<28} {claim.value:>8.3g} {claim.unit:<8} {bar:<8} {'holds' if claim.holds else 'FAILS'}")
+        verdict = "holds" if claim.holds else "FAILS"
+        print(f"{claim.name:<{width}} {claim.value:>8.3g} {claim.unit:<11} {bar:<8} {verdict}")
     if json_out:
         rows = [dataclasses.asdict(claim) | {"holds": claim.holds, "command": command} for claim in claims]
         content = {"machine": machine(), "claims": rows, "findings": []}

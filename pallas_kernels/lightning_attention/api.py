@@ -1,12 +1,14 @@
-"""The one entry to Lightning attention; it checks shapes and picks a backend."""
+"""The entries to Lightning attention; they check shapes and pick a backend."""
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.lightning_attention.reference import lightning_attention_reference
+from pallas_kernels.lightning_attention.tpu import lightning_attention_tpu, suits_tpu
 from pallas_kernels.lightning_attention.xla import lightning_attention_xla
+from pallas_kernels.platform import platform
 
-BACKENDS = ("reference", "xla")
+BACKENDS = ("reference", "xla", "tpu", "tpu_interpret")
 
 
 def lightning_attention(
@@ -30,44 +32,93 @@ def lightning_attention(
       initial_state: [B, H, K, V] of the row's first document, or None for zeros.
       segment_ids: [B, T] integers or None. 0 is padding: its output is 0 and it neither updates nor decays the
         state. The state restarts at 0 where a new document, a maximal run of equal non-zero ids, begins.
-      backend: "reference" (a scan over tokens), "xla" (chunks); None chooses.
-      chunk_size: tokens of a chunk; None chooses.
+      backend: "reference" (a scan over tokens), "xla" (chunks), "tpu" (kernels), "tpu_interpret" (the same, anywhere
+        and slowly); None chooses "tpu" where there is one and the shapes suit it, else "xla".
+      chunk_size: tokens of a chunk of "xla"; None chooses. The kernels have their own.
 
     Returns:
       (out [B, T, H, V] in v's dtype, final_state [B, H, K, V] in at least float32, after the last live token).
 
     Raises:
-      ValueError: shapes that do not fit or an unknown backend.
+      ValueError: shapes that do not fit, a dtype that is not floating, a backend that the platform lacks.
     """
     log_decay = jax.lax.stop_gradient(jnp.asarray(log_decay))
-    _check_shapes(q, k, v, log_decay, initial_state, segment_ids, chunk_size)
-    if initial_state is None:
-        shape = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-        initial_state = jnp.zeros(shape, jnp.promote_types(q.dtype, jnp.float32))
-    backend = backend or "xla"
-    with jax.named_scope(f"lightning_attention_{backend}"):
-        if backend == "reference":
-            return lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids)
-        if backend == "xla":
-            return lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size)
-    raise ValueError(f"backend is {backend!r}; it is one of {', '.join(BACKENDS)} or None")
+    _check(q, k, v, log_decay, initial_state, segment_ids, chunk_size)
+    backend = choose_backend(backend, q, v.shape[-1])
+    if not backend.startswith("tpu"):
+        return _by_head(q, k, v, log_decay, initial_state, segment_ids, backend, chunk_size)
+    flat = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
+    out, state = _kernel(*flat, log_decay, initial_state, segment_ids, q.shape[2], backend)
+    return out.reshape(v.shape), state
 
 
-def lightning_attention_flat(q, k, v, log_decay, *, num_heads: int, **options):
-    """`lightning_attention` on q, k [B, T, H·K] and v [B, T, H·V], as projections make them."""
+def lightning_attention_flat(
+    q,
+    k,
+    v,
+    log_decay,
+    *,
+    num_heads: int,
+    initial_state=None,
+    segment_ids=None,
+    backend: str | None = None,
+    chunk_size: int | None = None,
+):
+    """`lightning_attention` on q, k [B, T, H·K] and v [B, T, H·V], as projections make them.
+
+    The kernels' own layout: on a TPU, to split off the heads is a copy that takes longer than the attention.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3 or x.shape[-1] % num_heads:
             raise ValueError(f"{name} is {x.shape}; expected [B, T, H·dim] with H = {num_heads} heads")
-    q, k, v = (x.reshape(*x.shape[:2], num_heads, -1) for x in (q, k, v))
-    out, state = lightning_attention(q, k, v, log_decay, **options)
+    by_head = lambda x: x.reshape(*x.shape[:2], num_heads, -1)  # noqa: E731
+    shape = lambda x: jax.ShapeDtypeStruct((*x.shape[:2], num_heads, x.shape[2] // num_heads), x.dtype)  # noqa: E731
+    log_decay = jax.lax.stop_gradient(jnp.asarray(log_decay))
+    _check(*map(shape, (q, k, v)), log_decay, initial_state, segment_ids, chunk_size)
+    backend = choose_backend(backend, shape(q), v.shape[-1] // num_heads)
+    if backend.startswith("tpu"):
+        return _kernel(q, k, v, log_decay, initial_state, segment_ids, num_heads, backend)
+    heads = map(by_head, (q, k, v))
+    out, state = _by_head(*heads, log_decay, initial_state, segment_ids, backend, chunk_size)
     return out.reshape(*out.shape[:2], -1), state
 
 
-def _check_shapes(q, k, v, log_decay, initial_state, segment_ids, chunk_size) -> None:
+def choose_backend(backend: str | None, q, value_dim: int) -> str:
+    """The backend for q [B, T, H, K]; raises ValueError for one that is unknown or that the platform lacks."""
+    if backend is None:
+        return "tpu" if platform() == "tpu" and suits_tpu(q, value_dim) else "xla"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; it is one of {', '.join(BACKENDS)} or None")
+    if backend == "tpu" and platform() != "tpu":
+        raise ValueError(f"backend is 'tpu' and the platform {platform()!r}; None chooses what it has")
+    return backend
+
+
+def _kernel(q, k, v, log_decay, initial_state, segment_ids, num_heads: int, backend: str):
+    with jax.named_scope(f"lightning_attention_{backend}"):
+        return lightning_attention_tpu(
+            q, k, v, log_decay, initial_state, segment_ids, num_heads, interpret=backend == "tpu_interpret"
+        )
+
+
+def _by_head(q, k, v, log_decay, initial_state, segment_ids, backend: str, chunk_size):
+    if initial_state is None:
+        shape = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
+        initial_state = jnp.zeros(shape, jnp.promote_types(q.dtype, jnp.float32))
+    with jax.named_scope(f"lightning_attention_{backend}"):
+        if backend == "reference":
+            return lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids)
+        return lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size)
+
+
+def _check(q, k, v, log_decay, initial_state, segment_ids, chunk_size) -> None:
     def check(name, x, expected):
         if x.shape != expected:
             raise ValueError(f"lightning_attention: {name} is {x.shape}; expected {expected} from q {q.shape}")
 
+    for name, x in (("q", q), ("k", k), ("v", v), ("log_decay", log_decay), ("initial_state", initial_state)):
+        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"lightning_attention: {name} is {x.dtype}; expected a floating dtype")
     if q.ndim != 4 or v.ndim != 4:
         raise ValueError(f"lightning_attention: q {q.shape} and v {v.shape} must be [B, T, H, dim]")
     batch, length, heads, key_dim = q.shape
@@ -81,4 +132,7 @@ def _check_shapes(q, k, v, log_decay, initial_state, segment_ids, chunk_size) ->
     if initial_state is not None:
         check("initial_state", initial_state, (batch, heads, key_dim, v.shape[-1]))
     if segment_ids is not None:
-        check("segment_ids", jnp.asarray(segment_ids), (batch, length))
+        segment_ids = jnp.asarray(segment_ids)
+        check("segment_ids", segment_ids, (batch, length))
+        if not jnp.issubdtype(segment_ids.dtype, jnp.integer):
+            raise ValueError(f"lightning_attention: segment_ids is {segment_ids.dtype}; expected integers")

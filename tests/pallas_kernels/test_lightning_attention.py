@@ -70,6 +70,12 @@ def test_official_numbers(golden, x64, name, chunk_size, backend, dtype):
         )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "init", "segments", "strongdecay"])
+def test_official_numbers_in_the_tpu_kernels(golden, name):
+    test_official_numbers(golden, None, name, None, "tpu_interpret", "float32")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_packed_equals_official_varlen(golden, x64, backend):
     data = load(golden, "varlen")
@@ -154,6 +160,8 @@ def test_documents_are_runs():
         (dict(initial_state=np.zeros((1, 2, 3, 3))), "initial_state is"),
         (dict(segment_ids=np.zeros((1, 5), int)), "segment_ids is"),
         (dict(backend="cuda"), "backend is 'cuda'; it is one of reference, xla"),
+        (dict(q=np.zeros((1, 4, 2, 4), int)), "q is int64; expected a floating dtype"),
+        (dict(segment_ids=np.zeros((1, 4))), "segment_ids is float"),
         (dict(chunk_size=0), "chunk_size is 0"),
     ],
 )

@@ -1,0 +1,155 @@
+"""What the TPU kernels of Lightning attention cost against the chip's limits, read from the compiler; no TPU is needed.
+
+python -m benchmarks.lightning --json_out=lightning.json    (needs libtpu: pip install -e '.[tpu]'; ten minutes)
+
+A roof is the larger of two times: all arrays once through HBM, all matmuls at the chip's peak (chunks of 128).
+"""
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from absl import app, flags
+
+from benchmarks.report import Claim, finish
+from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_flat
+from pallas_kernels.static_cost import CHIPS, Cost, static_cost
+
+JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
+QUICK = flags.DEFINE_bool("quick", False, "v5p and the smallest shape alone")
+
+DIM, CHUNK = 128, 128
+SHAPES = ((2048, 16), (8192, 16), (32768, 16), (8192, 64))  # tokens of the one row, heads
+LONG = 131072
+BARS = {  # times the roof: (forward, forward + backward)
+    ("plain", "v5p"): (1.10, 1.30),
+    ("plain", "v6e"): (1.10, 1.20),
+    ("packed", "v5p"): (1.25, 1.45),
+    ("packed", "v6e"): (1.25, 1.45),
+}
+BOUNDARY_BARS = {"v5p": (395, 1030), "v6e": (531, 1575)}  # 1000 cycles at [B, T, H, D]
+
+
+class Roof(NamedTuple):
+    arrays: int  # of [T, H·D] in bfloat16 that move at least
+    flops: int  # per token and head
+
+    def bytes(self, length: int, heads: int) -> int:
+        return 2 * self.arrays * length * heads * DIM
+
+    def cycles(self, chip: str, length: int, heads: int) -> float:
+        memory = self.bytes(length, heads) / CHIPS[chip].bytes_per_cycle
+        return max(memory, length * heads * self.flops / CHIPS[chip].flops_per_cycle)
+
+
+FORWARD = Roof(4, 4 * CHUNK * DIM + 4 * DIM**2)  # q, k, v, out
+BOTH = Roof(11, 14 * CHUNK * DIM + 12 * DIM**2)  # those, then q, k, v, d_out, dq, dk, dv
+
+
+# ---------------------------------------------------------------- what is compiled
+
+
+def forward(q, k, v, log_decay, segment_ids=None, *, num_heads: int):
+    return lightning_attention_flat(q, k, v, log_decay, num_heads=num_heads, segment_ids=segment_ids, backend="tpu")
+
+
+def forward_backward(q, k, v, log_decay, d_out, segment_ids=None, *, num_heads: int):
+    attend = functools.partial(forward, log_decay=log_decay, segment_ids=segment_ids, num_heads=num_heads)
+    out, pull = jax.vjp(lambda *qkv: attend(*qkv)[0], q, k, v)
+    return out, pull(d_out)
+
+
+def boundary_forward(q, k, v, log_decay):
+    return lightning_attention(q, k, v, log_decay, backend="tpu")
+
+
+def boundary_forward_backward(q, k, v, log_decay, d_out):
+    out, pull = jax.vjp(lambda *qkv: boundary_forward(*qkv, log_decay)[0], q, k, v)
+    return out, pull(d_out)
+
+
+# ---------------------------------------------------------------- claims
+
+
+def main(argv) -> None:
+    del argv
+    if JSON_OUT.value and not Path(JSON_OUT.value).absolute().parent.is_dir():
+        raise SystemExit(f"--json_out={JSON_OUT.value}: its folder does not exist")
+    if importlib.util.find_spec("libtpu") is None:
+        raise SystemExit("the TPU compiler is missing: pip install -e '.[tpu]'")
+    chips, shapes = (["v5p"], SHAPES[:1]) if QUICK.value else (list(CHIPS), SHAPES)
+    print(f"{'':<44} {'cycles':>10} {'x roof':>7} {'HBM bytes':>14} {'VMEM MiB':>9}")
+    claims = [claim for chip in chips for claim in chip_claims(chip, shapes)]
+    command = "python -m benchmarks.lightning" + (" --quick" if QUICK.value else "")
+    sys.exit(finish(claims, command, JSON_OUT.value))
+
+
+def chip_claims(chip: str, shapes) -> Iterator[Claim]:
+    """What a chip is promised; the costs of the others are only printed."""
+    for length, heads in shapes:
+        for rows in ("plain", "packed"):
+            yield from attention_claims(chip, rows, length, heads)
+    if chip in BOUNDARY_BARS:
+        yield from boundary_claims(chip, 8192, 16)
+    yield from length_claims(chip, LONG, 16)
+
+
+def attention_claims(chip: str, rows: str, length: int, heads: int) -> Iterator[Claim]:
+    prefix = "" if rows == "plain" else f"{rows}_"
+    passes = (("forward", FORWARD, 1.05, "ideal bytes"), ("forward_backward", BOTH, 13 / 11, "ideal bytes"))
+    bars = BARS.get((rows, chip), (None, None))
+    for (name, roof, bytes_bar, unit), bar in zip(passes, bars, strict=True):
+        cost = flat_cost(name, chip, rows, length, heads)
+        ratio = cost.bound_cycles / roof.cycles(chip, length, heads)
+        row = f"{chip}.T{length}_H{heads}"
+        show(f"{prefix}{name}.{row}", cost, ratio)
+        if bar is None:
+            continue
+        workload = f"B 1, T {length}, H {heads}, D {DIM}, bfloat16, {rows} rows: {cost.bound_cycles} cycles"
+        yield Claim(f"{prefix}{name}.{row}", ratio, "x roof", "<=", bar, workload)
+        share = cost.hbm_bytes / roof.bytes(length, heads)
+        yield Claim(f"{prefix}{name}_bytes.{row}", share, unit, "<=", bytes_bar, f"{workload}, {cost.hbm_bytes} bytes")
+
+
+def boundary_claims(chip: str, length: int, heads: int) -> Iterator[Claim]:
+    array = ((1, length, heads, DIM), "bfloat16")
+    arguments = dict(q=array, k=array, v=array, log_decay=((heads,), "float32"))
+    bars = BOUNDARY_BARS[chip]
+    for name, more, bar in (("forward", {}, bars[0]), ("forward_backward", {"d_out": array}, bars[1])):
+        cost = static_cost(f"benchmarks.lightning:boundary_{name}", arguments | more, chip)
+        row = f"boundary_{name}.{chip}.T{length}_H{heads}"
+        show(row, cost, None)
+        workload = f"[1, {length}, {heads}, {DIM}] in and out, bfloat16"
+        yield Claim(row, cost.bound_cycles / 1000, "kcycles", "<=", bar, workload)
+
+
+def length_claims(chip: str, length: int, heads: int) -> Iterator[Claim]:
+    """The kernels' VMEM at this length over that at 8192 tokens."""
+    for name in ("forward", "forward_backward"):
+        long, short = (flat_cost(name, chip, "plain", tokens, heads) for tokens in (length, 8192))
+        row = f"{name}_vmem.{chip}.T{length}_H{heads}"
+        show(row, long, None)
+        yield Claim(row, long.vmem_bytes / short.vmem_bytes, "x", "<=", 1.0, f"T {length} against 8192, plain rows")
+
+
+@functools.cache
+def flat_cost(name: str, chip: str, rows: str, length: int, heads: int) -> Cost:
+    array = ((1, length, heads * DIM), "bfloat16")
+    arguments = dict(q=array, k=array, v=array, log_decay=((heads,), "float32"))
+    arguments |= {"segment_ids": ((1, length), "int32")} if rows == "packed" else {}
+    arguments |= {"d_out": array} if name == "forward_backward" else {}
+    return static_cost(f"benchmarks.lightning:{name}", arguments, chip, {"num_heads": heads})
+
+
+def show(name: str, cost: Cost, ratio: float | None) -> None:
+    shown = "" if ratio is None else f"{ratio:.3f}"
+    size = f"{cost.vmem_bytes / 2**20:.1f}"
+    print(f"{name:<44} {cost.bound_cycles:>10} {shown:>7} {cost.hbm_bytes:>14} {size:>9}", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,227 @@
+"""What the TPU kernels of Lightning attention share: blocks, matmuls, decays and runs of tokens.
+
+A grid step holds CHUNKS chunks of a few heads. Rows that are one document of full length have decays that never
+change: tables, filled at the first step. Otherwise a chunk is done one run (the part of one document in it) after the
+other, each as if it were alone: the rows around it are cut out bit by bit, so that not even a NaN passes from one
+document to another.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+CHUNK = 128  # fills the 128 x 128 matrix units; 256 is more work inside chunks
+CHUNKS = 2  # per grid step and per stored state: the backward pass recomputes the state between
+STEP = CHUNK * CHUNKS
+LANES = 128
+PARAMS = pltpu.CompilerParams(
+    dimension_semantics=("parallel", "parallel", "arbitrary"),  # the cores of a chip share rows and heads
+    vmem_limit_bytes=48 * 2**20,
+)
+
+
+class Size(NamedTuple):
+    """Of the block that a grid step works on."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def scale(self) -> float:
+        return self.key_dim**-0.5
+
+    def keys(self, head: int) -> slice:
+        return slice(head * self.key_dim, (head + 1) * self.key_dim)
+
+    def values(self, head: int) -> slice:
+        return slice(head * self.value_dim, (head + 1) * self.value_dim)
+
+
+class Run(NamedTuple):
+    """Rows [start, end) of a chunk: one document's."""
+
+    start: jax.Array
+    end: jax.Array
+    fresh: jax.Array  # a document begins here, and not the row's first: the state restarts at 0
+
+
+class Decays(NamedTuple):
+    """Of one head."""
+
+    read: jax.Array  # [C, max(K, V)] K^-0.5 times that of the incoming state at a token
+    write: jax.Array  # [C, max(K, V)] of a token in the outgoing state
+    carry: jax.Array  # [1, V] of the incoming in the outgoing state
+
+
+class Tables(NamedTuple):
+    """Decays of whole chunks, one per head, float32 in VMEM."""
+
+    within: jax.Array  # [heads, C, C] K^-0.5 times that from token j to token i >= j; transposed in `back`
+    back: jax.Array | None
+    read: jax.Array | None  # as in `Decays`; None where runs make their own
+    write: jax.Array | None
+
+
+def tables_scratch(size: Size, back: bool, runs: bool) -> Tables:
+    square = pltpu.VMEM((size.heads, CHUNK, CHUNK), jnp.float32)
+    wide = None if runs else pltpu.VMEM((size.heads, CHUNK, max(size.key_dim, size.value_dim)), jnp.float32)
+    return Tables(square, square if back else None, wide, wide)
+
+
+def block_log_decays(log_decay_ref, size: Size) -> list:
+    """Of the heads of this grid step, from those of all heads in scalar memory."""
+    first = pl.program_id(1) * size.heads
+    return [log_decay_ref[first + head] for head in range(size.heads)]
+
+
+def fill_tables(tables: Tables, log_decays: list, size: Size) -> None:
+    i, j = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
+    for head, log_decay in enumerate(log_decays):
+        decay = lambda steps, g=log_decay: jnp.exp(g * jnp.maximum(steps, 0).astype(jnp.float32))  # noqa: E731
+        tables.within[head] = jnp.where(i >= j, decay(i - j) * size.scale, 0)
+        if tables.back is not None:
+            tables.back[head] = jnp.where(j >= i, decay(j - i) * size.scale, 0)
+        if tables.read is not None:
+            rows = lax.broadcasted_iota(jnp.int32, tables.read.shape[1:], 0)
+            tables.read[head] = decay(rows + 1) * size.scale
+            tables.write[head] = decay(CHUNK - 1 - rows)
+
+
+def decays_of(head: int, run: Run | None, tables: Tables, log_decays: list, size: Size) -> Decays:
+    log_decay = log_decays[head]
+    start, end = (0, CHUNK) if run is None else (run.start, run.end)
+    count = jnp.full((1, size.value_dim), end - start, jnp.int32).astype(jnp.float32)
+    carry = jnp.exp(log_decay * count)
+    if run is None:
+        return Decays(tables.read[head], tables.write[head], carry)
+    rows = lax.broadcasted_iota(jnp.int32, (CHUNK, max(size.key_dim, size.value_dim)), 0)
+    # Rows outside of the run are cut out; there the steps must only not overflow.
+    steps = lambda count: jnp.maximum(count, 0).astype(jnp.float32)  # noqa: E731
+    read = jnp.exp(log_decay * steps(rows + (1 - start))) * size.scale
+    return Decays(read, jnp.exp(log_decay * steps(end - 1 - rows)), carry)
+
+
+# ---------------------------------------------------------------- matmuls
+
+
+def dot(a, b, *, over=(1, 0)):
+    """a [m, c] times b [c, n], or any other axes to sum over; float32. float32 operands are not rounded to bfloat16."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    axes = (((over[0],), (over[1],)), ((), ()))
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+
+
+def dot_transposed(a, b):
+    """a^T b in b's dtype, a float32 [C, m]: a transpose of float32 leaves the matrix units free, one of bfloat16 does
+    not."""
+    return dot(a.T.astype(b.dtype), b)
+
+
+# ---------------------------------------------------------------- runs of tokens
+
+
+class Rows(NamedTuple):
+    """What a kernel must know of the documents of its tokens; None where rows are one document of full length."""
+
+    length: int  # tokens of a row; behind them all is padding
+    ids: jax.Array | None  # [B, T] int32 segment ids
+    before: jax.Array | None  # the same, to be read one step earlier
+    first: jax.Array | None  # [B] place of the first live token, whose document takes the initial state
+
+
+def rows_of(segment_ids, length: int, initial: bool) -> Rows | None:
+    if segment_ids is None:
+        return Rows(length, None, None, None) if length % STEP else None
+    ids = jnp.asarray(segment_ids, jnp.int32)
+    return Rows(length, ids, ids, jnp.argmax(ids != 0, axis=1).astype(jnp.int32) if initial else None)
+
+
+def rows_spec(rows: Rows, step_of):
+    """Blocks of `rows`; step_of(t) is the step that the grid's index t does."""
+    if rows.ids is None:
+        return Rows(None, None, None, None)
+    tall = min(8, rows.ids.shape[0])
+    ids = pl.BlockSpec((tall, STEP), lambda b, h, t: (b // tall, step_of(t)))
+    before = pl.BlockSpec((tall, STEP), lambda b, h, t: (b // tall, jnp.maximum(step_of(t) - 1, 0)))
+    return Rows(None, ids, before, None if rows.first is None else pl.BlockSpec(memory_space=pltpu.SMEM))
+
+
+def for_each_run(rows: Rows, step, chunk: int, body, *, reverse: bool = False) -> None:
+    """Calls body(run) for the live runs of a chunk of a step, one after the other."""
+    begin = step * STEP + chunk * CHUNK
+    if rows.ids is None:
+        end = jnp.clip(rows.length - begin, 0, CHUNK)
+        pl.when(end > 0)(lambda: body(Run(jnp.int32(0), end, jnp.bool_(False))))
+        return
+    batch = pl.program_id(0)
+    lane, ids, change = _changes(rows, batch, begin, step, chunk)
+    marks = jnp.where(ids != 0, 1, 0) + jnp.where(change, 2, 0)
+
+    def visit(place):
+        if reverse:
+            start, end = _lanes(jnp.max, change & (lane < place), lane, 0), place
+        else:
+            start, end = place, _lanes(jnp.min, change & (lane > place), lane, CHUNK)
+        mark = _lanes(jnp.max, lane == start, marks, 0)
+        fresh = mark >= 2
+        if rows.first is not None:
+            fresh &= begin + start != rows.first[batch]
+        pl.when(mark & 1 == 1)(lambda: body(Run(start, end, fresh)))
+        return start if reverse else end
+
+    more = (lambda place: place > 0) if reverse else (lambda place: place < CHUNK)
+    lax.while_loop(more, visit, jnp.int32(CHUNK if reverse else 0))
+
+
+def _changes(rows: Rows, batch, begin, step, chunk: int):
+    """[1, C] each: the lane, its segment id, whether that differs from the token before."""
+    row = pl.ds(batch % rows.ids.shape[0], 1)
+    lane = lax.broadcasted_iota(jnp.int32, (1, CHUNK), 1)
+    ids = jnp.where(begin + lane < rows.length, rows.ids[row, pl.ds(chunk * CHUNK, CHUNK)], 0)
+    if chunk:
+        before = rows.ids[row, pl.ds((chunk - 1) * CHUNK, CHUNK)]
+    else:
+        before = jnp.where(step > 0, rows.before[row, pl.ds(STEP - CHUNK, CHUNK)], 0)
+    previous = jnp.where(lane == 0, pltpu.roll(before, 1, 1), pltpu.roll(ids, 1, 1))
+    return lane, ids, ids != previous
+
+
+def _lanes(reduce, where, values, other: int):
+    """Of int32 values that float32 holds exactly: the units reduce float32."""
+    return reduce(jnp.where(where, values, other).astype(jnp.float32)).astype(jnp.int32)
+
+
+def cut(x, run: Run | None):
+    """x [C, D] with 0 outside of the run, whatever stands there."""
+    if run is None:
+        return x
+    bits = pltpu.bitcast(x, jnp.int32)
+    return pltpu.bitcast(bits & _inside(run, bits.shape), x.dtype)
+
+
+def store(ref, columns: slice, rows: slice, x, run: Run | None) -> None:
+    """Writes x [C, D] to the run's rows of ref [1, STEP, …]; the others keep what they have."""
+    x = x.astype(ref.dtype)
+    if run is not None:
+        old, new = (pltpu.bitcast(a, jnp.int32) for a in (ref[0, rows, columns], x))
+        x = pltpu.bitcast(old | new & _inside(run, new.shape), x.dtype)  # the rows of a run are 0 before it
+    ref[0, rows, columns] = x
+
+
+def _inside(run: Run, shape):
+    """int32 masks of the rows of a run, for values whose rows stand CHUNK / shape[0] to an int32."""
+    packed = CHUNK // shape[0]
+    bits = 32 // packed
+    row = lax.broadcasted_iota(jnp.int32, shape, 0) * packed
+    mask = jnp.zeros(shape, jnp.int32)
+    for part in range(packed):
+        ones = np.int32(np.uint32((2**bits - 1) << bits * part).view(np.int32))
+        inside = (row + part >= run.start) & (row + part < run.end)
+        mask = mask | jnp.where(inside, ones, 0)
+    return mask
