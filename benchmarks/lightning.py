@@ -16,7 +16,12 @@ import jax
 from absl import app, flags
 
 from benchmarks.report import Claim, finish
-from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_flat
+from pallas_kernels.lightning_attention import (
+    Norms,
+    lightning_attention,
+    lightning_attention_flat,
+    lightning_layer_tpu,
+)  # fmt: skip
 from pallas_kernels.static_cost import CHIPS, Cost, static_cost
 
 JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
@@ -31,6 +36,7 @@ BARS = {  # times the roof: (forward, forward + backward)
     ("packed", "v5p"): (1.25, 1.45),
     ("packed", "v6e"): (1.25, 1.45),
 }
+LAYER_BARS = {"v5p": (3.0, 3.5)}  # times the attention's roof
 BOUNDARY_BARS = {"v5p": (395, 1030), "v6e": (531, 1575)}  # 1000 cycles at [B, T, H, D]
 
 
@@ -72,6 +78,20 @@ def boundary_forward_backward(q, k, v, log_decay, d_out):
     return out, pull(d_out)
 
 
+def layer_forward(q, k, v, gate, q_norm, k_norm, norm, cos, sin, log_decay, *, num_heads: int, num_groups: int):
+    """From the projections' outputs to the output projection's input; half of the dims are rotated."""
+    return lightning_layer_tpu(
+        q, k, v, gate, Norms(q_norm, k_norm, norm), (cos, sin), log_decay, None, None,
+        num_heads=num_heads, num_groups=num_groups, half=DIM // 4, eps=1e-6,
+    )[0]  # fmt: skip
+
+
+def layer_forward_backward(q, k, v, gate, q_norm, k_norm, norm, cos, sin, log_decay, d_out, **heads):
+    call = lambda *trained: layer_forward(*trained, cos, sin, log_decay, **heads)  # noqa: E731
+    out, pull = jax.vjp(call, q, k, v, gate, q_norm, k_norm, norm)
+    return out, pull(d_out)
+
+
 # ---------------------------------------------------------------- claims
 
 
@@ -93,6 +113,7 @@ def chip_claims(chip: str, shapes) -> Iterator[Claim]:
     for length, heads in shapes:
         for rows in ("plain", "packed"):
             yield from attention_claims(chip, rows, length, heads)
+    yield from layer_claims(chip, 8192, 16, 4)
     if chip in BOUNDARY_BARS:
         yield from boundary_claims(chip, 8192, 16)
     yield from length_claims(chip, LONG, 16)
@@ -113,6 +134,21 @@ def attention_claims(chip: str, rows: str, length: int, heads: int) -> Iterator[
         yield Claim(f"{prefix}{name}.{row}", ratio, "x roof", "<=", bar, workload)
         share = cost.hbm_bytes / roof.bytes(length, heads)
         yield Claim(f"{prefix}{name}_bytes.{row}", share, unit, "<=", bytes_bar, f"{workload}, {cost.hbm_bytes} bytes")
+
+
+def layer_claims(chip: str, length: int, heads: int, groups: int) -> Iterator[Claim]:
+    array, head, rotation = (((1, length, heads * DIM), "bfloat16"), ((DIM,), "float32"), ((1, length, DIM), "float32"))
+    arguments = dict(q=array, k=array, v=array, gate=array, q_norm=head, k_norm=head, norm=((heads, DIM), "float32"))
+    arguments |= dict(cos=rotation, sin=rotation, log_decay=((heads,), "float32"))
+    passes = (("forward", FORWARD, {}), ("forward_backward", BOTH, {"d_out": array}))
+    for (name, roof, more), bar in zip(passes, LAYER_BARS.get(chip, (None, None)), strict=True):
+        static = {"num_heads": heads, "num_groups": groups}
+        cost = static_cost(f"benchmarks.lightning:layer_{name}", arguments | more, chip, static)
+        ratio, row = cost.bound_cycles / roof.cycles(chip, length, heads), f"layer_{name}.{chip}.T{length}_H{heads}"
+        show(row, cost, ratio)
+        if bar is not None:
+            workload = f"norm, rotation, attention, norm of {groups} groups, gate; bfloat16: {cost.bound_cycles} cycles"
+            yield Claim(row, ratio, "x roof", "<=", bar, workload)
 
 
 def boundary_claims(chip: str, length: int, heads: int) -> Iterator[Claim]:

@@ -53,6 +53,7 @@ class Sequence(NamedTuple):
     slots: jax.Array | None  # [B, T] where the cache puts them; None: there is no cache
     sees: jax.Array | None  # [B, T] the last slot that each sees; None: the cache held nothing, they see each other
     rope: Any  # (cos, sin) of Lightning and GQA heads
+    rotation: Any  # the same as the Lightning layers' kernels take it; None: they are not used
     latent_rope: Any  # (cos, sin) of MLA's rope dims
 
 

@@ -10,8 +10,10 @@ from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import out_spec, project_out, project_qkv, qkv_spec
 from ling_jax.model.layer_cache import put_state, read
 from ling_jax.model.norm import group_rms_norm
+from ling_jax.parallel.sharding import local, per_device
 from ling_jax.spec import Leaf, Spec, normal, ones
-from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.lightning_attention import Norms, lightning_attention, lightning_layer_tpu, suits_layer
+from pallas_kernels.platform import platform
 
 
 def lightning_spec(config: ModelConfig) -> Spec:
@@ -46,18 +48,71 @@ def log_decays(config: ModelConfig) -> np.ndarray:
 def lightning(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
     """(gated linear attention, the cache with the new state); x is the layer's normed input, which also makes the
     gate."""
+    state_BHKV = None if cache is None else read(cache, "state")
+    form = plain_form if sequence.rotation is None else kernel_form
+    y_BTD, state_BHKV = form(params, x_BTD, sequence, log_decay_H, state_BHKV, config)
+    return y_BTD, None if cache is None else put_state(cache, "state", state_BHKV)
+
+
+def plain_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelConfig):
+    """(the layer's output, the new state), as jax.numpy has it."""
     q_BTHK, k_BTHK, v_BTHV = project_qkv(params, x_BTD, sequence.rope, config)
     o_BTHV, state_BHKV = lightning_attention(
         q_BTHK,
         k_BTHK,
         v_BTHV,
         log_decay_H,
-        initial_state=None if cache is None else read(cache, "state"),
+        initial_state=state_BHKV,
         segment_ids=sequence.docs,
         chunk_size=config.lightning_chunk,
     )
-    cache = None if cache is None else put_state(cache, "state", state_BHKV)
-    return gated_output(params, o_BTHV, x_BTD, config), cache
+    return gated_output(params, o_BTHV, x_BTD, config), state_BHKV
+
+
+def uses_kernels(shape_BT: tuple[int, int], config: ModelConfig) -> bool:
+    """Whether `kernel_form` is the one for tokens of this shape, on the devices that the program is traced for."""
+    c, (batch, length) = config, shape_BT
+    if platform() != "tpu" or not c.qk_norm:
+        return False
+    heads, grouped, dim = local(c.num_heads, "heads"), c.num_heads // c.num_norm_groups, c.head_dim
+    whole_groups = heads % grouped == 0
+    return whole_groups and suits_layer(
+        c.compute_dtype, local(batch, "batch"), length, heads, heads // grouped, dim, dim
+    )
+
+
+def kernel_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelConfig, interpret: bool = False):
+    """The same with one kernel between the projections; heads stay side by side, as projections make them."""
+    c, (batch, _, _) = config, x_BTD.shape
+    rows, heads = (batch, "batch"), (c.num_heads, "heads")
+    tokens = (rows, (0, None), heads)  # [B, T, H·K]: whole heads
+    shared = (1, None) if sequence.rotation[0].shape[0] == 1 else rows
+    state = (rows, heads)
+    norms = Norms(params["q_norm"], params["k_norm"], params["norm"])
+
+    def layer(q, k, v, gate, q_norm, k_norm, norm, cos, sin, log_decay, state, docs):
+        return lightning_layer_tpu(
+            q, k, v, gate, Norms(q_norm, k_norm, norm), (cos, sin), log_decay, state, docs,
+            num_heads=norm.shape[0], num_groups=norm.shape[0] * c.num_norm_groups // c.num_heads,
+            half=c.rotary_dim // 2, eps=c.norm_eps, interpret=interpret,
+        )  # fmt: skip
+
+    in_axes = (
+        *(tokens,) * 4, (), (), (heads,), (shared,), (shared,), (heads,),
+        None if state_BHKV is None else state, None if sequence.docs is None else (rows,),
+    )  # fmt: skip
+    projected = (_flat_projection(params, name, x_BTD) for name in ("q", "k", "v", "gate"))
+    o_BTX, state_BHKV = per_device(layer, in_axes, (tokens, state))(
+        *projected, *norms, *sequence.rotation, log_decay_H, state_BHKV, sequence.docs
+    )
+    y_BTD = o_BTX @ params["out"].astype(o_BTX.dtype).reshape(o_BTX.shape[-1], -1)
+    return y_BTD + params["out_bias"].astype(y_BTD.dtype) if "out_bias" in params else y_BTD, state_BHKV
+
+
+def _flat_projection(params, name: str, x_BTD):
+    y_BTX = x_BTD @ params[name].astype(x_BTD.dtype).reshape(x_BTD.shape[-1], -1)
+    bias = params.get(f"{name}_bias")
+    return y_BTX if bias is None else y_BTX + bias.astype(x_BTD.dtype).reshape(-1)
 
 
 def gated_output(params, o_BTHV, x_BTD, config: ModelConfig):

@@ -12,6 +12,7 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model.cache import Cache, slots_of
 from ling_jax.model.layers import Sequence, layer_numbers, run_segments, segments_spec
+from ling_jax.model.lightning import uses_kernels
 from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
 from ling_jax.model.moe import Router
 from ling_jax.model.mtp import mtp_hidden, mtp_spec
@@ -19,7 +20,7 @@ from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rope_table
 from ling_jax.parallel.sharding import constrain
 from ling_jax.spec import Leaf, Params, Spec, normal, ones
-from pallas_kernels.lightning_attention import document_ids
+from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 
 
 @flax.struct.dataclass
@@ -143,12 +144,14 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
         raise ValueError(f"tokens are {tokens.shape}; expected [B, T] with T at most max_length {config.max_length}")
     docs = None if segment_ids is None else document_ids(segment_ids)
     positions = positions_in_documents(tokens.shape, docs) if positions is None else jnp.asarray(positions)
+    rope = rope_table(positions, config.rotary_dim, config)
     return Sequence(
         docs=docs,
         live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
         slots=None,
         sees=None,
-        rope=rope_table(positions, config.rotary_dim, config),
+        rope=rope,
+        rotation=rotation_lanes(*rope, config.head_dim) if uses_kernels(tokens.shape, config) else None,
         latent_rope=rope_table(positions, config.rope_dim, config),
     )
 

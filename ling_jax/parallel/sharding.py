@@ -64,6 +64,36 @@ def constrain(x, axes: tuple[str | None, ...]):
     return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
+def local(size: int, axis: str) -> int:
+    """How much of a dimension a device of the mesh in scope has, if it can be split evenly; else all."""
+    return size // _ways(axis) if size % _ways(axis) == 0 else size
+
+
+def per_device(function, in_axes, out_axes):
+    """`function` run by each device of the mesh in scope on its parts, for what the compiler cannot split: kernels.
+
+    The axes are those of its arguments and results, a tuple of (size, logical axis or None) for every array, or None
+    where there is no array; dimensions that cannot be split evenly are not.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def specs(axes):
+        if axes is None:
+            return None
+        split = [axis if axis and size % _ways(axis) == 0 else None for size, axis in axes]
+        return partition_spec(tuple(split))
+
+    in_specs, out_specs = (tuple(map(specs, axes)) for axes in (in_axes, out_axes))
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _ways(axis: str) -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))
+
+
 def _check_splits(name: str, leaf, mesh: jax.sharding.Mesh) -> None:
     for size, axis in zip(leaf.shape, leaf.axes, strict=True):
         ways = int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))

@@ -33,7 +33,7 @@ def backward(q, k, v, d_out, states, d_final, log_decay, rows, *, heads: int, in
         q, k, v, d_out, states = map(in_hbm, (q, k, v, d_out, states))
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
     return pl.pallas_call(
-        functools.partial(_kernel, size=size, length=q.shape[1]),
+        functools.partial(backward_step, size=size, length=q.shape[1]),
         grid=(batch, num_heads // heads, steps),
         in_specs=(
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -63,7 +63,7 @@ def backward(q, k, v, d_out, states, d_final, log_decay, rows, *, heads: int, in
     )(log_decay, None if rows is None else rows._replace(length=None), states, d_final, q, k, v, d_out)
 
 
-def _kernel(
+def backward_step(
     log_decay_ref, row_refs, states_ref, d_final_ref, q_ref, k_ref, v_ref, d_out_ref,
     dq_ref, dk_ref, dv_ref, d_initial_ref, d_state_ref, between_refs, tables, *, size, length,
 ):  # fmt: skip

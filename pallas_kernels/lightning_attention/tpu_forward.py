@@ -26,7 +26,7 @@ def forward(q, k, v, log_decay, initial_state, rows, *, num_heads: int, heads: i
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
     all_states = (num_heads, size.key_dim, size.value_dim)
     return pl.pallas_call(
-        functools.partial(_kernel, size=size, length=length),
+        functools.partial(forward_step, size=size, length=length),
         grid=(batch, num_heads // heads, steps),
         in_specs=(
             pl.BlockSpec(memory_space=pltpu.SMEM),
@@ -56,10 +56,11 @@ def forward(q, k, v, log_decay, initial_state, rows, *, num_heads: int, heads: i
     )(log_decay, None if rows is None else rows._replace(length=None), initial_state, q, k, v)
 
 
-def _kernel(
+def forward_step(
     log_decay_ref, row_refs, initial_ref, q_ref, k_ref, v_ref,
     out_ref, final_ref, states_ref, state_ref, tables, *, size, length,
 ):  # fmt: skip
+    """A grid step: STEP tokens of `forward`'s arrays; the layer's kernel makes this a part of its own step."""
     last = pl.num_programs(2) - 1
     step, log_decays = pl.program_id(2), tpu.block_log_decays(log_decay_ref, size)
 
