@@ -20,6 +20,7 @@ from pallas_kernels.lightning_attention import (
     Norms,
     lightning_attention,
     lightning_attention_flat,
+    lightning_decode_tpu,
     lightning_layer_tpu,
 )  # fmt: skip
 from pallas_kernels.static_cost import CHIPS, Cost, static_cost
@@ -92,6 +93,12 @@ def layer_forward_backward(q, k, v, gate, q_norm, k_norm, norm, cos, sin, log_de
     return out, pull(d_out)
 
 
+def decode(q, k, v, log_decay, states):
+    """One token for each slot: q, k, v [slots, H·D] as projections of [slots, D] make them."""
+    out, states = lightning_decode_tpu(*(x[:, None] for x in (q, k, v)), log_decay, states, num_heads=states.shape[1])
+    return out[:, 0], states
+
+
 # ---------------------------------------------------------------- claims
 
 
@@ -116,6 +123,7 @@ def chip_claims(chip: str, shapes) -> Iterator[Claim]:
     yield from layer_claims(chip, 8192, 16, 4)
     if chip in BOUNDARY_BARS:
         yield from boundary_claims(chip, 8192, 16)
+    yield from decode_claims(chip)
     yield from length_claims(chip, LONG, 16)
 
 
@@ -161,6 +169,19 @@ def boundary_claims(chip: str, length: int, heads: int) -> Iterator[Claim]:
         show(row, cost, None)
         workload = f"[1, {length}, {heads}, {DIM}] in and out, bfloat16"
         yield Claim(row, cost.bound_cycles / 1000, "kcycles", "<=", bar, workload)
+
+
+def decode_claims(chip: str, heads: int = 64) -> Iterator[Claim]:
+    for slots in (64, 1):
+        array, states = ((slots, heads * DIM), "bfloat16"), ((slots, heads, DIM, DIM), "float32")
+        arguments = dict(q=array, k=array, v=array, log_decay=((heads,), "float32"), states=states)
+        cost = static_cost("benchmarks.lightning:decode", arguments, chip, donated=["states"])
+        ideal = 2 * 4 * slots * heads * DIM**2
+        ratio, row = cost.bound_cycles * CHIPS[chip].bytes_per_cycle / ideal, f"{chip}.S{slots}_H{heads}"
+        show(f"decode.{row}", cost, ratio)
+        workload = f"one token, {slots} slots, {heads} heads of {DIM} x {DIM} float32: states read and written once"
+        yield Claim(f"decode.{row}", ratio, "x states", "<=", 1 / 0.85, workload)
+        yield Claim(f"decode_bytes.{row}", cost.hbm_bytes / ideal, "x states", "<=", 1 / 0.85, workload)
 
 
 def length_claims(chip: str, length: int, heads: int) -> Iterator[Claim]:

@@ -75,14 +75,21 @@ class Cost(NamedTuple):
     unknown_trips: list[str]  # loops that were counted once
 
 
-def static_cost(function: str, arguments: dict, chip: str, static: dict | None = None, timeout: int = 1800) -> Cost:
+def static_cost(
+    function: str, arguments: dict, chip: str, static: dict | None = None, *, donated=(), timeout: int = 1800
+) -> Cost:
     """Costs `module:name`, called with `arguments`, {name: (shape, dtype)}, and the JSON values `static`.
+
+    `donated` names arguments whose memory the results may take.
 
     Raises ValueError for an unknown chip and RuntimeError with the compiler's words where it refuses.
     """
     if chip not in CHIPS:
         raise ValueError(f"chip is {chip!r}; it is one of {', '.join(CHIPS)}")
-    spec = dict(function=function, chip=chip, arguments=arguments, static=static or {}, path=[p for p in sys.path if p])
+    path = [folder for folder in sys.path if folder]
+    spec = dict(
+        function=function, chip=chip, arguments=arguments, static=static or {}, donated=[*donated], path=path
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as dump:
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
@@ -129,10 +136,10 @@ def _compile(spec: dict) -> dict:
         name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(getattr(jax.numpy, dtype)), sharding=sharding)
         for name, (shape, dtype) in spec["arguments"].items()
     }
-    call = lambda arguments: function(**arguments, **spec["static"])  # noqa: E731
+    call = lambda **arguments: function(**arguments, **spec["static"])  # noqa: E731
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask for the kind of device
-        calls = _pallas_calls(jax.make_jaxpr(call)(arguments).jaxpr)
-        compiled = jax.jit(call).lower(arguments).compile()
+        calls = _pallas_calls(jax.make_jaxpr(call)(**arguments).jaxpr)
+        compiled = jax.jit(call, donate_argnames=spec["donated"]).lower(**arguments).compile()
     temp = compiled.memory_analysis().temp_size_in_bytes
     return dict(hlo=compiled.as_text(), pallas_calls=calls, temp_bytes=temp)
 
@@ -168,6 +175,8 @@ def _block_traffic(block, grid: tuple[int, ...]) -> int:
     if not grid:
         return block_bytes
     total = int(np.prod(grid, dtype=np.int64))
+    if len(block.index_map_jaxpr.jaxpr.invars) > len(grid):  # it reads scalars that are not known: each step fetches
+        return block_bytes * total
     steps = np.array(list(itertools.islice(itertools.product(*map(range, grid)), 1 << 18)), np.int32)
     index = block.index_map_jaxpr
     place = jax.vmap(lambda step: jax.numpy.stack(jax.core.eval_jaxpr(index.jaxpr, index.consts, *step)))(steps)

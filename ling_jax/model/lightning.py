@@ -12,7 +12,14 @@ from ling_jax.model.layer_cache import put_state, read
 from ling_jax.model.norm import group_rms_norm
 from ling_jax.parallel.sharding import local, per_device
 from ling_jax.spec import Leaf, Spec, normal, ones
-from pallas_kernels.lightning_attention import Norms, lightning_attention, lightning_layer_tpu, suits_layer
+from pallas_kernels.lightning_attention import (
+    Norms,
+    lightning_attention,
+    lightning_decode_tpu,
+    lightning_layer_tpu,
+    suits_decode,
+    suits_layer,
+)  # fmt: skip
 from pallas_kernels.platform import platform
 
 
@@ -48,6 +55,8 @@ def log_decays(config: ModelConfig) -> np.ndarray:
 def lightning(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
     """(gated linear attention, the cache with the new state); x is the layer's normed input, which also makes the
     gate."""
+    if cache is not None and platform() == "tpu" and suits_decode(x_BTD.shape[1], config.head_dim, config.head_dim):
+        return decode_form(params, x_BTD, sequence, log_decay_H, cache, config)
     state_BHKV = None if cache is None else read(cache, "state")
     form = plain_form if sequence.rotation is None else kernel_form
     y_BTD, state_BHKV = form(params, x_BTD, sequence, log_decay_H, state_BHKV, config)
@@ -107,6 +116,27 @@ def kernel_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelC
     )
     y_BTD = o_BTX @ params["out"].astype(o_BTX.dtype).reshape(o_BTX.shape[-1], -1)
     return y_BTD + params["out_bias"].astype(y_BTD.dtype) if "out_bias" in params else y_BTD, state_BHKV
+
+
+def decode_form(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig, interpret: bool = False):
+    """(the layer's output, the cache with the new state) for a few tokens: the stacked states are updated in place."""
+    batch, length, _ = x_BTD.shape
+    states = cache.leaves["state"]
+    rows, heads = (batch, "batch"), (config.num_heads, "heads")
+    tokens, stacked = (rows, (length, None), heads), ((1, None), (1, None), rows, heads)
+    live = None if sequence.docs is None else (sequence.docs > 0).astype(jnp.int32)
+
+    def step(q, k, v, log_decay, states, repeat, number, live):
+        return lightning_decode_tpu(
+            q, k, v, log_decay, states, (repeat, number), live, num_heads=log_decay.shape[0], interpret=interpret
+        )
+
+    in_axes = (*(tokens,) * 3, (heads,), stacked, (), (), None if live is None else (rows,))
+    qkv = (x_BTHK.reshape(batch, length, -1) for x_BTHK in project_qkv(params, x_BTD, sequence.rope, config))
+    place = map(jnp.int32, cache.place)
+    o_BTX, states = per_device(step, in_axes, (tokens, stacked))(*qkv, log_decay_H, states, *place, live)
+    o_BTHV = o_BTX.reshape(batch, length, config.num_heads, -1)
+    return gated_output(params, o_BTHV, x_BTD, config), cache._replace(leaves=cache.leaves | {"state": states})
 
 
 def _flat_projection(params, name: str, x_BTD):
