@@ -191,36 +191,15 @@ def decoding() -> str:
 
 
 def kernels() -> str:
-    """Each backend that this platform has against the recurrence as it is written, on packed rows of odd lengths."""
-    from pallas_kernels.platform import platform
+    """The chunks that all platforms have and the kernels of this one against the recurrence as it is written."""
+    from pallas_kernels.lightning_attention.self_check import chosen_backend, kernel_errors
 
-    here = ("xla", "tpu") if platform() == "tpu" else ("xla",)
-    errors = {name: kernel_error(name) for name in here}
+    backends = sorted({"xla", chosen_backend()})
+    errors = {f"{name} {what}": error for name in backends for what, error in kernel_errors(name).items()}
     shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     if any(not error <= TOLERANCE for error in errors.values()):
         raise Problem(f"lightning_attention is off its reference by {shown}; at most {TOLERANCE:.0e}")
     return f"lightning_attention is off its reference by {shown} (at most {TOLERANCE:.0e})"
-
-
-def kernel_error(backend: str) -> float:
-    """Largest error of outputs and final states over the largest of the reference."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    from pallas_kernels.lightning_attention import lightning_attention
-
-    rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 2, 77, 2, 128)).astype(np.float32)
-    # Documents of 1, 40, 29 and of 50, 13 tokens, padding behind, before and between them.
-    rows = ([(1, 1), (2, 40), (3, 29), (0, 7)], [(0, 5), (7, 50), (0, 9), (2, 13)])
-    segment_ids = np.array([[i for i, length in row for _ in range(length)] for row in rows], np.int32)
-    with jax.default_matmul_precision("highest"):
-        run = lambda name: jax.jit(partial(lightning_attention, backend=name))(  # noqa: E731
-            q, k, v, np.float32([-0.9, -0.003]), segment_ids=segment_ids
-        )
-        pairs = list(zip(run(backend), run("reference"), strict=True))
-    return max(float(jnp.max(jnp.abs(found - wanted)) / jnp.max(jnp.abs(wanted))) for found, wanted in pairs)
 
 
 def matmul() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ling_jax.checkpoint.orbax import DamagedCheckpoint
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from pallas_kernels.lightning_attention.self_check import KernelError
 
 
 @contextlib.contextmanager
@@ -19,6 +20,6 @@ def training_errors() -> Iterator[None]:
     except Interrupted as stop:
         print(stop, flush=True)
         sys.exit(128 + stop.number)
-    except (TooManyBadSteps, DamagedCheckpoint, ValueError) as error:
+    except (TooManyBadSteps, DamagedCheckpoint, KernelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -51,6 +51,7 @@ from ling_jax.train.workdir import (
     write_config,
     write_origins,
 )
+from pallas_kernels.lightning_attention.self_check import check_kernels
 
 GENERATING_SECONDS = 10  # between two lines about a generation that takes longer
 PROBES = 16  # tasks of each source that are tried on the context before the work starts
@@ -189,6 +190,7 @@ def start_report(run: Run, start: int) -> str:
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
         "run": f"steps {start} to {steps}, one optimisation step each: old = policy, so the ratio is 1",
+        "kernels": check_kernels(),
         "files": f"{run.workdir}: config.json, metrics.jsonl, samples.jsonl, events.jsonl, checkpoints/, tokenizer/",
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())

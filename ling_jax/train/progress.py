@@ -16,6 +16,7 @@ from ling_jax.train.corpus import Corpus
 from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
 from ling_jax.train.optimizer import learning_rate
 from ling_jax.train.state import TrainState
+from pallas_kernels.lightning_attention.self_check import check_kernels
 
 IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
 
@@ -23,7 +24,10 @@ IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it
 def start_report(
     config: TrainingConfig, model: ModelConfig, state: TrainState, mesh, corpus: Corpus, workdir, start: int
 ) -> str:
-    """What is about to run, of what size, on what, and where its files go. `state` may be abstract."""
+    """What is about to run, of what size, on what, and where its files go. `state` may be abstract.
+
+    Raises KernelError where the kernels of this device do not compute what they should.
+    """
     train = config.train
     batch_tokens = train.batch_size * config.data.sequence_length
     groups: dict[str, int] = collections.Counter()
@@ -41,6 +45,7 @@ def start_report(
         "memory": f"{_bytes(state.params)} parameters + {_bytes(state.opt_state)} optimizer on each device",
         "compute": f"{flops / 1e6:.1f} MFLOP a token, {flops * batch_tokens / 1e9:.1f} GFLOP a step",
         "devices": f"{devices}; mesh {shape}",
+        "kernels": check_kernels(),
         "data": f"{_short(corpus.train_tokens)} tokens in {corpus.train_rows} rows of {config.data.sequence_length}",
         "run": f"steps {start} to {train.steps} of {batch_tokens} tokens: {epochs:.2f} epochs in all",
         "files": f"{workdir}: config.json, metrics.jsonl, tensorboard/, checkpoints/, tokenizer/",

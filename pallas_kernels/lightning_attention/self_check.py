@@ -1,0 +1,84 @@
+"""Does the backend that was chosen compute what the recurrence says, on this device? A small packed row answers."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.lightning_attention.api import choose_backend, lightning_attention
+from pallas_kernels.lightning_attention.tpu_decode import lightning_decode_tpu
+
+TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
+OVERRIDE = "LING_JAX_IGNORE_KERNEL_ERRORS"
+HEADS, DIM, LENGTH = 2, 128, 141
+
+
+class KernelError(Exception):
+    """A kernel does not compute what its reference does."""
+
+
+def chosen_backend() -> str:
+    """What `backend=None` means here for shapes that suit the kernels."""
+    return choose_backend(None, jax.ShapeDtypeStruct((1, LENGTH, HEADS, DIM), jnp.float32), DIM)
+
+
+def check_kernels(backend: str | None = None) -> str:
+    """What was found of a backend, or of the chosen one: for a start-up report.
+
+    Raises KernelError where a kernel disagrees with its reference, unless $LING_JAX_IGNORE_KERNEL_ERRORS is 1. There
+    is no fallback: hosts that run one program must not choose differently.
+    """
+    backend = backend or chosen_backend()
+    if backend == "xla":
+        return "xla"  # plain jax.numpy, which is its own reference
+    errors = kernel_errors(backend)
+    shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    if all(error <= TOLERANCE for error in errors.values()):
+        return f"{backend}; off their reference by {shown}"
+    if os.environ.get(OVERRIDE) == "1":
+        return f"{backend}; OFF THEIR REFERENCE BY {shown}, which {OVERRIDE}=1 ignores"
+    raise KernelError(
+        f"the {backend} kernels are off their reference by {shown}; at most {TOLERANCE:.0e}. Results of this device "
+        f"cannot be trusted: replace it or update libtpu; {OVERRIDE}=1 runs all the same"
+    )
+
+
+def kernel_errors(backend: str) -> dict[str, float]:
+    """{what: largest error over the largest value of the recurrence}, float32."""
+    rng = np.random.default_rng(0)
+    q, k, v, d_out = rng.normal(size=(4, 2, LENGTH, HEADS, DIM)).astype(np.float32)
+    state = rng.normal(size=(2, HEADS, DIM, DIM)).astype(np.float32)
+    # Documents of 1, 103, 29 and of 110, 13 tokens, padding behind, before and between them.
+    rows = ([(1, 1), (2, 103), (3, 29), (0, 8)], [(0, 9), (7, 110), (0, 9), (2, 13)])
+    ids = np.array([[i for i, length in row for _ in range(length)] for row in rows], np.int32)
+    log_decay = np.float32([-0.9, -0.003])
+    with jax.default_matmul_precision("highest"):
+        found, wanted = (_attention(q, k, v, d_out, log_decay, state, ids, name) for name in (backend, "reference"))
+        errors = {"attention": _error(found[:2], wanted[:2]), "gradients": _error(found[2:], wanted[2:])}
+        if backend.startswith("tpu"):
+            token = [x[:, :1] for x in (q, k, v)]
+            flat = (x.reshape(2, 1, -1) for x in token)
+            decode = jax.jit(lightning_decode_tpu, static_argnames=("num_heads", "interpret"))
+            out, after = decode(*flat, log_decay, state, num_heads=HEADS, interpret=backend == "tpu_interpret")
+            wanted = lightning_attention(*token, log_decay, initial_state=state, backend="reference")
+            errors["decoding"] = _error((out.reshape(wanted[0].shape), after), wanted)
+    return errors
+
+
+def _attention(q, k, v, d_out, log_decay, state, ids, backend: str):
+    @jax.jit
+    def run(q, k, v, state):
+        attend = lambda q, k, v, state: lightning_attention(  # noqa: E731
+            q, k, v, log_decay, initial_state=state, segment_ids=ids, backend=backend
+        )
+        (out, final), pull = jax.vjp(attend, q, k, v, state)
+        return out, final, *pull((jnp.asarray(d_out), final))
+
+    return run(q, k, v, state)
+
+
+def _error(found, wanted) -> float:
+    """NaN where anything is."""
+    errors = [jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)) for a, b in zip(found, wanted, strict=True)]
+    return float(jnp.max(jnp.stack(errors)))

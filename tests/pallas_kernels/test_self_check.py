@@ -1,0 +1,28 @@
+"""Kernels are compared with the recurrence where they run, and a wrong one stops a run unless it is told not to."""
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels.lightning_attention import self_check
+
+
+def test_kernels_agree_here():
+    found = self_check.check_kernels("tpu_interpret")
+    assert found.startswith("tpu_interpret; off their reference by attention ") and "decoding " in found
+
+
+def test_a_cpu_has_no_kernels_to_compare():
+    assert self_check.chosen_backend() == "xla"
+    assert self_check.check_kernels() == "xla"
+
+
+@pytest.mark.parametrize("error", [1.0, float(jnp.nan)])
+def test_a_wrong_kernel_is_an_error_with_an_override(monkeypatch, error):
+    monkeypatch.setattr(self_check, "kernel_errors", lambda backend: {"attention": error})
+    monkeypatch.delenv(self_check.OVERRIDE, raising=False)
+    with pytest.raises(
+        self_check.KernelError, match=r"off their reference by attention .*LING_JAX_IGNORE_KERNEL_ERRORS=1"
+    ):
+        self_check.check_kernels("tpu")
+    monkeypatch.setenv(self_check.OVERRIDE, "1")
+    assert "OFF THEIR REFERENCE" in self_check.check_kernels("tpu")
