@@ -10,7 +10,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import out_spec, project_out, project_qkv, qkv_spec
 from ling_jax.model.layer_cache import put_state, read
 from ling_jax.model.norm import group_rms_norm
-from ling_jax.parallel.sharding import local, per_device
+from ling_jax.parallel.sharding import local, one_device, per_device
 from ling_jax.spec import Leaf, Spec, normal, ones
 from pallas_kernels.lightning_attention import (
     Norms,
@@ -73,6 +73,8 @@ def plain_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelCo
         log_decay_H,
         initial_state=state_BHKV,
         segment_ids=sequence.docs,
+        # The compiler cannot split a kernel among devices; of the released shapes none comes here on a TPU.
+        backend=None if one_device() else "xla",
         chunk_size=config.lightning_chunk,
     )
     return gated_output(params, o_BTHV, x_BTD, config), state_BHKV

@@ -69,14 +69,19 @@ def local(size: int, axis: str) -> int:
     return size // _ways(axis) if size % _ways(axis) == 0 else size
 
 
+def one_device() -> bool:
+    """Whether no mesh of several devices is in scope."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def per_device(function, in_axes, out_axes):
     """`function` run by each device of the mesh in scope on its parts, for what the compiler cannot split: kernels.
 
     The axes are those of its arguments and results, a tuple of (size, logical axis or None) for every array, or None
     where there is no array; dimensions that cannot be split evenly are not.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if one_device():
         return function
 
     def specs(axes):
@@ -86,6 +91,7 @@ def per_device(function, in_axes, out_axes):
         return partition_spec(tuple(split))
 
     in_specs, out_specs = (tuple(map(specs, axes)) for axes in (in_axes, out_axes))
+    mesh = jax.sharding.get_abstract_mesh()
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 

@@ -49,7 +49,7 @@ def outputs_and_gradients(form, config, params, x_BTD, sequence, log_decay, stat
     return {"y": y_BTD, "state": final, "dx": d_x, "d_state": d_state} | {f"d_{n}": d for n, d in d_params.items()}
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kernel_equals_jax_numpy(packed):
     inputs = layer_inputs(CONFIG, 1, 389, packed, jnp.float32)
     with jax.default_matmul_precision("highest"):

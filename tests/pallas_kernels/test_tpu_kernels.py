@@ -116,6 +116,7 @@ def flat_inputs(batch, length=256):
     return *(x.reshape(batch, length, -1) for x in (q, k, v)), log_decay
 
 
+@pytest.mark.slow
 def test_rows_under_vmap_are_the_batch():
     q, k, v, log_decay = flat_inputs(2)
     ids = random_segments(0, 2, 256)
