@@ -81,5 +81,12 @@ def test_every_mesh_gives_the_loss_and_gradients_of_one_device(family, dtype):
 
 
 @pytest.mark.slow
+def test_lightning_kernels_on_a_mesh_equal_one_device():
+    program = [sys.executable, "-m", "tests.parallel.lightning_on_four"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "equal\n", done.stderr
+
+
+@pytest.mark.slow
 def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
     assert len(eight_devices("restore")) == 4
