@@ -61,6 +61,7 @@ class ModelConfig:
     max_length: int = 131072
     norm_eps: float = 1e-6
     qk_norm: bool = True
+    gqa_qk_norm: bool = True  # False: GQA layers have theirs fused into their weights, as in the middle of a migration
     qkv_bias: bool = False
     out_bias: bool = False
     mtp_depth: int = 0
@@ -235,6 +236,7 @@ HF_OPTIONAL_FIELDS = {  # a missing key leaves the field's default
     "router_z_loss_coef": "z_loss_weight",
     "initializer_range": "init_std",
     "slope_layer_offset": "slope_layer_offset",
+    "gqa_qk_norm": "gqa_qk_norm",  # ours: the official code would miss the norms' weights
 }
 HF_MLA_FIELDS = {
     "q_lora_rank": "q_lora_rank",

@@ -10,7 +10,7 @@ from ling_jax.model.rope import rotate_half
 from ling_jax.spec import Leaf, Spec, normal, ones, zeros
 
 
-def qkv_spec(config: ModelConfig, kv_heads: int) -> Spec:
+def qkv_spec(config: ModelConfig, kv_heads: int, *, qk_norm: bool) -> Spec:
     """Query, key and value projections, their biases and the norms of queries and keys."""
     c, init, kv_axis = (
         config,
@@ -22,7 +22,7 @@ def qkv_spec(config: ModelConfig, kv_heads: int) -> Spec:
         name: Leaf((c.hidden_size, heads, c.head_dim), ("embed", axis, None), init)
         for name, (heads, axis) in sizes.items()
     }
-    if c.qk_norm:
+    if qk_norm:
         spec |= {name: Leaf((c.head_dim,), (None,), ones) for name in ("q_norm", "k_norm")}
     if c.qkv_bias:
         spec |= {
@@ -38,7 +38,8 @@ def out_spec(config: ModelConfig, value_dim: int, bias: bool) -> Spec:
 
 
 def gqa_spec(config: ModelConfig) -> Spec:
-    return qkv_spec(config, config.num_kv_heads) | out_spec(config, config.head_dim, config.out_bias)
+    qkv = qkv_spec(config, config.num_kv_heads, qk_norm=config.qk_norm and config.gqa_qk_norm)
+    return qkv | out_spec(config, config.head_dim, config.out_bias)
 
 
 def project_qkv(params, x_BTD, rope_table, config: ModelConfig):

@@ -26,7 +26,7 @@ from pallas_kernels.platform import platform
 def lightning_spec(config: ModelConfig) -> Spec:
     c = config
     return (
-        qkv_spec(c, c.num_heads)
+        qkv_spec(c, c.num_heads, qk_norm=c.qk_norm)
         | out_spec(c, c.head_dim, c.out_bias)
         | {
             "gate": Leaf((c.hidden_size, c.num_heads, c.head_dim), ("embed", "heads", None), normal(c.init_std)),

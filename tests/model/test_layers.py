@@ -117,7 +117,7 @@ def test_a_model_without_experts_has_no_router():
 def test_biases_are_added_to_query_key_and_value(x64):
     config = tiny_config("linear-2.0", qkv_bias=True, qk_norm=False, rotary_dim=0, compute_dtype="float64")
     rng = np.random.default_rng(0)
-    params = {name: rng.normal(size=leaf.shape) for name, leaf in gqa.qkv_spec(config, config.num_kv_heads).items()}
+    params = {name: rng.normal(size=leaf.shape) for name, leaf in gqa.gqa_spec(config).items()}
     x_BTD = rng.normal(size=(1, 3, config.hidden_size))
     table = make_sequence(np.zeros((1, 3), int), config).rope
     for name, found in zip("qkv", gqa.project_qkv(params, x_BTD, table, config), strict=True):
