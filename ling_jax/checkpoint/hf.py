@@ -33,21 +33,22 @@ def load_hf(path, *, dtype=None):
     """
     folder = Path(path)
     hf = read_config(folder)
-    with _Tensors(folder) as tensors:
-        config = _config(hf, tensors, dtype)
+    with Tensors(folder) as tensors:
+        config = config_of(hf, tensors, dtype)
         places = slots(model_spec(config), config)
-        _check_tensors(tensors, places, folder)
+        check_tensors(tensors, places, folder)
         return _read_params(tensors, places, config, dtype), config
 
 
 def load_hf_config(path, *, dtype=None) -> ModelConfig:
     """The config that `load_hf` gives, without the parameters."""
     hf = read_config(Path(path))
-    with _Tensors(Path(path)) as tensors:
-        return _config(hf, tensors, dtype)
+    with Tensors(Path(path)) as tensors:
+        return config_of(hf, tensors, dtype)
 
 
-def _config(hf: dict, tensors: "_Tensors", dtype) -> ModelConfig:
+def config_of(hf: dict, tensors: "Tensors", dtype) -> ModelConfig:
+    """The config of a folder: what its file says, and the slope convention that it or its tensors tell."""
     config = from_hf(hf)
     if dtype is not None:
         config = dataclasses.replace(config, compute_dtype=dtype)
@@ -80,7 +81,7 @@ def hf_tensors(params, config: ModelConfig) -> dict[str, np.ndarray]:
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
     pieces: dict[str, list[np.ndarray]] = {}
     for slot in slots(model_spec(config), config):
-        pieces.setdefault(slot.name, []).append(_to_official(leaves[slot.leaf][slot.index], slot))
+        pieces.setdefault(slot.name, []).append(to_official(leaves[slot.leaf][slot.index], slot))
     return {name: np.concatenate(rows) if len(rows) > 1 else rows[0] for name, rows in pieces.items()}
 
 
@@ -102,7 +103,7 @@ def _read_json(file: Path) -> dict:
     return content
 
 
-class _Tensors:
+class Tensors:
     """The tensors of a folder by canonical name: shapes at once, values on demand."""
 
     def __init__(self, folder: Path):
@@ -159,7 +160,8 @@ def _open(file: Path):
         ) from error
 
 
-def _check_tensors(tensors: _Tensors, places: list[Slot], folder: Path) -> None:
+def check_tensors(tensors: Tensors, places: list[Slot], folder: Path) -> None:
+    """Raises ValueError where a tensor is missing, belongs to nothing or has another shape."""
     expected: dict[str, tuple[int, ...]] = {}
     for slot in places:
         rows = expected.get(slot.name, (0,))[0] + slot.official[0]
@@ -178,7 +180,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
-def _read_params(tensors: _Tensors, places: list[Slot], config: ModelConfig, dtype):
+def _read_params(tensors: Tensors, places: list[Slot], config: ModelConfig, dtype):
     spec = model_spec(config)
     shapes = {path: leaf.shape for path, leaf in named_leaves(spec).items()}
     arrays: dict[str, np.ndarray] = {}
@@ -187,16 +189,18 @@ def _read_params(tensors: _Tensors, places: list[Slot], config: ModelConfig, dty
         if slot.leaf not in arrays:
             kept = np.dtype(dtype) if dtype is not None else value.dtype
             arrays[slot.leaf] = np.empty(shapes[slot.leaf], kept)
-        arrays[slot.leaf][slot.index] = _from_official(value, slot)
+        arrays[slot.leaf][slot.index] = from_official(value, slot)
     structure = jax.tree.structure(spec, is_leaf=lambda x: isinstance(x, Leaf))
     return jax.tree.unflatten(structure, [arrays[path] for path in shapes])
 
 
-def _from_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+def from_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+    """A slot's rows of an official tensor in our layout."""
     return (value.T if _is_transposed(slot) else value).reshape(slot.shape)
 
 
-def _to_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+def to_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+    """The inverse of `from_official`."""
     if not _is_transposed(slot):
         return np.ascontiguousarray(value).reshape(slot.official)
     return np.ascontiguousarray(value.reshape(slot.official[::-1]).T)
@@ -206,7 +210,7 @@ def _is_transposed(slot: Slot) -> bool:
     return len(slot.official) == 2 and slot.leaf != "embed"
 
 
-def _stored_slope_offset(tensors: _Tensors, config: ModelConfig) -> int:
+def _stored_slope_offset(tensors: Tensors, config: ModelConfig) -> int:
     """The convention that a stored slope tensor fits; 0 without one."""
     stored = [name for name in tensors.names() if name.endswith(".slope")]
     stored.sort(key=lambda name: int(name.split(".")[2]))
@@ -222,21 +226,33 @@ def _stored_slope_offset(tensors: _Tensors, config: ModelConfig) -> int:
 
 
 def _write_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
-    shards = list(_shards(tensors))
+    shards = list(split_shards(tensors))
     if len(shards) == 1:
-        safetensors.numpy.save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+        write_shard(tensors, folder / SINGLE_FILE)
         return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.numpy.save_file(shard, folder / file, metadata={"format": "pt"})
+        file = shard_name(number, len(shards))
+        write_shard(shard, folder / file)
         weight_map |= dict.fromkeys(shard, file)
-    total = sum(value.nbytes for value in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_index(weight_map, sum(value.nbytes for value in tensors.values()), folder)
+
+
+def write_shard(tensors: dict[str, np.ndarray], file: Path) -> None:
+    safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+
+
+def shard_name(number: int, count: int) -> str:
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def write_index(weight_map: dict[str, str], total_size: int, folder: Path) -> None:
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _shards(tensors: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def split_shards(tensors: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The tensors in order, cut where the next would pass `MAX_SHARD_BYTES`."""
     shard, size = {}, 0
     for name, value in tensors.items():
         if shard and size + value.nbytes > MAX_SHARD_BYTES:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -13,6 +14,8 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
+
+CHUNK_BYTES = 64 * 2**20  # our choice
 
 
 class DamagedCheckpoint(ValueError):
@@ -31,7 +34,16 @@ def save(manager: ocp.CheckpointManager, step: int, state, model: ModelConfig, *
     """Starts the save of a state under its step, with JSON objects by name; returns when the arrays are copied."""
     records = {"meta": {"model": dataclasses.asdict(model)}} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
-    manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), **items))
+    state_item = ocp.args.StandardSave(state, save_args=jax.tree_util.tree_map_with_path(_chunks, state))
+    manager.save(step, args=ocp.args.Composite(state=state_item, **items))
+
+
+def _chunks(path, leaf) -> ocp.SaveArgs:
+    """Large leaves are stored layer by layer, so that one layer can be read without the others."""
+    stacked = 2 if "segments" in (names := specs.path_name(path).split("/")) else int("mtp" in names)
+    if stacked >= jnp.ndim(leaf):
+        return ocp.SaveArgs()
+    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=tuple(range(stacked)))
 
 
 def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:

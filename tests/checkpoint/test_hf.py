@@ -288,7 +288,7 @@ def test_a_save_that_fails_between_shards_leaves_nothing(tmp_path, monkeypatch):
     real = hf._write_shards
 
     def write(tensors, folder):
-        count = len(list(hf._shards(tensors)))
+        count = len(list(hf.split_shards(tensors)))
         (folder / f"model-00002-of-{count:05d}.safetensors").mkdir()
         real(tensors, folder)
 
