@@ -38,6 +38,14 @@ def shift_in_documents(x_BT, docs_BT, by: int, fill: int):
     return jnp.where((ahead(docs_BT, 0) == docs_BT) & (docs_BT > 0), ahead(x_BT, fill), fill)
 
 
+def module_input(params: Params, embedded_BTD, hidden_BTD, config: ModelConfig):
+    """What a depth's layer reads: the projection of [normed embedding ; normed hidden state before]."""
+    embedded_BTD = rms_norm(embedded_BTD, params["embed_norm"], config.norm_eps)
+    hidden_BTD = rms_norm(hidden_BTD, params["hidden_norm"], config.norm_eps)
+    proj = params["proj"].astype(hidden_BTD.dtype)
+    return jnp.einsum("BTD,DM->BTM", embedded_BTD, proj[0]) + jnp.einsum("BTD,DM->BTM", hidden_BTD, proj[1])
+
+
 def mtp_hidden(params: Params, embed, hidden_BTD, tokens_BT, sequence: Sequence, config: ModelConfig):
     """([hidden [B, T, D] of each depth, ready for the LM head], Router stacked [depth, …]).
 
@@ -46,10 +54,7 @@ def mtp_hidden(params: Params, embed, hidden_BTD, tokens_BT, sequence: Sequence,
     """
 
     def module(params, hidden_BTD, shifted_BT):
-        embedded = rms_norm(embed(shifted_BT), params["embed_norm"], config.norm_eps)
-        previous = rms_norm(hidden_BTD, params["hidden_norm"], config.norm_eps)
-        proj = params["proj"].astype(hidden_BTD.dtype)
-        z_BTD = jnp.einsum("BTD,DM->BTM", embedded, proj[0]) + jnp.einsum("BTD,DM->BTM", previous, proj[1])
+        z_BTD = module_input(params, embed(shifted_BT), hidden_BTD, config)
         z_BTD, router, _ = layer(params["layer"], z_BTD, None, None, sequence, config, Kind(config.softmax, "moe"))
         return rms_norm(z_BTD, params["final_norm"], config.norm_eps), router
 

@@ -34,16 +34,24 @@ def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.Path, 
     Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
     the model.
     """
-    folder = local_folder(config.folder, workdir)
     tokenizer = _tokenizer(config, model, workdir)
+    folders = tokenize_sources(config, tokenizer, workdir, replace=replace)
+    weights = [source.weight for source in config.sources]
+    return packed_corpus(folders, weights, tokenizer, config.sequence_length, config.seed)
+
+
+def tokenize_sources(
+    config: DataConfig, tokenizer: Tokenizer, workdir: epath.Path, *, replace: bool = False
+) -> list[Path]:
+    """The token folders of the sources, made where they are not there yet."""
+    folder = local_folder(config.folder, workdir)
     folders = [folder / f"{i}_{source.kind}" for i, source in enumerate(config.sources)]
     for source, where in zip(config.sources, folders, strict=True):
         replaces = replace and not config.folder
         data.tokenize(
             open_source(source), tokenizer, where, held_out_fraction=config.held_out_fraction, replace=replaces
         )
-    weights = [source.weight for source in config.sources]
-    return packed_corpus(folders, weights, tokenizer, config.sequence_length, config.seed)
+    return folders
 
 
 def local_folder(named: str, workdir: epath.Path) -> Path:

@@ -4,9 +4,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import json
+import math
 import signal
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
 from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh
 from ling_jax.spec import Params
-from ling_jax.train.config import PretrainConfig, TrainingConfig, open_source
+from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, open_source
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
 from ling_jax.train.metrics import MetricsWriter, peak_flops
 from ling_jax.train.optimizer import make_optimizer
@@ -63,6 +65,8 @@ class Run:
     corpus: Corpus
     start: Callable[[jax.sharding.Mesh], Params] | None  # loads the parameters before step 0; None: random ones
     lock: IO[bytes] | None
+    trainable: Any = None  # a tree of bools; None: all that the spec declares so
+    enough: float | None = None  # a held-out loss that ends the run where an evaluation meets it
 
 
 def prepare(config: PretrainConfig, workdir) -> Run:
@@ -82,17 +86,20 @@ def prepare_run(
     make_corpus: Callable[..., Corpus],
     *,
     start: Callable[[jax.sharding.Mesh], Params] | None = None,
+    trainable=None,
+    enough: float | None = None,
 ) -> Run:
     """`prepare` of any run: its rows are `make_corpus(workdir, replace=whether no checkpoint is there)`.
 
-    `make_corpus` is called when everything else is checked and the workdir is this process's own.
+    `make_corpus` is called when everything else is checked and the workdir is this process's own. `start`, `trainable`
+    and `enough` are as in `Run`.
     """
     workdir = open_workdir(workdir)
     check_workdir(config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     _check_batch(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = abstract_state(model, optimizer, mesh)
+    abstract = abstract_state(model, optimizer, mesh, trainable)
     held = lock(workdir)
     try:
         corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
@@ -101,11 +108,12 @@ def prepare_run(
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, model, workdir, mesh, optimizer, abstract, corpus, start, held)
+    return Run(config, model, workdir, mesh, optimizer, abstract, corpus, start, held, trainable, enough)
 
 
 def train(run: Run, *, profile: bool = False) -> dict:
-    """Trains until `train.steps`, from the newest checkpoint in the workdir if there is one.
+    """Trains until `train.steps`, or until the held-out loss is enough, from the newest checkpoint in the workdir if
+    there is one.
 
     Prints a report and then progress; the workdir gets metrics.jsonl, tensorboard/ and checkpoints/. Returns the last
     line of metrics.jsonl, or {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and
@@ -120,9 +128,14 @@ def train(run: Run, *, profile: bool = False) -> dict:
             if start >= config.train.steps:
                 print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
                 return {}
+            if start and run.enough is not None and (line := _enough_line(run, start)):
+                print(f"done: the held-out loss of step {start} was enough", flush=True)
+                return line
             peak = peak_flops(run.mesh)  # measured where it is not known, so before the machine is busy
             of_rows = (run.model, config.train, config.data.sequence_length)
-            train_step = compiler.submit(compile_train_step, *of_rows, run.optimizer, run.abstract, run.mesh)
+            train_step = compiler.submit(
+                compile_train_step, *of_rows, run.optimizer, run.abstract, run.mesh, run.trainable
+            )
             eval_step = compiler.submit(compile_eval_step, *of_rows, run.abstract, run.mesh)
             state = orbax.restore(manager, run.abstract) if start else _first_state(run)
             loop = _Loop(run, manager, train_step.result(), eval_step, peak)
@@ -134,8 +147,17 @@ def train(run: Run, *, profile: bool = False) -> dict:
 
 def _first_state(run: Run) -> TrainState:
     if run.start is None:
-        return random_state(run.config.train.seed, run.model, run.optimizer, run.abstract)
-    return state_of(run.start(run.mesh), run.model, run.optimizer, run.abstract)
+        return random_state(run.config.train.seed, run.model, run.optimizer, run.abstract, run.trainable)
+    return state_of(run.start(run.mesh), run.model, run.optimizer, run.abstract, run.trainable)
+
+
+def _enough_line(run: Run, done: int) -> dict:
+    """The metrics of the last step before a checkpoint where its held-out loss ended the run, else {}."""
+    for text in (run.workdir / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        if line["step"] == done - 1 and line.get("held_out_loss", math.inf) <= run.enough:
+            return line
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,23 +183,29 @@ class _Loop:
                 state, metrics = self.train_step(state, self._on_devices(batch))
                 log.add(step, metrics)
                 stop = stopped[0] if stopped else None  # read once: it may come at any moment
-                line = self._after(state, step + 1, log, stops=stop is not None)
+                line, enough = self._after(state, step + 1, log, stops=stop is not None)
                 self._check_bad_steps(log, step + 1)
+                if enough:
+                    break
                 if stop is not None and step + 1 < train.steps:
                     raise Interrupted(stop, step + 1)
         return line
 
-    def _after(self, state: TrainState, done: int, log: ProgressLog, *, stops: bool) -> dict:
-        """Evaluates and saves where that is due; returns the step's metrics if so."""
-        train = self.run.config.train
+    def _after(self, state: TrainState, done: int, log: ProgressLog, *, stops: bool) -> tuple[dict, bool]:
+        """Evaluates and saves where that is due; returns the step's metrics if so, and whether its loss is enough."""
+        train, wanted = self.run.config.train, self.run.enough
         ends = done == train.steps
-        evaluates = ends or (train.eval_every and done % train.eval_every == 0 and not stops)
+        evaluates = train.eval_every and done % train.eval_every == 0
+        # A run that stops for a signal leaves the evaluation out, unless it may be the one that ends the run.
+        evaluates = ends or (evaluates and (not stops or wanted is not None))
         saves = ends or stops or done % train.save_every == 0 or log.bad_steps >= train.max_bad_steps
         if not evaluates and not saves:
-            return {}
+            return {}, False
         log.drain()
         stops = stops or log.bad_steps >= train.max_bad_steps
         measured = self.held_out_loss(state.params) if evaluates else {}
+        enough = wanted is not None and measured.get("held_out_loss", math.inf) <= wanted
+        ends, saves = ends or enough, saves or enough
         line = log.flush(**measured)  # before a save, so that no step before the checkpoint lacks its line
         if saves or stops:
             print(f"saving step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
@@ -186,19 +214,15 @@ class _Loop:
             self.manager.wait_until_finished()
             print(f"saved step={done}", flush=True)
         log.restart_clock()
-        return line
+        return line, enough
 
     def held_out_loss(self, params) -> dict[str, float]:
-        """Mean nats per token over the held-out batches; {} where no document is held out."""
-        train, hosts = self.run.config.train, (jax.process_index(), jax.process_count())
-        rows, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
-        batches = held_out_batches(self.run.corpus, rows, most, *hosts)
-        sums = [self.eval_step.result()(params, self._on_devices(batch)) for batch in batches]
-        if not sums:
+        """{} where no document is held out."""
+        run = self.run
+        loss = held_out_loss(self.eval_step.result(), params, run.corpus, run.config.train, run.model, run.mesh)
+        if loss is None:
             print("held_out_loss: no document is held out (data.held_out_fraction)", flush=True)
             return {}
-        sums = jax.device_get([(s.main, s.main_count) for s in sums])
-        loss = float(sum(main for main, _ in sums) / sum(count for _, count in sums))
         print(f"held_out_loss={loss:.4f} nats/token", flush=True)
         return {"held_out_loss": loss}
 
@@ -227,9 +251,7 @@ class _Loop:
             end()
 
     def _on_devices(self, batch: data.Batch):
-        data.validate_batch(batch, vocab_size=self.run.model.vocab_size, max_length=self.run.model.max_length)
-        sharding = batch_sharding(self.run.mesh)
-        return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+        return _on_devices(batch, self.run.model, self.run.mesh)
 
     def _check_bad_steps(self, log: ProgressLog, step: int) -> None:
         if log.bad_steps >= (most := self.run.config.train.max_bad_steps):
@@ -237,6 +259,27 @@ class _Loop:
                 f"{log.bad_steps} steps until step {step} had a loss or gradient that is not finite, and "
                 f'train.max_bad_steps is {most}; the steps are in {self.run.workdir / "metrics.jsonl"} ("bad": true)'
             )
+
+
+def held_out_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: ModelConfig, mesh) -> float | None:
+    """Mean nats per token over the held-out batches; None where no document is held out.
+
+    `eval_step` is `programs.compile_eval_step`'s.
+    """
+    hosts = (jax.process_index(), jax.process_count())
+    rows, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
+    batches = held_out_batches(corpus, rows, most, *hosts)
+    sums = [eval_step(params, _on_devices(batch, model, mesh)) for batch in batches]
+    if not sums:
+        return None
+    sums = jax.device_get([(s.main, s.main_count) for s in sums])
+    return float(sum(main for main, _ in sums) / sum(count for _, count in sums))
+
+
+def _on_devices(batch: data.Batch, model: ModelConfig, mesh):
+    data.validate_batch(batch, vocab_size=model.vocab_size, max_length=model.max_length)
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
 
 
 def _check_batch(config: TrainingConfig, mesh: jax.sharding.Mesh) -> None:

@@ -22,21 +22,22 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
 
 
-def random_state(seed: int, config: ModelConfig, optimizer, abstract: TrainState) -> TrainState:
+def random_state(seed: int, config: ModelConfig, optimizer, abstract: TrainState, trainable=None) -> TrainState:
     """The state before step 0 with random parameters."""
-    return _first_state(lambda key: model.init(key, config), jax.random.key(seed), config, optimizer, abstract)
+    trainable = specs.trainable(model.model_spec(config)) if trainable is None else trainable
+    return _first_state(lambda key: model.init(key, config), jax.random.key(seed), trainable, optimizer, abstract)
 
 
-def state_of(params, config: ModelConfig, optimizer, abstract: TrainState) -> TrainState:
+def state_of(params, config: ModelConfig, optimizer, abstract: TrainState, trainable=None) -> TrainState:
     """The state before step 0 with these parameters, as master weights: in the spec's dtypes, whatever was stored."""
     wanted = jax.tree.map(lambda leaf: leaf.dtype, abstract.params)
     cast = lambda params: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, wanted)  # noqa: E731
-    return _first_state(cast, params, config, optimizer, abstract)
+    trainable = specs.trainable(model.model_spec(config)) if trainable is None else trainable
+    return _first_state(cast, params, trainable, optimizer, abstract)
 
 
-def _first_state(make_params, argument, config: ModelConfig, optimizer, abstract: TrainState) -> TrainState:
+def _first_state(make_params, argument, trainable, optimizer, abstract: TrainState) -> TrainState:
     """Made where it will lie."""
-    trainable = specs.trainable(model.model_spec(config))
     create = lambda argument: create_state(make_params(argument), optimizer, trainable)  # noqa: E731
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # This program runs once. On a CPU its random numbers take LLVM longer to optimise than to draw.
@@ -51,9 +52,17 @@ def _abstract_batch(mesh, rows: int, length: int):
     return {name: jax.ShapeDtypeStruct((rows, length), x.dtype, sharding=sharding) for name, x in row.items()}
 
 
-def compile_train_step(config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh):
+def compile_train_step(
+    config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh, trainable=None
+):
     """`step(state, batch) -> (state, metrics)` as a program for rows of `length`; the state given to it is used up."""
-    step = make_train_step(config, optimizer, microbatches=train.microbatches, router_bias_rate=train.router_bias_rate)
+    step = make_train_step(
+        config,
+        optimizer,
+        microbatches=train.microbatches,
+        router_bias_rate=train.router_bias_rate,
+        trainable=trainable,
+    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     begun = time.perf_counter()
     with jax.set_mesh(mesh):

@@ -29,13 +29,16 @@ def create_state(params, optimizer: optax.GradientTransformation, trainable) -> 
     return TrainState(step=step, bad_steps=bad_steps, params=params, opt_state=optimizer.init(trained))
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh) -> TrainState:
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, trainable=None) -> TrainState:
     """The whole state as ShapeDtypeStructs that say where it lies; the optimiser's moments lie as their parameters do.
+
+    `trainable` is a tree of bools, None: all that the spec declares so. The optimiser has no state of other leaves.
 
     Raises ValueError where the mesh cannot split a parameter evenly.
     """
     spec = model_spec(config)
-    abstract = jax.eval_shape(lambda p: create_state(p, optimizer, specs.trainable(spec)), specs.abstract(spec))
+    trainable = specs.trainable(spec) if trainable is None else trainable
+    abstract = jax.eval_shape(lambda p: create_state(p, optimizer, trainable), specs.abstract(spec))
     by_path = {f"/{name}": sharding for name, sharding in specs.named_leaves(shardings(spec, mesh)).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
 

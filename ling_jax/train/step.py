@@ -16,15 +16,21 @@ from ling_jax.train.state import TrainState
 
 
 def make_train_step(
-    config: ModelConfig, optimizer: optax.GradientTransformation, *, microbatches: int = 1, router_bias_rate: float
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    router_bias_rate: float,
+    trainable=None,
 ):
     """`step(state, batch) -> (state, metrics)`.
 
     `batch` has tokens, labels, segment_ids and positions, [B, T] each. Microbatches give the gradient of the whole
     batch: sums are divided by the batch's counts, not the microbatch's. A loss or gradient that is not finite leaves
-    everything but the data position and the count of bad steps as it was.
+    everything but the data position and the count of bad steps as it was. `trainable` is a tree of bools (None: all
+    that the spec declares so); other leaves keep their bits, experts' biases too where their rate is 0.
     """
-    trainable = specs.trainable(model_spec(config))
+    trainable = specs.trainable(model_spec(config)) if trainable is None else trainable
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         trained, frozen = specs.partition(state.params, trainable)
@@ -42,8 +48,9 @@ def make_train_step(
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
-            biases = update_expert_bias(frozen, loads, router_bias_rate)
-            frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
+            if router_bias_rate:
+                biases = update_expert_bias(frozen, loads, router_bias_rate)
+                frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
         state = TrainState(
             step=state.step + 1,
             bad_steps=state.bad_steps + ~good,

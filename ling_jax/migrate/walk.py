@@ -1,0 +1,100 @@
+"""A forward pass over samples that holds one layer at a time, and shows what each mixer reads and makes."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ling_jax.checkpoint.layers import LayerReader
+from ling_jax.config import ModelConfig
+from ling_jax.data import Batch
+from ling_jax.model.layers import MIXERS, Kind, layer, layer_kind
+from ling_jax.model.lightning import log_decays
+from ling_jax.model.mtp import module_input, shift_tokens
+from ling_jax.model.norm import rms_norm
+from ling_jax.model.transformer import make_sequence
+from ling_jax.spec import Params
+
+
+class Visit(NamedTuple):
+    """One layer; an MTP depth comes behind the others, with the layer inside of it."""
+
+    number: int
+    kind: Kind
+    params: Params  # all of the layer's, on the host
+    inputs: list[Any]  # normed inputs of the mixer, [B, T, D] of each batch
+
+    @property
+    def mixer(self) -> Params:
+        return (self.params.get("layer") or self.params)["mixer"]
+
+    def with_mixer(self, mixer: Params) -> Params:
+        """The layer's parameters with another mixer."""
+        if "layer" in self.params:
+            return self.params | {"layer": self.params["layer"] | {"mixer": mixer}}
+        return self.params | {"mixer": mixer}
+
+
+def walk(reader: LayerReader, batches: Sequence[Batch]) -> Iterator[Visit]:
+    """Every layer in order, MTP depths last, with the inputs that the model as it is gives its mixer."""
+    config, decays = reader.config, log_decays(reader.config)
+    embed = np.asarray(reader.top("embed")[np.stack([batch["tokens"] for batch in batches])], config.compute_dtype)
+    x, kind = list(embed), None
+    for number in range(config.num_layers):
+        params, kind = reader.layer(number), layer_kind(config, number)
+        yield Visit(number, kind, params, [_normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
+        x = [_layer(params, x_BTD, decays[number], rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+    if not config.mtp_depth:
+        return
+    hidden, kind = [_normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], Kind(config.softmax, "moe")
+    for depth in range(config.mtp_depth):
+        params, x = reader.layer(config.num_layers + depth), []
+        for hidden_BTD, rows in zip(hidden, batches, strict=True):
+            shifted_BT = np.asarray(_shifted(rows, depth + 1, config))
+            embedded = np.asarray(reader.top("embed")[shifted_BT], config.compute_dtype)
+            x.append(_module_input(params, embedded, hidden_BTD, config))
+        inputs = [_normed(params["layer"]["mixer_norm"], x_BTD, config) for x_BTD in x]
+        yield Visit(config.num_layers + depth, kind, params, inputs)
+        x = [_layer(params["layer"], x_BTD, None, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+        hidden = [_normed(params["final_norm"], x_BTD, config) for x_BTD in x]
+
+
+def outputs(mixer: Params, visit: Visit, batches: Sequence[Batch], config: ModelConfig, kind: Kind) -> np.ndarray:
+    """[N, D] float64: what a mixer of that config and kind makes of the layer's inputs, at live tokens."""
+    decay_H = log_decays(config)[visit.number] if visit.number < config.num_layers else None
+    made = []
+    for x_BTD, rows in zip(visit.inputs, batches, strict=True):
+        y_BTD = _mixed(mixer, x_BTD, decay_H, rows, config, kind.mixer)
+        made.append(np.asarray(y_BTD, np.float64)[rows["segment_ids"] > 0])
+    return np.concatenate(made)
+
+
+def _sequence(rows: Batch, config: ModelConfig):
+    return make_sequence(rows["tokens"], config, rows["positions"], rows["segment_ids"])
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _normed(weight_D, x_BTD, config: ModelConfig):
+    return rms_norm(x_BTD, weight_D, config.norm_eps)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _layer(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, kind: Kind):
+    return layer(params, x_BTD, log_decay_H, None, _sequence(rows, config), config, kind)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _mixed(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, mixer: str):
+    return MIXERS[mixer][1](params, x_BTD, _sequence(rows, config), log_decay_H, None, config)[0]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _module_input(params, embedded_BTD, hidden_BTD, config: ModelConfig):
+    return module_input(params, embedded_BTD, hidden_BTD, config)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _shifted(rows: Batch, by: int, config: ModelConfig):
+    return shift_tokens(rows["tokens"], _sequence(rows, config).docs, by)
