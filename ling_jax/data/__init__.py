@@ -1,5 +1,6 @@
 """Data: sources of text -> tokenizer -> token folders -> packed rows -> batches at a (seed, step)."""
 
+from ling_jax.data.joined import JoinedRows as JoinedRows
 from ling_jax.data.mixture import Batch as Batch
 from ling_jax.data.mixture import batches as batches
 from ling_jax.data.mixture import global_batch as global_batch

@@ -5,12 +5,13 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 
+from ling_jax.data.joined import JoinedRows
 from ling_jax.data.packing import PackedRows, empty_row
 
 Batch = dict[str, np.ndarray]
 
 
-def mixture(rows: Sequence[PackedRows], weights: Sequence[float], seed: int) -> grain.MapDataset:
+def mixture(rows: Sequence[PackedRows | JoinedRows], weights: Sequence[float], seed: int) -> grain.MapDataset:
     """An endless dataset that draws rows of each source in proportion to its weight (to 1 % of the smallest).
 
     Each source goes through all its rows before any comes again, in another order every epoch. Raises ValueError on
@@ -59,13 +60,13 @@ def held_out_batches(rows: PackedRows, batch_size: int, host: int = 0, num_hosts
     The last batch is filled up with rows of padding; hosts share a batch as in `global_batch`.
     """
     size = _rows_per_host(batch_size, host, num_hosts)
-    padding = empty_row(rows.plan.sequence_length, rows.documents.eos_id)
+    padding = empty_row(rows.sequence_length, rows.documents.eos_id)
     for first in range(0, len(rows), batch_size):
         mine = range(first + host * size, first + (host + 1) * size)
         yield _stack([rows[i] if i < len(rows) else padding for i in mine])
 
 
-def _check_mixture(rows: Sequence[PackedRows], weights: Sequence[float]) -> None:
+def _check_mixture(rows: Sequence[PackedRows | JoinedRows], weights: Sequence[float]) -> None:
     if not rows or len(rows) != len(weights):
         raise ValueError(f"a mixture needs a weight for each source; got {len(rows)} sources, {len(weights)} weights")
     for i, weight in enumerate(weights):
@@ -82,10 +83,10 @@ def _check_mixture(rows: Sequence[PackedRows], weights: Sequence[float]) -> None
             )
 
 
-def _kind_of_rows(rows: PackedRows) -> dict:
+def _kind_of_rows(rows: PackedRows | JoinedRows) -> dict:
     documents = rows.documents
     kind = {name: getattr(documents, name) for name in ("vocab_size", "eos_id", "tokenizer")}
-    return kind | {"sequence_length": rows.plan.sequence_length}
+    return kind | {"sequence_length": rows.sequence_length}
 
 
 def _rows_per_host(batch_size: int, host: int, num_hosts: int) -> int:

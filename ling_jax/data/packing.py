@@ -275,6 +275,14 @@ class PackedRows:
     documents: TokenDocuments
     plan: PackPlan
 
+    @property
+    def sequence_length(self) -> int:
+        return self.plan.sequence_length
+
+    @property
+    def num_tokens(self) -> int:
+        return self.plan.num_tokens
+
     def __len__(self) -> int:
         return self.plan.num_rows
 

@@ -76,8 +76,29 @@ def packed_corpus(
         train=data.mixture(train, weights, seed),
         held_out=tuple(rows for rows in held_out if len(rows)),
         train_rows=sum(map(len, train)),
-        train_tokens=sum(rows.plan.num_tokens for rows in train),
+        train_tokens=sum(rows.num_tokens for rows in train),
     )
+
+
+def with_short_sequences(
+    corpus: Corpus,
+    folders: Sequence[Path],
+    weights: Sequence[float],
+    *,
+    sequence_length: int,
+    short_length: int,
+    long_share: float,
+    seed: int,
+) -> Corpus:
+    """The corpus of rows of `sequence_length`, of which some hold several sequences of `short_length` instead.
+
+    `long_share` is the share of long ones among all sequences, not among rows (report §2.3.2: "20 % of sequences").
+    """
+    count = sequence_length // short_length
+    long = [data.packed_rows(where / "train", sequence_length, seed) for where in folders]
+    short = [data.JoinedRows(data.packed_rows(where / "train", short_length, seed), count) for where in folders]
+    of_rows = [weight * long_share for weight in weights] + [weight * (1 - long_share) / count for weight in weights]
+    return dataclasses.replace(corpus, train=data.mixture([*long, *short], of_rows, seed))
 
 
 def held_out_batches(

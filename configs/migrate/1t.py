@@ -1,0 +1,25 @@
+"""Ling-1T becomes Ling-2.6-1T, with the report's tokens.
+
+python -m launch.migrate --config=configs/migrate/1t.py --dry_run
+"""
+
+from ling_jax.config import model_config
+from ling_jax.migrate.config import MigrateConfig, StageLoop
+from ling_jax.migrate.stages import report_stages
+from ling_jax.train.config import DataConfig, MeshConfig, OptimizerConfig, Source, to_config_dict
+
+
+def get_config():
+    target = model_config("ling-2.6-1t")
+    return to_config_dict(
+        MigrateConfig(
+            source="ling-1t",
+            target=target,
+            stages=report_stages(target),
+            data=DataConfig(sources=(Source(kind="jsonl", path="corpus/*.jsonl"),), sequence_length=4096),
+            optimizer=OptimizerConfig(peak_lr=1.86e-4),  # Ling 2.0 report, Table 1
+            # There 18144 rows; 18176 of them are whole rows of 256K.
+            train=StageLoop(batch_size=18176, eval_every=500, save_every=500),
+            mesh=MeshConfig(data=1, fsdp=-1, expert=16),
+        )
+    )

@@ -1,0 +1,52 @@
+"""Migrates a Ling 2.0 model to the Lightning + MLA hybrid, stage by stage.
+
+    python -m launch.migrate --config=configs/migrate/tiny.py --workdir=runs/migrate --config.source=runs/tiny_2_0
+    python -m launch.migrate --config=configs/migrate/1t.py --dry_run
+
+`--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. SIGTERM and Ctrl-C
+save and end it; the same command goes on. The last stage's folder is a workdir for `launch.generate`, `launch.port` and
+all else.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from launch.flags import define_config, run_program, usage_errors
+from launch.training import training_errors
+from ling_jax.config import MODELS, ModelConfig, model_config
+from ling_jax.migrate.config import MigrateConfig
+from ling_jax.migrate.outline import as_text, outline
+from ling_jax.migrate.plan import prepare_plan, run_plan
+from ling_jax.rollout.load import open_model
+from ling_jax.train.config import from_dict
+
+CONFIG = define_config()
+WORKDIR = flags.DEFINE_string("workdir", None, "where the migration's files go; one that is there goes on")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the stages with their tokens, memory and checkpoints, and end")
+
+
+def main() -> None:
+    with usage_errors():
+        config = from_dict(MigrateConfig, CONFIG.value.to_dict())
+        if DRY_RUN.value:
+            print(as_text(outline(config, source_config(config))))
+            return
+        if WORKDIR.value is None:
+            raise ValueError("--workdir is missing; name a folder, or --dry_run to see the plan")
+        plan = prepare_plan(config, WORKDIR.value)
+    with training_errors():
+        reports = run_plan(plan)
+    last = plan.result(len(reports) - 1)
+    print(f"{last}: held-out loss {reports[0]['loss_before']:.4f} -> {reports[-1]['loss_after']:.4f} nats/token")
+
+
+def source_config(config: MigrateConfig) -> ModelConfig:
+    """Of the source's folder, or of a named model (Ling 2.0 was trained with the MTP that its releases leave out)."""
+    if config.source in MODELS and not Path(config.source).exists():
+        return model_config(config.source, mtp_depth=config.target.mtp_depth)
+    return open_model(config.source).config
+
+
+if __name__ == "__main__":
+    run_program(main)

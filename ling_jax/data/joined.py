@@ -1,0 +1,43 @@
+"""Rows that several shorter rows share: short sequences beside long ones in batches of one length."""
+
+import dataclasses
+
+import numpy as np
+
+from ling_jax.data.packing import PackedRows
+from ling_jax.data.sources import TokenDocuments
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class JoinedRows:
+    """Row i is rows i·n to i·n + n - 1 of `rows`, one behind the other; their documents stay apart.
+
+    As `PackedRows`, by random access; what is left of `rows` behind the last whole row is not used.
+    """
+
+    rows: PackedRows
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.count
+
+    @property
+    def documents(self) -> TokenDocuments:
+        return self.rows.documents
+
+    @property
+    def sequence_length(self) -> int:
+        return self.rows.sequence_length * self.count
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rows.num_tokens
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        parts, segments = [self.rows[i * self.count + j] for j in range(self.count)], 0
+        for part in parts:
+            part["segment_ids"] = np.where(part["segment_ids"] > 0, part["segment_ids"] + segments, 0)
+            segments = max(segments, int(part["segment_ids"].max()))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

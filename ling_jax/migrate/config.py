@@ -1,0 +1,224 @@
+"""What a migration is: stages that each convert the model, train a part of it, or merge checkpoints."""
+
+import dataclasses
+import fnmatch
+import math
+from typing import Any
+
+import jax
+
+from ling_jax import spec as specs
+from ling_jax.config import ModelConfig, nearest
+from ling_jax.migrate.convert import FORMS, Conversion, check_calibration, converted_layers, form_config
+from ling_jax.model import model_spec
+from ling_jax.train.config import (
+    OPTIMIZER,
+    DataConfig,
+    LoopConfig,
+    MeshConfig,
+    OptimizerConfig,
+    Rule,
+    check_fields,
+    check_sequence_length,
+)
+
+# Patterns over the names of parameters (`spec.named_leaves`); `*` matches `/` too.
+LIGHTNING_QKV = ("*_lightning_*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")
+LIGHTNING_GATE = ("*_lightning_*/mixer/gate", "*_lightning_*/mixer/norm")
+ALL_QKV = ("*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")  # those of fused GQA layers too
+MLA = ("*/mixer/q_[ab]", "*/mixer/q_a_norm", "*/mixer/kv_*")
+EVERYTHING = ("*",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """First the model takes the form, if it has another; then the leaves that match are trained."""
+
+    name: str
+    form: str  # of `migrate.convert.FORMS`
+    trains: tuple[str, ...] = ()  # patterns over the names of parameters; (): nothing is trained
+    tokens: int = 0  # at most
+    recovers: bool = False  # ends where the held-out loss is at most 1.01 times that before the stage's conversion
+    peak_lr: float = 0.0  # 0: optimizer.peak_lr
+    warmup_steps: int = -1  # -1: optimizer.warmup_steps
+    router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training. For patterns that match all biases, else 0
+    sequence_length: int = 0  # 0: data.sequence_length; rows of a step then are as many fewer as they are longer
+    long_share: float = 1.0  # of sequences; the others have data.sequence_length and share rows
+    rope_theta: float = 0.0  # 0: as before
+    merges: int = 0  # so many of the last checkpoints of the stage before are averaged (WSM); nothing is trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageLoop:
+    """What the training of all stages has in common, as in `train.config.LoopConfig`."""
+
+    batch_size: int  # rows of data.sequence_length
+    microbatches: int = 1
+    seed: int = 0
+    max_bad_steps: int = 10
+    log_every: int = 10
+    eval_every: int = 100  # which is also how often a stage may find that it has recovered
+    eval_batches: int = 16
+    save_every: int = 100
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MigrateConfig:
+    source: str  # a workdir or a Hugging Face folder of a Ling 2.0 model, with its tokenizer
+    target: ModelConfig
+    stages: tuple[Stage, ...]
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: StageLoop
+    conversion: Conversion = dataclasses.field(default_factory=Conversion)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        check_fields(self, RULES)
+        check_fields(self, OPTIMIZER)
+        if not self.stages:
+            raise ValueError("stages is empty; name at least one")
+        if not self.data.sources:
+            raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+        if self.data.tokenizer:
+            raise ValueError("data.tokenizer is set; a migration keeps the tokenizer of its source")
+        for number, stage in enumerate(self.stages):
+            _check_stage(self, number, stage)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One stage's training as the loop of training is told it."""
+
+    stage: Stage
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    train: LoopConfig
+    mesh: MeshConfig
+
+
+RULES: tuple[Rule, ...] = (
+    (
+        (
+            "train.batch_size",
+            "train.microbatches",
+            "train.log_every",
+            "train.eval_every",
+            "train.eval_batches",
+            "train.save_every",
+            "train.keep",
+            "train.max_bad_steps",
+        ),
+        lambda x: x > 0,
+        "must be positive",
+    ),
+    (("data.seed", "train.seed", "conversion.seed"), lambda x: 0 <= x < 2**32, "must be 0 to 2^32 - 1"),
+    (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
+    (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
+)
+
+
+def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
+    """What can be said without the source model."""
+    where = f"stages[{number}] ({stage.name})"
+    if not stage.name.replace("_", "").isalnum():
+        raise ValueError(f"{where}: the name is a folder's; it is letters, digits and _")
+    if stage.form not in FORMS:
+        raise ValueError(f"{where}: form is {stage.form!r}{nearest(stage.form, FORMS)}; one of {', '.join(FORMS)}")
+    before = config.stages[number - 1].form if number else FORMS[0]
+    if FORMS.index(stage.form) < FORMS.index(before):
+        raise ValueError(f"{where}: form is {stage.form!r} behind {before!r}; forms come in the order {FORMS}")
+    if stage.trains and stage.merges:
+        raise ValueError(f"{where}: it trains and merges; make it two stages")
+    if not stage.trains and not stage.merges and stage.form == before:
+        raise ValueError(f"{where}: it changes nothing; give it another form, trains or merges")
+    if bool(stage.trains) != (stage.tokens > 0):
+        raise ValueError(f"{where}: tokens is {stage.tokens}; it is positive where the stage trains, else 0")
+    if stage.merges and (not number or not config.stages[number - 1].trains):
+        raise ValueError(f"{where}: it merges checkpoints, and no stage before it has any")
+    length, short = stage_length(config, stage), config.data.sequence_length
+    if length % short or (config.train.batch_size * short) % length:
+        raise ValueError(
+            f"{where}: sequence_length is {length}; it is a multiple of data.sequence_length {short}, and a step's "
+            f"{config.train.batch_size * short} tokens are whole rows of it"
+        )
+    if (rows := config.train.batch_size * short // length) % config.train.microbatches:
+        raise ValueError(f"{where}: train.microbatches {config.train.microbatches} does not divide its {rows} rows")
+    if not 0 < stage.long_share <= 1 or (stage.long_share < 1 and length == short):
+        raise ValueError(f"{where}: long_share is {stage.long_share}; it is above 0, and below 1 only of long rows")
+
+
+def stage_length(config: MigrateConfig, stage: Stage) -> int:
+    return stage.sequence_length or config.data.sequence_length
+
+
+def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig]:
+    """The model of each stage; the last one's is the target but for rope where no stage gives it the target's.
+
+    Raises ValueError where source, target, patterns, calibration or lengths do not fit, naming stage and numbers.
+    """
+    models, theta = [], source.rope_theta
+    for number, stage in enumerate(config.stages):
+        theta = stage.rope_theta or theta
+        model = dataclasses.replace(form_config(source, config.target, stage.form), rope_theta=theta)
+        before = models[-1] if models else form_config(source, config.target, FORMS[0])
+        if converted_layers(before, model):
+            check_calibration(model, config.conversion.calibration_tokens)
+        try:
+            check_sequence_length(stage_length(config, stage), model)
+            if stage.trains:
+                trained(model, stage.trains)
+        except ValueError as error:
+            raise ValueError(f"stages[{number}] ({stage.name}): {error}") from None
+        models.append(model)
+    return models
+
+
+def trained(model: ModelConfig, patterns: tuple[str, ...]) -> Any:
+    """A tree of bools over the parameters: what of them gradients train, by patterns over their names.
+
+    Raises ValueError for a pattern that matches nothing.
+    """
+    spec = model_spec(model)
+    names = specs.named_leaves(spec)
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            near = nearest(pattern, names)
+            raise ValueError(f"trains: {pattern!r} matches none of the {len(names)} parameters{near}")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.trainable and matches(specs.path_name(path), patterns),
+        spec,
+        is_leaf=lambda x: isinstance(x, specs.Leaf),
+    )
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def stage_run(config: MigrateConfig, number: int, model: ModelConfig) -> StageRun:
+    """The training of a stage; one that does not train gets a step that is never made."""
+    stage = config.stages[number]
+    length = stage_length(config, stage)
+    rows = config.train.batch_size * config.data.sequence_length // length
+    loop = dataclasses.asdict(config.train) | {"batch_size": rows}
+    if number + 1 < len(config.stages):
+        loop["keep"] = max(loop["keep"], config.stages[number + 1].merges)
+    optimizer = dataclasses.replace(
+        config.optimizer,
+        peak_lr=stage.peak_lr or config.optimizer.peak_lr,
+        warmup_steps=config.optimizer.warmup_steps if stage.warmup_steps < 0 else stage.warmup_steps,
+    )
+    biases = [name for name in specs.named_leaves(model_spec(model)) if name.endswith("expert_bias")]
+    rate = stage.router_bias_rate if biases and all(matches(name, stage.trains) for name in biases) else 0.0
+    steps = max(math.ceil(stage.tokens / (rows * length)), 1)
+    return StageRun(
+        stage=stage,
+        model=model,
+        data=dataclasses.replace(config.data, sequence_length=length),
+        optimizer=optimizer,
+        train=LoopConfig(steps=steps, router_bias_rate=rate, **loop),
+        mesh=config.mesh,
+    )

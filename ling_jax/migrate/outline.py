@@ -1,0 +1,103 @@
+"""What a migration will do and take, without its weights or its data."""
+
+import math
+from typing import Any
+
+import jax
+
+from ling_jax import spec as specs
+from ling_jax.config import ModelConfig
+from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained
+from ling_jax.migrate.convert import converted_layers, form_config, kind_of
+from ling_jax.model import model_spec
+from ling_jax.train.metrics import flops_per_token
+
+BYTES = 4  # of a master weight, a gradient and each of the two moments
+
+
+def outline(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
+    """A record of each stage: what it converts and trains, tokens, steps, memory and checkpoints in bytes.
+
+    "state_bytes" is what all devices hold together between steps, "step_bytes" with the gradients of a step, without
+    activations; "flops" are those of training everything. Raises ValueError as `prepare_plan` where sizes do not fit.
+    """
+    records, before = [], form_config(source, config.target, "gqa")
+    for number, model in enumerate(stage_models(config, source)):
+        stage, run = config.stages[number], stage_run(config, number, model)
+        leaves = specs.named_leaves(model_spec(model))
+        sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
+        mask = jax.tree.leaves(trained(model, stage.trains)) if stage.trains else [False] * len(sizes)
+        chosen = sum(size for size, keep in zip(sizes, mask, strict=True) if keep)
+        step_tokens = run.train.batch_size * run.data.sequence_length
+        steps = run.train.steps if stage.trains else 0
+        state = BYTES * (sum(sizes) + 2 * chosen)
+        records.append(
+            {
+                "stage": f"{number}_{stage.name}",
+                "form": stage.form,
+                "converts": _conversions(before, model),
+                "parameters": sum(sizes),
+                "trained_parameters": chosen,
+                "trains": list(stage.trains),
+                "sequence_length": run.data.sequence_length,
+                "long_share": stage.long_share,
+                "rope_theta": model.rope_theta,
+                "batch_size": run.train.batch_size,
+                "steps": steps,
+                "tokens": steps * step_tokens,
+                "flops": steps * step_tokens * flops_per_token(model, run.data.sequence_length),
+                "state_bytes": state,
+                "step_bytes": state + BYTES * chosen,
+                "checkpoint_bytes": state if stage.trains else BYTES * sum(sizes),
+                "checkpoints": run.train.keep if stage.trains else 1,
+            }
+        )
+        before = model
+    return records
+
+
+def _conversions(before: ModelConfig, model: ModelConfig) -> dict[str, int]:
+    """{"gqa -> lightning": number of layers, …}."""
+    counts: dict[str, int] = {}
+    for layer in converted_layers(before, model):
+        kinds = [kind_of(config, layer).mixer for config in (before, model)]
+        name = " -> ".join(kinds) if kinds[0] != kinds[1] else f"{kinds[0]} QK-norm fused"
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def as_text(records: list[dict[str, Any]]) -> str:
+    """A paragraph for each stage, and the sums."""
+    lines = []
+    for r in records:
+        lines.append(f"{r['stage']}: {r['form']}, {_short(r['parameters'])} parameters")
+        if r["converts"]:
+            lines.append("  converts  " + ", ".join(f"{count} layers {name}" for name, count in r["converts"].items()))
+        if r["steps"]:
+            share = r["trained_parameters"] / r["parameters"]
+            long = "" if r["long_share"] == 1 else f", {r['long_share']:.0%} of sequences that long"
+            lines += [
+                f"  trains    {', '.join(r['trains'])}: {_short(r['trained_parameters'])} ({share:.1%})",
+                f"  rows      {r['batch_size']} of {r['sequence_length']} tokens{long}; rope theta {r['rope_theta']:g}",
+                f"  budget    {_short(r['tokens'])} tokens in {r['steps']} steps, at most {r['flops']:.2e} FLOP",
+            ]
+        lines += [
+            f"  memory    {_bytes(r['state_bytes'])} of state on all devices, {_bytes(r['step_bytes'])} with gradients",
+            f"  disk      {r['checkpoints']} checkpoints of {_bytes(r['checkpoint_bytes'])}",
+        ]
+    tokens, flops = (sum(r[name] for r in records) for name in ("tokens", "flops"))
+    disk = sum(r["checkpoints"] * r["checkpoint_bytes"] for r in records)
+    disk += sum(BYTES * r["parameters"] for r in records if r["converts"])
+    lines.append(f"in all: {_short(tokens)} tokens, at most {flops:.2e} FLOP, {_bytes(disk)} of disk")
+    return "\n".join(lines)
+
+
+def _short(count: float) -> str:
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f}{unit}"
+    return str(int(count))
+
+
+def _bytes(count: float) -> str:
+    return f"{_short(count)}B".replace("BB", "GB")

@@ -1,0 +1,301 @@
+"""A migration from a Ling 2.0 checkpoint, stage by stage, resumable after any interruption.
+
+Each stage has a folder `N_name` in the workdir: `converted/` (a Hugging Face folder with `conversion.json`) where it
+converts, `checkpoints/` and `metrics.jsonl` where it trains or merges, and at last `report.json`, which says that it is
+done. A stage starts from what the one before it left.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from ling_jax import data
+from ling_jax import spec as specs
+from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.layers import open_layers
+from ling_jax.config import ModelConfig
+from ling_jax.data import Batch
+from ling_jax.files import new_folder, replacing
+from ling_jax.migrate.config import MigrateConfig, StageRun, stage_models, stage_run, trained
+from ling_jax.migrate.convert import convert_model, converted_layers
+from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import make_mesh, shardings
+from ling_jax.rollout.load import ModelFolder, open_model
+from ling_jax.train.config import differences, open_source
+from ling_jax.train.corpus import Corpus, held_out_batches, packed_corpus, tokenize_sources, with_short_sequences
+from ling_jax.train.loop import held_out_loss, prepare_run, train
+from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coefficients
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.programs import compile_eval_step, use_compilation_cache
+from ling_jax.train.state import abstract_state
+from ling_jax.train.workdir import lock, open_workdir, unlock, write_config
+
+RECOVERED = 1.01  # of the loss before a conversion (our choice; the report says "the pre-conversion level")
+# Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
+RESUMABLE = ("source", "train.log_every", "train.max_bad_steps", "mesh", "target.remat", "target.scan_layers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A migration whose config fits its source, its data and its workdir."""
+
+    config: MigrateConfig
+    source: ModelFolder
+    models: list[ModelConfig]  # of each stage
+    workdir: Path
+    token_folders: list[Path]
+    lock: IO[bytes] | None
+
+    def folder(self, number: int) -> Path:
+        return self.workdir / f"{number}_{self.config.stages[number].name}"
+
+    def model_before(self, number: int) -> ModelConfig:
+        return self.models[number - 1] if number else self.source.config
+
+    def result(self, number: int) -> Path:
+        """The model that a stage leaves, for `open_model`; that of -1 is the source."""
+        if number < 0:
+            return self.source.path
+        stage, folder = self.config.stages[number], self.folder(number)
+        return folder if stage.trains or stage.merges else folder / "converted"
+
+    def converts(self, number: int) -> bool:
+        return bool(converted_layers(self.model_before(number), self.models[number]))
+
+
+def prepare_plan(config: MigrateConfig, workdir) -> Plan:
+    """Checks a migration before any work: source, target, patterns, calibration, lengths, batches, data, workdir.
+
+    Raises ValueError or OSError with what to change.
+    """
+    source = open_model(config.source)
+    models = stage_models(config, source.config)
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    for number, model in enumerate(models):
+        run = stage_run(config, number, model)
+        abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
+    for described in config.data.sources:
+        data.source_files(open_source(described))
+    workdir = open_workdir(workdir)
+    _check_workdir(config, workdir)
+    held = lock(workdir)
+    try:
+        fresh = not any(workdir.glob("[0-9]*_*"))
+        folders = tokenize_sources(config.data, source.tokenizer, workdir, replace=fresh)
+        write_config(config, workdir)
+        plan = Plan(config, source, models, Path(workdir), folders, held)
+        _check_data(plan)
+    except BaseException:
+        unlock(workdir, held)
+        raise
+    return plan
+
+
+def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
+    path = workdir / "config.json"
+    if not path.exists() or not any(workdir.glob("[0-9]*_*")):
+        return
+    if changed := differences(json.loads(path.read_text()), dataclasses.asdict(config), RESUMABLE):
+        lines = "\n  ".join(changed)
+        raise ValueError(f"{workdir} holds another migration; name another workdir, or undo these:\n  {lines}")
+
+
+def _check_data(plan: Plan) -> None:
+    """That samples for the conversions are there."""
+    if any(map(plan.converts, range(len(plan.models)))):
+        calibration, held_out = samples(plan)
+        for name, batches in (("calibration", calibration), ("held_out", held_out)):
+            found, wanted = _live(batches), getattr(plan.config.conversion, f"{name}_tokens")
+            if found < wanted:
+                raise ValueError(
+                    f"conversion.{name}_tokens is {wanted}; the data has {found}; name more sources or ask for fewer"
+                )
+
+
+def _live(batches: list[Batch]) -> int:
+    return sum(int((rows["segment_ids"] > 0).sum()) for rows in batches)
+
+
+def run_plan(plan: Plan) -> list[dict[str, Any]]:
+    """Runs the stages that are not done; returns the reports of all. Raises as `train.loop.train`."""
+    use_compilation_cache()
+    try:
+        return [_run_stage(plan, number) for number in range(len(plan.models))]
+    finally:
+        unlock(epath.Path(plan.workdir), plan.lock)
+
+
+def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
+    stage, folder = plan.config.stages[number], plan.folder(number)
+    path = folder / "report.json"
+    if path.exists():
+        print(f"stage {number} {stage.name}: done", flush=True)
+        return json.loads(path.read_text())
+    print(f"stage {number} {stage.name}: {stage.form}", flush=True)
+    begun, run = time.monotonic(), stage_run(plan.config, number, plan.models[number])
+    report: dict[str, Any] = {"stage": stage.name, "form": stage.form, "trains": list(stage.trains)}
+    report["loss_before"] = _loss_before(plan, number, run)
+    start = plan.result(number - 1)
+    if plan.converts(number):
+        start = folder / "converted"
+        report["layers"] = _convert(plan, number, start)
+        report["loss_converted"] = measure(start, plan, run)
+    if stage.trains:
+        report |= _train(plan, number, run, start, report["loss_before"])
+    elif stage.merges:
+        _merge(plan, number, folder)
+        report["loss_after"] = measure(folder, plan, run)
+    else:
+        report["loss_after"] = report["loss_converted"]
+    report["seconds"] = time.monotonic() - begun  # of the process that finished the stage
+    with replacing(path) as file:
+        file.write(json.dumps(report, indent=1).encode())
+    print(" ".join(f"{name}={report[name]:.4f}" for name in report if name.startswith("loss_")), flush=True)
+    return report
+
+
+def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
+    """Of the model that the stage starts from, in rows of this stage; the report of the stage before may have it."""
+    if number and plan.config.stages[number - 1].sequence_length == plan.config.stages[number].sequence_length:
+        return json.loads((plan.folder(number - 1) / "report.json").read_text())["loss_after"]
+    before = plan.model_before(number)
+    return measure(plan.result(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
+
+
+def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
+    """The model, run as the other is."""
+    return dataclasses.replace(
+        model, **{name: getattr(other, name) for name in ("compute_dtype", "remat", "max_length", "loss_chunk")}
+    )
+
+
+def _convert(plan: Plan, number: int, target: Path) -> list[dict[str, Any]]:
+    """The records of `convert_model`; the folder is written unless it is there."""
+    if not target.exists():
+        for left_over in target.parent.glob(".*.partial"):  # of a process that was killed
+            shutil.rmtree(left_over)
+        calibration, held_out = samples(plan)
+        with new_folder(target) as partial:
+            reader = open_layers(plan.result(number - 1))
+            reader.config = _as_run(reader.config, plan.models[number])
+            records = convert_model(reader, plan.models[number], calibration, held_out, plan.config.conversion, partial)
+            data.save_tokenizer(plan.source.tokenizer, partial)
+            (partial / "conversion.json").write_text(json.dumps(records, indent=1))
+    return json.loads((target / "conversion.json").read_text())
+
+
+def samples(plan: Plan) -> tuple[list[Batch], list[Batch]]:
+    """(calibration, held-out) batches of one row: the mixture's first rows, and those of held-out documents."""
+    config, wanted = plan.config, plan.config.conversion
+    rows = (config.data.sequence_length, config.data.seed)
+    corpus = packed_corpus(plan.token_folders, _weights(config), plan.source.tokenizer, *rows)
+    train_rows = ({name: x[None] for name, x in corpus.train[i].items()} for i in range(corpus.train_rows))
+    calibration = list(_take(train_rows, wanted.calibration_tokens))
+    return calibration, list(_take(held_out_batches(corpus, 1, sys.maxsize), wanted.held_out_tokens))
+
+
+def _take(batches: Iterator[Batch], tokens: int) -> Iterator[Batch]:
+    """Batches until they have so many live tokens."""
+    while tokens > 0 and (rows := next(batches, None)):
+        yield rows
+        tokens -= _live([rows])
+
+
+def _weights(config: MigrateConfig) -> list[float]:
+    return [source.weight for source in config.data.sources]
+
+
+def measure(folder: Path, plan: Plan, run: StageRun) -> float:
+    """Held-out loss of the model in a folder, read as `run.model`, on rows of the stage."""
+    mesh = make_mesh(dataclasses.asdict(run.mesh))
+    abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps), mesh)
+    params = open_model(folder).params(mesh)
+    params = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), params, abstract.params)
+    params = jax.device_put(params, shardings(model_spec(run.model), mesh))
+    step = compile_eval_step(run.model, run.train, run.data.sequence_length, abstract, mesh)
+    loss = held_out_loss(step, params, _corpus(plan, run), run.train, run.model, mesh)
+    if loss is None:
+        raise ValueError("no document is held out; raise data.held_out_fraction")
+    return loss
+
+
+def _corpus(plan: Plan, run: StageRun) -> Corpus:
+    """Rows of the stage."""
+    weights, length, seed = _weights(plan.config), run.data.sequence_length, run.data.seed
+    corpus = packed_corpus(plan.token_folders, weights, plan.source.tokenizer, length, seed)
+    if run.stage.long_share == 1:
+        return corpus
+    return with_short_sequences(
+        corpus,
+        plan.token_folders,
+        weights,
+        sequence_length=length,
+        short_length=plan.config.data.sequence_length,
+        long_share=run.stage.long_share,
+        seed=seed,
+    )
+
+
+def _train(plan: Plan, number: int, run: StageRun, start: Path, before: float) -> dict[str, Any]:
+    """Trains the stage to its end; what it tells about it."""
+    corpus, first = _corpus(plan, run), _first_row(plan, number, run)
+    corpus = dataclasses.replace(corpus, train=corpus.train.slice(slice(first, None)))
+    mask = trained(run.model, run.stage.trains)
+    loop = prepare_run(
+        run,
+        run.model,
+        plan.folder(number),
+        lambda workdir, replace: corpus,
+        start=lambda mesh: open_model(start).params(mesh),
+        trainable=mask,
+        enough=RECOVERED * before if run.stage.recovers else None,
+    )
+    train(loop)
+    lines = [json.loads(text) for text in (plan.folder(number) / "metrics.jsonl").read_text().splitlines()]
+    leaves = specs.named_leaves(model_spec(run.model))
+    chosen = [math.prod(leaf.shape) for leaf, keep in zip(leaves.values(), jax.tree.leaves(mask), strict=True) if keep]
+    return {
+        "loss_after": lines[-1]["held_out_loss"],
+        "trained_parameters": sum(chosen),
+        "steps": len(lines),
+        "tokens": len(lines) * run.train.batch_size * run.data.sequence_length,
+        "ended": "recovered" if len(lines) < run.train.steps else "budget",
+        "curve": [[line["step"] + 1, line["held_out_loss"]] for line in lines if "held_out_loss" in line],
+    }
+
+
+def _first_row(plan: Plan, number: int, run: StageRun) -> int:
+    """The rows that the stages before may have had, were all as long as this one's: the next ones are new to it.
+
+    By their budgets, so that the position does not depend on when a stage ended.
+    """
+    planned = 0
+    for earlier in range(number):
+        if plan.config.stages[earlier].trains:
+            loop = stage_run(plan.config, earlier, plan.models[earlier])
+            planned += loop.train.steps * loop.train.batch_size * loop.data.sequence_length
+    return planned // run.data.sequence_length
+
+
+def _merge(plan: Plan, number: int, folder: Path) -> None:
+    """The plain mean of the last checkpoints of the stage before, which imitates a linear decay (WSM)."""
+    count, before = plan.config.stages[number].merges, plan.folder(number - 1) / "checkpoints"
+    if (folder / "checkpoints").exists():
+        shutil.rmtree(folder / "checkpoints")  # of a process that was killed: the stage has no report yet
+    steps = sorted(int(path.name) for path in before.iterdir() if path.name.isdigit())[-count:]
+    if len(steps) < count:
+        raise ValueError(f"{before} holds {len(steps)} checkpoints, {count} are to be merged; lower train.save_every")
+    coefficients = merge_coefficients(decay_weights("linear", count - 1))
+    merged = merge_checkpoints((orbax.load_params(before, step)[0] for step in steps), coefficients)
+    orbax.save_params(folder / "checkpoints", merged, plan.models[number])
+    data.save_tokenizer(plan.source.tokenizer, folder / "tokenizer")

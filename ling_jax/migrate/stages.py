@@ -1,0 +1,60 @@
+"""The report's steps (§2.1.3, §2.3) as stages, for any sizes."""
+
+from ling_jax.config import ModelConfig
+from ling_jax.migrate.config import ALL_QKV, EVERYTHING, LIGHTNING_GATE, LIGHTNING_QKV, MLA, Stage
+
+
+def migration(*, linear: int, partial: int, mla: int, continued: int, gate: bool = False) -> tuple[Stage, ...]:
+    """From Ling 2.0 to the hybrid at its own context, with so many tokens at most for each training.
+
+    `gate` trains the new gates and group norms from the first step on; the report names only QKV and QK-norm there.
+    """
+    return (
+        Stage(
+            name="linear_warmup",
+            form="linear",
+            trains=LIGHTNING_QKV + (LIGHTNING_GATE if gate else ()),
+            tokens=linear,
+            recovers=True,
+        ),
+        Stage(name="partial", form="fused", trains=ALL_QKV + LIGHTNING_GATE, tokens=partial, recovers=True),
+        Stage(name="mla_warmup", form="mla", trains=MLA, tokens=mla, recovers=True),
+        Stage(name="continued", form="mla", trains=EVERYTHING, tokens=continued),
+    )
+
+
+def mid_training(
+    target: ModelConfig, lengths_and_tokens: tuple[tuple[int, int], ...], *, first_long_share: float, merges: int
+) -> tuple[Stage, ...]:
+    """Longer rows, stage by stage: (sequence length, tokens) of each; then the mean of the last `merges` checkpoints.
+
+    Rope takes the target's theta at the first of them (our choice: the report does not say when), in Lightning and MLA
+    layers alike, and that stage has `first_long_share` of its sequences at the long length (report §2.3.2).
+    """
+    stages = [
+        Stage(
+            name=f"mid_{number}",
+            form="mla",
+            trains=EVERYTHING,
+            tokens=tokens,
+            sequence_length=length,
+            long_share=first_long_share if number == 1 else 1.0,
+            rope_theta=target.rope_theta,
+            router_bias_rate=1e-4,  # report §2.3.1
+        )
+        for number, (length, tokens) in enumerate(lengths_and_tokens, start=1)
+    ]
+    length = lengths_and_tokens[-1][0]
+    return (*stages, Stage(name="merge", form="mla", merges=merges, sequence_length=length))
+
+
+# Report §2.3: 400 B tokens of migration (their split is our choice), then 8 T of continued pre-training, then
+# 20 % of sequences at 32K, all at 32K, all at 256K; 32 checkpoints are merged (Ling 2.0 report §3.2.3).
+BILLION = 10**9
+
+
+def report_stages(target: ModelConfig) -> tuple[Stage, ...]:
+    """With the report's tokens."""
+    tokens = dict(linear=100 * BILLION, partial=50 * BILLION, mla=50 * BILLION, continued=8200 * BILLION)
+    middle = ((32768, 250 * BILLION), (32768, 425 * BILLION), (262144, 525 * BILLION))
+    return migration(**tokens) + mid_training(target, middle, first_long_share=0.2, merges=32)

@@ -1,0 +1,254 @@
+"""A whole migration of a small random model."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ling_jax import spec
+from ling_jax.checkpoint import load_hf, orbax, save_hf
+from ling_jax.data import save_tokenizer
+from ling_jax.migrate.config import matches
+from ling_jax.migrate.outline import as_text, outline
+from ling_jax.migrate.plan import prepare_plan, run_plan
+from ling_jax.model import forward
+from ling_jax.rollout import Generator
+from ling_jax.rollout.load import load_model
+from ling_jax.train import loop
+from ling_jax.train.merge import merge_checkpoints
+from ling_jax.train.workdir import unlock
+from tests.faults import final_state
+from tests.small_migration import BOTH, WHOLE, small_config, target_config, write_source
+from tests.small_run import write_corpus
+from tests.small_stage import write_stage
+from tests.tiny import assert_trees_equal, tiny_config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "peak_flops", functools.cache(loop.peak_flops))
+        yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+SIZES = {"dense": {}, "experts and MTP": WHOLE}
+
+
+@pytest.fixture(scope="module", params=["dense", pytest.param("experts and MTP", marks=pytest.mark.slow)])
+def config(request, tmp_path_factory):
+    """A migration of a random model."""
+    folder = tmp_path_factory.mktemp("from")
+    write_source(folder / "source", **SIZES[request.param])
+    write_corpus(folder / "corpus", 40)
+    return small_config(folder / "source", folder / "corpus", target=target_config(**SIZES[request.param]))
+
+
+@pytest.fixture(scope="module")
+def migrated(config, tmp_path_factory):
+    """(plan, reports)."""
+    plan = prepare_plan(config, tmp_path_factory.mktemp("plan"))
+    return plan, run_plan(plan)
+
+
+def stages(plan):
+    """(number, folder, model before its training, model after) of those that train."""
+    for number, stage in enumerate(plan.config.stages):
+        if stage.trains:
+            start = plan.folder(number) / "converted" if plan.converts(number) else plan.result(number - 1)
+            yield number, plan.folder(number), load_model(start).params, load_model(plan.folder(number)).params
+
+
+def test_every_stage_reports(migrated):
+    plan, reports = migrated
+    assert [r["stage"] for r in reports] == ["linear_warmup", "partial", "mla_warmup", "mid_1", "merge"]
+    for report in reports:
+        assert all(np.isfinite(report[name]) for name in ("loss_before", "loss_after"))
+    layers = [[(layer["layer"], layer["from"], layer["to"]) for layer in r.get("layers", [])] for r in reports]
+    source = plan.source.config
+    lightning = [layer for layer in range(source.num_layers) if layer % 2 == 0]
+    softmax = [layer for layer in range(source.num_layers + source.mtp_depth) if layer not in lightning]
+    assert layers[0] == [(layer, "gqa", "lightning") for layer in lightning]
+    assert layers[1] == [(layer, "gqa", "gqa") for layer in softmax]
+    assert layers[2] == [(layer, "gqa", "mla") for layer in softmax]
+    assert all(layer["output_error"] > 0 for r in reports for layer in r.get("layers", []))
+    assert all(0 < layer[name] <= 1 for layer in reports[2]["layers"] for name in ("rope", "latent", "query"))
+    assert reports[3]["tokens"] == 4 * 128 and reports[3]["ended"] == "budget"
+    assert reports[1]["loss_before"] == reports[0]["loss_after"]
+    assert json.loads((plan.folder(4) / "report.json").read_text()) == reports[4]
+
+
+def test_frozen_means_frozen(migrated):
+    """Every bit of every leaf outside the set, experts' biases too."""
+    for number, folder, before, after in stages(migrated[0]):
+        patterns, moved = migrated[0].config.stages[number].trains, set()
+        before, after = spec.named_leaves(before), spec.named_leaves(after)
+        for name, leaf in after.items():
+            old = np.asarray(before[name], np.float32)
+            if np.asarray(leaf).tobytes() != old.tobytes():
+                moved.add(name)
+        assert moved and all(matches(name, patterns) for name in moved), (folder, moved)
+        assert all(name in moved for name in after if matches(name, patterns) and "bias" not in name), folder
+
+
+def test_frozen_leaves_have_no_optimiser_state(migrated):
+    for number, folder, _, after in stages(migrated[0]):
+        patterns = migrated[0].config.stages[number].trains
+        for moment in ("mu", "nu"):
+            held = {n.split(f"/{moment}/")[1] for n in final_state(folder) if f"opt_state/{moment}/" in n}
+            wanted = {n for n in spec.named_leaves(after) if matches(n, patterns) and not n.endswith("expert_bias")}
+            assert held == wanted, folder
+
+
+def test_the_merge_is_the_mean_of_the_last_checkpoints(migrated):
+    plan, _ = migrated
+    last = [orbax.load_params(plan.folder(3) / "checkpoints", step)[0] for step in (2, 4)]
+    assert_trees_equal(load_model(plan.folder(4)).params, merge_checkpoints(iter(last), [0.5, 0.5]))
+
+
+def test_the_end_is_the_target_and_goes_to_hugging_face_and_back(migrated, tmp_path):
+    plan, _ = migrated
+    loaded = load_model(plan.result(4))
+    assert loaded.config == plan.config.target
+    save_hf(loaded.params, loaded.config, tmp_path / "hf")
+    assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["BailingMoeV2_5ForCausalLM"]
+    params, config = load_hf(tmp_path / "hf")
+    assert_trees_equal(params, loaded.params)
+    *_, (answer,) = Generator(params, config, set())([[1, 2, 3]], max_new_tokens=5, temperature=0.0)
+    read = forward(loaded.params, np.array([[1, 2, 3, *answer.tokens[:4]]]), loaded.config)
+    assert answer.tokens == read.logits[0, 2:].argmax(axis=-1).tolist()
+
+
+def test_a_finished_migration_does_nothing_more(migrated, config, capsys):
+    plan, reports = migrated
+    assert run_plan(prepare_plan(config, plan.workdir)) == reports
+    assert capsys.readouterr().out.count("done") == 5
+
+
+def test_another_migration_in_the_workdir_is_named(migrated, config):
+    config = dataclasses.replace(config, conversion=dataclasses.replace(config.conversion, pca="real"))
+    with pytest.raises(ValueError, match=r"holds another migration.*\n.*conversion.pca: 'complex' in the workdir"):
+        prepare_plan(config, migrated[0].workdir)
+
+
+@pytest.mark.slow
+def test_an_interrupted_migration_ends_in_the_same_bits(migrated, config, tmp_path, monkeypatch):
+    """Interrupted in each of the things that a stage does."""
+    import ling_jax.migrate.plan as module
+
+    for name, nth in (("convert_model", 1), ("measure", 2), ("train", 2), ("convert_model", 1), ("_merge", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, _failing(getattr(module, name), nth))
+            with pytest.raises(KeyboardInterrupt):
+                run_plan(prepare_plan(config, tmp_path))
+    plan = prepare_plan(config, tmp_path)
+    reports = run_plan(plan)
+    without = lambda report: {name: value for name, value in report.items() if name != "seconds"}  # noqa: E731
+    assert list(map(without, reports)) == list(map(without, migrated[1]))
+    for number in range(5):
+        assert_trees_equal(load_model(plan.result(number)).params, load_model(migrated[0].result(number)).params)
+
+
+def _failing(function, nth):
+    calls = []
+
+    def wrapped(*arguments, **options):
+        calls.append(1)
+        result = function(*arguments, **options)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return result
+
+    return wrapped
+
+
+def test_a_stage_ends_when_it_has_recovered(config, tmp_path, monkeypatch):
+    """A bar that any loss meets is met at the first evaluation; started again, the stage stays as it was."""
+    monkeypatch.setattr("ling_jax.migrate.plan.RECOVERED", 10.0)
+    config = dataclasses.replace(config, stages=config.stages[:1])
+    plan = prepare_plan(config, tmp_path)
+    (report,) = run_plan(plan)
+    assert (report["ended"], report["steps"]) == ("recovered", 2)
+    (plan.folder(0) / "report.json").unlink()
+    (again,) = run_plan(prepare_plan(config, tmp_path))
+    assert again["curve"] == report["curve"] and again["steps"] == 2
+
+
+def with_stage(config, number, **fields):
+    stages = list(config.stages)
+    stages[number] = dataclasses.replace(stages[number], **fields)
+    return dataclasses.replace(config, stages=tuple(stages))
+
+
+def with_part(config, part, **fields):
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **fields)})
+
+
+REFUSED = [
+    (lambda c: with_part(c, "target", kv_lora_rank=17), "kv_lora_rank is 17; the source's layers have rank 16, the la"),
+    (lambda c: with_part(c, "target", hidden_size=32), "target.hidden_size is 32, the source's 16"),
+    (lambda c: with_part(c, "target", layer_group_size=9), "none of the 2 layers would become a Lightning layer"),
+    (lambda c: with_stage(c, 2, trains=("*/mixer/kv_c",)), r"\(mla_warmup\): trains: .* matches none of the"),
+    (lambda c: with_part(c, "conversion", calibration_tokens=10), "10 calibration tokens; ranks of 12"),
+    (lambda c: with_part(c, "conversion", calibration_tokens=10**8), "calibration_tokens is 100000000; the data has"),
+    (lambda c: with_stage(c, 1, form="gqa"), "forms come in the order"),
+    (lambda c: with_stage(c, 0, form="lineer"), "form is 'lineer', did you mean 'linear'"),
+    (lambda c: with_stage(c, 3, sequence_length=96), "whole rows of it"),
+    (lambda c: with_part(c, "target", max_length=63), r"\(mid_1\): data.sequence_length is 64; the model's context"),
+    (lambda c: dataclasses.replace(c, source="nowhere"), "nowhere holds neither"),
+]
+
+
+@pytest.mark.parametrize("change,message", REFUSED)
+def test_what_cannot_be_migrated_is_refused_before_work(source, tmp_path, change, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        plan = prepare_plan(change(small_config(*source)), tmp_path / "refused")
+        unlock(plan.workdir, plan.lock)
+    assert not (tmp_path / "refused" / "0_linear_warmup").exists()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """(a source's folder, a corpus)."""
+    folder = tmp_path_factory.mktemp("source")
+    write_source(folder / "source")
+    write_corpus(folder / "corpus", 40)
+    return folder / "source", folder / "corpus"
+
+
+def test_a_hybrid_is_refused_as_a_source(source, tmp_path):
+    write_stage(tmp_path / "hybrid", tiny_config("linear-2.0", **BOTH))
+    config = small_config(tmp_path / "hybrid", source[1], target=target_config(init_std=0.02))
+    with pytest.raises(ValueError, match="it is a hybrid or MLA already"):
+        prepare_plan(config, tmp_path / "plan")
+
+
+def test_nan_in_calibration_is_named_with_its_layer(source, tmp_path):
+    params, model = orbax.load_params(source[0] / "checkpoints")
+    segment = params["segments"]["0"]["0_gqa_dense"]
+    segment["mixer_norm"] = segment["mixer_norm"].at[1].set(np.nan)
+    orbax.save_params(tmp_path / "nan/checkpoints", params, model)
+    save_tokenizer(load_model(source[0]).tokenizer, tmp_path / "nan/tokenizer")
+    config = small_config(tmp_path / "nan", source[1])
+    config = dataclasses.replace(config, stages=(dataclasses.replace(config.stages[1], name="fuse"),))
+    with pytest.raises(ValueError, match="layer 1: calibration: the mean square of q of head 0 is nan"):
+        run_plan(prepare_plan(config, tmp_path / "plan"))
+    assert not list((tmp_path / "plan/0_fuse").glob("*converted*"))
+
+
+def test_the_outline_has_the_sizes_of_the_run(migrated):
+    plan, reports = migrated
+    records = outline(plan.config, plan.source.config)
+    for record, report in zip(records, reports, strict=True):
+        if "steps" in report:
+            assert record["trained_parameters"] == report["trained_parameters"]
+            assert record["tokens"] >= report["tokens"]
+        assert sum(record["converts"].values()) == len(report.get("layers", []))
+    lightning = plan.source.config.num_layers // 2
+    assert f"converts  {lightning} layers gqa -> lightning" in as_text(records)
+    assert [record["rope_theta"] for record in records] == [1e4] * 3 + [6e4] * 2
