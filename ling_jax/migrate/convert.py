@@ -102,28 +102,36 @@ def convert_model(
     "output_error" on the held-out batches, and the energy kept where it became MLA ("rope", "latent", "query").
     """
     check_calibration(target, sum(int((rows["segment_ids"] > 0).sum()) for rows in calibration))
-    source, writer, records = reader.config, HfWriter(folder, target), []
+    writer, records = HfWriter(folder, target), []
     for name in TOP:
         writer.top(name, reader.top(name))
     for visit in walk(reader, [*calibration, *held_out]):
-        kind = kind_of(target, visit.number)
-        if not _changes(visit.kind, kind, source, target):
-            writer.layer(visit.number, visit.params)
-            continue
-        try:
-            mixer, kept = _convert_mixer(visit, kind, calibration, source, target, conversion)
-        except ValueError as error:
-            raise ValueError(f"layer {visit.number}: {error}") from None
-        writer.layer(visit.number, visit.with_mixer(mixer))
-        seen = visit._replace(inputs=visit.inputs[len(calibration) :])
-        before = outputs(visit.mixer, seen, held_out, source, visit.kind)
-        off = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before)
-        record = {"layer": visit.number, "from": visit.kind.mixer, "to": kind.mixer}
-        record["output_error"] = float(off / np.linalg.norm(before))
-        records.append(record | kept)
-        print(" ".join(f"{name}={_short(value)}" for name, value in records[-1].items()), flush=True)
+        params, record = _convert_layer(visit, reader.config, target, calibration, held_out, conversion)
+        writer.layer(visit.number, params)
+        records += [record] if record else []
+        del visit, params  # or this layer would be held while the next is read
     writer.close()
     return records
+
+
+def _convert_layer(
+    visit: Visit, source: ModelConfig, target: ModelConfig, calibration, held_out, conversion: Conversion
+) -> tuple[Params, dict[str, Any]]:
+    """(the layer's parameters in the target, its record; {} where it stays as it is)."""
+    kind = kind_of(target, visit.number)
+    if not _changes(visit.kind, kind, source, target):
+        return visit.params, {}
+    try:
+        mixer, kept = _convert_mixer(visit, kind, calibration, source, target, conversion)
+    except ValueError as error:
+        raise ValueError(f"layer {visit.number}: {error}") from None
+    seen = visit._replace(inputs=visit.inputs[len(calibration) :])
+    before = outputs(visit.mixer, seen, held_out, source, visit.kind)
+    off = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before)
+    record = {"layer": visit.number, "from": visit.kind.mixer, "to": kind.mixer}
+    record |= {"output_error": float(off / np.linalg.norm(before))} | kept
+    print(" ".join(f"{name}={_short(value)}" for name, value in record.items()), flush=True)
+    return visit.with_mixer(mixer), record
 
 
 def converted_layers(source: ModelConfig, target: ModelConfig) -> list[int]:

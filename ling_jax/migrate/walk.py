@@ -1,6 +1,7 @@
 """A forward pass over samples that holds one layer at a time, and shows what each mixer reads and makes."""
 
 import functools
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,9 @@ def walk(reader: LayerReader, batches: Sequence[Batch]) -> Iterator[Visit]:
     for number in range(config.num_layers):
         params, kind = reader.layer(number), layer_kind(config, number)
         yield Visit(number, kind, params, [_normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
-        x = [_layer(params, x_BTD, decays[number], rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+        x = _through(params, x, decays[number], batches, config, kind)
+        del params  # before the next layer is read
+        gc.collect()  # which is when JAX lets go of arrays that it read without a copy
     if not config.mtp_depth:
         return
     hidden, kind = [_normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], Kind(config.softmax, "moe")
@@ -57,8 +60,10 @@ def walk(reader: LayerReader, batches: Sequence[Batch]) -> Iterator[Visit]:
             x.append(_module_input(params, embedded, hidden_BTD, config))
         inputs = [_normed(params["layer"]["mixer_norm"], x_BTD, config) for x_BTD in x]
         yield Visit(config.num_layers + depth, kind, params, inputs)
-        x = [_layer(params["layer"], x_BTD, None, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+        x = _through(params["layer"], x, None, batches, config, kind)
         hidden = [_normed(params["final_norm"], x_BTD, config) for x_BTD in x]
+        del params
+        gc.collect()
 
 
 def outputs(mixer: Params, visit: Visit, batches: Sequence[Batch], config: ModelConfig, kind: Kind) -> np.ndarray:
@@ -69,6 +74,12 @@ def outputs(mixer: Params, visit: Visit, batches: Sequence[Batch], config: Model
         y_BTD = _mixed(mixer, x_BTD, decay_H, rows, config, kind.mixer)
         made.append(np.asarray(y_BTD, np.float64)[rows["segment_ids"] > 0])
     return np.concatenate(made)
+
+
+def _through(params, x, log_decay_H, batches: Sequence[Batch], config: ModelConfig, kind: Kind) -> list[Any]:
+    """All batches behind a layer, which nothing refers to any more when they are there."""
+    outs = [_layer(params, x_BTD, log_decay_H, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+    return jax.block_until_ready(outs)
 
 
 def _sequence(rows: Batch, config: ModelConfig):
