@@ -64,7 +64,9 @@ class ModelConfig:
     gqa_qk_norm: bool = True  # False: GQA layers have theirs fused into their weights, as in the middle of a migration
     qkv_bias: bool = False
     out_bias: bool = False
-    mtp_depth: int = 0
+    mtp_depth: int = 0  # MTP modules that are stored
+    mtp_shared_depths: int = 0  # so many depths are predicted by the one stored module (report App. B); 0: one a module
+    mtp_detached: bool = False  # no gradient of depths behind the first reaches the trunk, the embedding or the head
     mtp_loss_weight: float = 0.1  # report §2.3.1
     z_loss_weight: float = 0.0  # the official Megatron patch has 3.5e-6
     slope_layer_offset: int = 0  # 0: training and serving engines; -1: the official HF file (§5)
@@ -80,6 +82,11 @@ class ModelConfig:
         with contextlib.suppress(TypeError):  # the check below names what is no dtype
             object.__setattr__(self, "compute_dtype", np.dtype(self.compute_dtype).name)
         _check(self)
+
+    @property
+    def mtp_predictions(self) -> int:
+        """Depths that are predicted: tokens t + 2, t + 3, …"""
+        return (self.mtp_shared_depths or self.mtp_depth) if self.mtp_depth else 0
 
     def is_softmax_layer(self, layer: int) -> bool:
         """Layers that close a group, and all of a trailing incomplete group (docs/architecture.md §2)."""
@@ -111,7 +118,7 @@ def _check(c: ModelConfig) -> None:
     positive += ["num_kv_heads"] if c.softmax == "gqa" else ["kv_lora_rank", "nope_dim", "rope_dim", "v_dim"]
     for name in positive:
         _require(getattr(c, name) >= 1, f"{name} is {getattr(c, name)}; it must be at least 1")
-    for name in ("first_dense_layers", "mtp_depth", "shared_ffn_size"):
+    for name in ("first_dense_layers", "mtp_depth", "mtp_shared_depths", "shared_ffn_size"):
         _require(getattr(c, name) >= 0, f"{name} is {getattr(c, name)}; it must not be negative")
     _require(
         c.lightning_chunk is None or c.lightning_chunk >= 1,
@@ -120,6 +127,10 @@ def _check(c: ModelConfig) -> None:
     _require(c.softmax in ("mla", "gqa"), f"softmax is {c.softmax!r}; it is 'mla' or 'gqa'")
     _require(c.remat in REMAT_POLICIES, f"remat is {c.remat!r}; it is one of {', '.join(REMAT_POLICIES)}")
     _require(c.slope_layer_offset in (0, -1), f"slope_layer_offset is {c.slope_layer_offset}; it is 0 or -1")
+    _require(
+        not c.mtp_shared_depths or c.mtp_depth <= 1,
+        f"mtp_shared_depths is {c.mtp_shared_depths} with mtp_depth {c.mtp_depth}; one module is shared",
+    )
     _require_divides("num_norm_groups", c.num_norm_groups, "num_heads", c.num_heads)
     _require_divides("num_expert_groups", c.num_expert_groups, "num_experts", c.num_experts)
     if c.softmax == "gqa":
@@ -237,6 +248,8 @@ HF_OPTIONAL_FIELDS = {  # a missing key leaves the field's default
     "initializer_range": "init_std",
     "slope_layer_offset": "slope_layer_offset",
     "gqa_qk_norm": "gqa_qk_norm",  # ours: the official code would miss the norms' weights
+    "mtp_shared_depths": "mtp_shared_depths",  # ours, as the next: the official code runs one depth a module
+    "mtp_detached": "mtp_detached",
 }
 HF_MLA_FIELDS = {
     "q_lora_rank": "q_lora_rank",

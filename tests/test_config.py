@@ -284,7 +284,8 @@ def test_config_json_holds_every_field_of_the_model():
         v_dim=8, ffn_size=8, first_dense_layers=2, num_experts=16, top_k=1, num_expert_groups=4, top_groups=2,
         expert_ffn_size=8, shared_ffn_size=8, routed_scale=1.0, rope_theta=5.0, rope_scaling=Yarn(2.0, 8),
         max_length=9, norm_eps=1e-3, qk_norm=False, gqa_qk_norm=False, qkv_bias=True, out_bias=True, mtp_depth=0,
-        mtp_loss_weight=0.5, z_loss_weight=0.5, slope_layer_offset=-1, init_std=0.5, compute_dtype="bfloat16",
+        mtp_shared_depths=3, mtp_detached=True, mtp_loss_weight=0.5, z_loss_weight=0.5,
+            slope_layer_offset=-1, init_std=0.5, compute_dtype="bfloat16",
     )  # fmt: skip
     assert changed.keys() | HOW_IT_IS_RUN.keys() == {field.name for field in dataclasses.fields(ModelConfig)}
     for field, value in changed.items():

@@ -28,6 +28,12 @@ LIGHTNING_GATE = ("*_lightning_*/mixer/gate", "*_lightning_*/mixer/norm")
 ALL_QKV = ("*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")  # those of fused GQA layers too
 MLA = ("*/mixer/q_[ab]", "*/mixer/q_a_norm", "*/mixer/kv_*")
 EVERYTHING = ("*",)
+# Three depths for speculation (report App. B): a module each, one for all, one whose later depths spare the trunk.
+MTP_SCHEMES = {
+    "separate": dict(mtp_depth=3, mtp_shared_depths=0, mtp_detached=False),
+    "shared": dict(mtp_depth=1, mtp_shared_depths=3, mtp_detached=False),
+    "shared_detached": dict(mtp_depth=1, mtp_shared_depths=3, mtp_detached=True),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,7 @@ class Stage:
     sequence_length: int = 0  # 0: data.sequence_length; rows of a step then are as many fewer as they are longer
     long_share: float = 1.0  # of sequences; the others have data.sequence_length and share rows
     rope_theta: float = 0.0  # 0: as before
+    mtp: str = ""  # how three depths are predicted from here on (`MTP_SCHEMES`); "": as before
     merges: int = 0  # so many of the last checkpoints of the stage before are averaged (WSM); nothing is trained
 
 
@@ -130,6 +137,12 @@ def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
     before = config.stages[number - 1].form if number else FORMS[0]
     if FORMS.index(stage.form) < FORMS.index(before):
         raise ValueError(f"{where}: form is {stage.form!r} behind {before!r}; forms come in the order {FORMS}")
+    if stage.mtp and stage.mtp not in MTP_SCHEMES:
+        raise ValueError(
+            f"{where}: mtp is {stage.mtp!r}{nearest(stage.mtp, MTP_SCHEMES)}; one of {', '.join(MTP_SCHEMES)}"
+        )
+    if stage.mtp and (not stage.trains or stage.form != before or any(s.mtp for s in config.stages[:number])):
+        raise ValueError(f"{where}: mtp is {stage.mtp!r}; a stage that trains and converts nothing may give it, once")
     if stage.trains and stage.merges:
         raise ValueError(f"{where}: it trains and merges; make it two stages")
     if not stage.trains and not stage.merges and stage.form == before:
@@ -159,10 +172,15 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
 
     Raises ValueError where source, target, patterns, calibration or lengths do not fit, naming stage and numbers.
     """
-    models, theta = [], source.rope_theta
+    models, theta, mtp = [], source.rope_theta, {}
     for number, stage in enumerate(config.stages):
         theta = stage.rope_theta or theta
-        model = dataclasses.replace(form_config(source, config.target, stage.form), rope_theta=theta)
+        mtp = MTP_SCHEMES.get(stage.mtp, mtp)
+        if stage.mtp and source.mtp_depth != 1:
+            raise ValueError(
+                f"stages[{number}]: mtp is {stage.mtp!r}, and the source has {source.mtp_depth} MTP modules"
+            )
+        model = dataclasses.replace(form_config(source, config.target, stage.form), rope_theta=theta, **mtp)
         before = models[-1] if models else form_config(source, config.target, FORMS[0])
         if converted_layers(before, model):
             check_calibration(model, config.conversion.calibration_tokens)

@@ -256,7 +256,7 @@ def _train(plan: Plan, number: int, run: StageRun, start: Path, before: float) -
         run.model,
         plan.folder(number),
         lambda workdir, replace: corpus,
-        start=lambda mesh: open_model(start).params(mesh),
+        start=lambda mesh: with_mtp_modules(open_model(start).params(mesh), run.model.mtp_depth),
         trainable=mask,
         enough=RECOVERED * before if run.stage.recovers else None,
     )
@@ -272,6 +272,13 @@ def _train(plan: Plan, number: int, run: StageRun, start: Path, before: float) -
         "ended": "recovered" if len(lines) < run.train.steps else "budget",
         "curve": [[line["step"] + 1, line["held_out_loss"]] for line in lines if "held_out_loss" in line],
     }
+
+
+def with_mtp_modules(params: specs.Params, count: int) -> specs.Params:
+    """The parameters with so many MTP modules: copies of the first where there are fewer (our choice)."""
+    if "mtp" not in params or len(params["mtp"]["embed_norm"]) == count:
+        return params
+    return params | {"mtp": jax.tree.map(lambda leaf: leaf[:1].repeat(count, axis=0), params["mtp"])}
 
 
 def _first_row(plan: Plan, number: int, run: StageRun) -> int:

@@ -50,20 +50,28 @@ def mtp_hidden(params: Params, embed, hidden_BTD, tokens_BT, sequence: Sequence,
     """([hidden [B, T, D] of each depth, ready for the LM head], Router stacked [depth, …]).
 
     `embed` looks tokens up; depth d reads token t + d + 1 and predicts t + d + 2. The first hidden state is the
-    trunk's after its final norm.
+    trunk's after its final norm. With `mtp_detached` depths behind the first see the trunk and the embedding as
+    constants: what the first depth hands them is made once more, from a trunk that gradients do not reach.
     """
 
-    def module(params, hidden_BTD, shifted_BT):
-        z_BTD = module_input(params, embed(shifted_BT), hidden_BTD, config)
+    def module(params, hidden_BTD, embedded_BTD):
+        z_BTD = module_input(params, embedded_BTD, hidden_BTD, config)
         z_BTD, router, _ = layer(params["layer"], z_BTD, None, None, sequence, config, Kind(config.softmax, "moe"))
         return rms_norm(z_BTD, params["final_norm"], config.norm_eps), router
 
-    outputs, routers = [], []
-    for depth in range(config.mtp_depth):
+    def run(depth: int, hidden_BTD, *, constant: bool):
+        of_depth = jax.tree.map(lambda leaf: leaf[min(depth, config.mtp_depth - 1)], params)
+        embedded_BTD = embed(shift_tokens(tokens_BT, sequence.docs, depth + 1))
+        if constant:
+            embedded_BTD = jax.lax.stop_gradient(embedded_BTD)
         with jax.named_scope(f"mtp_{depth}"):
-            shifted_BT = shift_tokens(tokens_BT, sequence.docs, depth + 1)
-            apply = remat(module, config, scanned=False)
-            hidden_BTD, router = apply(jax.tree.map(lambda leaf: leaf[depth], params), hidden_BTD, shifted_BT)  # noqa: B023
+            return remat(module, config, scanned=False)(of_depth, hidden_BTD, embedded_BTD)
+
+    trunk_BTD, outputs, routers = hidden_BTD, [], []
+    for depth in range(config.mtp_predictions):
+        if depth == 1 and config.mtp_detached:
+            hidden_BTD, _ = run(0, jax.lax.stop_gradient(trunk_BTD), constant=True)
+        hidden_BTD, router = run(depth, hidden_BTD, constant=depth > 0 and config.mtp_detached)
         outputs.append(hidden_BTD)
         routers.append(router)
     return outputs, jax.tree.map(lambda *layers: jnp.stack(layers), *routers)

@@ -112,10 +112,11 @@ def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=
     hidden_BTD, mtp_hidden_BTD, routers = hidden_states(params, tokens, sequence, config)
     counts = loss_counts(labels, config, segment_ids=segment_ids)
     with jax.named_scope("loss"):
-        nll = [
-            cross_entropy_sum(hidden, params["head"], shifted_targets(labels, sequence.docs, by), config.loss_chunk)
-            for by, hidden in enumerate([hidden_BTD, *mtp_hidden_BTD], start=1)
-        ]
+        nll = []
+        for by, hidden in enumerate([hidden_BTD, *mtp_hidden_BTD], start=1):
+            head = jax.lax.stop_gradient(params["head"]) if by > 2 and config.mtp_detached else params["head"]
+            targets = shifted_targets(labels, sequence.docs, by)
+            nll.append(cross_entropy_sum(hidden, head, targets, config.loss_chunk))
     z_sums = [jnp.sum(router.z_sum) for router in routers_in(routers)]
     return counts._replace(main=nll[0], mtp=jnp.asarray(nll[1:]), router_z=sum(z_sums, jnp.zeros(()))), routers
 
@@ -123,10 +124,10 @@ def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=
 def loss_counts(labels, config: ModelConfig, *, segment_ids=None) -> LossSums:
     """The counts alone (sums are 0): they need no parameters, so a step knows them before its microbatches run."""
     docs = None if segment_ids is None else document_ids(segment_ids)
-    counts = [jnp.sum(shifted_targets(labels, docs, by) != IGNORED) for by in range(1, config.mtp_depth + 2)]
+    counts = [jnp.sum(shifted_targets(labels, docs, by) != IGNORED) for by in range(1, config.mtp_predictions + 2)]
     live = jnp.asarray(labels.size) if docs is None else jnp.sum(docs > 0)
     zero = jnp.zeros(())
-    return LossSums(zero, jnp.zeros(config.mtp_depth), zero, counts[0], jnp.asarray(counts[1:]), live)
+    return LossSums(zero, jnp.zeros(config.mtp_predictions), zero, counts[0], jnp.asarray(counts[1:]), live)
 
 
 def total_loss(sums: LossSums, counts: LossSums, config: ModelConfig):
@@ -199,5 +200,5 @@ def routers_by_layer(routers, config: ModelConfig) -> Router | None:
             for index, number in np.ndenumerate(numbers):
                 by_layer[number] = jax.tree.map(lambda leaf, i=index: leaf[i], router)
     layers = [by_layer[number] for number in sorted(by_layer)]
-    layers += [jax.tree.map(lambda leaf, d=d: leaf[d], routers["mtp"]) for d in range(config.mtp_depth)]
+    layers += [jax.tree.map(lambda leaf, d=d: leaf[d], routers["mtp"]) for d in range(config.mtp_predictions)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if layers else None

@@ -56,7 +56,11 @@ def matmul_parameters(config: ModelConfig) -> int:
             continue
         if "/experts/" in path:
             size = size * config.top_k // config.num_experts
-        total += size * (1 + config.mtp_depth) if path == "head" else size
+        if path == "head":
+            size *= 1 + config.mtp_predictions
+        elif path.startswith("mtp/"):
+            size = size * config.mtp_predictions // config.mtp_depth
+        total += size
     return total
 
 
@@ -66,7 +70,7 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     6 a matmul weight; causal softmax 3 · 2 · (T+1)/2 · H · (K + V) a layer; Lightning 3 · 4 · H · K² a layer, its
     recurrent form. Recomputation and the chunked form's extra work are not model FLOPs.
     """
-    c, layers = config, {"lightning": 0, "softmax": config.mtp_depth}
+    c, layers = config, {"lightning": 0, "softmax": config.mtp_predictions}
     for segment in layer_plan(config):
         for run in segment.runs:
             kind = "lightning" if run.kind.mixer == "lightning" else "softmax"

@@ -97,7 +97,10 @@ def update_expert_bias(params, loads, rate: float):
         if load is None:
             return layer
         bias = layer["ffn"]["expert_bias"]
-        return layer | {"ffn": layer["ffn"] | {"expert_bias": bias + bias_step(load[0], rate).astype(bias.dtype)}}
+        loads = load[0]
+        if loads.shape != bias.shape:  # of one MTP module at several depths
+            loads = loads.sum(axis=0, keepdims=True)
+        return layer | {"ffn": layer["ffn"] | {"expert_bias": bias + bias_step(loads, rate).astype(bias.dtype)}}
 
     segments = {
         segment: {name: moved(layer, loads["segments"][segment][name]) for name, layer in runs.items()}

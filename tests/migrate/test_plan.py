@@ -11,7 +11,7 @@ import pytest
 from ling_jax import spec
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.data import save_tokenizer
-from ling_jax.migrate.config import matches
+from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.outline import as_text, outline
 from ling_jax.migrate.plan import prepare_plan, run_plan
 from ling_jax.model import forward
@@ -179,6 +179,30 @@ def test_a_stage_ends_when_it_has_recovered(config, tmp_path, monkeypatch):
     assert again["curve"] == report["curve"] and again["steps"] == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", MTP_SCHEMES)
+def test_three_mtp_depths_are_trained_beside_a_frozen_trunk(tmp_path, scheme):
+    write_source(tmp_path / "source", **WHOLE)
+    write_corpus(tmp_path / "corpus", 40)
+    config = small_config(tmp_path / "source", tmp_path / "corpus", target=target_config(**WHOLE))
+    stages = (
+        Stage(name="all_at_once", form="mla"),
+        Stage(name="speculation", form="mla", mtp=scheme, trains=("mtp/*",), tokens=256),
+    )
+    plan = prepare_plan(dataclasses.replace(config, stages=stages), tmp_path / "plan")
+    reports = run_plan(plan)
+    assert [layer["to"] for layer in reports[0]["layers"]] == ["lightning", "mla", "lightning", "mla", "mla"]
+    before, after = (load_model(plan.result(number)) for number in (0, 1))
+    assert after.config.mtp_predictions == 3
+    assert after.params["mtp"]["embed_norm"].shape[0] == (3 if scheme == "separate" else 1)
+    old, new = (spec.named_leaves(loaded.params) for loaded in (before, after))
+    for name in old:
+        if not name.startswith("mtp/"):
+            np.testing.assert_array_equal(np.asarray(old[name]), np.asarray(new[name]), err_msg=name)
+    save_hf(after.params, after.config, tmp_path / "hf")
+    assert load_hf(tmp_path / "hf")[1].mtp_predictions == 3
+
+
 def with_stage(config, number, **fields):
     stages = list(config.stages)
     stages[number] = dataclasses.replace(stages[number], **fields)
@@ -198,6 +222,8 @@ REFUSED = [
     (lambda c: with_part(c, "conversion", calibration_tokens=10**8), "calibration_tokens is 100000000; the data has"),
     (lambda c: with_stage(c, 1, form="gqa"), "forms come in the order"),
     (lambda c: with_stage(c, 0, form="lineer"), "form is 'lineer', did you mean 'linear'"),
+    (lambda c: with_stage(c, 3, mtp="shared"), "the source has 0 MTP modules; it is made from one"),
+    (lambda c: with_stage(c, 2, mtp="shared"), "a stage that trains and converts nothing may give it"),
     (lambda c: with_stage(c, 3, sequence_length=96), "whole rows of it"),
     (lambda c: with_part(c, "target", max_length=63), r"\(mid_1\): data.sequence_length is 64; the model's context"),
     (lambda c: dataclasses.replace(c, source="nowhere"), "nowhere holds neither"),
