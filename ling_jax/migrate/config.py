@@ -177,9 +177,8 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
         theta = stage.rope_theta or theta
         mtp = MTP_SCHEMES.get(stage.mtp, mtp)
         if stage.mtp and source.mtp_depth != 1:
-            raise ValueError(
-                f"stages[{number}]: mtp is {stage.mtp!r}, and the source has {source.mtp_depth} MTP modules"
-            )
+            found = f"the source has {source.mtp_depth} MTP modules; it is made from one"
+            raise ValueError(f"stages[{number}] ({stage.name}): mtp is {stage.mtp!r}; {found}")
         model = dataclasses.replace(form_config(source, config.target, stage.form), rope_theta=theta, **mtp)
         before = models[-1] if models else form_config(source, config.target, FORMS[0])
         if converted_layers(before, model):
