@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -24,6 +24,20 @@ class Claim:
     @property
     def holds(self) -> bool:
         return self.value >= self.bar if self.sense == ">=" else self.value <= self.bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a study saw; `verdict` is "reproduced", "not seen" or "not testable here", by a rule that is code."""
+
+    name: str
+    report_ref: str
+    value: float
+    ci95: tuple[float, float] | None
+    n: int
+    seeds: list[int]
+    rule: str
+    verdict: str
 
 
 def best_seconds(function: Callable, *arguments, times: int = 5) -> float:
@@ -51,15 +65,21 @@ def machine() -> str:
     return f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
 
 
-def finish(claims: list[Claim], command: str, json_out: str | None) -> int:
-    """Prints a table and writes the file; returns the exit code: 0 if all claims hold."""
-    width = max((len(claim.name) for claim in claims), default=0)
+def finish(claims: list[Claim], command: str, json_out: str | None, findings: Sequence[Finding] = ()) -> int:
+    """Prints a table and writes the file; returns the exit code: 0 if all claims hold, whatever was found."""
+    width = max((len(row.name) for row in (*claims, *findings)), default=0)
     for claim in claims:
         bar = f"{claim.sense} {claim.bar:g}"
         verdict = "holds" if claim.holds else "FAILS"
         print(f"{claim.name:<{width}} {claim.value:>8.3g} {claim.unit:<11} {bar:<8} {verdict}")
+    for finding in findings:
+        print(f"{finding.name:<{width}} {finding.value:>8.3g} {finding.verdict}: {finding.rule}")
     if json_out:
         rows = [dataclasses.asdict(claim) | {"holds": claim.holds, "command": command} for claim in claims]
-        content = {"machine": machine(), "claims": rows, "findings": []}
+        content = {
+            "machine": machine(),
+            "claims": rows,
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+        }
         Path(json_out).write_text(json.dumps(content, indent=1))
     return 0 if all(claim.holds for claim in claims) else 1

@@ -44,7 +44,7 @@ class Stage:
     form: str  # of `migrate.convert.FORMS`
     trains: tuple[str, ...] = ()  # patterns over the names of parameters; (): nothing is trained
     tokens: int = 0  # at most
-    recovers: bool = False  # ends where the held-out loss is at most 1.01 times that before the stage's conversion
+    recovers: bool = False  # ends where the held-out loss is at most 1.01 times the source's; rows are as long as there
     peak_lr: float = 0.0  # 0: optimizer.peak_lr
     warmup_steps: int = -1  # -1: optimizer.warmup_steps
     router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training. For patterns that match all biases, else 0
@@ -78,6 +78,7 @@ class MigrateConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     train: StageLoop
+    seen_tokens: int = 0  # of the data, with its seed and length, that the source was trained on: they are passed over
     conversion: Conversion = dataclasses.field(default_factory=Conversion)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -122,6 +123,7 @@ RULES: tuple[Rule, ...] = (
         "must be positive",
     ),
     (("data.seed", "train.seed", "conversion.seed"), lambda x: 0 <= x < 2**32, "must be 0 to 2^32 - 1"),
+    (("seen_tokens",), lambda x: x >= 0, "must not be negative"),
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
     (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
 )
@@ -152,6 +154,8 @@ def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
     if stage.merges and (not number or not config.stages[number - 1].trains):
         raise ValueError(f"{where}: it merges checkpoints, and no stage before it has any")
     length, short = stage_length(config, stage), config.data.sequence_length
+    if stage.recovers and length != short:
+        raise ValueError(f"{where}: recovers compares with the source's loss in rows of {short} tokens, not {length}")
     if length % short or (config.train.batch_size * short) % length:
         raise ValueError(
             f"{where}: sequence_length is {length}; it is a multiple of data.sequence_length {short}, and a step's "

@@ -40,7 +40,7 @@ from ling_jax.train.programs import compile_eval_step, use_compilation_cache
 from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import lock, open_workdir, unlock, write_config
 
-RECOVERED = 1.01  # of the loss before a conversion (our choice; the report says "the pre-conversion level")
+RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
 RESUMABLE = ("source", "train.log_every", "train.max_bad_steps", "mesh", "target.remat", "target.scan_layers")
 
@@ -151,7 +151,7 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
         report["layers"] = _convert(plan, number, start)
         report["loss_converted"] = measure(start, plan, run)
     if stage.trains:
-        report |= _train(plan, number, run, start, report["loss_before"])
+        report |= _train(plan, number, run, start, _bar(plan, run, report["loss_before"]))
     elif stage.merges:
         _merge(plan, number, folder)
         report["loss_after"] = measure(folder, plan, run)
@@ -170,6 +170,13 @@ def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
         return json.loads((plan.folder(number - 1) / "report.json").read_text())["loss_after"]
     before = plan.model_before(number)
     return measure(plan.result(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
+
+
+def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
+    """The loss at which a stage has recovered: by the source's, or what each stage may lose would add up."""
+    first = plan.folder(0) / "report.json"
+    of_source = json.loads(first.read_text())["loss_before"] if first.exists() else before
+    return RECOVERED * of_source if run.stage.recovers else None
 
 
 def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
@@ -246,7 +253,7 @@ def _corpus(plan: Plan, run: StageRun) -> Corpus:
     )
 
 
-def _train(plan: Plan, number: int, run: StageRun, start: Path, before: float) -> dict[str, Any]:
+def _train(plan: Plan, number: int, run: StageRun, start: Path, enough: float | None) -> dict[str, Any]:
     """Trains the stage to its end; what it tells about it."""
     corpus, first = _corpus(plan, run), _first_row(plan, number, run)
     corpus = dataclasses.replace(corpus, train=corpus.train.slice(slice(first, None)))
@@ -258,7 +265,7 @@ def _train(plan: Plan, number: int, run: StageRun, start: Path, before: float) -
         lambda workdir, replace: corpus,
         start=lambda mesh: with_mtp_modules(open_model(start).params(mesh), run.model.mtp_depth),
         trainable=mask,
-        enough=RECOVERED * before if run.stage.recovers else None,
+        enough=enough,
     )
     train(loop)
     lines = [json.loads(text) for text in (plan.folder(number) / "metrics.jsonl").read_text().splitlines()]
@@ -282,11 +289,11 @@ def with_mtp_modules(params: specs.Params, count: int) -> specs.Params:
 
 
 def _first_row(plan: Plan, number: int, run: StageRun) -> int:
-    """The rows that the stages before may have had, were all as long as this one's: the next ones are new to it.
+    """The rows that source and stages before may have had, were all as long as this one's: the next ones are new.
 
     By their budgets, so that the position does not depend on when a stage ended.
     """
-    planned = 0
+    planned = plan.config.seen_tokens
     for earlier in range(number):
         if plan.config.stages[earlier].trains:
             loop = stage_run(plan.config, earlier, plan.models[earlier])

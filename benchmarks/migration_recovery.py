@@ -1,0 +1,143 @@
+"""The recovery study: small Ling 2.0 bases become hybrids in several ways; tokens and losses of each step.
+
+Every run is a folder that goes on where it was, so a study that is stopped loses little.
+"""
+
+import dataclasses
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ling_jax.config import model_config
+from ling_jax.migrate.config import EVERYTHING, MigrateConfig, Stage, StageLoop
+from ling_jax.migrate.convert import Conversion
+from ling_jax.migrate.plan import RECOVERED, prepare_plan, run_plan
+from ling_jax.migrate.stages import migration
+from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source
+from ling_jax.train.loop import prepare, train
+
+LENGTH, ROWS = 256, 16
+STEP_TOKENS = LENGTH * ROWS
+# 0.86 M parameters, of which the mixers are a quarter.
+SIZES = dict(
+    vocab_size=1024, hidden_size=96, num_layers=8, num_heads=4, head_dim=24, rotary_dim=12, ffn_size=192,
+    first_dense_layers=8, mtp_depth=0, max_length=LENGTH, lightning_chunk=64, loss_chunk=128,
+)  # fmt: skip
+BASE = model_config("tiny-2.0", **SIZES)
+TARGET = model_config(
+    "tiny-2.6", **SIZES, q_lora_rank=72, kv_lora_rank=60, nope_dim=24, rope_dim=12, v_dim=24, num_norm_groups=4
+)
+DATA = DataConfig(sources=(Source(kind="python"),), sequence_length=LENGTH, held_out_fraction=0.03)
+OPTIMIZER = OptimizerConfig(peak_lr=3e-3, warmup_steps=20)
+
+
+EVAL_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Steps of 4096 tokens."""
+
+    base: int
+    linear: int  # of the stages with frozen parts
+    partial: int
+    mla: int
+    repeat: int  # of a whole migration with repeated heads, and of one that converts all at once
+    random: int  # of one with random heads; the other ways end with the MLA warm-up
+    eval_every: int
+    calibration: int  # tokens
+    seeds: tuple[int, ...]
+
+
+FULL = Preset(
+    base=450, linear=30, partial=10, mla=10, repeat=110, random=170, eval_every=10, calibration=16384, seeds=(0, 1, 2)
+)
+QUICK = Preset(base=10, linear=2, partial=2, mla=2, repeat=8, random=8, eval_every=2, calibration=4096, seeds=(0,))
+
+# Ways to migrate: what differs from the report's steps with repeated heads.
+ARMS: dict[str, dict[str, Any]] = {
+    "repeat": {},
+    "random": dict(kv_heads="random"),
+    "random, gate": dict(kv_heads="random", gate=True),
+    "real": dict(pca="real"),
+    "dropped": dict(qk_norm="drop"),
+    "at once": dict(at_once=True),
+}
+
+
+def train_base(preset: Preset, seed: int, folder: Path) -> dict[int, float]:
+    """{step: held-out loss} of a base to its end and on, for as many steps as the longest migration has."""
+    data = dataclasses.replace(DATA, folder=str(folder / "tokens"))
+    for steps in (preset.base, preset.base + preset.random):
+        loop = LoopConfig(
+            steps=steps,
+            batch_size=ROWS,
+            seed=seed,
+            eval_every=preset.eval_every,
+            eval_batches=EVAL_BATCHES,
+            save_every=preset.base // 2,
+            keep=3,
+        )
+        train(prepare(PretrainConfig(model=BASE, data=data, optimizer=OPTIMIZER, train=loop), folder / f"base_{seed}"))
+        if steps == preset.base:
+            port_base(folder / f"base_{seed}", folder / f"source_{seed}")
+    lines = map(json.loads, (folder / f"base_{seed}/metrics.jsonl").read_text().splitlines())
+    return {line["step"] + 1: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+
+
+def port_base(workdir: Path, source: Path) -> None:
+    """Keeps the base as it is now: training on will replace its checkpoint."""
+    if not source.exists():
+        shutil.copytree(workdir, source)
+
+
+def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = False) -> tuple[Stage, ...]:
+    frozen = preset.linear + preset.partial + preset.mla
+    if at_once:
+        return (Stage(name="continued", form="mla", trains=EVERYTHING, tokens=steps * STEP_TOKENS),)
+    tokens = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla, continued=steps - frozen)
+    plan = migration(**{name: count * STEP_TOKENS for name, count in tokens.items()}, gate=gate)
+    return tuple(dataclasses.replace(stage, recovers=False) for stage in plan if stage.tokens)  # whole budgets are used
+
+
+def migrate(preset: Preset, arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+    """The reports of one way's stages."""
+    options = dict(ARMS[arm])
+    how = {name: options.pop(name) for name in ("kv_heads", "pca", "qk_norm") if name in options}
+    how = dict(kv_heads="repeat", calibration_tokens=preset.calibration, held_out_tokens=4096, seed=seed) | how
+    frozen = preset.linear + preset.partial + preset.mla
+    steps = {"repeat": preset.repeat, "at once": preset.repeat, "random": preset.random}.get(arm, frozen)
+    config = MigrateConfig(
+        source=str(folder / f"source_{seed}"),
+        target=TARGET,
+        stages=stages(preset, steps, **options),
+        data=dataclasses.replace(DATA, folder=str(folder / "tokens")),
+        optimizer=OPTIMIZER,
+        train=StageLoop(
+            batch_size=ROWS, seed=seed, eval_every=preset.eval_every, eval_batches=EVAL_BATCHES, save_every=1000, keep=1
+        ),
+        seen_tokens=preset.base * STEP_TOKENS,
+        conversion=Conversion(**how),
+    )
+    return run_plan(prepare_plan(config, folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"))
+
+
+def curve(reports: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
+    """(tokens so far, held-out loss, form) of a migration: at each conversion and each evaluation."""
+    points, before = [], 0
+    for report in reports:
+        if "loss_converted" in report:
+            points.append((before, report["loss_converted"], report["form"]))
+        points += [(before + step * STEP_TOKENS, loss, report["form"]) for step, loss in report["curve"]]
+        before += report["tokens"]
+    return points
+
+
+def recovery_tokens(reports: list[dict[str, Any]], base_loss: float) -> float:
+    """Tokens, all stages included, after which the hybrid is within 1 % of the base and stays so; infinity if never."""
+    points = curve(reports)
+    outside = [i for i, (_, loss, form) in enumerate(points) if form != "mla" or loss > RECOVERED * base_loss]
+    behind = points[outside[-1] + 1 :] if outside else points
+    return behind[0][0] if behind else math.inf
