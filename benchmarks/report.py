@@ -76,10 +76,7 @@ def finish(claims: list[Claim], command: str, json_out: str | None, findings: Se
         print(f"{finding.name:<{width}} {finding.value:>8.3g} {finding.verdict}: {finding.rule}")
     if json_out:
         rows = [dataclasses.asdict(claim) | {"holds": claim.holds, "command": command} for claim in claims]
-        content = {
-            "machine": machine(),
-            "claims": rows,
-            "findings": [dataclasses.asdict(finding) for finding in findings],
-        }
+        found = [dataclasses.asdict(finding) for finding in findings]
+        content = {"machine": machine(), "claims": rows, "findings": found}
         Path(json_out).write_text(json.dumps(content, indent=1))
     return 0 if all(claim.holds for claim in claims) else 1

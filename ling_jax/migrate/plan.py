@@ -42,7 +42,7 @@ from ling_jax.train.workdir import lock, open_workdir, unlock, write_config
 
 RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
-RESUMABLE = ("source", "train.log_every", "train.max_bad_steps", "mesh", "target.remat", "target.scan_layers")
+RESUMABLE = ("train.log_every", "train.max_bad_steps", "mesh", "target.remat", "target.scan_layers")
 
 
 @dataclasses.dataclass(frozen=True)
