@@ -23,6 +23,7 @@ import numpy as np
 import scipy.stats
 from absl import app, flags
 
+from benchmarks import hybrid_ratio, mtp_depths
 from benchmarks import migration_recovery as study
 from benchmarks.report import Claim, Finding, finish
 from ling_jax.checkpoint import orbax
@@ -54,10 +55,14 @@ def main(argv) -> None:
         claims = [*layer_1t_claims(), exact_claim("random", random_layer())]
         results = {seed: run_study(preset, seed, folder) for seed in preset.seeds}
         claims += [exact_claim("trained", trained_layer(folder / "source_0")), merge_claim(folder / "base_0")]
-        findings = findings_of(results, preset)
+        ratios = hybrid_ratio.losses(preset.ratio_budgets, folder)
+        findings = [*findings_of(results, preset), hybrid_ratio.finding(preset.ratio_budgets, ratios)]
+        findings += [mtp_depths.finding(mtp_depths.accepted_lengths(preset.mtp_steps, folder))]
         if not QUICK.value:
             claims += [recovery_claim(results, way, bar, preset) for way, bar in (("repeat", 0.25), ("random", 0.38))]
-            print(table(results))
+            print(table(results, preset.ways))
+            hybrid_ratio.figure(preset.ratio_budgets, ratios, folder / "hybrid_ratio.png")
+            study.figure({way: [r.ways[way] for r in results.values()] for way in preset.ways}, folder / "recovery.png")
     command = "python -m benchmarks.migration" + (" --quick" if QUICK.value else "")
     sys.exit(finish(claims, command, JSON_OUT.value, findings))
 
@@ -72,7 +77,7 @@ class Result:
 
 def run_study(preset: study.Preset, seed: int, folder: Path) -> Result:
     base = study.train_base(preset, seed, folder)
-    return Result(base, {way: study.migrate(preset, way, seed, folder) for way in study.ARMS})
+    return Result(base, {way: study.migrate(preset, way, seed, folder) for way in preset.ways})
 
 
 def convert_1t_layer() -> dict[str, float]:
@@ -225,15 +230,23 @@ def findings_of(results: dict[int, Result], preset: study.Preset) -> list[Findin
     at = lambda way, stage, key: lambda r: r.ways[way][stage][key]  # noqa: E731
     linear, partial, mla, last = 0, 1, 2, -1
     trained_on = lambda r: r.base[preset.base + preset.repeat]  # noqa: E731
-    compared: list[tuple[str, str, Measure, Measure]] = [
-        ("hybrid_against_base_trained_on", "§2.1.3", at("repeat", last, "loss_after"), trained_on),
-        ("repeat_against_random", "§2.1.3", at("repeat", linear, "loss_after"), at("random", linear, "loss_after")),
-        ("complex_against_real", "§2.1.3", at("repeat", mla, "loss_converted"), at("real", mla, "loss_converted")),
-        ("fused_against_dropped", "§2.1.3", *(at(way, partial, "loss_converted") for way in ("repeat", "dropped"))),
-        ("gate_against_none", "§2.3.2", at("random, gate", linear, "loss_after"), at("random", linear, "loss_after")),
-        ("steps_against_all_at_once", "§2.1.3", at("repeat", last, "loss_after"), at("at once", last, "loss_after")),
+
+    def of(name: str, way: str, other: str, stage: int, key: str):
+        return name, "§2.1.3", (way, other), at(way, stage, key), at(other, stage, key)
+
+    compared: list[tuple[str, str, tuple[str, ...], Measure, Measure]] = [
+        ("hybrid_against_base_trained_on", "§2.1.3", ("repeat",), at("repeat", last, "loss_after"), trained_on),
+        of("repeat_against_random", "repeat", "random", linear, "loss_after"),
+        of("complex_against_real", "repeat", "real", mla, "loss_converted"),
+        of("fused_against_dropped", "repeat", "dropped", partial, "loss_converted"),
+        of("gate_against_none", "random, gate", "random", linear, "loss_after"),
+        of("steps_against_all_at_once", "repeat", "at once", last, "loss_after"),
     ]
-    return [difference(name, ref, ours, theirs, results) for name, ref, ours, theirs in compared]
+    return [
+        difference(name, ref, ours, theirs, results)
+        for name, ref, ways, ours, theirs in compared
+        if set(ways) <= set(preset.ways)
+    ]
 
 
 def difference(name: str, ref: str, ours: Measure, theirs: Measure, results: dict[int, Result]) -> Finding:
@@ -248,10 +261,10 @@ def difference(name: str, ref: str, ours: Measure, theirs: Measure, results: dic
     return Finding(name, ref, mean, interval, len(values), list(results), rule, verdict)
 
 
-def table(results: dict[int, Result]) -> str:
+def table(results: dict[int, Result], ways: tuple[str, ...]) -> str:
     """Held-out losses along each way: tokens over the base's, seeds in columns."""
     lines = []
-    for way in study.ARMS:
+    for way in ways:
         for stage, report in enumerate(next(iter(results.values())).ways[way]):
             for key in ("loss_before", "loss_converted", "loss_after"):
                 if key in report:

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ling_jax.config import model_config
 from ling_jax.files import new_folder
 from ling_jax.migrate.config import EVERYTHING, MigrateConfig, Stage, StageLoop
@@ -50,16 +52,14 @@ class Preset:
     random: int  # of one with random heads; the other ways end with the MLA warm-up
     eval_every: int
     calibration: int  # tokens
+    ways: tuple[str, ...]  # of `WAYS`
     seeds: tuple[int, ...]
+    ratio_budgets: tuple[float, ...]  # training FLOPs of each hybrid ratio
+    mtp_steps: int
 
-
-FULL = Preset(
-    base=450, linear=30, partial=10, mla=10, repeat=110, random=170, eval_every=10, calibration=16384, seeds=(0, 1, 2)
-)
-QUICK = Preset(base=10, linear=2, partial=2, mla=2, repeat=8, random=8, eval_every=2, calibration=4096, seeds=(0,))
 
 # Ways to migrate: what differs from the report's steps with repeated heads.
-ARMS: dict[str, dict[str, Any]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "repeat": {},
     "random": dict(kv_heads="random"),
     "random, gate": dict(kv_heads="random", gate=True),
@@ -67,6 +67,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "dropped": dict(qk_norm="drop"),
     "at once": dict(at_once=True),
 }
+
+FULL = Preset(
+    base=450, linear=30, partial=10, mla=10, repeat=110, random=170, eval_every=10, calibration=16384, seeds=(0, 1, 2),
+    ways=tuple(WAYS), ratio_budgets=(3e11, 1e12, 3e12), mtp_steps=150,
+)  # fmt: skip
+QUICK = Preset(
+    base=10, linear=2, partial=2, mla=2, repeat=8, random=8, eval_every=2, calibration=4096, seeds=(0,),
+    ways=("repeat", "random"), ratio_budgets=(3e10,), mtp_steps=4,
+)  # fmt: skip
 
 
 def train_base(preset: Preset, seed: int, folder: Path) -> dict[int, float]:
@@ -105,13 +114,13 @@ def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = Fa
     return tuple(dataclasses.replace(stage, recovers=False) for stage in plan if stage.tokens)  # whole budgets are used
 
 
-def migrate(preset: Preset, arm: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+def migrate(preset: Preset, way: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """The reports of one way's stages."""
-    options = dict(ARMS[arm])
+    options = dict(WAYS[way])
     how = {name: options.pop(name) for name in ("kv_heads", "pca", "qk_norm") if name in options}
     how = dict(kv_heads="repeat", calibration_tokens=preset.calibration, held_out_tokens=4096, seed=seed) | how
     frozen = preset.linear + preset.partial + preset.mla
-    steps = {"repeat": preset.repeat, "at once": preset.repeat, "random": preset.random}.get(arm, frozen)
+    steps = {"repeat": preset.repeat, "at once": preset.repeat, "random": preset.random}.get(way, frozen)
     config = MigrateConfig(
         source=str(folder / f"source_{seed}"),
         target=TARGET,
@@ -124,7 +133,7 @@ def migrate(preset: Preset, arm: str, seed: int, folder: Path) -> list[dict[str,
         seen_tokens=preset.base * STEP_TOKENS,
         conversion=Conversion(**how),
     )
-    return run_plan(prepare_plan(config, folder / f"{arm.replace(', ', '_').replace(' ', '_')}_{seed}"))
+    return run_plan(prepare_plan(config, folder / f"{way.replace(', ', '_').replace(' ', '_')}_{seed}"))
 
 
 def curve(reports: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
@@ -144,3 +153,19 @@ def recovery_tokens(reports: list[dict[str, Any]], base_loss: float) -> float:
     outside = [i for i, (_, loss, form) in enumerate(points) if form != "mla" or loss > RECOVERED * base_loss]
     behind = points[outside[-1] + 1 :] if outside else points
     return behind[0][0] if behind else math.inf
+
+
+def figure(ways: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
+    """Held-out loss over tokens: {way: reports of each seed}."""
+    import matplotlib.pyplot as plt
+
+    chart, axes = plt.subplots(figsize=(7, 4))
+    for way, seeds in ways.items():
+        points = [[(tokens, loss) for tokens, loss, _ in curve(reports)] for reports in seeds]
+        tokens = [tokens for tokens, _ in points[0]]
+        axes.plot(tokens, np.mean([[loss for _, loss in seed] for seed in points], axis=0), label=way)
+    axes.axhline(np.mean([seed[0]["loss_before"] for seed in ways["repeat"]]), color="gray", label="base")
+    axes.set(xlabel="tokens", ylabel="held-out loss, nats/token")
+    axes.legend()
+    chart.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(chart)

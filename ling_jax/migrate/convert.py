@@ -27,7 +27,7 @@ QK_NORMS = ("fuse", "drop")
 RUN_FIELDS = ("compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std")
 MIXER_FIELDS = (
     "softmax", "layer_group_size", "num_norm_groups", "slope_layer_offset", "num_kv_heads", "gqa_qk_norm",
-    "q_lora_rank", "kv_lora_rank", "nope_dim", "rope_dim", "v_dim", "rope_theta", "rope_scaling",
+    "q_lora_rank", "kv_lora_rank", "nope_dim", "rope_dim", "v_dim", "rope_theta",
 )  # fmt: skip
 
 

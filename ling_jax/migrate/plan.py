@@ -78,6 +78,10 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
 
     Raises ValueError or OSError with what to change.
     """
+    if jax.process_count() > 1 or "://" in str(workdir):
+        raise ValueError(
+            f"{workdir} with {jax.process_count()} processes: conversions are made by one process, in a local folder"
+        )
     source = open_model(config.source)
     models = stage_models(config, source.config)
     mesh = make_mesh(dataclasses.asdict(config.mesh))

@@ -1,0 +1,93 @@
+"""The plans of configs/migrate, as far as they go without weights."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from ling_jax.config import Yarn, model_config
+from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, trained
+from ling_jax.migrate.convert import form_config
+from ling_jax.migrate.outline import outline
+from ling_jax.migrate.stages import migration
+from ling_jax.model import model_spec
+from ling_jax.spec import named_leaves
+from ling_jax.train.config import from_dict
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "migrate"
+SOURCES = {"tiny": "tiny-2.0", "mini": "ling-mini-2.0", "flash": "ling-flash-2.0", "1t": "ling-1t"}
+
+
+def load(name: str) -> MigrateConfig:
+    spec = importlib.util.spec_from_file_location(f"migrate_{name}", CONFIGS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return from_dict(MigrateConfig, module.get_config().to_dict())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_plan_ends_with_its_target(name):
+    config = load(name)
+    source = model_config(SOURCES[name], mtp_depth=config.target.mtp_depth)
+    assert stage_models(config, source)[-1] == config.target
+    records = outline(config, source)
+    assert [r["form"] for r in records[:4]] == ["linear", "fused", "mla", "mla"]
+    if name != "tiny":
+        assert sum(r["tokens"] for r in records) == pytest.approx(9.6e12, rel=1e-3)  # report §2.3
+        assert [r["sequence_length"] for r in records[4:]] == [32768, 32768, 262144, 262144]
+
+
+def test_the_1ts_numbers():
+    config = load("1t")
+    first, partial, mla, continued, *_ = outline(config, model_config("ling-1t", mtp_depth=1))
+    assert first["converts"] == {"gqa -> lightning": 70}
+    assert partial["converts"] == {"gqa QK-norm fused": 11} and mla["converts"] == {"gqa -> mla": 11}  # 10 and MTP
+    assert continued["parameters"] == pytest.approx(1012.23e9 + 13.18e9, rel=1e-4)  # docs/architecture.md §13
+    # a master weight of 4 bytes and two moments of what is trained
+    assert first["state_bytes"] == 4 * first["parameters"] + 8 * first["trained_parameters"]
+    heads = 70 * (3 * 8192 * 64 * 128 + 2 * 128)
+    assert first["trained_parameters"] == heads
+
+
+def test_trained_sets_are_what_the_report_names():
+    config = load("tiny")
+    source = model_config("tiny-2.0")
+    wanted = [
+        ({"q", "k", "v", "q_norm", "k_norm"}, set()),
+        ({"q", "k", "v", "q_norm", "k_norm", "gate", "norm"}, {"q", "k", "v"}),
+        (set(), {"q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b"}),
+    ]
+    for stage, model, (lightning, softmax) in zip(config.stages, stage_models(config, source), wanted, strict=False):
+        chosen = [name for name, keep in named_leaves(trained(model, stage.trains)).items() if keep]
+        assert all("/mixer/" in name for name in chosen)
+        assert {name.split("/")[-1] for name in chosen if "_lightning_" in name} == lightning
+        assert {name.split("/")[-1] for name in chosen if "_lightning_" not in name} == softmax
+
+
+def test_a_gate_may_be_trained_from_the_first_step():
+    names = named_leaves(model_spec(form_config(model_config("tiny-2.0"), model_config("tiny-2.6"), "linear")))
+    plain, gated = (
+        {
+            name
+            for name in names
+            if matches(name, migration(linear=1, partial=1, mla=1, continued=1, gate=gate)[0].trains)
+        }
+        for gate in (False, True)
+    )
+    assert {name.split("/", 3)[3] for name in gated - plain} == {"mixer/gate", "mixer/norm"}
+
+
+def test_yarn_is_not_changed_on_the_way():
+    target = model_config("tiny-2.6", rope_scaling=Yarn(2.0, 128))
+    with pytest.raises(ValueError, match=r"target\.rope_scaling is Yarn.*, the source's None"):
+        form_config(model_config("tiny-2.0"), target, "mla")
+
+
+@pytest.mark.parametrize("scheme", MTP_SCHEMES)
+def test_three_depths_are_predicted_from_one(scheme):
+    config = load("tiny")
+    stages = list(config.stages)
+    stages[3] = dataclasses.replace(stages[3], mtp=scheme)
+    models = stage_models(dataclasses.replace(config, stages=tuple(stages)), model_config("tiny-2.0"))
+    assert [model.mtp_predictions for model in models] == [1, 1, 1, 3, 3, 3]
