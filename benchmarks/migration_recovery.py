@@ -111,7 +111,13 @@ def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = Fa
         return (Stage(name="continued", form="mla", trains=EVERYTHING, tokens=steps * STEP_TOKENS),)
     tokens = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla, continued=steps - frozen)
     plan = migration(**{name: count * STEP_TOKENS for name, count in tokens.items()}, gate=gate)
-    return tuple(dataclasses.replace(stage, recovers=False) for stage in plan if stage.tokens)  # whole budgets are used
+    warmups = {"continued": OPTIMIZER.warmup_steps}  # the others are too short for so many
+    # Nothing ends early: budgets are used up, so that ways can be compared.
+    return tuple(
+        dataclasses.replace(stage, recovers=False, warmup_steps=warmups.get(stage.name, 5))
+        for stage in plan
+        if stage.tokens
+    )
 
 
 def migrate(preset: Preset, way: str, seed: int, folder: Path) -> list[dict[str, Any]]:

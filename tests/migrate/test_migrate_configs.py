@@ -67,14 +67,8 @@ def test_trained_sets_are_what_the_report_names():
 
 def test_a_gate_may_be_trained_from_the_first_step():
     names = named_leaves(model_spec(form_config(model_config("tiny-2.0"), model_config("tiny-2.6"), "linear")))
-    plain, gated = (
-        {
-            name
-            for name in names
-            if matches(name, migration(linear=1, partial=1, mla=1, continued=1, gate=gate)[0].trains)
-        }
-        for gate in (False, True)
-    )
+    first = lambda gate: migration(linear=1, partial=1, mla=1, continued=1, gate=gate)[0].trains  # noqa: E731
+    plain, gated = ({name for name in names if matches(name, first(gate))} for gate in (False, True))
     assert {name.split("/", 3)[3] for name in gated - plain} == {"mixer/gate", "mixer/norm"}
 
 
