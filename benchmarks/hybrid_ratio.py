@@ -3,18 +3,20 @@
 The report compares groups of 2, 4, 8 and 16 layers between 1e18 and 3e20 FLOPs; here are four orders less.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.migration_recovery import DATA, LENGTH
 from benchmarks.report import Finding
 from ling_jax.config import ModelConfig, model_config
-from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source
+from ling_jax.train.config import LoopConfig, OptimizerConfig, PretrainConfig
 from ling_jax.train.loop import prepare, train
 from ling_jax.train.metrics import flops_per_token
 
-LENGTH, ROWS = 256, 8
+ROWS = 8
 GROUPS = (1, 2, 4, 8, 16)  # layers to one softmax layer; 1: softmax alone
 REPORTED_BEST = 8
 
@@ -29,7 +31,7 @@ def model_of(group: int) -> ModelConfig:
 
 
 def losses(budgets: tuple[float, ...], folder: Path, seed: int = 0) -> dict[int, list[float]]:
-    """{group: held-out loss after each budget of training FLOPs}."""
+    """{group: held-out loss after each budget of training FLOPs}; tokens are those of the study's base."""
     found: dict[int, list[float]] = {}
     for group in GROUPS:
         model = model_of(group)
@@ -39,9 +41,7 @@ def losses(budgets: tuple[float, ...], folder: Path, seed: int = 0) -> dict[int,
 
 
 def _loss(model: ModelConfig, steps: int, folder: Path, seed: int) -> float:
-    data = DataConfig(
-        sources=(Source(kind="python"),), sequence_length=LENGTH, held_out_fraction=0.03, folder=str(folder / "tokens")
-    )
+    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), tokenizer=str(folder / "source_0/tokenizer"))
     loop = LoopConfig(steps=steps, batch_size=ROWS, seed=seed, log_every=50, save_every=steps, keep=1)
     optimizer = OptimizerConfig(peak_lr=3e-3, warmup_steps=20, schedule="cosine")
     workdir = folder / f"ratio_{model.layer_group_size}_{steps}"

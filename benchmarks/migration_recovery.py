@@ -38,6 +38,7 @@ OPTIMIZER = OptimizerConfig(peak_lr=3e-3, warmup_steps=20)
 
 
 EVAL_BATCHES = 8
+MERGED = 5  # checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Preset:
     calibration: int  # tokens
     ways: tuple[str, ...]  # of `WAYS`
     seeds: tuple[int, ...]
-    ratio_budgets: tuple[float, ...]  # training FLOPs of each hybrid ratio
-    mtp_steps: int
+    ratio_budgets: tuple[float, ...]  # training FLOPs of each hybrid ratio; none: they are not compared
+    mtp_steps: int  # of the base and of three depths; 0: they are not compared
 
 
 # Ways to migrate: what differs from the report's steps with repeated heads.
@@ -65,7 +66,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "random, gate": dict(kv_heads="random", gate=True),
     "real": dict(pca="real"),
     "dropped": dict(qk_norm="drop"),
-    "at once": dict(at_once=True),
+    "at once": dict(at_once=True),  # and then the mean of its last checkpoints
+    "at once, cosine": dict(at_once=True, schedule="cosine"),
 }
 
 FULL = Preset(
@@ -74,7 +76,7 @@ FULL = Preset(
 )  # fmt: skip
 QUICK = Preset(
     base=10, linear=2, partial=2, mla=2, repeat=8, random=8, eval_every=2, calibration=4096, seeds=(0,),
-    ways=("repeat", "random"), ratio_budgets=(3e10,), mtp_steps=4,
+    ways=("repeat",), ratio_budgets=(), mtp_steps=0,
 )  # fmt: skip
 
 
@@ -108,7 +110,8 @@ def port_base(workdir: Path, source: Path) -> None:
 def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = False) -> tuple[Stage, ...]:
     frozen = preset.linear + preset.partial + preset.mla
     if at_once:
-        return (Stage(name="continued", form="mla", trains=EVERYTHING, tokens=steps * STEP_TOKENS),)
+        everything = Stage(name="continued", form="mla", trains=EVERYTHING, tokens=steps * STEP_TOKENS)
+        return everything, Stage(name="merge", form="mla", merges=MERGED)
     tokens = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla, continued=steps - frozen)
     plan = migration(**{name: count * STEP_TOKENS for name, count in tokens.items()}, gate=gate)
     warmups = {"continued": OPTIMIZER.warmup_steps}  # the others are too short for so many
@@ -126,15 +129,21 @@ def migrate(preset: Preset, way: str, seed: int, folder: Path) -> list[dict[str,
     how = {name: options.pop(name) for name in ("kv_heads", "pca", "qk_norm") if name in options}
     how = dict(kv_heads="repeat", calibration_tokens=preset.calibration, held_out_tokens=4096, seed=seed) | how
     frozen = preset.linear + preset.partial + preset.mla
-    steps = {"repeat": preset.repeat, "at once": preset.repeat, "random": preset.random}.get(way, frozen)
+    steps = preset.repeat if way == "repeat" or "at once" in way else preset.random if way == "random" else frozen
+    optimizer = dataclasses.replace(OPTIMIZER, schedule=options.pop("schedule", OPTIMIZER.schedule))
     config = MigrateConfig(
         source=str(folder / f"source_{seed}"),
         target=TARGET,
         stages=stages(preset, steps, **options),
         data=dataclasses.replace(DATA, folder=str(folder / "tokens")),
-        optimizer=OPTIMIZER,
+        optimizer=optimizer,
         train=StageLoop(
-            batch_size=ROWS, seed=seed, eval_every=preset.eval_every, eval_batches=EVAL_BATCHES, save_every=1000, keep=1
+            batch_size=ROWS,
+            seed=seed,
+            eval_every=preset.eval_every,
+            eval_batches=EVAL_BATCHES,
+            save_every=preset.eval_every,
+            keep=1,
         ),
         seen_tokens=preset.base * STEP_TOKENS,
         conversion=Conversion(**how),
@@ -148,8 +157,8 @@ def curve(reports: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
     for report in reports:
         if "loss_converted" in report:
             points.append((before, report["loss_converted"], report["form"]))
-        points += [(before + step * STEP_TOKENS, loss, report["form"]) for step, loss in report["curve"]]
-        before += report["tokens"]
+        points += [(before + step * STEP_TOKENS, loss, report["form"]) for step, loss in report.get("curve", [])]
+        before += report.get("tokens", 0)
     return points
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.migration_recovery import DATA, LENGTH, OPTIMIZER, ROWS, TARGET
+from benchmarks.migration_recovery import DATA, OPTIMIZER, ROWS, TARGET
 from benchmarks.report import Finding
 from ling_jax import model
 from ling_jax.config import ModelConfig
@@ -45,7 +45,7 @@ def accepted_lengths(steps: int, folder: Path) -> dict[str, list[float]]:
 
 def _config(config: ModelConfig, steps: int, folder: Path) -> PretrainConfig:
     loop = LoopConfig(steps=steps, batch_size=ROWS, log_every=50, save_every=steps, keep=1)
-    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), sequence_length=LENGTH)
+    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), tokenizer=str(folder / "source_0/tokenizer"))
     # As much for the depths as for the next token: they are what is trained here.
     return PretrainConfig(
         model=dataclasses.replace(config, mtp_loss_weight=1.0), data=data, optimizer=OPTIMIZER, train=loop
