@@ -9,7 +9,7 @@ from ling_jax.migrate.stages import report_stages
 from ling_jax.train.config import DataConfig, MeshConfig, OptimizerConfig, Source, to_config_dict
 
 SIZES = (
-    "hidden_size", "num_layers", "num_heads", "num_norm_groups", "ffn_size", "first_dense_layers", "expert_ffn_size",
+    "hidden_size", "num_layers", "num_heads", "ffn_size", "first_dense_layers", "expert_ffn_size",
     "shared_ffn_size",
 )  # fmt: skip
 
@@ -19,6 +19,7 @@ def get_config():
         "ling-2.6-flash",
         **{name: getattr(model_config("ling-mini-2.0"), name) for name in SIZES},
         layer_group_size=5,
+        num_norm_groups=4,  # these two as ring-mini-linear-2.0
         max_length=262144,
     )
     return to_config_dict(

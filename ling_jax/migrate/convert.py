@@ -38,8 +38,8 @@ class Conversion:
     kv_heads: str = "random"  # new key and value heads, or "repeat" (report §2.1.3: random)
     pca: str = "complex"  # of rope keys among heads, or "real" as TransMLA
     qk_norm: str = "fuse"  # or "drop": without the factor, for comparison
-    calibration_tokens: int = 65_536  # our choice; TransMLA takes 128 rows of 4096
-    held_out_tokens: int = 16_384  # on which layers are compared; our choice
+    calibration_tokens: int = 16_384  # our choice: ten times the largest rank of the releases
+    held_out_tokens: int = 8_192  # on which layers are compared; our choice
     seed: int = 0  # of new weights
 
     def __post_init__(self):
