@@ -71,7 +71,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 FULL = Preset(
-    base=450, linear=30, partial=10, mla=10, repeat=110, random=170, eval_every=10, calibration=16384, seeds=(0, 1, 2),
+    base=450, linear=30, partial=20, mla=5, repeat=110, random=170, eval_every=10, calibration=16384, seeds=(0, 1, 2),
     ways=tuple(WAYS), ratio_budgets=(3e11, 1e12, 3e12), mtp_steps=150,
 )  # fmt: skip
 QUICK = Preset(
@@ -114,10 +114,12 @@ def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = Fa
         return everything, Stage(name="merge", form="mla", merges=MERGED)
     tokens = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla, continued=steps - frozen)
     plan = migration(**{name: count * STEP_TOKENS for name, count in tokens.items()}, gate=gate)
-    warmups = {"continued": OPTIMIZER.warmup_steps}  # the others are too short for so many
-    # Nothing ends early: budgets are used up, so that ways can be compared.
+    # Nothing ends early: budgets are used up, so that ways can be compared. A lower rate behind the first stage: what
+    # is nearly right is hurt more by steps of the base's size than it learns from them.
+    same = dict(recovers=False, warmup_steps=5)
+    rates = {"partial": 1.5e-3, "mla_warmup": 1.5e-3, "continued": 1e-3}
     return tuple(
-        dataclasses.replace(stage, recovers=False, warmup_steps=warmups.get(stage.name, 5))
+        dataclasses.replace(stage, peak_lr=rates.get(stage.name, OPTIMIZER.peak_lr), **same)
         for stage in plan
         if stage.tokens
     )
