@@ -115,8 +115,8 @@ def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = Fa
     tokens = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla, continued=steps - frozen)
     plan = migration(**{name: count * STEP_TOKENS for name, count in tokens.items()}, gate=gate)
     # Nothing ends early: budgets are used up, so that ways can be compared. A lower rate behind the first stage: what
-    # is nearly right is hurt more by steps of the base's size than it learns from them. (A base that is trained on keeps
-    # its rate, so a part of what separates the two is that of a decay.)
+    # is nearly right is hurt more by steps of the base's size than it learns from them. (A base that is trained on
+    # keeps its rate, so a part of what separates the two is that of a decay.)
     same = dict(recovers=False, warmup_steps=5)
     rates = {"partial": 1.5e-3, "mla_warmup": 1.5e-3, "continued": 1e-3}
     return tuple(
