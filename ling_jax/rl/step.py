@@ -18,7 +18,7 @@ from ling_jax.model.transformer import hidden_states, make_sequence
 from ling_jax.objectives import effective_objective
 from ling_jax.objectives.describe import LOSSES
 from ling_jax.train.metrics import group_norms
-from ling_jax.train.state import TrainState, create_state
+from ling_jax.train.state import TrainState, create_state, next_state
 
 Objective = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
@@ -133,14 +133,7 @@ def make_rl_step(
         loss, metrics = evaluated(objective, logps, entropies, batch)
         loss, grad_norm = batch.scale * loss, optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.any(batch.mask)
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
-        state = TrainState(
-            step=state.step + 1,
-            bad_steps=state.bad_steps + ~good,
-            params=specs.combine(optax.apply_updates(trained, updates), frozen),
-            opt_state=opt_state,
-        )
+        state, _ = next_state(state, optimizer, grads, trained, frozen, good)
         metrics |= {"loss": loss, "grad_norm": grad_norm, "bad": ~good, "tokens": jnp.sum(batch.live)}
         return state, metrics | age_metrics(logps, batch) | group_norms("grad_norm", grads)
 

@@ -29,6 +29,20 @@ def create_state(params, optimizer: optax.GradientTransformation, trainable) -> 
     return TrainState(step=step, bad_steps=bad_steps, params=params, opt_state=optimizer.init(trained))
 
 
+def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraArgs, grads, trained, frozen, good):
+    """(the state after a step with these gradients of `trained`, the updates); where the step is not `good`, all but
+    the two counts is what it was. `frozen` are the other parameters as they will be."""
+    with jax.named_scope("optimizer"):
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
+    after = TrainState(
+        step=state.step + 1,
+        bad_steps=state.bad_steps + ~good,
+        params=specs.combine(optax.apply_updates(trained, updates), frozen),
+        opt_state=opt_state,
+    )
+    return after, updates
+
+
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, trainable=None) -> TrainState:
     """The whole state as ShapeDtypeStructs that say where it lies; the optimiser's moments lie as their parameters do.
 

@@ -12,7 +12,7 @@ from ling_jax.model import model_spec
 from ling_jax.model.moe import Router
 from ling_jax.model.transformer import loss_counts, loss_sums, total_loss
 from ling_jax.train.metrics import group_norms
-from ling_jax.train.state import TrainState
+from ling_jax.train.state import TrainState, next_state
 
 
 def make_train_step(
@@ -46,17 +46,10 @@ def make_train_step(
         grads, (loss, (sums, loads)) = _accumulate(total, trained, batch, microbatches)
         grad_norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
-            if router_bias_rate:
-                biases = update_expert_bias(frozen, loads, router_bias_rate)
-                frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
-        state = TrainState(
-            step=state.step + 1,
-            bad_steps=state.bad_steps + ~good,
-            params=specs.combine(optax.apply_updates(trained, updates), frozen),
-            opt_state=opt_state,
-        )
+        if router_bias_rate:
+            biases = update_expert_bias(frozen, loads, router_bias_rate)
+            frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
+        state, updates = next_state(state, optimizer, grads, trained, frozen, good)
         metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads) | {"grad_norm": grad_norm, "bad": ~good}
         return state, metrics | group_norms("grad_norm", grads) | group_norms("update_norm", updates)
 
