@@ -14,6 +14,7 @@ from ling_jax.model.lightning import lightning, lightning_spec, log_decays
 from ling_jax.model.mla import mla, mla_spec
 from ling_jax.model.moe import dense_ffn, moe, moe_spec, swiglu_spec
 from ling_jax.model.norm import rms_norm
+from ling_jax.parallel.sharding import constrain, gathered
 from ling_jax.spec import Leaf, Params, Spec, ones, stack
 
 MIXERS = {"lightning": (lightning_spec, lightning), "mla": (mla_spec, mla), "gqa": (gqa_spec, gqa)}
@@ -102,15 +103,18 @@ def segments_spec(config: ModelConfig) -> Spec:
 
 def layer(params: Params, x_BTD, log_decay_H, cache, sequence: Sequence, config: ModelConfig, kind: Kind):
     """(x + mixer(norm(x)), then + ffn(norm(x)); Router or None; the LayerCache with these tokens)."""
-    mixer, ffn = MIXERS[kind.mixer][1], FFNS[kind.ffn][1]
+    (mixer_spec, mixer), (ffn_spec, ffn) = MIXERS[kind.mixer], FFNS[kind.ffn]
     with jax.named_scope(kind.mixer):
         normed = rms_norm(x_BTD, params["mixer_norm"], config.norm_eps)
-        y_BTD, cache = mixer(params["mixer"], normed, sequence, log_decay_H, cache, config)
+        weights = gathered(params["mixer"], mixer_spec(config), x_BTD.dtype)
+        y_BTD, cache = mixer(weights, normed, sequence, log_decay_H, cache, config)
         x_BTD = x_BTD + y_BTD
     with jax.named_scope(kind.ffn):
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
-        y_BTD, router = ffn(params["ffn"], normed, sequence.live, config)
-    return x_BTD + checkpoint_name(y_BTD, "ffn_out"), router, cache
+        weights = gathered(params["ffn"], ffn_spec(config), x_BTD.dtype)
+        y_BTD, router = ffn(weights, normed, sequence.live, config)
+    x_BTD = constrain(x_BTD + checkpoint_name(y_BTD, "ffn_out"), ("batch", None, None))
+    return x_BTD, router, cache
 
 
 def remat(function, config: ModelConfig, *, scanned: bool):

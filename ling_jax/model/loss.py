@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from ling_jax.model.mtp import shift_in_documents
+from ling_jax.parallel.sharding import RULES, one_device, split_axes
 
 IGNORED = -100
 
@@ -47,8 +49,32 @@ def head_logits(head_DW, hidden_BTD):
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
+    """Σ -log softmax(hidden · head)[target] over targets that are not -100.
+
+    On a mesh every device sums over its own rows with the whole head (its part of the vocabulary, where `tensor`
+    splits that), and the head's gradient is added up over devices once, not after every chunk.
+    """
+    if one_device():
+        return _cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk)
+    axes = split_axes("batch", len(hidden_BTD), jax.sharding.get_abstract_mesh())
+
+    def on_device(hidden_BTD, head_DW, targets_BT):
+        head_DW = jax.lax.all_gather(head_DW, RULES["embed"], tiled=True)
+        return jax.lax.psum(_cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk), axes)
+
+    rows, embed = PartitionSpec(axes), PartitionSpec(RULES["embed"])
+    return jax.shard_map(
+        on_device,
+        in_specs=(rows, embed, rows),
+        out_specs=PartitionSpec(),
+        axis_names=set(RULES["batch"]),
+        check_vma=False,
+    )(hidden_BTD, head_DW, targets_BT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
     """Σ -log softmax(hidden · head)[target] over targets that are not -100, in chunks of `chunk` tokens of each row.
 
     Its gradients are made in the same pass (the loss is a scalar: they only scale), so that the logits are computed
@@ -84,7 +110,7 @@ def _cross_entropy_bwd(chunk: int, residuals, grad):
     return *(jnp.asarray(grad, leaf.dtype) * leaf for leaf in residuals), None
 
 
-cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+_cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):

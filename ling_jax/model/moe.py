@@ -60,7 +60,8 @@ def moe(params, x_BTD, live_BT, config: ModelConfig):
         logits_BTE = router_logits(params["router"], x_BTD)
         index_BTk, weight_BTk = route(logits_BTE, params["expert_bias"], config)
     with jax.named_scope("experts"):
-        y_BTD, drops = _experts(params["experts"], x_BTD, index_BTk, weight_BTk.astype(x_BTD.dtype), config)
+        matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
+        y_BTD, drops = experts.expert_parallel(x_BTD, weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT, matrices)
     if "shared" in params:
         with jax.named_scope("shared_expert"):
             y_BTD = y_BTD + swiglu(params["shared"], x_BTD)
@@ -96,11 +97,3 @@ def _keep_best_groups(biased_BTE, config: ModelConfig):
     _, kept = jax.lax.top_k(best_two.sum(axis=-1), config.top_groups)
     keep = jax.nn.one_hot(kept, config.num_expert_groups, dtype=bool).any(axis=-2)
     return jnp.where(keep[..., None], grouped, -jnp.inf).reshape(biased_BTE.shape)
-
-
-def _experts(params, x_BTD, index_BTk, weight_BTk, config: ModelConfig):
-    x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
-    dispatch = experts.plan_dispatch(index_BTk.reshape(-1, config.top_k), config.num_experts)
-    matrices = experts.Experts(*(params[name].astype(x_BTD.dtype) for name in ("gate", "up", "down")))
-    y_MD = experts.experts_ffn(x_MD, weight_BTk.reshape(-1, config.top_k), matrices, dispatch)
-    return y_MD.reshape(x_BTD.shape), experts.count_drops(dispatch)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import Kind, Sequence, layer, layer_spec, remat
 from ling_jax.model.norm import rms_norm
+from ling_jax.parallel.sharding import gathered
 from ling_jax.spec import Leaf, Params, Spec, normal, ones, stack
 
 
@@ -15,11 +16,15 @@ def mtp_spec(config: ModelConfig) -> Spec:
     module = {
         "embed_norm": norm,
         "hidden_norm": norm,
-        "proj": Leaf((2, c.hidden_size, c.hidden_size), (None, "embed", None), normal(c.init_std)),
+        "proj": proj_leaf(c),
         "layer": layer_spec(c, Kind(c.softmax, "moe")),
         "final_norm": norm,
     }
     return stack(module, (c.mtp_depth,), (None,))
+
+
+def proj_leaf(config: ModelConfig) -> Leaf:
+    return Leaf((2, config.hidden_size, config.hidden_size), (None, "embed", None), normal(config.init_std))
 
 
 def shift_tokens(tokens_BT, docs_BT, by: int):
@@ -42,7 +47,8 @@ def module_input(params: Params, embedded_BTD, hidden_BTD, config: ModelConfig):
     """What a depth's layer reads: the projection of [normed embedding ; normed hidden state before]."""
     embedded_BTD = rms_norm(embedded_BTD, params["embed_norm"], config.norm_eps)
     hidden_BTD = rms_norm(hidden_BTD, params["hidden_norm"], config.norm_eps)
-    proj = params["proj"].astype(hidden_BTD.dtype)
+    proj = gathered({"proj": params["proj"]}, {"proj": proj_leaf(config)}, hidden_BTD.dtype)["proj"]
+    proj = proj.astype(hidden_BTD.dtype)
     return jnp.einsum("BTD,DM->BTM", embedded_BTD, proj[0]) + jnp.einsum("BTD,DM->BTM", hidden_BTD, proj[1])
 
 

@@ -18,7 +18,7 @@ from ling_jax.model.moe import Router
 from ling_jax.model.mtp import mtp_hidden, mtp_spec
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rope_table
-from ling_jax.parallel.sharding import constrain
+from ling_jax.parallel.sharding import constrain, gathered
 from ling_jax.spec import Leaf, Params, Spec, normal, ones
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 
@@ -35,12 +35,16 @@ def model_spec(config: ModelConfig) -> Spec:
     """Every parameter of the model, declared once."""
     c, init = config, normal(config.init_std)
     spec = {
-        "embed": Leaf((c.vocab_size, c.hidden_size), ("vocab", "embed"), init),
+        "embed": embed_leaf(c),
         "segments": segments_spec(c),
         "final_norm": Leaf((c.hidden_size,), (None,), ones),
         "head": Leaf((c.hidden_size, c.vocab_size), ("embed", "vocab"), init),
     }
     return spec | ({"mtp": mtp_spec(c)} if c.mtp_depth else {})
+
+
+def embed_leaf(config: ModelConfig) -> Leaf:
+    return Leaf((config.vocab_size, config.hidden_size), ("vocab", "embed"), normal(config.init_std))
 
 
 def init(key: jax.Array, config: ModelConfig) -> Params:
@@ -184,7 +188,8 @@ def _trunk(params: Params, tokens, sequence: Sequence, config: ModelConfig, cach
 
 
 def _embed(params: Params, tokens_BT, config: ModelConfig):
-    table = jnp.asarray(params["embed"], config.compute_dtype)  # of numpy where it comes from a file
+    leaves = {"embed": jnp.asarray(params["embed"])}  # of numpy where it comes from a file
+    table = gathered(leaves, {"embed": embed_leaf(config)}, config.compute_dtype)["embed"].astype(config.compute_dtype)
     return constrain(table[jnp.asarray(tokens_BT)], ("batch", None, None))
 
 

@@ -1,15 +1,23 @@
 """Dropless experts: rows sorted by expert, each expert's SwiGLU on its own rows, weighted sums back (docs §8).
 
-One function with its own gradient and two forms: `ragged_dot` on accelerators, tiles on CPUs (`expert_tiles`), where
-XLA would compute a ragged_dot as E full matmuls. The number of rows is static, so nothing is ever dropped.
+One function with its own gradient and two forms: chunks of grouped matmuls on accelerators (`expert_chunks`), tiles on
+CPUs (`expert_tiles`), where XLA would compute a ragged_dot as E full matmuls. The number of rows is static, so nothing
+is ever dropped. `expert_parallel` runs it where the experts lie.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
-from ling_jax.parallel import expert_tiles
+from ling_jax.parallel import expert_chunks, expert_tiles
+from ling_jax.parallel.sharding import one_device, partition_spec, split_axes
+from pallas_kernels.platform import platform
+
+COUNTED = 512  # pairs: sums of so many ones are exact in any matmul
 
 
 class Dispatch(NamedTuple):
@@ -28,75 +36,126 @@ class Experts(NamedTuple):
     down: jax.Array  # [E, F, D]
 
 
-def plan_dispatch(expert_index, num_experts: int) -> Dispatch:
-    """Sorts the pairs by expert; expert_index [M, k] integers."""
-    flat = expert_index.reshape(-1).astype(jnp.int32)
-    order = jnp.argsort(flat, stable=True).astype(jnp.int32)
-    rows = jnp.arange(flat.size, dtype=jnp.int32)
-    return Dispatch(
-        row_of_pair=jnp.zeros_like(flat).at[order].set(rows).reshape(expert_index.shape),
-        pair_of_row=order,
-        loads=jnp.zeros(num_experts, jnp.int32).at[flat].add(1),
-    )
+def plan_dispatch(expert_index, num_experts: int, first: int | jax.Array = 0) -> Dispatch:
+    """Sorts the pairs by expert, from `first` on; those of experts elsewhere come last and are in no load.
+
+    expert_index [M, k] integers.
+    """
+    flat = expert_index.reshape(-1).astype(jnp.int32) - first
+    flat = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts)
+    pairs = jnp.arange(flat.size, dtype=jnp.int32)
+    if platform() == "cpu":
+        order = jnp.argsort(flat, stable=True).astype(jnp.int32)
+        row_of_pair = jnp.zeros_like(flat).at[order].set(pairs)
+        loads_E = jnp.zeros(num_experts, jnp.int32).at[flat].add(1, mode="drop")
+    else:
+        row_of_pair, loads_E = counted_rows(flat, num_experts)
+        order = jnp.zeros_like(flat).at[row_of_pair].set(pairs, unique_indices=True)
+    return Dispatch(row_of_pair.reshape(expert_index.shape), order, loads_E)
 
 
-def count_drops(dispatch: Dispatch):
-    """Pairs that have no row of their own, and rows that belong to no expert: 0, or there is a bug."""
+def counted_rows(expert_P, num_experts: int):
+    """(the row of each pair in a stable sort by expert, rows of each expert); `num_experts` stands for all others.
+
+    Matmuls with a triangle count who came before: a TPU sorts slowly, and its compiler takes long over it.
+    """
+    block = min(COUNTED, len(expert_P))
+    expert_NC = jnp.pad(expert_P, (0, -len(expert_P) % block), constant_values=num_experts).reshape(-1, block)
+    chosen_NCE = expert_NC[..., None] == jnp.arange(num_experts + 1)
+    before_CS = np.tri(block, k=-1, dtype=np.float32)
+    within_NCE = jnp.einsum("CS,NSE->NCE", before_CS, chosen_NCE.astype(jnp.float32)).astype(jnp.int32)
+    loads_NE = chosen_NCE.sum(axis=1, dtype=jnp.int32)
+    loads_E = loads_NE.sum(axis=0)
+    first_NE = jnp.cumsum(loads_NE, axis=0) - loads_NE + jnp.cumsum(loads_E) - loads_E
+    row_NC = jnp.sum(jnp.where(chosen_NCE, within_NCE + first_NE[:, None], 0), axis=2)
+    return row_NC.reshape(-1)[: len(expert_P)], loads_E[:num_experts]
+
+
+def count_drops(dispatch: Dispatch, wanted=None):
+    """Pairs that have no row of their own, and the loads' distance from the pairs `wanted` (None: all): 0, or there is
+    a bug."""
     pairs = dispatch.pair_of_row.size
     found = dispatch.pair_of_row[dispatch.row_of_pair.reshape(-1)]
-    return jnp.sum(found != jnp.arange(pairs)) + jnp.abs(pairs - jnp.sum(dispatch.loads))
+    wanted = pairs if wanted is None else wanted
+    return jnp.sum(found != jnp.arange(pairs)) + jnp.abs(wanted - jnp.sum(dispatch.loads))
 
 
-@jax.custom_vjp
-def experts_ffn(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch):
-    """[M, D]: Σ over a token's choices of weight · SwiGLU of the chosen expert."""
-    return _forward(x_MD, weight_Mk, experts, dispatch)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def experts_ffn(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: int = 1):
+    """[M, D]: Σ over a token's choices that are experts here of weight · SwiGLU of the chosen expert.
+
+    `share`: over how many devices the pairs are spread. Even loads give each a share of the rows, and that is what is
+    computed at a time; other loads take longer, and are as exact.
+    """
+    return _forward(x_MD, weight_Mk, experts, dispatch, share)[0]
 
 
-def _experts_fwd(x_MD, weight_Mk, experts, dispatch):
-    y_MD, *hidden = _forward(x_MD, weight_Mk, experts, dispatch)
+def _experts_fwd(x_MD, weight_Mk, experts, dispatch, share):
+    y_MD, *hidden = _forward(x_MD, weight_Mk, experts, dispatch, share)
     return y_MD, (x_MD, weight_Mk, experts, dispatch, hidden)
 
 
-def _experts_bwd(residuals, grad_MD):
+def _experts_bwd(share, residuals, grad_MD):
     x_MD, weight_Mk, experts, dispatch, hidden = residuals
     arguments = (x_MD, weight_Mk, experts, dispatch, *hidden, grad_MD)
-    grads = jax.lax.platform_dependent(*arguments, cpu=expert_tiles.backward, default=_ragged_backward)
-    return *grads, None
+    if platform() == "cpu":
+        return *expert_tiles.backward(*arguments), None
+    return *expert_chunks.backward(*arguments, share), None
 
 
 experts_ffn.defvjp(_experts_fwd, _experts_bwd)
 
 
-def _forward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch):
-    """(y [M, D], what the gates and ups gave [P, F] each: kept for the gradient)."""
+def _forward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: int):
+    """(y [M, D], what the gates and ups gave: kept for the gradient)."""
     arguments = (x_MD, weight_Mk, experts, dispatch)
-    return jax.lax.platform_dependent(*arguments, cpu=expert_tiles.forward, default=_ragged_forward)
+    return expert_tiles.forward(*arguments) if platform() == "cpu" else expert_chunks.forward(*arguments, share)
 
 
-def _ragged_forward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch):
-    choices, loads = weight_Mk.shape[1], dispatch.loads
-    x_PD = x_MD[dispatch.pair_of_row // choices]
-    gate_PF, up_PF = (jax.lax.ragged_dot(x_PD, w_EDF, loads) for w_EDF in (experts.gate, experts.up))
-    y_PD = jax.lax.ragged_dot(jax.nn.silu(gate_PF) * up_PF, experts.down, loads)
-    return jnp.einsum("MkD,Mk->MD", y_PD[dispatch.row_of_pair], weight_Mk), gate_PF, up_PF
+def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):
+    """(the experts' weighted sums [B, T, D], pairs that were not computed: 0), on the mesh in scope.
+
+    Padding has no rows and its sums are 0: it would all choose the same experts, and their devices would be late.
+    `experts` are as they are stored, split over `expert`, `fsdp` and `tensor`, in any dtype; they are computed in x's.
+    Every device gets the tokens of its expert axis' neighbours, computes those that chose its experts, and the sums go
+    back where the tokens came from. That moves as much as sending each pair alone does where the axis is as long as
+    `top_k`, and what is held does not depend on the loads.
+    """
+    wanted = jnp.sum(live_BT) * index_BTk.shape[-1]
+    index_BTk = jnp.where(live_BT[..., None], index_BTk, len(experts.gate))
+    if one_device():
+        dispatch = plan_dispatch(_tokens(index_BTk), len(experts.gate))
+        matrices = Experts(*(matrix.astype(x_BTD.dtype) for matrix in experts))
+        y_MD = experts_ffn(_tokens(x_BTD), _tokens(weight_BTk), matrices, dispatch)
+        return y_MD.reshape(x_BTD.shape), count_drops(dispatch, wanted)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = split_axes("batch", len(x_BTD), mesh)
+    into, out = partition_spec(("experts", "embed", "ffn")), partition_spec(("experts", "ffn", "embed"))
+    y_BTD, rows = jax.shard_map(
+        functools.partial(_on_device, row_axes=axes, ways=mesh.shape["expert"]),
+        in_specs=(*(PartitionSpec(axes),) * 3, Experts(into, into, out)),
+        out_specs=(PartitionSpec(axes), PartitionSpec()),
+        check_vma=False,
+    )(x_BTD, weight_BTk, index_BTk, experts)
+    return y_BTD, wanted - rows
 
 
-def _ragged_backward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, gate_PF, up_PF, grad_MD):
-    choices, loads = weight_Mk.shape[1], dispatch.loads
-    token_of_row = dispatch.pair_of_row // choices
-    x_PD, grad_PD = x_MD[token_of_row], grad_MD[token_of_row]
-    weight_P1 = weight_Mk.reshape(-1)[dispatch.pair_of_row][:, None]
-    back_PF = jax.lax.ragged_dot(grad_PD, experts.down.swapaxes(1, 2), loads)
-    hidden_PF, grad_weight_P, grad_gate_PF, grad_up_PF = expert_tiles.swiglu_gradients(
-        gate_PF, up_PF, back_PF, weight_P1
-    )
-    grad_x_PD = jax.lax.ragged_dot(grad_gate_PF, experts.gate.swapaxes(1, 2), loads)
-    grad_x_PD += jax.lax.ragged_dot(grad_up_PF, experts.up.swapaxes(1, 2), loads)
-    numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
-    )
-    pairs = ((x_PD, grad_gate_PF), (x_PD, grad_up_PF), (hidden_PF * weight_P1, grad_PD))
-    grads = Experts(*(jax.lax.ragged_dot_general(a, b, loads, numbers) for a, b in pairs))
-    # Every pair has one row, so scatters are gathers.
-    return grad_x_PD[dispatch.row_of_pair].sum(axis=1), grad_weight_P[dispatch.row_of_pair], grads
+def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, row_axes: tuple[str, ...], ways: int):
+    """(sums, rows that were computed by all devices) of one device of a mesh whose `row_axes` split the batch and
+    `ways` the experts."""
+    gather = lambda x, mesh_axis, axis=0: jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)  # noqa: E731
+    tokens = [_tokens(a) for a in (x_BTD, weight_BTk, index_BTk)]
+    spread = "expert" in row_axes
+    x_MD, weight_Mk, index_Mk = (gather(a, "expert") for a in tokens) if spread else tokens
+    matrices = (matrix.astype(x_BTD.dtype) for matrix in experts)
+    matrices = Experts(*(gather(m, "fsdp", axis) for m, axis in zip(matrices, (1, 1, 2), strict=True)))
+    first = jax.lax.axis_index("expert") * len(matrices.gate)
+    dispatch = plan_dispatch(index_Mk, len(matrices.gate), first)
+    y_MD = jax.lax.psum(experts_ffn(x_MD, weight_Mk, matrices, dispatch, ways), "tensor")
+    y_MD = jax.lax.psum_scatter(y_MD, "expert", tiled=True) if spread else jax.lax.psum(y_MD, "expert")
+    rows = jax.lax.psum(jnp.sum(dispatch.loads), ("expert", *(axis for axis in row_axes if axis != "expert")))
+    return y_MD.reshape(x_BTD.shape), rows
+
+
+def _tokens(x_BTD):
+    return x_BTD.reshape(-1, x_BTD.shape[-1])

@@ -1,10 +1,14 @@
 """One mesh, one table: logical axis names of arrays -> axes of the mesh."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ling_jax.spec import named_leaves, tree_map
+from ling_jax.spec import Leaf, named_leaves, path_name, tree_map
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 
@@ -37,7 +41,9 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
     if np.prod(shape) != len(devices) or list(sizes.values()).count(-1) > 1:
         raise ValueError(f"mesh {sizes} does not fill {len(devices)} devices; one axis may be -1 for the rest")
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(shape, MESH_AXES, axis_types, devices=devices)
+    # Along the torus where the sizes allow it; an axis that is part of one of the torus' is better than none.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
 
 
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
@@ -57,11 +63,63 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec(("batch",)))
 
 
+def one_device() -> bool:
+    """Whether no mesh of several devices is in scope: nothing is split then."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
+def split_axes(axis: str, size: int, mesh) -> tuple[str, ...]:
+    """The mesh axes of a logical axis that split a dimension of this size evenly: a few rows lie on fewer devices."""
+    axes = ()
+    for mesh_axis in RULES[axis]:
+        if size % mesh.shape[mesh_axis] == 0:
+            axes, size = (*axes, mesh_axis), size // mesh.shape[mesh_axis]
+    return axes
+
+
 def constrain(x, axes: tuple[str | None, ...]):
-    """Asks the compiler to lay an activation out by its logical axes; nothing where no mesh is set."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Asks the compiler to lay an array out by its logical axes; nothing where no mesh is set or it does not split."""
+    if one_device():
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
+    mesh = jax.sharding.get_abstract_mesh()
+    split = (split_axes(axis, size, mesh) if axis else None for axis, size in zip(axes, x.shape, strict=True))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
+
+
+def gathered(params, spec, dtype):
+    """Weights as they are computed with: whole along `embed`, in `dtype` (the router's in its own).
+
+    They are stored in parts along `embed`, and without this the compiler may as well move activations. The gradient is
+    laid out as the weight is stored. Experts go on as they are: `experts.expert_parallel` gathers them.
+    """
+    if one_device():
+        return params
+
+    def compute_layout(path, leaf, x):
+        if "embed" not in leaf.axes or "experts" in leaf.axes:
+            return x
+        return _gathered(x, leaf.axes, x.dtype if path_name(path).endswith("router") else dtype)
+
+    return jax.tree_util.tree_map_with_path(compute_layout, spec, params, is_leaf=lambda x: isinstance(x, Leaf))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, axes: tuple[str | None, ...], dtype):
+    computed = tuple(None if axis == "embed" else axis for axis in axes)
+    return constrain(constrain(x, axes).astype(dtype), computed)
+
+
+def _gathered_fwd(x, axes, dtype):
+    return _gathered(x, axes, dtype), jnp.zeros(0, x.dtype)
+
+
+def _gathered_bwd(axes, dtype, like, grad):
+    del dtype
+    return (constrain(grad, axes).astype(like.dtype),)
+
+
+_gathered.defvjp(_gathered_fwd, _gathered_bwd)
 
 
 def local(size: int, axis: str) -> int:

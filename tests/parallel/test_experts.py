@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ling_jax.parallel import expert_tiles, experts
+from ling_jax.parallel import expert_chunks, expert_tiles, experts
 from tests.golden_numbers import quick_jit
 
 WIDTH, FFN = 5, 3
@@ -79,20 +79,57 @@ def test_experts_and_their_gradients_equal_the_dense_form(x64, shape, seed, load
 
 
 @functools.cache
-def both_forms(count):
-    """The loop over tiles that runs on CPUs, and the form of all other devices."""
+def both_forms(count, share):
+    """The loop over tiles that runs on CPUs, and the loop over chunks of all other devices."""
 
     def run(index, inputs, grad_MD):
         dispatch = experts.plan_dispatch(index, count)
         forms = [
             (expert_tiles.forward, expert_tiles.backward),
-            (experts._ragged_forward, experts._ragged_backward),
+            (
+                functools.partial(expert_chunks.forward, share=share),
+                functools.partial(expert_chunks.backward, share=share),
+            ),
         ]
         results = []
         for forward, backward in forms:
             y_MD, *hidden = forward(*inputs, dispatch)
-            results.append((y_MD, *hidden, *backward(*inputs, dispatch, *hidden, grad_MD)))
+            results.append((y_MD, *backward(*inputs, dispatch, *hidden, grad_MD)))
         return results
+
+    return quick_jit(run)
+
+
+@all_shapes
+@pytest.mark.parametrize("share", [1, 4])
+@contents
+@many
+def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, share, seed, loads):
+    tiles, chunks = both_forms(shape[2], share)(*random_case(seed, shape, loads))
+    for found, wanted in zip(jax.tree.leaves(chunks), jax.tree.leaves(tiles), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
+
+
+@all_shapes
+@contents
+@many
+def test_devices_that_share_the_experts_add_up_to_one_that_has_all(x64, shape, seed, loads):
+    index, inputs, _ = random_case(seed, shape, loads)
+    total, rows, wanted = jax.device_get(one_expert_each(shape[2])(index, inputs))
+    assert rows == index.size
+    np.testing.assert_allclose(total, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
+
+
+@functools.cache
+def one_expert_each(count):
+    """(the sum of devices with one expert each, their rows, the dense form)."""
+
+    def run(index, inputs):
+        x_MD, weight_Mk, matrices = inputs
+        plans = [experts.plan_dispatch(index, 1, first) for first in range(count)]
+        parts = [experts.Experts(*(matrix[first, None] for matrix in matrices)) for first in range(count)]
+        sums = [experts.experts_ffn(x_MD, weight_Mk, *here) for here in zip(parts, plans, strict=True)]
+        return sum(sums), sum(plan.loads.sum() for plan in plans), dense(index, count, *inputs)
 
     return quick_jit(run)
 
@@ -100,10 +137,18 @@ def both_forms(count):
 @all_shapes
 @contents
 @many
-def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, seed, loads):
-    tiles, ragged = both_forms(shape[2])(*random_case(seed, shape, loads))
-    for found, wanted in zip(jax.tree.leaves(ragged), jax.tree.leaves(tiles), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
+def test_counting_gives_the_rows_of_a_stable_sort(shape, seed, loads):
+    """Also where some experts are elsewhere: their pairs come last."""
+    expert_P = random_choices(np.random.default_rng(seed), shape, loads).reshape(-1)
+    here = shape[2] - 1
+    rows, counts = jax.device_get(counted(here)(np.minimum(expert_P, here)))
+    np.testing.assert_array_equal(np.argsort(rows), np.argsort(np.minimum(expert_P, here), kind="stable"))
+    np.testing.assert_array_equal(counts, np.bincount(expert_P, minlength=shape[2])[:here])
+
+
+@functools.cache
+def counted(count):
+    return quick_jit(lambda expert_P: experts.counted_rows(expert_P, count))
 
 
 @functools.cache
