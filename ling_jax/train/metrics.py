@@ -1,5 +1,6 @@
 """Numbers about a run: FLOPs, the machine's peak, norms by group, and where they are written."""
 
+import dataclasses
 import json
 import math
 import time
@@ -70,15 +71,27 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     6 a matmul weight; causal softmax 3 · 2 · (T+1)/2 · H · (K + V) a layer; Lightning 3 · 4 · H · K² a layer, its
     recurrent form. Recomputation and the chunked form's extra work are not model FLOPs.
     """
-    c, layers = config, {"lightning": 0, "softmax": config.mtp_predictions}
+    c, layers = config, {"lightning": 0, "softmax": 0}
     for segment in layer_plan(config):
         for run in segment.runs:
             kind = "lightning" if run.kind.mixer == "lightning" else "softmax"
             layers[kind] += segment.repeats * run.count
-    dims = c.nope_dim + c.rope_dim + c.v_dim if c.softmax == "mla" else 2 * c.head_dim
-    softmax = 3 * (length + 1) * c.num_heads * dims
     lightning = 12 * c.num_heads * c.head_dim**2
-    return 6.0 * matmul_parameters(config) + layers["softmax"] * softmax + layers["lightning"] * lightning
+    trunk = layers["softmax"] * _softmax_flops(c, length) + layers["lightning"] * lightning
+    without_mtp = dataclasses.replace(config, mtp_depth=0)
+    return 6.0 * matmul_parameters(without_mtp) + trunk + mtp_flops_per_token(config, length)
+
+
+def mtp_flops_per_token(config: ModelConfig, length: int) -> float:
+    """The part of `flops_per_token` that multi-token prediction is: its layers and its logits."""
+    parameters = matmul_parameters(config) - matmul_parameters(dataclasses.replace(config, mtp_depth=0))
+    return 6.0 * parameters + config.mtp_predictions * _softmax_flops(config, length)
+
+
+def _softmax_flops(config: ModelConfig, length: int) -> float:
+    c = config
+    dims = c.nope_dim + c.rope_dim + c.v_dim if c.softmax == "mla" else 2 * c.head_dim
+    return 3 * (length + 1) * c.num_heads * dims
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float:

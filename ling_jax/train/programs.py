@@ -1,5 +1,6 @@
 """The programs of a run, compiled ahead of its first step, and where compiled programs are kept."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import jax
 from ling_jax import data, model
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.parallel.sharding import batch_sharding
+from ling_jax.parallel.sharding import RULES, batch_sharding
 from ling_jax.train.config import LoopConfig
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.step import make_eval_step, make_train_step
@@ -46,6 +47,12 @@ def _first_state(make_params, argument, trainable, optimizer, abstract: TrainSta
     return jax.jit(create, out_shardings=shardings, compiler_options=options)(argument)
 
 
+def device_rows(rows: int, microbatches: int, mesh) -> int:
+    """Rows with padding behind them, so that each microbatch splits evenly over the devices of the batch."""
+    ways = microbatches * math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return -(-rows // ways) * ways
+
+
 def _abstract_batch(mesh, rows: int, length: int):
     row = data.empty_row(1, 0)
     sharding = batch_sharding(mesh)
@@ -56,6 +63,18 @@ def compile_train_step(
     config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh, trainable=None
 ):
     """`step(state, batch) -> (state, metrics)` as a program for rows of `length`; the state given to it is used up."""
+    begun = time.perf_counter()
+    compiled = lower_train_step(config, train, length, optimizer, abstract, mesh, trainable).compile()
+    memory = compiled.memory_analysis()
+    scratch = f", {memory.temp_size_in_bytes / 1e9:.2f} GB of scratch memory" if memory else ""
+    print(f"compiled the training step in {time.perf_counter() - begun:.1f} s{scratch}", flush=True)
+    return compiled
+
+
+def lower_train_step(
+    config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh, trainable=None
+):
+    """The program of `compile_train_step`, not yet compiled; the devices of the mesh need not be here."""
     step = make_train_step(
         config,
         optimizer,
@@ -64,18 +83,16 @@ def compile_train_step(
         trainable=trainable,
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    begun = time.perf_counter()
     with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-        compiled = jitted.lower(abstract, _abstract_batch(mesh, train.batch_size, length)).compile()
-    memory = compiled.memory_analysis()
-    scratch = f", {memory.temp_size_in_bytes / 1e9:.2f} GB of scratch memory" if memory else ""
-    print(f"compiled the training step in {time.perf_counter() - begun:.1f} s{scratch}", flush=True)
-    return compiled
+        return jitted.lower(
+            abstract, _abstract_batch(mesh, device_rows(train.batch_size, train.microbatches, mesh), length)
+        )
 
 
 def compile_eval_step(config: ModelConfig, train: LoopConfig, length: int, abstract: TrainState, mesh):
     """`step(params, batch) -> LossSums` as a program, of a microbatch's rows."""
-    batch = _abstract_batch(mesh, train.batch_size // train.microbatches, length)
+    rows = device_rows(train.batch_size // train.microbatches, 1, mesh)
+    batch = _abstract_batch(mesh, rows, length)
     with jax.set_mesh(mesh):
         return jax.jit(make_eval_step(config)).lower(abstract.params, batch).compile()

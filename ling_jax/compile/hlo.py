@@ -1,0 +1,169 @@
+"""What one device does in a compiled program, read from its text: FLOPs, HBM bytes, collectives.
+
+Everything counts as often as the loops around it turn. A loop whose turns depend on the data counts once: the only
+ones here go over chunks of experts' rows, and even loads fill one chunk (`parallel.expert_chunks`). Pallas kernels
+count what they declare.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from pallas_kernels.hlo_bytes import ARRAY, ELEMENT_BYTES, Computation, Instruction, computations, hlo_operations
+
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
+)  # fmt: skip
+CALLED = re.compile(r"(?:to_apply|calls|computation|body|true_computation|false_computation)=%([^\s,}]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+# Passes of a bfloat16 matrix unit for a product of float32s.
+PASSES = {"highest": 6, "high": 3}
+
+
+class Collective(NamedTuple):
+    """All of one kind along the same mesh axes."""
+
+    kind: str
+    axes: tuple[str, ...]
+    count: int
+    bytes: int  # that a device receives
+
+
+class Work(NamedTuple):
+    """Of one device in one run of the program."""
+
+    flops: float
+    matrix_unit_flops: float  # with products of float32s counted as the bfloat16 passes that they take
+    hbm_bytes: float
+    collectives: tuple[Collective, ...]
+    open_loops: tuple[str, ...]  # counted once
+
+    @property
+    def collective_bytes(self) -> int:
+        return sum(collective.bytes for collective in self.collectives)
+
+
+def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
+    """The work that the text of a compiled program (`compiled.as_text()`) describes."""
+    module = computations(text)
+    operations, open_loops = hlo_operations(module)
+    declared = {}
+    flops = passes = hbm = 0.0
+    found: dict = collections.Counter()
+    sizes: dict = collections.Counter()
+    for here, op, times in _walk(module, "ENTRY", 1):
+        kind = op.kind.removesuffix("-start")
+        if kind in COLLECTIVES and not op.kind.endswith("-done"):
+            key = (kind, _axes(op, mesh_shape))
+            found[key] += times
+            sizes[key] += times * _received(kind, op, here, math.prod(mesh_shape.values()))
+        elif op.kind in ("convolution", "dot"):
+            product = times * _product_flops(op, here)
+            flops, passes = flops + product, passes + product * _passes(op)
+        elif cost := re.search(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"', op.attributes):
+            flops, passes = flops + times * int(cost[1]), passes + times * int(cost[1])
+            declared[op.name] = times * int(cost[2])
+    hbm = sum(declared.get(operation.name, operation.hbm_bytes) for operation in operations)
+    rows = (Collective(*key, count, sizes[key]) for key, count in found.items())
+    return Work(flops, passes, hbm, tuple(sorted(rows, key=lambda row: -row.bytes)), tuple(open_loops))
+
+
+def _walk(module: dict[str, Computation], name: str, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
+    here = module.get(name, {})
+    for op in here.values():
+        yield here, op, times
+        if op.kind in ("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "map", "reduce-window"):
+            continue  # what they apply is a sum of two numbers
+        inner = CALLED.findall(op.attributes)
+        for branches in BRANCHES.findall(op.attributes):
+            inner += [branch.strip().removeprefix("%") for branch in branches.split(",")]
+        for computation in inner:
+            yield from _walk(module, computation, times * (_turns(op, module) if op.kind == "while" else 1))
+
+
+def _turns(loop: Instruction, module: dict[str, Computation]) -> int:
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known[1])
+    condition = re.search(r"condition=%([^\s,]+)", loop.attributes)
+    bounds = [op.arguments for op in module.get(condition[1], {}).values() if op.kind == "constant"]
+    bounds = [bound for bound in bounds if bound.isdigit()]
+    return int(bounds[0]) if len(bounds) == 1 else 1
+
+
+def _axes(op: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which the devices of a group differ."""
+    group = _group(op.attributes, math.prod(mesh_shape.values()))
+    places = np.array(np.unravel_index(group, tuple(mesh_shape.values())))
+    return tuple(axis for axis, place in zip(mesh_shape, places, strict=True) if len(set(place)) > 1)
+
+
+def _group(attributes: str, devices: int) -> list[int]:
+    """The devices of the first group, numbered as the mesh counts them."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
+        hops = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs[0])]
+        return list(next((pair for pair in hops if pair[0] != pair[1]), (0,)))
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return [int(number) for number in listed[1].split(",")]
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
+        return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)[0].tolist()
+    return list(range(devices))
+
+
+def _received(kind: str, op: Instruction, here: Computation, devices: int) -> int:
+    """Bytes that a device receives in one run of a collective: what a ring or a direct exchange needs at the least."""
+    operands = sum(_bytes(here[name].shape) for name in op.operands if name in here)
+    if kind == "ragged-all-to-all":
+        operands = _bytes(here[op.operands[0]].shape)
+    size = len(_group(op.attributes, devices))
+    match kind:
+        case "all-gather":
+            return operands * (size - 1)
+        case "all-reduce":
+            return 2 * operands * (size - 1) // size
+        case "collective-permute":
+            return operands
+    return operands * (size - 1) // size
+
+
+def _product_flops(op: Instruction, here: Computation) -> int:
+    """2 · multiplications of a dot, or of the convolution that a TPU makes of one."""
+    result, (left, right) = _dims(op.shape), (_dims(here[name].shape) for name in op.operands[:2])
+    if op.kind == "dot":
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
+        return 2 * math.prod(result) * math.prod(left[int(dim)] for dim in contracted.split(",") if dim)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
+    lhs, rhs, out = labels.groups()
+    total = 2 * math.prod(result[out.index(label)] for label in "bf") * right[rhs.index("i")]
+    for number, dim in enumerate(sorted(set(out) - set("bf"))):
+        total *= _positions(op.attributes, number, left[lhs.index(dim)], right[rhs.index(dim)], result[out.index(dim)])
+    return total
+
+
+def _positions(attributes: str, number: int, base: int, kernel: int, result: int) -> int:
+    """How many (place of the result, place of the kernel) pairs of one dimension meet an element, not padding."""
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(field.split("=") for field in window[1].split()) if window else {}
+    part = lambda name, default: fields[name].split("x")[number] if name in fields else default  # noqa: E731
+    before = int(part("pad", "0_0").split("_")[0])
+    stride, dilate, spread = (int(part(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
+    at = np.arange(result)[:, None] * stride + np.arange(kernel) * dilate - before
+    return int(np.sum((at >= 0) & (at <= (base - 1) * spread) & (at % spread == 0)))
+
+
+def _passes(op: Instruction) -> int:
+    found = re.search(r"operand_precision=\{(\w+)", op.attributes)
+    return PASSES.get(found[1], 1) if found else 1
+
+
+def _dims(shape: str) -> list[int]:
+    return [int(dim) for dim in ARRAY.search(shape)[2].split(",") if dim]
+
+
+def _bytes(shape: str) -> int:
+    arrays = ((ELEMENT_BYTES.get(kind, 0), filter(None, dims.split(","))) for kind, dims, _ in ARRAY.findall(shape))
+    return int(sum(size * math.prod(map(int, dims)) for size, dims in arrays))

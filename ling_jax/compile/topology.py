@@ -1,0 +1,46 @@
+"""Devices that are not there, and what their data sheets promise."""
+
+import importlib.util
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+EXAMPLES = "v5e:2x4, v5p:8x8x16, v6e:16x16, tpu7x:4x4x4"
+
+
+class Chip(NamedTuple):
+    """One device: a chip, but of tpu7x one of the two cores, each with half of all."""
+
+    flops: float  # dense bfloat16, per second
+    hbm_bytes: float
+    hbm_bytes_per_second: float
+    link_bytes_per_second: float  # into the device, all links of the slice's interconnect together
+
+
+# Google Cloud's pages of each version, "System architecture".
+CHIPS = {
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32e9, 1640e9, 448e9),
+    "tpu7x": Chip(2307e12 / 2, 192e9 / 2, 7380e9 / 2, 1200e9 / 2),
+}
+
+
+def describe(name: str) -> tuple[list[jax.Device], Chip]:
+    """(the devices of a topology such as `v5p:8x8x16`, what each can do).
+
+    libtpu asks its host for what it is, so a machine without a TPU has to answer before JAX starts, by the environment
+    that `launch.compile` sets. Raises ValueError for a name that libtpu does not know and
+    where libtpu is missing.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("libtpu is missing, and it is the compiler: pip install 'ling-jax[tpu]' (no TPU is needed)")
+    version = name.partition(":")[0]
+    if version not in CHIPS:
+        raise ValueError(f"topology {name!r} is unknown: {version!r} is none of {', '.join(CHIPS)}; e.g. {EXAMPLES}")
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # libtpu's own, and any JAX makes of it
+        raise ValueError(f"topology {name!r} does not exist ({error}); e.g. {EXAMPLES}") from None
+    return list(devices), CHIPS[version]

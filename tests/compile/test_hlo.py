@@ -1,0 +1,85 @@
+"""What is read from the text of a compiled program: loops, products, collectives and their mesh axes."""
+
+import pytest
+
+from ling_jax.compile.hlo import Collective, read_work
+
+MESH = {"data": 1, "fsdp": 4, "expert": 2, "context": 1, "tensor": 1}
+
+PROGRAM = """HloModule step, is_scheduled=true
+
+%fused (p0: bf16[16,32], p1: bf16[32,64]) -> bf16[16,64] {
+  %p0 = bf16[16,32]{1,0} parameter(0)
+  %p1 = bf16[32,64]{1,0} parameter(1)
+  ROOT %product = bf16[16,64]{1,0} convolution(%p0, %p1), dim_labels=bf_io->bf
+}
+
+%body (state: (s32[], bf16[16,32], bf16[8,64])) -> (s32[], bf16[16,32], bf16[8,64]) {
+  %state = (s32[], bf16[16,32]{1,0}, bf16[8,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = bf16[16,32]{1,0} get-tuple-element(%state), index=1
+  %w = bf16[8,64]{1,0} get-tuple-element(%state), index=2
+  %whole = bf16[32,64]{1,0} all-gather(%w), channel_id=1, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+  %y = bf16[16,64]{1,0} fusion(%x, %whole), kind=kOutput, calls=%fused
+  ROOT %next = (s32[], bf16[16,32]{1,0}, bf16[8,64]{1,0}) tuple(%i, %x, %w)
+}
+
+%condition (state: (s32[], bf16[16,32], bf16[8,64])) -> pred[] {
+  %state = (s32[], bf16[16,32]{1,0}, bf16[8,64]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %bound = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (a: (s32[], bf16[16,32], bf16[8,64]), b: f32[64,8], c: f32[8,64]) -> f32[64,64] {
+  %a = (s32[], bf16[16,32]{1,0}, bf16[8,64]{1,0}) parameter(0)
+  %b = f32[64,8]{1,0} parameter(1)
+  %c = f32[8,64]{1,0} parameter(2)
+  %loop = (s32[], bf16[16,32]{1,0}, bf16[8,64]{1,0}) while(%a), condition=%condition, body=%body
+  %wide = f32[64,64]{1,0} convolution(%b, %c), dim_labels=bf_io->bf, operand_precision={highest,highest}
+  ROOT %sum = f32[64,64]{1,0} all-reduce(%wide), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+}
+"""
+
+
+def test_a_loop_counts_as_often_as_it_turns():
+    work = read_work(PROGRAM, MESH)
+    inside, outside = 2 * 16 * 32 * 64, 2 * 64 * 8 * 64
+    assert work.flops == 5 * inside + outside
+    assert work.matrix_unit_flops == 5 * inside + 6 * outside  # a float32 product is six passes
+    assert work.open_loops == ()
+
+
+def test_collectives_have_their_mesh_axes_and_what_a_device_receives():
+    assert read_work(PROGRAM, MESH).collectives == (
+        Collective("all-reduce", ("expert",), 1, 2 * 64 * 64 * 4 // 2),
+        Collective("all-gather", ("fsdp",), 5, 5 * 3 * 8 * 64 * 2),
+    )
+
+
+def test_a_loop_that_depends_on_data_counts_once_and_is_named():
+    work = read_work(
+        PROGRAM.replace("%bound = s32[] constant(5)", "%bound = s32[] get-tuple-element(%state), index=0"), MESH
+    )
+    assert work.open_loops == ("loop",)
+    assert work.flops == 2 * 16 * 32 * 64 + 2 * 64 * 8 * 64
+
+
+# As a TPU's compiler writes products of several dimensions: windows that meet one place, or all, of an operand.
+@pytest.mark.parametrize(
+    ("window", "labels", "left", "right", "result", "flops"),
+    [
+        ("size=4 stride=3 lhs_dilate=4", "0bf_0io->0bf", (4, 8, 16), (4, 16, 32), (4, 8, 32), 2 * 4 * 8 * 16 * 32),
+        ("size=32", "b0f_o0i->bf0", (8, 32, 16), (4, 32, 16), (8, 4, 1), 2 * 8 * 32 * 16 * 4),
+        ("size=32 pad=31_31 rhs_reversal=1", "bf0_i0o->b0f", (8, 16, 1), (16, 32, 4), (8, 32, 4), 2 * 8 * 16 * 32 * 4),
+    ],
+    ids=["batched", "two contracted", "two kept"],
+)
+def test_windows_of_products_count_no_padding(window, labels, left, right, result, flops):
+    left, right, result = (",".join(map(str, shape)) for shape in (left, right, result))
+    text = (
+        f"ENTRY %main (a: f32[{left}], b: f32[{right}]) -> f32[{result}] {{\n"
+        f"  %a = f32[{left}]{{2,1,0}} parameter(0)\n  %b = f32[{right}]{{2,1,0}} parameter(1)\n"
+        f"  ROOT %c = f32[{result}]{{2,1,0}} convolution(%a, %b), window={{{window}}}, dim_labels={labels}\n}}\n"
+    )
+    assert read_work(text, MESH).flops == flops
