@@ -127,12 +127,6 @@ def local(size: int, axis: str) -> int:
     return size // _ways(axis) if size % _ways(axis) == 0 else size
 
 
-def one_device() -> bool:
-    """Whether no mesh of several devices is in scope."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
-
-
 def per_device(function, in_axes, out_axes):
     """`function` run by each device of the mesh in scope on its parts, for what the compiler cannot split: kernels.
 

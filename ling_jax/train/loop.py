@@ -18,7 +18,7 @@ from etils import epath
 from ling_jax import data
 from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
-from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh
+from ling_jax.parallel.sharding import batch_sharding, make_mesh
 from ling_jax.spec import Params
 from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, open_source
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
@@ -27,6 +27,7 @@ from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import (
     compile_eval_step,
     compile_train_step,
+    device_rows,
     random_state,
     state_of,
     use_compilation_cache,
@@ -97,7 +98,7 @@ def prepare_run(
     workdir = open_workdir(workdir)
     check_workdir(config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
-    _check_batch(config, mesh)
+    _say_padding(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract = abstract_state(model, optimizer, mesh, trainable)
     held = lock(workdir)
@@ -180,7 +181,7 @@ class _Loop:
         with contextlib.closing(writer), stop_signals() as stopped, self._trace(start, enabled=profile) as trace:
             for step, batch in batches:
                 trace(step)
-                state, metrics = self.train_step(state, self._on_devices(batch))
+                state, metrics = self.train_step(state, self._on_devices(batch, train.microbatches))
                 log.add(step, metrics)
                 stop = stopped[0] if stopped else None  # read once: it may come at any moment
                 line, enough = self._after(state, step + 1, log, stops=stop is not None)
@@ -250,8 +251,8 @@ class _Loop:
         finally:
             end()
 
-    def _on_devices(self, batch: data.Batch):
-        return _on_devices(batch, self.run.model, self.run.mesh)
+    def _on_devices(self, batch: data.Batch, microbatches: int):
+        return _on_devices(batch, microbatches, self.run.model, self.run.mesh)
 
     def _check_bad_steps(self, log: ProgressLog, step: int) -> None:
         if log.bad_steps >= (most := self.run.config.train.max_bad_steps):
@@ -269,24 +270,26 @@ def held_out_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: M
     hosts = (jax.process_index(), jax.process_count())
     rows, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
     batches = held_out_batches(corpus, rows, most, *hosts)
-    sums = [eval_step(params, _on_devices(batch, model, mesh)) for batch in batches]
+    sums = [eval_step(params, _on_devices(batch, 1, model, mesh)) for batch in batches]
     if not sums:
         return None
     sums = jax.device_get([(s.main, s.main_count) for s in sums])
     return float(sum(main for main, _ in sums) / sum(count for _, count in sums))
 
 
-def _on_devices(batch: data.Batch, model: ModelConfig, mesh):
+def _on_devices(batch: data.Batch, microbatches: int, model: ModelConfig, mesh):
+    """This host's rows where the program wants them, with rows of padding behind them (`device_rows`)."""
     data.validate_batch(batch, vocab_size=model.vocab_size, max_length=model.max_length)
+    hosts, rows = jax.process_count(), len(batch["tokens"])
+    behind = device_rows(hosts * rows, microbatches, mesh) // hosts - rows
+    padding = data.empty_row(1, 0)
+    batch = {name: np.pad(x, ((0, behind), (0, 0)), constant_values=padding[name]) for name, x in batch.items()}
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
 
 
-def _check_batch(config: TrainingConfig, mesh: jax.sharding.Mesh) -> None:
-    train, ways = config.train, int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
-    rows = train.batch_size // train.microbatches
-    if rows % ways:
-        raise ValueError(
-            f"train.batch_size {train.batch_size} in {train.microbatches} microbatches is {rows} rows at a time; the "
-            f"mesh splits them {ways} ways ({', '.join(RULES['batch'])} of {dict(mesh.shape)})"
-        )
+def _say_padding(config: TrainingConfig, mesh: jax.sharding.Mesh) -> None:
+    rows, all_rows = config.train.batch_size, device_rows(config.train.batch_size, config.train.microbatches, mesh)
+    if all_rows > rows:
+        share = f"{all_rows - rows} rows of padding a step ({1 - rows / all_rows:.1%} of what is computed)"
+        print(f"{share}: train.batch_size {rows} in {config.train.microbatches} microbatches on {dict(mesh.shape)}")

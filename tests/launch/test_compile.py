@@ -1,21 +1,23 @@
 """Programs compile for TPUs that are not here; what cannot is refused in one line."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
 import sys
 
-import jax
 import pytest
-from jax.sharding import AbstractMesh
 
+from configs.pretrain import ling_2_6_1t
 from ling_jax.compile.programs import check_state_fits
-from ling_jax.compile.report import DoesNotFit
+from ling_jax.compile.report import DoesNotFit, state_bytes
 from ling_jax.compile.topology import CHIPS, describe
-from ling_jax.config import model_config
-from ling_jax.parallel.sharding import MESH_AXES
-from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source
+from ling_jax.train.config import PretrainConfig, from_dict
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.programs import device_rows
+from ling_jax.train.state import abstract_state
 from tests.faults import ROOT
+from tests.parallel.test_sharding import abstract_mesh
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
@@ -31,18 +33,22 @@ def test_libtpu_missing_names_the_extra(monkeypatch):
         describe("v5p:2x2x1")
 
 
+def one_trillion(**mesh):
+    config = from_dict(PretrainConfig, ling_2_6_1t.get_config().to_dict())
+    return config, abstract_mesh(**(dataclasses.asdict(config.mesh) | mesh))
+
+
+def test_the_pod_config_splits_over_its_pod():
+    config, mesh = one_trillion()
+    assert mesh.size == 1024
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    assert state_bytes(abstract_state(config.model, optimizer, mesh)) < 0.2 * CHIPS["v5p"].hbm_bytes
+    assert device_rows(config.train.batch_size, config.train.microbatches, mesh) == 18 * mesh.size
+
+
 def test_a_state_that_does_not_fit_is_refused_before_compilation():
-    config = PretrainConfig(
-        model=model_config("ling-2.6-1t"),
-        data=DataConfig(sources=(Source(kind="python"),), sequence_length=4096),
-        optimizer=OptimizerConfig(peak_lr=1e-4),
-        train=LoopConfig(steps=1, batch_size=64),
-    )
-    sizes = {axis: {"fsdp": 8, "expert": 8}.get(axis, 1) for axis in MESH_AXES}
-    types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    mesh = AbstractMesh(tuple(sizes.values()), MESH_AXES, axis_types=types)
     with pytest.raises(DoesNotFit, match=r"take \d+\.\d GB of every device, \d+\.\d GB too many.* 3 times further"):
-        check_state_fits(config, mesh, CHIPS["v5p"])
+        check_state_fits(*one_trillion(fsdp=8), CHIPS["v5p"])
 
 
 def compile_tiny(*arguments):
