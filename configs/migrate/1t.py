@@ -19,7 +19,7 @@ def get_config():
             data=DataConfig(sources=(Source(kind="jsonl", path="corpus/*.jsonl"),), sequence_length=4096),
             optimizer=OptimizerConfig(peak_lr=1.86e-4),  # Ling 2.0 report, Table 1
             # There 18144 rows; 18176 of them are whole rows of 256K.
-            train=StageLoop(batch_size=18176, eval_every=500, save_every=500),
+            train=StageLoop(batch_size=18176, eval_every=200, save_every=200),
             mesh=MeshConfig(data=1, fsdp=-1, expert=16),
         )
     )

@@ -19,7 +19,7 @@ def get_config():
             data=DataConfig(sources=(Source(kind="jsonl", path="corpus/*.jsonl"),), sequence_length=4096),
             optimizer=OptimizerConfig(peak_lr=2.61e-4),  # Ling 2.0 report, Table 1
             # There 8352 rows; 8384 of them are whole rows of 256K.
-            train=StageLoop(batch_size=8384, eval_every=500, save_every=500),
+            train=StageLoop(batch_size=8384, eval_every=400, save_every=400),
             mesh=MeshConfig(data=1, fsdp=-1, expert=16),
         )
     )

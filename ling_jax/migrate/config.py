@@ -20,6 +20,7 @@ from ling_jax.train.config import (
     Rule,
     check_fields,
     check_sequence_length,
+    check_sources,
 )
 
 # Patterns over the names of parameters (`spec.named_leaves`); `*` matches `/` too.
@@ -87,12 +88,15 @@ class MigrateConfig:
         check_fields(self, OPTIMIZER)
         if not self.stages:
             raise ValueError("stages is empty; name at least one")
-        if not self.data.sources:
-            raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+        check_sources(self.data)
         if self.data.tokenizer:
             raise ValueError("data.tokenizer is set; a migration keeps the tokenizer of its source")
         for number, stage in enumerate(self.stages):
-            _check_stage(self, number, stage)
+            try:
+                check_fields(stage, STAGE_RULES)
+                _check_stage(self, number, stage)
+            except ValueError as error:
+                raise ValueError(f"stages[{number}] ({stage.name}): {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,7 @@ RULES: tuple[Rule, ...] = (
             "train.save_every",
             "train.keep",
             "train.max_bad_steps",
+            "data.sequence_length",
         ),
         lambda x: x > 0,
         "must be positive",
@@ -129,46 +134,80 @@ RULES: tuple[Rule, ...] = (
 )
 
 
+STAGE_RULES: tuple[Rule, ...] = (
+    (
+        ("tokens", "sequence_length", "merges", "peak_lr", "rope_theta", "router_bias_rate"),
+        lambda x: 0 <= x < math.inf,
+        "must not be negative, and finite",
+    ),
+    (("warmup_steps",), lambda x: x >= -1, "must not be negative, but for -1"),
+    (("long_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+)
+
+
 def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
-    """What can be said without the source model."""
-    where = f"stages[{number}] ({stage.name})"
+    """What can be said of a stage without the source model."""
     if not stage.name.replace("_", "").isalnum():
-        raise ValueError(f"{where}: the name is a folder's; it is letters, digits and _")
+        raise ValueError("the name is a folder's; it is letters, digits and _")
     if stage.form not in FORMS:
-        raise ValueError(f"{where}: form is {stage.form!r}{nearest(stage.form, FORMS)}; one of {', '.join(FORMS)}")
+        raise ValueError(f"form is {stage.form!r}{nearest(stage.form, FORMS)}; one of {', '.join(FORMS)}")
     before = config.stages[number - 1].form if number else FORMS[0]
     if FORMS.index(stage.form) < FORMS.index(before):
-        raise ValueError(f"{where}: form is {stage.form!r} behind {before!r}; forms come in the order {FORMS}")
+        raise ValueError(f"form is {stage.form!r} behind {before!r}; forms come in the order {FORMS}")
     if stage.mtp and stage.mtp not in MTP_SCHEMES:
-        raise ValueError(
-            f"{where}: mtp is {stage.mtp!r}{nearest(stage.mtp, MTP_SCHEMES)}; one of {', '.join(MTP_SCHEMES)}"
-        )
+        raise ValueError(f"mtp is {stage.mtp!r}{nearest(stage.mtp, MTP_SCHEMES)}; one of {', '.join(MTP_SCHEMES)}")
     if stage.mtp and (not stage.trains or stage.form != before or any(s.mtp for s in config.stages[:number])):
-        raise ValueError(f"{where}: mtp is {stage.mtp!r}; a stage that trains and converts nothing may give it, once")
-    if stage.trains and stage.merges:
-        raise ValueError(f"{where}: it trains and merges; make it two stages")
+        raise ValueError(f"mtp is {stage.mtp!r}; a stage that trains and converts nothing may give it, once")
     if not stage.trains and not stage.merges and stage.form == before:
-        raise ValueError(f"{where}: it changes nothing; give it another form, trains or merges")
+        raise ValueError("it changes nothing; give it another form, trains or merges")
     if bool(stage.trains) != (stage.tokens > 0):
-        raise ValueError(f"{where}: tokens is {stage.tokens}; it is positive where the stage trains, else 0")
-    if stage.merges and (not number or not config.stages[number - 1].trains):
-        raise ValueError(f"{where}: it merges checkpoints, and no stage before it has any")
+        raise ValueError(f"tokens is {stage.tokens}; it is positive where the stage trains, else 0")
+    if stage.merges:
+        _check_merge(config, number, stage)
+    _check_rows(config, stage)
+
+
+def _check_merge(config: MigrateConfig, number: int, stage: Stage) -> None:
+    if stage.trains:
+        raise ValueError("it trains and merges; make it two stages")
+    if not number or not config.stages[number - 1].trains:
+        raise ValueError("it merges checkpoints, and no stage before it has any")
+    before = config.stages[number - 1]
+    if stage.form != before.form:
+        raise ValueError(f"form is {stage.form!r}; it merges checkpoints of the stage before, whose is {before.form!r}")
+    found = math.ceil(stage_steps(config, before) / config.train.save_every)
+    if found < stage.merges:
+        raise ValueError(
+            f"merges is {stage.merges}; {stage_steps(config, before)} steps of the stage before, with train.save_every "
+            f"{config.train.save_every}, leave {found} checkpoints"
+        )
+
+
+def _check_rows(config: MigrateConfig, stage: Stage) -> None:
     length, short = stage_length(config, stage), config.data.sequence_length
-    if stage.recovers and length != short:
-        raise ValueError(f"{where}: recovers compares with the source's loss in rows of {short} tokens, not {length}")
+    if stage.recovers and not stage.trains:
+        raise ValueError("recovers ends a training, and the stage trains nothing")
+    for whose, found in (("its own", length), ("the first stage's", stage_length(config, config.stages[0]))):
+        if stage.recovers and found != short:
+            raise ValueError(f"recovers compares with the source in rows of {short} tokens; {whose} rows have {found}")
     if length % short or (config.train.batch_size * short) % length:
         raise ValueError(
-            f"{where}: sequence_length is {length}; it is a multiple of data.sequence_length {short}, and a step's "
+            f"sequence_length is {length}; it is a multiple of data.sequence_length {short}, and a step's "
             f"{config.train.batch_size * short} tokens are whole rows of it"
         )
     if (rows := config.train.batch_size * short // length) % config.train.microbatches:
-        raise ValueError(f"{where}: train.microbatches {config.train.microbatches} does not divide its {rows} rows")
-    if not 0 < stage.long_share <= 1 or (stage.long_share < 1 and length == short):
-        raise ValueError(f"{where}: long_share is {stage.long_share}; it is above 0, and below 1 only of long rows")
+        raise ValueError(f"train.microbatches {config.train.microbatches} does not divide its {rows} rows")
+    if stage.long_share < 1 and length == short:
+        raise ValueError(f"long_share is {stage.long_share}; it is below 1 only of long rows")
 
 
 def stage_length(config: MigrateConfig, stage: Stage) -> int:
     return stage.sequence_length or config.data.sequence_length
+
+
+def stage_steps(config: MigrateConfig, stage: Stage) -> int:
+    """At most; rows of any length make up the same tokens of a step."""
+    return math.ceil(stage.tokens / (config.train.batch_size * config.data.sequence_length))
 
 
 def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig]:
@@ -234,12 +273,11 @@ def stage_run(config: MigrateConfig, number: int, model: ModelConfig) -> StageRu
     )
     biases = [name for name in specs.named_leaves(model_spec(model)) if name.endswith("expert_bias")]
     rate = stage.router_bias_rate if biases and all(matches(name, stage.trains) for name in biases) else 0.0
-    steps = max(math.ceil(stage.tokens / (rows * length)), 1)
     return StageRun(
         stage=stage,
         model=model,
         data=dataclasses.replace(config.data, sequence_length=length),
         optimizer=optimizer,
-        train=LoopConfig(steps=steps, router_bias_rate=rate, **loop),
+        train=LoopConfig(steps=max(stage_steps(config, stage), 1), router_bias_rate=rate, **loop),
         mesh=config.mesh,
     )

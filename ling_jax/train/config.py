@@ -154,10 +154,10 @@ def check_config(config: PretrainConfig) -> None:
     """Raises ValueError on values that cannot train, naming the field, the value and what would do."""
     check_training(config)
     check_sequence_length(config.data.sequence_length, config.model)
-    if not config.data.sources:
-        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+    check_sources(config.data)
     for i, source in enumerate(config.data.sources):
-        _check_source(f"data.sources[{i}]", source, config.data)
+        if source.kind == "tokens" and not config.data.tokenizer:
+            raise ValueError(f"data.sources[{i}] is tokenised already; name its tokenizer in data.tokenizer")
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -191,15 +191,17 @@ def check_sequence_length(length: int, model: ModelConfig) -> None:
         )
 
 
-def _check_source(name: str, source: Source, data: DataConfig) -> None:
-    if not 0 < source.weight < float("inf"):
-        raise ValueError(f"{name}.weight is {source.weight}; it must be positive and finite")
-    if source.kind == "tokens" and not data.tokenizer:
-        raise ValueError(f"{name} is tokenised already; name its tokenizer in data.tokenizer")
-    try:
-        open_source(source)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+def check_sources(data: DataConfig) -> None:
+    """Raises ValueError where there are none, or one that cannot be opened or weighed."""
+    if not data.sources:
+        raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
+    for i, source in enumerate(data.sources):
+        if not 0 < source.weight < math.inf:
+            raise ValueError(f"data.sources[{i}].weight is {source.weight}; it must be positive and finite")
+        try:
+            open_source(source)
+        except ValueError as error:
+            raise ValueError(f"data.sources[{i}]: {error}") from None
 
 
 def open_source(source: Source):
