@@ -24,6 +24,7 @@ from ling_jax.spec import Params
 
 FORMS = ("gqa", "linear", "fused", "mla")
 QK_NORMS = ("fuse", "drop")
+# How a model is run and what new weights are drawn with: the target's, in all forms.
 RUN_FIELDS = ("compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std")
 MIXER_FIELDS = (
     "softmax", "layer_group_size", "num_norm_groups", "slope_layer_offset", "num_kv_heads", "gqa_qk_norm",
@@ -100,6 +101,7 @@ def convert_model(
     All layers, converted or not, are calibrated and compared with the inputs that the model before gives them: what a
     layer upstream becomes does not reach them. Returns a record of each converted layer: its number and kinds,
     "output_error" on the held-out batches, and the energy kept where it became MLA ("rope", "latent", "query").
+    Raises ValueError, naming the layer, on calibration that does not do and on outputs that are not finite.
     """
     check_calibration(target, sum(int((rows["segment_ids"] > 0).sum()) for rows in calibration))
     writer, records = HfWriter(folder, target), []
@@ -127,6 +129,8 @@ def _convert_layer(
         raise ValueError(f"layer {visit.number}: {error}") from None
     seen = visit._replace(inputs=visit.inputs[len(calibration) :])
     before = outputs(visit.mixer, seen, held_out, source, visit.kind)
+    if not np.isfinite(before).all():
+        raise ValueError(f"layer {visit.number}: its output on held-out tokens holds NaN or infinity before conversion")
     off = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before)
     record = {"layer": visit.number, "from": visit.kind.mixer, "to": kind.mixer}
     record |= {"output_error": float(off / np.linalg.norm(before))} | kept

@@ -27,7 +27,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.files import new_folder, replacing
 from ling_jax.migrate.config import MigrateConfig, StageRun, stage_models, stage_run, trained
-from ling_jax.migrate.convert import convert_model, converted_layers
+from ling_jax.migrate.convert import RUN_FIELDS, convert_model, converted_layers
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
 from ling_jax.rollout.load import ModelFolder, open_model
@@ -185,9 +185,7 @@ def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
 
 def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
     """The model, run as the other is."""
-    return dataclasses.replace(
-        model, **{name: getattr(other, name) for name in ("compute_dtype", "remat", "max_length", "loss_chunk")}
-    )
+    return dataclasses.replace(model, **{name: getattr(other, name) for name in RUN_FIELDS})
 
 
 def _convert(plan: Plan, number: int, target: Path) -> list[dict[str, Any]]:

@@ -16,12 +16,16 @@ def hybrid_config(
     """The config with Lightning layers: of each group of `layer_group_size` layers all but the last, a trailing
     incomplete group none (docs/architecture.md §2). The softmax layers stay GQA.
 
-    Raises ValueError where the source is a hybrid already or no layer would be converted.
+    Raises ValueError where the source is a hybrid already, lacks QK-norms, or no layer would be converted.
     """
     if source.softmax != "gqa" or source.layer_group_size != 1:
         raise ValueError(
             f"the source has softmax {source.softmax!r} and layer_group_size {source.layer_group_size}: it is a hybrid "
             "or MLA already; migration starts from a Ling 2.0 model, all of whose layers are GQA"
+        )
+    if source.qk_norm and not source.gqa_qk_norm:
+        raise ValueError(
+            "the source's QK-norms are fused (gqa_qk_norm is False); Lightning layers need them as they were"
         )
     if not 2 <= layer_group_size <= source.num_layers:
         raise ValueError(
