@@ -266,7 +266,7 @@ def difference(name: str, ref: str, ours: Measure, theirs: Measure, results: dic
 
 
 def table(results: dict[int, Result], ways: tuple[str, ...]) -> str:
-    """Held-out losses along each way: tokens over the base's, seeds in columns."""
+    """Held-out losses along each way, a stage's before, between and after; seeds in columns."""
     lines = []
     for way in ways:
         for stage, report in enumerate(next(iter(results.values())).ways[way]):

@@ -87,7 +87,7 @@ def as_text(records: list[dict[str, Any]]) -> str:
         ]
     tokens, flops = (sum(r[name] for r in records) for name in ("tokens", "flops"))
     disk = sum(r["checkpoints"] * r["checkpoint_bytes"] for r in records)
-    disk += sum(BYTES * r["parameters"] for r in records if r["converts"])
+    disk += sum(BYTES * r["parameters"] for r in records if r["converts"] and r["steps"])
     lines.append(f"in all: {_short(tokens)} tokens, at most {flops:.2e} FLOP, {_bytes(disk)} of disk")
     return "\n".join(lines)
 

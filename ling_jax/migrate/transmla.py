@@ -6,9 +6,9 @@ the principal components of E[c c^H] the first z holds most of the energy: it be
 remains of the keys loses RoPE and joins the unrotated dims; they and the values become the latent, cut to its principal
 components. On the side of queries, Re(conj(q) c_g) = Σ_m Re(conj(conj(U_gm) q) z_m).
 
-So the result is exact, latent norms aside, with one key/value head, or where the heads' rope keys are multiples of each
-other; else it is off by what lost RoPE and by what the ranks cut. Everything here is numpy on the host: of a layer, the
-weights and the normed inputs of calibration tokens.
+So the result is exact, latent norms aside, where ranks cut nothing (`largest_ranks`) and there is one key/value head or
+the heads' rope keys are multiples of each other; else it is off by what lost RoPE and by what the ranks cut. Everything
+here is numpy on the host: of a layer, the weights and the normed inputs of calibration tokens.
 """
 
 import dataclasses
@@ -249,7 +249,6 @@ def principal(moment_XX: np.ndarray, rank: int) -> tuple[np.ndarray, float]:
             basis = _orthonormal(moment_XX @ basis)
         values, inner = np.linalg.eigh(basis.T @ (moment_XX @ basis))
         vectors = basis @ inner[:, -rank:]
-    # More columns than eigenvalues: a latent wider than its source is filled up with what carries nothing.
     return vectors[:, ::-1][:, :rank], float(values[-rank:].sum() / trace) if trace else 1.0
 
 
