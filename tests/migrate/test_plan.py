@@ -21,7 +21,7 @@ from ling_jax.train import loop
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
 from tests.faults import final_state
-from tests.small_migration import BOTH, WHOLE, small_config, target_config, write_source
+from tests.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source
 from tests.small_run import write_corpus
 from tests.small_stage import write_stage
 from tests.tiny import assert_trees_equal, tiny_config
@@ -227,7 +227,34 @@ REFUSED = [
     (lambda c: with_stage(c, 3, sequence_length=96), "whole rows of it"),
     (lambda c: with_part(c, "target", max_length=63), r"\(mid_1\): data.sequence_length is 64; the model's context"),
     (lambda c: dataclasses.replace(c, source="nowhere"), "nowhere holds neither"),
+    (lambda c: with_stage(c, 4, merges=3), r"merges is 3; 4 steps of the stage before, with .* 2, leave 2 checkpoints"),
+    (lambda c: merged_behind(c, 2), "form is 'mla'; it merges checkpoints of the stage before, whose is 'fused'"),
+    (lambda c: with_stage(c, 4, merges=-1), r"\(merge\): merges is -1; it must not be negative"),
+    (lambda c: with_stage(c, 0, peak_lr=-1.0), r"\(linear_warmup\): peak_lr is -1.0; it must not be negative"),
+    (lambda c: with_stage(c, 0, warmup_steps=-2), "warmup_steps is -2; it must not be negative, but for -1"),
+    (lambda c: with_stage(c, 3, long_share=0.0), "long_share is 0.0; it must be above 0"),
+    (lambda c: with_stage(c, 4, recovers=True), "recovers ends a training, and the stage trains nothing"),
+    (lambda c: with_stage(c, 3, recovers=True), "in rows of 32 tokens; its own rows have 64"),
+    (lambda c: long_first(c), "in rows of 32 tokens; the first stage's rows have 64"),
+    (lambda c: with_part(c, "data", sequence_length=0), "data.sequence_length is 0; it must be positive"),
+    (lambda c: with_source(c, weight=-1.0), r"data.sources\[0\].weight is -1.0; it must be positive"),
+    (lambda c: with_source(c, kind="txt"), r"data.sources\[0\]: source kind 'txt' is unknown, did you mean 'text'"),
 ]
+
+
+def with_source(config, **fields):
+    return with_part(config, "data", sources=(dataclasses.replace(config.data.sources[0], **fields),))
+
+
+def merged_behind(config, count):
+    """A merge that would convert too, behind so many stages."""
+    merge = Stage(name="merge", form="mla", merges=1)
+    return dataclasses.replace(config, stages=(*config.stages[:count], merge))
+
+
+def long_first(config):
+    first = Stage(name="long", form="gqa", trains=("*",), tokens=128, sequence_length=64)
+    return dataclasses.replace(config, stages=(first, *config.stages[:1]))
 
 
 @pytest.mark.parametrize("change,message", REFUSED)
@@ -254,17 +281,36 @@ def test_a_hybrid_is_refused_as_a_source(source, tmp_path):
         prepare_plan(config, tmp_path / "plan")
 
 
-def test_nan_in_calibration_is_named_with_its_layer(source, tmp_path):
+@pytest.mark.parametrize(
+    "form,layer,message",
+    [
+        ("fused", 1, "layer 1: calibration: the mean square of q of head 0 is nan"),
+        ("linear", 0, "layer 0: its output on held-out tokens holds NaN or infinity before conversion"),
+    ],
+)
+def test_nan_is_named_with_its_layer(source, tmp_path, form, layer, message):
     params, model = orbax.load_params(source[0] / "checkpoints")
     segment = params["segments"]["0"]["0_gqa_dense"]
-    segment["mixer_norm"] = segment["mixer_norm"].at[1].set(np.nan)
+    segment["mixer_norm"] = segment["mixer_norm"].at[layer].set(np.nan)
     orbax.save_params(tmp_path / "nan/checkpoints", params, model)
     save_tokenizer(load_model(source[0]).tokenizer, tmp_path / "nan/tokenizer")
     config = small_config(tmp_path / "nan", source[1])
-    config = dataclasses.replace(config, stages=(dataclasses.replace(config.stages[1], name="fuse"),))
-    with pytest.raises(ValueError, match="layer 1: calibration: the mean square of q of head 0 is nan"):
+    config = dataclasses.replace(config, stages=(Stage(name="first", form=form),))
+    with pytest.raises(ValueError, match=message):
         run_plan(prepare_plan(config, tmp_path / "plan"))
-    assert not list((tmp_path / "plan/0_fuse").glob("*converted*"))
+    assert not list((tmp_path / "plan/0_first").glob("*converted*"))
+
+
+def test_new_weights_are_drawn_as_the_target_says(source, tmp_path, monkeypatch):
+    """The target's `init_std`, which is what a migration's config names, not the source's."""
+    monkeypatch.setattr("ling_jax.migrate.plan.measure", lambda *_: 1.0)
+    config = small_config(*source, target=target_config(init_std=0.5))
+    config = dataclasses.replace(config, stages=(Stage(name="wide", form="linear"),))
+    plan = prepare_plan(config, tmp_path)
+    run_plan(plan)
+    gates = [x for name, x in spec.named_leaves(load_model(plan.result(0)).params).items() if name.endswith("/gate")]
+    drawn = np.concatenate([np.asarray(gate).ravel() for gate in gates if gate.ndim == 5])
+    assert np.std(drawn) == pytest.approx(0.5, rel=0.1)
 
 
 def test_the_outline_has_the_sizes_of_the_run(migrated):
@@ -278,3 +324,10 @@ def test_the_outline_has_the_sizes_of_the_run(migrated):
     lightning = plan.source.config.num_layers // 2
     assert f"converts  {lightning} layers gqa -> lightning" in as_text(records)
     assert [record["rope_theta"] for record in records] == [1e4] * 3 + [6e4] * 2
+
+
+def test_a_stage_that_only_converts_takes_its_disk_once():
+    config = small_config("source", "corpus")
+    config = dataclasses.replace(config, stages=(Stage(name="once", form="mla"),))
+    (record,) = outline(config, source_config())
+    assert as_text([record]).endswith(f", {4 * record['parameters'] / 1e3:.2f}kB of disk")

@@ -66,6 +66,11 @@ def test_a_hybrid_is_no_source(family):
         hybrid_config(tiny_config(family), layer_group_size=2, num_norm_groups=1)
 
 
+def test_a_source_without_its_qk_norms_is_refused():
+    with pytest.raises(ValueError, match="the source's QK-norms are fused"):
+        hybrid_config(tiny_config("2.0", gqa_qk_norm=False), layer_group_size=2, num_norm_groups=1)
+
+
 def test_heads_that_do_not_divide_and_unknown_ways_are_named():
     with pytest.raises(ValueError, match="3 key/value heads do not divide the 4 heads"):
         source_heads(4, 3, "random")
