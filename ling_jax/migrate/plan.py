@@ -106,10 +106,16 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
 
 
 def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
+    """The config of a migration in which nothing was done may be replaced, and that of anything else never."""
     path = workdir / "config.json"
-    if not path.exists() or not any(workdir.glob("[0-9]*_*")):
+    if not path.exists():
         return
-    if changed := differences(json.loads(path.read_text()), dataclasses.asdict(config), RESUMABLE):
+    old = json.loads(path.read_text())
+    if "stages" not in old:
+        raise ValueError(f"{workdir} holds a model or another run, such as the source; name a workdir of its own")
+    if not any(workdir.glob("[0-9]*_*")):
+        return
+    if changed := differences(old, dataclasses.asdict(config), RESUMABLE):
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another migration; name another workdir, or undo these:\n  {lines}")
 

@@ -136,6 +136,16 @@ def test_another_migration_in_the_workdir_is_named(migrated, config):
         prepare_plan(config, migrated[0].workdir)
 
 
+def test_a_models_folder_is_no_workdir(source, tmp_path):
+    """Its config.json would be overwritten, without which a Hugging Face folder is lost."""
+    save_hf(*orbax.load_params(source[0] / "checkpoints"), tmp_path)
+    save_tokenizer(load_model(source[0]).tokenizer, tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="holds a model or another run, such as the source"):
+        prepare_plan(small_config(tmp_path, source[1]), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
 @pytest.mark.slow
 def test_an_interrupted_migration_ends_in_the_same_bits(migrated, config, tmp_path, monkeypatch):
     """Interrupted in each of the things that a stage does."""
