@@ -87,7 +87,10 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     for number, model in enumerate(models):
         run = stage_run(config, number, model)
-        abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
+        try:
+            abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
+        except ValueError as error:
+            raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None
     for described in config.data.sources:
         data.source_files(open_source(described))
     workdir = open_workdir(workdir)
