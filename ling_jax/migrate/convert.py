@@ -63,7 +63,7 @@ def form_config(source: ModelConfig, target: ModelConfig, form: str) -> ModelCon
         if getattr(source, field) != getattr(target, field):
             raise ValueError(
                 f"target.{field} is {getattr(target, field)!r}, the source's {getattr(source, field)!r}; a migration "
-                "changes only the mixers"
+                "changes only the mixers, so take the source's"
             )
     if target.softmax != "mla":
         raise ValueError(f"target.softmax is {target.softmax!r}; a migration ends with 'mla'")

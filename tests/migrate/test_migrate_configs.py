@@ -13,17 +13,17 @@ from ling_jax.migrate.outline import outline
 from ling_jax.migrate.stages import migration
 from ling_jax.model import model_spec
 from ling_jax.spec import named_leaves
-from ling_jax.train.config import from_dict
+from ling_jax.train.config import PretrainConfig, from_dict
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "migrate"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SOURCES = {"tiny": "tiny-2.0", "mini": "ling-mini-2.0", "flash": "ling-flash-2.0", "1t": "ling-1t"}
 
 
-def load(name: str) -> MigrateConfig:
-    spec = importlib.util.spec_from_file_location(f"migrate_{name}", CONFIGS / f"{name}.py")
+def load(name: str, kind=MigrateConfig, folder="migrate"):
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", CONFIGS / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return from_dict(MigrateConfig, module.get_config().to_dict())
+    return from_dict(kind, module.get_config().to_dict())
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -65,6 +65,12 @@ def test_trained_sets_are_what_the_report_names():
         assert all("/mixer/" in name for name in chosen)
         assert {name.split("/")[-1] for name in chosen if "_lightning_" in name} == lightning
         assert {name.split("/")[-1] for name in chosen if "_lightning_" not in name} == softmax
+
+
+def test_the_tiny_plan_trains_on_what_its_base_has_not_seen():
+    base, config = load("tiny_2_0", PretrainConfig, "pretrain"), load("tiny")
+    assert config.data == base.data
+    assert config.seen_tokens == base.train.steps * base.train.batch_size * base.data.sequence_length
 
 
 def test_a_gate_may_be_trained_from_the_first_step():
