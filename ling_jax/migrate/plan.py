@@ -38,7 +38,7 @@ from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coeffic
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import compile_eval_step, use_compilation_cache
 from ling_jax.train.state import abstract_state
-from ling_jax.train.workdir import lock, open_workdir, unlock, write_config
+from ling_jax.train.workdir import lock, open_workdir, unlock, write_config, write_origins
 
 RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
@@ -69,6 +69,10 @@ class Plan:
         stage, folder = self.config.stages[number], self.folder(number)
         return folder if stage.trains or stage.merges else folder / "converted"
 
+    def opened(self, number: int) -> ModelFolder:
+        """What `result` names, of the source the checkpoint that the migration began with."""
+        return open_model(self.result(number)) if number >= 0 else self.source
+
     def converts(self, number: int) -> bool:
         return bool(converted_layers(self.model_before(number), self.models[number]))
 
@@ -82,7 +86,8 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
         raise ValueError(
             f"{workdir} with {jax.process_count()} processes: conversions are made by one process, in a local folder"
         )
-    source = open_model(config.source)
+    workdir = open_workdir(workdir)
+    source = open_model(config.source, step=_source_step(config, workdir))
     models = stage_models(config, source.config)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     for number, model in enumerate(models):
@@ -93,19 +98,27 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
             raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None
     for described in config.data.sources:
         data.source_files(open_source(described))
-    workdir = open_workdir(workdir)
     _check_workdir(config, workdir)
     held = lock(workdir)
     try:
         fresh = not any(workdir.glob("[0-9]*_*"))
         folders = tokenize_sources(config.data, source.tokenizer, workdir, replace=fresh)
         write_config(config, workdir)
+        if fresh:
+            write_origins({config.source: source.step}, workdir)
         plan = Plan(config, source, models, Path(workdir), folders, held)
         _check_data(plan)
     except BaseException:
         unlock(workdir, held)
         raise
     return plan
+
+
+def _source_step(config: MigrateConfig, workdir: epath.Path) -> int | None:
+    """The source's checkpoint that an unfinished first stage began with: the source may have been trained on."""
+    first, path = workdir / f"0_{config.stages[0].name}", workdir / "origins.json"
+    unfinished = first.exists() and not (first / "report.json").exists()
+    return json.loads(path.read_text()).get(config.source) if unfinished and path.exists() else None
 
 
 def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
@@ -158,16 +171,16 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     begun, run = time.monotonic(), stage_run(plan.config, number, plan.models[number])
     report: dict[str, Any] = {"stage": stage.name, "form": stage.form, "trains": list(stage.trains)}
     report["loss_before"] = _loss_before(plan, number, run)
-    start = plan.result(number - 1)
+    start = plan.opened(number - 1)
     if plan.converts(number):
-        start = folder / "converted"
-        report["layers"] = _convert(plan, number, start)
+        report["layers"] = _convert(plan, number, start, folder / "converted")
+        start = open_model(folder / "converted")
         report["loss_converted"] = measure(start, plan, run)
     if stage.trains:
         report |= _train(plan, number, run, start, _bar(plan, run, report["loss_before"]))
     elif stage.merges:
         _merge(plan, number, folder)
-        report["loss_after"] = measure(folder, plan, run)
+        report["loss_after"] = measure(open_model(folder), plan, run)
     else:
         report["loss_after"] = report["loss_converted"]
     report["seconds"] = time.monotonic() - begun  # of the process that finished the stage
@@ -182,7 +195,7 @@ def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
     if number and plan.config.stages[number - 1].sequence_length == plan.config.stages[number].sequence_length:
         return json.loads((plan.folder(number - 1) / "report.json").read_text())["loss_after"]
     before = plan.model_before(number)
-    return measure(plan.result(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
+    return measure(plan.opened(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
 
 
 def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
@@ -197,14 +210,14 @@ def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, **{name: getattr(other, name) for name in RUN_FIELDS})
 
 
-def _convert(plan: Plan, number: int, target: Path) -> list[dict[str, Any]]:
+def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[dict[str, Any]]:
     """The records of `convert_model`; the folder is written unless it is there."""
     if not target.exists():
         for left_over in target.parent.glob(".*.partial"):  # of a process that was killed
             shutil.rmtree(left_over)
         calibration, held_out = samples(plan)
         with new_folder(target) as partial:
-            reader = open_layers(plan.result(number - 1))
+            reader = open_layers(start.path, start.step)
             reader.config = _as_run(reader.config, plan.models[number])
             records = convert_model(reader, plan.models[number], calibration, held_out, plan.config.conversion, partial)
             data.save_tokenizer(plan.source.tokenizer, partial)
@@ -233,11 +246,11 @@ def _weights(config: MigrateConfig) -> list[float]:
     return [source.weight for source in config.data.sources]
 
 
-def measure(folder: Path, plan: Plan, run: StageRun) -> float:
-    """Held-out loss of the model in a folder, read as `run.model`, on rows of the stage."""
+def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
+    """Held-out loss of a model, read as `run.model`, on rows of the stage."""
     mesh = make_mesh(dataclasses.asdict(run.mesh))
     abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps), mesh)
-    params = open_model(folder).params(mesh)
+    params = model.params(mesh)
     params = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), params, abstract.params)
     params = jax.device_put(params, shardings(model_spec(run.model), mesh))
     step = compile_eval_step(run.model, run.train, run.data.sequence_length, abstract, mesh)
@@ -264,7 +277,7 @@ def _corpus(plan: Plan, run: StageRun) -> Corpus:
     )
 
 
-def _train(plan: Plan, number: int, run: StageRun, start: Path, enough: float | None) -> dict[str, Any]:
+def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: float | None) -> dict[str, Any]:
     """Trains the stage to its end; what it tells about it."""
     corpus, first = _corpus(plan, run), _first_row(plan, number, run)
     corpus = dataclasses.replace(corpus, train=corpus.train.slice(slice(first, None)))
@@ -274,7 +287,7 @@ def _train(plan: Plan, number: int, run: StageRun, start: Path, enough: float | 
         run.model,
         plan.folder(number),
         lambda workdir, replace: corpus,
-        start=lambda mesh: with_mtp_modules(open_model(start).params(mesh), run.model.mtp_depth),
+        start=lambda mesh: with_mtp_modules(start.params(mesh), run.model.mtp_depth),
         trainable=mask,
         enough=enough,
     )

@@ -136,6 +136,29 @@ def test_another_migration_in_the_workdir_is_named(migrated, config):
         prepare_plan(config, migrated[0].workdir)
 
 
+def test_a_source_that_is_trained_on_stays_what_it_was(source, tmp_path, monkeypatch):
+    """Until the first stage is done, a restart takes the checkpoint that it began with."""
+    params, model = orbax.load_params(source[0] / "checkpoints")
+    save_tokenizer(load_model(source[0]).tokenizer, tmp_path / "base/tokenizer")
+
+    def save(step):
+        with orbax.open_manager(tmp_path / "base/checkpoints", keep=2) as manager:
+            orbax.save(manager, step, {"params": params}, model)
+
+    save(3)
+    config = small_config(tmp_path / "base", source[1])
+    config = dataclasses.replace(config, stages=(Stage(name="wide", form="linear"),))
+    monkeypatch.setattr("ling_jax.migrate.plan.measure", lambda model, *_: float(model.step or 0))
+    with monkeypatch.context() as patch:
+        patch.setattr("ling_jax.migrate.plan.convert_model", _failing(lambda *_: [], 1))
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(prepare_plan(config, tmp_path / "plan"))
+    save(5)
+    (report,) = run_plan(prepare_plan(config, tmp_path / "plan"))
+    assert report["loss_before"] == 3
+    assert prepare_plan(config, tmp_path / "other").source.step == 5
+
+
 def test_a_models_folder_is_no_workdir(source, tmp_path):
     """Its config.json would be overwritten, without which a Hugging Face folder is lost."""
     save_hf(*orbax.load_params(source[0] / "checkpoints"), tmp_path)
