@@ -1,0 +1,76 @@
+"""The matrices' gradients on a TPU: of each group, its rows' x transposed times its rows' gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.grouped_matmul.plan import Plan
+from pallas_kernels.grouped_matmul.tpu_rows import VMEM_LIMIT, dot, strip_width
+
+SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM; our choice
+WIDEST = 2048  # columns of a strip of gradients
+
+
+def multiply_columns(x_PD, grad_PF, groups: int, plan: Plan, tile: int, *, interpret: bool = False):
+    """[E, D, F] in x's dtype: sums over each group's rows, in float32; zeros for groups without rows.
+
+    The plan must visit empty groups.
+    """
+    depth, width = x_PD.shape[1], grad_PF.shape[1]
+    columns = width if width <= WIDEST else strip_width(width, 1, WIDEST)
+    rows = strip_width(depth, 4 * columns, SUM_BYTES)
+    return pl.pallas_call(
+        functools.partial(_kernel, size=tile),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(depth // rows, width // columns, plan.count),
+            in_specs=[
+                pl.BlockSpec((tile, rows), lambda d, f, s, group, tile, _: (tile[s], d)),
+                pl.BlockSpec((tile, columns), lambda d, f, s, group, tile, _: (tile[s], f)),
+            ],
+            out_specs=pl.BlockSpec((1, rows, columns), lambda d, f, s, group, tile, _: (group[s], d, f)),
+            scratch_shapes=[pltpu.VMEM((rows, columns), jnp.float32)],
+        ),
+        out_shape=jax.ShapeDtypeStruct((groups, depth, width), x_PD.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+        ),
+        interpret=interpret,
+        name="grouped_columns",
+    )(plan.group, plan.tile, plan.bounds, x_PD, grad_PF)
+
+
+def _kernel(group_ref, tile_ref, bounds_ref, x_ref, grad_ref, out_ref, sum_ref, *, size: int):
+    step, last = pl.program_id(2), pl.num_programs(2) - 1
+    group, first = group_ref[step], tile_ref[step] * size
+    start, end = bounds_ref[group] - first, bounds_ref[group + 1] - first
+
+    @pl.when((step == 0) | (group_ref[jnp.maximum(step - 1, 0)] != group))
+    def _():
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    @pl.when(start < end)
+    def _():
+        # Both: rows behind the last one may hold NaN.
+        x, grad = _cut(x_ref[...], start, end), _cut(grad_ref[...], start, end)
+        sum_ref[...] += dot(x, grad, (((0,), (0,)), ((), ())))
+
+    @pl.when((step == last) | (group_ref[jnp.minimum(step + 1, last)] != group))
+    def _():
+        out_ref[0] = sum_ref[...].astype(out_ref.dtype)
+
+
+def _cut(x, start, end):
+    """x with 0 outside of rows start to end, whatever stands there; of bfloat16, two rows share an int32."""
+    bits = pltpu.bitcast(x, jnp.int32)
+    packed = x.shape[0] // bits.shape[0]
+    row = lax.broadcasted_iota(jnp.int32, bits.shape, 0) * packed
+    inside = lambda part: (row + part >= start) & (row + part < end)  # noqa: E731
+    mask = jnp.where(inside(0), -1 if packed == 1 else 0xFFFF, 0)
+    if packed == 2:
+        mask = mask | jnp.where(inside(1), -0x10000, 0)
+    return pltpu.bitcast(bits & mask, x.dtype)
