@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.lightning_attention.gpu import lightning_attention_gpu, suits_gpu
 from pallas_kernels.lightning_attention.reference import lightning_attention_reference
 from pallas_kernels.lightning_attention.tpu import lightning_attention_tpu, suits_tpu
 from pallas_kernels.lightning_attention.xla import lightning_attention_xla
 from pallas_kernels.platform import platform
 
-BACKENDS = ("reference", "xla", "tpu", "tpu_interpret")
+BACKENDS = ("reference", "xla", "tpu", "tpu_interpret", "gpu", "gpu_interpret")
+KERNELS = {"tpu": lightning_attention_tpu, "gpu": lightning_attention_gpu}
 
 
 def lightning_attention(
@@ -32,8 +34,9 @@ def lightning_attention(
       initial_state: [B, H, K, V] of the row's first document, or None for zeros.
       segment_ids: [B, T] integers or None. 0 is padding: its output is 0 and it neither updates nor decays the
         state. The state restarts at 0 where a new document, a maximal run of equal non-zero ids, begins.
-      backend: "reference" (a scan over tokens), "xla" (chunks), "tpu" (kernels), "tpu_interpret" (the same, anywhere
-        and slowly); None chooses "tpu" where there is one and the shapes suit it, else "xla".
+      backend: "reference" (a scan over tokens), "xla" (chunks), "tpu" and "gpu" (kernels), "tpu_interpret" and
+        "gpu_interpret" (the same, anywhere and slowly); None chooses the platform's kernels where it has any and the
+        shapes suit them, else "xla". Those of GPUs were not timed on one.
       chunk_size: tokens of a chunk of "xla"; None chooses. The kernels have their own.
 
     Returns:
@@ -45,7 +48,7 @@ def lightning_attention(
     log_decay = jax.lax.stop_gradient(jnp.asarray(log_decay))
     _check(q, k, v, log_decay, initial_state, segment_ids, chunk_size)
     backend = choose_backend(backend, q, v.shape[-1])
-    if not backend.startswith("tpu"):
+    if not backend.startswith(tuple(KERNELS)):
         return _by_head(q, k, v, log_decay, initial_state, segment_ids, backend, chunk_size)
     flat = (x.reshape(*x.shape[:2], -1) for x in (q, k, v))
     out, state = _kernel(*flat, log_decay, initial_state, segment_ids, q.shape[2], backend)
@@ -76,7 +79,7 @@ def lightning_attention_flat(
     log_decay = jax.lax.stop_gradient(jnp.asarray(log_decay))
     _check(*map(shape, (q, k, v)), log_decay, initial_state, segment_ids, chunk_size)
     backend = choose_backend(backend, shape(q), v.shape[-1] // num_heads)
-    if backend.startswith("tpu"):
+    if backend.startswith(tuple(KERNELS)):
         return _kernel(q, k, v, log_decay, initial_state, segment_ids, num_heads, backend)
     heads = map(by_head, (q, k, v))
     out, state = _by_head(*heads, log_decay, initial_state, segment_ids, backend, chunk_size)
@@ -86,19 +89,19 @@ def lightning_attention_flat(
 def choose_backend(backend: str | None, q, value_dim: int) -> str:
     """The backend for q [B, T, H, K]; raises ValueError for one that is unknown or that the platform lacks."""
     if backend is None:
-        return "tpu" if platform() == "tpu" and suits_tpu(q, value_dim) else "xla"
+        suits = {"tpu": suits_tpu, "gpu": suits_gpu}.get(platform())
+        return platform() if suits and suits(q, value_dim) else "xla"
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; it is one of {', '.join(BACKENDS)} or None")
-    if backend == "tpu" and platform() != "tpu":
-        raise ValueError(f"backend is 'tpu' and the platform {platform()!r}; None chooses what it has")
+    if backend in KERNELS and platform() != backend:
+        raise ValueError(f"backend is {backend!r} and the platform {platform()!r}; None chooses what it has")
     return backend
 
 
 def _kernel(q, k, v, log_decay, initial_state, segment_ids, num_heads: int, backend: str):
+    kernel, interpret = KERNELS[backend.removesuffix("_interpret")], backend.endswith("_interpret")
     with jax.named_scope(f"lightning_attention_{backend}"):
-        return lightning_attention_tpu(
-            q, k, v, log_decay, initial_state, segment_ids, num_heads, interpret=backend == "tpu_interpret"
-        )
+        return kernel(q, k, v, log_decay, initial_state, segment_ids, num_heads, interpret=interpret)
 
 
 def _by_head(q, k, v, log_decay, initial_state, segment_ids, backend: str, chunk_size):

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.lightning_attention.api import choose_backend, lightning_attention
+from pallas_kernels.lightning_attention.gpu_decode import lightning_decode_gpu
 from pallas_kernels.lightning_attention.tpu_decode import lightning_decode_tpu
+from pallas_kernels.platform import platform
 
 TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
 OVERRIDE = "LING_JAX_IGNORE_KERNEL_ERRORS"
-HEADS, DIM, LENGTH = 2, 128, 141
+HEADS, LENGTH = 2, 141
+DIMS = {"tpu": 128, "gpu": 64}  # of the heads; the choice in float32
+DECODES = {"tpu": lightning_decode_tpu, "gpu": lightning_decode_gpu}
 
 
 class KernelError(Exception):
@@ -20,7 +24,8 @@ class KernelError(Exception):
 
 def chosen_backend() -> str:
     """What `backend=None` means here for shapes that suit the kernels."""
-    return choose_backend(None, jax.ShapeDtypeStruct((1, LENGTH, HEADS, DIM), jnp.float32), DIM)
+    dim = DIMS.get(platform(), 128)
+    return choose_backend(None, jax.ShapeDtypeStruct((1, LENGTH, HEADS, dim), jnp.float32), dim)
 
 
 def check_kernels(backend: str | None = None) -> str:
@@ -46,9 +51,10 @@ def check_kernels(backend: str | None = None) -> str:
 
 def kernel_errors(backend: str) -> dict[str, float]:
     """{what: largest error over the largest value of the recurrence}, float32."""
-    rng = np.random.default_rng(0)
-    q, k, v, d_out = rng.normal(size=(4, 2, LENGTH, HEADS, DIM)).astype(np.float32)
-    state = rng.normal(size=(2, HEADS, DIM, DIM)).astype(np.float32)
+    rng, device = np.random.default_rng(0), backend.removesuffix("_interpret")
+    dim = DIMS.get(device, 128)
+    q, k, v, d_out = rng.normal(size=(4, 2, LENGTH, HEADS, dim)).astype(np.float32)
+    state = rng.normal(size=(2, HEADS, dim, dim)).astype(np.float32)
     # Documents of 1, 103, 29 and of 110, 13 tokens, padding behind, before and between them.
     rows = ([(1, 1), (2, 103), (3, 29), (0, 8)], [(0, 9), (7, 110), (0, 9), (2, 13)])
     ids = np.array([[i for i, length in row for _ in range(length)] for row in rows], np.int32)
@@ -56,11 +62,11 @@ def kernel_errors(backend: str) -> dict[str, float]:
     with jax.default_matmul_precision("highest"):
         found, wanted = (_attention(q, k, v, d_out, log_decay, state, ids, name) for name in (backend, "reference"))
         errors = {"attention": _error(found[:2], wanted[:2]), "gradients": _error(found[2:], wanted[2:])}
-        if backend.startswith("tpu"):
+        if device in DECODES:
             token = [x[:, :1] for x in (q, k, v)]
             flat = (x.reshape(2, 1, -1) for x in token)
-            decode = jax.jit(lightning_decode_tpu, static_argnames=("num_heads", "interpret"))
-            out, after = decode(*flat, log_decay, state, num_heads=HEADS, interpret=backend == "tpu_interpret")
+            decode = jax.jit(DECODES[device], static_argnames=("num_heads", "interpret"))
+            out, after = decode(*flat, log_decay, state, num_heads=HEADS, interpret=backend != device)
             wanted = lightning_attention(*token, log_decay, initial_state=state, backend="reference")
             errors["decoding"] = _error((out.reshape(wanted[0].shape), after), wanted)
     return errors

@@ -71,9 +71,13 @@ def test_official_numbers(golden, x64, name, chunk_size, backend, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "init", "segments", "strongdecay"])
-def test_official_numbers_in_the_tpu_kernels(golden, name):
-    test_official_numbers(golden, None, name, None, "tpu_interpret", "float32")
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "tpu_interpret") for name in ("plain", "init", "segments", "strongdecay")]
+    + [(name, "gpu_interpret") for name in ("plain", "init", "segments")],  # strongdecay has heads of 8: 16 at least
+)
+def test_official_numbers_in_the_kernels(golden, name, backend):
+    test_official_numbers(golden, None, name, None, backend, "float32")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

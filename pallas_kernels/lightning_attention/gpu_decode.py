@@ -1,0 +1,74 @@
+"""Lightning attention on a GPU for one to eight tokens on stored states, each read and written once, in place.
+
+Lowered and interpreted in tests; not timed on a GPU.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+MOST_TOKENS = 8
+COLUMNS = 32  # of a state in a program's registers; our choice
+PARAMS = plgpu.CompilerParams(num_warps=4, num_stages=1)
+
+
+def lightning_decode_gpu(
+    q, k, v, log_decay, states, place=(), live=None, *, num_heads: int, every: bool = False, interpret: bool = False
+):
+    """As `lightning_decode_tpu`, for K and V that are powers of two."""
+    batch, length, _ = q.shape
+    if length > MOST_TOKENS:
+        raise ValueError(f"lightning_decode: q has {length} tokens; at most {MOST_TOKENS}: use lightning_attention")
+    *stack, _, _, key_dim, value_dim = states.shape
+    columns = min(COLUMNS, value_dim)
+    layer = jnp.int32(0)
+    for index, count in zip(place, stack, strict=True):
+        layer = layer * count + index
+    live = jnp.ones((batch, length), jnp.int32) if live is None else live.astype(jnp.int32)
+    flat = states.reshape(-1, *states.shape[-4:])
+    rows = lambda width: pl.BlockSpec((None, length, width), lambda b, h, c: (b, 0, h))  # noqa: E731
+    value = pl.BlockSpec((None, length, columns), lambda b, h, c: (b, 0, h * (value_dim // columns) + c))
+    state = pl.BlockSpec((len(flat), None, None, key_dim, columns), lambda b, h, c: (0, b, h, 0, c))
+    after, after_shape = state, flat.shape
+    if every:
+        after = pl.BlockSpec((None, length, None, key_dim, columns), lambda b, h, c: (b, 0, h, 0, c))
+        after_shape = (batch, length, num_heads, key_dim, value_dim)
+    out, states_after = pl.pallas_call(
+        functools.partial(_kernel, length=length, every=every),
+        grid=(batch, num_heads, value_dim // columns),
+        in_specs=[
+            pl.BlockSpec((1,), lambda b, h, c: (0,)),
+            pl.BlockSpec((None, length), lambda b, h, c: (b, 0)),
+            pl.BlockSpec((None,), lambda b, h, c: (h,)),
+            *(rows(key_dim), rows(key_dim), value, state),
+        ],
+        out_specs=[value, after],
+        out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype), jax.ShapeDtypeStruct(after_shape, jnp.float32)],
+        input_output_aliases={} if every else {6: 1},
+        compiler_params=PARAMS,
+        interpret=interpret,
+        name="lightning_gpu_decode",
+    )(layer.reshape(1), live, log_decay.astype(jnp.float32), q, k, v, flat)
+    return out, states_after if every else states_after.reshape(states.shape)
+
+
+def _kernel(
+    layer_ref, live_ref, log_decay_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref, *, length: int, every: bool
+):
+    layer, decay = layer_ref[0], jnp.exp(log_decay_ref[...])
+    state = state_ref[layer]
+    scale = q_ref.shape[1] ** -0.5
+    for token in range(length):
+        q, k, v = (ref[token, :].astype(jnp.float32) for ref in (q_ref, k_ref, v_ref))
+        live = live_ref[token] != 0
+        state = lax.select(jnp.broadcast_to(live, state.shape), state * decay + k[:, None] * v[None, :], state)
+        out = jnp.sum(q[:, None] * state, axis=0) * scale
+        out_ref[token, :] = jnp.where(live, out, 0.0).astype(out_ref.dtype)
+        if every:
+            after_ref[token] = state
+    if not every:
+        after_ref[layer] = state
