@@ -15,9 +15,11 @@ from ling_jax.spec import Leaf, Spec, normal, ones
 from pallas_kernels.lightning_attention import (
     Norms,
     lightning_attention,
+    lightning_decode_gpu,
     lightning_decode_tpu,
     lightning_layer_tpu,
     suits_decode,
+    suits_decode_gpu,
     suits_layer,
 )  # fmt: skip
 from pallas_kernels.platform import platform
@@ -52,11 +54,15 @@ def log_decays(config: ModelConfig) -> np.ndarray:
     return -factor[:, None] * base_slopes(config.num_heads)
 
 
+DECODES = {"tpu": (lightning_decode_tpu, suits_decode), "gpu": (lightning_decode_gpu, suits_decode_gpu)}
+
+
 def lightning(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
     """(gated linear attention, the cache with the new state); x is the layer's normed input, which also makes the
     gate."""
-    if cache is not None and platform() == "tpu" and suits_decode(x_BTD.shape[1], config.head_dim, config.head_dim):
-        return decode_form(params, x_BTD, sequence, log_decay_H, cache, config)
+    decode, suits = DECODES.get(platform(), (None, None))
+    if cache is not None and decode and suits(x_BTD.shape[1], config.head_dim, config.head_dim):
+        return decode_form(params, x_BTD, sequence, log_decay_H, cache, config, decode)
     state_BHKV = None if cache is None else read(cache, "state")
     form = plain_form if sequence.rotation is None else kernel_form
     y_BTD, state_BHKV = form(params, x_BTD, sequence, log_decay_H, state_BHKV, config)
@@ -120,8 +126,9 @@ def kernel_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelC
     return y_BTD + params["out_bias"].astype(y_BTD.dtype) if "out_bias" in params else y_BTD, state_BHKV
 
 
-def decode_form(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig, interpret: bool = False):
-    """(the layer's output, the cache with the new state) for a few tokens: the stacked states are updated in place."""
+def decode_form(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig, decode):
+    """(the layer's output, the cache with the new state) for a few tokens: the kernel `decode` updates the stacked
+    states in place."""
     batch, length, _ = x_BTD.shape
     states = cache.leaves["state"]
     rows, heads = (batch, "batch"), (config.num_heads, "heads")
@@ -129,9 +136,7 @@ def decode_form(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig
     live = None if sequence.docs is None else (sequence.docs > 0).astype(jnp.int32)
 
     def step(q, k, v, log_decay, states, repeat, number, live):
-        return lightning_decode_tpu(
-            q, k, v, log_decay, states, (repeat, number), live, num_heads=log_decay.shape[0], interpret=interpret
-        )
+        return decode(q, k, v, log_decay, states, (repeat, number), live, num_heads=log_decay.shape[0])
 
     in_axes = (*(tokens,) * 3, (heads,), stacked, (), (), None if live is None else (rows,))
     qkv = (x_BTHK.reshape(batch, length, -1) for x_BTHK in project_qkv(params, x_BTD, sequence.rope, config))

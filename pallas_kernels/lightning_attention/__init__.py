@@ -4,6 +4,7 @@ from pallas_kernels.lightning_attention.api import lightning_attention as lightn
 from pallas_kernels.lightning_attention.api import lightning_attention_flat as lightning_attention_flat
 from pallas_kernels.lightning_attention.documents import document_ids as document_ids
 from pallas_kernels.lightning_attention.gpu_decode import lightning_decode_gpu as lightning_decode_gpu
+from pallas_kernels.lightning_attention.gpu_decode import suits_decode_gpu as suits_decode_gpu
 from pallas_kernels.lightning_attention.tpu_decode import lightning_decode_tpu as lightning_decode_tpu
 from pallas_kernels.lightning_attention.tpu_decode import suits_decode as suits_decode
 from pallas_kernels.lightning_attention.tpu_layer import Norms as Norms

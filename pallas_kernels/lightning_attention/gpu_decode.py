@@ -11,6 +11,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.lightning_attention.gpu import DIMS
+
 MOST_TOKENS = 8
 COLUMNS = 32  # of a state in a program's registers; our choice
 PARAMS = plgpu.CompilerParams(num_warps=4, num_stages=1)
@@ -72,3 +74,8 @@ def _kernel(
             after_ref[token] = state
     if not every:
         after_ref[layer] = state
+
+
+def suits_decode_gpu(length: int, key_dim: int, value_dim: int) -> bool:
+    """Whether this kernel can be the choice on a GPU: few tokens, and heads of tested sizes."""
+    return length <= MOST_TOKENS and {key_dim, value_dim} <= {*DIMS}

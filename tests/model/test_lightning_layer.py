@@ -11,7 +11,15 @@ from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model.layer_cache import LayerCache
 from ling_jax.model.layers import Sequence
-from ling_jax.model.lightning import decode_form, kernel_form, lightning_spec, log_decays, plain_form, uses_kernels
+from ling_jax.model.lightning import (
+    DECODES,
+    decode_form,
+    kernel_form,
+    lightning_spec,
+    log_decays,
+    plain_form,
+    uses_kernels,
+)
 from ling_jax.model.rope import rope_table
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 
@@ -60,14 +68,16 @@ def test_kernel_equals_jax_numpy(packed):
         np.testing.assert_allclose(found[name], value, rtol=0, atol=5e-5 * scale, err_msg=name)
 
 
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
 @pytest.mark.parametrize("length", [1, 3])
-def test_few_tokens_on_a_stack_of_states_equal_jax_numpy(length):
+def test_few_tokens_on_a_stack_of_states_equal_jax_numpy(length, platform):
     params, x_BTD, sequence, log_decay, state, _ = layer_inputs(CONFIG, 3, length, False, jnp.float32)
     sequence = sequence._replace(docs=jnp.ones((3, length), jnp.int32).at[1].set(0))
     stack = jnp.stack([state + i for i in range(6)]).reshape(2, 3, *state.shape)
     cache = LayerCache({"state": stack}, (1, 2))
     expected, state = plain_form(params, x_BTD, sequence, log_decay, stack[1, 2], CONFIG)
-    found, cache = decode_form(params, x_BTD, sequence, log_decay, cache, CONFIG, interpret=True)
+    decode = functools.partial(DECODES[platform][0], interpret=True)
+    found, cache = decode_form(params, x_BTD, sequence, log_decay, cache, CONFIG, decode)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     np.testing.assert_allclose(cache.leaves["state"], stack.at[1, 2].set(state), atol=2e-5)
 
