@@ -64,14 +64,14 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", 110),
-    Stage("sft", "launch.sft", 90),
-    Stage("evo_cot", "launch.align", 120),
-    Stage("shortest_correct", "launch.distill", 40),
-    Stage("agentic", "launch.align", 80),
-    Stage("specialists", "launch.distill", 50),
-    Stage("preference", "launch.align", 55),
-    Stage("kpop", "launch.rl", 75),
+    Stage("pretrain", "launch.pretrain", 130),
+    Stage("sft", "launch.sft", 55),
+    Stage("evo_cot", "launch.align", 65),
+    Stage("shortest_correct", "launch.distill", 31),
+    Stage("agentic", "launch.align", 55),
+    Stage("specialists", "launch.distill", 31),
+    Stage("preference", "launch.align", 42),
+    Stage("kpop", "launch.rl", 50),
 )
 QUICK = {
     "pretrain": {"train.steps": 60},
