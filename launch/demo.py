@@ -74,8 +74,8 @@ STAGES = (
     Stage("kpop", "launch.rl", 50),
 )
 QUICK = {
-    "pretrain": {"train.steps": 60},
-    "sft": {"train.steps": 100},
+    "pretrain": {"train.steps": 60, "model.layer_group_size": 4, "model.init_std": 0.06, "optimizer.peak_lr": 2e-3},
+    "sft": {"train.steps": 100, "optimizer.peak_lr": 2e-3},  # the specialists need some right answers to learn from
     "evo_cot": {"train.steps": 2},
     "shortest_correct": {"train.steps": 4},
     "agentic": {"train.steps": 2},
