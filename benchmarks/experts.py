@@ -8,17 +8,15 @@ include the plan of the steps, the same for all loads.
 """
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.report import Claim, finish
+from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
 from pallas_kernels.grouped_matmul.plan import Plan, plan_steps, row_tile
 from pallas_kernels.grouped_matmul.tpu_rows import multiply_rows
 from pallas_kernels.grouped_matmul.tpu_weights import multiply_columns
@@ -75,10 +73,8 @@ def plan(loads):
 
 def main(argv) -> None:
     del argv
-    if JSON_OUT.value and not Path(JSON_OUT.value).absolute().parent.is_dir():
-        raise SystemExit(f"--json_out={JSON_OUT.value}: its folder does not exist")
-    if importlib.util.find_spec("libtpu") is None:
-        raise SystemExit("the TPU compiler is missing: pip install -e '.[tpu]'")
+    check_json_out(JSON_OUT.value)
+    check_tpu_compiler()
     print(f"{'':<36} {'cycles':>10} {'x roof':>7} {'HBM bytes':>14} {'VMEM MiB':>9}")
     claims = [claim for chip in CHIPS for shape in SHAPES for claim in cycle_claims(chip, *shape)]
     sys.exit(finish([*claims, *row_claims()], "python -m benchmarks.experts", JSON_OUT.value))

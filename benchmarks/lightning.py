@@ -6,16 +6,14 @@ A roof is the larger of two times: all arrays once through HBM, all matmuls at t
 """
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 from absl import app, flags
 
-from benchmarks.report import Claim, finish
+from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
 from pallas_kernels.lightning_attention import (
     Norms,
     lightning_attention,
@@ -104,10 +102,8 @@ def decode(q, k, v, log_decay, states):
 
 def main(argv) -> None:
     del argv
-    if JSON_OUT.value and not Path(JSON_OUT.value).absolute().parent.is_dir():
-        raise SystemExit(f"--json_out={JSON_OUT.value}: its folder does not exist")
-    if importlib.util.find_spec("libtpu") is None:
-        raise SystemExit("the TPU compiler is missing: pip install -e '.[tpu]'")
+    check_json_out(JSON_OUT.value)
+    check_tpu_compiler()
     chips, shapes = (["v5p"], SHAPES[:1]) if QUICK.value else (list(CHIPS), SHAPES)
     print(f"{'':<44} {'cycles':>10} {'x roof':>7} {'HBM bytes':>14} {'VMEM MiB':>9}")
     claims = [claim for chip in chips for claim in chip_claims(chip, shapes)]

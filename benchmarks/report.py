@@ -1,6 +1,7 @@
 """What all benchmarks share: timing, claims, the table and the JSON file."""
 
 import dataclasses
+import importlib.util
 import json
 import platform
 import time
@@ -59,6 +60,18 @@ def best_seconds_donated(step: Callable, state, times: int = 5) -> float:
         state = jax.block_until_ready(step(state))
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def check_json_out(json_out: str | None) -> None:
+    """Ends the program where `finish` could not write there: it is better known before the work."""
+    if json_out and not Path(json_out).absolute().parent.is_dir():
+        raise SystemExit(f"--json_out={json_out}: its folder does not exist")
+
+
+def check_tpu_compiler() -> None:
+    """Ends the program where TPU programs cannot be compiled."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise SystemExit("the TPU compiler is missing: pip install -e '.[tpu]'")
 
 
 def machine() -> str:

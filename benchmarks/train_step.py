@@ -8,14 +8,13 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from benchmarks.report import Claim, best_seconds, best_seconds_donated, finish
+from benchmarks.report import Claim, best_seconds, best_seconds_donated, check_json_out, finish
 from ling_jax import model, spec
 from ling_jax.config import ModelConfig, model_config
 from ling_jax.model import model_spec
@@ -41,8 +40,7 @@ HYBRID = dict(
 
 def main(argv) -> None:
     del argv
-    if JSON_OUT.value and not Path(JSON_OUT.value).absolute().parent.is_dir():
-        raise SystemExit(f"--json_out={JSON_OUT.value}: its folder does not exist")
+    check_json_out(JSON_OUT.value)
     if hasattr(os, "sched_setaffinity"):  # as many threads for us as for the peer
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:PEER_THREADS])
     times = 2 if QUICK.value else 5

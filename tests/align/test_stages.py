@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import pytest
 
 from configs.align import tiny_sft, tiny_shortest_correct, tiny_specialists
@@ -17,6 +16,7 @@ from ling_jax.envs.reasoning import running_sums
 from ling_jax.rollout.load import load_model
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
+from tests.compiled import shared_between_starts
 from tests.faults import assert_same_end, metrics_of
 from tests.small_stage import write_stage
 
@@ -26,11 +26,8 @@ ORDERINGS = {"environment": "ordering", "difficulties": (2,), "count": 4}
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """One folder of compiled programs for all tests here."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="module")

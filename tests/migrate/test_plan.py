@@ -1,10 +1,8 @@
 """A whole migration of a small random model."""
 
 import dataclasses
-import functools
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -17,9 +15,9 @@ from ling_jax.migrate.plan import prepare_plan, run_plan
 from ling_jax.model import forward
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import load_model
-from ling_jax.train import loop
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
+from tests.compiled import shared_between_starts
 from tests.faults import final_state
 from tests.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source
 from tests.small_run import write_corpus
@@ -29,12 +27,8 @@ from tests.tiny import assert_trees_equal, tiny_config
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "peak_flops", functools.cache(loop.peak_flops))
+    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
         yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 SIZES = {"dense": {}, "experts and MTP": WHOLE}

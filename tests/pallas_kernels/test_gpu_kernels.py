@@ -18,62 +18,49 @@ from pallas_kernels.lightning_attention import (
     self_check,
 )
 from pallas_kernels.lightning_attention.gpu import lightning_attention_gpu, suits_gpu
-from tests.pallas_kernels.test_tpu_decode import decode_inputs, recurrence
-from tests.pallas_kernels.test_tpu_kernels import NAMES, random_inputs, random_segments, values_and_gradients
+from tests.pallas_kernels.kernel_laws import (
+    NAMES,
+    assert_a_row_of_padding_keeps_its_state,
+    assert_accepted_tokens_count_and_others_do_not,
+    assert_equals_recurrence,
+    assert_it_stays_in_its_document,
+    assert_no_gradient_reaches_the_decay,
+    assert_other_layers_of_a_stack_stay_as_they_are,
+    assert_tokens_equal_the_recurrence,
+    decode_inputs,
+    random_inputs,
+    random_segments,
+    values_and_gradients,
+)
 
-
-def assert_equals_recurrence(inputs, segment_ids=None):
-    found = values_and_gradients(*inputs, segment_ids, backend="gpu_interpret")
-    expected = values_and_gradients(*inputs, segment_ids, backend="reference")
-    for name, a, b in zip(NAMES, found, expected, strict=False):
-        scale = max(1.0, float(jnp.max(jnp.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale, err_msg=name)
+BACKEND = "gpu_interpret"
 
 
 @pytest.mark.parametrize(("length", "initial"), [(128, False), (197, True), (5, True)])
 def test_plain_rows_equal_the_recurrence(length, initial):
     inputs = list(random_inputs(0, 1, length, 2, 16, 32))
     inputs[4] = inputs[4] if initial else None
-    assert_equals_recurrence(inputs)
+    assert_equals_recurrence(BACKEND, inputs)
 
 
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), longest=st.sampled_from([2, 20, 150]))
 def test_packed_rows_equal_the_recurrence(seed, longest):
     """Padding before, between and behind documents of one token and of more than a chunk."""
-    assert_equals_recurrence(random_inputs(seed, 2, 197, 2, 16, 16), random_segments(seed, 2, 197, longest))
+    assert_equals_recurrence(BACKEND, random_inputs(seed, 2, 197, 2, 16, 16), random_segments(seed, 2, 197, longest))
 
 
 def test_very_strong_decay_does_not_overflow():
-    assert_equals_recurrence(random_inputs(0, 1, 197, 3, 16, 16, strongest=50.0))
+    assert_equals_recurrence(BACKEND, random_inputs(0, 1, 197, 3, 16, 16, strongest=50.0))
 
 
 def test_a_row_of_padding_keeps_its_state():
-    q, k, v, log_decay, state, d_out, d_final = random_inputs(0, 2, 197, 2, 16, 16)
-    ids = random_segments(0, 2, 197)
-    ids[1] = 0
-    out, final, *_, d_state = values_and_gradients(
-        q, k, v, log_decay, state, d_out, d_final, ids, backend="gpu_interpret"
-    )
-    np.testing.assert_array_equal(out[1], 0)
-    np.testing.assert_array_equal(final[1], state[1])
-    np.testing.assert_array_equal(d_state[1], d_final[1])
+    assert_a_row_of_padding_keeps_its_state(BACKEND, 197)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_stays_in_its_document(bad):
-    """Documents that share a chunk with a broken one have the values that they have beside a sound one."""
-    q, k, v, log_decay, state, d_out, d_final = random_inputs(0, 1, 197, 2, 16, 16)
-    ids = np.repeat([1, 2, 3], [80, 40, 77])[None].astype(np.int32)
-    inside = slice(80, 120)
-    run = functools.partial(values_and_gradients, backend="gpu_interpret")
-    sound = run(q, k, v, log_decay, state, d_out, d_final, ids)
-    broken = run(*(x.at[:, 100].set(bad) for x in (q, k, v)), log_decay, state, d_out.at[:, 100].set(bad), d_final, ids)
-    assert not np.isfinite(broken[0][:, 110]).any(), "and it does not vanish there"
-    for name, a, b in zip(NAMES, broken, sound, strict=True):
-        if a.shape[1] == 197:
-            a, b = (np.delete(np.asarray(x), inside, axis=1) for x in (a, b))
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert_it_stays_in_its_document(BACKEND, bad, (80, 40, 77))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -90,9 +77,7 @@ def test_bfloat16_at_the_dims_of_the_models(packed):
 
 
 def test_no_gradient_reaches_the_decay():
-    q, k, v, log_decay, *_ = random_inputs(0, 1, 64, 2, 16, 16)
-    total = lambda g: lightning_attention(q, k, v, g, backend="gpu_interpret")[0].sum()  # noqa: E731
-    np.testing.assert_array_equal(jax.grad(total)(jnp.asarray(log_decay)), 0)
+    assert_no_gradient_reaches_the_decay(BACKEND, 64)
 
 
 # ---------------------------------------------------------------- decoding
@@ -102,31 +87,15 @@ def test_no_gradient_reaches_the_decay():
     ("batch", "length", "heads", "key_dim", "value_dim"), [(3, 1, 2, 16, 32), (1, 8, 2, 128, 64), (4, 3, 3, 64, 128)]
 )
 def test_tokens_equal_the_recurrence(batch, length, heads, key_dim, value_dim):
-    q, k, v, log_decay, state = decode_inputs(batch, length, heads, key_dim, value_dim)
-    out, after = lightning_decode_gpu(q, k, v, log_decay, state, num_heads=heads, interpret=True)
-    for a, b in zip((out, after), recurrence(q, k, v, log_decay, state), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert_tokens_equal_the_recurrence(lightning_decode_gpu, batch, length, heads, key_dim, value_dim)
 
 
 def test_accepted_tokens_count_and_others_do_not():
-    q, k, v, log_decay, state = decode_inputs(5, 4, 2, 16, 16)
-    live = (np.arange(4) < np.arange(5)[:, None]).astype(np.int32)
-    out, after = lightning_decode_gpu(q, k, v, log_decay, state, live=live, num_heads=2, interpret=True)
-    for a, b in zip((out, after), recurrence(q, k, v, log_decay, state, live), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
-    _, every = lightning_decode_gpu(q, k, v, log_decay, state, num_heads=2, every=True, interpret=True)
-    np.testing.assert_allclose(after[0], state[0])
-    for slot in range(1, 5):
-        np.testing.assert_allclose(after[slot], every[slot, slot - 1], atol=1e-6)
+    assert_accepted_tokens_count_and_others_do_not(lightning_decode_gpu)
 
 
 def test_other_layers_of_a_stack_stay_as_they_are():
-    q, k, v, log_decay, state = decode_inputs(2, 1, 2, 16, 16)
-    stack = jnp.stack([state, 2 * state, 3 * state])
-    step = jax.jit(lambda stack, i: lightning_decode_gpu(q, k, v, log_decay, stack, (i,), num_heads=2, interpret=True))
-    _, after = step(stack, 1)
-    np.testing.assert_allclose(after[1], recurrence(q, k, v, log_decay, stack[1])[1], atol=2e-5)
-    np.testing.assert_array_equal(after[::2], stack[::2])
+    assert_other_layers_of_a_stack_stay_as_they_are(lightning_decode_gpu)
 
 
 # ---------------------------------------------------------------- lowering and choice
@@ -203,4 +172,4 @@ def test_a_gpu_checks_itself():
 )  # fmt: skip
 def test_any_shape_equals_the_recurrence(seed, length, heads, key_dim, value_dim, packed, strongest):
     inputs = random_inputs(seed, 1, length, heads, key_dim, value_dim, strongest=strongest)
-    assert_equals_recurrence(inputs, random_segments(seed, 1, length) if packed else None)
+    assert_equals_recurrence(BACKEND, inputs, random_segments(seed, 1, length) if packed else None)

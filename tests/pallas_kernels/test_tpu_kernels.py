@@ -12,98 +12,45 @@ from jax.sharding import PartitionSpec
 
 from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_flat
 from pallas_kernels.lightning_attention.tpu import head_block, lightning_attention_tpu, suits_tpu
+from tests.pallas_kernels.kernel_laws import (
+    NAMES,
+    assert_a_row_of_padding_keeps_its_state,
+    assert_equals_recurrence,
+    assert_it_stays_in_its_document,
+    assert_no_gradient_reaches_the_decay,
+    random_inputs,
+    random_segments,
+    values_and_gradients,
+)
 
-NAMES = ("out", "final_state", "dq", "dk", "dv", "d_initial_state")
-
-
-def random_inputs(seed, batch, length, heads, key_dim, value_dim, dtype="float32", strongest=1.0):
-    """(q, k, v, log_decay, initial_state, d_out, d_final)."""
-    rng = np.random.default_rng(seed)
-    q, k = jnp.asarray(rng.normal(size=(2, batch, length, heads, key_dim)), dtype)
-    v, d_out = jnp.asarray(rng.normal(size=(2, batch, length, heads, value_dim)), dtype)
-    state, d_final = jnp.asarray(rng.normal(size=(2, batch, heads, key_dim, value_dim)), jnp.float32)
-    log_decay = -np.geomspace(strongest, 1e-3, heads).astype(np.float32)
-    log_decay[0] = 0 if heads > 1 else log_decay[0]
-    return q, k, v, log_decay, state, d_out, d_final
-
-
-def random_segments(seed, batch, length, longest=150):
-    """Ids in any order, repeated ids and padding anywhere, runs of all lengths."""
-    rng = np.random.default_rng(seed)
-    rows = [np.repeat(rng.integers(0, 4, length), rng.integers(1, longest, length))[:length] for _ in range(batch)]
-    return np.stack(rows).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames="backend")
-def values_and_gradients(q, k, v, log_decay, state, d_out, d_final, segment_ids=None, *, backend):
-    """Of out and final state, and of a sum of both; `state` None leaves out the last gradient."""
-
-    def total(q, k, v, state):
-        out, final = lightning_attention(
-            q, k, v, log_decay, initial_state=state, segment_ids=segment_ids, backend=backend
-        )
-        wide = out.astype(jnp.float32)
-        return jnp.sum(wide * d_out.astype(jnp.float32)) + jnp.sum(final * d_final), (out, final)
-
-    wanted = (0, 1, 2) if state is None else (0, 1, 2, 3)
-    grads, values = jax.grad(total, wanted, has_aux=True)(q, k, v, state)
-    return *values, *grads
-
-
-def assert_equals_recurrence(inputs, segment_ids=None):
-    found = values_and_gradients(*inputs, segment_ids, backend="tpu_interpret")
-    expected = values_and_gradients(*inputs, segment_ids, backend="reference")
-    for name, a, b in zip(NAMES, found, expected, strict=False):
-        scale = max(1.0, float(jnp.max(jnp.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale, err_msg=name)
+BACKEND = "tpu_interpret"
 
 
 @pytest.mark.parametrize(("length", "initial"), [(256, False), (389, True)])
 def test_plain_rows_equal_the_recurrence(length, initial):
     inputs = list(random_inputs(0, 1, length, 2, 16, 32))
     inputs[4] = inputs[4] if initial else None
-    assert_equals_recurrence(inputs)
+    assert_equals_recurrence(BACKEND, inputs)
 
 
 @settings(max_examples=8)
 @given(seed=st.integers(0, 2**31), longest=st.sampled_from([2, 20, 150, 400]))
 def test_packed_rows_equal_the_recurrence(seed, longest):
     """Padding before, between and behind documents of one token and of hundreds."""
-    assert_equals_recurrence(random_inputs(seed, 2, 389, 2, 16, 16), random_segments(seed, 2, 389, longest))
+    assert_equals_recurrence(BACKEND, random_inputs(seed, 2, 389, 2, 16, 16), random_segments(seed, 2, 389, longest))
 
 
 def test_a_row_of_padding_keeps_its_state():
-    q, k, v, log_decay, state, d_out, d_final = random_inputs(0, 2, 389, 2, 16, 16)
-    ids = random_segments(0, 2, 389)
-    ids[1] = 0
-    out, final, *_, d_state = values_and_gradients(
-        q, k, v, log_decay, state, d_out, d_final, ids, backend="tpu_interpret"
-    )
-    np.testing.assert_array_equal(out[1], 0)
-    np.testing.assert_array_equal(final[1], state[1])
-    np.testing.assert_array_equal(d_state[1], d_final[1])
+    assert_a_row_of_padding_keeps_its_state(BACKEND, 389)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_stays_in_its_document(bad):
-    """Documents that share a chunk with a broken one have the values that they have beside a sound one."""
-    q, k, v, log_decay, state, d_out, d_final = random_inputs(0, 1, 389, 2, 16, 16)
-    ids = np.repeat([1, 2, 3], [100, 40, 249])[None].astype(np.int32)
-    inside = slice(100, 140)
-    run = functools.partial(values_and_gradients, backend="tpu_interpret")
-    sound = run(q, k, v, log_decay, state, d_out, d_final, ids)
-    broken = run(*(x.at[:, 120].set(bad) for x in (q, k, v)), log_decay, state, d_out.at[:, 120].set(bad), d_final, ids)
-    assert not np.isfinite(broken[0][:, 130]).any(), "and it does not vanish there"
-    for name, a, b in zip(NAMES, broken, sound, strict=True):
-        if a.shape[1] == 389:
-            a, b = (np.delete(np.asarray(x), inside, axis=1) for x in (a, b))
-        np.testing.assert_array_equal(a, b, err_msg=name)
+    assert_it_stays_in_its_document(BACKEND, bad, (100, 40, 249))
 
 
 def test_no_gradient_reaches_the_decay():
-    q, k, v, log_decay, *_ = random_inputs(0, 1, 256, 2, 16, 16)
-    total = lambda g: lightning_attention(q, k, v, g, backend="tpu_interpret")[0].sum()  # noqa: E731
-    np.testing.assert_array_equal(jax.grad(total)(jnp.asarray(log_decay)), 0)
+    assert_no_gradient_reaches_the_decay(BACKEND, 256)
 
 
 def flat_total(q, k, v, log_decay, ids=None):
@@ -219,4 +166,4 @@ def test_bfloat16_in_the_blocks_that_are_timed(heads, packed):
 )  # fmt: skip
 def test_any_shape_equals_the_recurrence(seed, length, heads, key_dim, value_dim, packed, strongest):
     inputs = random_inputs(seed, 1, length, heads, key_dim, value_dim, strongest=strongest)
-    assert_equals_recurrence(inputs, random_segments(seed, 1, length) if packed else None)
+    assert_equals_recurrence(BACKEND, inputs, random_segments(seed, 1, length) if packed else None)

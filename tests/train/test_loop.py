@@ -1,10 +1,8 @@
 import dataclasses
-import functools
 import json
 import shutil
 import time
 
-import jax
 import pytest
 
 from ling_jax import data
@@ -13,20 +11,16 @@ from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
 from ling_jax.train.workdir import unlock
+from tests.compiled import shared_between_starts
 from tests.faults import final_state, metrics_of
 from tests.small_run import small_config, write_corpus
 from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shared_between_starts(tmp_path_factory):
-    """One folder of compiled programs for all tests here, and one measurement of the machine's peak."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "peak_flops", functools.cache(loop.peak_flops))
+def compiled_once(tmp_path_factory):
+    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
         yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")
