@@ -115,8 +115,7 @@ def prepare_from(
         folder = local_folder(config.data.folder, workdir)
         replaces = replace and not config.data.folder
         corpus = chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)
-        if not has_checkpoint(workdir):
-            write_origins(origins, workdir)
+        write_origins(origins, workdir)
         return corpus
 
     return prepare_run(config, start.config, workdir, make_corpus, start=start.params)

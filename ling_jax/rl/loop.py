@@ -79,8 +79,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         )
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
-    begun = has_checkpoint(workdir)
-    start = open_model(workdir if begun else config.start_from)
+    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
     if config.efforts and not isinstance(start.template, ChatTemplate):
         raise ValueError(f"efforts are {config.efforts}; the chat template of {config.start_from} knows none")
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
@@ -92,8 +91,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         if isinstance(start.template, FolderTemplate):
             save_template(start.template, workdir / "tokenizer")
         write_config(config, workdir)
-        if not begun:
-            write_origins({config.start_from: start.step}, workdir)
+        write_origins({config.start_from: start.step}, workdir)
     except BaseException:
         unlock(workdir, held)
         raise

@@ -69,8 +69,12 @@ def read_origins(workdir: epath.Path) -> dict[str, int | None]:
 
 
 def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> None:
-    """Notes which checkpoint of each model a run begins with; None for a Hugging Face folder, which has but one."""
-    _write_json(dict(origins), workdir / "origins.json")
+    """Notes which checkpoint of each model a run begins with; None for a Hugging Face folder, which has but one.
+
+    A run that has a checkpoint has begun, and keeps its note.
+    """
+    if not has_checkpoint(workdir):
+        _write_json(dict(origins), workdir / "origins.json")
 
 
 def _write_json(value: dict[str, Any], path: epath.Path) -> None:
