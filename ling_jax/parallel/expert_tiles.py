@@ -44,7 +44,7 @@ def _over_tiles(start, left, body, carry):
 
 
 def forward(x_MD, weight_Mk, experts, dispatch):
-    """(y [M, D], what the gates and ups gave [P, F] each)."""
+    """(y [M, D], what the gates and ups gave [P + tile, F] each)."""
     width, wide = experts.gate.shape[2], _wide(x_MD)
     token_P, weight_P = _padded_rows(weight_Mk, dispatch)
 
@@ -66,14 +66,13 @@ def forward(x_MD, weight_Mk, experts, dispatch):
     empty_PF = jnp.zeros((len(token_P), width), x_MD.dtype)
     carry = (jnp.zeros(x_MD.shape, wide), empty_PF, empty_PF)
     y_MD, gate_PF, up_PF = over_experts(dispatch.loads, expert, carry)
-    return y_MD.astype(x_MD.dtype), gate_PF[: weight_Mk.size], up_PF[: weight_Mk.size]
+    return y_MD.astype(x_MD.dtype), gate_PF, up_PF
 
 
 def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD):
     """Gradients of x, weights and experts."""
     wide, width = _wide(x_MD), experts.gate.shape[2]
     token_P, weight_P = _padded_rows(weight_Mk, dispatch)
-    gate_PF, up_PF = (jnp.pad(a, ((0, TILE_SIZES[0]), (0, 0))) for a in (gate_PF, up_PF))
 
     def expert(number, tiles, carry):
         into_FD = jnp.concatenate([_transposed(_pick(experts.gate, number)), _transposed(_pick(experts.up, number))])
