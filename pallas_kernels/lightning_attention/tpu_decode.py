@@ -1,7 +1,8 @@
 """Lightning attention on a TPU for one to eight tokens on stored states, each read and written once, in place.
 
-The recurrence itself, S_t = exp(log_decay) S_{t-1} + k_t^T v_t, on the vector units in float32, while the next state
-comes in; memory is the limit by far.
+The recurrence itself, on the vector units in float32, while the next state comes in; memory is the limit by far. It is
+S_t = S_{t-1} + ((decay - 1) S_{t-1} + k_t^T v_t): of a slow head's decay, float32 holds the last digits of decay - 1
+only, and thousands of single tokens would multiply the rounding.
 """
 
 import functools
@@ -64,7 +65,7 @@ def lightning_decode_tpu(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT),
         interpret=interpret,
         name="lightning_decode",
-    )(layer.reshape(1), live.reshape(-1), log_decay.astype(jnp.float32), *rows, flat_states)
+    )(layer.reshape(1), live.reshape(-1), jnp.expm1(log_decay).astype(jnp.float32), *rows, flat_states)
     return out.reshape(v.shape), states_after if every else states_after.reshape(states.shape)
 
 
@@ -78,13 +79,13 @@ def _block(batch: int, length: int, num_heads: int, key_dim: int, value_dim: int
 
 
 def _kernel(
-    layer_ref, live_ref, log_decay_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref,
+    layer_ref, live_ref, lost_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref,
     *, slots: int, length: int, size: Size, every: bool,
 ):  # fmt: skip
     del layer_ref  # the index maps read it
     first_row, first_head = pl.program_id(0) * slots * length, pl.program_id(1) * size.heads
     for head in range(size.heads):
-        decay = jnp.exp(jnp.full((1, size.value_dim), log_decay_ref[first_head + head], jnp.float32))
+        lost = lost_ref[first_head + head]
         q, k = (_columns(ref[:, size.keys(head)]) for ref in (q_ref, k_ref))
         v = v_ref[:, size.values(head)].astype(jnp.float32)
         outs = []
@@ -93,7 +94,7 @@ def _kernel(
             for token in range(length):
                 row = slice(slot * length + token, slot * length + token + 1)
                 live = live_ref[first_row + row.start] != 0
-                state = jnp.where(live, state * decay + k[:, row] * v[row], state)
+                state = jnp.where(live, state + (state * lost + k[:, row] * v[row]), state)
                 out = jnp.sum(q[:, row] * state, axis=0, keepdims=True) * size.scale
                 outs.append(jnp.where(live, out, 0))
                 if every:

@@ -126,3 +126,16 @@ def assert_other_layers_of_a_stack_stay_as_they_are(decode):
     _, after = step(stack, 1)
     np.testing.assert_allclose(after[1], recurrence(q, k, v, log_decay, stack[1])[1], atol=2e-5)
     np.testing.assert_array_equal(after[::2], stack[::2])
+
+
+def assert_thousands_of_tokens_keep_slow_decays(decode):
+    """A rounded decay, multiplied as often, is off by up to 1e-4; sums of 4,000 terms by 1e-6."""
+    heads, dim, log_decay = 3, 16, np.float32([-2.5e-6, -3e-5, -7.7e-4])
+    ones = jnp.ones((1, 8, heads * dim))
+
+    def eight_tokens(state, _):
+        return decode(ones, ones, ones, log_decay, state, num_heads=heads, interpret=True)[1], None
+
+    state, _ = jax.jit(lambda state: jax.lax.scan(eight_tokens, state, length=500))(jnp.zeros((1, heads, dim, dim)))
+    exact = np.exp(log_decay.astype(np.float64)[:, None] * np.arange(4000)).sum(axis=1)
+    np.testing.assert_allclose(state[0, :, 0, 0], exact, rtol=2e-6)

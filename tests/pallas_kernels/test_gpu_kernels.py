@@ -26,6 +26,7 @@ from tests.pallas_kernels.kernel_laws import (
     assert_it_stays_in_its_document,
     assert_no_gradient_reaches_the_decay,
     assert_other_layers_of_a_stack_stay_as_they_are,
+    assert_thousands_of_tokens_keep_slow_decays,
     assert_tokens_equal_the_recurrence,
     decode_inputs,
     random_inputs,
@@ -96,6 +97,10 @@ def test_accepted_tokens_count_and_others_do_not():
 
 def test_other_layers_of_a_stack_stay_as_they_are():
     assert_other_layers_of_a_stack_stay_as_they_are(lightning_decode_gpu)
+
+
+def test_thousands_of_tokens_keep_slow_decays():
+    assert_thousands_of_tokens_keep_slow_decays(lightning_decode_gpu)
 
 
 # ---------------------------------------------------------------- lowering and choice

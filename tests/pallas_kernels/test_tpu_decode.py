@@ -8,6 +8,7 @@ from pallas_kernels.lightning_attention import lightning_decode_tpu
 from tests.pallas_kernels.kernel_laws import (
     assert_accepted_tokens_count_and_others_do_not,
     assert_other_layers_of_a_stack_stay_as_they_are,
+    assert_thousands_of_tokens_keep_slow_decays,
     assert_tokens_equal_the_recurrence,
     decode_inputs,
     recurrence,
@@ -28,6 +29,10 @@ def test_accepted_tokens_count_and_others_do_not():
 
 def test_other_layers_of_a_stack_stay_as_they_are():
     assert_other_layers_of_a_stack_stay_as_they_are(lightning_decode_tpu)
+
+
+def test_thousands_of_tokens_keep_slow_decays():
+    assert_thousands_of_tokens_keep_slow_decays(lightning_decode_tpu)
 
 
 def test_bfloat16_inputs_have_float32_states():
