@@ -1,6 +1,4 @@
-"""What the TPU kernels of the experts' grouped matmuls cost against the matrix units; no TPU is needed.
-
-python -m benchmarks.experts --json_out=experts.json    (needs libtpu: pip install -e '.[tpu]'; five minutes)
+"""What the TPU kernels of the experts' grouped matmuls cost against the matrix units: a part of `benchmarks.lightning`.
 
 A roof is all useful rows' multiplications at the chip's peak. The grid of a kernel is its steps for uniform loads,
 known to the compiler here; each step is taken to fetch its blocks anew, which it does not where they stay. The cycles
@@ -8,21 +6,17 @@ include the plan of the steps, the same for all loads.
 """
 
 import functools
-import sys
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
-from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
+from benchmarks.report import Claim
 from pallas_kernels.grouped_matmul.plan import Plan, plan_steps, row_tile
+from pallas_kernels.grouped_matmul.tpu_columns import add_columns
 from pallas_kernels.grouped_matmul.tpu_rows import multiply_rows
-from pallas_kernels.grouped_matmul.tpu_weights import multiply_columns
 from pallas_kernels.static_cost import CHIPS, static_cost
-
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 
 ROWS, EXPERTS = 65536, 64
 SHAPES = ((2048, 512), (8192, 2048))
@@ -43,9 +37,9 @@ def tile_of(depth: int) -> int:
     return row_tile(ROWS, EXPERTS, 2 * depth)
 
 
-def known_plan(name: str, tile: int, visit_empty: bool = False) -> Plan:
+def known_plan(name: str, tile: int) -> Plan:
     with jax.ensure_compile_time_eval():
-        plan = plan_steps(jnp.asarray(loads_of(name)), ROWS, tile, visit_empty=visit_empty)
+        plan = plan_steps(jnp.asarray(loads_of(name)), ROWS, tile)
         return plan._replace(count=int(plan.count))
 
 
@@ -59,9 +53,9 @@ def rows_gradient(grad, w):
     return multiply_rows(grad, w, known_plan("uniform", tile), tile, transposed=True)
 
 
-def weights_gradient(x, grad):
+def weights_gradient(total, x, grad):
     tile = tile_of(max(x.shape[1], grad.shape[1]))
-    return multiply_columns(x, grad, EXPERTS, known_plan("uniform", tile, visit_empty=True), tile)
+    return add_columns(total, x, grad, known_plan("uniform", tile), tile)
 
 
 def plan(loads):
@@ -71,25 +65,21 @@ def plan(loads):
 # ---------------------------------------------------------------- claims
 
 
-def main(argv) -> None:
-    del argv
-    check_json_out(JSON_OUT.value)
-    check_tpu_compiler()
-    print(f"{'':<36} {'cycles':>10} {'x roof':>7} {'HBM bytes':>14} {'VMEM MiB':>9}")
-    claims = [claim for chip in CHIPS for shape in SHAPES for claim in cycle_claims(chip, *shape)]
-    sys.exit(finish([*claims, *row_claims()], "python -m benchmarks.experts", JSON_OUT.value))
-
-
 def cycle_claims(chip: str, depth: int, width: int) -> Iterator[Claim]:
     """What v5p is promised; the costs of the others are only printed."""
     x, w, grad = ((ROWS, depth), "bfloat16"), ((EXPERTS, depth, width), "bfloat16"), ((ROWS, width), "bfloat16")
-    passes = dict(forward=dict(x=x, w=w), rows_gradient=dict(grad=grad, w=w), weights_gradient=dict(x=x, grad=grad))
+    passes = {
+        "forward": dict(x=x, w=w),
+        "rows_gradient": dict(grad=grad, w=w),
+        "weights_gradient": dict(total=w, x=x, grad=grad),
+    }
     for name, arguments in passes.items():
-        cost = static_cost(f"benchmarks.experts:{name}", arguments, chip)
+        donated = ["total"] if "total" in arguments else []
+        cost = static_cost(f"benchmarks.experts:{name}", arguments, chip, donated=donated)
         cycles = cost.bound_cycles + plan_cycles(chip)
         ratio = cycles * CHIPS[chip].flops_per_cycle / (2 * ROWS * depth * width)
         row, vmem = f"experts_{name}.{chip}.{depth}_{width}", cost.vmem_bytes / 2**20
-        print(f"{row:<36} {cycles:>10} {ratio:>7.3f} {cost.hbm_bytes:>14} {vmem:>9.1f}", flush=True)
+        print(f"{row:<44} {cycles:>10} {ratio:>7.3f} {cost.hbm_bytes:>14} {vmem:>9.1f}", flush=True)
         if chip == "v5p":
             workload = f"{ROWS} rows, {EXPERTS} experts, uniform loads, bfloat16: {cycles} cycles"
             yield Claim(row, ratio, "x roof", "<=", BAR, workload)
@@ -106,8 +96,4 @@ def row_claims() -> Iterator[Claim]:
         loads, tile = loads_of(name), tile_of(SHAPES[0][0])
         computed, bound = known_plan(name, tile).count * tile, ROWS + tile * np.count_nonzero(loads)
         workload = f"{ROWS} rows, {EXPERTS} experts, tiles of {tile}: {computed} rows computed"
-        yield Claim(f"experts_rows.{name}", float(computed / bound), "x bound", "<=", 1.0, workload)
-
-
-if __name__ == "__main__":
-    app.run(main)
+        yield Claim(f"experts_rows.tpu.{name}", float(computed / bound), "x bound", "<=", 1.0, workload)

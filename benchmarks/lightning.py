@@ -1,8 +1,10 @@
-"""What the TPU kernels of Lightning attention cost against the chip's limits, read from the compiler; no TPU is needed.
+"""What Lightning attention and the experts' matmuls cost against the machine's limits: on TPUs as their compiler says,
+so that none is needed; on this CPU as the clock says.
 
-python -m benchmarks.lightning --json_out=lightning.json    (needs libtpu: pip install -e '.[tpu]'; ten minutes)
+python -m benchmarks.lightning --json_out=lightning.json    (needs libtpu: pip install -e '.[tpu]'; twenty minutes)
 
-A roof is the larger of two times: all arrays once through HBM, all matmuls at the chip's peak (chunks of 128).
+A roof is the larger of two times: all arrays once through HBM, all matmuls at the chip's peak (chunks of 128). Claims
+are named `what.chip.shape`. The kernels of GPUs were not timed.
 """
 
 import functools
@@ -13,6 +15,8 @@ from typing import NamedTuple
 import jax
 from absl import app, flags
 
+from benchmarks import experts
+from benchmarks.lightning_cpu import measure_lightning
 from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
 from pallas_kernels.lightning_attention import (
     Norms,
@@ -104,11 +108,23 @@ def main(argv) -> None:
     del argv
     check_json_out(JSON_OUT.value)
     check_tpu_compiler()
-    chips, shapes = (["v5p"], SHAPES[:1]) if QUICK.value else (list(CHIPS), SHAPES)
+    chips, count = (["v5p"], 1) if QUICK.value else (list(CHIPS), None)
+    claims = [*cpu_claims(times=2 if QUICK.value else 5), *experts.row_claims()]
     print(f"{'':<44} {'cycles':>10} {'x roof':>7} {'HBM bytes':>14} {'VMEM MiB':>9}")
-    claims = [claim for chip in chips for claim in chip_claims(chip, shapes)]
+    for chip in chips:
+        claims += chip_claims(chip, SHAPES[:count])
+        claims += (claim for shape in experts.SHAPES[:count] for claim in experts.cycle_claims(chip, *shape))
     command = "python -m benchmarks.lightning" + (" --quick" if QUICK.value else "")
     sys.exit(finish(claims, command, JSON_OUT.value))
+
+
+def cpu_claims(times: int) -> list[Claim]:
+    found = measure_lightning(times)
+    peak, flat = f"{found.workload}, T 512", f"{found.workload}: time of a token over that at T 512"
+    return [
+        Claim("forward_backward.cpu.T512_H8", found.versus_peak, "x matmuls", "<=", 2.0, peak),
+        Claim("forward_backward_growth.cpu.T8192_H8", found.flatness, "x", "<=", 1.15, flat),
+    ]
 
 
 def chip_claims(chip: str, shapes) -> Iterator[Claim]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks.lightning_cpu import measure_lightning
 from benchmarks.report import Claim, best_seconds, best_seconds_donated, check_json_out, finish
 from ling_jax import model, spec
 from ling_jax.config import ModelConfig, model_config
@@ -23,7 +24,6 @@ from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.metrics import flops_per_token, matmul_flops
 from ling_jax.train.optimizer import make_optimizer
-from pallas_kernels.lightning_attention import lightning_attention
 
 JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 QUICK = flags.DEFINE_bool("quick", False, "fewer repetitions")
@@ -110,26 +110,10 @@ def moe_vs_useful_flops(times: int) -> Claim:
 
 
 def lightning_claims(times: int) -> list[Claim]:
-    heads, dim, chunk = 8, 128, 128
-    log_decay = -(2.0 ** -np.arange(1, heads + 1))
-    total = lambda q, k, v: jnp.sum(lightning_attention(q, k, v, log_decay, chunk_size=chunk)[0] ** 2)  # noqa: E731
-    step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
-
-    def qkv(rows: int, length: int):
-        rng = np.random.default_rng(0)
-        return [jnp.asarray(rng.normal(size=(rows, length, heads, dim)), jnp.float32) for _ in range(3)]
-
-    square = jnp.ones((256, 128, 128), jnp.float32)
-    product = jax.jit(lambda a, b: jnp.einsum("nij,njk->nik", a, b))
-    batched_peak = 2 * 256 * 128**3 / best_seconds(product, square, square, times=times)
-    many, one = qkv(16, 512), qkv(1, 8192)
-    turns = [[best_seconds(step, *rows, times=1) / 8192 for rows in (many, one)] for _ in range(times)]  # in turn:
-    short, long = np.min(turns, axis=0).tolist()  # the machine's speed drifts
-    ratio = short * batched_peak / (heads * (14 * chunk * dim + 12 * dim**2))
-    shape = f"{heads} heads of {dim}, chunks of {chunk}, forward + backward, 8192 tokens"
+    found = measure_lightning(times)
     return [
-        Claim("lightning_flatness", long / short, "x", "<=", 1.15, f"{shape}: T 8192 over T 512"),
-        Claim("lightning_vs_matmul_peak", ratio, "x", "<=", 2.0, f"{shape}, T 512"),
+        Claim("lightning_flatness", found.flatness, "x", "<=", 1.15, f"{found.workload}: T 8192 over T 512"),
+        Claim("lightning_vs_matmul_peak", found.versus_peak, "x", "<=", 2.0, f"{found.workload}, T 512"),
     ]
 
 

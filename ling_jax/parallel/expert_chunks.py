@@ -6,14 +6,10 @@ and what is held in step with the rows that came: the loop ends after the last o
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 
 from ling_jax.parallel.expert_tiles import swiglu_gradients
+from pallas_kernels.grouped_matmul import TILES, add_grouped_outer_tpu, grouped_matmul_tpu, suits_tpu
 from pallas_kernels.platform import platform
-
-TILING = (512, 1024, 1024)  # rows, contracted, columns of a kernel's step: 10 MB of VMEM with double buffers
-OUTER_TILING = (512, 1024, 512)  # the same of an outer product, which holds its old and its new total
-LANES, SUBLANES = 128, 16
 
 
 def forward(x_MD, weight_Mk, experts, dispatch, share: int):
@@ -68,18 +64,14 @@ def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD, share:
 def grouped_matmul(x_RD, w_EDF, sizes_E, *, transposed: bool = False):
     """[R, F]: the rows of each group times its matrix, or its transpose; what is in rows of no group is undefined."""
     if _kernels_suit(x_RD, w_EDF):
-        sizes = w_EDF.shape[1:][::-1] if transposed else w_EDF.shape[1:]
-        return gmm(
-            x_RD, w_EDF, sizes_E, x_RD.dtype, tiling=_tiling(TILING, len(x_RD), *sizes), transpose_rhs=transposed
-        )
+        return grouped_matmul_tpu(x_RD, w_EDF, sizes_E, transposed=transposed)
     return jax.lax.ragged_dot(x_RD, w_EDF.swapaxes(1, 2) if transposed else w_EDF, sizes_E)
 
 
 def add_grouped_outer(total_EDF, x_RD, y_RF, sizes_E):
     """[E, D, F]: the total plus, for each group, the transpose of its rows of x times those of y."""
     if _kernels_suit(x_RD, total_EDF):
-        tiling = _tiling(OUTER_TILING, len(x_RD), *total_EDF.shape[1:])
-        return tgmm(x_RD.T, y_RF, sizes_E, total_EDF.dtype, tiling=tiling, existing_out=total_EDF)
+        return add_grouped_outer_tpu(total_EDF, x_RD, y_RF, sizes_E)
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
     )
@@ -88,16 +80,12 @@ def add_grouped_outer(total_EDF, x_RD, y_RF, sizes_E):
 
 def _kernels_suit(x_RD, w_EDF) -> bool:
     """XLA has no grouped outer product on a TPU: it would compute one of all rows for every group."""
-    return platform() == "tpu" and not any(size % LANES for size in w_EDF.shape[1:]) and not len(x_RD) % SUBLANES
-
-
-def _tiling(tiling: tuple[int, int, int], *sizes: int) -> tuple[int, int, int]:
-    return tuple(min(tile, size) for tile, size in zip(tiling, sizes, strict=True))
+    return platform() == "tpu" and suits_tpu(x_RD.dtype, len(x_RD), *w_EDF.shape[1:])
 
 
 def _chunk_rows(rows: int, share: int) -> int:
     """Whole tiles that hold an even share."""
-    tile = TILING[0] if rows >= share * TILING[0] else SUBLANES
+    tile = TILES[0] if rows >= share * TILES[0] else TILES[-1]
     return -(-rows // (share * tile)) * tile
 
 

@@ -1,7 +1,8 @@
-"""Rows sorted by group, each multiplied by the matrix of its group."""
+"""Rows sorted by group, each multiplied by the matrix of its group; sums of the rows' outer products by group."""
 
+from pallas_kernels.grouped_matmul.plan import TILES as TILES
+from pallas_kernels.grouped_matmul.reference import add_grouped_outer_reference as add_grouped_outer_reference
 from pallas_kernels.grouped_matmul.reference import grouped_matmul_reference as grouped_matmul_reference
+from pallas_kernels.grouped_matmul.tpu import add_grouped_outer_tpu as add_grouped_outer_tpu
 from pallas_kernels.grouped_matmul.tpu import grouped_matmul_tpu as grouped_matmul_tpu
-from pallas_kernels.grouped_matmul.tpu import rows_product as rows_product
 from pallas_kernels.grouped_matmul.tpu import suits_tpu as suits_tpu
-from pallas_kernels.grouped_matmul.tpu import weights_product as weights_product

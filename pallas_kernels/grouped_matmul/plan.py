@@ -29,21 +29,17 @@ def row_tile(rows: int, groups: int, row_bytes: int) -> int:
     return next(filter(fits, TILES), TILES[-1])
 
 
-def plan_steps(loads_E, rows: int, tile: int, *, visit_empty: bool = False) -> Plan:
-    """The steps over `rows` rows, of which `loads` [E] int32 belong to each group in turn; they sum to `rows`.
-
-    `visit_empty` gives groups without rows a step too: their gradient must be written, as zeros.
-    """
+def plan_steps(loads_E, rows: int, tile: int) -> Plan:
+    """The steps over `rows` rows, of which `loads` [E] int32 belong to each group in turn and the last ones to none."""
     ends_E = jnp.cumsum(loads_E, dtype=jnp.int32)
     starts_E = ends_E - loads_E
     tiles_E = (ends_E + tile - 1) // tile - starts_E // tile
-    tiles_E = jnp.where(loads_E > 0, tiles_E, int(visit_empty))
-    first_tile_E = jnp.minimum(starts_E // tile, (rows - 1) // tile)  # behind the last row there is none
+    tiles_E = jnp.where(loads_E > 0, tiles_E, 0)
     last_step_E = jnp.cumsum(tiles_E, dtype=jnp.int32)
     steps_S = np.arange(-(-rows // tile) + len(loads_E), dtype=np.int32)
     group_S = jnp.sum(steps_S[:, None] >= last_step_E, axis=1, dtype=jnp.int32)
     group_S = jnp.minimum(group_S, len(loads_E) - 1)
     of_group_SE = group_S[:, None] == np.arange(len(loads_E))
-    shift_S = jnp.sum(jnp.where(of_group_SE, first_tile_E - (last_step_E - tiles_E), 0), axis=1, dtype=jnp.int32)
+    shift_S = jnp.sum(jnp.where(of_group_SE, starts_E // tile - (last_step_E - tiles_E), 0), axis=1, dtype=jnp.int32)
     bounds = jnp.concatenate([jnp.zeros(1, jnp.int32), ends_E])
     return Plan(group_S, jnp.minimum(steps_S + shift_S, (rows - 1) // tile), bounds, last_step_E[-1])

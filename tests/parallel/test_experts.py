@@ -1,6 +1,9 @@
 """Experts on sorted rows, in tiles and ragged, equal one-hot einsums over all experts, for any loads."""
 
 import functools
+import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ling_jax.parallel import expert_chunks, expert_tiles, experts
+from tests.faults import ROOT
 from tests.golden_numbers import quick_jit
 
 WIDTH, FFN = 5, 3
@@ -37,15 +41,15 @@ def random_choices(rng, shape, loads):
     return np.argsort(-noisy, axis=-1)[:, :choices]
 
 
-def random_case(seed, shape, loads):
+def random_case(seed, shape, loads, width=WIDTH, ffn=FFN):
     """(expert_index, (x, weight, experts), gradient of the output)."""
     rng = np.random.default_rng(seed)
     tokens, choices, count = shape
     index = random_choices(rng, shape, loads).astype(np.int32)
-    shapes = ((count, WIDTH, FFN), (count, WIDTH, FFN), (count, FFN, WIDTH))
+    shapes = ((count, width, ffn), (count, width, ffn), (count, ffn, width))
     matrices = experts.Experts(*(rng.normal(size=size) for size in shapes))
-    x_MD, weight_Mk = rng.normal(size=(tokens, WIDTH)), rng.normal(size=(tokens, choices))
-    return index, (x_MD, weight_Mk, matrices), rng.normal(size=(tokens, WIDTH))
+    x_MD, weight_Mk = rng.normal(size=(tokens, width)), rng.normal(size=(tokens, choices))
+    return index, (x_MD, weight_Mk, matrices), rng.normal(size=(tokens, width))
 
 
 def sorted_rows(index, count, x_MD, weight_Mk, matrices):
@@ -108,6 +112,29 @@ def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, share, seed, 
     tiles, chunks = both_forms(shape[2], share)(*random_case(seed, shape, loads))
     for found, wanted in zip(jax.tree.leaves(chunks), jax.tree.leaves(tiles), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
+
+
+def test_the_kernels_of_a_tpu_equal_the_form_of_cpus(monkeypatch):
+    """In the interpreter: two chunks, rows of no expert, experts without rows and with rows in both."""
+    for name in ("grouped_matmul_tpu", "add_grouped_outer_tpu"):
+        monkeypatch.setattr(expert_chunks, name, functools.partial(getattr(expert_chunks, name), interpret=True))
+    monkeypatch.setattr(expert_chunks, "platform", lambda: "tpu")
+    index, *inputs = random_case(0, (139, 2, 5), "never the first or last", width=256, ffn=128)
+    inputs = jax.tree.map(np.float32, inputs)
+    tiles, chunks = both_forms.__wrapped__(5, 2)(index, *inputs)
+    for found, wanted in zip(jax.tree.leaves(chunks), jax.tree.leaves(tiles), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_pod_runs_the_kernels():
+    program = [sys.executable, "-m", "tests.parallel.experts_on_v5p"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(line.endswith("grouped_columns grouped_rows") for line in lines), lines
 
 
 @all_shapes

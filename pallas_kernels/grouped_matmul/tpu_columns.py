@@ -1,4 +1,4 @@
-"""The matrices' gradients on a TPU: of each group, its rows' x transposed times its rows' gradients."""
+"""Sums of outer products of rows on a TPU: of each group, its rows' x transposed times its rows' y."""
 
 import functools
 
@@ -11,18 +11,16 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.grouped_matmul.plan import Plan
 from pallas_kernels.grouped_matmul.tpu_rows import VMEM_LIMIT, dot, strip_width
 
-SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM; our choice
-WIDEST = 2048  # columns of a strip of gradients
+SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM, as much again for two old totals, and for two new ones; our choice
+WIDEST = 2048  # columns of a strip of y
 
 
-def multiply_columns(x_PD, grad_PF, groups: int, plan: Plan, tile: int, *, interpret: bool = False):
-    """[E, D, F] in x's dtype: sums over each group's rows, in float32; zeros for groups without rows.
-
-    The plan must visit empty groups.
-    """
-    depth, width = x_PD.shape[1], grad_PF.shape[1]
+def add_columns(total_EDF, x_PD, y_PF, plan: Plan, tile: int, *, interpret: bool = False):
+    """[E, D, F]: the total, in place, and sums over each group's rows, in float32."""
+    depth, width = x_PD.shape[1], y_PF.shape[1]
     columns = width if width <= WIDEST else strip_width(width, 1, WIDEST)
-    rows = strip_width(depth, 4 * columns, SUM_BYTES)
+    rows = strip_width(depth, 2 * total_EDF.dtype.itemsize * columns, SUM_BYTES)
+    total = pl.BlockSpec((1, rows, columns), lambda d, f, s, group, tile, _: (group[s], d, f))
     return pl.pallas_call(
         functools.partial(_kernel, size=tile),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -31,33 +29,33 @@ def multiply_columns(x_PD, grad_PF, groups: int, plan: Plan, tile: int, *, inter
             in_specs=[
                 pl.BlockSpec((tile, rows), lambda d, f, s, group, tile, _: (tile[s], d)),
                 pl.BlockSpec((tile, columns), lambda d, f, s, group, tile, _: (tile[s], f)),
+                total,
             ],
-            out_specs=pl.BlockSpec((1, rows, columns), lambda d, f, s, group, tile, _: (group[s], d, f)),
+            out_specs=total,
             scratch_shapes=[pltpu.VMEM((rows, columns), jnp.float32)],
         ),
-        out_shape=jax.ShapeDtypeStruct((groups, depth, width), x_PD.dtype),
+        out_shape=jax.ShapeDtypeStruct(total_EDF.shape, total_EDF.dtype),
+        input_output_aliases={5: 0},
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
         interpret=interpret,
         name="grouped_columns",
-    )(plan.group, plan.tile, plan.bounds, x_PD, grad_PF)
+    )(plan.group, plan.tile, plan.bounds, x_PD, y_PF, total_EDF)
 
 
-def _kernel(group_ref, tile_ref, bounds_ref, x_ref, grad_ref, out_ref, sum_ref, *, size: int):
+def _kernel(group_ref, tile_ref, bounds_ref, x_ref, y_ref, total_ref, out_ref, sum_ref, *, size: int):
     step, last = pl.program_id(2), pl.num_programs(2) - 1
     group, first = group_ref[step], tile_ref[step] * size
     start, end = bounds_ref[group] - first, bounds_ref[group + 1] - first
 
     @pl.when((step == 0) | (group_ref[jnp.maximum(step - 1, 0)] != group))
     def _():
-        sum_ref[...] = jnp.zeros_like(sum_ref)
+        sum_ref[...] = total_ref[0].astype(jnp.float32)
 
-    @pl.when(start < end)
-    def _():
-        # Both: rows behind the last one may hold NaN.
-        x, grad = _cut(x_ref[...], start, end), _cut(grad_ref[...], start, end)
-        sum_ref[...] += dot(x, grad, (((0,), (0,)), ((), ())))
+    # Both: rows behind the last one may hold NaN.
+    x, y = _cut(x_ref[...], start, end), _cut(y_ref[...], start, end)
+    sum_ref[...] += dot(x, y, (((0,), (0,)), ((), ())))
 
     @pl.when((step == last) | (group_ref[jnp.minimum(step + 1, last)] != group))
     def _():
