@@ -130,7 +130,7 @@ class Rows(NamedTuple):
     """What a kernel must know of the documents of its tokens; None where rows are one document of full length."""
 
     length: int  # tokens of a row; behind them all is padding
-    ids: jax.Array | None  # [B, T] int32 segment ids
+    ids: jax.Array | None  # [B, 1, T] int32 segment ids
     before: jax.Array | None  # the same, to be read one step earlier
     first: jax.Array | None  # [B] place of the first live token, whose document takes the initial state
 
@@ -138,17 +138,16 @@ class Rows(NamedTuple):
 def rows_of(segment_ids, length: int, initial: bool) -> Rows | None:
     if segment_ids is None:
         return Rows(length, None, None, None) if length % STEP else None
-    ids = jnp.asarray(segment_ids, jnp.int32)
-    return Rows(length, ids, ids, jnp.argmax(ids != 0, axis=1).astype(jnp.int32) if initial else None)
+    first = jnp.argmax(segment_ids != 0, axis=1).astype(jnp.int32) if initial else None
+    return Rows(length, segment_ids[:, None], segment_ids[:, None], first)
 
 
 def rows_spec(rows: Rows, step_of):
     """Blocks of `rows`; step_of(t) is the step that the grid's index t does."""
     if rows.ids is None:
         return Rows(None, None, None, None)
-    tall = min(8, rows.ids.shape[0])
-    ids = pl.BlockSpec((tall, STEP), lambda b, h, t: (b // tall, step_of(t)))
-    before = pl.BlockSpec((tall, STEP), lambda b, h, t: (b // tall, jnp.maximum(step_of(t) - 1, 0)))
+    ids = pl.BlockSpec((1, 1, STEP), lambda b, h, t: (b, 0, step_of(t)))
+    before = pl.BlockSpec((1, 1, STEP), lambda b, h, t: (b, 0, jnp.maximum(step_of(t) - 1, 0)))
     return Rows(None, ids, before, None if rows.first is None else pl.BlockSpec(memory_space=pltpu.SMEM))
 
 
@@ -159,8 +158,8 @@ def for_each_run(rows: Rows, step, chunk: int, body, *, reverse: bool = False) -
         end = jnp.clip(rows.length - begin, 0, CHUNK)
         pl.when(end > 0)(lambda: body(Run(jnp.int32(0), end, jnp.bool_(False))))
         return
-    batch = pl.program_id(0)
-    lane, ids, change = _changes(rows, batch, begin, step, chunk)
+    first = None if rows.first is None else rows.first[pl.program_id(0)]
+    lane, ids, change = _changes(rows, begin, step, chunk)
     marks = jnp.where(ids != 0, 1, 0) + jnp.where(change, 2, 0)
 
     def visit(place):
@@ -170,8 +169,8 @@ def for_each_run(rows: Rows, step, chunk: int, body, *, reverse: bool = False) -
             start, end = place, _lanes(jnp.min, change & (lane > place), lane, CHUNK)
         mark = _lanes(jnp.max, lane == start, marks, 0)
         fresh = mark >= 2
-        if rows.first is not None:
-            fresh &= begin + start != rows.first[batch]
+        if first is not None:
+            fresh &= begin + start != first
         pl.when(mark & 1 == 1)(lambda: body(Run(start, end, fresh)))
         return start if reverse else end
 
@@ -179,15 +178,14 @@ def for_each_run(rows: Rows, step, chunk: int, body, *, reverse: bool = False) -
     lax.while_loop(more, visit, jnp.int32(CHUNK if reverse else 0))
 
 
-def _changes(rows: Rows, batch, begin, step, chunk: int):
+def _changes(rows: Rows, begin, step, chunk: int):
     """[1, C] each: the lane, its segment id, whether that differs from the token before."""
-    row = pl.ds(batch % rows.ids.shape[0], 1)
     lane = lax.broadcasted_iota(jnp.int32, (1, CHUNK), 1)
-    ids = jnp.where(begin + lane < rows.length, rows.ids[row, pl.ds(chunk * CHUNK, CHUNK)], 0)
+    ids = jnp.where(begin + lane < rows.length, rows.ids[0, :, pl.ds(chunk * CHUNK, CHUNK)], 0)
     if chunk:
-        before = rows.ids[row, pl.ds((chunk - 1) * CHUNK, CHUNK)]
+        before = rows.ids[0, :, pl.ds((chunk - 1) * CHUNK, CHUNK)]
     else:
-        before = jnp.where(step > 0, rows.before[row, pl.ds(STEP - CHUNK, CHUNK)], 0)
+        before = jnp.where(step > 0, rows.before[0, :, pl.ds(STEP - CHUNK, CHUNK)], 0)
     previous = jnp.where(lane == 0, pltpu.roll(before, 1, 1), pltpu.roll(ids, 1, 1))
     return lane, ids, ids != previous
 

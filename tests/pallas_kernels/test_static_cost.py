@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels.bundles import read_schedule
 from pallas_kernels.hlo_bytes import computations, hlo_operations
+from pallas_kernels.lightning_attention import lightning_attention_flat
 from pallas_kernels.static_cost import static_cost
 
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: .[tpu]")
@@ -120,3 +121,34 @@ def test_long_rows_compile_in_the_vmem_of_short_ones(chip, function):
 
     long, short = (flat_cost(function, chip, "plain", length, 16) for length in (131072, 8192))
     assert long.vmem_bytes == short.vmem_bytes
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 4, 9])
+def test_any_number_of_packed_rows_compiles(batch):
+    array, state = ((batch, 389, 2 * 128), "bfloat16"), ((batch, 2, 128, 128), "float32")
+    arguments = dict(q=array, k=array, v=array, log_decay=((2,), "float32"), d_out=array)
+    arguments |= dict(segment_ids=((batch, 389), "int32"), initial_state=state)
+    assert len(static_cost(f"{__name__}:packed_with_state", arguments, "v5p").kernels) == 2
+
+
+def packed_with_state(q, k, v, log_decay, d_out, segment_ids, initial_state):
+    def attend(q, k, v, initial_state):
+        return lightning_attention_flat(
+            q, k, v, log_decay, num_heads=2, initial_state=initial_state, segment_ids=segment_ids, backend="tpu"
+        )[0]
+
+    return jax.vjp(attend, q, k, v, initial_state)[1](d_out)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("slots", "tokens"), [(3, 1), (500, 1), (10, 3)])
+def test_any_number_of_slots_decodes_in_place(slots, tokens):
+    array, states = ((slots, tokens, 8 * 128), "bfloat16"), ((slots, 8, 128, 128), "float32")
+    arguments = dict(q=array, k=array, v=array, log_decay=((8,), "float32"), states=states)
+    function = "pallas_kernels.lightning_attention:lightning_decode_tpu"
+    cost = static_cost(function, arguments, "v5p", {"num_heads": 8}, donated=["states"])
+    assert len(cost.kernels) == 1
+    assert cost.temp_bytes < 4 * slots * 8 * 128**2, "and the states are not copied"
