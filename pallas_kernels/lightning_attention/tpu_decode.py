@@ -6,6 +6,7 @@ only, and thousands of single tokens would multiply the rounding.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def lightning_decode_tpu(
     for index, count in zip(place, stack, strict=True):
         layer = layer * count + index
     live = jnp.ones((batch, length), jnp.int32) if live is None else live.astype(jnp.int32)
+    live = jnp.pad(live, ((0, -batch % slots), (0, 0)))
     state = pl.BlockSpec((1, slots, *size), lambda b, h, layer_ref, live_ref: (layer_ref[0], b, h, 0, 0))
     row = lambda width: pl.BlockSpec((slots * length, size.heads * width), lambda b, h, *_: (b, h))  # noqa: E731
     flat_states = states.reshape(-1, *states.shape[-4:])
@@ -56,7 +58,7 @@ def lightning_decode_tpu(
         functools.partial(_kernel, slots=slots, length=length, size=size, every=every),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch // slots, num_heads // size.heads),
+            grid=(pl.cdiv(batch, slots), num_heads // size.heads),
             in_specs=[pl.BlockSpec(memory_space=pltpu.SMEM), row(key_dim), row(key_dim), row(value_dim), state],
             out_specs=[row(value_dim), after],
         ),
@@ -70,8 +72,11 @@ def lightning_decode_tpu(
 
 
 def _block(batch: int, length: int, num_heads: int, key_dim: int, value_dim: int) -> tuple[int, Size]:
-    """Slots and heads of a grid step: the fewest slots whose tokens fill rows of tiles, and heads up to BLOCK_BYTES."""
-    slots = next((n for n in range(1, batch) if batch % n == 0 and n * length % SUBLANES == 0), batch)
+    """Slots and heads of a grid step: the fewest slots whose tokens fill rows of tiles, and heads up to BLOCK_BYTES.
+
+    The last step may have slots that there are not.
+    """
+    slots = min(batch, SUBLANES // math.gcd(SUBLANES, length))
     limit = BLOCK_BYTES // (4 * slots * key_dim * value_dim)
     whole = lambda n: not (n * key_dim % LANES or n * value_dim % LANES) or n == num_heads  # noqa: E731
     fits = [n for n in range(1, num_heads + 1) if num_heads % n == 0 and whole(n)]

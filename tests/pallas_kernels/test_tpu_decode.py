@@ -17,7 +17,7 @@ from tests.pallas_kernels.kernel_laws import (
 
 @pytest.mark.parametrize(
     ("batch", "length", "heads", "key_dim", "value_dim"),
-    [(16, 1, 4, 128, 128), (3, 1, 2, 16, 32), (1, 8, 2, 128, 64), (4, 3, 3, 64, 128)],
+    [(16, 1, 4, 128, 128), (3, 1, 2, 16, 32), (1, 8, 2, 128, 64), (4, 3, 3, 64, 128), (11, 1, 1, 16, 16)],
 )
 def test_tokens_equal_the_recurrence(batch, length, heads, key_dim, value_dim):
     assert_tokens_equal_the_recurrence(lightning_decode_tpu, batch, length, heads, key_dim, value_dim)
