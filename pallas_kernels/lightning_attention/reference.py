@@ -26,3 +26,25 @@ def lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids
     carry = (initial_state.astype(dtype), jnp.zeros_like(docs[:, 0]))
     (state, _), out = jax.lax.scan(token, carry, tuple(inputs))
     return jnp.moveaxis(out, 0, 1).astype(v.dtype), state
+
+
+def lightning_layer_reference(
+    q, k, v, gate, norms, rotation, log_decay, initial_state, segment_ids, *, num_heads: int, num_groups: int,
+    half: int, eps: float,
+):  # fmt: skip
+    """`lightning_layer_tpu` as it is written: docs/architecture.md §5, steps 2 to 5."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    cos, sin = (table[:, :, None] for table in rotation)
+    split = lambda x, parts: x.astype(dtype).reshape(*x.shape[:2], parts, -1)  # noqa: E731
+    normed = lambda x: x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)  # noqa: E731
+
+    def rotated(x_BTHK):
+        first, second, rest = jnp.split(x_BTHK, (half, 2 * half), axis=-1)
+        return x_BTHK * cos + jnp.concatenate([second, first, rest], axis=-1) * sin
+
+    q_BTHK, k_BTHK = (rotated(normed(split(x, num_heads)) * w) for x, w in ((q, norms.q), (k, norms.k)))
+    out_BTHV, state = lightning_attention_reference(
+        q_BTHK, k_BTHK, split(v, num_heads), log_decay, initial_state, segment_ids
+    )
+    out_BTX = normed(split(out_BTHV, num_groups)).reshape(v.shape) * norms.out.reshape(-1)
+    return (out_BTX * jax.nn.sigmoid(gate.astype(dtype))).astype(v.dtype), state

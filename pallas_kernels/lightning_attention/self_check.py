@@ -1,14 +1,24 @@
-"""Does the backend that was chosen compute what the recurrence says, on this device? A small packed row answers."""
+"""Do the kernels that a model uses compute what their references say, on this device? Small packed rows answer."""
 
+import functools
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.grouped_matmul import (
+    add_grouped_outer_reference,
+    add_grouped_outer_tpu,
+    grouped_matmul_reference,
+    grouped_matmul_tpu,
+)
 from pallas_kernels.lightning_attention.api import choose_backend, lightning_attention
 from pallas_kernels.lightning_attention.gpu_decode import lightning_decode_gpu
+from pallas_kernels.lightning_attention.reference import lightning_layer_reference
 from pallas_kernels.lightning_attention.tpu_decode import lightning_decode_tpu
+from pallas_kernels.lightning_attention.tpu_layer import Norms, lightning_layer_tpu
+from pallas_kernels.lightning_attention.tpu_rows import rotation_lanes
 from pallas_kernels.platform import platform
 
 TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
@@ -50,26 +60,28 @@ def check_kernels(backend: str | None = None) -> str:
 
 
 def kernel_errors(backend: str) -> dict[str, float]:
-    """{what: largest error over the largest value of the recurrence}, float32."""
-    rng, device = np.random.default_rng(0), backend.removesuffix("_interpret")
-    dim = DIMS.get(device, 128)
+    """{what: largest error over the largest value of the reference}, float32."""
+    device, interpret = backend.removesuffix("_interpret"), backend.endswith("_interpret")
+    inputs = _inputs(DIMS.get(device, 128))
+    with jax.default_matmul_precision("highest"):
+        found, wanted = (_attention(*inputs, name) for name in (backend, "reference"))
+        errors = {"attention": _error(found[:2], wanted[:2]), "gradients": _error(found[2:], wanted[2:])}
+        if device in DECODES:
+            errors["decoding"] = _decoding_error(DECODES[device], *inputs, interpret)
+        if device == "tpu":
+            errors |= {"layers": _layer_error(*inputs, interpret), "experts": _experts_error(interpret)}
+    return errors
+
+
+def _inputs(dim: int):
+    """(q, k, v, gradient of the output, log_decay, state, ids)."""
+    rng = np.random.default_rng(0)
     q, k, v, d_out = rng.normal(size=(4, 2, LENGTH, HEADS, dim)).astype(np.float32)
     state = rng.normal(size=(2, HEADS, dim, dim)).astype(np.float32)
     # Documents of 1, 103, 29 and of 110, 13 tokens, padding behind, before and between them.
     rows = ([(1, 1), (2, 103), (3, 29), (0, 8)], [(0, 9), (7, 110), (0, 9), (2, 13)])
     ids = np.array([[i for i, length in row for _ in range(length)] for row in rows], np.int32)
-    log_decay = np.float32([-0.9, -0.003])
-    with jax.default_matmul_precision("highest"):
-        found, wanted = (_attention(q, k, v, d_out, log_decay, state, ids, name) for name in (backend, "reference"))
-        errors = {"attention": _error(found[:2], wanted[:2]), "gradients": _error(found[2:], wanted[2:])}
-        if device in DECODES:
-            token = [x[:, :1] for x in (q, k, v)]
-            flat = (x.reshape(2, 1, -1) for x in token)
-            decode = jax.jit(DECODES[device], static_argnames=("num_heads", "interpret"))
-            out, after = decode(*flat, log_decay, state, num_heads=HEADS, interpret=backend != device)
-            wanted = lightning_attention(*token, log_decay, initial_state=state, backend="reference")
-            errors["decoding"] = _error((out.reshape(wanted[0].shape), after), wanted)
-    return errors
+    return q, k, v, d_out, np.float32([-0.9, -0.003]), state, ids
 
 
 def _attention(q, k, v, d_out, log_decay, state, ids, backend: str):
@@ -82,6 +94,47 @@ def _attention(q, k, v, d_out, log_decay, state, ids, backend: str):
         return out, final, *pull((jnp.asarray(d_out), final))
 
     return run(q, k, v, state)
+
+
+def _decoding_error(decode, q, k, v, d_out, log_decay, state, ids, interpret: bool) -> float:
+    token = [x[:, :1] for x in (q, k, v)]
+    flat = (x.reshape(2, 1, -1) for x in token)
+    step = jax.jit(decode, static_argnames=("num_heads", "interpret"))
+    out, after = step(*flat, log_decay, state, num_heads=HEADS, interpret=interpret)
+    wanted = lightning_attention(*token, log_decay, initial_state=state, backend="reference")
+    return _error((out.reshape(wanted[0].shape), after), wanted)
+
+
+def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool) -> float:
+    """Of values and gradients; half of the dims are rotated, both heads are one norm group."""
+    half, dim = q.shape[3] // 4, q.shape[3]
+    angle = np.arange(LENGTH)[None, :, None] * 10.0 ** -np.arange(half)
+    options = dict(num_heads=HEADS, num_groups=1, half=half, eps=1e-6)
+
+    def run(layer, q, k, v, gate, d_out):
+        norms = Norms(*(jnp.linspace(0.5, 1.5, size) for size in (dim, dim, HEADS * dim)))
+        rotation = rotation_lanes(jnp.cos(angle), jnp.sin(angle), dim)
+        call = lambda *x: layer(*x, rotation, jnp.asarray(log_decay), state, ids, **options)  # noqa: E731
+        (out, final), pull = jax.vjp(call, q, k, v, gate, norms)
+        return out, final, *jax.tree.leaves(pull((d_out, final)))
+
+    flat = [x.reshape(2, LENGTH, -1) for x in (q, k, v, d_out[::-1], d_out)]
+    layers = functools.partial(lightning_layer_tpu, interpret=interpret), lightning_layer_reference
+    return _error(*(jax.jit(functools.partial(run, layer))(*flat) for layer in layers))
+
+
+def _experts_error(interpret: bool) -> float:
+    """Of an expert without rows, two that share a tile, one of two tiles, and rows of none."""
+    rng, rows, loads = np.random.default_rng(0), 389, np.int32([0, 100, 30, 200])
+    x, y = rng.normal(size=(2, rows, 128)).astype(np.float32)
+    w = rng.normal(size=(len(loads), 128, 128)).astype(np.float32)
+    own = np.arange(rows)[:, None] < loads.sum()
+    kernels = (functools.partial(f, interpret=interpret) for f in (grouped_matmul_tpu, add_grouped_outer_tpu))
+
+    def run(multiply, add_outer):
+        return jax.jit(lambda x, y, w: (jnp.where(own, multiply(x, w, loads), 0), add_outer(w, x, y, loads)))(x, y, w)
+
+    return _error(run(*kernels), run(grouped_matmul_reference, add_grouped_outer_reference))
 
 
 def _error(found, wanted) -> float:
