@@ -16,7 +16,8 @@ from ling_jax.config import model_config
 from ling_jax.files import new_folder
 from ling_jax.migrate.config import EVERYTHING, MigrateConfig, Stage, StageLoop
 from ling_jax.migrate.convert import Conversion
-from ling_jax.migrate.plan import RECOVERED, prepare_plan, run_plan
+from ling_jax.migrate.plan import prepare_plan
+from ling_jax.migrate.run import RECOVERED, run_plan
 from ling_jax.migrate.stages import migration
 from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source
 from ling_jax.train.loop import prepare, train

@@ -14,7 +14,7 @@ from ling_jax import model
 from ling_jax.config import ModelConfig
 from ling_jax.evaluate.accepted import accepted_length
 from ling_jax.migrate.config import MTP_SCHEMES
-from ling_jax.migrate.plan import with_mtp_modules
+from ling_jax.migrate.run import with_mtp_modules
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import Loaded, load_model
 from ling_jax.train.config import LoopConfig, PretrainConfig

@@ -17,7 +17,8 @@ from launch.training import training_errors
 from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.migrate.outline import as_text, outline
-from ling_jax.migrate.plan import prepare_plan, run_plan
+from ling_jax.migrate.plan import prepare_plan
+from ling_jax.migrate.run import run_plan
 from ling_jax.rollout.load import open_model
 from ling_jax.train.config import from_dict
 

@@ -1,46 +1,28 @@
-"""A migration from a Ling 2.0 checkpoint, stage by stage, resumable after any interruption.
-
-Each stage has a folder `N_name` in the workdir: `converted/` (a Hugging Face folder with `conversion.json`) where it
-converts, `checkpoints/` and `metrics.jsonl` where it trains or merges, and at last `report.json`, which says that it is
-done. A stage starts from what the one before it left.
-"""
+"""A migration whose config fits its source, its data and its workdir: what is checked before any work."""
 
 import dataclasses
 import json
-import math
-import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import jax
-import numpy as np
 from etils import epath
 
 from ling_jax import data
-from ling_jax import spec as specs
-from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
-from ling_jax.files import new_folder, replacing
-from ling_jax.migrate.config import MigrateConfig, StageRun, stage_models, stage_run, trained
-from ling_jax.migrate.convert import RUN_FIELDS, convert_model, converted_layers
-from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import make_mesh, shardings
+from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
+from ling_jax.migrate.convert import converted_layers
+from ling_jax.parallel.sharding import make_mesh
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.config import differences, open_source
-from ling_jax.train.corpus import Corpus, held_out_batches, packed_corpus, tokenize_sources, with_short_sequences
-from ling_jax.train.loop import held_out_loss, prepare_run, train
-from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coefficients
+from ling_jax.train.corpus import held_out_batches, packed_corpus, tokenize_sources
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.programs import compile_eval_step, use_compilation_cache
 from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import lock, open_workdir, unlock, write_config, write_origins
 
-RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
 RESUMABLE = ("train.log_every", "train.max_bad_steps", "mesh", "target.remat", "target.scan_layers")
 
@@ -141,95 +123,22 @@ def _check_data(plan: Plan) -> None:
     if any(map(plan.converts, range(len(plan.models)))):
         calibration, held_out = samples(plan)
         for name, batches in (("calibration", calibration), ("held_out", held_out)):
-            found, wanted = _live(batches), getattr(plan.config.conversion, f"{name}_tokens")
+            found, wanted = live_tokens(batches), getattr(plan.config.conversion, f"{name}_tokens")
             if found < wanted:
                 raise ValueError(
                     f"conversion.{name}_tokens is {wanted}; the data has {found}; name more sources or ask for fewer"
                 )
 
 
-def _live(batches: list[Batch]) -> int:
+def live_tokens(batches: list[Batch]) -> int:
     return sum(int((rows["segment_ids"] > 0).sum()) for rows in batches)
-
-
-def run_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Runs the stages that are not done; returns the reports of all. Raises as `train.loop.train`."""
-    use_compilation_cache()
-    try:
-        return [_run_stage(plan, number) for number in range(len(plan.models))]
-    finally:
-        unlock(epath.Path(plan.workdir), plan.lock)
-
-
-def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
-    stage, folder = plan.config.stages[number], plan.folder(number)
-    path = folder / "report.json"
-    if path.exists():
-        print(f"stage {number} {stage.name}: done", flush=True)
-        return json.loads(path.read_text())
-    print(f"stage {number} {stage.name}: {stage.form}", flush=True)
-    begun, run = time.monotonic(), stage_run(plan.config, number, plan.models[number])
-    report: dict[str, Any] = {"stage": stage.name, "form": stage.form, "trains": list(stage.trains)}
-    report["loss_before"] = _loss_before(plan, number, run)
-    start = plan.opened(number - 1)
-    if plan.converts(number):
-        report["layers"] = _convert(plan, number, start, folder / "converted")
-        start = open_model(folder / "converted")
-        report["loss_converted"] = measure(start, plan, run)
-    if stage.trains:
-        report |= _train(plan, number, run, start, _bar(plan, run, report["loss_before"]))
-    elif stage.merges:
-        _merge(plan, number, folder)
-        report["loss_after"] = measure(open_model(folder), plan, run)
-    else:
-        report["loss_after"] = report["loss_converted"]
-    report["seconds"] = time.monotonic() - begun  # of the process that finished the stage
-    with replacing(path) as file:
-        file.write(json.dumps(report, indent=1).encode())
-    print(" ".join(f"{name}={report[name]:.4f}" for name in report if name.startswith("loss_")), flush=True)
-    return report
-
-
-def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
-    """Of the model that the stage starts from, in rows of this stage; the report of the stage before may have it."""
-    if number and plan.config.stages[number - 1].sequence_length == plan.config.stages[number].sequence_length:
-        return json.loads((plan.folder(number - 1) / "report.json").read_text())["loss_after"]
-    before = plan.model_before(number)
-    return measure(plan.opened(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
-
-
-def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
-    """The loss at which a stage has recovered: by the source's, or what each stage may lose would add up."""
-    first = plan.folder(0) / "report.json"
-    of_source = json.loads(first.read_text())["loss_before"] if first.exists() else before
-    return RECOVERED * of_source if run.stage.recovers else None
-
-
-def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
-    """The model, run as the other is."""
-    return dataclasses.replace(model, **{name: getattr(other, name) for name in RUN_FIELDS})
-
-
-def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[dict[str, Any]]:
-    """The records of `convert_model`; the folder is written unless it is there."""
-    if not target.exists():
-        for left_over in target.parent.glob(".*.partial"):  # of a process that was killed
-            shutil.rmtree(left_over)
-        calibration, held_out = samples(plan)
-        with new_folder(target) as partial:
-            reader = open_layers(start.path, start.step)
-            reader.config = _as_run(reader.config, plan.models[number])
-            records = convert_model(reader, plan.models[number], calibration, held_out, plan.config.conversion, partial)
-            data.save_tokenizer(plan.source.tokenizer, partial)
-            (partial / "conversion.json").write_text(json.dumps(records, indent=1))
-    return json.loads((target / "conversion.json").read_text())
 
 
 def samples(plan: Plan) -> tuple[list[Batch], list[Batch]]:
     """(calibration, held-out) batches of one row: the mixture's first rows, and those of held-out documents."""
     config, wanted = plan.config, plan.config.conversion
     rows = (config.data.sequence_length, config.data.seed)
-    corpus = packed_corpus(plan.token_folders, _weights(config), plan.source.tokenizer, *rows)
+    corpus = packed_corpus(plan.token_folders, weights(config), plan.source.tokenizer, *rows)
     train_rows = ({name: x[None] for name, x in corpus.train[i].items()} for i in range(corpus.train_rows))
     calibration = list(_take(train_rows, wanted.calibration_tokens))
     return calibration, list(_take(held_out_batches(corpus, 1, sys.maxsize), wanted.held_out_tokens))
@@ -239,101 +148,8 @@ def _take(batches: Iterator[Batch], tokens: int) -> Iterator[Batch]:
     """Batches until they have so many live tokens."""
     while tokens > 0 and (rows := next(batches, None)):
         yield rows
-        tokens -= _live([rows])
+        tokens -= live_tokens([rows])
 
 
-def _weights(config: MigrateConfig) -> list[float]:
+def weights(config: MigrateConfig) -> list[float]:
     return [source.weight for source in config.data.sources]
-
-
-def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
-    """Held-out loss of a model, read as `run.model`, on rows of the stage."""
-    mesh = make_mesh(dataclasses.asdict(run.mesh))
-    abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps), mesh)
-    params = model.params(mesh)
-    params = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), params, abstract.params)
-    params = jax.device_put(params, shardings(model_spec(run.model), mesh))
-    step = compile_eval_step(run.model, run.train, run.data.sequence_length, abstract, mesh)
-    loss = held_out_loss(step, params, _corpus(plan, run), run.train, run.model, mesh)
-    if loss is None:
-        raise ValueError("no document is held out; raise data.held_out_fraction")
-    return loss
-
-
-def _corpus(plan: Plan, run: StageRun) -> Corpus:
-    """Rows of the stage."""
-    weights, length, seed = _weights(plan.config), run.data.sequence_length, run.data.seed
-    corpus = packed_corpus(plan.token_folders, weights, plan.source.tokenizer, length, seed)
-    if run.stage.long_share == 1:
-        return corpus
-    return with_short_sequences(
-        corpus,
-        plan.token_folders,
-        weights,
-        sequence_length=length,
-        short_length=plan.config.data.sequence_length,
-        long_share=run.stage.long_share,
-        seed=seed,
-    )
-
-
-def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: float | None) -> dict[str, Any]:
-    """Trains the stage to its end; what it tells about it."""
-    corpus, first = _corpus(plan, run), _first_row(plan, number, run)
-    corpus = dataclasses.replace(corpus, train=corpus.train.slice(slice(first, None)))
-    mask = trained(run.model, run.stage.trains)
-    loop = prepare_run(
-        run,
-        run.model,
-        plan.folder(number),
-        lambda workdir, replace: corpus,
-        start=lambda mesh: with_mtp_modules(start.params(mesh), run.model.mtp_depth),
-        trainable=mask,
-        enough=enough,
-    )
-    train(loop)
-    lines = [json.loads(text) for text in (plan.folder(number) / "metrics.jsonl").read_text().splitlines()]
-    leaves = specs.named_leaves(model_spec(run.model))
-    chosen = [math.prod(leaf.shape) for leaf, keep in zip(leaves.values(), jax.tree.leaves(mask), strict=True) if keep]
-    return {
-        "loss_after": lines[-1]["held_out_loss"],
-        "trained_parameters": sum(chosen),
-        "steps": len(lines),
-        "tokens": len(lines) * run.train.batch_size * run.data.sequence_length,
-        "ended": "recovered" if len(lines) < run.train.steps else "budget",
-        "curve": [[line["step"] + 1, line["held_out_loss"]] for line in lines if "held_out_loss" in line],
-    }
-
-
-def with_mtp_modules(params: specs.Params, count: int) -> specs.Params:
-    """The parameters with so many MTP modules: copies of the first where there are fewer (our choice)."""
-    if "mtp" not in params or len(params["mtp"]["embed_norm"]) == count:
-        return params
-    return params | {"mtp": jax.tree.map(lambda leaf: leaf[:1].repeat(count, axis=0), params["mtp"])}
-
-
-def _first_row(plan: Plan, number: int, run: StageRun) -> int:
-    """The rows that source and stages before may have had, were all as long as this one's: the next ones are new.
-
-    By their budgets, so that the position does not depend on when a stage ended.
-    """
-    planned = plan.config.seen_tokens
-    for earlier in range(number):
-        if plan.config.stages[earlier].trains:
-            loop = stage_run(plan.config, earlier, plan.models[earlier])
-            planned += loop.train.steps * loop.train.batch_size * loop.data.sequence_length
-    return planned // run.data.sequence_length
-
-
-def _merge(plan: Plan, number: int, folder: Path) -> None:
-    """The plain mean of the last checkpoints of the stage before, which imitates a linear decay (WSM)."""
-    count, before = plan.config.stages[number].merges, plan.folder(number - 1) / "checkpoints"
-    if (folder / "checkpoints").exists():
-        shutil.rmtree(folder / "checkpoints")  # of a process that was killed: the stage has no report yet
-    steps = sorted(int(path.name) for path in before.iterdir() if path.name.isdigit())[-count:]
-    if len(steps) < count:
-        raise ValueError(f"{before} holds {len(steps)} checkpoints, {count} are to be merged; lower train.save_every")
-    coefficients = merge_coefficients(decay_weights("linear", count - 1))
-    merged = merge_checkpoints((orbax.load_params(before, step)[0] for step in steps), coefficients)
-    orbax.save_params(folder / "checkpoints", merged, plan.models[number])
-    data.save_tokenizer(plan.source.tokenizer, folder / "tokenizer")

@@ -11,7 +11,8 @@ from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.data import save_tokenizer
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.outline import as_text, outline
-from ling_jax.migrate.plan import prepare_plan, run_plan
+from ling_jax.migrate.plan import prepare_plan
+from ling_jax.migrate.run import run_plan
 from ling_jax.model import forward
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import load_model
@@ -142,9 +143,9 @@ def test_a_source_that_is_trained_on_stays_what_it_was(source, tmp_path, monkeyp
     save(3)
     config = small_config(tmp_path / "base", source[1])
     config = dataclasses.replace(config, stages=(Stage(name="wide", form="linear"),))
-    monkeypatch.setattr("ling_jax.migrate.plan.measure", lambda model, *_: float(model.step or 0))
+    monkeypatch.setattr("ling_jax.migrate.run.measure", lambda model, *_: float(model.step or 0))
     with monkeypatch.context() as patch:
-        patch.setattr("ling_jax.migrate.plan.convert_model", _failing(lambda *_: [], 1))
+        patch.setattr("ling_jax.migrate.run.convert_model", _failing(lambda *_: [], 1))
         with pytest.raises(KeyboardInterrupt):
             run_plan(prepare_plan(config, tmp_path / "plan"))
     save(5)
@@ -166,7 +167,7 @@ def test_a_models_folder_is_no_workdir(source, tmp_path):
 @pytest.mark.slow
 def test_an_interrupted_migration_ends_in_the_same_bits(migrated, config, tmp_path, monkeypatch):
     """Interrupted in each of the things that a stage does."""
-    import ling_jax.migrate.plan as module
+    import ling_jax.migrate.run as module
 
     for name, nth in (("convert_model", 1), ("measure", 2), ("train", 2), ("convert_model", 1), ("_merge", 1)):
         with monkeypatch.context() as patch:
@@ -196,7 +197,7 @@ def _failing(function, nth):
 
 def test_a_stage_ends_when_it_has_recovered(config, tmp_path, monkeypatch):
     """A bar that any loss meets is met at the first evaluation; started again, the stage stays as it was."""
-    monkeypatch.setattr("ling_jax.migrate.plan.RECOVERED", 10.0)
+    monkeypatch.setattr("ling_jax.migrate.run.RECOVERED", 10.0)
     config = dataclasses.replace(config, stages=config.stages[:1])
     plan = prepare_plan(config, tmp_path)
     (report,) = run_plan(plan)
@@ -330,7 +331,7 @@ def test_nan_is_named_with_its_layer(source, tmp_path, form, layer, message):
 
 def test_new_weights_are_drawn_as_the_target_says(source, tmp_path, monkeypatch):
     """The target's `init_std`, which is what a migration's config names, not the source's."""
-    monkeypatch.setattr("ling_jax.migrate.plan.measure", lambda *_: 1.0)
+    monkeypatch.setattr("ling_jax.migrate.run.measure", lambda *_: 1.0)
     config = small_config(*source, target=target_config(init_std=0.5))
     config = dataclasses.replace(config, stages=(Stage(name="wide", form="linear"),))
     plan = prepare_plan(config, tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from ling_jax import model
 from ling_jax.config import model_config
-from ling_jax.migrate.plan import with_mtp_modules
+from ling_jax.migrate.run import with_mtp_modules
 from ling_jax.model.transformer import loss_sums
 from ling_jax.spec import named_leaves, trainable
 from ling_jax.train import create_state, make_train_step
