@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.migration_recovery import DATA, LENGTH
+from benchmarks.migration_recovery import DATA, LENGTH, OPTIMIZER
 from benchmarks.report import Finding
 from ling_jax.config import ModelConfig, model_config
-from ling_jax.train.config import LoopConfig, OptimizerConfig, PretrainConfig
+from ling_jax.train.config import LoopConfig, PretrainConfig
 from ling_jax.train.loop import prepare, train
 from ling_jax.train.metrics import flops_per_token
 
@@ -31,22 +31,24 @@ def model_of(group: int) -> ModelConfig:
 
 
 def losses(budgets: tuple[float, ...], folder: Path, seed: int = 0) -> dict[int, list[float]]:
-    """{group: held-out loss after each budget of training FLOPs}; tokens are those of the study's base."""
-    found: dict[int, list[float]] = {}
-    for group in GROUPS:
-        model = model_of(group)
-        step_flops = flops_per_token(model, LENGTH) * LENGTH * ROWS
-        found[group] = [_loss(model, round(budget / step_flops), folder, seed) for budget in budgets]
-    return found
+    """{group: held-out loss after each budget of training FLOPs}; tokens are those of the study's base.
+
+    Budgets are multiples of the first. One run at a constant rate passes through all of a group's (report §2.3.1).
+    """
+    return {group: _losses(model_of(group), budgets, folder, seed) for group in GROUPS}
 
 
-def _loss(model: ModelConfig, steps: int, folder: Path, seed: int) -> float:
-    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), tokenizer=str(folder / "source_0/tokenizer"))
-    loop = LoopConfig(steps=steps, batch_size=ROWS, seed=seed, log_every=50, save_every=steps, keep=1)
-    optimizer = OptimizerConfig(peak_lr=3e-3, warmup_steps=20, schedule="cosine")
-    workdir = folder / f"ratio_{model.layer_group_size}_{steps}"
-    train(prepare(PretrainConfig(model=model, data=data, optimizer=optimizer, train=loop), workdir))
-    return json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["held_out_loss"]
+def _losses(model: ModelConfig, budgets: tuple[float, ...], folder: Path, seed: int) -> list[float]:
+    first = round(budgets[0] / (flops_per_token(model, LENGTH) * LENGTH * ROWS))
+    steps = [first * round(budget / budgets[0]) for budget in budgets]
+    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), tokenizer=str(folder / "base_0/tokenizer"))
+    loop = LoopConfig(
+        steps=steps[-1], batch_size=ROWS, seed=seed, log_every=50, eval_every=first, save_every=first, keep=1
+    )
+    workdir = folder / f"ratio_{model.layer_group_size}"
+    train(prepare(PretrainConfig(model=model, data=data, optimizer=OPTIMIZER, train=loop), workdir))
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [lines[step - 1]["held_out_loss"] for step in steps]
 
 
 def fits(budgets: tuple[float, ...], found: dict[int, list[float]]) -> dict[int, tuple[float, float]]:

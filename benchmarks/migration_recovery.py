@@ -4,9 +4,9 @@ Every run is a folder that goes on where it was, so a study that is stopped lose
 """
 
 import dataclasses
-import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ DATA = DataConfig(sources=(Source(kind="python"),), sequence_length=LENGTH, held
 OPTIMIZER = OptimizerConfig(peak_lr=3e-3, warmup_steps=20)
 
 
-EVAL_BATCHES = 8
+EVAL_BATCHES = 4
 MERGED = 5  # checkpoints
+# Of the plan's stages, chosen on seed 0. Lower rates behind the first stage: what is nearly right is hurt more by steps
+# of the base's size than it learns from them.
+RATES = {"linear_warmup": OPTIMIZER.peak_lr, "partial": 1.5e-3, "mla_warmup": 1.5e-3, "continued": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,9 @@ class Preset:
     linear: int  # of the stages with frozen parts
     partial: int
     mla: int
-    repeat: int  # of a whole migration with repeated heads, and of one that converts all at once
-    random: int  # of one with random heads; the other ways end with the MLA warm-up
+    repeat: int  # of a whole migration with repeated heads, and of what is compared with its end
+    random: int  # of one with random heads
+    one_rate: int  # of each schedule
     eval_every: int
     calibration: int  # tokens
     ways: tuple[str, ...]  # of `WAYS`
@@ -60,87 +64,75 @@ class Preset:
     mtp_steps: int  # of the base and of three depths; 0: they are not compared
 
 
-# Ways to migrate: what differs from the report's steps with repeated heads.
-WAYS: dict[str, dict[str, Any]] = {
-    "repeat": {},
-    "random": dict(kv_heads="random"),
-    "random, gate": dict(kv_heads="random", gate=True),
-    "real": dict(pca="real"),
-    "dropped": dict(qk_norm="drop"),
-    "at once": dict(at_once=True),  # and then the mean of its last checkpoints
-    "at once, cosine": dict(at_once=True, schedule="cosine"),
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to migrate, by what differs from the report's steps with repeated heads."""
+
+    conversion: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    gate: bool = False
+    stages: int = 4  # the first so many
+    shared: int = 0  # of these, the first ones that are those of `repeat`, and are taken from there
+    form: str = ""  # all stages have it and train everything: stages, rates and tokens stay
+    schedule: str = ""  # all is one such stage at the base's rate
+
+
+WAYS: dict[str, Way] = {
+    "repeat": Way(),
+    "random": Way(conversion=dict(kv_heads="random")),
+    "random, gate": Way(conversion=dict(kv_heads="random"), gate=True, stages=1),
+    "dropped": Way(conversion=dict(qk_norm="drop"), stages=2, shared=1),
+    "real": Way(conversion=dict(pca="real"), stages=3, shared=2),
+    "at once": Way(form="mla"),
+    "trained on": Way(form="gqa"),  # the base, which no stage converts
+    "merge": Way(form="gqa", schedule="wsm"),  # and then the mean of the last checkpoints
+    "cosine": Way(form="gqa", schedule="cosine"),
 }
 
 FULL = Preset(
-    base=450, linear=30, partial=20, mla=5, repeat=110, random=170, eval_every=10, calibration=16384, seeds=(0, 1, 2),
-    ways=tuple(WAYS), ratio_budgets=(3e11, 1e12, 3e12), mtp_steps=150,
+    base=450, linear=30, partial=20, mla=5, repeat=110, random=170, one_rate=60, eval_every=10, calibration=16384,
+    seeds=(0, 1, 2), ways=tuple(WAYS), ratio_budgets=(2e11, 6e11, 1.8e12), mtp_steps=120,
 )  # fmt: skip
 QUICK = Preset(
-    base=10, linear=2, partial=2, mla=2, repeat=8, random=8, eval_every=2, calibration=4096, seeds=(0,),
-    ways=("repeat",), ratio_budgets=(), mtp_steps=0,
+    base=10, linear=2, partial=2, mla=2, repeat=8, random=8, one_rate=10, eval_every=2, calibration=4096,
+    seeds=(0,), ways=("repeat", "real", "trained on"), ratio_budgets=(), mtp_steps=0,
 )  # fmt: skip
 
 
-def train_base(preset: Preset, seed: int, folder: Path) -> dict[int, float]:
-    """{step: held-out loss} of a base to its end and on, for as many steps as the longest migration has."""
+def train_base(preset: Preset, seed: int, folder: Path) -> None:
+    """Leaves the workdir base_SEED."""
     data = dataclasses.replace(DATA, folder=str(folder / "tokens"))
-    for steps in (preset.base, preset.base + preset.random):
-        loop = LoopConfig(
-            steps=steps,
-            batch_size=ROWS,
-            seed=seed,
-            eval_every=preset.eval_every,
-            eval_batches=EVAL_BATCHES,
-            save_every=preset.base // 2,
-            keep=3,
-        )
-        train(prepare(PretrainConfig(model=BASE, data=data, optimizer=OPTIMIZER, train=loop), folder / f"base_{seed}"))
-        if steps == preset.base:
-            port_base(folder / f"base_{seed}", folder / f"source_{seed}")
-    lines = map(json.loads, (folder / f"base_{seed}/metrics.jsonl").read_text().splitlines())
-    return {line["step"] + 1: line["held_out_loss"] for line in lines if "held_out_loss" in line}
+    save_every = math.ceil(preset.base / 3)
+    loop = LoopConfig(
+        steps=preset.base, batch_size=ROWS, seed=seed, eval_batches=EVAL_BATCHES, save_every=save_every, keep=3
+    )
+    train(prepare(PretrainConfig(model=BASE, data=data, optimizer=OPTIMIZER, train=loop), folder / f"base_{seed}"))
 
 
-def port_base(workdir: Path, source: Path) -> None:
-    """Keeps the base as it is now: training on will replace its checkpoint."""
-    if not source.exists():
-        with new_folder(source) as partial:
-            shutil.copytree(workdir, partial, dirs_exist_ok=True)
-
-
-def stages(preset: Preset, steps: int, *, gate: bool = False, at_once: bool = False) -> tuple[Stage, ...]:
-    frozen = preset.linear + preset.partial + preset.mla
-    if at_once:
-        everything = Stage(name="continued", form="mla", trains=EVERYTHING, tokens=steps * STEP_TOKENS)
-        return everything, Stage(name="merge", form="mla", merges=MERGED)
-    tokens = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla, continued=steps - frozen)
-    plan = migration(**{name: count * STEP_TOKENS for name, count in tokens.items()}, gate=gate)
-    # Nothing ends early: budgets are used up, so that ways can be compared. A lower rate behind the first stage: what
-    # is nearly right is hurt more by steps of the base's size than it learns from them. (A base that is trained on
-    # keeps its rate, so a part of what separates the two is that of a decay.)
-    same = dict(recovers=False, warmup_steps=5)
-    rates = {"partial": 1.5e-3, "mla_warmup": 1.5e-3, "continued": 1e-3}
+def stages(preset: Preset, name: str) -> tuple[Stage, ...]:
+    """Nothing ends early: budgets are used up, so that ways can be compared."""
+    way, total = WAYS[name], preset.random if name == "random" else preset.repeat
+    if way.schedule:
+        one = Stage(name="one_rate", form=way.form, trains=EVERYTHING, tokens=preset.one_rate * STEP_TOKENS)
+        return (one, Stage(name="merge", form=way.form, merges=MERGED)) if way.schedule == "wsm" else (one,)
+    steps = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla)
+    steps["continued"] = total - sum(steps.values())
+    plan = migration(**{stage: count * STEP_TOKENS for stage, count in steps.items()}, gate=way.gate)
+    other = dict(form=way.form, trains=EVERYTHING) if way.form else {}
     return tuple(
-        dataclasses.replace(stage, peak_lr=rates.get(stage.name, OPTIMIZER.peak_lr), **same)
-        for stage in plan
-        if stage.tokens
+        dataclasses.replace(stage, peak_lr=RATES[stage.name], recovers=False, **other) for stage in plan[: way.stages]
     )
 
 
-def migrate(preset: Preset, way: str, seed: int, folder: Path) -> list[dict[str, Any]]:
+def migrate(preset: Preset, name: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     """The reports of one way's stages."""
-    options = dict(WAYS[way])
-    how = {name: options.pop(name) for name in ("kv_heads", "pca", "qk_norm") if name in options}
-    how = dict(kv_heads="repeat", calibration_tokens=preset.calibration, held_out_tokens=4096, seed=seed) | how
-    frozen = preset.linear + preset.partial + preset.mla
-    steps = preset.repeat if way == "repeat" or "at once" in way else preset.random if way == "random" else frozen
-    optimizer = dataclasses.replace(OPTIMIZER, schedule=options.pop("schedule", OPTIMIZER.schedule))
+    way, workdir = WAYS[name], folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
+    how = dict(kv_heads="repeat", calibration_tokens=preset.calibration, held_out_tokens=4096, seed=seed)
     config = MigrateConfig(
-        source=str(folder / f"source_{seed}"),
+        source=str(folder / f"base_{seed}"),
         target=TARGET,
-        stages=stages(preset, steps, **options),
+        stages=stages(preset, name),
         data=dataclasses.replace(DATA, folder=str(folder / "tokens")),
-        optimizer=optimizer,
+        optimizer=dataclasses.replace(OPTIMIZER, warmup_steps=5, schedule=way.schedule or OPTIMIZER.schedule),
         train=StageLoop(
             batch_size=ROWS,
             seed=seed,
@@ -150,9 +142,13 @@ def migrate(preset: Preset, way: str, seed: int, folder: Path) -> list[dict[str,
             keep=1,
         ),
         seen_tokens=preset.base * STEP_TOKENS,
-        conversion=Conversion(**how),
+        conversion=Conversion(**how | way.conversion),
     )
-    return run_plan(prepare_plan(config, folder / f"{way.replace(', ', '_').replace(' ', '_')}_{seed}"))
+    for stage in sorted((folder / f"repeat_{seed}").glob("[0-9]*_*"))[: way.shared]:
+        if not (workdir / stage.name).exists():
+            with new_folder(workdir / stage.name) as partial:
+                shutil.copytree(stage, partial, dirs_exist_ok=True)
+    return run_plan(prepare_plan(config, workdir))
 
 
 def curve(reports: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
@@ -166,25 +162,27 @@ def curve(reports: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
     return points
 
 
-def recovery_tokens(reports: list[dict[str, Any]], base_loss: float) -> float:
+def recovery_tokens(reports: list[dict[str, Any]]) -> float:
     """Tokens, all stages included, after which the hybrid is within 1 % of the base and stays so; infinity if never."""
-    points = curve(reports)
+    points, base_loss = curve(reports), reports[0]["loss_before"]
     outside = [i for i, (_, loss, form) in enumerate(points) if form != "mla" or loss > RECOVERED * base_loss]
     behind = points[outside[-1] + 1 :] if outside else points
     return behind[0][0] if behind else math.inf
 
 
 def figure(ways: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
-    """Held-out loss over tokens: {way: reports of each seed}."""
+    """Held-out loss over tokens: {way: reports of each seed}; the mean over seeds."""
     import matplotlib.pyplot as plt
 
-    chart, axes = plt.subplots(figsize=(7, 4))
+    chart, axes = plt.subplots(figsize=(8, 5))
     for way, seeds in ways.items():
         points = [[(tokens, loss) for tokens, loss, _ in curve(reports)] for reports in seeds]
         tokens = [tokens for tokens, _ in points[0]]
         axes.plot(tokens, np.mean([[loss for _, loss in seed] for seed in points], axis=0), label=way)
-    axes.axhline(np.mean([seed[0]["loss_before"] for seed in ways["repeat"]]), color="gray", label="base")
-    axes.set(xlabel="tokens", ylabel="held-out loss, nats/token")
+    base = np.mean([seed[0]["loss_before"] for seed in ways["repeat"]])
+    axes.axhline(base, color="gray", label="base")
+    axes.axhline(RECOVERED * base, color="gray", linestyle=":", label="base + 1 %")
+    axes.set(xlabel="tokens behind the base", ylabel="held-out loss, nats/token")
     axes.legend()
     chart.savefig(path, dpi=150, bbox_inches="tight")
     plt.close(chart)

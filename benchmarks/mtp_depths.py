@@ -45,7 +45,7 @@ def accepted_lengths(steps: int, folder: Path) -> dict[str, list[float]]:
 
 def _config(config: ModelConfig, steps: int, folder: Path) -> PretrainConfig:
     loop = LoopConfig(steps=steps, batch_size=ROWS, log_every=50, save_every=steps, keep=1)
-    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), tokenizer=str(folder / "source_0/tokenizer"))
+    data = dataclasses.replace(DATA, folder=str(folder / "tokens"), tokenizer=str(folder / "base_0/tokenizer"))
     # As much for the depths as for the next token: they are what is trained here.
     return PretrainConfig(
         model=dataclasses.replace(config, mtp_loss_weight=1.0), data=data, optimizer=OPTIMIZER, train=loop
