@@ -57,7 +57,7 @@ def main(argv) -> None:
         folder = Path(WORKDIR.value or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         claims = [*layer_1t_claims(), exact_claim("random", random_layer())]
-        results = {seed: run_study(preset, seed, folder) for seed in preset.seeds}
+        results = run_study(preset, folder)
         claims += [exact_claim("trained", trained_layer(folder / "base_0")), merge_claim(folder / "base_0")]
         findings = findings_of(results, preset)
         print(table(results, preset.ways))
@@ -75,9 +75,14 @@ def main(argv) -> None:
 Result = dict[str, list[dict[str, Any]]]  # of one seed: reports of each way's stages
 
 
-def run_study(preset: study.Preset, seed: int, folder: Path) -> Result:
-    study.train_base(preset, seed, folder)
-    return {way: study.migrate(preset, way, seed, folder) for way in preset.ways}
+def run_study(preset: study.Preset, folder: Path) -> dict[int, Result]:
+    """Of each seed; way by way, so that what is stopped has the first ways of all seeds."""
+    for seed in preset.seeds:
+        study.train_base(preset, seed, folder)
+    results: dict[int, Result] = {seed: {} for seed in preset.seeds}
+    for way, seed in itertools.product(preset.ways, preset.seeds):
+        results[seed][way] = study.migrate(preset, way, seed, folder)
+    return results
 
 
 def convert_1t_layer() -> dict[str, float]:

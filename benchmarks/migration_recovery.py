@@ -79,17 +79,17 @@ class Way:
 WAYS: dict[str, Way] = {
     "repeat": Way(),
     "random": Way(conversion=dict(kv_heads="random")),
+    "trained on": Way(form="gqa"),  # the base, which no stage converts
+    "at once": Way(form="mla"),
     "random, gate": Way(conversion=dict(kv_heads="random"), gate=True, stages=1),
     "dropped": Way(conversion=dict(qk_norm="drop"), stages=2, shared=1),
     "real": Way(conversion=dict(pca="real"), stages=3, shared=2),
-    "at once": Way(form="mla"),
-    "trained on": Way(form="gqa"),  # the base, which no stage converts
     "merge": Way(form="gqa", schedule="wsm"),  # and then the mean of the last checkpoints
     "cosine": Way(form="gqa", schedule="cosine"),
 }
 
 FULL = Preset(
-    base=450, linear=30, partial=20, mla=5, repeat=110, random=170, one_rate=60, eval_every=10, calibration=16384,
+    base=450, linear=30, partial=20, mla=5, repeat=105, random=165, one_rate=50, eval_every=10, calibration=16384,
     seeds=(0, 1, 2), ways=tuple(WAYS), ratio_budgets=(2e11, 6e11, 1.8e12), mtp_steps=120,
 )  # fmt: skip
 QUICK = Preset(
