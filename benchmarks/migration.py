@@ -56,8 +56,8 @@ def main(argv) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(WORKDIR.value or temporary)
         folder.mkdir(parents=True, exist_ok=True)
+        results = run_study(preset, folder)  # first: it goes on where it was, the others begin again
         claims = [*layer_1t_claims(), exact_claim("random", random_layer())]
-        results = run_study(preset, folder)
         claims += [exact_claim("trained", trained_layer(folder / "base_0")), merge_claim(folder / "base_0")]
         findings = findings_of(results, preset)
         print(table(results, preset.ways))

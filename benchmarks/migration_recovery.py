@@ -89,7 +89,7 @@ WAYS: dict[str, Way] = {
 }
 
 FULL = Preset(
-    base=450, linear=30, partial=20, mla=5, repeat=105, random=165, one_rate=50, eval_every=10, calibration=16384,
+    base=450, linear=30, partial=20, mla=5, repeat=105, random=135, one_rate=50, eval_every=10, calibration=16384,
     seeds=(0, 1, 2), ways=tuple(WAYS), ratio_budgets=(2e11, 6e11, 1.8e12), mtp_steps=120,
 )  # fmt: skip
 QUICK = Preset(
