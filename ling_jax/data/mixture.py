@@ -29,41 +29,46 @@ def mixture(rows: Sequence[PackedRows | JoinedRows], weights: Sequence[float], s
     return grain.MapDataset.mix(endless, weights=shares)
 
 
-def global_batch(dataset: grain.MapDataset, step: int, batch_size: int, host: int = 0, num_hosts: int = 1) -> Batch:
-    """A host's part of the batch of a step, [batch_size / num_hosts, T] each field.
+def global_batch(dataset: grain.MapDataset, step: int, batch_size: int, part: Sequence[int] | None = None) -> Batch:
+    """The batch of a step, rows step * batch_size, … of the dataset, [batch_size, T] each field.
 
-    The whole batch is rows step * batch_size, … of the dataset; host h takes its h-th contiguous part, so the parts
-    of all hosts in order are the batch of a single one.
+    `part` are the rows of it that are wanted, by their place in the batch: what a host's devices compute. Places from
+    `batch_size` on are padding. So the parts of all hosts are the batch of a single one, however it is split.
     """
-    size = _rows_per_host(batch_size, host, num_hosts)
-    first = step * batch_size + host * size
-    return _stack([dataset[i] for i in range(first, first + size)])
+    part, first = _part(batch_size, part), step * batch_size
+    padding = empty_row(len(dataset[first]["tokens"]), 0) if max(part) >= batch_size else {}
+    return _stack([dataset[first + i] if i < batch_size else padding for i in part])
 
 
 def batches(
-    dataset: grain.MapDataset, *, batch_size: int, start_step: int, stop_step: int, host: int = 0, num_hosts: int = 1
+    dataset: grain.MapDataset,
+    *,
+    batch_size: int,
+    start_step: int,
+    stop_step: int,
+    part: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Batch]]:
     """(step, `global_batch` of it) for start_step <= step < stop_step, read ahead in the background.
 
     Starts anywhere at once: no earlier row is read.
     """
-    _rows_per_host(batch_size, host, num_hosts)
+    part = _part(batch_size, part)
     steps = grain.MapDataset.range(start_step, stop_step)
-    read = steps.map(lambda step: (step, global_batch(dataset, step, batch_size, host, num_hosts)))
+    read = steps.map(lambda step: (step, global_batch(dataset, step, batch_size, part)))
     # One thread: rows are memory-mapped, and more of them would only compete with the training loop for the GIL.
     return iter(read.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
-def held_out_batches(rows: PackedRows, batch_size: int, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
-    """A host's part of batches of all rows once, in order, [batch_size / num_hosts, T] each field.
+def held_out_batches(rows: PackedRows, batch_size: int, part: Sequence[int] | None = None) -> Iterator[Batch]:
+    """Batches of all rows once, in order, [batch_size, T] each field, or a part of each as in `global_batch`.
 
-    The last batch is filled up with rows of padding; hosts share a batch as in `global_batch`.
+    The last batch is filled up with rows of padding.
     """
-    size = _rows_per_host(batch_size, host, num_hosts)
+    part = _part(batch_size, part)
     padding = empty_row(rows.sequence_length, rows.documents.eos_id)
     for first in range(0, len(rows), batch_size):
-        mine = range(first + host * size, first + (host + 1) * size)
-        yield _stack([rows[i] if i < len(rows) else padding for i in mine])
+        left = min(batch_size, len(rows) - first)
+        yield _stack([rows[first + i] if i < left else padding for i in part])
 
 
 def _check_mixture(rows: Sequence[PackedRows | JoinedRows], weights: Sequence[float]) -> None:
@@ -89,12 +94,13 @@ def _kind_of_rows(rows: PackedRows | JoinedRows) -> dict:
     return kind | {"sequence_length": rows.sequence_length}
 
 
-def _rows_per_host(batch_size: int, host: int, num_hosts: int) -> int:
-    if batch_size < 1 or num_hosts < 1 or batch_size % num_hosts:
-        raise ValueError(f"batch_size {batch_size} does not divide into equal parts for num_hosts {num_hosts}")
-    if not 0 <= host < num_hosts:
-        raise ValueError(f"host is {host}; it must be in 0..{num_hosts - 1} (num_hosts {num_hosts})")
-    return batch_size // num_hosts
+def _part(batch_size: int, part: Sequence[int] | None) -> Sequence[int]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    part = range(batch_size) if part is None else part
+    if not len(part) or min(part) < 0:
+        raise ValueError(f"part is {list(part)}; expected places in the batch, 0 to {batch_size - 1} or behind it")
+    return part
 
 
 def _stack(rows: list[dict[str, np.ndarray]]) -> Batch:

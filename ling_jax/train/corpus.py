@@ -102,11 +102,11 @@ def with_short_sequences(
 
 
 def held_out_batches(
-    corpus: Corpus, batch_size: int, most: int, host: int = 0, num_hosts: int = 1
+    corpus: Corpus, batch_size: int, most: int, part: Sequence[int] | None = None
 ) -> Iterator[data.Batch]:
-    """At most so many batches of each source."""
+    """At most so many batches of each source, or a part of each as in `data.global_batch`."""
     for rows in corpus.held_out:
-        yield from itertools.islice(data.held_out_batches(rows, batch_size, host, num_hosts), most)
+        yield from itertools.islice(data.held_out_batches(rows, batch_size, part), most)
 
 
 def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> Tokenizer:

@@ -28,6 +28,7 @@ from ling_jax.train.programs import (
     compile_eval_step,
     compile_train_step,
     device_rows,
+    host_rows,
     random_state,
     state_of,
     use_compilation_cache,
@@ -170,18 +171,23 @@ class _Loop:
     peak: float  # FLOP/s of all devices
 
     def steps(self, state: TrainState, start: int, *, profile: bool) -> dict:
-        train, hosts = self.run.config.train, dict(host=jax.process_index(), num_hosts=jax.process_count())
+        train = self.run.config.train
+        rows = device_rows(train.batch_size, train.microbatches, self.run.mesh)
         writer = MetricsWriter(self.run.workdir, first_step=start)
         log = ProgressLog(self.run.config, self.run.model, writer, bad_steps=int(state.bad_steps), peak=self.peak)
         self._check_bad_steps(log, start)
         batches = data.batches(
-            self.run.corpus.train, batch_size=train.batch_size, start_step=start, stop_step=train.steps, **hosts
+            self.run.corpus.train,
+            batch_size=train.batch_size,
+            start_step=start,
+            stop_step=train.steps,
+            part=host_rows(rows, self.run.mesh),
         )
         line = {}
         with contextlib.closing(writer), stop_signals() as stopped, self._trace(start, enabled=profile) as trace:
             for step, batch in batches:
                 trace(step)
-                state, metrics = self.train_step(state, self._on_devices(batch, train.microbatches))
+                state, metrics = self.train_step(state, _on_devices(batch, rows, self.run.model, self.run.mesh))
                 log.add(step, metrics)
                 stop = stopped[0] if stopped else None  # read once: it may come at any moment
                 line, enough = self._after(state, step + 1, log, stops=stop is not None)
@@ -251,9 +257,6 @@ class _Loop:
         finally:
             end()
 
-    def _on_devices(self, batch: data.Batch, microbatches: int):
-        return _on_devices(batch, microbatches, self.run.model, self.run.mesh)
-
     def _check_bad_steps(self, log: ProgressLog, step: int) -> None:
         if log.bad_steps >= (most := self.run.config.train.max_bad_steps):
             raise TooManyBadSteps(
@@ -267,25 +270,26 @@ def held_out_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: M
 
     `eval_step` is `programs.compile_eval_step`'s.
     """
-    hosts = (jax.process_index(), jax.process_count())
-    rows, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
-    batches = held_out_batches(corpus, rows, most, *hosts)
-    sums = [eval_step(params, _on_devices(batch, 1, model, mesh)) for batch in batches]
+    size, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
+    rows = device_rows(size, 1, mesh)
+    batches = held_out_batches(corpus, size, most, host_rows(rows, mesh))
+    sums = [eval_step(params, _on_devices(batch, rows, model, mesh)) for batch in batches]
     if not sums:
         return None
     sums = jax.device_get([(s.main, s.main_count) for s in sums])
     return float(sum(main for main, _ in sums) / sum(count for _, count in sums))
 
 
-def _on_devices(batch: data.Batch, microbatches: int, model: ModelConfig, mesh):
-    """This host's rows where the program wants them, with rows of padding behind them (`device_rows`)."""
+def _on_devices(batch: data.Batch, rows: int, model: ModelConfig, mesh):
+    """This host's part (`host_rows`) of a batch of so many rows, where the program wants it."""
     data.validate_batch(batch, vocab_size=model.vocab_size, max_length=model.max_length)
-    hosts, rows = jax.process_count(), len(batch["tokens"])
-    behind = device_rows(hosts * rows, microbatches, mesh) // hosts - rows
-    padding = data.empty_row(1, 0)
-    batch = {name: np.pad(x, ((0, behind), (0, 0)), constant_values=padding[name]) for name, x in batch.items()}
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items()}
+    sharding, places = batch_sharding(mesh), host_rows(rows, mesh)
+
+    def placed(values):
+        part = lambda index: values[np.searchsorted(places, np.arange(rows)[index[0]]), *index[1:]]  # noqa: E731
+        return jax.make_array_from_callback((rows, values.shape[1]), sharding, part)
+
+    return {name: placed(values) for name, values in batch.items()}
 
 
 def _say_padding(config: TrainingConfig, mesh: jax.sharding.Mesh) -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from ling_jax import data, model
 from ling_jax import spec as specs
@@ -51,6 +52,12 @@ def device_rows(rows: int, microbatches: int, mesh) -> int:
     """Rows with padding behind them, so that each microbatch splits evenly over the devices of the batch."""
     ways = microbatches * math.prod(mesh.shape[axis] for axis in RULES["batch"])
     return -(-rows // ways) * ways
+
+
+def host_rows(rows: int, mesh) -> np.ndarray:
+    """Places in a batch of so many rows (`device_rows`) that this process's devices hold, in order."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
 
 
 def _abstract_batch(mesh, rows: int, length: int):

@@ -35,10 +35,19 @@ def assert_same(a, b) -> None:
 def test_hosts_together_are_one_host(num_hosts):
     dataset = mixture([full_rows(50), full_rows(30, 1000)], [2, 1], seed=3)
     for step in (0, 7, 10**6):
-        parts = [global_batch(dataset, step, 8, host, num_hosts) for host in range(num_hosts)]
-        assert all(part["tokens"].shape == (8 // num_hosts, 4) for part in parts)
+        places = [np.arange(host, 8, num_hosts) for host in range(num_hosts)]  # interleaved: any split will do
+        parts = [global_batch(dataset, step, 8, part) for part in places]
         together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        assert_same(together, global_batch(dataset, step, 8))
+        whole = global_batch(dataset, step, 8)
+        assert_same(together, {name: values[np.concatenate(places)] for name, values in whole.items()})
+
+
+def test_places_behind_the_batch_are_padding():
+    dataset = mixture([full_rows(50)], [1], seed=3)
+    both, behind = global_batch(dataset, 7, 6, [4, 5, 6, 7]), global_batch(dataset, 7, 6, [6, 7])
+    assert_same({name: values[:2] for name, values in both.items()}, global_batch(dataset, 7, 6, [4, 5]))
+    assert_same({name: values[2:] for name, values in both.items()}, behind)
+    assert not behind["segment_ids"].any() and (behind["labels"] == -100).all()
 
 
 @settings(max_examples=25)
@@ -78,10 +87,10 @@ def test_sources_come_in_proportion_at_any_time(weights):
 
 def test_batches_are_those_of_their_steps():
     dataset = mixture([full_rows(50)], [1], seed=0)
-    read = list(batches(dataset, batch_size=6, start_step=5, stop_step=25, host=1, num_hosts=2))
+    read = list(batches(dataset, batch_size=6, start_step=5, stop_step=25, part=[3, 4, 5]))
     assert [step for step, _ in read] == list(range(5, 25))
     for step, batch in read:
-        assert_same(batch, global_batch(dataset, step, 6, 1, 2))
+        assert_same(batch, global_batch(dataset, step, 6, [3, 4, 5]))
     assert list(batches(dataset, batch_size=6, start_step=5, stop_step=5)) == []
 
 
@@ -96,16 +105,17 @@ def test_seek_reads_no_earlier_row(monkeypatch):
     assert row_ids(batch) == [get(rows, i)["tokens"][0] for i in read[:4]]
 
 
-def test_batch_must_divide_among_hosts():
+def test_a_part_must_be_places_of_a_batch():
     dataset = mixture([full_rows(5)], [1], seed=0)
-    for read in (
-        lambda: global_batch(dataset, 0, 6, 0, 4),
-        lambda: batches(dataset, batch_size=6, start_step=0, stop_step=1, num_hosts=4),
-    ):
-        with pytest.raises(ValueError, match="batch_size 6 does not divide into equal parts for num_hosts 4"):
-            read()
-    with pytest.raises(ValueError, match=r"host is 2; it must be in 0\.\.1"):
-        global_batch(dataset, 0, 6, 2, 2)
+    for part in ([], [-1, 0]):
+        for read in (
+            lambda part=part: global_batch(dataset, 0, 6, part),
+            lambda part=part: batches(dataset, batch_size=6, start_step=0, stop_step=1, part=part),
+        ):
+            with pytest.raises(ValueError, match="expected places in the batch, 0 to 5 or behind it"):
+                read()
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        global_batch(dataset, 0, 0)
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
@@ -136,4 +146,6 @@ def test_held_out_batches_have_one_shape_and_each_row_once():
     in_order = {name: np.stack([rows[i][name] for i in range(7)]) for name in rows[0]}
     assert_same({name: values[:7] for name, values in together.items()}, in_order)
     assert not together["segment_ids"][7:].any() and (together["labels"][7:] == -100).all()
+    second_half = [batch["tokens"][1:] for batch in read]
+    np.testing.assert_array_equal([batch["tokens"] for batch in held_out_batches(rows, 3, [1, 2])], second_half)
     assert not list(held_out_batches(full_rows(0), 3))

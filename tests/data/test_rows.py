@@ -63,7 +63,7 @@ def test_rows_restart_positions_in_each_document(corpus):
 def test_hosts_together_read_the_batch_of_one(corpus, hosts):
     dataset = mixture([packed_rows(corpus[1] / "train", 32, seed=0)], [1.0], seed=3)
     whole = global_batch(dataset, 1_000_000, 8)
-    parts = [global_batch(dataset, 1_000_000, 8, host, hosts) for host in range(hosts)]
+    parts = [global_batch(dataset, 1_000_000, 8, part) for part in np.split(np.arange(8), hosts)]
     for name, value in whole.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
 
