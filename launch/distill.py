@@ -9,7 +9,7 @@ the same command goes on.
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import training_errors
+from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.train.config import from_dict
@@ -20,8 +20,9 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/pr
 
 
 def main() -> None:
-    with usage_errors():
+    with usage_errors(), starting_errors():
         config = from_dict(DistillConfig, CONFIG.value.to_dict())
+        join_hosts(config, WORKDIR.value)
         run = prepare_distillation(config, WORKDIR.value)
     with training_errors():
         tune(run, samples=config.samples, profile=PROFILE.value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import training_errors
+from launch.training import check_one_host, training_errors
 from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.migrate.outline import as_text, outline
@@ -29,6 +29,7 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the stages with their token
 
 def main() -> None:
     with usage_errors():
+        check_one_host("a migration runs")
         config = from_dict(MigrateConfig, CONFIG.value.to_dict())
         if DRY_RUN.value:
             print(as_text(outline(config, source_config(config))))

@@ -10,7 +10,7 @@ goes on.
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import training_errors
+from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.loop import prepare, train
 
@@ -20,8 +20,10 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/pr
 
 
 def main() -> None:
-    with usage_errors():
-        run = prepare(from_dict(PretrainConfig, CONFIG.value.to_dict()), WORKDIR.value)
+    with usage_errors(), starting_errors():
+        config = from_dict(PretrainConfig, CONFIG.value.to_dict())
+        join_hosts(config, WORKDIR.value)
+        run = prepare(config, WORKDIR.value)
     with training_errors():
         train(run, profile=PROFILE.value)
 

@@ -10,7 +10,7 @@ batch and loss with the log.
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import training_errors
+from launch.training import check_one_host, training_errors
 from ling_jax.align.rewards import named_reward
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loop import check_replay, prepare, replay, train
@@ -23,6 +23,7 @@ REPLAY = flags.DEFINE_bool("replay", False, "compare the run in the workdir with
 
 def main() -> None:
     with usage_errors():
+        check_one_host("reinforcement learning runs")
         config = from_dict(RLConfig, CONFIG.value.to_dict())
         if REPLAY.value:
             check_replay(WORKDIR.value)

@@ -1,12 +1,58 @@
-"""How the programs that train end."""
+"""How the programs that train begin, on one host or on many, and how they end."""
 
 import contextlib
+import os
 import sys
+import traceback
 from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
 
 from ling_jax.checkpoint.orbax import DamagedCheckpoint
+from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.roll_call import facts, find_place
 from pallas_kernels.lightning_attention.self_check import KernelError
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("JAX_COORDINATOR_ADDRESS"),
+    "of several hosts (processes): address:port of host 0; SLURM, Open MPI and TPU pods tell it by themselves",
+)
+NUM_HOSTS = flags.DEFINE_integer("num_hosts", os.environ.get("JAX_NUM_PROCESSES"), "how many there are")
+HOST = flags.DEFINE_integer("host", os.environ.get("JAX_PROCESS_ID"), "which of them this is, from 0")
+HOST_TIMEOUT = flags.DEFINE_float(
+    "host_timeout", 180, "seconds until a host that does not come, or gives no sign of life, ends the others", 4
+)
+
+
+def join_hosts(config: Any, workdir: str) -> None:
+    """Where this process is one of several: waits for the others, which must be about to do the same.
+
+    Raises ValueError where one does not come, or has another config, workdir or code. To be called before any device
+    is touched.
+    """
+    if place := find_place(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
+        hosts.join(place, facts(config, workdir=workdir), HOST_TIMEOUT.value)
+
+
+def check_one_host(what: str) -> None:
+    """Raises ValueError where this process is one of several."""
+    if place := find_place(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
+        raise ValueError(f"{what} in one process, and this is one of {place.count}; start it once, on one host")
+
+
+@contextlib.contextmanager
+def starting_errors() -> Iterator[None]:
+    """Around what prepares a run, inside `usage_errors`: an error of one host ends all."""
+    try:
+        yield
+    except Exception as error:
+        if hosts.several():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        hosts.fail(error, code=2)
+        raise
 
 
 @contextlib.contextmanager
@@ -19,7 +65,15 @@ def training_errors() -> Iterator[None]:
         yield
     except Interrupted as stop:
         print(stop, flush=True)
+        hosts.leave()
         sys.exit(128 + stop.number)
     except (TooManyBadSteps, DamagedCheckpoint, KernelError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        hosts.fail(error)
         sys.exit(1)
+    except Exception as error:
+        if hosts.several():
+            traceback.print_exc()
+        hosts.fail(error)
+        raise
+    hosts.leave()

@@ -18,8 +18,10 @@ from etils import epath
 from ling_jax import data
 from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
 from ling_jax.spec import Params
+from ling_jax.train import hosts
 from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, open_source
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
 from ling_jax.train.metrics import MetricsWriter, peak_flops
@@ -33,7 +35,7 @@ from ling_jax.train.programs import (
     state_of,
     use_compilation_cache,
 )
-from ling_jax.train.progress import ProgressLog, start_report
+from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
 from ling_jax.train.state import TrainState, abstract_state
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.workdir import check_workdir, has_checkpoint, lock, open_workdir, unlock, write_config
@@ -102,11 +104,21 @@ def prepare_run(
     _say_padding(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract = abstract_state(model, optimizer, mesh, trainable)
+
+    def fill_workdir() -> Corpus:
+        if hosts.index() and not (workdir / "config.json").exists():
+            raise ValueError(
+                f"{workdir / 'config.json'} of host 0 is not seen here; name a workdir that all hosts share"
+            )
+        corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
+        if not hosts.index():
+            data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
+        write_config(config, workdir)
+        return corpus
+
     held = lock(workdir)
     try:
-        corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
-        data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
-        write_config(config, workdir)
+        corpus = hosts.first_host_first(fill_workdir)
     except BaseException:
         unlock(workdir, held)
         raise
@@ -126,6 +138,8 @@ def train(run: Run, *, profile: bool = False) -> dict:
     try:
         with orbax.open_manager(run.workdir / "checkpoints", keep=config.train.keep) as manager:
             start = manager.latest_step() or 0
+            rows = dict(rows=run.corpus.train_rows, tokens=run.corpus.train_tokens)
+            hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.corpus.tokenizer)) | rows)
             print(start_report(config, run.model, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
             if start >= config.train.steps:
                 print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
@@ -189,7 +203,8 @@ class _Loop:
                 trace(step)
                 state, metrics = self.train_step(state, _on_devices(batch, rows, self.run.model, self.run.mesh))
                 log.add(step, metrics)
-                stop = stopped[0] if stopped else None  # read once: it may come at any moment
+                # The signal is read once: it may come at any moment.
+                stop = hosts.stop_after(step + 1, stopped[0] if stopped else None, ahead=IN_FLIGHT + 1)
                 line, enough = self._after(state, step + 1, log, stops=stop is not None)
                 self._check_bad_steps(log, step + 1)
                 if enough:

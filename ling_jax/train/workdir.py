@@ -9,6 +9,7 @@ from typing import IO, Any
 from etils import epath
 
 from ling_jax.files import replacing
+from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
 
 FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")
@@ -78,6 +79,9 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
 
 
 def _write_json(value: dict[str, Any], path: epath.Path) -> None:
+    """By the first of several hosts."""
+    if hosts.index():
+        return
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1).encode())
 
@@ -85,9 +89,9 @@ def _write_json(value: dict[str, Any], path: epath.Path) -> None:
 def lock(workdir: epath.Path) -> IO[bytes] | None:
     """Makes a local workdir this process's own while the file is open; the system lets go of it however we end.
 
-    Raises ValueError where another process has it.
+    Of several hosts the first one holds it for all. Raises ValueError where another process has it.
     """
-    if "://" in str(workdir):
+    if hosts.index() or "://" in str(workdir):
         return None
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / ".lock", "ab")  # noqa: SIM115  open as long as the run

@@ -1,0 +1,223 @@
+"""Several processes that train one model: they join, wait for each other, stop at the same step and end together.
+
+A process is called a host here, although several may share a machine. All goes through JAX's coordination service,
+which host 0 runs. Where a process is alone these functions do nothing, at once.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import NoReturn, TypeVar
+
+import jax
+from jax._src.distributed import global_state  # the coordination service has no public name
+
+from ling_jax.train.roll_call import Place, differences, roll_call
+
+LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
+BACKSTOP = 3  # time-outs until JAX's own heartbeats give up, which would end all without saying for whom
+LONGEST_SECONDS = 7 * 24 * 3600  # of work that host 0 does for all; while it lives there is no reason to give up
+DONE = "done"
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hosts:
+    names: tuple[str, ...]
+    seconds: float  # the time-out
+    leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
+    exchanges: itertools.count = dataclasses.field(default_factory=itertools.count)
+
+
+_joined: list[_Hosts] = []  # one or none: JAX's service is joined once
+_handlers: list = []  # of C, which nothing else keeps alive
+
+
+def several() -> bool:
+    return bool(_joined)
+
+
+def index() -> int:
+    """Of this host; known without touching devices."""
+    return global_state.process_id
+
+
+def join(place: Place, facts: Mapping[str, str], seconds: float) -> None:
+    """Makes this process one of several, before it touches devices. Only host 0's standard output is shown from here.
+
+    `facts` (`roll_call.facts`) must be those of host 0. From here on a host that gives no sign of life for so many
+    seconds, or that fails, ends the others with a message that names it and exit code 1.
+    Raises ValueError as `roll_call` does.
+    """
+    names = roll_call(place, facts, seconds)
+    # With it SIGTERM would be JAX's, and this program would not hear of it.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        place.coordinator,
+        place.count,
+        place.index,
+        local_device_ids=place.devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=round(seconds),
+        heartbeat_timeout_seconds=round(BACKSTOP * seconds),
+        shutdown_timeout_seconds=round(seconds),
+    )
+    print(f"hosts: {', '.join(names)}", flush=True)
+    if place.index:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
+    _joined.append(_Hosts(names, seconds))
+    _call_on_abort(_lost_service)
+    threading.Thread(target=_watch, args=_joined, name="hosts", daemon=True).start()
+
+
+def first_host_first(make: Callable[[], Result]) -> Result:
+    """`make()`, by host 0 alone and then by the others, which find what it left in a shared folder."""
+    if not several():
+        return make()
+    done = f"ling_jax/first/{next(_joined[0].exchanges)}"
+    if index():
+        global_state.client.wait_at_barrier(done, LONGEST_SECONDS * 1000)
+        return make()
+    result = make()
+    global_state.client.wait_at_barrier(done, LONGEST_SECONDS * 1000)
+    return result
+
+
+def check_same(facts: Mapping[str, object]) -> None:
+    """A barrier. Raises ValueError where a host does not come in the time-out, or differs from host 0 in a fact."""
+    if not several():
+        return
+    hosts = _joined[0]
+    key = f"same/{next(hosts.exchanges)}"
+    mine = {name: repr(value) for name, value in facts.items()}
+    _write(key, json.dumps(mine))
+    try:
+        global_state.client.wait_at_barrier(f"ling_jax/{key}", round(1000 * hosts.seconds))
+    except jax.errors.JaxRuntimeError:
+        came = _read(key)
+        missing = [name for host, name in enumerate(hosts.names) if host not in came]
+        told = f"{', '.join(missing)} did not come to the comparison of {', '.join(facts)}"
+        raise ValueError(f"{told} in {hosts.seconds:g} seconds; see its output") from None
+    if told := differences(json.loads(_read(key)[0]), mine, hosts.names[index()]):
+        raise ValueError(f"hosts do not agree:\n  {told}")
+
+
+def stop_after(done: int, number: int | None, ahead: int) -> int | None:
+    """The signal after which all hosts stop when `done` steps are begun, or None: the run goes on. Asked every step.
+
+    `number` is the signal that this host has got, if any. No host begins a step that is more than `ahead` beyond what
+    another one has begun; so what a host writes now all have read when they get that far.
+    """
+    if not several():
+        return number
+    asked = _read("stop")
+    if number is not None and index() not in asked:
+        asked[index()] = f"{done + ahead} {number}"
+        _write("stop", asked[index()])
+    stops = sorted(tuple(map(int, text.split())) for text in asked.values())
+    return next((number for step, number in stops if step <= done), None)
+
+
+def leave() -> None:
+    """Says that this host ends well, so that nobody misses it."""
+    if several():
+        _joined[0].leaving.set()
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        _write("ended", DONE)
+
+
+def fail(error: BaseException, code: int = 1) -> None:
+    """Ends this process with an exit code and the others with a message about it; returns where it is alone.
+
+    Where another host's end may be the reason, the watch has time to find out which host it was and ends this one.
+    """
+    if not several():
+        return
+    if _of_communication(error):
+        time.sleep(_joined[0].seconds * (1 + 4 / LOOKS))
+    _end(f"{_joined[0].names[index()]}: {type(error).__name__}: {error}", code)
+
+
+def _of_communication(error: BaseException | None) -> bool:
+    """Whether this or what it came from is an error of devices: of a collective that lacks a host, as a rule."""
+    if error is None:
+        return False
+    of_devices = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+    return of_devices or _of_communication(error.__cause__ or error.__context__)
+
+
+def _watch(hosts: _Hosts) -> None:
+    """Shows that this host lives, and ends the process when another one does not."""
+    looks = dict.fromkeys(range(len(hosts.names)), ("", 0))  # host -> (its last sign of life, looks since then)
+    for beat in itertools.count():
+        try:
+            _write("alive", str(beat))
+            if hosts.leaving.wait(hosts.seconds / LOOKS):
+                return
+            ended, signs = _read("ended"), _read("alive")
+        except jax.errors.JaxRuntimeError:
+            if not hosts.leaving.is_set():
+                _lost_service()
+            return
+        for message in ended.values():
+            if message != DONE:
+                _tell_end(message)
+        # Looks are counted and not seconds: while this process is suspended nobody else grows older.
+        for host, (sign, count) in looks.items():
+            looks[host] = (sign, count + 1) if signs.get(host, "") == sign else (signs[host], 0)
+        lost = [hosts.names[host] for host, (_, count) in looks.items() if count > LOOKS and host not in ended]
+        if lost:
+            _tell_end(f"{', '.join(lost)}: no sign of life in {hosts.seconds:g} seconds")
+
+
+def _tell_end(why: str) -> NoReturn:
+    print(f"error: {why}; {_joined[0].names[index()]} ends too", file=sys.stderr, flush=True)
+    _end(why, 1)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """No exit by the interpreter: it would wait for hosts that wait for this one in the middle of a step."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _write("ended", message)
+        if index() == 0:  # the service is in this process: the others must read why
+            deadline = time.monotonic() + 4 * _joined[0].seconds / LOOKS
+            while len(_read("ended")) < len(_joined[0].names) and time.monotonic() < deadline:
+                time.sleep(0.1)
+    os._exit(code)
+
+
+def _lost_service() -> NoReturn:
+    first = _joined[0].names[0]
+    lost = f"{first}: contact is lost with the coordination service in it; it died or was cut off, see its output"
+    print(f"error: {lost}; {_joined[0].names[index()]} ends too", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _call_on_abort(end: Callable[[], NoReturn]) -> None:
+    """JAX ends a process that loses the coordination service by abort(), from a thread of its own and without a name.
+
+    Only a C function is called then, so this makes one; the module keeps it.
+    """
+    _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: end()))
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, type(_handlers[-1]))
+    libc.signal(signal.SIGABRT, _handlers[-1])
+
+
+def _write(what: str, value: str) -> None:
+    """This host's word about something, in the place of an earlier one."""
+    global_state.client.key_value_set(f"ling_jax/{what}/{index()}", value, allow_overwrite=True)
+
+
+def _read(what: str) -> dict[int, str]:
+    """{host: its word}."""
+    found = global_state.client.key_value_dir_get(f"ling_jax/{what}/")
+    return {int(key.rpartition("/")[2]): value for key, value in found}
