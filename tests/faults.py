@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -82,10 +83,13 @@ def metrics_of(workdir: Path) -> list[dict]:
 
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
-    """All arrays of the newest checkpoint by path."""
-    newest = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    """All arrays of the newest checkpoint by path, whatever devices it was written from."""
+    state = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name)) / "state"
+    stored = ocp.PyTreeCheckpointHandler().metadata(state).tree
+    as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        return {name: np.asarray(x) for name, x in named_leaves(checkpointer.restore(newest / "state")).items()}
+        restored = checkpointer.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return {name: np.asarray(x) for name, x in named_leaves(restored).items()}
 
 
 def assert_same_end(alone: Path, killed: Path) -> None:
