@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,8 +48,6 @@ def starting_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if hosts.several():
-            print(f"error: {error}", file=sys.stderr, flush=True)
         hosts.fail(error, code=2)
         raise
 
@@ -68,12 +65,10 @@ def training_errors() -> Iterator[None]:
         hosts.leave()
         sys.exit(128 + stop.number)
     except (TooManyBadSteps, DamagedCheckpoint, KernelError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
         hosts.fail(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     except Exception as error:
-        if hosts.several():
-            traceback.print_exc()
         hosts.fail(error)
         raise
     hosts.leave()

@@ -19,6 +19,7 @@ from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import ModelFolder, load_model, open_model
 from ling_jax.rollout.text import complete
+from ling_jax.train import hosts
 from ling_jax.train.config import (
     LoopConfig,
     MeshConfig,
@@ -93,7 +94,7 @@ def open_start(path: str, workdir) -> ModelFolder:
 def tune(run: Run, *, samples: int, profile: bool = False) -> None:
     """Trains (`train.loop.train`), then writes samples.jsonl."""
     train(run, profile=profile)
-    write_samples(run, samples)
+    hosts.first_host_first(lambda: write_samples(run, samples))
 
 
 def prepare_from(

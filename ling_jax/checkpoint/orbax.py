@@ -92,7 +92,8 @@ def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | No
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         partial_restore=True,
     )
-    with ocp.PyTreeCheckpointer() as checkpointer, _damage(state):
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_by_itself())
+    with ocp.Checkpointer(handler, multiprocessing_options=_by_itself()) as checkpointer, _damage(state):
         return checkpointer.restore(state, args=arguments)["params"], config
 
 
@@ -109,7 +110,8 @@ def _damage(folder: epath.Path, advice: str = "") -> Iterator[None]:
 def load_config(folder, step: int | None = None) -> tuple[ModelConfig, int]:
     """(config, step) of a checkpoint, the newest where `step` is None; raises FileNotFoundError where there is none."""
     folder = epath.Path(folder).resolve()
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False)) as manager:
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_by_itself())
+    with ocp.CheckpointManager(folder, options=options) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
@@ -117,9 +119,17 @@ def load_config(folder, step: int | None = None) -> tuple[ModelConfig, int]:
     return config_from_json(meta["model"]), step
 
 
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """For what a process reads without the others: it may be the only one that does."""
+    host = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host_{host}"
+    )
+
+
 def _abstract(config: ModelConfig, stored, mesh: jax.sharding.Mesh | None):
     spec = model_spec(config)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     placed = specs.tree_map(lambda leaf: device, spec) if mesh is None else shardings(spec, mesh)
 
     def leaf(declared, found, sharding):

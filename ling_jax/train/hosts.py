@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from typing import NoReturn, TypeVar
 
@@ -29,10 +30,11 @@ DONE = "done"
 Result = TypeVar("Result")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Hosts:
     names: tuple[str, ...]
     seconds: float  # the time-out
+    looks: int = 0  # of the watch so far
     leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
     exchanges: itertools.count = dataclasses.field(default_factory=itertools.count)
 
@@ -135,14 +137,21 @@ def leave() -> None:
 
 
 def fail(error: BaseException, code: int = 1) -> None:
-    """Ends this process with an exit code and the others with a message about it; returns where it is alone.
+    """Tells an error and ends this process with the code, and the others with a message about it; returns where it is
+    alone.
 
     Where another host's end may be the reason, the watch has time to find out which host it was and ends this one.
     """
     if not several():
         return
     if _of_communication(error):
-        time.sleep(_joined[0].seconds * (1 + 4 / LOOKS))
+        enough = _joined[0].looks + LOOKS + 3
+        while _joined[0].looks < enough:
+            time.sleep(0.1)
+    if isinstance(error, ValueError | OSError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
     _end(f"{_joined[0].names[index()]}: {type(error).__name__}: {error}", code)
 
 
@@ -176,6 +185,7 @@ def _watch(hosts: _Hosts) -> None:
         lost = [hosts.names[host] for host, (_, count) in looks.items() if count > LOOKS and host not in ended]
         if lost:
             _tell_end(f"{', '.join(lost)}: no sign of life in {hosts.seconds:g} seconds")
+        hosts.looks += 1
 
 
 def _tell_end(why: str) -> NoReturn:

@@ -107,9 +107,7 @@ def prepare_run(
 
     def fill_workdir() -> Corpus:
         if hosts.index() and not (workdir / "config.json").exists():
-            raise ValueError(
-                f"{workdir / 'config.json'} of host 0 is not seen here; name a workdir that all hosts share"
-            )
+            raise ValueError(f"{workdir} has not what host 0 wrote into its own; name a workdir that all hosts share")
         corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
         if not hosts.index():
             data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")

@@ -122,14 +122,15 @@ class _Register:
 
     def __init__(self, place: Place, own_facts: Mapping[str, str]):
         self.place, self.facts = place, own_facts
-        self.names, self.told, self.errors = {0: own_name(0)}, {0}, []
+        self.names, self.errors = {0: own_name(0)}, []
+        self.came, self.told = {own_name(0)}, {own_name(0)}
 
     def serve(self, seconds: float) -> dict[str, Any]:
         """Answers until all are there or the time is over, and then until all that came know the outcome."""
         end, answer = time.monotonic() + seconds, None
         with self._listen() as server:
             server.settimeout(ASK_SECONDS)
-            while answer is None or (self.told != self.names.keys() and time.monotonic() < end):
+            while answer is None or (self.told != self.came and time.monotonic() < end):
                 if answer is None and (len(self.names) == self.place.count or time.monotonic() > end):
                     answer, end = self._answer(seconds), time.monotonic() + LAST_SECONDS
                 with contextlib.suppress(*THEIRS):
@@ -157,9 +158,10 @@ class _Register:
                 self._note(came["index"], came["name"], came["facts"])
                 connection.sendall(json.dumps(answer).encode() + b"\n")
                 if answer is not None:
-                    self.told.add(came["index"])
+                    self.told.add(came["name"])
 
     def _note(self, index: int, name: str, other: Mapping[str, str]) -> None:
+        self.came.add(name)
         known = self.names.setdefault(index, name)
         if known != name:
             self.errors.append(f"two processes are host {index}: {known} and {name}; give each a number of its own")

@@ -1,0 +1,151 @@
+"""Which process is which, and what each is told when one is missing or is about to do something else."""
+
+import concurrent.futures
+import contextlib
+import socket
+
+import pytest
+
+from ling_jax.train import roll_call as rolls
+from ling_jax.train.roll_call import Place, differences, facts, find_place, roll_call
+from tests.small_run import small_config
+
+FACTS = {"config.train.steps": "30", "ling_jax/a.py": "1234"}
+
+
+@pytest.fixture
+def coordinator():
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def call_all(coordinator, hosts, count, seconds):
+    """What each of {index: facts} gets or is told; the threads of this process are the hosts."""
+    with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
+        calls = [pool.submit(roll_call, Place(coordinator, count, host), own, seconds) for host, own in hosts]
+        return [call.exception() or call.result() for call in calls]
+
+
+@pytest.fixture(autouse=True)
+def quick_questions(monkeypatch):
+    monkeypatch.setattr(rolls, "ASK_SECONDS", 0.02)
+
+
+def test_all_hosts_get_all_names(coordinator):
+    names = call_all(coordinator, [(host, FACTS) for host in (2, 1, 3, 0)], 4, 60)
+    assert all(found == names[0] for found in names)
+    assert [name.split(" (")[0] for name in names[0]] == ["host 0", "host 1", "host 2", "host 3"]
+
+
+def test_hosts_that_do_not_come_are_named_on_all_others(coordinator):
+    for told in call_all(coordinator, [(0, FACTS), (2, FACTS)], 4, 0.5):
+        assert str(told).startswith(f"host 1, host 3 of 4 did not come to {coordinator} in 0.5 seconds; start the same")
+
+
+def test_a_first_host_that_does_not_come_is_named(coordinator):
+    (told,) = call_all(coordinator, [(1, FACTS)], 2, 0.2)
+    assert f"host 0 of 2 did not answer host 1 ({socket.gethostname()}" in str(told) and coordinator in str(told)
+
+
+def test_what_differs_is_told_on_both_sides(coordinator):
+    other = {"config.train.steps": "31", "ling_jax/b.py": "5678"}
+    for told in call_all(coordinator, [(0, FACTS), (1, other), (2, FACTS)], 3, 60):
+        assert "host 1 (" in str(told) and "would not train what host 0 does" in str(told)
+        assert "config.train.steps: 30 on host 0, 31 on host 1" in str(told)
+        assert "ling_jax/a.py: 1234 on host 0, missing on host 1" in str(told)
+        assert "ling_jax/b.py: missing on host 0, 5678 on host 1" in str(told)
+
+
+def test_many_differences_are_counted():
+    first = {f"config.{i}": "0" for i in range(20)}
+    assert differences(first, {}, "host 1").count("\n") == 8 and "and 12 more" in differences(first, {}, "host 1")
+
+
+def test_a_number_or_a_port_that_is_taken_is_told(coordinator, monkeypatch):
+    names = iter(("host 1 (a)", "host 1 (b)"))  # each host asks for its own once
+    monkeypatch.setattr(rolls, "own_name", lambda index: next(names) if index else "host 0 (c)")
+    for told in call_all(coordinator, [(0, FACTS), (1, FACTS), (1, FACTS)], 3, 1):
+        assert "two processes are host 1: host 1 (" in str(told)
+    with socket.create_server(("", int(coordinator.split(":")[1]))):
+        (told,) = call_all(coordinator, [(0, FACTS)], 2, 1)
+        assert "cannot listen at port" in str(told) and "name a port that is free" in str(told)
+
+
+def test_words_that_are_no_message_change_nothing(coordinator):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(roll_call, Place(coordinator, 2, 0), FACTS, 60)
+        for words in (b"", b"\xff\n", b"GET / HTTP/1.1\r\n", b"[]\n", b"{}\n"):
+            with connected(coordinator) as line:
+                line.sendall(words)
+        assert roll_call(Place(coordinator, 2, 1), FACTS, 60) == first.result()
+
+
+def connected(coordinator) -> socket.socket:
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("localhost", int(coordinator.split(":")[1])))
+
+
+def test_facts_are_the_config_the_sources_and_the_versions():
+    found = facts(small_config("a"), workdir="runs/a")
+    assert found["config.train.steps"] == "12" and found["workdir"] == "'runs/a'"
+    assert {
+        "ling_jax/train/loop.py",
+        "pallas_kernels/platform.py",
+        "launch/pretrain.py",
+        "jax",
+        "python",
+    } <= found.keys()
+    other = facts(small_config("a", steps=13), workdir="runs/a")
+    assert {key for key in found if found[key] != other[key]} == {"config.train.steps"}
+
+
+NOWHERE = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in NOWHERE:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_process_is_alone_unless_it_is_told_otherwise(environment):
+    assert find_place() is None
+    assert find_place("node0:8476", 1, 0) is None
+    assert find_place("node0:8476", 4, 3) == Place("node0:8476", 4, 3, None)
+    environment.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
+    assert find_place("[::1]:8476", 2, 1) == Place("[::1]:8476", 2, 1, [0, 1])
+
+
+SLURM = {"JOB_ID": "7", "STEP_NODELIST": "node[03-04]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
+
+
+def test_slurm_says_who_is_who(environment):
+    for name, value in SLURM.items():
+        environment.setenv(f"SLURM_{name}", value)
+    assert find_place() == Place(f"node03:{65535 - 4095 + 7}", 2, 1, [0])
+    assert find_place("node9:99") == Place("node9:99", 2, 1, [0])  # what is given wins
+    environment.setenv("JAX_LOCAL_DEVICE_IDS", "0,1,2,3")
+    assert find_place().devices == [0, 1, 2, 3]
+    environment.setenv("SLURM_NTASKS", "1")
+    assert find_place() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("node0:8476", 2, None), "of coordinator, num_hosts and host, host is missing; give all three"),
+        ((None, 2, 0), "coordinator is missing"),
+        (("node0:8476", None, None), "num_hosts and host is missing"),
+        (("node0", 2, 0), "coordinator is 'node0'; expected address:port"),
+        (("node0:0", 2, 0), "expected address:port"),
+        (("node0:8476", 2, 2), "host is 2 and num_hosts 2; expected 0 <= host < num_hosts"),
+        (("node0:8476", 2, -1), "host is -1"),
+        (("node0:8476", 0, 0), "num_hosts 0"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_an_error(environment, given, message):
+    with pytest.raises(ValueError, match=message):
+        find_place(*given)
