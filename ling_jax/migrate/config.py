@@ -130,7 +130,6 @@ RULES: tuple[Rule, ...] = (
     (("data.seed", "train.seed", "conversion.seed"), lambda x: 0 <= x < 2**32, "must be 0 to 2^32 - 1"),
     (("seen_tokens",), lambda x: x >= 0, "must not be negative"),
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
-    (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
 )
 
 

@@ -7,6 +7,7 @@ from ling_jax.model.attention import cached_attention, softmax_attention
 from ling_jax.model.layer_cache import put_tokens, read
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rotate_half
+from ling_jax.parallel import context
 from ling_jax.spec import Leaf, Spec, normal, ones, zeros
 
 
@@ -69,8 +70,15 @@ def gqa(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
     if cache is not None:
         cache = put_tokens(cache, "key", k_BTGK, sequence.slots)
         cache = put_tokens(cache, "value", v_BTGV, sequence.slots)
-    if sequence.sees is None:
+    if sequence.split is not None:
+        kv, kv_heads = (k_BTGK, v_BTGV), ((config.num_kv_heads, "kv_heads"),)
+        o_BTHV = context.attention(_as_they_are, (), (), q_BTHK, kv, kv_heads, sequence.split.docs, scale)
+    elif sequence.sees is None:
         o_BTHV = softmax_attention(q_BTHK, k_BTGK, v_BTGV, sequence.docs, scale)
     else:
         o_BTHV = cached_attention(q_BTHK, read(cache, "key"), read(cache, "value"), sequence.sees, scale)
     return project_out(params, o_BTHV), cache
+
+
+def _as_they_are(_, kv):
+    return kv

@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import gqa, gqa_spec
 from ling_jax.model.layer_cache import LayerCache
-from ling_jax.model.lightning import lightning, lightning_spec, log_decays
+from ling_jax.model.lightning import ENTERING, lightning, lightning_spec, log_decays
 from ling_jax.model.mla import mla, mla_spec
 from ling_jax.model.moe import dense_ffn, moe, moe_spec, swiglu_spec
 from ling_jax.model.norm import rms_norm
@@ -46,6 +46,13 @@ class Segment(NamedTuple):
         return [(run.name(position), run) for position, run in enumerate(self.runs)]
 
 
+class Split(NamedTuple):
+    """What each of R ranks knows of the others' tokens, where rows are split among them."""
+
+    docs: jax.Array  # [B, T] document numbers of whole rows, on every rank
+    between: jax.Array  # [B, R, R] of `live_between`, each rank's own row
+
+
 class Sequence(NamedTuple):
     """What every layer knows of the tokens."""
 
@@ -56,6 +63,7 @@ class Sequence(NamedTuple):
     rope: Any  # (cos, sin) of Lightning and GQA heads
     rotation: Any  # the same as the Lightning layers' kernels take it; None: they are not used
     latent_rope: Any  # (cos, sin) of MLA's rope dims
+    split: Split | None = None  # None: rows are whole
 
 
 def layer_kind(config: ModelConfig, layer: int) -> Kind:
@@ -113,21 +121,25 @@ def layer(params: Params, x_BTD, log_decay_H, cache, sequence: Sequence, config:
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
         weights = gathered(params["ffn"], ffn_spec(config), x_BTD.dtype)
         y_BTD, router = ffn(weights, normed, sequence.live, config)
-    x_BTD = constrain(x_BTD + checkpoint_name(y_BTD, "ffn_out"), ("batch", None, None))
+    x_BTD = constrain(x_BTD + checkpoint_name(y_BTD, "ffn_out"), ("batch", "tokens", None))
     return x_BTD, router, cache
 
 
 def remat(function, config: ModelConfig, *, scanned: bool):
-    """`function` with the activations that backward recomputes chosen by `config.remat`."""
+    """`function` with the activations that backward recomputes chosen by `config.remat`.
+
+    The state that enters a rank is never among them: it is small, and its gather is not done twice.
+    """
     if config.remat == "none":
         return function
-    policies = {
-        "full": jax.checkpoint_policies.nothing_saveable,
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "ffn": jax.checkpoint_policies.save_only_these_names("ffn_out"),
+    policies, named = jax.checkpoint_policies, jax.checkpoint_policies.save_only_these_names
+    kept = {
+        "full": named(ENTERING),
+        "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named(ENTERING)),
+        "ffn": named("ffn_out", ENTERING),
     }
     # Common-subexpression elimination would undo the recomputation, but cannot reach through a scan.
-    return jax.checkpoint(function, policy=policies[config.remat], prevent_cse=not scanned)
+    return jax.checkpoint(function, policy=kept[config.remat], prevent_cse=not scanned)
 
 
 def run_segments(params: Params, x_BTD, sequence: Sequence, config: ModelConfig, cache=None):

@@ -5,12 +5,14 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import out_spec, project_out, project_qkv, qkv_spec
 from ling_jax.model.layer_cache import put_state, read
-from ling_jax.model.norm import group_rms_norm
-from ling_jax.parallel.sharding import local, one_device, per_device
+from ling_jax.model.norm import group_rms_norm, rms_norm
+from ling_jax.model.rope import rotate_half
+from ling_jax.parallel.sharding import RULES, local, per_device
 from ling_jax.spec import Leaf, Spec, normal, ones
 from pallas_kernels.lightning_attention import (
     Norms,
@@ -22,7 +24,10 @@ from pallas_kernels.lightning_attention import (
     suits_decode_gpu,
     suits_layer,
 )  # fmt: skip
+from pallas_kernels.lightning_attention.context import entering_state, local_state
 from pallas_kernels.platform import platform
+
+ENTERING = "entering_state"  # the name under which remat keeps it
 
 
 def lightning_spec(config: ModelConfig) -> Spec:
@@ -70,44 +75,66 @@ def lightning(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
 
 
 def plain_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelConfig):
-    """(the layer's output, the new state), as jax.numpy has it."""
+    """(the layer's output, the new state), as jax.numpy has it; where rows are split, that state means nothing."""
     q_BTHK, k_BTHK, v_BTHV = project_qkv(params, x_BTD, sequence.rope, config)
-    o_BTHV, state_BHKV = lightning_attention(
-        q_BTHK,
-        k_BTHK,
-        v_BTHV,
-        log_decay_H,
-        initial_state=state_BHKV,
-        segment_ids=sequence.docs,
-        # The compiler cannot split a kernel among devices; of the released shapes none comes here on a TPU.
-        backend=None if one_device() else "xla",
-        chunk_size=config.lightning_chunk,
+    rows, heads = (x_BTD.shape[0], "batch"), (config.num_heads, "heads")
+    tokens, state = (rows, (x_BTD.shape[1], "tokens"), heads), (rows, heads)
+
+    def attend(q, k, v, log_decay, state, docs, between):
+        if between is not None:
+            state = entering(k, v, log_decay, docs, between)
+        return lightning_attention(
+            q, k, v, log_decay, initial_state=state, segment_ids=docs, chunk_size=config.lightning_chunk
+        )
+
+    between_BRS = None if sequence.split is None else sequence.split.between
+    in_axes = (
+        *(tokens,) * 3, (heads,), None if state_BHKV is None else state, None if sequence.docs is None else tokens[:2],
+        None if between_BRS is None else (rows, (between_BRS.shape[1], "tokens")),
+    )  # fmt: skip
+    o_BTHV, state_BHKV = per_device(attend, in_axes, (tokens, state))(
+        q_BTHK, k_BTHK, v_BTHV, log_decay_H, state_BHKV, sequence.docs, between_BRS
     )
     return gated_output(params, o_BTHV, x_BTD, config), state_BHKV
 
 
+def entering(k_BTHK, v_BTHV, log_decay_H, docs_BT, between_B1R):
+    """[B, H, K, V]: the state that this device's tokens begin with, of the ranks before it: one gather of a state each.
+
+    It has a name by which remat keeps it, and backward scatters its gradient once.
+    """
+    state_BHKV = local_state(k_BTHK, v_BTHV, log_decay_H, docs_BT)
+    state_RBHKV = jax.lax.all_gather(state_BHKV, RULES["tokens"])
+    return checkpoint_name(entering_state(state_RBHKV, between_B1R[:, 0], log_decay_H), ENTERING)
+
+
 def uses_kernels(shape_BT: tuple[int, int], config: ModelConfig) -> bool:
     """Whether `kernel_form` is the one for tokens of this shape, on the devices that the program is traced for."""
-    c, (batch, length) = config, shape_BT
+    c, (batch, length) = config, (local(size, axis) for size, axis in zip(shape_BT, ("batch", "tokens"), strict=True))
     if platform() != "tpu" or not c.qk_norm:
         return False
     heads, grouped, dim = local(c.num_heads, "heads"), c.num_heads // c.num_norm_groups, c.head_dim
     whole_groups = heads % grouped == 0
     return whole_groups and suits_layer(
-        c.compute_dtype, local(batch, "batch"), length, heads, heads // grouped, dim, dim
+        c.compute_dtype, batch, length, heads, heads // grouped, dim, dim
     )
 
 
 def kernel_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelConfig, interpret: bool = False):
     """The same with one kernel between the projections; heads stay side by side, as projections make them."""
-    c, (batch, _, _) = config, x_BTD.shape
+    c, (batch, length, _) = config, x_BTD.shape
     rows, heads = (batch, "batch"), (c.num_heads, "heads")
-    tokens = (rows, (0, None), heads)  # [B, T, H·K]: whole heads
-    shared = (1, None) if sequence.rotation[0].shape[0] == 1 else rows
+    tokens = (rows, (length, "tokens"), heads)  # [B, T, H·K]: whole heads
+    shared = ((1, None) if sequence.rotation[0].shape[0] == 1 else rows, tokens[1])
     state = (rows, heads)
+    between_BRS = None if sequence.split is None else sequence.split.between
     norms = Norms(params["q_norm"], params["k_norm"], params["norm"])
 
-    def layer(q, k, v, gate, q_norm, k_norm, norm, cos, sin, log_decay, state, docs):
+    def layer(q, k, v, gate, q_norm, k_norm, norm, cos, sin, log_decay, state, docs, between, rope):
+        if between is not None:
+            k_BTHK, v_BTHV = (x.reshape(*x.shape[:2], len(log_decay), -1) for x in (k, v))
+            k_BTHK = rotate_half(rms_norm(k_BTHK, k_norm, c.norm_eps), rope)
+            state = entering(k_BTHK, v_BTHV, log_decay, docs, between)
         return lightning_layer_tpu(
             q, k, v, gate, Norms(q_norm, k_norm, norm), (cos, sin), log_decay, state, docs,
             num_heads=norm.shape[0], num_groups=norm.shape[0] * c.num_norm_groups // c.num_heads,
@@ -115,12 +142,13 @@ def kernel_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelC
         )  # fmt: skip
 
     in_axes = (
-        *(tokens,) * 4, (), (), (heads,), (shared,), (shared,), (heads,),
-        None if state_BHKV is None else state, None if sequence.docs is None else (rows,),
+        *(tokens,) * 4, (), (), (heads,), shared, shared, (heads,),
+        None if state_BHKV is None else state, None if sequence.docs is None else tokens[:2],
+        None if between_BRS is None else (rows, (between_BRS.shape[1], "tokens")), shared,
     )  # fmt: skip
     projected = (_flat_projection(params, name, x_BTD) for name in ("q", "k", "v", "gate"))
     o_BTX, state_BHKV = per_device(layer, in_axes, (tokens, state))(
-        *projected, *norms, *sequence.rotation, log_decay_H, state_BHKV, sequence.docs
+        *projected, *norms, *sequence.rotation, log_decay_H, state_BHKV, sequence.docs, between_BRS, sequence.rope
     )
     y_BTD = o_BTX @ params["out"].astype(o_BTX.dtype).reshape(o_BTX.shape[-1], -1)
     return y_BTD + params["out_bias"].astype(y_BTD.dtype) if "out_bias" in params else y_BTD, state_BHKV

@@ -55,20 +55,33 @@ def cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
     On a mesh every device sums over its own rows with the whole head (its part of the vocabulary, where `tensor`
     splits that), and the head's gradient is added up over devices once, not after every chunk.
     """
+
+    def total(hidden_BTD, head_DW, targets_BT, axes):
+        return jax.lax.psum(_cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk), axes)
+
+    return _by_tokens(total, hidden_BTD, head_DW, targets_BT, of_tokens=False)
+
+
+def _by_tokens(function, hidden_BTD, head_DW, targets_BT, *, of_tokens: bool):
+    """`function(hidden, head, targets, mesh axes that split the tokens)`, each device with its own tokens and the head.
+
+    The result is per token, [B, T], or the same on all devices.
+    """
     if one_device():
-        return _cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk)
-    axes = split_axes("batch", len(hidden_BTD), jax.sharding.get_abstract_mesh())
+        return function(hidden_BTD, head_DW, targets_BT, ())
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [split_axes(axis, size, mesh) for axis, size in zip(("batch", "tokens"), targets_BT.shape, strict=True)]
 
     def on_device(hidden_BTD, head_DW, targets_BT):
         head_DW = jax.lax.all_gather(head_DW, RULES["embed"], tiled=True)
-        return jax.lax.psum(_cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk), axes)
+        return function(hidden_BTD, head_DW, targets_BT, (*axes[0], *axes[1]))
 
-    rows, embed = PartitionSpec(axes), PartitionSpec(RULES["embed"])
+    tokens, embed = PartitionSpec(*axes), PartitionSpec(RULES["embed"])
     return jax.shard_map(
         on_device,
-        in_specs=(rows, embed, rows),
-        out_specs=PartitionSpec(),
-        axis_names=set(RULES["batch"]),
+        in_specs=(tokens, embed, tokens),
+        out_specs=tokens if of_tokens else PartitionSpec(),
+        axis_names={*RULES["batch"], *RULES["tokens"]},
         check_vma=False,
     )(hidden_BTD, head_DW, targets_BT)
 
@@ -123,7 +136,11 @@ def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):
 
 def token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
     """(`token_logps`, the entropy in nats of what each target was drawn from: a constant, 0 where a target is -100)."""
+    of_device = lambda *arguments: _logps_and_entropies(*arguments[:3], chunk)  # noqa: E731
+    return _by_tokens(of_device, hidden_BTD, head_DW, targets_BT, of_tokens=True)
 
+
+def _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
     @jax.checkpoint
     def step(_, inputs):
         x_BCD, target_BC = inputs

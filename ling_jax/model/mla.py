@@ -1,5 +1,7 @@
 """Multi-head latent attention (docs/architecture.md §6)."""
 
+import functools
+
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
@@ -8,6 +10,7 @@ from ling_jax.model.gqa import out_spec, project_out
 from ling_jax.model.layer_cache import put_tokens, read
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rotate_interleaved, yarn_mscale
+from ling_jax.parallel import context
 from ling_jax.spec import Leaf, Spec, normal, ones, zeros
 
 LATENT_NORM_EPS = 1e-6  # the official code's, whatever `norm_eps` says
@@ -51,24 +54,34 @@ def mla(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
     layer's normed input."""
     del log_decay_H
     q_BTHK = queries(params, x_BTD, sequence.latent_rope, config)
-    latent_BTR, k_rope_BTK = latents(params, x_BTD, sequence.latent_rope, config)
+    latent_BTR = jnp.concatenate(latents(params, x_BTD, sequence.latent_rope, config), axis=-1)
     if cache is not None:
-        new_BTR = jnp.concatenate([latent_BTR, k_rope_BTK], axis=-1)
-        cache = put_tokens(cache, "latent", new_BTR, sequence.slots)
+        cache = put_tokens(cache, "latent", latent_BTR, sequence.slots)
     if sequence.sees is None:
-        o_BTHV = _expanded(params, q_BTHK, latent_BTR, k_rope_BTK, sequence.docs, config)
+        o_BTHV = _expanded(params, q_BTHK, latent_BTR, sequence, config)
     else:
         o_BTHV = _absorbed(params, q_BTHK, read(cache, "latent"), sequence.sees, config)
     return project_out(params, o_BTHV), cache
 
 
-def _expanded(params, q_BTHK, latent_BTR, k_rope_BTK, docs_BT, config: ModelConfig):
+def _expanded(params, q_BTHK, latent_BTR, sequence, config: ModelConfig):
     """Keys and values of every head made from the latents: fewest operations where all tokens are new."""
-    kv_BTHK = jnp.einsum("BTR,RHK->BTHK", latent_BTR, params["kv_b"].astype(latent_BTR.dtype))
+    kv_b_RHK, scale = params["kv_b"], softmax_scale(config)
+    expand = functools.partial(keys_and_values, config=config)
+    if sequence.split is None:
+        return softmax_attention(q_BTHK, *expand(kv_b_RHK, latent_BTR), sequence.docs, scale)
+    kv_b_axes = ((config.kv_lora_rank, None), (config.num_heads, "heads"))
+    return context.attention(expand, kv_b_RHK, kv_b_axes, q_BTHK, latent_BTR, (), sequence.split.docs, scale)
+
+
+def keys_and_values(kv_b_RHK, latent_BTR, config: ModelConfig):
+    """(keys [B, T, H, nope + rope], values [B, T, H, V]) of what tokens leave in a cache, the rope key behind the
+    latent."""
+    latent_BTR, k_rope_BTK = jnp.split(latent_BTR, [config.kv_lora_rank], axis=-1)
+    kv_BTHK = jnp.einsum("BTR,RHK->BTHK", latent_BTR, kv_b_RHK.astype(latent_BTR.dtype))
     k_nope_BTHK, v_BTHV = jnp.split(kv_BTHK, [config.nope_dim], axis=-1)
     k_rope_BTHK = jnp.broadcast_to(k_rope_BTK[:, :, None], (*k_nope_BTHK.shape[:3], config.rope_dim))
-    k_BTHK = jnp.concatenate([k_nope_BTHK, k_rope_BTHK], axis=-1)
-    return softmax_attention(q_BTHK, k_BTHK, v_BTHV, docs_BT, softmax_scale(config))
+    return jnp.concatenate([k_nope_BTHK, k_rope_BTHK], axis=-1), v_BTHV
 
 
 def _absorbed(params, q_BTHK, cached_BSR, last_BT, config: ModelConfig):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import Kind, Sequence, layer, layer_spec, remat
 from ling_jax.model.norm import rms_norm
-from ling_jax.parallel.sharding import gathered
+from ling_jax.parallel.sharding import constrain, gathered
 from ling_jax.spec import Leaf, Params, Spec, normal, ones, stack
 
 
@@ -38,9 +38,12 @@ def shift_in_documents(x_BT, docs_BT, by: int, fill: int):
     def ahead(values_BT, behind: int):
         return jnp.pad(values_BT, ((0, 0), (0, by)), constant_values=behind)[:, by:]
 
+    x_BT = constrain(jnp.asarray(x_BT), ("batch", None))  # whole rows of integers: neighbours may be on other ranks
     if docs_BT is None:
-        return ahead(x_BT, fill)
-    return jnp.where((ahead(docs_BT, 0) == docs_BT) & (docs_BT > 0), ahead(x_BT, fill), fill)
+        return constrain(ahead(x_BT, fill), ("batch", "tokens"))
+    docs_BT = constrain(jnp.asarray(docs_BT), ("batch", None))
+    within_BT = (ahead(docs_BT, 0) == docs_BT) & (docs_BT > 0)
+    return constrain(jnp.where(within_BT, ahead(x_BT, fill), fill), ("batch", "tokens"))
 
 
 def module_input(params: Params, embedded_BTD, hidden_BTD, config: ModelConfig):

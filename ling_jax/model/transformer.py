@@ -11,16 +11,18 @@ import numpy as np
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model.cache import Cache, slots_of
-from ling_jax.model.layers import Sequence, layer_numbers, run_segments, segments_spec
+from ling_jax.model.layers import Sequence, Split, layer_numbers, run_segments, segments_spec
 from ling_jax.model.lightning import uses_kernels
 from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
 from ling_jax.model.moe import Router
 from ling_jax.model.mtp import mtp_hidden, mtp_spec
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rope_table
-from ling_jax.parallel.sharding import constrain, gathered
+from ling_jax.parallel import context
+from ling_jax.parallel.sharding import constrain, gathered, ways
 from ling_jax.spec import Leaf, Params, Spec, normal, ones
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
+from pallas_kernels.lightning_attention.context import live_between
 
 
 @flax.struct.dataclass
@@ -85,6 +87,8 @@ def forward(
 def read(params: Params, tokens, config: ModelConfig, cache: Cache, *, positions=None, segment_ids=None):
     """(hidden states that the LM head takes [B, T, D], routers by segment, the cache with these tokens)."""
     tokens = jnp.asarray(tokens)
+    if (ranks := ways("tokens")) > 1:
+        raise ValueError(f"a cache belongs to whole rows, and the mesh splits them {ranks} ways; set mesh.context to 1")
     if tokens.shape[1] > cache.room:
         raise ValueError(f"tokens are {tokens.shape}; the cache has room for {cache.room} tokens a row")
     live_BT = jnp.ones(tokens.shape, bool) if segment_ids is None else jnp.asarray(segment_ids) > 0
@@ -127,7 +131,7 @@ def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=
 
 def loss_counts(labels, config: ModelConfig, *, segment_ids=None) -> LossSums:
     """The counts alone (sums are 0): they need no parameters, so a step knows them before its microbatches run."""
-    docs = None if segment_ids is None else document_ids(segment_ids)
+    docs = None if segment_ids is None else _documents(segment_ids)
     counts = [jnp.sum(shifted_targets(labels, docs, by) != IGNORED) for by in range(1, config.mtp_predictions + 2)]
     live = jnp.asarray(labels.size) if docs is None else jnp.sum(docs > 0)
     zero = jnp.zeros(())
@@ -147,9 +151,17 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
             raise ValueError(f"{name} is {jnp.shape(x)}; expected {tokens.shape}, the shape of tokens")
     if tokens.ndim != 2 or tokens.shape[1] > config.max_length:
         raise ValueError(f"tokens are {tokens.shape}; expected [B, T] with T at most max_length {config.max_length}")
-    docs = None if segment_ids is None else document_ids(segment_ids)
+    ranks = ways("tokens")
+    context.check_rows(tokens.shape[1], ranks)
+    if ranks > 1 and segment_ids is None:
+        segment_ids = jnp.ones(tokens.shape, jnp.int32)  # what a rank hands on is a matter of documents
+    docs = None if segment_ids is None else _documents(segment_ids)
     positions = positions_in_documents(tokens.shape, docs) if positions is None else jnp.asarray(positions)
     rope = rope_table(positions, config.rotary_dim, config)
+    split = None
+    if ranks > 1:
+        split = Split(docs, constrain(live_between(docs, ranks), ("batch", "tokens", None)))
+        docs = constrain(docs, ("batch", "tokens"))
     return Sequence(
         docs=docs,
         live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
@@ -158,7 +170,13 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
         rope=rope,
         rotation=rotation_lanes(*rope, config.head_dim) if uses_kernels(tokens.shape, config) else None,
         latent_rope=rope_table(positions, config.rope_dim, config),
+        split=split,
     )
+
+
+def _documents(segment_ids):
+    """[B, T] document numbers, of whole rows on every device."""
+    return document_ids(constrain(jnp.asarray(segment_ids), ("batch", None)))
 
 
 def positions_in_documents(shape, docs_BT):
@@ -190,7 +208,7 @@ def _trunk(params: Params, tokens, sequence: Sequence, config: ModelConfig, cach
 def _embed(params: Params, tokens_BT, config: ModelConfig):
     leaves = {"embed": jnp.asarray(params["embed"])}  # of numpy where it comes from a file
     table = gathered(leaves, {"embed": embed_leaf(config)}, config.compute_dtype)["embed"].astype(config.compute_dtype)
-    return constrain(table[jnp.asarray(tokens_BT)], ("batch", None, None))
+    return constrain(table[jnp.asarray(tokens_BT)], ("batch", "tokens", None))
 
 
 def routers_in(routers) -> list[Router]:

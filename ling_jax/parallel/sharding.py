@@ -15,8 +15,9 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 # Logical axis -> mesh axes. What is not named here, and None, is not split.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "tokens": ("context",),  # the ranks of a row, neighbours in its order (`parallel.context`)
     "vocab": ("tensor",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),  # ranks have the same weights: each stores a part
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
@@ -59,8 +60,8 @@ def shardings(spec, mesh: jax.sharding.Mesh):
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Of [batch, …] arrays."""
-    return NamedSharding(mesh, partition_spec(("batch",)))
+    """Of [batch, tokens, …] arrays."""
+    return NamedSharding(mesh, partition_spec(("batch", "tokens")))
 
 
 def one_device() -> bool:
@@ -124,7 +125,7 @@ _gathered.defvjp(_gathered_fwd, _gathered_bwd)
 
 def local(size: int, axis: str) -> int:
     """How much of a dimension a device of the mesh in scope has, if it can be split evenly; else all."""
-    return size // _ways(axis) if size % _ways(axis) == 0 else size
+    return size // ways(axis) if size % ways(axis) == 0 else size
 
 
 def per_device(function, in_axes, out_axes):
@@ -139,7 +140,7 @@ def per_device(function, in_axes, out_axes):
     def specs(axes):
         if axes is None:
             return None
-        split = [axis if axis and size % _ways(axis) == 0 else None for size, axis in axes]
+        split = [axis if axis and size % ways(axis) == 0 else None for size, axis in axes]
         return partition_spec(tuple(split))
 
     in_specs, out_specs = (tuple(map(specs, axes)) for axes in (in_axes, out_axes))
@@ -147,9 +148,10 @@ def per_device(function, in_axes, out_axes):
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _ways(axis: str) -> int:
+def ways(axis: str) -> int:
+    """How many ways the mesh in scope splits a logical axis."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))
+    return 1 if one_device() else int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))
 
 
 def _check_splits(name: str, leaf, mesh: jax.sharding.Mesh) -> None:

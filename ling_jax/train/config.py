@@ -135,7 +135,6 @@ TRAINING: tuple[Rule, ...] = (
     ),
     (("data.seed", "train.seed"), lambda x: x < 2**32, "must be below 2^32"),
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
-    (("mesh.context",), lambda x: x == 1, "must be 1: no array is split along it"),
 )  # fmt: skip
 OPTIMIZER: tuple[Rule, ...] = (
     (("optimizer.peak_lr",), lambda x: 0 < x < math.inf, "must be positive and finite"),

@@ -19,6 +19,7 @@ from ling_jax import data
 from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.parallel import context
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
 from ling_jax.spec import Params
 from ling_jax.train import hosts
@@ -101,6 +102,7 @@ def prepare_run(
     workdir = open_workdir(workdir)
     check_workdir(config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
+    context.check_rows(config.data.sequence_length, mesh.shape["context"])
     _say_padding(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract = abstract_state(model, optimizer, mesh, trainable)
