@@ -115,9 +115,7 @@ def uses_kernels(shape_BT: tuple[int, int], config: ModelConfig) -> bool:
         return False
     heads, grouped, dim = local(c.num_heads, "heads"), c.num_heads // c.num_norm_groups, c.head_dim
     whole_groups = heads % grouped == 0
-    return whole_groups and suits_layer(
-        c.compute_dtype, batch, length, heads, heads // grouped, dim, dim
-    )
+    return whole_groups and suits_layer(c.compute_dtype, batch, length, heads, heads // grouped, dim, dim)
 
 
 def kernel_form(params, x_BTD, sequence, log_decay_H, state_BHKV, config: ModelConfig, interpret: bool = False):

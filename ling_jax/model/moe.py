@@ -1,5 +1,6 @@
 """Feed-forward layers: dense SwiGLU and the mixture of experts (docs/architecture.md §8)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.parallel import experts
+from ling_jax.parallel.sharding import per_device
 from ling_jax.spec import Leaf, Spec, normal, zeros
 
 
@@ -58,7 +60,9 @@ def moe(params, x_BTD, live_BT, config: ModelConfig):
     """(Σ weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router); `live_BT` marks what loads count."""
     with jax.named_scope("router"):
         logits_BTE = router_logits(params["router"], x_BTD)
-        index_BTk, weight_BTk = route(logits_BTE, params["expert_bias"], config)
+        tokens = ((x_BTD.shape[0], "batch"), (x_BTD.shape[1], "tokens"))
+        choose = per_device(functools.partial(route, config=config), (tokens, ()), (tokens, tokens))
+        index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"])  # the compiler would gather them to sort them
     with jax.named_scope("experts"):
         matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
         y_BTD, drops = experts.expert_parallel(x_BTD, weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT, matrices)

@@ -156,7 +156,9 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
     if ranks > 1 and segment_ids is None:
         segment_ids = jnp.ones(tokens.shape, jnp.int32)  # what a rank hands on is a matter of documents
     docs = None if segment_ids is None else _documents(segment_ids)
-    positions = positions_in_documents(tokens.shape, docs) if positions is None else jnp.asarray(positions)
+    if positions is None:
+        positions = constrain(positions_in_documents(tokens.shape, docs), ("batch", None))
+    positions = constrain(jnp.asarray(positions), ("batch", "tokens"))
     rope = rope_table(positions, config.rotary_dim, config)
     split = None
     if ranks > 1:
@@ -176,7 +178,8 @@ def make_sequence(tokens, config: ModelConfig, positions=None, segment_ids=None)
 
 def _documents(segment_ids):
     """[B, T] document numbers, of whole rows on every device."""
-    return document_ids(constrain(jnp.asarray(segment_ids), ("batch", None)))
+    whole = ("batch", None)
+    return constrain(document_ids(constrain(jnp.asarray(segment_ids), whole)), whole)
 
 
 def positions_in_documents(shape, docs_BT):

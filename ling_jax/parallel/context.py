@@ -1,4 +1,4 @@
-"""Causal softmax attention over rows that are split among ranks, the devices along `context` (docs/architecture.md §15).
+"""Causal softmax attention over rows split among ranks, the devices along `context` (docs/architecture.md §15).
 
 Rank r of R has the r-th stretch of T/R neighbouring tokens. The few numbers that keys and values are made of are
 gathered. Queries of late tokens see more keys, so a rank computes the first half of its own queries and the second half
@@ -123,9 +123,7 @@ def _forward(expand, scale, weights, q_PNBCHK, kv_S, places: Places):
     wide = jnp.promote_types(q_PNBCHK.dtype, jnp.float32)
     q_PNBGHCK = _grouped(q_PNBCHK, k.shape[2])
     shape = q_PNBGHCK.shape[:-1]
-    empty = Merged(
-        jnp.full(shape, jnp.finfo(wide).min), jnp.zeros(shape, wide), jnp.zeros((*shape, v.shape[-1]), wide)
-    )
+    empty = Merged(jnp.full(shape, jnp.finfo(wide).min), jnp.zeros(shape, wide), jnp.zeros((*shape, v.shape[-1]), wide))
 
     def pair(merged, numbers):
         p, s = numbers
@@ -173,9 +171,7 @@ def _attend_backward(expand, scale, residuals, d_out):
             return (d_k, d_v), product("BGHCS,BSGK->BGHCK", d_score, k_BSGK)
 
         none = jnp.zeros(k_BSGK.shape, wide), jnp.zeros(v_BSGV.shape, wide)
-        of_stretch = jax.tree.map(
-            lambda x: x[p], (q, places.query_docs, places.query_at, d_out, logsumexp, shift)
-        )
+        of_stretch = jax.tree.map(lambda x: x[p], (q, places.query_docs, places.query_at, d_out, logsumexp, shift))
         (d_k, d_v), d_q = jax.lax.scan(block, none, of_stretch)
         d_weights, d_kv = pull((d_k.astype(k_BSGK.dtype), d_v.astype(v_BSGV.dtype)))
         add = lambda total, x: total + x.astype(wide)  # noqa: E731

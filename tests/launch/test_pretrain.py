@@ -65,7 +65,7 @@ BAD_FLAGS = {
     "--config.model.compute_dtype=int32": "compute_dtype is 'int32'; it is one of float32",
     "--config.optimizer.b1=2.0": "optimizer.b1 is 2.0; it must be at least 0 and below 1",
     "--config.train.seed=-1": "train.seed is -1; it must not be negative",
-    "--config.mesh.context=2": "mesh.context is 2; it must be 1",
+    "--config.mesh.context=2": "does not fill",
     "--worker=3": "Unknown command line flag 'worker'",
     "steps=3": "'steps=3' is no flag",
 }

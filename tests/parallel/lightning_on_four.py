@@ -9,31 +9,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ling_jax.model.layers import Split
 from ling_jax.model.lightning import kernel_form, lightning_spec
-from ling_jax.parallel.sharding import batch_sharding, make_mesh, shardings
+from ling_jax.parallel.sharding import batch_sharding, make_mesh, shardings, ways
+from pallas_kernels.lightning_attention.context import live_between
 from tests.model.test_lightning_layer import CONFIG, layer_inputs
 
-MESHES = [{"data": 2, "tensor": 2}, {"fsdp": 4}]  # two rows: four ways do not split them
+MESHES = [{"data": 2, "tensor": 2}, {"fsdp": 4}, {"context": 2, "tensor": 2}]  # two rows: four ways do not split them
 
 
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 4)
-    params, x_BTD, sequence, log_decay, state, d_y_BTD = layer_inputs(CONFIG, 2, 389, True, jnp.float32)
+    params, x_BTD, sequence, log_decay, state, d_y_BTD = layer_inputs(CONFIG, 2, 388, True, jnp.float32)
 
     @functools.partial(jax.jit, static_argnames="sizes")  # compiled anew for each mesh
-    def step(params, x_BTD, sizes):
-        form = functools.partial(kernel_form, interpret=True)
-        call = lambda params, x_BTD: form(params, x_BTD, sequence, log_decay, state, CONFIG)  # noqa: E731
+    def step(params, x_BTD, state, sizes):
+        """Output, final state if rows are whole, gradients."""
+        ranks = ways("tokens")
+        split = None if ranks == 1 else Split(sequence.docs, live_between(sequence.docs, ranks))
+        form = functools.partial(kernel_form, interpret=True, config=CONFIG, state_BHKV=state)
+        call = lambda params, x_BTD: form(params, x_BTD, sequence._replace(split=split), log_decay)  # noqa: E731
         (y_BTD, final), pull = jax.vjp(call, params, x_BTD)
+        final = final if state is not None else jnp.zeros_like(final)
         return y_BTD, final, *pull((d_y_BTD, final))
 
-    wanted = step(params, x_BTD, None)
     for sizes in MESHES:
-        mesh = make_mesh(sizes)
+        mesh, given = make_mesh(sizes), None if "context" in sizes else state
+        wanted = step(params, x_BTD, given, None)
         placed = jax.device_put(params, shardings(lightning_spec(CONFIG), mesh))
-        rows = jax.device_put(x_BTD, batch_sharding(mesh)) if 2 % (4 // sizes.get("tensor", 1)) == 0 else x_BTD
+        rows = jax.device_put(x_BTD, batch_sharding(mesh)) if "fsdp" not in sizes else x_BTD
         with jax.set_mesh(mesh):
-            found = step(placed, rows, tuple(sizes.items()))
+            found = step(placed, rows, given, tuple(sizes.items()))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max()), err_msg=str(sizes))
     print("equal")
