@@ -36,9 +36,9 @@ def local_state(k, v, log_decay, docs):
     dtype = jnp.promote_types(k.dtype, jnp.float32)
     live_BC = docs > 0
     after_BC = live_BC.sum(axis=1, keepdims=True) - jnp.cumsum(live_BC, axis=1)
-    kept_BC = live_BC & (docs == docs.max(axis=1, keepdims=True))
-    scale_BCH1 = _decay(log_decay, jnp.where(kept_BC, after_BC, -1), dtype)[..., None]
-    return jnp.einsum("BCHK,BCHV->BHKV", k.astype(dtype) * scale_BCH1, v.astype(dtype))
+    kept_BC11 = (live_BC & (docs == docs.max(axis=1, keepdims=True)))[..., None, None]
+    k_BCHK, v_BCHV = (jnp.where(kept_BC11, x.astype(dtype), 0) for x in (k, v))  # what is not finite stays outside
+    return jnp.einsum("BCHK,BCHV->BHKV", k_BCHK * _decay(log_decay, after_BC, dtype)[..., None], v_BCHV)
 
 
 def entering_state(states, between, log_decay):
@@ -46,10 +46,11 @@ def entering_state(states, between, log_decay):
 
     between [B, R]: this rank's row of `live_between`.
     """
-    scale_BRH = _decay(log_decay, between, states.dtype)
-    return jnp.sum(jnp.moveaxis(scale_BRH, 1, 0)[..., None, None] * states, axis=0)
+    steps_RB = between.T
+    kept_RBHKV = jnp.where((steps_RB >= 0)[..., None, None, None], states, 0)
+    return jnp.sum(kept_RBHKV * _decay(log_decay, jnp.maximum(steps_RB, 0), states.dtype)[..., None, None], axis=0)
 
 
 def _decay(log_decay, steps, dtype):
-    """[…, H] exp(log_decay · steps), 0 where steps are negative."""
-    return jnp.where(steps[..., None] >= 0, jnp.exp(log_decay.astype(dtype) * jnp.maximum(steps, 0)[..., None]), 0)
+    """[…, H] exp(log_decay · steps)."""
+    return jnp.exp(log_decay.astype(dtype) * steps[..., None])

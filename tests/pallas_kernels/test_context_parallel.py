@@ -73,11 +73,26 @@ def test_ranks_equal_the_whole_row(seed):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+def test_what_is_not_finite_stays_in_its_document():
+    """Of states that are handed on and of their gradients; the second of three documents goes over four ranks of five
+    tokens, from the third token to the last but two."""
+    docs = jnp.repeat(jnp.arange(1, 4), jnp.asarray([2, 16, 2]), total_repeat_length=20)[None]
+    k, v = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 20, 2, 4)), jnp.float32)
+    bad = docs[0] == 2
+
+    def handed(k, v):
+        return split_attention(k, k, v, jnp.asarray([-0.7, -0.01]), docs, 4)[1]
+
+    states, pull = jax.vjp(handed, *(jnp.where(bad[:, None, None], jnp.nan, x) for x in (k, v)))
+    assert np.isnan(states[1:]).all() and not states[0].any()
+    assert all(np.isfinite(x[:, ~bad]).all() for x in pull(states))
+
+
 def test_strong_decay_over_many_ranks_stays_finite():
     """Only differences are raised: no exponent is positive, however many tokens stand before."""
-    ranks, log_decay = 8, jnp.asarray([-5.0, -1e-3])
-    q, k, v = jnp.ones((3, 1, 8 * 64, 2, 4), jnp.float32)
-    docs = jnp.ones((1, 8 * 64), jnp.int32)
+    ranks, log_decay = 4, jnp.asarray([-5.0, -1e-3])
+    q, k, v = jnp.ones((3, 1, 4 * 64, 2, 4), jnp.float32)
+    docs = jnp.ones((1, 4 * 64), jnp.int32)
     whole, _ = lightning_attention(q, k, v, log_decay, backend="xla")
     split, *_ = split_attention(q, k, v, log_decay, docs, ranks)
     np.testing.assert_allclose(split, whole, rtol=2e-5)
