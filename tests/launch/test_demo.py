@@ -79,10 +79,11 @@ def test_sigterm_is_passed_on_and_handlers_come_back():
 
 
 def test_time_left_follows_the_machine():
-    expected = [stage.seconds for stage in demo.STAGES]
-    assert demo.remaining({}, 0) == sum(expected)
-    twice_as_slow = {stage.name: 2 * stage.seconds for stage in demo.STAGES[:3]}
-    assert demo.remaining(twice_as_slow, 3) == pytest.approx(2 * sum(expected[3:]))
+    expected = [stage.full for stage in demo.STAGES]
+    assert demo.remaining({}, 0, "full") == sum(expected)
+    twice_as_slow = {stage.name: 2 * stage.full for stage in demo.STAGES[:3]}
+    assert demo.remaining(twice_as_slow, 3, "full") == pytest.approx(2 * sum(expected[3:]))
+    assert demo.remaining({}, 1, "quick") == sum(stage.quick for stage in demo.STAGES[1:])
 
 
 def test_time_of_a_stage_adds_up_over_starts(tmp_path):
@@ -125,6 +126,7 @@ def test_the_quick_demo_runs_all_stages_and_then_none(whole):
     assert "the logits are bit-equal" in first.stdout
     report = json.loads((folder / "report.json").read_text())
     assert [row["name"] for row in report["stages"]] == NAMES
+    assert 0 < report["claims"][0]["value"] < 1e-4  # wrong weights, masks or positions differ by far more
     again = subprocess.run(quick(folder), cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and again.stdout.count("complete: ") == len(NAMES)
     assert json.loads((folder / "report.json").read_text())["findings"] == report["findings"]

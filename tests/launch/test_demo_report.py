@@ -39,7 +39,7 @@ def folder(tmp_path):
 
 
 def write(folder):
-    table, _ = demo_report.write(folder, NAMES, {"sft": 12.0, "kpop": 30.0})
+    table = demo_report.write(folder, NAMES, {"sft": 12.0, "kpop": 30.0})
     return table, json.loads((folder / "report.json").read_text())
 
 
