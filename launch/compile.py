@@ -4,7 +4,8 @@
 
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs: optimiser, MTP, experts and kernels included. Fields of the config are overridden by
-`--config.mesh.expert=16`. Exit code 2: the config, the topology or the mesh is no good, or the program does not fit.
+`--config.mesh.expert=16`. Exit code 2: the config, the topology or the mesh is no good, or the program does not fit
+(the report is written all the same).
 """
 
 import json
@@ -20,7 +21,7 @@ os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONM
 from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 
-from launch.flags import define_config, run_program, usage_errors  # noqa: E402
+from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
@@ -35,11 +36,15 @@ SAVE = flags.DEFINE_string("save", "", "where the executable goes, for jax.exper
 
 def main() -> None:
     with usage_errors():
+        for flag in (JSON_OUT, SAVE):
+            check_output(flag.name, flag.value)
         config = from_dict(PretrainConfig, CONFIG.value.to_dict())
         fields = compile_and_report(config, TOPOLOGY.value, PROGRAM.value, rows=ROWS.value, save=SAVE.value)
-    print(as_text(PROGRAM.value, fields), flush=True)
-    if JSON_OUT.value:
-        epath.Path(JSON_OUT.value).write_text(json.dumps(fields, indent=1) + "\n")
+        print(as_text(PROGRAM.value, fields), flush=True)
+        if JSON_OUT.value:
+            epath.Path(JSON_OUT.value).write_text(json.dumps(fields, indent=1) + "\n")
+        if fields["problem"]:
+            raise ValueError(f"it does not fit: {fields['problem']}")
 
 
 if __name__ == "__main__":

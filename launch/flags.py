@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import ml_collections
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from ling_jax.config import nearest
@@ -51,6 +52,14 @@ def check_sampling(temperature: float, top_p: float, stop: Sequence[str]) -> Non
             raise ValueError(f"--{name} is {value}; expected a finite number")
     if "" in stop:
         raise ValueError("--stop is empty: every text ends there; name a text, or leave it out")
+
+
+def check_output(flag: str, file: str) -> None:
+    """Raises ValueError where a file to write (or "") cannot be one: before the work that fills it."""
+    if file and epath.Path(file).is_dir():
+        raise ValueError(f"--{flag}={file} is a folder; name a file in it")
+    if file and not epath.Path(file).absolute().parent.is_dir():
+        raise ValueError(f"--{flag}={file}: its folder does not exist")
 
 
 def _fail(error) -> NoReturn:

@@ -3,19 +3,20 @@
 import dataclasses
 import math
 import pickle
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from etils import epath
 from jax.experimental import serialize_executable
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ling_jax import model
 from ling_jax import spec as specs
-from ling_jax.compile.report import DoesNotFit, check_fits, compile_program, report, state_bytes
-from ling_jax.compile.topology import Chip, describe
+from ling_jax.compile.report import Compiled, compile_program, report, state_bytes
+from ling_jax.compile.topology import describe
 from ling_jax.config import ModelConfig
+from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.loss import head_logits
 from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, shardings
@@ -25,47 +26,76 @@ from ling_jax.train.programs import lower_train_step
 from ling_jax.train.state import abstract_state
 
 
+class Program(NamedTuple):
+    lower: Callable[[], Any]
+    argument_bytes: int  # of one device
+    tokens: int
+
+
 def compile_and_report(
     config: PretrainConfig, topology: str, program: str = "train", *, rows: int = 0, save: str = ""
 ) -> dict[str, Any]:
     """The report (`report.report`) of a program of the config: "train", "prefill" or "decode" of `rows` rows.
 
-    Raises ValueError where the topology does not exist, the mesh does not fill it or the program does not fit.
+    Its `problem` says what is missing and the smallest change that would do, where the program does not fit. Raises
+    ValueError where the topology does not exist or the mesh does not fill it.
     """
     devices, chip = describe(topology)
-    mesh, length = make_mesh(dataclasses.asdict(config.mesh), devices), config.data.sequence_length
+    mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
     rows = rows or math.prod(mesh.shape[axis] for axis in RULES["batch"])
-    if program == "train":
-        check_state_fits(config, mesh, chip)
-        lowered, tokens = lower_train(config, mesh), config.train.batch_size * length
-    elif program == "prefill":
-        lowered, tokens = lower_prefill(config.model, rows, length, mesh), rows * length
+    wanted = _train_program(config, mesh) if program == "train" else _read_program(config, mesh, rows, program)
+    if wanted.argument_bytes > chip.hbm_bytes:  # known without minutes of compilation
+        compiled = Compiled(None, 0.0, wanted.argument_bytes)
     else:
-        lowered, tokens = lower_decode(config.model, rows, length, mesh), rows
-    compiled, seconds = compile_program(lowered)
-    fields = report(
-        compiled, seconds, config.model, mesh, chip, tokens=tokens, length=length, trains=program == "train"
-    )
-    fields |= {"topology": topology, "program": program}
-    if program == "train":
+        compiled = compile_program(wanted.lower())
+    length, trains = config.data.sequence_length, program == "train"
+    fields = report(compiled, config.model, mesh, chip, tokens=wanted.tokens, length=length, trains=trains)
+    fields |= {"topology": topology, "program": program, "argument_bytes": wanted.argument_bytes}
+    if trains:
         fields |= {"microbatches": config.train.microbatches, "batch_size": config.train.batch_size}
-    check_fits(fields)
-    if save:
-        payload = serialize_executable.serialize(compiled)
-        epath.Path(save).write_bytes(pickle.dumps(payload))
+    else:
+        fields |= {"rows": rows}
+    fields["problem"] = "" if fields["fits"] else misfit(fields)
+    if save and compiled.executable is not None:
+        with replacing(save) as file:
+            pickle.dump(serialize_executable.serialize(compiled.executable), file)
     return fields
 
 
-def check_state_fits(config: PretrainConfig, mesh, chip: Chip) -> None:
-    """Before minutes of compilation: parameters and moments alone have to fit."""
-    needed = state_bytes(abstract_state(config.model, make_optimizer(config.optimizer, config.train.steps), mesh))
-    if needed > chip.hbm_bytes:
-        ways = math.ceil(needed / chip.hbm_bytes)
-        over = (needed - chip.hbm_bytes) / 1e9
-        raise DoesNotFit(
-            f"parameters and optimiser take {needed / 1e9:.1f} GB of every device, {over:.1f} GB too many: split "
-            f"them {ways} times further (mesh.fsdp or mesh.expert {ways} times as large), on more devices if need be"
+def misfit(fields: dict[str, Any]) -> str:
+    """By how much a program does not fit, and the smallest change that would do; estimates say "about"."""
+    needed, has, arguments = fields["hbm_peak_bytes"], fields["hbm_bytes"], fields["argument_bytes"]
+    over = f"{needed / 1e9:.1f} GB of every device, {(needed - has) / 1e9:.1f} GB too many"
+    if arguments > has:
+        ways = math.ceil(arguments / has)
+        return (
+            f"its arguments alone (parameters, moments, caches) take {over}: split them {ways} times further "
+            f"(mesh.fsdp or mesh.expert {ways} times as large, on more devices if need be)"
         )
+    message = f"the program takes {over}; "
+    if fields["program"] != "train":
+        return f"{message}half of the rows (--rows={max(fields['rows'] // 2, 1)}) or of the length is the next to try"
+    microbatches, split = fields["microbatches"], math.prod(fields["mesh"][axis] for axis in RULES["batch"])
+    for more in range(microbatches + 1, fields["batch_size"] // split + 1):
+        smaller = arguments + (needed - arguments) * microbatches / more
+        if smaller <= has and fields["batch_size"] % more == 0:
+            return f"{message}train.microbatches={more} would make it about {smaller / 1e9:.1f} GB"
+    ways = math.ceil(needed / has)
+    return f"{message}{ways} times the devices along mesh.fsdp would do, or shorter rows, or model.remat='full'"
+
+
+def _train_program(config: PretrainConfig, mesh) -> Program:
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    held = state_bytes(abstract_state(config.model, optimizer, mesh))
+    return Program(lambda: lower_train(config, mesh), held, config.train.batch_size * config.data.sequence_length)
+
+
+def _read_program(config: PretrainConfig, mesh, rows: int, program: str) -> Program:
+    length = config.data.sequence_length
+    cache = abstract_cache(config.model, rows, length, mesh, empty=program == "prefill")
+    tokens = length if program == "prefill" else 1
+    held = state_bytes((abstract_params(config.model, mesh), cache))
+    return Program(lambda: lower_read(config.model, cache, tokens, mesh), held, rows * tokens)
 
 
 def lower_train(config: PretrainConfig, mesh):
@@ -75,17 +105,9 @@ def lower_train(config: PretrainConfig, mesh):
     return lower_train_step(config.model, config.train, config.data.sequence_length, optimizer, abstract, mesh)
 
 
-def lower_prefill(config: ModelConfig, rows: int, length: int, mesh):
-    """(logits of the last token [B, W], the cache): `length` tokens into an empty cache."""
-    return _lower_read(config, _abstract_cache(config, rows, length, mesh, empty=True), length, mesh)
+def lower_read(config: ModelConfig, cache: Cache, tokens: int, mesh):
+    """(logits of the last token [B, W], the cache): so many tokens a row into the cache, which is used up."""
 
-
-def lower_decode(config: ModelConfig, rows: int, length: int, mesh):
-    """The same for one token a row, where the cache has room for `length`; the cache given to it is used up."""
-    return _lower_read(config, _abstract_cache(config, rows, length, mesh, empty=False), 1, mesh)
-
-
-def _lower_read(config: ModelConfig, cache: Cache, tokens: int, mesh):
     def read(params, tokens_BT, cache):
         hidden_BTD, _, cache = model.read(params, tokens_BT, config, cache)
         return head_logits(params["head"], hidden_BTD[:, -1:]), cache
@@ -95,11 +117,11 @@ def _lower_read(config: ModelConfig, cache: Cache, tokens: int, mesh):
     with jax.set_mesh(mesh):
         placed = jax.tree.map(lambda leaf: leaf.sharding, cache)
         return jax.jit(read, donate_argnums=2, out_shardings=(None, placed)).lower(
-            _abstract_params(config, mesh), tokens_BT, cache
+            abstract_params(config, mesh), tokens_BT, cache
         )
 
 
-def _abstract_params(config: ModelConfig, mesh):
+def abstract_params(config: ModelConfig, mesh):
     """Weights of generation: in the compute dtype, but what is computed in float32."""
     spec = model.model_spec(config)
 
@@ -113,7 +135,8 @@ def _abstract_params(config: ModelConfig, mesh):
     )
 
 
-def _abstract_cache(config: ModelConfig, rows: int, room: int, mesh, *, empty: bool) -> Cache:
+def abstract_cache(config: ModelConfig, rows: int, room: int, mesh, *, empty: bool) -> Cache:
+    """A cache with room for `room` tokens a row. Raises ValueError where the mesh cannot split the rows evenly."""
     spec = cache_spec(config, rows, room, jnp.dtype(config.compute_dtype))
     layers = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -4,7 +4,7 @@ import math
 import re
 import resource
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,21 +16,32 @@ from ling_jax.model import model_spec
 from ling_jax.train.metrics import flops_per_token, mtp_flops_per_token
 
 
-class DoesNotFit(ValueError):
-    """The program needs more memory than a device has."""
+class Compiled(NamedTuple):
+    executable: Any  # None where there is none, because a device has too little memory
+    seconds: float
+    hbm_bytes: float  # that the program takes of a device; without an executable what is known to be missing at least
 
 
-def compile_program(lowered) -> tuple[Any, float]:
-    """(the executable, seconds). Raises `DoesNotFit` with the compiler's numbers."""
+def compile_program(lowered) -> Compiled:
+    """Compiles it; what needs more memory than a device has comes back without an executable."""
     begun = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        used = re.search(r"Used \S+ of \S+ hbm\. Exceeded hbm capacity by \S+", str(error))
-        raise DoesNotFit(used[0] if used else str(error).splitlines()[0]) from None
-    return compiled, time.perf_counter() - begun
+        return Compiled(None, time.perf_counter() - begun, bytes_asked_for(str(error)))
+    return Compiled(executable, time.perf_counter() - begun, hbm_peak(executable))
+
+
+def bytes_asked_for(error: str) -> float:
+    """What a program would take of a device, from the compiler's words: of all, or of its temporaries alone where the
+    compiler saw at once that these are too many."""
+    sizes = re.search(r"Used ([\d.]+)([KMG]) of \S+ hbm|temporaries \(([\d.]+)([KMG])\)", error)
+    if sizes is None:
+        raise ValueError(f"the compiler refuses the program: {error.splitlines()[0]}")
+    number, unit = [part for part in sizes.groups() if part]
+    return float(number) * 2.0 ** {"K": 10, "M": 20, "G": 30}[unit]
 
 
 def hbm_peak(compiled) -> int:
@@ -50,52 +61,68 @@ def bounds(work: Work, chip: Chip) -> dict[str, float]:
 
 
 def report(
-    compiled, seconds: float, config: ModelConfig, mesh, chip: Chip, *, tokens: int, length: int, trains: bool
+    compiled: Compiled, config: ModelConfig, mesh, chip: Chip, *, tokens: int, length: int, trains: bool
 ) -> dict[str, Any]:
     """The fields of `launch.compile`, of a program that handles `tokens` tokens in rows of `length`.
 
     FLOPs of the model are matmuls and attention, forward and, where it `trains`, backward; no recomputation, no
     embedding lookup. `mfu_bound` is the share of the devices' peak that they are at the time bound: 1 at the most.
+    What only a compiled program tells is None without one.
     """
-    work = read_work(compiled.as_text(), dict(mesh.shape))
-    seconds_of, per_token = bounds(work, chip), flops_per_token(config, length) / (1 if trains else 3)
-    limiting = max(seconds_of, key=seconds_of.get)
-    bound, peak = seconds_of[limiting], hbm_peak(compiled)
-    mfu = per_token * tokens / (mesh.size * chip.flops * bound)
-    assert mfu <= 1, f"a step takes {bound} s at the least, and its model FLOPs alone take {mfu} times that"
-    return {
+    per_token = flops_per_token(config, length) / (1 if trains else 3)
+    fields = {
         "parameters": specs.count(model_spec(config)),
         "tokens_per_step": tokens,
         "sequence_length": length,
         "mesh": dict(mesh.shape),
         "model_flops": per_token * tokens,
         "model_flops_mtp": mtp_flops_per_token(config, length) / (1 if trains else 3) * tokens,
-        "compile_seconds": seconds,
+        "compile_seconds": compiled.seconds,
         "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "hbm_peak_bytes": peak,
+        "hbm_peak_bytes": compiled.hbm_bytes,
         "hbm_bytes": chip.hbm_bytes,
-        "hbm_fraction": peak / chip.hbm_bytes,
-        "flops_per_chip": work.flops,
-        "matrix_unit_flops_per_chip": work.matrix_unit_flops,
-        "bytes_per_chip": work.hbm_bytes,
-        "collective_bytes_per_chip": work.collective_bytes,
-        "seconds": seconds_of,
-        "step_seconds_bound": bound,
-        "limiting_term": limiting,
-        "mfu_bound": mfu,
-        "collectives": [collective._asdict() for collective in work.collectives],
-        "open_loops": len(work.open_loops),
+        "hbm_fraction": compiled.hbm_bytes / chip.hbm_bytes,
+        "fits": compiled.executable is not None and compiled.hbm_bytes <= chip.hbm_bytes,
         "backend": "tpu",
     }
+    if compiled.executable is None:
+        return fields | dict.fromkeys(WORK_FIELDS)
+    return fields | _work_fields(
+        read_work(compiled.executable.as_text(), dict(mesh.shape)), mesh, chip, per_token * tokens
+    )
+
+
+WORK_FIELDS = (
+    "flops_per_chip", "matrix_unit_flops_per_chip", "bytes_per_chip", "collective_bytes_per_chip", "seconds",
+    "step_seconds_bound", "limiting_term", "mfu_bound", "collectives", "open_loops",
+)  # fmt: skip
+
+
+def _work_fields(work: Work, mesh, chip: Chip, model_flops: float) -> dict[str, Any]:
+    seconds_of = bounds(work, chip)
+    limiting = max(seconds_of, key=seconds_of.get)
+    bound = seconds_of[limiting]
+    mfu = model_flops / (mesh.size * chip.flops * bound)
+    assert mfu <= 1, f"a step takes {bound} s at the least, and its model FLOPs alone take {mfu} times that"
+    values = (
+        work.flops, work.matrix_unit_flops, work.hbm_bytes, work.collective_bytes, seconds_of, bound, limiting, mfu,
+        [collective._asdict() for collective in work.collectives], len(work.open_loops),
+    )  # fmt: skip
+    return dict(zip(WORK_FIELDS, values, strict=True))
 
 
 def as_text(name: str, fields: dict[str, Any]) -> str:
     """The report as a few lines."""
     gb = lambda key: f"{fields[key] / 1e9:.1f} GB"  # noqa: E731
-    times = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in fields["seconds"].items())
+    at_least = "" if fields["mfu_bound"] else "at least "
     lines = [
         f"{name}: compiled in {fields['compile_seconds']:.0f} s, {gb('host_peak_bytes')} of host memory",
-        f"  memory    {gb('hbm_peak_bytes')} of {gb('hbm_bytes')} HBM ({fields['hbm_fraction']:.0%})",
+        f"  memory    {at_least}{gb('hbm_peak_bytes')} of {gb('hbm_bytes')} HBM ({fields['hbm_fraction']:.0%})",
+    ]
+    if fields["mfu_bound"] is None:
+        return "\n".join(lines)
+    times = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in fields["seconds"].items())
+    lines += [
         f"  work      {fields['flops_per_chip'] / 1e12:.4g} TFLOP, {gb('bytes_per_chip')} of HBM traffic and "
         f"{gb('collective_bytes_per_chip')} from other devices, each",
         f"  time      at the least {fields['step_seconds_bound']:.4g} s, limited by {fields['limiting_term']}: {times}",
@@ -105,16 +132,6 @@ def as_text(name: str, fields: dict[str, Any]) -> str:
         axes = "×".join(row["axes"]) or "one device"
         lines.append(f"  {row['kind']:<20} along {axes:<22} {row['count']:>8} times {row['bytes'] / 1e9:>10.3f} GB")
     return "\n".join(lines)
-
-
-def check_fits(fields: dict[str, Any]) -> None:
-    """Raises `DoesNotFit` where the peak is more than the device has."""
-    over = fields["hbm_peak_bytes"] - fields["hbm_bytes"]
-    if over > 0:
-        raise DoesNotFit(
-            f"it needs {fields['hbm_peak_bytes'] / 1e9:.1f} GB of every device, {over / 1e9:.1f} GB too much; "
-            "more microbatches (train.microbatches) make activations smaller, a larger mesh.fsdp parameters"
-        )
 
 
 def state_bytes(abstract) -> int:

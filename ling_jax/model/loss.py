@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ling_jax.model.mtp import shift_in_documents
-from ling_jax.parallel.sharding import RULES, one_device, split_axes
+from ling_jax.parallel.sharding import RULES, one_device, partition_spec, token_axes
 
 IGNORED = -100
 
@@ -49,73 +49,20 @@ def head_logits(head_DW, hidden_BTD):
     )
 
 
-def cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
-    """Σ -log softmax(hidden · head)[target] over targets that are not -100.
-
-    On a mesh every device sums over its own rows with the whole head (its part of the vocabulary, where `tensor`
-    splits that), and the head's gradient is added up over devices once, not after every chunk.
-    """
-
-    def total(hidden_BTD, head_DW, targets_BT, axes):
-        return jax.lax.psum(_cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk), axes)
-
-    return _by_tokens(total, hidden_BTD, head_DW, targets_BT, of_tokens=False)
-
-
-def _by_tokens(function, hidden_BTD, head_DW, targets_BT, *, of_tokens: bool):
-    """`function(hidden, head, targets, mesh axes that split the tokens)`, each device with its own tokens and the head.
-
-    The result is per token, [B, T], or the same on all devices.
-    """
-    if one_device():
-        return function(hidden_BTD, head_DW, targets_BT, ())
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = [split_axes(axis, size, mesh) for axis, size in zip(("batch", "tokens"), targets_BT.shape, strict=True)]
-
-    def on_device(hidden_BTD, head_DW, targets_BT):
-        head_DW = jax.lax.all_gather(head_DW, RULES["embed"], tiled=True)
-        return function(hidden_BTD, head_DW, targets_BT, (*axes[0], *axes[1]))
-
-    tokens, embed = PartitionSpec(*axes), PartitionSpec(RULES["embed"])
-    return jax.shard_map(
-        on_device,
-        in_specs=(tokens, embed, tokens),
-        out_specs=tokens if of_tokens else PartitionSpec(),
-        axis_names={*RULES["batch"], *RULES["tokens"]},
-        check_vma=False,
-    )(hidden_BTD, head_DW, targets_BT)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
+def cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
     """Σ -log softmax(hidden · head)[target] over targets that are not -100, in chunks of `chunk` tokens of each row.
 
     Its gradients are made in the same pass (the loss is a scalar: they only scale), so that the logits are computed
-    once and never kept.
+    once and never kept. On a mesh every device has its part of the vocabulary, and its neighbours' rows along the axes
+    that split both: whole heads and their gradients are larger than a layer's experts.
     """
-
-    def step(total, inputs):
-        nll_BC, _ = _chunk_nll(*inputs, head_DW)
-        return total + nll_BC.sum(), None
-
-    total, _ = jax.lax.scan(step, _zero(hidden_BTD), _time_chunks(hidden_BTD, targets_BT, chunk))
-    return total
+    return _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk, gradients=False)[0]
 
 
 def _cross_entropy_fwd(hidden_BTD, head_DW, targets_BT, chunk: int):
-    def step(carry, inputs):
-        total, grad_head_DW = carry
-        x_BCD, target_BC = inputs
-        nll_BC, grad_logits_BCW = _chunk_nll(x_BCD, target_BC, head_DW)
-        dtype = grad_logits_BCW.dtype
-        grad_x_BCD = jnp.einsum("BCW,DW->BCD", grad_logits_BCW, head_DW.astype(dtype))
-        grad_head_DW += jnp.einsum("BCD,BCW->DW", x_BCD.astype(dtype), grad_logits_BCW)
-        return (total + nll_BC.sum(), grad_head_DW), grad_x_BCD.astype(x_BCD.dtype)
-
-    start = (_zero(hidden_BTD), jnp.zeros(head_DW.shape, _zero(hidden_BTD).dtype))
-    (total, grad_head_DW), grads = jax.lax.scan(step, start, _time_chunks(hidden_BTD, targets_BT, chunk))
-    grad_x_BTD = jnp.moveaxis(grads, 0, 1).reshape(hidden_BTD.shape[0], -1, hidden_BTD.shape[2])
-    return total, (grad_x_BTD[:, : hidden_BTD.shape[1]], grad_head_DW.astype(head_DW.dtype))
+    total, *gradients = _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk, gradients=True)
+    return total, gradients
 
 
 def _cross_entropy_bwd(chunk: int, residuals, grad):
@@ -123,7 +70,75 @@ def _cross_entropy_bwd(chunk: int, residuals, grad):
     return *(jnp.asarray(grad, leaf.dtype) * leaf for leaf in residuals), None
 
 
-_cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+def _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk: int, *, gradients: bool):
+    """(Σ, its gradients by hidden states and head, if asked), on the mesh in scope."""
+    if one_device():
+        return _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk, gradients, Split())
+    axes = token_axes(targets_BT.shape)
+    tokens, head = PartitionSpec(*axes), partition_spec(("embed", "vocab"))
+    split = Split((*axes[0], *axes[1]), RULES["embed"], RULES["vocab"])
+    return jax.shard_map(
+        lambda *arrays: _cross_entropy_part(*arrays, chunk, gradients, split),
+        in_specs=(tokens, head, tokens),
+        out_specs=(PartitionSpec(), tokens, head) if gradients else (PartitionSpec(),),
+        check_vma=False,
+    )(hidden_BTD, head_DW, targets_BT)
+
+
+class Split(NamedTuple):
+    """The mesh axes that split a loss among devices; on one device none."""
+
+    tokens: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Along these a device computes its part of the vocabulary for all tokens."""
+        return tuple(axis for axis in self.vocab if axis in self.tokens)
+
+
+def _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk: int, gradients: bool, split: Split):
+    """`_cross_entropy` of one device of a mesh that is split so."""
+    tokens, embed, vocab = split
+    head_DW = _gathered(head_DW, embed)
+    zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
+
+    def step(carry, inputs):
+        total, grad_head_DW = carry
+        x_BCD, target_BC = (_gathered(a, split.shared) for a in inputs)
+        nll_BC, grad_logits_BCW = _chunk_nll(x_BCD, target_BC, head_DW, vocab)
+        if not gradients:
+            return (total + nll_BC.sum(), None), None
+        dtype = grad_logits_BCW.dtype
+        grad_x_BCD = jnp.einsum("BCW,DW->BCD", grad_logits_BCW, head_DW.astype(dtype))
+        grad_head_DW += jnp.einsum("BCD,BCW->DW", x_BCD.astype(dtype), grad_logits_BCW)
+        return (total + nll_BC.sum(), grad_head_DW), _summed(grad_x_BCD, vocab, split.shared).astype(x_BCD.dtype)
+
+    start = (zero, jnp.zeros(head_DW.shape, zero.dtype) if gradients else None)
+    (total, grad_head_DW), grads = jax.lax.scan(step, start, _time_chunks(hidden_BTD, targets_BT, chunk))
+    others = tuple(axis for axis in tokens if axis not in split.shared)
+    total = jax.lax.psum(total, others)
+    if not gradients:
+        return (total,)
+    grad_x_BTD = jnp.moveaxis(grads, 0, 1).reshape(len(hidden_BTD), -1, hidden_BTD.shape[2])[:, : hidden_BTD.shape[1]]
+    # Where an axis of `embed` does not split the tokens, its devices all have the same gradient.
+    same = jax.lax.psum(1, tuple(axis for axis in embed if axis not in tokens))
+    grad_head_DW = _summed(grad_head_DW, (*embed, *(axis for axis in others if axis not in embed)), embed) / same
+    return total, grad_x_BTD, grad_head_DW.astype(head_DW.dtype)
+
+
+def _gathered(x, axes: tuple[str, ...]):
+    return jax.lax.all_gather(x, axes, tiled=True) if axes else x
+
+
+def _summed(x, axes: tuple[str, ...], scattered: tuple[str, ...]):
+    """The sum along the axes, each device with its part of the first dimension along the `scattered` of them."""
+    x = jax.lax.psum_scatter(x, scattered, tiled=True) if scattered else x
+    return jax.lax.psum(x, tuple(axis for axis in axes if axis not in scattered))
 
 
 def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):
@@ -136,8 +151,20 @@ def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):
 
 def token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
     """(`token_logps`, the entropy in nats of what each target was drawn from: a constant, 0 where a target is -100)."""
-    of_device = lambda *arguments: _logps_and_entropies(*arguments[:3], chunk)  # noqa: E731
-    return _by_tokens(of_device, hidden_BTD, head_DW, targets_BT, of_tokens=True)
+    if one_device():
+        return _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk)
+
+    def on_device(hidden_BTD, head_DW, targets_BT):
+        return _logps_and_entropies(hidden_BTD, _gathered(head_DW, RULES["embed"]), targets_BT, chunk)
+
+    tokens = PartitionSpec(*token_axes(targets_BT.shape))
+    return jax.shard_map(
+        on_device,
+        in_specs=(tokens, PartitionSpec(RULES["embed"]), tokens),
+        out_specs=tokens,
+        axis_names={*RULES["batch"], *RULES["tokens"]},
+        check_vma=False,
+    )(hidden_BTD, head_DW, targets_BT)
 
 
 def _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
@@ -154,19 +181,19 @@ def _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
     return tuple(jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1)[:, :length] for x_NBC in chunks)
 
 
-def _chunk_nll(x_BCD, target_BC, head_DW):
-    """(negative log-likelihood [B, C], its gradient by the logits [B, C, W])."""
+def _chunk_nll(x_BCD, target_BC, head_DW, vocab: tuple[str, ...] = ()):
+    """(negative log-likelihood [B, C], its gradient by the logits [B, C, W]); `vocab` are the mesh axes along which
+    each device has a part of the head's columns."""
     logits_BCW = head_logits(head_DW, x_BCD)
+    first = head_DW.shape[1] * jax.lax.axis_index(vocab) if vocab else 0
+    picked_BCW = first + jnp.arange(head_DW.shape[1]) == target_BC[..., None]
     counts_BC1 = (target_BC != IGNORED)[..., None]
-    picked_BCW = jnp.arange(head_DW.shape[1]) == target_BC[..., None]
-    logsumexp_BC1 = jax.nn.logsumexp(logits_BCW, axis=-1, keepdims=True)
-    nll_BC1 = logsumexp_BC1 - jnp.sum(jnp.where(picked_BCW, logits_BCW, 0), axis=-1, keepdims=True)
+    total = lambda x_BCW: jax.lax.psum(x_BCW.sum(axis=-1, keepdims=True), vocab)  # noqa: E731
+    largest_BC1 = jax.lax.pmax(jax.lax.stop_gradient(logits_BCW).max(axis=-1, keepdims=True), vocab)
+    logsumexp_BC1 = largest_BC1 + jnp.log(total(jnp.exp(logits_BCW - largest_BC1)))
+    nll_BC1 = logsumexp_BC1 - total(jnp.where(picked_BCW, logits_BCW, 0))
     grad_BCW = jnp.where(counts_BC1, jnp.exp(logits_BCW - logsumexp_BC1) - picked_BCW, 0)
     return jnp.where(counts_BC1, nll_BC1, 0)[..., 0], grad_BCW
-
-
-def _zero(x):
-    return jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _time_chunks(hidden_BTD, targets_BT, chunk: int):

@@ -19,7 +19,8 @@ from ling_jax.model.mtp import mtp_hidden, mtp_spec
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rope_table
 from ling_jax.parallel import context
-from ling_jax.parallel.sharding import constrain, gathered, ways
+from ling_jax.parallel.embedding import look_up
+from ling_jax.parallel.sharding import constrain, ways
 from ling_jax.spec import Leaf, Params, Spec, normal, ones
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 from pallas_kernels.lightning_attention.context import live_between
@@ -37,16 +38,12 @@ def model_spec(config: ModelConfig) -> Spec:
     """Every parameter of the model, declared once."""
     c, init = config, normal(config.init_std)
     spec = {
-        "embed": embed_leaf(c),
+        "embed": Leaf((c.vocab_size, c.hidden_size), ("vocab", "embed"), init),
         "segments": segments_spec(c),
         "final_norm": Leaf((c.hidden_size,), (None,), ones),
         "head": Leaf((c.hidden_size, c.vocab_size), ("embed", "vocab"), init),
     }
     return spec | ({"mtp": mtp_spec(c)} if c.mtp_depth else {})
-
-
-def embed_leaf(config: ModelConfig) -> Leaf:
-    return Leaf((config.vocab_size, config.hidden_size), ("vocab", "embed"), normal(config.init_std))
 
 
 def init(key: jax.Array, config: ModelConfig) -> Params:
@@ -209,9 +206,8 @@ def _trunk(params: Params, tokens, sequence: Sequence, config: ModelConfig, cach
 
 
 def _embed(params: Params, tokens_BT, config: ModelConfig):
-    leaves = {"embed": jnp.asarray(params["embed"])}  # of numpy where it comes from a file
-    table = gathered(leaves, {"embed": embed_leaf(config)}, config.compute_dtype)["embed"].astype(config.compute_dtype)
-    return constrain(table[jnp.asarray(tokens_BT)], ("batch", "tokens", None))
+    table_WD = jnp.asarray(params["embed"])  # of numpy where it comes from a file
+    return constrain(look_up(table_WD, jnp.asarray(tokens_BT), config.compute_dtype), ("batch", "tokens", None))
 
 
 def routers_in(routers) -> list[Router]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ling_jax.parallel import expert_chunks, expert_tiles
-from ling_jax.parallel.sharding import RULES, one_device, partition_spec, split_axes
+from ling_jax.parallel.sharding import RULES, one_device, partition_spec, token_axes, ways
 from pallas_kernels.platform import platform
 
 COUNTED = 512  # pairs: sums of so many ones are exact in any matmul
@@ -128,11 +128,10 @@ def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):
         matrices = Experts(*(matrix.astype(x_BTD.dtype) for matrix in experts))
         y_MD = experts_ffn(_tokens(x_BTD), _tokens(weight_BTk), matrices, dispatch)
         return y_MD.reshape(x_BTD.shape), count_drops(dispatch, wanted)
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = split_axes("batch", x_BTD.shape[0], mesh), split_axes("tokens", x_BTD.shape[1], mesh)
+    axes = token_axes(x_BTD.shape[:2])
     into, out = partition_spec(("experts", "embed", "ffn")), partition_spec(("experts", "ffn", "embed"))
     y_BTD, rows = jax.shard_map(
-        functools.partial(_on_device, token_axes=(*axes[0], *axes[1]), ways=mesh.shape["expert"]),
+        functools.partial(_on_device, axes=(*axes[0], *axes[1])),
         in_specs=(*(PartitionSpec(*axes),) * 3, Experts(into, into, out)),
         out_specs=(PartitionSpec(*axes), PartitionSpec()),
         check_vma=False,
@@ -140,20 +139,19 @@ def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):
     return y_BTD, wanted - rows
 
 
-def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, token_axes: tuple[str, ...], ways: int):
-    """(sums, rows that were computed by all devices) of one device of a mesh whose `token_axes` split the tokens and
-    `ways` the experts."""
+def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, axes: tuple[str, ...]):
+    """(sums, rows that were computed by all devices) of one device of a mesh whose `axes` split the tokens."""
     gather = lambda x, mesh_axis, axis=0: jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)  # noqa: E731
     tokens = [_tokens(a) for a in (x_BTD, weight_BTk, index_BTk)]
-    spread = "expert" in token_axes
+    spread = "expert" in axes
     x_MD, weight_Mk, index_Mk = (gather(a, "expert") for a in tokens) if spread else tokens
     matrices = (matrix.astype(x_BTD.dtype) for matrix in experts)
     matrices = Experts(*(gather(m, RULES["embed"], axis) for m, axis in zip(matrices, (1, 1, 2), strict=True)))
     first = jax.lax.axis_index("expert") * len(matrices.gate)
     dispatch = plan_dispatch(index_Mk, len(matrices.gate), first)
-    y_MD = jax.lax.psum(experts_ffn(x_MD, weight_Mk, matrices, dispatch, ways), "tensor")
+    y_MD = jax.lax.psum(experts_ffn(x_MD, weight_Mk, matrices, dispatch, ways("experts")), "tensor")
     y_MD = jax.lax.psum_scatter(y_MD, "expert", tiled=True) if spread else jax.lax.psum(y_MD, "expert")
-    rows = jax.lax.psum(jnp.sum(dispatch.loads), ("expert", *(axis for axis in token_axes if axis != "expert")))
+    rows = jax.lax.psum(jnp.sum(dispatch.loads), ("expert", *(axis for axis in axes if axis != "expert")))
     return y_MD.reshape(x_BTD.shape), rows
 
 

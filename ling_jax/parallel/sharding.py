@@ -16,7 +16,7 @@ MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "tokens": ("context",),  # the ranks of a row, neighbours in its order (`parallel.context`)
-    "vocab": ("tensor",),
+    "vocab": ("expert", "tensor"),
     "embed": ("fsdp", "context"),  # ranks have the same weights: each stores a part
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -121,6 +121,12 @@ def _gathered_bwd(axes, dtype, like, grad):
 
 
 _gathered.defvjp(_gathered_fwd, _gathered_bwd)
+
+
+def token_axes(shape_BT: tuple[int, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the mesh in scope that split tokens: their rows, and each row."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(split_axes(axis, size, mesh) for axis, size in zip(("batch", "tokens"), shape_BT, strict=True))
 
 
 def local(size: int, axis: str) -> int:

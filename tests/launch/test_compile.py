@@ -3,14 +3,16 @@
 import dataclasses
 import importlib.util
 import json
+import pickle
+import re
 import subprocess
 import sys
 
 import pytest
 
 from configs.pretrain import ling_2_6_1t
-from ling_jax.compile.programs import check_state_fits
-from ling_jax.compile.report import DoesNotFit, state_bytes
+from ling_jax.compile.programs import misfit
+from ling_jax.compile.report import bytes_asked_for, state_bytes
 from ling_jax.compile.topology import CHIPS, describe
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.optimizer import make_optimizer
@@ -46,9 +48,38 @@ def test_the_pod_config_splits_over_its_pod():
     assert device_rows(config.train.batch_size, config.train.microbatches, mesh) == 18 * mesh.size
 
 
-def test_a_state_that_does_not_fit_is_refused_before_compilation():
-    with pytest.raises(DoesNotFit, match=r"take \d+\.\d GB of every device, \d+\.\d GB too many.* 3 times further"):
-        check_state_fits(*one_trillion(fsdp=8), CHIPS["v5p"])
+FIELDS = {
+    "program": "train", "hbm_bytes": 95e9, "argument_bytes": 12e9, "hbm_peak_bytes": 120e9, "microbatches": 9,
+    "batch_size": 18144, "mesh": {"data": 1, "fsdp": 128, "expert": 8, "context": 1, "tensor": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"takes 120.0 GB of every device, 25.0 GB too many; train.microbatches=12 would make it about 93.0 GB"),
+        ({"microbatches": 18}, r"25.0 GB too many; 2 times the devices along mesh.fsdp would do"),
+        (
+            {"argument_bytes": 190e9, "hbm_peak_bytes": 190e9},
+            r"arguments alone .* 95.0 GB too many.* 2 times further",
+        ),
+        ({"program": "decode", "rows": 64}, r"half of the rows \(--rows=32\)"),
+    ],
+    ids=["rows", "one row", "state", "decode"],
+)
+def test_what_does_not_fit_says_by_how_much_and_what_would(changes, message):
+    assert re.search(message, misfit(FIELDS | changes))
+
+
+@pytest.mark.parametrize(
+    ("error", "gib"),
+    [
+        ("Ran out of memory in memory space hbm. Used 114.90G of 95.74G hbm. Exceeded hbm capacity by 19.16G", 114.9),
+        ("the total memory required for HLO temporaries (30.54G) exceeds available HBM (15.75G)", 30.54),
+    ],
+)
+def test_the_compilers_refusals_are_read(error, gib):
+    assert bytes_asked_for(f"RESOURCE_EXHAUSTED: {error}") == gib * 2**30
 
 
 def compile_tiny(*arguments):
@@ -62,12 +93,15 @@ def compile_tiny(*arguments):
 def test_every_program_compiles_and_says_what_it_costs(tmp_path, program):
     file = tmp_path / "report.json"
     sizes = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.expert=2")
-    done = compile_tiny("--topology=v5e:2x2", f"--program={program}", f"--json_out={file}", *sizes)
+    saved = ("--topology=v5e:2x2", f"--program={program}", f"--json_out={file}", f"--save={tmp_path / 'executable'}")
+    done = compile_tiny(*saved, *sizes)
     assert done.returncode == 0, done.stderr
+    assert len(pickle.loads((tmp_path / "executable").read_bytes())[0]) > 0
     fields = json.loads(file.read_text())
     assert fields["step_seconds_bound"] == max(fields["seconds"].values()) > 0
     assert 0 < fields["mfu_bound"] <= 1
-    assert 0 < fields["hbm_peak_bytes"] < fields["hbm_bytes"]
+    assert fields["argument_bytes"] < fields["hbm_peak_bytes"] < fields["hbm_bytes"]
+    assert fields["fits"] and not fields["problem"]
     assert {"expert", "fsdp"} <= {axis for row in fields["collectives"] for axis in row["axes"]}
 
 
@@ -78,9 +112,22 @@ def test_every_program_compiles_and_says_what_it_costs(tmp_path, program):
     [
         (("--topology=v5e:two",), "topology 'v5e:two' does not exist"),
         (("--topology=v5e:2x2", "--config.mesh.fsdp=3"), "does not fill 4 devices"),
+        (("--topology=v5e:2x2", "--json_out=no/such/folder.json"), "its folder does not exist"),
     ],
 )
 def test_what_cannot_be_compiled_is_refused(arguments, message):
     done = compile_tiny(*arguments)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_is_reported_and_refused(tmp_path):
+    file = tmp_path / "report.json"
+    sizes = ("--config.train.batch_size=65536", "--config.mesh.data=4", "--config.mesh.expert=1")
+    done = compile_tiny("--topology=v5e:2x2", f"--json_out={file}", *sizes)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    fields = json.loads(file.read_text())
+    assert not fields["fits"] and fields["mfu_bound"] is None and fields["problem"] in done.stderr
+    assert "train.microbatches=" in fields["problem"]
