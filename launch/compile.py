@@ -4,12 +4,14 @@
 
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs: optimiser, MTP, experts and kernels included. Fields of the config are overridden by
-`--config.mesh.expert=16`. Exit code 2: the config, the topology or the mesh is no good, or the program does not fit
-(the report is written all the same).
+`--config.mesh.expert=16`; `--plan` looks for the best mesh. Exit code 2: the config, the topology or the mesh is no
+good, or the program does not fit (the report is written all the same).
 """
 
+import dataclasses
 import json
 import os
+from typing import Any
 
 # Before JAX starts; what is set already stays.
 ENVIRONMENT = dict(
@@ -22,8 +24,10 @@ from absl import flags  # noqa: E402
 from etils import epath  # noqa: E402
 
 from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
+from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
+from ling_jax.compile.topology import describe  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
 
 CONFIG = define_config()
@@ -31,6 +35,7 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x1
 PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
 ROWS = flags.DEFINE_integer("rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch")
 JSON_OUT = flags.DEFINE_string("json_out", "", "where the report goes as JSON")
+PLAN = flags.DEFINE_bool("plan", False, "search mesh, remat and microbatches for the best step that fits")
 SAVE = flags.DEFINE_string("save", "", "where the executable goes, for jax.experimental.serialize_executable")
 
 
@@ -38,13 +43,43 @@ def main() -> None:
     with usage_errors():
         for flag in (JSON_OUT, SAVE):
             check_output(flag.name, flag.value)
+        if PLAN.value and (SAVE.value or PROGRAM.value != "train"):
+            raise ValueError("--plan compiles train steps and keeps none: leave --save and --program out")
         config = from_dict(PretrainConfig, CONFIG.value.to_dict())
-        fields = compile_and_report(config, TOPOLOGY.value, PROGRAM.value, rows=ROWS.value, save=SAVE.value)
-        print(as_text(PROGRAM.value, fields), flush=True)
+        fields = _planned(config) if PLAN.value else _compiled(config)
         if JSON_OUT.value:
             epath.Path(JSON_OUT.value).write_text(json.dumps(fields, indent=1) + "\n")
         if fields["problem"]:
             raise ValueError(f"it does not fit: {fields['problem']}")
+
+
+def _compiled(config: PretrainConfig) -> dict[str, Any]:
+    fields = compile_and_report(config, TOPOLOGY.value, PROGRAM.value, rows=ROWS.value, save=SAVE.value)
+    print(as_text(PROGRAM.value, fields), flush=True)
+    return fields
+
+
+def _planned(config: PretrainConfig) -> dict[str, Any]:
+    """The report of the best mesh, and all that was looked at as its `plan`."""
+
+    def measure(config: PretrainConfig) -> dict[str, Any]:
+        fields = compile_and_report(config, TOPOLOGY.value)
+        bound = f"{fields['step_seconds_bound']:.4g} s" if fields["fits"] else "does not fit"
+        how = f"{fields['mesh']} remat {config.model.remat}, {config.train.microbatches} microbatches"
+        print(f"{how}: {bound}, compiled in {fields['compile_seconds']:.0f} s", flush=True)
+        return fields
+
+    devices, chip = describe(TOPOLOGY.value)
+    tried = plan.plan(config, len(devices), chip, measure)
+    print(plan.as_text(tried), flush=True)
+    rows = [
+        {"mesh": t.config.mesh, "remat": t.config.model.remat, "microbatches": t.config.train.microbatches}
+        | {"at_least": t.at_least, "reason": t.reason}
+        | {name: (t.fields or {}).get(name) for name in ("step_seconds_bound", "limiting_term", "hbm_peak_bytes")}
+        for t in tried
+    ]
+    rows = [row | {"mesh": dataclasses.asdict(row["mesh"])} for row in rows]
+    return (tried[0].fields or {"problem": "no mesh of this topology holds the step"}) | {"plan": rows}
 
 
 if __name__ == "__main__":

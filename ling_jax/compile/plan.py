@@ -1,0 +1,178 @@
+"""Searches meshes, remat and microbatches for the step with the least time bound that fits.
+
+What is reported is compiled. Lower bounds that need no compiler come first, and nothing is compiled that they rule
+out: so no mesh that was left out can be better than the winner.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AbstractMesh
+
+from ling_jax import spec as specs
+from ling_jax.compile.report import state_bytes
+from ling_jax.compile.topology import Chip
+from ling_jax.model import layer_plan, model_spec
+from ling_jax.parallel.sharding import MESH_AXES, RULES, shardings
+from ling_jax.train.config import MeshConfig, PretrainConfig
+from ling_jax.train.metrics import flops_per_token
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.programs import device_rows
+from ling_jax.train.state import abstract_state
+
+SEARCHED = ("data", "fsdp", "expert", "tensor")  # `context` is what the rows' length asks for
+REMATS = ("none", "dots", "ffn", "full")  # from least to most recomputation
+
+
+class Tried(NamedTuple):
+    """A mesh, and what came of it."""
+
+    config: PretrainConfig
+    at_least: float  # seconds that no compiler can save
+    fields: dict[str, Any] | None  # the compiled step's report; None where there is none
+    reason: str  # why there is none
+
+
+def plan(config: PretrainConfig, devices: int, chip: Chip, measure: Callable[[PretrainConfig], dict]) -> list[Tried]:
+    """All legal meshes of so many devices, the best one that fits first.
+
+    `measure` compiles a config's step and reports it (`programs.compile_and_report`). On each mesh the first of these
+    that fits is taken: as little recomputation, and with that as few microbatches, as there can be. Raises ValueError
+    where no mesh is legal.
+    """
+    legal = [(sizes, mesh) for sizes, mesh in _meshes(devices, config.mesh.context) if _splits(config, mesh)]
+    if not legal:
+        raise ValueError(f"no mesh of {devices} devices splits this model and its {config.train.batch_size} rows")
+    bounded = [(_at_least(config, mesh, chip), sizes, mesh) for sizes, mesh in legal]
+    tried, best = [], math.inf
+    for at_least, sizes, mesh in sorted(bounded, key=lambda x: x[0]):
+        on_mesh = dataclasses.replace(config, mesh=MeshConfig(**sizes))
+        if at_least >= best:
+            tried.append(Tried(on_mesh, at_least, None, f"no step takes less than {at_least:.4g} s there"))
+            continue
+        tried.append(_first_that_fits(on_mesh, mesh, chip, at_least, measure))
+        if tried[-1].fields:
+            best = min(best, tried[-1].fields["step_seconds_bound"])
+    return sorted(tried, key=lambda t: (t.fields["step_seconds_bound"] if t.fields else math.inf, t.at_least))
+
+
+def as_text(tried: list[Tried]) -> str:
+    """A line a mesh, and why the first is the winner."""
+    lines = [f"plan: {len(tried)} meshes split this model; the best that fits first"]
+    for t in tried:
+        mesh = " ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(t.config.mesh).items() if size > 1)
+        how = (
+            f"{mesh or 'one device':<36} remat {t.config.model.remat:<5} microbatches {t.config.train.microbatches:<4}"
+        )
+        if t.fields:
+            f = t.fields
+            memory = f"{f['hbm_peak_bytes'] / 1e9:.2f} GB ({f['hbm_fraction']:.0%})"
+            lines.append(f"  {how} {f['step_seconds_bound']:.4g} s ({f['limiting_term']})  {memory}")
+        else:
+            lines.append(f"  {how} {t.reason}")
+    return "\n".join([*lines, _why(tried)])
+
+
+def _why(tried: list[Tried]) -> str:
+    winner = tried[0].fields
+    if winner is None:
+        return "  nothing fits: more devices, shorter rows, or a smaller model"
+    others = [t for t in tried[1:] if t.fields]
+    parts = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in winner["seconds"].items())
+    why = f"  the first wins: its {winner['limiting_term']} takes longest ({parts})"
+    if others:
+        second = others[0].fields
+        gain = second["step_seconds_bound"] / winner["step_seconds_bound"] - 1
+        why += f", and the {second['limiting_term']} of the second takes {gain:.1%} longer"
+    return why
+
+
+def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], AbstractMesh]]:
+    def shapes(left: int, axes: int) -> Iterator[tuple[int, ...]]:
+        if axes == 1:
+            yield (left,)
+            return
+        for size in (size for size in range(1, left + 1) if left % size == 0):
+            yield from ((size, *rest) for rest in shapes(left // size, axes - 1))
+
+    if devices % context:
+        return
+    for shape in shapes(devices // context, len(SEARCHED)):
+        sizes = dict(zip(SEARCHED, shape, strict=True)) | {"context": context}
+        types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+        yield sizes, AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=types)
+
+
+def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
+    if _row_ways(mesh) > config.train.batch_size:
+        return False
+    try:
+        shardings(model_spec(config.model), mesh)
+    except ValueError:
+        return False
+    return True
+
+
+def _row_ways(mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip) -> float:
+    """Seconds of a step: its model FLOPs, its state read and written, what has to be moved between devices."""
+    most_rows = device_rows(config.train.batch_size, 1, mesh) // _row_ways(mesh)
+    tokens, c = most_rows * config.data.sequence_length, config.model
+    compute = flops_per_token(c, config.data.sequence_length) * config.train.batch_size * config.data.sequence_length
+    moved = 0.0
+    for leaf in specs.named_leaves(model_spec(c)).values():
+        if "embed" in leaf.axes and "vocab" not in leaf.axes:
+            split = [math.prod(mesh.shape[a] for a in RULES.get(axis, ()) if a != "fsdp") for axis in leaf.axes]
+            whole = math.prod(leaf.shape) / math.prod(split)
+            moved += 2 * 2 * whole * (1 - 1 / mesh.shape["fsdp"])  # bfloat16: gathered, and its gradient scattered
+    experts = sum(run.count * s.repeats for s in layer_plan(c) for run in s.runs if run.kind.ffn == "moe")
+    moved += 4 * 2 * experts * tokens * c.hidden_size * (mesh.shape["expert"] - 1)  # there and back, twice
+    held = state_bytes(abstract_state(c, make_optimizer(config.optimizer, config.train.steps), mesh))
+    return max(
+        compute / (mesh.size * chip.flops), 2 * held / chip.hbm_bytes_per_second, moved / chip.link_bytes_per_second
+    )
+
+
+def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, at_least: float, measure) -> Tried:
+    held = state_bytes(abstract_state(config.model, make_optimizer(config.optimizer, config.train.steps), mesh))
+    if held > chip.hbm_bytes:
+        return Tried(config, at_least, None, f"parameters and moments alone take {held / 1e9:.1f} GB")
+    for remat in REMATS:
+        for microbatches in _microbatches(config, mesh):
+            candidate = dataclasses.replace(
+                config,
+                model=dataclasses.replace(config.model, remat=remat),
+                train=dataclasses.replace(config.train, microbatches=microbatches),
+            )
+            if held + _kept_bytes(candidate, mesh) > chip.hbm_bytes:
+                continue
+            fields = measure(candidate)
+            if fields["fits"]:
+                return Tried(candidate, at_least, fields, "")
+    return Tried(candidate, at_least, None, "no choice of remat and microbatches fits")
+
+
+def _microbatches(config: PretrainConfig, mesh) -> list[int]:
+    """Counts that divide the batch, few first; of those with equal rows a device the one with the least padding."""
+    best: dict[int, tuple[int, int]] = {}
+    for count in (n for n in range(1, config.train.batch_size + 1) if config.train.batch_size % n == 0):
+        rows = device_rows(config.train.batch_size, count, mesh)
+        each = rows // (count * _row_ways(mesh))
+        best[each] = min(best.get(each, (rows, count)), (rows, count))
+    return sorted(count for _, count in best.values())
+
+
+def _kept_bytes(config: PretrainConfig, mesh) -> int:
+    """What backward surely finds of forward: the layers' inputs, and projections that are not computed again."""
+    c = config.model
+    width = {"full": 0, "ffn": c.hidden_size, "dots": 4 * c.num_heads * c.head_dim // mesh.shape["tensor"]}
+    kept = c.hidden_size + width.get(c.remat, width["dots"])
+    rows = device_rows(config.train.batch_size, config.train.microbatches, mesh) // config.train.microbatches
+    tokens = rows * config.data.sequence_length // (_row_ways(mesh) * mesh.shape["context"])
+    return 2 * c.num_layers * tokens * kept

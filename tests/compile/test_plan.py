@@ -1,0 +1,77 @@
+"""The plan's winner is the best of all meshes, and it compiles no more than it has to."""
+
+import dataclasses
+
+import pytest
+
+from configs.pretrain import tiny_2_6
+from ling_jax.compile.plan import as_text as plan_text
+from ling_jax.compile.plan import plan
+from ling_jax.compile.topology import CHIPS
+from ling_jax.train.config import PretrainConfig, from_dict
+
+
+def small_config(**changes):
+    config = from_dict(PretrainConfig, tiny_2_6.get_config().to_dict())
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+class Compiler:
+    """Stands in for minutes of compilation: bounds and memory from a formula, and what it was asked."""
+
+    def __init__(self, seconds, memory=lambda config: 1e9):
+        self.seconds, self.memory, self.asked = seconds, memory, []
+
+    def __call__(self, config):
+        self.asked.append(config)
+        needed, seconds = self.memory(config), self.seconds(config)
+        return {
+            "fits": needed <= 16e9, "hbm_peak_bytes": needed, "hbm_fraction": needed / 16e9, "limiting_term": "hbm",
+            "step_seconds_bound": seconds, "seconds": {"compute": seconds / 2, "hbm": seconds},
+        }  # fmt: skip
+
+
+def mesh_of(tried):
+    return tuple(dataclasses.asdict(tried.config.mesh).values())
+
+
+def test_every_legal_mesh_is_looked_at_and_the_best_comes_first():
+    compiler = Compiler(lambda config: 1.0 + abs(config.mesh.fsdp - 4) + abs(config.mesh.expert - 2))
+    tried = plan(small_config(), 8, CHIPS["v5e"], compiler)
+    assert dataclasses.asdict(tried[0].config.mesh) == dict(data=1, fsdp=4, expert=2, context=1, tensor=1)
+    # Eight devices on four axes, of which 4 heads and their norm groups take 4 at the most.
+    assert len({mesh_of(t) for t in tried}) == len(tried) == 19
+    assert "the first wins: its hbm takes longest" in plan_text(tried)
+
+
+def test_what_cannot_be_better_is_not_compiled():
+    compiler = Compiler(lambda config: 1e-9)  # less than any lower bound
+    tried = plan(small_config(), 8, CHIPS["v5e"], compiler)
+    assert len(compiler.asked) == 1
+    assert all("no step takes less than" in t.reason for t in tried[1:])
+
+
+def test_recomputation_comes_before_more_microbatches_only_where_it_must():
+    """What fits is full recomputation of half the rows."""
+
+    def memory(config):
+        return (12e9 if config.model.remat == "full" else 20e9) * (1 if config.train.microbatches > 1 else 2)
+
+    compiler = Compiler(lambda config: 1.0, memory)
+    tried = plan(small_config(batch_size=16), 8, CHIPS["v5e"], compiler)
+    assert tried[0].config.model.remat == "full" and tried[0].config.train.microbatches > 1
+    steps = [(c.model.remat, c.train.microbatches) for c in compiler.asked if c.mesh == tried[0].config.mesh]
+    assert [remat for remat, _ in steps] == sorted(
+        (remat for remat, _ in steps), key=["none", "dots", "ffn", "full"].index
+    )
+
+
+def test_a_model_that_no_mesh_holds_is_said_to_be_too_large():
+    tried = plan(small_config(), 8, CHIPS["v5e"], Compiler(lambda config: 1.0, lambda config: 17e9))
+    assert tried[0].fields is None
+    assert "nothing fits: more devices, shorter rows" in plan_text(tried)
+
+
+def test_more_devices_than_a_batch_has_rows_are_refused():
+    with pytest.raises(ValueError, match="no mesh of 4096 devices splits this model and its 8 rows"):
+        plan(small_config(), 4096, CHIPS["v5e"], Compiler(lambda config: 1.0))
