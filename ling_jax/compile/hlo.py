@@ -19,6 +19,7 @@ COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
 )  # fmt: skip
 CALLED = re.compile(r"(?:to_apply|calls|computation|body|true_computation|false_computation)=%([^\s,}]+)")
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # device numbers: their shape, and the order of its axes
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 # Passes of a bfloat16 matrix unit for a product of float32s.
 PASSES = {"highest": 6, "high": 3}
@@ -58,6 +59,7 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
     for here, op, times in _walk(module, "ENTRY", 1):
         kind = op.kind.removesuffix("-start")
         if kind in COLLECTIVES and not op.kind.endswith("-done"):
+            kind = "reduce-scatter" if kind == "all-reduce" and _is_sliced(op, here) else kind
             key = (kind, _axes(op, mesh_shape))
             found[key] += times
             sizes[key] += times * _received(kind, op, here, math.prod(mesh_shape.values()))
@@ -94,6 +96,11 @@ def _turns(loop: Instruction, module: dict[str, Computation]) -> int:
     return int(bounds[0]) if len(bounds) == 1 else 1
 
 
+def _is_sliced(op: Instruction, here: Computation) -> bool:
+    """A TPU's compiler writes a reduce-scatter as one fusion of an all-reduce and the slice that is kept."""
+    return any(user.kind == "dynamic-slice" and user.operands[0] == op.name for user in here.values())
+
+
 def _axes(op: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...]:
     """The mesh axes along which the devices of a group differ."""
     group = _group(op.attributes, math.prod(mesh_shape.values()))
@@ -108,10 +115,24 @@ def _group(attributes: str, devices: int) -> list[int]:
         return list(next((pair for pair in hops if pair[0] != pair[1]), (0,)))
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
         return [int(number) for number in listed[1].split(",")]
-    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        shape, dims, order = ([int(n) for n in part.split(",")] if part else None for part in iota.groups())
-        return np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)[0].tolist()
+    if iota := re.search(rf"replica_groups=\[([\d,]+)\]<={IOTA}", attributes):
+        return _iota(*iota.groups()[1:]).reshape(_numbers(iota[1]))[0].tolist()
+    if along := re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({IOTA}\))? \{{([^}}]*)\}}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", along[1])}
+        placed = (_iota(along[2], along[3]) if along[2] else np.arange(devices)).reshape(tuple(sizes.values()))
+        return placed[tuple(slice(None) if f"'{name}'" in along[4] else 0 for name in sizes)].ravel().tolist()
+    if found := re.search(r"replica_groups=(?!\{\})\S{,60}", attributes):
+        raise ValueError(f"the devices of a collective are written in a form that is not known here: {found[0]}")
     return list(range(devices))
+
+
+def _iota(dims: str, order: str | None) -> np.ndarray:
+    dims = _numbers(dims)
+    return np.arange(math.prod(dims)).reshape(dims).transpose(_numbers(order) if order else None)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _received(kind: str, op: Instruction, here: Computation, devices: int) -> int:

@@ -57,6 +57,39 @@ def test_collectives_have_their_mesh_axes_and_what_a_device_receives():
     )
 
 
+@pytest.mark.parametrize(
+    ("groups", "axes", "size"),
+    [
+        ("{{0,2,4,6},{1,3,5,7}}", ("fsdp",), 4),
+        ("[2,4]<=[4,2]T(1,0)", ("fsdp",), 4),
+        ("[4,2]<=[8]", ("expert",), 2),
+        ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_0'}", ("fsdp",), 4),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", ("expert",), 2),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", ("fsdp",), 4),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", ("fsdp", "expert"), 8),
+        ("{}", ("fsdp", "expert"), 8),
+    ],
+)
+def test_every_way_to_write_a_group_of_devices_is_read(groups, axes, size):
+    """A group that is not understood must not count as all devices."""
+    text = PROGRAM.replace("[2,4]<=[4,2]T(1,0)", groups)
+    found = {row.kind: row for row in read_work(text, MESH).collectives}["all-gather"]
+    assert (found.axes, found.bytes) == (axes, 5 * (size - 1) * 8 * 64 * 2)
+
+
+def test_an_unknown_way_to_write_a_group_is_an_error():
+    with pytest.raises(ValueError, match="in a form that is not known here: replica_groups=@groups"):
+        read_work(PROGRAM.replace("[2,4]<=[4,2]T(1,0)", "@groups"), MESH)
+
+
+def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
+    whole = "ROOT %sum = f32[64,64]{1,0} all-reduce(%wide), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add"
+    assert whole in PROGRAM
+    part = "  ROOT %part = f32[32,64]{1,0} dynamic-slice(%sum, %a), dynamic_slice_sizes={32,64}"
+    text = PROGRAM.replace(whole, whole.removeprefix("ROOT ") + "\n" + part)
+    assert Collective("reduce-scatter", ("expert",), 1, 64 * 64 * 4 // 2) in read_work(text, MESH).collectives
+
+
 def test_a_loop_that_depends_on_data_counts_once_and_is_named():
     work = read_work(
         PROGRAM.replace("%bound = s32[] constant(5)", "%bound = s32[] get-tuple-element(%state), index=0"), MESH
