@@ -105,9 +105,6 @@ def _kernel(q, k, v, log_decay, initial_state, segment_ids, num_heads: int, back
 
 
 def _by_head(q, k, v, log_decay, initial_state, segment_ids, backend: str, chunk_size):
-    if initial_state is None:
-        shape = (q.shape[0], q.shape[2], q.shape[3], v.shape[3])
-        initial_state = jnp.zeros(shape, jnp.promote_types(q.dtype, jnp.float32))
     with jax.named_scope(f"lightning_attention_{backend}"):
         if backend == "reference":
             return lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids)

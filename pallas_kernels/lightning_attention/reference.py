@@ -11,6 +11,8 @@ def lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     docs = document_ids(jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids)
     decay = jnp.exp(log_decay.astype(dtype))[:, None, None]
+    if initial_state is None:
+        initial_state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[3]))
 
     def token(carry, inputs):
         state, doc = carry

@@ -4,6 +4,7 @@ Every decay is exp(log_decay · number of live tokens between two places), forme
 exp(-log_decay · i) that a product form needs overflow float32 within a chunk for the fast heads.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.lightning_attention.documents import document_ids
+from pallas_kernels.lightning_attention.isolation import isolated
 
 DEFAULT_CHUNK = 128
 
@@ -26,20 +28,33 @@ class Decays(NamedTuple):
 
 
 def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size: int | None = None):
-    """Same result as the reference; q, k [B, T, H, K], v [B, T, H, V], states [B, H, K, V]."""
+    """Same result as the reference; q, k [B, T, H, K], v [B, T, H, V], states [B, H, K, V] or None for zeros."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    rows, length = q.shape[:2]
-    chunk = min(chunk_size or DEFAULT_CHUNK, length)
-    q_MCHK, k_MCHK, v_MCHV = (_chunks(x.astype(dtype), chunk) for x in (q, k, v))
-    log_decay = log_decay.astype(dtype)
+    length = q.shape[1]
+    state = None if initial_state is None else initial_state.astype(dtype)
+    arguments = q, k, v, log_decay.astype(dtype), state
+    attend = functools.partial(_attend, chunk=min(chunk_size or DEFAULT_CHUNK, length))
     if segment_ids is None:
+        return attend(*arguments, None)
+    docs_BT = document_ids(segment_ids)
+    # One token has no neighbours, and to look through its state would cost as much as to decay it.
+    return attend(*arguments, docs_BT) if length == 1 else isolated(attend, *arguments, docs_BT)
+
+
+def _attend(q, k, v, log_decay, initial_state, docs_BT, *, chunk: int):
+    """For `docs_BT` of `document_ids`, or None where each row is one document."""
+    dtype = log_decay.dtype
+    rows, length = q.shape[:2]
+    if initial_state is None:
+        initial_state = jnp.zeros((rows, *q.shape[2:], v.shape[3]), dtype)
+    q_MCHK, k_MCHK, v_MCHV = (_chunks(x.astype(dtype), chunk) for x in (q, k, v))
+    if docs_BT is None:
         decays = _plain_decays(log_decay, rows, length, chunk)
     else:
-        docs_MC = _chunks(document_ids(segment_ids), chunk)
-        decays = _document_decays(log_decay, docs_MC.reshape(rows, -1, chunk))
+        decays = _document_decays(log_decay, _chunks(docs_BT, chunk).reshape(rows, -1, chunk))
     update_MHKV = jnp.einsum("MCHK,MCHV->MHKV", k_MCHK * decays.to_end[..., None], v_MCHV)
     update_BNHKV = update_MHKV.reshape(rows, -1, *update_MHKV.shape[1:])
-    state_BHKV, state_BNHKV = _scan_states(initial_state.astype(dtype), decays, update_BNHKV)
+    state_BHKV, state_BNHKV = _scan_states(initial_state, decays, update_BNHKV)
     score_MHCS = jnp.einsum("MCHK,MSHK->MHCS", q_MCHK, k_MCHK) * decays.within
     out_MCHV = jnp.einsum("MHCS,MSHV->MCHV", score_MHCS, v_MCHV)
     state_MHKV = state_BNHKV.reshape(update_MHKV.shape)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.lightning_attention import document_ids, lightning_attention, lightning_attention_flat
+from tests.pallas_kernels.kernel_laws import assert_a_row_of_padding_keeps_its_state, assert_it_stays_in_its_document
 
 BACKENDS = ("reference", "xla")
 
@@ -123,6 +124,54 @@ def test_state_carries_over_a_split(at):
     tail, last = attend(q[:, at:], k[:, at:], v[:, at:], log_decay, initial_state=state, chunk_size=8)
     np.testing.assert_allclose(jnp.concatenate([head, tail], 1), whole, atol=2e-5)
     np.testing.assert_allclose(last, final, atol=2e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_in_its_document(backend, bad):
+    assert_it_stays_in_its_document(backend, bad, (100, 40, 249))
+
+
+@pytest.mark.parametrize("where", ["q at padding", "initial_state", "d_out", "d_final"])
+def test_what_is_not_finite_spoils_no_neighbour(where):
+    """Documents 1, 2 and, after padding, 3; each of two tokens: (1, 1), (2, 2), (0, 0), (3, 3)."""
+    q, k, v, log_decay = random_inputs(0, 1, 8)
+    state, d_final = np.random.default_rng(1).normal(size=(2, 1, 2, 4, 3)).astype(np.float32)
+    d_out, nan = v[::-1].copy(), np.full((1, 2, 4, 3), np.nan, np.float32)
+    ids = np.int32([[1, 1, 2, 2, 0, 0, 3, 3]])
+
+    @jax.jit
+    def run(q, state, d_out, d_final):
+        call = lambda q, state: lightning_attention(q, k, v, log_decay, initial_state=state, segment_ids=ids)  # noqa: E731
+        values, pull = jax.vjp(call, q, state)
+        return *values, *pull((d_out, d_final))
+
+    sound, broken = (
+        run(q, state, d_out, d_final),
+        {
+            "q at padding": lambda: run(jnp.asarray(q).at[:, 4].set(jnp.nan), state, d_out, d_final),
+            "initial_state": lambda: run(q, nan, d_out, d_final),
+            "d_out": lambda: run(q, state, jnp.asarray(d_out).at[:, 3].set(jnp.nan), d_final),
+            "d_final": lambda: run(q, state, d_out, nan),
+        }[where](),
+    )
+    spoilt = {  # tokens of out, the final state, tokens of dq, the gradient of the state
+        "q at padding": ([], False, [], False),
+        "initial_state": ([0, 1], False, [0, 1], True),
+        "d_out": ([], False, [2, 3], False),
+        "d_final": ([], False, [6, 7], False),
+    }[where]
+    for a, b, own in zip(broken, sound, spoilt, strict=True):
+        if isinstance(own, bool):
+            np.testing.assert_array_equal(a, np.full_like(b, np.nan) if own else b)
+            continue
+        assert np.isnan(a[:, own]).all()
+        np.testing.assert_array_equal(np.delete(a, own, axis=1), np.delete(b, own, axis=1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_row_of_padding_keeps_its_state(backend):
+    assert_a_row_of_padding_keeps_its_state(backend, 197)
 
 
 def test_flat_layout_is_the_same():
