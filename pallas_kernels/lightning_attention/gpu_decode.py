@@ -54,14 +54,14 @@ def lightning_decode_gpu(
         compiler_params=PARAMS,
         interpret=interpret,
         name="lightning_gpu_decode",
-    )(layer.reshape(1), live, jnp.expm1(log_decay).astype(jnp.float32), q, k, v, flat)
+    )(layer.reshape(1), live, log_decay.astype(jnp.float32), q, k, v, flat)
     return out, states_after if every else states_after.reshape(states.shape)
 
 
 def _kernel(
-    layer_ref, live_ref, lost_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref, *, length: int, every: bool
+    layer_ref, live_ref, log_decay_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref, *, length: int, every: bool
 ):
-    layer, lost = layer_ref[0], lost_ref[...]  # decay - 1, as in the TPU kernel
+    layer, lost = layer_ref[0], jnp.expm1(log_decay_ref[...])  # decay - 1, as in the TPU kernel
     state = state_ref[layer]
     scale = q_ref.shape[1] ** -0.5
     for token in range(length):

@@ -60,7 +60,11 @@ def check_kernels(backend: str | None = None) -> str:
 
 
 def kernel_errors(backend: str) -> dict[str, float]:
-    """{what: largest error over the largest value of the reference}, float32."""
+    """{what: largest error over the largest value of the reference}, float32; NaN where anything is."""
+    return {what: float(error) for what, error in _errors(backend).items()}
+
+
+def _errors(backend: str) -> dict[str, jax.Array]:
     device, interpret = backend.removesuffix("_interpret"), backend.endswith("_interpret")
     inputs = _inputs(DIMS.get(device, 128))
     with jax.default_matmul_precision("highest"):
@@ -96,7 +100,7 @@ def _attention(q, k, v, d_out, log_decay, state, ids, backend: str):
     return run(q, k, v, state)
 
 
-def _decoding_error(decode, q, k, v, d_out, log_decay, state, ids, interpret: bool) -> float:
+def _decoding_error(decode, q, k, v, d_out, log_decay, state, ids, interpret: bool):
     token = [x[:, :1] for x in (q, k, v)]
     flat = (x.reshape(2, 1, -1) for x in token)
     step = jax.jit(decode, static_argnames=("num_heads", "interpret"))
@@ -105,7 +109,7 @@ def _decoding_error(decode, q, k, v, d_out, log_decay, state, ids, interpret: bo
     return _error((out.reshape(wanted[0].shape), after), wanted)
 
 
-def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool) -> float:
+def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool):
     """Of values and gradients; half of the dims are rotated, both heads are one norm group."""
     half, dim = q.shape[3] // 4, q.shape[3]
     angle = np.arange(LENGTH)[None, :, None] * 10.0 ** -np.arange(half)
@@ -123,7 +127,7 @@ def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool) -> floa
     return _error(*(jax.jit(functools.partial(run, layer))(*flat) for layer in layers))
 
 
-def _experts_error(interpret: bool) -> float:
+def _experts_error(interpret: bool):
     """Of an expert without rows, two that share a tile, one of two tiles, and rows of none."""
     rng, rows, loads = np.random.default_rng(0), 389, np.int32([0, 100, 30, 200])
     x, y = rng.normal(size=(2, rows, 128)).astype(np.float32)
@@ -137,7 +141,7 @@ def _experts_error(interpret: bool) -> float:
     return _error(run(*kernels), run(grouped_matmul_reference, add_grouped_outer_reference))
 
 
-def _error(found, wanted) -> float:
-    """NaN where anything is."""
-    errors = [jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)) for a, b in zip(found, wanted, strict=True)]
-    return float(jnp.max(jnp.stack(errors)))
+def _error(found, wanted):
+    return jnp.max(
+        jnp.stack([jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)) for a, b in zip(found, wanted, strict=True)])
+    )

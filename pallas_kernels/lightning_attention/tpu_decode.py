@@ -67,7 +67,7 @@ def lightning_decode_tpu(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT),
         interpret=interpret,
         name="lightning_decode",
-    )(layer.reshape(1), live.reshape(-1), jnp.expm1(log_decay).astype(jnp.float32), *rows, flat_states)
+    )(layer.reshape(1), live.reshape(-1), log_decay.astype(jnp.float32), *rows, flat_states)
     return out.reshape(v.shape), states_after if every else states_after.reshape(states.shape)
 
 
@@ -84,13 +84,13 @@ def _block(batch: int, length: int, num_heads: int, key_dim: int, value_dim: int
 
 
 def _kernel(
-    layer_ref, live_ref, lost_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref,
+    layer_ref, live_ref, log_decay_ref, q_ref, k_ref, v_ref, state_ref, out_ref, after_ref,
     *, slots: int, length: int, size: Size, every: bool,
 ):  # fmt: skip
     del layer_ref  # the index maps read it
     first_row, first_head = pl.program_id(0) * slots * length, pl.program_id(1) * size.heads
     for head in range(size.heads):
-        lost = lost_ref[first_head + head]
+        lost = _lost(jnp.full((1, size.value_dim), log_decay_ref[first_head + head], jnp.float32))
         q, k = (_columns(ref[:, size.keys(head)]) for ref in (q_ref, k_ref))
         v = v_ref[:, size.values(head)].astype(jnp.float32)
         outs = []
@@ -107,6 +107,14 @@ def _kernel(
             if not every:
                 after_ref[0, slot, head] = state
         out_ref[:, size.values(head)] = jnp.concatenate(outs, axis=0).astype(out_ref.dtype)
+
+
+def _lost(log_decay):
+    """exp(log_decay) - 1 to all digits, for which there is no instruction: near 0 by its series."""
+    series = jnp.ones_like(log_decay)
+    for n in range(9, 1, -1):
+        series = 1 + log_decay * (1 / n) * series
+    return jnp.where(log_decay > -0.5, log_decay * series, jnp.exp(log_decay) - 1)
 
 
 def _columns(x):
