@@ -191,15 +191,15 @@ def decoding() -> str:
 
 
 def kernels() -> str:
-    """The chunks that all platforms have and the kernels of this one against the recurrence as it is written."""
+    """The chunks that all platforms have and the kernels of this one against their references as they are written."""
     from pallas_kernels.lightning_attention.self_check import chosen_backend, kernel_errors
 
     backends = sorted({"xla", chosen_backend()})
     errors = {f"{name} {what}": error for name in backends for what, error in kernel_errors(name).items()}
     shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     if any(not error <= TOLERANCE for error in errors.values()):
-        raise Problem(f"lightning_attention is off its reference by {shown}; at most {TOLERANCE:.0e}")
-    return f"lightning_attention is off its reference by {shown} (at most {TOLERANCE:.0e})"
+        raise Problem(f"kernels are off their references by {shown}; at most {TOLERANCE:.0e}")
+    return f"off their references by {shown} (at most {TOLERANCE:.0e})"
 
 
 def matmul() -> str:

@@ -51,7 +51,7 @@ def test_what_is_wrong_is_a_line_that_says_what_to_do(tmp_path):
 
 def test_a_kernel_that_is_off_fails(monkeypatch):
     monkeypatch.setattr(doctor, "TOLERANCE", 0.0)  # what every kernel is off by rounding
-    with pytest.raises(doctor.Problem, match="is off its reference by xla "):
+    with pytest.raises(doctor.Problem, match="are off their references by xla "):
         doctor.kernels()
 
 
