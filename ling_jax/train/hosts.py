@@ -76,7 +76,8 @@ def join(place: Place, facts: Mapping[str, str], seconds: float) -> None:
     if place.index:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
     _joined.append(_Hosts(names, seconds))
-    _call_on_abort(_lost_service)
+    if place.index:
+        _call_on_abort(_lost_service)
     threading.Thread(target=_watch, args=_joined, name="hosts", daemon=True).start()
 
 
@@ -115,8 +116,8 @@ def check_same(facts: Mapping[str, object]) -> None:
 def stop_after(done: int, number: int | None, ahead: int) -> int | None:
     """The signal after which all hosts stop when `done` steps are begun, or None: the run goes on. Asked every step.
 
-    `number` is the signal that this host has got, if any. No host begins a step that is more than `ahead` beyond what
-    another one has begun; so what a host writes now all have read when they get that far.
+    `number` is the signal that this host has got, if any. No host may ask about `done` steps before all others have
+    asked about `done - ahead`: what one of them writes is known to all when it counts.
     """
     if not several():
         return number
@@ -205,9 +206,9 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _lost_service() -> NoReturn:
-    first = _joined[0].names[0]
-    lost = f"{first}: contact is lost with the coordination service in it; it died or was cut off, see its output"
-    print(f"error: {lost}; {_joined[0].names[index()]} ends too", file=sys.stderr, flush=True)
+    first, own = _joined[0].names[0], _joined[0].names[index()]
+    why = "it died or was cut off, unless the lines above say something else: JAX's coordination service runs in it"
+    print(f"error: {first} is lost: {why}; {own} ends too", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -203,8 +203,9 @@ class _Loop:
                 trace(step)
                 state, metrics = self.train_step(state, _on_devices(batch, rows, self.run.model, self.run.mesh))
                 log.add(step, metrics)
-                # The signal is read once: it may come at any moment.
-                stop = hosts.stop_after(step + 1, stopped[0] if stopped else None, ahead=IN_FLIGHT + 1)
+                # A host reads the metrics of IN_FLIGHT steps ago before this, which all have computed together.
+                stop = stopped[0] if stopped else None  # read once: it may come at any moment
+                stop = hosts.stop_after(step + 1, stop, ahead=IN_FLIGHT + 1)
                 line, enough = self._after(state, step + 1, log, stops=stop is not None)
                 self._check_bad_steps(log, step + 1)
                 if enough:

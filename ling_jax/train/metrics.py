@@ -97,11 +97,14 @@ def _softmax_flops(config: ModelConfig, length: int) -> float:
 def peak_flops(mesh: jax.sharding.Mesh) -> float:
     """FLOP/s of a mesh: the data sheet's, or measured with a large matmul where there is none.
 
-    CPU devices are one machine's, however many are simulated; they are measured in float32, others in bfloat16.
+    The CPU devices of a process are one machine's, however many are simulated; they are measured in float32, others in
+    bfloat16.
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return matmul_flops(1024, jnp.float32)  # as fast as a larger one, and does not delay the start
+        return jax.process_count() * matmul_flops(
+            1024, jnp.float32
+        )  # as fast as a larger one, and does not delay the start
     return mesh.size * (data_sheet_flops(device) or matmul_flops(2048, jnp.bfloat16))
 
 

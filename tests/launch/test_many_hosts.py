@@ -63,17 +63,28 @@ class Program:
     returncode = property(lambda self: self.process.wait(timeout=300))
 
 
-@contextlib.contextmanager
-def started(command, count: int, workdir, *more, each=lambda host: (), env=lambda host: {}, log=None, timeout=60):
-    """The programs of a run on so many hosts; `each` and `env` give what one of them has for itself."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("", 0))
-        where = [f"--coordinator=localhost:{free.getsockname()[1]}", f"--num_hosts={count}"]
-    hosts = [[*where, f"--host={host}", f"--host_timeout={timeout}"] if count > 1 else [] for host in range(count)]
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(
+    command, count: int, workdir, *more, each=lambda host: (), env=lambda host: {}, where=None, log=None, timeout=240
+):
+    """The programs of a run on so many hosts; `each` and `env` give what one of them has for itself.
+
+    `where` tells all of them who the others are; None: flags do.
+    """
+    port = free_port()
+    places = [(f"--coordinator=localhost:{port}", f"--num_hosts={count}", f"--host={host}") for host in range(count)]
+    if where is not None or count == 1:
+        places = [where or ()] * count
     log = log or Path(f"{workdir}.logs")
     log.mkdir(exist_ok=True)
-    command = [*command, f"--workdir={workdir}", *more]
-    programs = [Program([*command, *hosts[host], *each(host)], log / f"{host}", env(host)) for host in range(count)]
+    command = [*command, f"--workdir={workdir}", f"--host_timeout={timeout}", *more]
+    programs = [Program([*command, *places[host], *each(host)], log / f"{host}", env(host)) for host in range(count)]
     try:
         yield programs
     finally:
@@ -114,8 +125,13 @@ def test_two_hosts_train_what_one_does(command, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_hosts_train_what_one_does(command, alone, tmp_path):
-    programs = run_hosts(command, 4, tmp_path / "run")
+def test_four_hosts_that_slurm_started_train_what_one_does(command, alone, tmp_path):
+    """Their devices share rows (tensor) and weights (fsdp)."""
+    slurm = dict(SLURM_JOB_ID="7", SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="4", SLURM_LOCALID="0")
+    slurm["JAX_COORDINATOR_PORT"] = str(free_port())
+    environment = lambda host: slurm | {"SLURM_PROCID": str(host)}  # noqa: E731
+    mesh = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+    programs = run_hosts(command, 4, tmp_path / "run", *mesh, env=environment, where=())
     assert [program.returncode for program in programs] == [0] * 4, programs[0].stderr
     assert_same_run(alone, tmp_path / "run")
 
@@ -151,12 +167,12 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(command, alone, tmp_pat
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_host_that_is_killed_in_a_save_is_named_and_the_run_goes_on(command, alone, tmp_path, killed):
     workdir, saves = tmp_path / "run", lambda: any((tmp_path / "run" / "checkpoints").glob("20.*tmp*"))
-    with started(command, 2, workdir, timeout=20) as programs:
+    with started(command, 2, workdir, timeout=40) as programs:
         wait_for(saves, *programs)
         programs[killed].process.kill()
         begun, other = time.monotonic(), programs[1 - killed]
         assert other.returncode == 1
-    assert time.monotonic() - begun < 20 + 20  # the time-out, and what a busy machine takes to notice that it is over
+    assert time.monotonic() - begun < 40 + 40  # the time-out, and what a busy machine takes to notice that it is over
     (told,) = [line for line in other.stderr.splitlines() if line.startswith("error: ")]
     assert told.startswith(f"error: host {killed} (") and f"; host {1 - killed} (" in told
     kept = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
@@ -219,10 +235,10 @@ def test_an_error_of_one_host_ends_all(command, tmp_path):
 @pytest.mark.slow
 def test_a_host_that_never_comes_is_named(command, tmp_path):
     begun = time.monotonic()
-    with started(command, 3, tmp_path / "run", timeout=10) as programs:
+    with started(command, 3, tmp_path / "run", timeout=30) as programs:
         programs[1].process.kill()
         assert [programs[host].returncode for host in (0, 2)] == [2, 2]
-    assert time.monotonic() - begun < 10 + 60  # the time-out after the starts of three programs
+    assert time.monotonic() - begun < 30 + 120  # the time-out after the starts of three programs
     for host in (0, 2):
         assert "error: host 1 of 3 did not come to localhost:" in programs[host].stderr
         assert len(programs[host].stderr.strip().splitlines()) == 1
