@@ -25,7 +25,11 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 ASK_SECONDS = 0.5  # between two questions of a host to host 0
 LAST_SECONDS = 10  # for those that came to ask once more, when the outcome is known
 MOST_TOLD = 8  # differences in one message
-THEIRS = (OSError, ValueError)  # what another process may cause: not there yet, a lost connection, no message
+THEIRS = (
+    OSError,
+    ValueError,
+    TypeError,
+)  # what another process may cause: not there yet, a lost connection, no message
 
 
 class Place(NamedTuple):
@@ -109,7 +113,7 @@ def roll_call(place: Place, own_facts: Mapping[str, str], seconds: float) -> tup
     Raises ValueError, on all hosts that came, naming those that did not come in so many seconds or what differs.
     """
     if place.index:
-        answer = _ask(place, {"index": place.index, "name": own_name(place.index), "facts": dict(own_facts)}, seconds)
+        answer = _ask(place, [place.index, own_name(place.index), dict(own_facts)], seconds)
     else:
         answer = _Register(place, own_facts).serve(seconds)
     if answer["error"]:
@@ -153,12 +157,11 @@ class _Register:
         connection, _ = server.accept()
         with connection:
             connection.settimeout(10)
-            came = json.loads(_read_line(connection))
-            if isinstance(came, dict) and came.keys() == {"index", "name", "facts"}:
-                self._note(came["index"], came["name"], came["facts"])
-                connection.sendall(json.dumps(answer).encode() + b"\n")
-                if answer is not None:
-                    self.told.add(came["name"])
+            index, name, other = json.loads(_read_line(connection))
+            self._note(int(index), str(name), dict(other))
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+            if answer is not None:
+                self.told.add(name)
 
     def _note(self, index: int, name: str, other: Mapping[str, str]) -> None:
         self.came.add(name)
@@ -181,16 +184,13 @@ class _Register:
         return {"names": [self.names.get(index, "") for index in range(self.place.count)], "error": error}
 
 
-def _ask(place: Place, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _ask(place: Place, message: list[Any], seconds: float) -> dict[str, Any]:
     """A host's side: asks until it is told the outcome, or for so many seconds nobody answers."""
     address, _, port = place.coordinator.rpartition(":")
     where = (address.strip("[]"), int(port))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with (
-            contextlib.suppress(*THEIRS),
-            socket.create_connection(where, timeout=10) as server,
-        ):
+        with contextlib.suppress(*THEIRS), socket.create_connection(where, timeout=10) as server:
             server.sendall(json.dumps(message).encode() + b"\n")
             answer, end = json.loads(_read_line(server)), time.monotonic() + seconds
             if answer is not None:
