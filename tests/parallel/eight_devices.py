@@ -9,6 +9,7 @@ import numpy as np
 
 from ling_jax import model, spec
 from ling_jax.checkpoint import orbax
+from ling_jax.evaluate.scoring import next_token_logps
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import batch_sharding, make_mesh, shardings
 from ling_jax.train import create_state, make_train_step
@@ -68,6 +69,30 @@ def check_model(family: str, dtype: str) -> None:
         print("equal", family, dtype, sizes, flush=True)
 
 
+def check_logps() -> None:
+    """Log-probabilities of the next token, and their gradient by the head, on rows that are split."""
+    config = tiny_config(num_heads=4, compute_dtype="float64")
+    params, batch = random_params(config), batch_of(config)
+    tokens, segment_ids = batch["tokens"], batch["segment_ids"]
+    mask = np.random.default_rng(1).normal(size=tokens.shape)
+
+    def weighted(head, params, *rows):
+        logps_BT = next_token_logps(params | {"head": head}, *rows, config)
+        return (logps_BT * mask).sum(), logps_BT
+
+    step = quick_jit(jax.value_and_grad(weighted, has_aux=True))
+    (_, wanted), wanted_grad = jax.device_get(step(params["head"], params, tokens, segment_ids))
+    for sizes in MESHES[7:9]:
+        mesh = make_mesh(sizes)
+        placed = jax.device_put(params, shardings(model_spec(config), mesh))
+        rows = jax.device_put((tokens, segment_ids), batch_sharding(mesh))
+        with jax.set_mesh(mesh):
+            (_, found), grad = jax.device_get(step(placed["head"], placed, *rows))
+        np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-12)
+        np.testing.assert_allclose(grad, wanted_grad, rtol=1e-10, atol=1e-12)
+        print("equal log-probabilities", sizes, flush=True)
+
+
 def check_restore() -> None:
     """Saved on one mesh and restored on others, a training step gives the same state and loss."""
     config = tiny_config(num_heads=4, mtp_depth=1, compute_dtype="float64")
@@ -114,5 +139,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["restore"]:
             check_restore()
+        case ["logps"]:
+            check_logps()
         case [family, dtype]:
             check_model(family, dtype)

@@ -91,3 +91,8 @@ def test_lightning_kernels_on_a_mesh_equal_one_device():
 @pytest.mark.slow
 def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
     assert len(eight_devices("restore")) == 5
+
+
+@pytest.mark.slow
+def test_log_probabilities_of_split_rows_equal_those_of_whole_ones():
+    assert len(eight_devices("logps")) == 2
