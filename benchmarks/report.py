@@ -3,10 +3,12 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -78,6 +80,12 @@ def machine() -> str:
     return f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
 
 
+def _fields(row: Claim | Finding) -> dict[str, Any]:
+    """For JSON, which has no infinity: a value that is not finite is null."""
+    fields = dataclasses.asdict(row)
+    return fields | ({} if math.isfinite(row.value) else {"value": None})
+
+
 def finish(claims: list[Claim], command: str, json_out: str | None, findings: Sequence[Finding] = ()) -> int:
     """Prints a table and writes the file; returns the exit code: 0 if all claims hold, whatever was found."""
     width = max((len(row.name) for row in (*claims, *findings)), default=0)
@@ -88,8 +96,7 @@ def finish(claims: list[Claim], command: str, json_out: str | None, findings: Se
     for finding in findings:
         print(f"{finding.name:<{width}} {finding.value:>8.3g} {finding.verdict}: {finding.rule}")
     if json_out:
-        rows = [dataclasses.asdict(claim) | {"holds": claim.holds, "command": command} for claim in claims]
-        found = [dataclasses.asdict(finding) for finding in findings]
-        content = {"machine": machine(), "claims": rows, "findings": found}
-        Path(json_out).write_text(json.dumps(content, indent=1))
+        rows = [_fields(claim) | {"holds": claim.holds, "command": command} for claim in claims]
+        content = {"machine": machine(), "claims": rows, "findings": [_fields(finding) for finding in findings]}
+        Path(json_out).write_text(json.dumps(content, indent=1, allow_nan=False))
     return 0 if all(claim.holds for claim in claims) else 1

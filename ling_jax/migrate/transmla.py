@@ -108,7 +108,8 @@ def gqa_to_mla(
     queries, query_kept = _queries(params["q"], x_ND, rotation.matrix[:, :, :components], source, target)
     dtype = np.asarray(params["q"]).dtype
     converted = {name: leaf.astype(dtype) for name, leaf in (converted | queries).items()}
-    kept = float(rotation.energy[:, :components].sum() / rotation.energy.sum())
+    energy = rotation.energy.sum()
+    kept = float(rotation.energy[:, :components].sum() / energy) if energy else 1.0
     return converted | {"out": np.asarray(params["out"])}, Kept(kept, latent_kept, query_kept)
 
 

@@ -67,6 +67,15 @@ def relative(found, wanted):
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
+def test_rope_keys_of_zero_keep_all_there_is(golden):
+    numbers = load(golden, "mla_full_nkv1")
+    source = source_of(numbers)
+    layer = layer_of(numbers)
+    layer["k"][..., : source.rotary_dim] = 0
+    _, kept = gqa_to_mla(layer, numbers["x_calib"], source, target_of(source))
+    assert kept.rope == 1
+
+
 CASES = {  # what is exact -> how
     "mla_full_nkv1": dict(),
     "mla_full_nkv2_all_components": dict(components=2),
