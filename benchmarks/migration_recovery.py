@@ -116,7 +116,7 @@ def stages(preset: Preset, name: str) -> tuple[Stage, ...]:
         return (one, Stage(name="merge", form=way.form, merges=MERGED)) if way.schedule == "wsm" else (one,)
     steps = dict(linear=preset.linear, partial=preset.partial, mla=preset.mla)
     steps["continued"] = total - sum(steps.values())
-    plan = migration(**{stage: count * STEP_TOKENS for stage, count in steps.items()}, gate=way.gate)
+    plan = migration(TARGET, **{stage: count * STEP_TOKENS for stage, count in steps.items()}, gate=way.gate)
     other = dict(form=way.form, trains=EVERYTHING) if way.form else {}
     return tuple(
         dataclasses.replace(stage, peak_lr=RATES[stage.name], recovers=False, **other) for stage in plan[: way.stages]

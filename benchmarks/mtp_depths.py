@@ -35,7 +35,7 @@ def accepted_lengths(steps: int, folder: Path) -> dict[str, list[float]]:
         config = _config(dataclasses.replace(BASE, **fields), steps, folder)
         workdir = folder / f"mtp_{scheme}"
         corpus = functools.partial(prepare_corpus, config.data, config.model)
-        start = lambda mesh, count=fields["mtp_depth"]: with_mtp_modules(load_model(base).params, count)  # noqa: E731
+        start = lambda mesh, to=config.model: with_mtp_modules(load_model(base).params, to)  # noqa: E731
         run = prepare_run(config, config.model, workdir, corpus, start=start)
         train(run)
         prompts = [run.corpus.held_out[0][i]["tokens"][:PROMPT] for i in range(TEXTS)]

@@ -3,9 +3,9 @@
     python -m launch.migrate --config=configs/migrate/tiny.py --workdir=runs/migrate --config.source=runs/tiny_2_0
     python -m launch.migrate --config=configs/migrate/1t.py --dry_run
 
-`--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. SIGTERM and Ctrl-C
-save and end it; the same command goes on. The last stage's folder is a workdir for `launch.generate`, `launch.port` and
-all else.
+`--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. One process runs
+it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same command goes on. The last stage's folder
+is a workdir for `launch.generate`, `launch.port` and all else.
 """
 
 from pathlib import Path
@@ -39,8 +39,11 @@ def main() -> None:
         plan = prepare_plan(config, WORKDIR.value)
     with training_errors():
         reports = run_plan(plan)
-    last = plan.result(len(reports) - 1)
-    print(f"{last}: held-out loss {reports[0]['loss_before']:.4f} -> {reports[-1]['loss_after']:.4f} nats/token")
+    first, last = reports[0], reports[-1]
+    print(
+        f"{plan.result(len(reports) - 1)}: held-out loss {first['loss_before']:.4f} nats/token in rows of "
+        f"{first['sequence_length']} -> {last['loss_after']:.4f} in rows of {last['sequence_length']}"
+    )
 
 
 def source_config(config: MigrateConfig) -> ModelConfig:

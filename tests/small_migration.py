@@ -29,8 +29,8 @@ def write_source(folder, **fields) -> None:
 def small_config(source="", corpus="", *, target=None, **fields) -> MigrateConfig:
     """Of a source workdir and the text files in a folder."""
     target = target or target_config()
-    stages = migration(linear=4 * 128, partial=2 * 128, mla=2 * 128, continued=128, gate=True)[:3]
-    stages += mid_training(target, ((64, 4 * 128),), first_long_share=0.2, merges=2)
+    stages = migration(target, linear=4 * 128, partial=2 * 128, mla=2 * 128, continued=128, gate=True)[:3]
+    stages += mid_training(target, ((64, 5 * 128),), first_long_share=0.2, merges=2)
     defaults = dict(
         source=str(source),
         target=target,

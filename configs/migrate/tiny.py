@@ -13,7 +13,7 @@ from ling_jax.train.config import DataConfig, OptimizerConfig, Source, to_config
 
 def get_config():
     target = model_config("tiny-2.6", rope_theta=60000.0)  # six times the source's
-    stages = migration(linear=245_760, partial=81_920, mla=122_880, continued=245_760)
+    stages = migration(target, linear=245_760, partial=81_920, mla=122_880, continued=245_760)
     return to_config_dict(
         MigrateConfig(
             source="runs/tiny_2_0",

@@ -22,10 +22,29 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint that is there and cannot be read."""
 
 
-def open_manager(folder, *, keep: int) -> ocp.CheckpointManager:
-    """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay."""
+@dataclasses.dataclass(frozen=True)
+class _Newest:
+    """An Orbax policy: the newest `keep` checkpoints stay, and as many of those at multiples of `every`."""
+
+    keep: int
+    every: int
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        stay = {*steps[-self.keep :], *[step for step in steps if step % self.every == 0][-self.keep :]}
+        return [step in stay for step in steps]
+
+
+def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
+    """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay.
+
+    So do as many at multiples of `every`: those that signals add in between push none of them out.
+    """
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=True, cleanup_tmp_directories=True
+        preservation_policy=_Newest(keep, every),
+        create=True,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)  # it takes no relative path
 

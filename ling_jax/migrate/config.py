@@ -27,8 +27,16 @@ from ling_jax.train.config import (
 LIGHTNING_QKV = ("*_lightning_*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")
 LIGHTNING_GATE = ("*_lightning_*/mixer/gate", "*_lightning_*/mixer/norm")
 ALL_QKV = ("*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")  # those of fused GQA layers too
-MLA = ("*/mixer/q_[ab]", "*/mixer/q_a_norm", "*/mixer/kv_*")
 EVERYTHING = ("*",)
+
+
+def mla_patterns(target: ModelConfig) -> tuple[str, ...]:
+    """Projections and norms of MLA; without a query rank its queries have the name of Lightning's."""
+    mtp = ("mtp/*/mixer/q",) if target.mtp_depth else ()
+    queries = ("*/mixer/q_[ab]", "*/mixer/q_a_norm") if target.q_lora_rank else ("*_mla_*/mixer/q", *mtp)
+    return (*queries, "*/mixer/kv_*")
+
+
 # Three depths for speculation (report App. B): a module each, one for all, one whose later depths spare the trunk.
 MTP_SCHEMES = {
     "separate": dict(mtp_depth=3, mtp_shared_depths=0, mtp_detached=False),
@@ -53,7 +61,7 @@ class Stage:
     long_share: float = 1.0  # of sequences; the others have data.sequence_length and share rows
     rope_theta: float = 0.0  # 0: as before
     mtp: str = ""  # how three depths are predicted from here on (`MTP_SCHEMES`); "": as before
-    merges: int = 0  # so many of the last checkpoints of the stage before are averaged (WSM); nothing is trained
+    merges: int = 0  # so many of the last checkpoints of the stage before, train.save_every apart, are averaged (WSM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +182,9 @@ def _check_merge(config: MigrateConfig, number: int, stage: Stage) -> None:
     before = config.stages[number - 1]
     if stage.form != before.form:
         raise ValueError(f"form is {stage.form!r}; it merges checkpoints of the stage before, whose is {before.form!r}")
-    found = math.ceil(stage_steps(config, before) / config.train.save_every)
+    if before.recovers:
+        raise ValueError("it merges checkpoints of the stage before, which may end before it has them (recovers)")
+    found = stage_steps(config, before) // config.train.save_every  # evenly spaced
     if found < stage.merges:
         raise ValueError(
             f"merges is {stage.merges}; {stage_steps(config, before)} steps of the stage before, with train.save_every "
@@ -215,6 +225,7 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
     Raises ValueError where source, target, patterns, calibration or lengths do not fit, naming stage and numbers.
     """
     models, theta, mtp = [], source.rope_theta, {}
+    lacks_mtp = not source.mtp_depth and config.target.mtp_depth > 0
     for number, stage in enumerate(config.stages):
         theta = stage.rope_theta or theta
         mtp = MTP_SCHEMES.get(stage.mtp, mtp)
@@ -222,6 +233,8 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
             found = f"the source has {source.mtp_depth} MTP modules; it is made from one"
             raise ValueError(f"stages[{number}] ({stage.name}): mtp is {stage.mtp!r}; {found}")
         model = dataclasses.replace(form_config(source, config.target, stage.form), rope_theta=theta, **mtp)
+        if lacks_mtp and _trains_mtp(stage, with_mtp := dataclasses.replace(model, mtp_depth=config.target.mtp_depth)):
+            model, mtp, lacks_mtp = with_mtp, {"mtp_depth": config.target.mtp_depth}, False
         before = models[-1] if models else form_config(source, config.target, FORMS[0])
         if converted_layers(before, model):
             check_calibration(model, config.conversion.calibration_tokens)
@@ -232,7 +245,18 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
         except ValueError as error:
             raise ValueError(f"stages[{number}] ({stage.name}): {error}") from None
         models.append(model)
+    if lacks_mtp:
+        raise ValueError(
+            f"target.mtp_depth is {config.target.mtp_depth}, the source has no MTP, and no stage trains all of it, as "
+            "trains=('*',) does; add such a stage, where it will be new, or set target.mtp_depth to 0"
+        )
     return models
+
+
+def _trains_mtp(stage: Stage, model: ModelConfig) -> bool:
+    """Whether new MTP modules would learn: a stage that trains a part of them would leave the others as drawn."""
+    names = [name for name in specs.named_leaves(model_spec(model)) if name.startswith("mtp/")]
+    return all(matches(name, stage.trains) for name in names)
 
 
 def trained(model: ModelConfig, patterns: tuple[str, ...]) -> Any:

@@ -24,8 +24,11 @@ from ling_jax.spec import Params
 
 FORMS = ("gqa", "linear", "fused", "mla")
 QK_NORMS = ("fuse", "drop")
-# How a model is run and what new weights are drawn with: the target's, in all forms.
-RUN_FIELDS = ("compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std")
+# How a model is run and trained, and what new weights are drawn with: the target's, in all forms.
+RUN_FIELDS = (
+    "compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std",
+    "mtp_loss_weight", "z_loss_weight",
+)  # fmt: skip
 MIXER_FIELDS = (
     "softmax", "layer_group_size", "num_norm_groups", "slope_layer_offset", "num_kv_heads", "gqa_qk_norm",
     "q_lora_rank", "kv_lora_rank", "nope_dim", "rope_dim", "v_dim", "rope_theta",
@@ -55,11 +58,13 @@ class Conversion:
 
 
 def form_config(source: ModelConfig, target: ModelConfig, form: str) -> ModelConfig:
-    """The config of a form between a Ling 2.0 model and a hybrid; rope stays the source's.
+    """The config of a form between a Ling 2.0 model and a hybrid; rope stays the source's, and so does MTP.
 
-    Raises ValueError where the source is no Ling 2.0 model, or the target another model or too large for it.
+    The target may have MTP where the source has none, as its releases do not. Raises ValueError where the source is no
+    Ling 2.0 model, or the target another model or too large for it.
     """
-    for field in (f.name for f in dataclasses.fields(ModelConfig) if f.name not in RUN_FIELDS + MIXER_FIELDS):
+    others = RUN_FIELDS + MIXER_FIELDS + (() if source.mtp_depth else ("mtp_depth",))
+    for field in (f.name for f in dataclasses.fields(ModelConfig) if f.name not in others):
         if getattr(source, field) != getattr(target, field):
             raise ValueError(
                 f"target.{field} is {getattr(target, field)!r}, the source's {getattr(source, field)!r}; a migration "
@@ -100,8 +105,9 @@ def convert_model(
 
     All layers, converted or not, are calibrated and compared with the inputs that the model before gives them: what a
     layer upstream becomes does not reach them. Returns a record of each converted layer: its number and kinds,
-    "output_error" on the held-out batches, and the energy kept where it became MLA ("rope", "latent", "query").
-    Raises ValueError, naming the layer, on calibration that does not do and on outputs that are not finite.
+    "output_error" on the held-out batches (None where the output before is 0), and the energy kept where it became MLA
+    ("rope", "latent", "query"). Raises ValueError, naming the layer, on calibration that does not do and on outputs
+    that are not finite.
     """
     check_calibration(target, sum(int((rows["segment_ids"] > 0).sum()) for rows in calibration))
     writer, records = HfWriter(folder, target), []
@@ -131,9 +137,9 @@ def _convert_layer(
     before = outputs(visit.mixer, seen, held_out, source, visit.kind)
     if not np.isfinite(before).all():
         raise ValueError(f"layer {visit.number}: its output on held-out tokens holds NaN or infinity before conversion")
-    off = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before)
+    off, size = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before), np.linalg.norm(before)
     record = {"layer": visit.number, "from": visit.kind.mixer, "to": kind.mixer}
-    record |= {"output_error": float(off / np.linalg.norm(before))} | kept
+    record |= {"output_error": float(off / size) if size else None} | kept  # no JSON has infinity
     print(" ".join(f"{name}={_short(value)}" for name, value in record.items()), flush=True)
     return visit.with_mixer(mixer), record
 

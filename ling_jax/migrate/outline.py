@@ -31,6 +31,7 @@ def outline(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
         step_tokens = run.train.batch_size * run.data.sequence_length
         steps = run.train.steps if stage.trains else 0
         state = BYTES * (sum(sizes) + 2 * chosen)
+        whole, rest = divmod(steps, run.train.save_every)
         records.append(
             {
                 "stage": f"{number}_{stage.name}",
@@ -49,7 +50,7 @@ def outline(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
                 "state_bytes": state,
                 "step_bytes": state + BYTES * chosen,
                 "checkpoint_bytes": state if stage.trains else BYTES * sum(sizes),
-                "checkpoints": run.train.keep if stage.trains else 1,
+                "checkpoints": min(run.train.keep, whole) + bool(rest) if stage.trains else 1,
             }
         )
         before = model

@@ -65,10 +65,13 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
 
     Raises ValueError or OSError with what to change.
     """
-    if jax.process_count() > 1 or "://" in str(workdir):
+    if jax.process_count() > 1:
         raise ValueError(
-            f"{workdir} with {jax.process_count()} processes: conversions are made by one process, in a local folder"
+            f"{jax.process_count()} processes: a migration is run by one, with all devices that it sees, since layers "
+            "are converted and written by the host; start it on one host"
         )
+    if "://" in str(workdir):
+        raise ValueError(f"{workdir} is no local folder, where conversions are read and written layer by layer")
     workdir = open_workdir(workdir)
     source = open_model(config.source, step=_source_step(config, workdir))
     models = stage_models(config, source.config)

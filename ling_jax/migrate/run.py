@@ -22,11 +22,13 @@ from ling_jax import spec as specs
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
+from ling_jax.data.folder_template import FolderTemplate, save_template
 from ling_jax.files import new_folder, replacing
 from ling_jax.migrate.config import StageRun, stage_run, trained
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
 from ling_jax.migrate.plan import Plan, samples, weights
 from ling_jax.model import model_spec
+from ling_jax.model.mtp import mtp_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
@@ -58,11 +60,13 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     print(f"stage {number} {stage.name}: {stage.form}", flush=True)
     begun, run = time.monotonic(), stage_run(plan.config, number, plan.models[number])
     report: dict[str, Any] = {"stage": stage.name, "form": stage.form, "trains": list(stage.trains)}
+    report["sequence_length"] = run.data.sequence_length
     report["loss_before"] = _loss_before(plan, number, run)
     start = plan.opened(number - 1)
     if plan.converts(number):
         report["layers"] = _convert(plan, number, start, folder / "converted")
         start = open_model(folder / "converted")
+    if plan.converts(number) or plan.model_before(number).rope_theta != run.model.rope_theta:
         report["loss_converted"] = measure(start, plan, run)
     if stage.trains:
         report |= _train(plan, number, run, start, _bar(plan, run, report["loss_before"]))
@@ -107,8 +111,9 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
         with new_folder(target) as partial:
             reader = open_layers(start.path, start.step)
             reader.config = _as_run(reader.config, plan.models[number])
-            records = convert_model(reader, plan.models[number], calibration, held_out, plan.config.conversion, partial)
-            data.save_tokenizer(plan.source.tokenizer, partial)
+            model = dataclasses.replace(plan.models[number], mtp_depth=reader.config.mtp_depth)  # new MTP comes later
+            records = convert_model(reader, model, calibration, held_out, plan.config.conversion, partial)
+            _save_tokenizer(plan.source, partial)
             (partial / "conversion.json").write_text(json.dumps(records, indent=1))
     return json.loads((target / "conversion.json").read_text())
 
@@ -117,7 +122,7 @@ def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
     """Held-out loss of a model, read as `run.model`, on rows of the stage."""
     mesh = make_mesh(dataclasses.asdict(run.mesh))
     abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps), mesh)
-    params = model.params(mesh)
+    params = with_mtp_modules(model.params(mesh), run.model, seed=run.train.seed, mesh=mesh)
     params = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), params, abstract.params)
     params = jax.device_put(params, shardings(model_spec(run.model), mesh))
     step = compile_eval_step(run.model, run.train, run.data.sequence_length, abstract, mesh)
@@ -149,12 +154,17 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
     corpus, first = _corpus(plan, run), _first_row(plan, number, run)
     corpus = dataclasses.replace(corpus, train=corpus.train.slice(slice(first, None)))
     mask = trained(run.model, run.stage.trains)
+
+    def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
+        _save_tokenizer(plan.source, workdir / "tokenizer")
+        return corpus
+
     loop = prepare_run(
         run,
         run.model,
         plan.folder(number),
-        lambda workdir, replace: corpus,
-        start=lambda mesh: with_mtp_modules(start.params(mesh), run.model.mtp_depth),
+        make_corpus,
+        start=lambda mesh: with_mtp_modules(start.params(mesh), run.model, seed=run.train.seed, mesh=mesh),
         trainable=mask,
         enough=enough,
     )
@@ -172,11 +182,20 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
     }
 
 
-def with_mtp_modules(params: specs.Params, count: int) -> specs.Params:
-    """The parameters with so many MTP modules: copies of the first where there are fewer (our choice)."""
-    if "mtp" not in params or len(params["mtp"]["embed_norm"]) == count:
+def with_mtp_modules(
+    params: specs.Params, config: ModelConfig, *, seed: int = 0, mesh: jax.sharding.Mesh | None = None
+) -> specs.Params:
+    """The parameters with the config's MTP modules: new ones where there are none, copies of the first where there are
+    fewer (our choice)."""
+    if not config.mtp_depth:
         return params
-    return params | {"mtp": jax.tree.map(lambda leaf: leaf[:1].repeat(count, axis=0), params["mtp"])}
+    if "mtp" not in params:
+        spec = {"mtp": mtp_spec(config)}
+        placed = None if mesh is None else shardings(spec, mesh)
+        return params | jax.jit(lambda key: specs.init(key, spec), out_shardings=placed)(jax.random.key(seed))
+    if len(params["mtp"]["embed_norm"]) == config.mtp_depth:
+        return params
+    return params | {"mtp": jax.tree.map(lambda leaf: leaf[:1].repeat(config.mtp_depth, axis=0), params["mtp"])}
 
 
 def _first_row(plan: Plan, number: int, run: StageRun) -> int:
@@ -193,14 +212,25 @@ def _first_row(plan: Plan, number: int, run: StageRun) -> int:
 
 
 def _merge(plan: Plan, number: int, folder: Path) -> None:
-    """The plain mean of the last checkpoints of the stage before, which imitates a linear decay (WSM)."""
+    """The plain mean of the last checkpoints of the stage before, which imitates a linear decay (WSM).
+
+    Only of those that `train.save_every` spaces evenly: signals save in between, and the end may come there.
+    """
     count, before = plan.config.stages[number].merges, plan.folder(number - 1) / "checkpoints"
     if (folder / "checkpoints").exists():
         shutil.rmtree(folder / "checkpoints")  # of a process that was killed: the stage has no report yet
-    steps = sorted(int(path.name) for path in before.iterdir() if path.name.isdigit())[-count:]
+    steps = sorted(int(path.name) for path in before.iterdir() if path.name.isdigit())
+    steps = [step for step in steps if step % plan.config.train.save_every == 0][-count:]
     if len(steps) < count:
         raise ValueError(f"{before} holds {len(steps)} checkpoints, {count} are to be merged; lower train.save_every")
     coefficients = merge_coefficients(decay_weights("linear", count - 1))
     merged = merge_checkpoints((orbax.load_params(before, step)[0] for step in steps), coefficients)
     orbax.save_params(folder / "checkpoints", merged, plan.models[number])
-    data.save_tokenizer(plan.source.tokenizer, folder / "tokenizer")
+    _save_tokenizer(plan.source, folder / "tokenizer")
+
+
+def _save_tokenizer(source: ModelFolder, folder: epath.PathLike) -> None:
+    """With the chat template that stands beside it, if any."""
+    data.save_tokenizer(source.tokenizer, folder)
+    if isinstance(source.template, FolderTemplate):
+        save_template(source.template, folder)

@@ -1,10 +1,12 @@
 """The report's steps (§2.1.3, §2.3) as stages, for any sizes."""
 
 from ling_jax.config import ModelConfig
-from ling_jax.migrate.config import ALL_QKV, EVERYTHING, LIGHTNING_GATE, LIGHTNING_QKV, MLA, Stage
+from ling_jax.migrate.config import ALL_QKV, EVERYTHING, LIGHTNING_GATE, LIGHTNING_QKV, Stage, mla_patterns
 
 
-def migration(*, linear: int, partial: int, mla: int, continued: int, gate: bool = False) -> tuple[Stage, ...]:
+def migration(
+    target: ModelConfig, *, linear: int, partial: int, mla: int, continued: int, gate: bool = False
+) -> tuple[Stage, ...]:
     """From Ling 2.0 to the hybrid at its own context, with so many tokens at most for each training.
 
     `gate` trains the new gates and group norms from the first step on; the report names only QKV and QK-norm there.
@@ -18,7 +20,7 @@ def migration(*, linear: int, partial: int, mla: int, continued: int, gate: bool
             recovers=True,
         ),
         Stage(name="partial", form="fused", trains=ALL_QKV + LIGHTNING_GATE, tokens=partial, recovers=True),
-        Stage(name="mla_warmup", form="mla", trains=MLA, tokens=mla, recovers=True),
+        Stage(name="mla_warmup", form="mla", trains=mla_patterns(target), tokens=mla, recovers=True),
         Stage(name="continued", form="mla", trains=EVERYTHING, tokens=continued),
     )
 
@@ -57,4 +59,4 @@ def report_stages(target: ModelConfig) -> tuple[Stage, ...]:
     """With the report's tokens."""
     tokens = dict(linear=100 * BILLION, partial=50 * BILLION, mla=50 * BILLION, continued=8200 * BILLION)
     middle = ((32768, 250 * BILLION), (32768, 425 * BILLION), (262144, 525 * BILLION))
-    return migration(**tokens) + mid_training(target, middle, first_long_share=0.2, merges=32)
+    return migration(target, **tokens) + mid_training(target, middle, first_long_share=0.2, merges=32)

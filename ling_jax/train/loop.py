@@ -136,7 +136,8 @@ def train(run: Run, *, profile: bool = False) -> dict:
     use_compilation_cache()
     config, compiler = run.config, concurrent.futures.ThreadPoolExecutor(1)
     try:
-        with orbax.open_manager(run.workdir / "checkpoints", keep=config.train.keep) as manager:
+        keep = dict(keep=config.train.keep, every=config.train.save_every)
+        with orbax.open_manager(run.workdir / "checkpoints", **keep) as manager:
             start = manager.latest_step() or 0
             rows = dict(rows=run.corpus.train_rows, tokens=run.corpus.train_tokens)
             hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.corpus.tokenizer)) | rows)

@@ -22,6 +22,14 @@ def saved(tmp_path_factory):
     return state, folder
 
 
+def test_a_save_in_between_pushes_no_regular_one_out(tmp_path):
+    with orbax.open_manager(tmp_path, keep=2, every=3) as manager:
+        for step in (3, 6, 9, 10, 11):
+            orbax.save(manager, step, {"params": np.zeros(1)}, CONFIG)
+        manager.wait_until_finished()
+        assert sorted(manager.all_steps()) == [6, 9, 10, 11]
+
+
 def test_the_newest_state_is_restored_bit_for_bit(saved):
     state, folder = saved
     abstract = jax.tree.map(abstract_like, state)

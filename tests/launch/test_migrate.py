@@ -1,13 +1,18 @@
 import json
+import subprocess
 import sys
 
 import pytest
 
+from configs.migrate import tiny
+from ling_jax.checkpoint import load_hf
+from ling_jax.config import model_config
 from ling_jax.rollout.load import load_model
-from tests.faults import run_with_kills
+from tests.faults import ROOT, run_with_kills
 from tests.refusals import run_each
 from tests.small_migration import write_source
 from tests.small_run import write_corpus
+from tests.small_stage import write_stage
 from tests.tiny import assert_trees_equal
 
 CONFIG = "--config=tests/small_migration.py"
@@ -25,7 +30,7 @@ def test_the_plan_of_the_real_1t_and_what_is_refused(tmp_path):
     assert one_t.returncode == 0, one_t.stderr
     for text in (
         "70 layers gqa -> lightning", "11 layers gqa -> mla", "100.06B tokens in 1491 steps",
-        "20% of sequences that long", "rope theta 6e+06", "12.30TB of state", "32 checkpoints of 12.30TB",
+        "20% of sequences that long", "rope theta 6e+06", "12.30TB of state", "33 checkpoints of 12.30TB",
         "in all: 9.60T tokens",
     ):  # fmt: skip
         assert text in one_t.stdout
@@ -52,3 +57,43 @@ def test_a_plan_that_is_killed_ten_times_ends_in_the_same_bits(tmp_path):
         assert reports[0] == reports[1]
         models = [load_model(tmp_path / name / stage).params for name in "ab"]
         assert_trees_equal(*models)
+
+
+def program(name, *flags):
+    done = subprocess.run([sys.executable, "-m", f"launch.{name}", *flags], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_tiny_preset_becomes_a_hugging_face_folder_that_generates(tmp_path):
+    """The whole way: a 2.0 model, its migration with a step or a few of each stage, export, and the same text."""
+    write_stage(tmp_path / "base", model_config("tiny-2.0"))
+    write_corpus(tmp_path / "corpus", 40)
+    step = 8 * 256
+    stages = [dict(stage) for stage in tiny.get_config().stages]
+    for stage in stages:
+        stage["tokens"] = 4 * step if stage["name"] == "mid_1" else step if stage["trains"] else 0
+    given = {
+        "source": tmp_path / "base",
+        "stages": tuple(stages),
+        "data.sources": ({"kind": "text", "path": str(tmp_path / "corpus")},),
+        "data.held_out_fraction": 0.3,
+        "conversion.calibration_tokens": 1024,
+        "conversion.held_out_tokens": 512,
+        "train.save_every": 1,
+    }
+    flags = [f"--config.{name}={value}" for name, value in given.items()]
+    told = program("migrate", "--config=configs/migrate/tiny.py", f"--workdir={tmp_path / 'plan'}", *flags)
+    assert "nats/token in rows of 256 -> " in told and "in rows of 512" in told
+    migrated = load_model(tmp_path / "plan/5_merge")
+    assert migrated.config == model_config("tiny-2.6", rope_theta=60000.0)
+
+    program("port", f"--source={tmp_path / 'plan/5_merge'}", f"--target={tmp_path / 'hf'}")
+    assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["BailingMoeV2_5ForCausalLM"]
+    params, config = load_hf(tmp_path / "hf")
+    assert config == migrated.config
+    assert_trees_equal(params, migrated.params)
+    asked = ("--prompt=one other", "--max_new_tokens=12", "--temperature=0")
+    texts = [program("generate", f"--model={tmp_path / name}", *asked) for name in ("hf", "plan/5_merge")]
+    assert texts[0] == texts[1] and texts[0].strip()

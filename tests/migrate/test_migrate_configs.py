@@ -67,6 +67,29 @@ def test_trained_sets_are_what_the_report_names():
         assert {name.split("/")[-1] for name in chosen if "_lightning_" not in name} == softmax
 
 
+def test_released_sources_have_no_mtp_and_the_target_gets_it():
+    config = load("1t")
+    models = stage_models(config, model_config("ling-1t"))
+    assert [model.mtp_depth for model in models] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert models[-1] == config.target
+    with pytest.raises(ValueError, match=r"target\.mtp_depth is 1, the source has no MTP, and no stage trains"):
+        stage_models(dataclasses.replace(config, stages=config.stages[:3]), model_config("ling-1t"))
+    without = dataclasses.replace(config, target=dataclasses.replace(config.target, mtp_depth=0))
+    assert stage_models(without, model_config("ling-1t"))[-1] == without.target
+
+
+@pytest.mark.parametrize("mtp_depth", [0, 1])
+def test_queries_without_a_rank_are_warmed_up_too(mtp_depth):
+    target = model_config("tiny-2.6", q_lora_rank=None, mtp_depth=mtp_depth)
+    tokens = dict(linear=1, partial=1, mla=1, continued=1)
+    config = dataclasses.replace(load("tiny"), target=target, stages=migration(target, **tokens))
+    model = stage_models(config, model_config("tiny-2.0", mtp_depth=mtp_depth))[2]
+    names = {name for name, keep in named_leaves(trained(model, config.stages[2].trains)).items() if keep}
+    assert {name.split("/")[-1] for name in names} == {"q", "kv_a", "kv_a_norm", "kv_b"}
+    assert not any("_lightning_" in name for name in names)
+    assert any(name.startswith("mtp/") for name in names) == bool(mtp_depth)
+
+
 def test_the_tiny_plan_trains_on_what_its_base_has_not_seen():
     base, config = load("tiny_2_0", PretrainConfig, "pretrain"), load("tiny")
     assert config.data == base.data
@@ -75,7 +98,8 @@ def test_the_tiny_plan_trains_on_what_its_base_has_not_seen():
 
 def test_a_gate_may_be_trained_from_the_first_step():
     names = named_leaves(model_spec(form_config(model_config("tiny-2.0"), model_config("tiny-2.6"), "linear")))
-    first = lambda gate: migration(linear=1, partial=1, mla=1, continued=1, gate=gate)[0].trains  # noqa: E731
+    tokens = dict(linear=1, partial=1, mla=1, continued=1)
+    first = lambda gate: migration(model_config("tiny-2.6"), **tokens, gate=gate)[0].trains  # noqa: E731
     plain, gated = ({name for name in names if matches(name, first(gate))} for gate in (False, True))
     assert {name.split("/", 3)[3] for name in gated - plain} == {"mixer/gate", "mixer/norm"}
 

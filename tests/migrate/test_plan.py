@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ling_jax.data import save_tokenizer
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.outline import as_text, outline
 from ling_jax.migrate.plan import prepare_plan
-from ling_jax.migrate.run import run_plan
+from ling_jax.migrate.run import run_plan, with_mtp_modules
 from ling_jax.model import forward
 from ling_jax.rollout import Generator
 from ling_jax.rollout.load import load_model
@@ -73,7 +74,9 @@ def test_every_stage_reports(migrated):
     assert layers[2] == [(layer, "gqa", "mla") for layer in softmax]
     assert all(layer["output_error"] > 0 for r in reports for layer in r.get("layers", []))
     assert all(0 < layer[name] <= 1 for layer in reports[2]["layers"] for name in ("rope", "latent", "query"))
-    assert reports[3]["tokens"] == 4 * 128 and reports[3]["ended"] == "budget"
+    assert reports[3]["tokens"] == 5 * 128 and reports[3]["ended"] == "budget"
+    assert [r["sequence_length"] for r in reports] == [32, 32, 32, 64, 64]
+    assert reports[3]["loss_converted"] != reports[3]["loss_before"]  # of rope's new theta
     assert reports[1]["loss_before"] == reports[0]["loss_after"]
     assert json.loads((plan.folder(4) / "report.json").read_text()) == reports[4]
 
@@ -101,7 +104,9 @@ def test_frozen_leaves_have_no_optimiser_state(migrated):
 
 
 def test_the_merge_is_the_mean_of_the_last_checkpoints(migrated):
+    """Of those that are evenly spaced: that of the last step is nearer to the one before."""
     plan, _ = migrated
+    assert {path.name for path in (plan.folder(3) / "checkpoints").glob("[0-9]*")} == {"2", "4", "5"}
     last = [orbax.load_params(plan.folder(3) / "checkpoints", step)[0] for step in (2, 4)]
     assert_trees_equal(load_model(plan.folder(4)).params, merge_checkpoints(iter(last), [0.5, 0.5]))
 
@@ -152,6 +157,43 @@ def test_a_source_that_is_trained_on_stays_what_it_was(source, tmp_path, monkeyp
     (report,) = run_plan(prepare_plan(config, tmp_path / "plan"))
     assert report["loss_before"] == 3
     assert prepare_plan(config, tmp_path / "other").source.step == 5
+
+
+def test_one_process_runs_a_migration(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 4)
+    with pytest.raises(ValueError, match="4 processes: a migration is run by one, with all devices"):
+        prepare_plan(small_config(*source), tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="gs://bucket/plan is no local folder"):
+        prepare_plan(small_config(*source), "gs://bucket/plan")
+
+
+def test_the_chat_template_of_the_source_stays(source, tmp_path, monkeypatch):
+    shutil.copytree(source[0], tmp_path / "base")
+    (tmp_path / "base/tokenizer/chat_template.jinja").write_text("{{ messages[0].content }}, as the base says it")
+    monkeypatch.setattr("ling_jax.migrate.run.measure", lambda *_: 1.0)
+    config = small_config(tmp_path / "base", source[1])
+    config = dataclasses.replace(config, stages=(Stage(name="wide", form="linear"), *config.stages[:1]))
+    plan = prepare_plan(config, tmp_path / "plan")
+    run_plan(plan)
+    assert plan.source.template.source.endswith("as the base says it")
+    assert [plan.opened(number).template for number in range(2)] == [plan.source.template] * 2
+
+
+@pytest.mark.slow
+def test_a_source_without_mtp_gets_it_where_all_of_it_is_trained(tmp_path):
+    """As released Ling 2.0 models; the stages before know nothing of it."""
+    write_source(tmp_path / "source", **WHOLE | dict(mtp_depth=0))
+    write_corpus(tmp_path / "corpus", 40)
+    config = small_config(tmp_path / "source", tmp_path / "corpus", target=target_config(**WHOLE))
+    plan = prepare_plan(config, tmp_path / "plan")
+    run_plan(plan)
+    assert ["mtp" in load_model(plan.result(number)).params for number in range(5)] == [False] * 3 + [True] * 2
+    merged = load_model(plan.result(4))
+    assert merged.config == config.target
+    drawn = with_mtp_modules({}, config.target, seed=config.train.seed)
+    for name, leaf in spec.named_leaves(drawn).items():
+        assert name.endswith("bias") or (np.asarray(leaf) != spec.named_leaves(merged.params)[name]).any(), name
 
 
 def test_a_models_folder_is_no_workdir(source, tmp_path):
@@ -255,7 +297,8 @@ REFUSED = [
     (lambda c: with_stage(c, 3, sequence_length=96), "whole rows of it"),
     (lambda c: with_part(c, "target", max_length=63), r"\(mid_1\): data.sequence_length is 64; the model's context"),
     (lambda c: dataclasses.replace(c, source="nowhere"), "nowhere holds neither"),
-    (lambda c: with_stage(c, 4, merges=3), r"merges is 3; 4 steps of the stage before, with .* 2, leave 2 checkpoints"),
+    (lambda c: with_stage(c, 4, merges=3), r"merges is 3; 5 steps of the stage before, with .* 2, leave 2 checkpoints"),
+    (lambda c: merged_behind(c, 3), "may end before it has them"),
     (lambda c: merged_behind(c, 2), "form is 'mla'; it merges checkpoints of the stage before, whose is 'fused'"),
     (lambda c: with_stage(c, 4, merges=-1), r"\(merge\): merges is -1; it must not be negative"),
     (lambda c: with_stage(c, 0, peak_lr=-1.0), r"\(linear_warmup\): peak_lr is -1.0; it must not be negative"),
@@ -348,6 +391,9 @@ def test_the_outline_has_the_sizes_of_the_run(migrated):
         if "steps" in report:
             assert record["trained_parameters"] == report["trained_parameters"]
             assert record["tokens"] >= report["tokens"]
+        if report.get("ended") == "budget":
+            saved = list((plan.workdir / record["stage"] / "checkpoints").glob("[0-9]*"))
+            assert record["checkpoints"] == len(saved)
         assert sum(record["converts"].values()) == len(report.get("layers", []))
     lightning = plan.source.config.num_layers // 2
     assert f"converts  {lightning} layers gqa -> lightning" in as_text(records)

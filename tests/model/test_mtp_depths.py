@@ -16,7 +16,7 @@ from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
 from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.tiny import assert_trees_equal, random_params, tiny_config
 
 ONE = tiny_config(num_layers=2, first_dense_layers=2, mtp_depth=1, compute_dtype="float32")
 SEPARATE = dataclasses.replace(ONE, mtp_depth=3)
@@ -30,6 +30,12 @@ def params():
     return random_params(ONE, dtype="float32")
 
 
+def test_new_modules_are_drawn_as_those_of_a_new_model():
+    trunk = {name: part for name, part in params().items() if name != "mtp"}
+    assert_trees_equal(with_mtp_modules(trunk, SEPARATE, seed=3)["mtp"], model.init(jax.random.key(3), SEPARATE)["mtp"])
+    assert with_mtp_modules(trunk, dataclasses.replace(ONE, mtp_depth=0)) is trunk
+
+
 @functools.cache
 def gradients(config):
     """Of the sum of each depth's loss: [{name: gradient}]."""
@@ -40,7 +46,7 @@ def gradients(config):
 
 @functools.cache
 def logits(config):
-    weights = with_mtp_modules(params(), config.mtp_depth)
+    weights = with_mtp_modules(params(), config)
     return quick_jit(model.forward, static_argnums=2)(weights, TOKENS, config).mtp_logits
 
 
