@@ -107,7 +107,7 @@ def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], Abstra
 
 
 def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
-    if _row_ways(mesh) > config.train.batch_size:
+    if _ways("batch", mesh) > config.train.batch_size:
         return False
     try:
         shardings(model_spec(config.model), mesh)
@@ -116,21 +116,21 @@ def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
     return True
 
 
-def _row_ways(mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+def _ways(axis: str, mesh) -> int:
+    return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
 
 
 def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip) -> float:
     """Seconds of a step: its model FLOPs, its state read and written, what has to be moved between devices."""
-    most_rows = device_rows(config.train.batch_size, 1, mesh) // _row_ways(mesh)
-    tokens, c = most_rows * config.data.sequence_length, config.model
+    rows = device_rows(config.train.batch_size, 1, mesh) // _ways("batch", mesh)
+    tokens, c = rows * config.data.sequence_length / _ways("tokens", mesh), config.model
     compute = flops_per_token(c, config.data.sequence_length) * config.train.batch_size * config.data.sequence_length
     moved = 0.0
     for leaf in specs.named_leaves(model_spec(c)).values():
         if "embed" in leaf.axes and "vocab" not in leaf.axes:
-            split = [math.prod(mesh.shape[a] for a in RULES.get(axis, ()) if a != "fsdp") for axis in leaf.axes]
+            split = [_ways(axis, mesh) for axis in leaf.axes if axis not in (None, "embed")]
             whole = math.prod(leaf.shape) / math.prod(split)
-            moved += 2 * 2 * whole * (1 - 1 / mesh.shape["fsdp"])  # bfloat16: gathered, and its gradient scattered
+            moved += 2 * 2 * whole * (1 - 1 / _ways("embed", mesh))  # bfloat16: gathered, and its gradient scattered
     experts = sum(run.count * s.repeats for s in layer_plan(c) for run in s.runs if run.kind.ffn == "moe")
     moved += 4 * 2 * experts * tokens * c.hidden_size * (mesh.shape["expert"] - 1)  # there and back, twice
     held = state_bytes(abstract_state(c, make_optimizer(config.optimizer, config.train.steps), mesh))
@@ -163,7 +163,7 @@ def _microbatches(config: PretrainConfig, mesh) -> list[int]:
     best: dict[int, tuple[int, int]] = {}
     for count in (n for n in range(1, config.train.batch_size + 1) if config.train.batch_size % n == 0):
         rows = device_rows(config.train.batch_size, count, mesh)
-        each = rows // (count * _row_ways(mesh))
+        each = rows // (count * _ways("batch", mesh))
         best[each] = min(best.get(each, (rows, count)), (rows, count))
     return sorted(count for _, count in best.values())
 
@@ -174,5 +174,5 @@ def _kept_bytes(config: PretrainConfig, mesh) -> int:
     width = {"full": 0, "ffn": c.hidden_size, "dots": 4 * c.num_heads * c.head_dim // mesh.shape["tensor"]}
     kept = c.hidden_size + width.get(c.remat, width["dots"])
     rows = device_rows(config.train.batch_size, config.train.microbatches, mesh) // config.train.microbatches
-    tokens = rows * config.data.sequence_length // (_row_ways(mesh) * mesh.shape["context"])
+    tokens = rows * config.data.sequence_length // (_ways("batch", mesh) * _ways("tokens", mesh))
     return 2 * c.num_layers * tokens * kept

@@ -35,7 +35,7 @@ def _exchanged(table_WD, tokens_M, axes: tuple[str, ...], dtype):
     columns_MD = table_WD[all_M].astype(dtype)
     if among == embed:
         return jax.lax.all_to_all(columns_MD, embed, split_axis=0, concat_axis=1, tiled=True)
-    x_MD = jax.lax.all_gather(columns_MD, embed, axis=1, tiled=True)  # few rows: the same on several devices
-    return (
-        jax.lax.dynamic_slice_in_dim(x_MD, jax.lax.axis_index(among) * len(tokens_M), len(tokens_M)) if among else x_MD
-    )
+    # Few tokens, the same on several devices.
+    x_MD = jax.lax.all_gather(columns_MD, embed, axis=1, tiled=True)
+    first = jax.lax.axis_index(among) * len(tokens_M) if among else 0
+    return jax.lax.dynamic_slice_in_dim(x_MD, first, len(tokens_M))
