@@ -1,8 +1,10 @@
 """Programs compile for TPUs that are not here; what cannot is refused in one line."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -10,7 +12,6 @@ import sys
 
 import pytest
 
-from configs.pretrain import ling_2_6_1t
 from ling_jax.compile.programs import misfit
 from ling_jax.compile.report import bytes_asked_for, state_bytes
 from ling_jax.compile.topology import CHIPS, describe
@@ -35,17 +36,27 @@ def test_libtpu_missing_names_the_extra(monkeypatch):
         describe("v5p:2x2x1")
 
 
-def one_trillion(**mesh):
-    config = from_dict(PretrainConfig, ling_2_6_1t.get_config().to_dict())
-    return config, abstract_mesh(**(dataclasses.asdict(config.mesh) | mesh))
+PODS = {  # config: (chip, devices, rows a device and microbatch)
+    "ling_2_6_1t": ("v5p", 1024, 1),
+    "ling_2_6_1t_32k": ("v5p", 1024, 1),
+    "ling_2_6_1t_256k": ("v5p", 1024, 1),
+    "ling_2_6_flash": ("v6e", 256, 2),
+    "ling_2_6_flash_32k": ("v6e", 256, 2),
+}
 
 
-def test_the_pod_config_splits_over_its_pod():
-    config, mesh = one_trillion()
-    assert mesh.size == 1024
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_config_splits_over_its_pod(name):
+    config = importlib.import_module(f"configs.pretrain.{name}").get_config()
+    config = from_dict(PretrainConfig, config.to_dict())
+    mesh = abstract_mesh(**dataclasses.asdict(config.mesh))
+    chip, devices, rows = PODS[name]
+    assert mesh.size == devices
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    assert state_bytes(abstract_state(config.model, optimizer, mesh)) < 0.2 * CHIPS["v5p"].hbm_bytes
-    assert device_rows(config.train.batch_size, config.train.microbatches, mesh) == 18 * mesh.size
+    assert state_bytes(abstract_state(config.model, optimizer, mesh)) < 0.25 * CHIPS[chip].hbm_bytes
+    assert config.data.sequence_length == 4096 * mesh.shape["context"]  # a device has as many tokens of every row
+    held = device_rows(config.train.batch_size, config.train.microbatches, mesh)
+    assert held == rows * config.train.microbatches * devices // mesh.shape["context"]
 
 
 FIELDS = {
@@ -131,3 +142,29 @@ def test_what_does_not_fit_is_reported_and_refused(tmp_path):
     fields = json.loads(file.read_text())
     assert not fields["fits"] and fields["mfu_bound"] is None and fields["problem"] in done.stderr
     assert "train.microbatches=" in fields["problem"]
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_no_mesh_that_the_plan_rules_out_is_better_than_its_winner(tmp_path):
+    """And the winner takes the memory that the plan says."""
+    file = tmp_path / "plan.json"
+    sizes = ("--topology=v5e:2x4", "--config.model.num_layers=2", "--config.model.layer_group_size=2")
+    done = compile_tiny(*sizes, "--plan", f"--json_out={file}")
+    assert done.returncode == 0, done.stderr
+    winner = json.loads(file.read_text())
+    others = [row for row in winner["plan"] if row["step_seconds_bound"] is None]
+    assert len(winner["plan"]) == 19
+    assert winner["step_seconds_bound"] == min(row["step_seconds_bound"] or math.inf for row in winner["plan"])
+    for row in [winner["plan"][0], *others]:
+        fields = {f"mesh.{axis}": size for axis, size in row["mesh"].items()}
+        fields |= {"model.remat": row["remat"], "train.microbatches": row["microbatches"]}
+        again = tmp_path / "again.json"
+        done = compile_tiny(
+            *sizes, f"--json_out={again}", *(f"--config.{name}={value}" for name, value in fields.items())
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(again.read_text())
+        assert found["step_seconds_bound"] >= winner["step_seconds_bound"], row
+        if row is winner["plan"][0]:
+            assert found["hbm_peak_bytes"] == pytest.approx(winner["hbm_peak_bytes"], rel=0.1)
