@@ -82,6 +82,12 @@ def metrics_of(workdir: Path) -> list[dict]:
     return [{name: value for name, value in line.items() if name not in MEASURED} for line in lines]
 
 
+def step_seconds(workdir: Path) -> float:
+    """From the first step to the last."""
+    first, *_, last = (json.loads(line)["time"] for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return last - first
+
+
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """All arrays of the newest checkpoint by path, whatever devices it was written from."""
     state = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name)) / "state"

@@ -1,11 +1,10 @@
 """Reinforcement learning as a program: what it refuses, and that killed anywhere it ends in the same bits."""
 
-import json
 import sys
 
 import pytest
 
-from tests.faults import ROOT, assert_same_end, run_with_kills
+from tests.faults import ROOT, assert_same_end, run_with_kills, step_seconds
 from tests.refusals import run_each
 from tests.rl_run import write_start
 
@@ -52,8 +51,7 @@ def test_kills_change_nothing(tmp_path, monkeypatch):
 
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     run_with_kills(program(alone), kills=0, longest=0, seed=0, log=tmp_path / "log")
-    first, *_, last = (json.loads(line)["time"] for line in (alone / "metrics.jsonl").read_text().splitlines())
-    longest = (last - first) / 5  # so that ten kills, half as long on average, fall all over the run
+    longest = step_seconds(alone) / 5  # so that ten kills, half as long on average, fall all over the run
     hits = run_with_kills(program(killed), kills=10, longest=longest, seed=0, log=tmp_path / "log", begin="step=")
     assert len(hits) >= 5, hits
     assert_same_end(alone, killed)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tests.faults import ROOT, assert_same_end, run_with_kills
+from tests.faults import ROOT, assert_same_end, run_with_kills, step_seconds
 from tests.small_stage import write_stage
 
 SUMS = "{'environment': 'running_sums', 'difficulties': (1,), 'count': 6}"
@@ -22,13 +22,13 @@ def program(name, config, workdir, *more):
     return [sys.executable, "-m", f"launch.{name}", *where, *SMALL, *more]
 
 
-def alone_and_killed(name, config, folder, kills, longest, *more):
+def alone_and_killed(name, config, folder, *more):
     run_with_kills(program(name, config, folder / "alone", *more), kills=0, longest=0, seed=0, log=folder / "log")
     killed = program(name, config, folder / "killed", *more)
-    hits = run_with_kills(killed, kills=kills, longest=longest, seed=0, log=folder / "log")
-    assert hits
+    longest = step_seconds(folder / "alone") / 3
+    hits = run_with_kills(killed, kills=6, longest=longest, seed=0, log=folder / "log", begin="step=")
+    assert len(hits) >= 3, hits
     assert_same_end(folder / "alone", folder / "killed")
-    return [hit.last_line for hit in hits]
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_kills_change_nothing(tmp_path, monkeypatch):
     (tmp_path / "sft").mkdir()
     (tmp_path / "distill").mkdir()
     tuning = (f"--config.start_from={tmp_path / 'start'}", f"--config.sources=({SUMS},)", "--config.train.steps=160")
-    alone_and_killed("sft", "configs/align/tiny_sft.py", tmp_path / "sft", 6, 20, *tuning)
+    alone_and_killed("sft", "configs/align/tiny_sft.py", tmp_path / "sft", *tuning)
     teacher = tmp_path / "sft" / "alone"
     distilling = (
         f"--config.start_from={teacher}",
@@ -47,6 +47,6 @@ def test_kills_change_nothing(tmp_path, monkeypatch):
         "--config.sampling.context=128",
         "--config.train.steps=60",
     )
-    alone_and_killed("distill", "configs/align/tiny_shortest_correct.py", tmp_path / "distill", 6, 20, *distilling)
+    alone_and_killed("distill", "configs/align/tiny_shortest_correct.py", tmp_path / "distill", *distilling)
     answers = [next((tmp_path / "distill" / name / "data").glob("*.jsonl")) for name in ("alone", "killed")]
     assert answers[0].read_bytes() == answers[1].read_bytes()
