@@ -74,7 +74,7 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     expert: int = 1
-    context: int = 1
+    context: int = 1  # rows are split: 2 · context divides their length
     tensor: int = 1
 
 

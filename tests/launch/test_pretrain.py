@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.faults import ROOT, assert_same_end, run_with_kills
@@ -151,3 +153,23 @@ def test_twenty_kills_change_nothing(command, tmp_path):
     hits = run_with_kills(killed, kills=20, longest=12, seed=0, log=tmp_path / "log")
     assert len(hits) == 20
     assert_same_end(tmp_path / "alone", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_rows_split_among_devices_are_trained_on_alike(command, tmp_path, monkeypatch):
+    """Two simulated devices; rounding alone differs, and grows with the steps."""
+    flags = ["--config.train.steps=6", "--config.train.log_every=1", "--config.model.compute_dtype=float32"]
+    assert run(command, tmp_path / "whole", *flags).returncode == 0
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    flags += ["--config.mesh.data=1", "--config.mesh.context=2"]
+    done = run(command, tmp_path / "split", *flags)
+    assert done.returncode == 0, done.stderr
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "split")
+    ]
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    done = run(command, tmp_path / "odd", *flags, "--config.data.sequence_length=34")
+    assert done.returncode == 2 and "rows of 34 tokens cannot be split among 2 ranks" in done.stderr
+    assert not (tmp_path / "odd" / "tokenizer").exists()
