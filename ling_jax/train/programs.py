@@ -11,7 +11,7 @@ import numpy as np
 from ling_jax import data, model
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.parallel.sharding import RULES, batch_sharding
+from ling_jax.parallel.sharding import RULES, batch_sharding, partition_spec
 from ling_jax.train.config import LoopConfig
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.step import make_eval_step, make_train_step
@@ -56,7 +56,8 @@ def device_rows(rows: int, microbatches: int, mesh) -> int:
 
 def host_rows(rows: int, mesh) -> np.ndarray:
     """Places in a batch of so many rows (`device_rows`) that this process's devices hold, in order."""
-    held = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    by_row = jax.sharding.NamedSharding(mesh, partition_spec(("batch",)))
+    held = by_row.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
 
 
