@@ -1,11 +1,15 @@
 """Kernels are compared with the recurrence where they run, and a wrong one stops a run unless it is told not to."""
 
+import importlib.util
 import re
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.lightning_attention import self_check
+from tests.faults import ROOT
 
 
 @pytest.mark.slow
@@ -29,3 +33,13 @@ def test_a_wrong_kernel_is_an_error_with_an_override(monkeypatch, error):
         self_check.check_kernels("tpu")
     monkeypatch.setenv(self_check.OVERRIDE, "1")
     assert "OFF THEIR REFERENCE" in self_check.check_kernels("tpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_the_check_compiles_for_tpus():
+    """Attention and layer, forward and backward; decoding; both grouped matmuls."""
+    program = [sys.executable, "-m", "tests.pallas_kernels.self_check_on_tpus"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["v5p:2x2x1", "7", "v6e:2x2", "7"]
