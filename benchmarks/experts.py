@@ -66,7 +66,7 @@ def plan(loads):
 
 
 def cycle_claims(chip: str, depth: int, width: int) -> Iterator[Claim]:
-    """What v5p is promised; the costs of the others are only printed."""
+    """What v5p is promised; the others have less memory bandwidth for their matrix units, and are only printed."""
     x, w, grad = ((ROWS, depth), "bfloat16"), ((EXPERTS, depth, width), "bfloat16"), ((ROWS, width), "bfloat16")
     passes = {
         "forward": dict(x=x, w=w),
