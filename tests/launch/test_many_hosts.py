@@ -19,6 +19,7 @@ from tests.small_stage import write_stage
 # Two devices add two numbers in one order; one device adds the same rows in another, and four have several orders.
 # In float32 that is a few units in the last place at each step, and steps build on each other.
 LOSS_TOLERANCE = 1e-6
+LONGEST = 3600  # seconds, on a machine that is very busy
 # A small program starts fast. Its state is large enough that a save takes longer than to notice it.
 SMALL = [
     "--config.model.num_layers=1",
@@ -60,7 +61,7 @@ class Program:
 
     stdout = property(lambda self: self._out.read_text())
     stderr = property(lambda self: self._err.read_text())
-    returncode = property(lambda self: self.process.wait(timeout=300))
+    returncode = property(lambda self: self.process.wait(timeout=LONGEST))
 
 
 def free_port() -> int:
@@ -96,7 +97,7 @@ def started(
 def run_hosts(command, count: int, workdir, *more, **how) -> list[Program]:
     with started(command, count, workdir, *more, **how) as programs:
         for program in programs:
-            program.process.wait(timeout=500)
+            program.process.wait(timeout=LONGEST)
     return programs
 
 
