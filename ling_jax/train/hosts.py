@@ -177,6 +177,8 @@ def _watch(hosts: _Hosts) -> None:
             if not hosts.leaving.is_set():
                 _lost_service()
             return
+        if hosts.leaving.is_set():
+            return
         for message in ended.values():
             if message != DONE:
                 _tell_end(message)
@@ -196,6 +198,7 @@ def _tell_end(why: str) -> NoReturn:
 
 def _end(message: str, code: int) -> NoReturn:
     """No exit by the interpreter: it would wait for hosts that wait for this one in the middle of a step."""
+    _joined[0].leaving.set()  # what the watch sees from here on are the effects
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _write("ended", message)
         if index() == 0:  # the service is in this process: the others must read why
