@@ -16,7 +16,7 @@ from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
 from tests.golden_numbers import quick_jit
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.tiny import random_params, tiny_config
 
 ONE = tiny_config(num_layers=2, first_dense_layers=2, mtp_depth=1, compute_dtype="float32")
 SEPARATE = dataclasses.replace(ONE, mtp_depth=3)
@@ -32,7 +32,8 @@ def params():
 
 def test_new_modules_are_drawn_as_those_of_a_new_model():
     trunk = {name: part for name, part in params().items() if name != "mtp"}
-    assert_trees_equal(with_mtp_modules(trunk, SEPARATE, seed=3)["mtp"], model.init(jax.random.key(3), SEPARATE)["mtp"])
+    drawn, wanted = with_mtp_modules(trunk, SEPARATE, seed=3)["mtp"], model.init(jax.random.key(3), SEPARATE)["mtp"]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), drawn, wanted)  # rounding of two programs
     assert with_mtp_modules(trunk, dataclasses.replace(ONE, mtp_depth=0)) is trunk
 
 
