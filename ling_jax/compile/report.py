@@ -113,7 +113,7 @@ def _work_fields(work: Work, mesh, chip: Chip, model_flops: float) -> dict[str, 
 
 def as_text(name: str, fields: dict[str, Any]) -> str:
     """The report as a few lines."""
-    gb = lambda key: f"{fields[key] / 1e9:.1f} GB"  # noqa: E731
+    gb = lambda key: f"{fields[key] / 1e9:.4g} GB"  # noqa: E731
     at_least = "" if fields["mfu_bound"] else "at least "
     lines = [
         f"{name}: compiled in {fields['compile_seconds']:.0f} s, {gb('host_peak_bytes')} of host memory",
@@ -130,7 +130,7 @@ def as_text(name: str, fields: dict[str, Any]) -> str:
     ]
     for row in fields["collectives"]:
         axes = "×".join(row["axes"]) or "one device"
-        lines.append(f"  {row['kind']:<20} along {axes:<22} {row['count']:>8} times {row['bytes'] / 1e9:>10.3f} GB")
+        lines.append(f"  {row['kind']:<20} along {axes:<22} {row['count']:>8} times {row['bytes'] / 1e9:>10.4g} GB")
     return "\n".join(lines)
 
 
