@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import subprocess
 import sys
@@ -92,7 +93,8 @@ def test_the_tiny_preset_becomes_a_hugging_face_folder_that_generates(tmp_path):
     program("port", f"--source={tmp_path / 'plan/5_merge'}", f"--target={tmp_path / 'hf'}")
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["BailingMoeV2_5ForCausalLM"]
     params, config = load_hf(tmp_path / "hf")
-    assert config == migrated.config
+    how = {name: getattr(migrated.config, name) for name in ("remat", "lightning_chunk", "loss_chunk")}
+    assert dataclasses.replace(config, **how) == migrated.config  # how a model is run is no matter of its files
     assert_trees_equal(params, migrated.params)
     asked = ("--prompt=one other", "--max_new_tokens=12", "--temperature=0")
     texts = [program("generate", f"--model={tmp_path / name}", *asked) for name in ("hf", "plan/5_merge")]
