@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.plan import Plan
-from pallas_kernels.grouped_matmul.tpu_rows import VMEM_LIMIT, dot, strip_width
+from pallas_kernels.grouped_matmul.tpu_rows import VMEM_LIMIT, dot, product_cost, strip_width
 
 SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM, as much again for two old totals, and for two new ones; our choice
 WIDEST = 2048  # columns of a strip of y
@@ -39,6 +39,7 @@ def add_columns(total_EDF, x_PD, y_PF, plan: Plan, tile: int, *, interpret: bool
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
+        cost_estimate=product_cost(len(x_PD), depth, width, x_PD, total_EDF, total_EDF),
         interpret=interpret,
         name="grouped_columns",
     )(plan.group, plan.tile, plan.bounds, x_PD, y_PF, total_EDF)

@@ -35,6 +35,7 @@ def multiply_rows(x_PD, w_EDF, plan: Plan, tile: int, *, transposed: bool = Fals
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
+        cost_estimate=product_cost(rows, depth, width, x_PD, w_EDF),
         interpret=interpret,
         name="grouped_rows",
     )(plan.group, plan.tile, plan.bounds, x_PD, w_EDF)
@@ -49,6 +50,12 @@ def _kernel(group_ref, tile_ref, bounds_ref, x_ref, w_ref, out_ref, *, size: int
     own = (row >= bounds_ref[group]) & (row < bounds_ref[group + 1])
     # The other rows of the tile belong to the groups of the steps just before, and of those behind.
     out_ref[...] = jnp.where(own, product, out_ref[...].astype(jnp.float32)).astype(out_ref.dtype)
+
+
+def product_cost(rows: int, depth: int, width: int, *others) -> pl.CostEstimate:
+    """Of all rows, which have `width` columns beside the arrays `others`; each array moves once."""
+    moved = sum(x.size * x.dtype.itemsize for x in others) + rows * width * others[0].dtype.itemsize
+    return pl.CostEstimate(flops=2 * rows * depth * width, bytes_accessed=moved, transcendentals=0)
 
 
 def dot(a, b, dimensions):

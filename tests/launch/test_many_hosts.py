@@ -205,6 +205,7 @@ def test_fine_tuning_and_distillation_train_on_two_hosts_what_they_do_on_one(tmp
     sums = "{'environment': 'running_sums', 'difficulties': (1,), 'count': 6}"
     short = ["--config.data.sequence_length=128", "--config.train.batch_size=4", "--config.optimizer.peak_lr=1e-2"]
     tuning = [f"--config.start_from={tmp_path / 'start'}", f"--config.sources=({sums},)", "--config.train.steps=120"]
+    tuning += ["--config.data.held_out_fraction=0.3"]  # some prompts, for samples.jsonl
     teacher = tmp_path / "tuned_on_1"
     distilling = [f"--config.teachers=({{'model': '{teacher}', 'tasks': ({sums},)}},)", "--config.train.steps=10"]
     distilling += [f"--config.start_from={teacher}", "--config.sampling.context=128"]

@@ -145,3 +145,16 @@ def test_the_kernels_are_chosen_for_whole_lanes_and_tiles():
     assert not suits_tpu(jnp.bfloat16, 128, 2048, 500)
     assert not suits_tpu(jnp.float64, 128, 2048, 512)
     assert not suits_tpu(jnp.bfloat16, 128, 2**15, 512)
+
+
+def test_kernels_declare_what_they_cost():
+    """What a compiled program is said to cost is read from there."""
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((512, 256), (4, 256, 128), (512, 128))]
+    loads = jax.ShapeDtypeStruct((4,), jnp.int32)
+    x_PD, w_EDF, y_PF = shapes
+    calls = (grouped_matmul_tpu, (x_PD, w_EDF, loads), 1), (add_grouped_outer_tpu, (w_EDF, x_PD, y_PF, loads), 2)
+    for kernel, arguments, matrices in calls:
+        (call,) = (e for e in jax.make_jaxpr(kernel)(*arguments).eqns if e.primitive.name == "pallas_call")
+        cost = call.params["cost_estimate"]
+        assert cost.flops == 2 * 512 * 256 * 128
+        assert cost.bytes_accessed == 2 * (512 * (256 + 128) + matrices * 4 * 256 * 128)
