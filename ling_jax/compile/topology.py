@@ -31,14 +31,13 @@ def describe(name: str) -> tuple[list[jax.Device], Chip]:
     """(the devices of a topology such as `v5p:8x8x16`, what each can do).
 
     libtpu asks its host for what it is, so a machine without a TPU has to answer before JAX starts, by the environment
-    that `launch.compile` sets. Raises ValueError for a name that libtpu does not know and
-    where libtpu is missing.
+    that `launch.compile` sets. Raises ValueError for a name that libtpu does not know and where libtpu is missing.
     """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("libtpu is missing, and it is the compiler: pip install 'ling-jax[tpu]' (no TPU is needed)")
     version = name.partition(":")[0]
     if version not in CHIPS:
         raise ValueError(f"topology {name!r} is unknown: {version!r} is none of {', '.join(CHIPS)}; e.g. {EXAMPLES}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("libtpu is missing, and it is the compiler: pip install 'ling-jax[tpu]' (no TPU is needed)")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:  # libtpu's own, and any JAX makes of it
