@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from launch.flags import check_output
+
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
@@ -66,8 +68,10 @@ def best_seconds_donated(step: Callable, state, times: int = 5) -> float:
 
 def check_json_out(json_out: str | None) -> None:
     """Ends the program where `finish` could not write there: it is better known before the work."""
-    if json_out and not Path(json_out).absolute().parent.is_dir():
-        raise SystemExit(f"--json_out={json_out}: its folder does not exist")
+    try:
+        check_output("json_out", json_out or "")
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
 
 
 def check_tpu_compiler() -> None:

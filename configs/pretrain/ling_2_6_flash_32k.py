@@ -7,12 +7,8 @@ the weights, as at 4K. A step has the tokens of one at 4K: 1,024 rows in 16 micr
 """
 
 from configs.pretrain import ling_2_6_flash
+from configs.pretrain.ling_2_6_1t_32k import at_32k
 
 
 def get_config():
-    config = ling_2_6_flash.get_config()
-    config.data.sequence_length = 32768
-    # 675B tokens; the router's rate is report §2.3.1's.
-    config.train.update(steps=20_117, batch_size=1024, router_bias_rate=1e-4)
-    config.mesh.update(fsdp=4, context=8)
-    return config
+    return at_32k(ling_2_6_flash.get_config())

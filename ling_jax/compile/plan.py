@@ -16,7 +16,7 @@ from ling_jax import spec as specs
 from ling_jax.compile.report import state_bytes
 from ling_jax.compile.topology import Chip
 from ling_jax.model import layer_plan, model_spec
-from ling_jax.parallel.sharding import MESH_AXES, RULES, shardings
+from ling_jax.parallel.sharding import MESH_AXES, mesh_ways, shardings
 from ling_jax.train.config import MeshConfig, PretrainConfig
 from ling_jax.train.metrics import flops_per_token
 from ling_jax.train.optimizer import make_optimizer
@@ -46,14 +46,15 @@ def plan(config: PretrainConfig, devices: int, chip: Chip, measure: Callable[[Pr
     legal = [(sizes, mesh) for sizes, mesh in _meshes(devices, config.mesh.context) if _splits(config, mesh)]
     if not legal:
         raise ValueError(f"no mesh of {devices} devices splits this model and its {config.train.batch_size} rows")
-    bounded = [(_at_least(config, mesh, chip), sizes, mesh) for sizes, mesh in legal]
+    holding = [(_held_bytes(config, mesh), sizes, mesh) for sizes, mesh in legal]
+    bounded = [(_at_least(config, mesh, chip, held), held, sizes, mesh) for held, sizes, mesh in holding]
     tried, best = [], math.inf
-    for at_least, sizes, mesh in sorted(bounded, key=lambda x: x[0]):
+    for at_least, held, sizes, mesh in sorted(bounded, key=lambda x: x[0]):
         on_mesh = dataclasses.replace(config, mesh=MeshConfig(**sizes))
         if at_least >= best:
             tried.append(Tried(on_mesh, at_least, None, f"no step takes less than {at_least:.4g} s there"))
             continue
-        tried.append(_first_that_fits(on_mesh, mesh, chip, at_least, measure))
+        tried.append(_first_that_fits(on_mesh, mesh, chip, held, at_least, measure))
         if tried[-1].fields:
             best = min(best, tried[-1].fields["step_seconds_bound"])
     return sorted(tried, key=lambda t: (t.fields["step_seconds_bound"] if t.fields else math.inf, t.at_least))
@@ -107,7 +108,7 @@ def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], Abstra
 
 
 def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
-    if _ways("batch", mesh) > config.train.batch_size:
+    if mesh_ways("batch", mesh) > config.train.batch_size:
         return False
     try:
         shardings(model_spec(config.model), mesh)
@@ -116,31 +117,32 @@ def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
     return True
 
 
-def _ways(axis: str, mesh) -> int:
-    return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
+def _held_bytes(config: PretrainConfig, mesh: AbstractMesh) -> int:
+    """Parameters and moments of a device."""
+    return state_bytes(abstract_state(config.model, make_optimizer(config.optimizer, config.train.steps), mesh))
 
 
-def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip) -> float:
+def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: int) -> float:
     """Seconds of a step: its model FLOPs, its state read and written, what has to be moved between devices."""
-    rows = device_rows(config.train.batch_size, 1, mesh) // _ways("batch", mesh)
-    tokens, c = rows * config.data.sequence_length / _ways("tokens", mesh), config.model
+    rows = device_rows(config.train.batch_size, 1, mesh) // mesh_ways("batch", mesh)
+    tokens, c = rows * config.data.sequence_length / mesh_ways("tokens", mesh), config.model
     compute = flops_per_token(c, config.data.sequence_length) * config.train.batch_size * config.data.sequence_length
     moved = 0.0
     for leaf in specs.named_leaves(model_spec(c)).values():
         if "embed" in leaf.axes and "vocab" not in leaf.axes:
-            split = [_ways(axis, mesh) for axis in leaf.axes if axis not in (None, "embed")]
+            split = [mesh_ways(axis, mesh) for axis in leaf.axes if axis not in (None, "embed")]
             whole = math.prod(leaf.shape) / math.prod(split)
-            moved += 2 * 2 * whole * (1 - 1 / _ways("embed", mesh))  # bfloat16: gathered, and its gradient scattered
+            moved += (
+                2 * 2 * whole * (1 - 1 / mesh_ways("embed", mesh))
+            )  # bfloat16: gathered, and its gradient scattered
     experts = sum(run.count * s.repeats for s in layer_plan(c) for run in s.runs if run.kind.ffn == "moe")
     moved += 4 * 2 * experts * tokens * c.hidden_size * (mesh.shape["expert"] - 1)  # there and back, twice
-    held = state_bytes(abstract_state(c, make_optimizer(config.optimizer, config.train.steps), mesh))
     return max(
         compute / (mesh.size * chip.flops), 2 * held / chip.hbm_bytes_per_second, moved / chip.link_bytes_per_second
     )
 
 
-def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, at_least: float, measure) -> Tried:
-    held = state_bytes(abstract_state(config.model, make_optimizer(config.optimizer, config.train.steps), mesh))
+def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, at_least: float, measure) -> Tried:
     if held > chip.hbm_bytes:
         return Tried(config, at_least, None, f"parameters and moments alone take {held / 1e9:.1f} GB")
     for remat in REMATS:
@@ -163,7 +165,7 @@ def _microbatches(config: PretrainConfig, mesh) -> list[int]:
     best: dict[int, tuple[int, int]] = {}
     for count in (n for n in range(1, config.train.batch_size + 1) if config.train.batch_size % n == 0):
         rows = device_rows(config.train.batch_size, count, mesh)
-        each = rows // (count * _ways("batch", mesh))
+        each = rows // (count * mesh_ways("batch", mesh))
         best[each] = min(best.get(each, (rows, count)), (rows, count))
     return sorted(count for _, count in best.values())
 
@@ -174,5 +176,5 @@ def _kept_bytes(config: PretrainConfig, mesh) -> int:
     width = {"full": 0, "ffn": c.hidden_size, "dots": 4 * c.num_heads * c.head_dim // mesh.shape["tensor"]}
     kept = c.hidden_size + width.get(c.remat, width["dots"])
     rows = device_rows(config.train.batch_size, config.train.microbatches, mesh) // config.train.microbatches
-    tokens = rows * config.data.sequence_length // (_ways("batch", mesh) * _ways("tokens", mesh))
+    tokens = rows * config.data.sequence_length // (mesh_ways("batch", mesh) * mesh_ways("tokens", mesh))
     return 2 * c.num_layers * tokens * kept

@@ -19,7 +19,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.loss import head_logits
-from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, shardings
+from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, mesh_ways, shardings
 from ling_jax.train.config import PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_train_step
@@ -42,7 +42,7 @@ def compile_and_report(
     """
     devices, chip = describe(topology)
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
-    rows = rows or math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    rows = rows or mesh_ways("batch", mesh)
     wanted = _train_program(config, mesh) if program == "train" else _read_program(config, mesh, rows, program)
     if wanted.argument_bytes > chip.hbm_bytes:  # known without minutes of compilation
         compiled = Compiled(None, 0.0, wanted.argument_bytes)
@@ -85,27 +85,24 @@ def misfit(fields: dict[str, Any]) -> str:
 
 
 def _train_program(config: PretrainConfig, mesh) -> Program:
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    held = state_bytes(abstract_state(config.model, optimizer, mesh))
-    return Program(lambda: lower_train(config, mesh), held, config.train.batch_size * config.data.sequence_length)
+    """The step of `launch.pretrain`: microbatches, all losses, AdamW; its state is used up."""
+    optimizer, length = make_optimizer(config.optimizer, config.train.steps), config.data.sequence_length
+    abstract = abstract_state(config.model, optimizer, mesh)
+    lower = lambda: lower_train_step(config.model, config.train, length, optimizer, abstract, mesh)  # noqa: E731
+    return Program(lower, state_bytes(abstract), config.train.batch_size * length)
 
 
 def _read_program(config: PretrainConfig, mesh, rows: int, program: str) -> Program:
     length = config.data.sequence_length
+    params = abstract_params(config.model, mesh)
     cache = abstract_cache(config.model, rows, length, mesh, empty=program == "prefill")
     tokens = length if program == "prefill" else 1
-    held = state_bytes((abstract_params(config.model, mesh), cache))
-    return Program(lambda: lower_read(config.model, cache, tokens, mesh), held, rows * tokens)
+    return Program(
+        lambda: lower_read(config.model, params, cache, tokens, mesh), state_bytes((params, cache)), rows * tokens
+    )
 
 
-def lower_train(config: PretrainConfig, mesh):
-    """The step of `launch.pretrain`: microbatches, all losses, AdamW; its state is used up."""
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = abstract_state(config.model, optimizer, mesh)
-    return lower_train_step(config.model, config.train, config.data.sequence_length, optimizer, abstract, mesh)
-
-
-def lower_read(config: ModelConfig, cache: Cache, tokens: int, mesh):
+def lower_read(config: ModelConfig, params, cache: Cache, tokens: int, mesh):
     """(logits of the last token [B, W], the cache): so many tokens a row into the cache, which is used up."""
 
     def read(params, tokens_BT, cache):
@@ -116,9 +113,7 @@ def lower_read(config: ModelConfig, cache: Cache, tokens: int, mesh):
     tokens_BT = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=batch_sharding(mesh))
     with jax.set_mesh(mesh):
         placed = jax.tree.map(lambda leaf: leaf.sharding, cache)
-        return jax.jit(read, donate_argnums=2, out_shardings=(None, placed)).lower(
-            abstract_params(config, mesh), tokens_BT, cache
-        )
+        return jax.jit(read, donate_argnums=2, out_shardings=(None, placed)).lower(params, tokens_BT, cache)
 
 
 def abstract_params(config: ModelConfig, mesh):

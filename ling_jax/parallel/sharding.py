@@ -1,6 +1,7 @@
 """One mesh, one table: logical axis names of arrays -> axes of the mesh."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -156,15 +157,18 @@ def per_device(function, in_axes, out_axes):
 
 def ways(axis: str) -> int:
     """How many ways the mesh in scope splits a logical axis."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if one_device() else int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))
+    return 1 if one_device() else mesh_ways(axis, jax.sharding.get_abstract_mesh())
+
+
+def mesh_ways(axis: str | None, mesh) -> int:
+    """How many ways a mesh splits a logical axis; None is not split."""
+    return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
 
 
 def _check_splits(name: str, leaf, mesh: jax.sharding.Mesh) -> None:
     for size, axis in zip(leaf.shape, leaf.axes, strict=True):
-        ways = int(np.prod([mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ())]))
-        if size % ways:
+        if size % (split := mesh_ways(axis, mesh)):
             raise ValueError(
-                f"parameter {name}: axis {axis!r} of size {size} cannot be split {ways} ways "
+                f"parameter {name}: axis {axis!r} of size {size} cannot be split {split} ways "
                 f"(mesh axes {', '.join(RULES[axis])} of {dict(mesh.shape)})"
             )

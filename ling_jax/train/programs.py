@@ -1,6 +1,5 @@
 """The programs of a run, compiled ahead of its first step, and where compiled programs are kept."""
 
-import math
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from ling_jax import data, model
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.parallel.sharding import RULES, batch_sharding, partition_spec
+from ling_jax.parallel.sharding import batch_sharding, mesh_ways, partition_spec
 from ling_jax.train.config import LoopConfig
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.step import make_eval_step, make_train_step
@@ -50,7 +49,7 @@ def _first_state(make_params, argument, trainable, optimizer, abstract: TrainSta
 
 def device_rows(rows: int, microbatches: int, mesh) -> int:
     """Rows with padding behind them, so that each microbatch splits evenly over the devices of the batch."""
-    ways = microbatches * math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    ways = microbatches * mesh_ways("batch", mesh)
     return -(-rows // ways) * ways
 
 

@@ -21,8 +21,7 @@ from ling_jax.train.programs import device_rows
 from ling_jax.train.state import abstract_state
 from tests.faults import ROOT
 from tests.parallel.test_sharding import abstract_mesh
-
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+from tests.programs import needs_libtpu
 
 
 def test_an_unknown_chip_is_refused_with_those_that_are_known():

@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_flat
 
@@ -51,6 +53,20 @@ def assert_equals_recurrence(backend, inputs, segment_ids=None):
     for name, a, b in zip(NAMES, found, expected, strict=False):
         scale = max(1.0, float(jnp.max(jnp.abs(b))))
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * scale, err_msg=name)
+
+
+def assert_any_shape_equals_the_recurrence(backend):
+    @settings(max_examples=30)
+    @given(
+        seed=st.integers(0, 2**31), length=st.integers(1, 700), heads=st.integers(1, 9),
+        key_dim=st.sampled_from([16, 64, 128]), value_dim=st.sampled_from([16, 64, 128]),
+        packed=st.booleans(), strongest=st.floats(0.01, 5.0),
+    )  # fmt: skip
+    def holds(seed, length, heads, key_dim, value_dim, packed, strongest):
+        inputs = random_inputs(seed, 1, length, heads, key_dim, value_dim, strongest=strongest)
+        assert_equals_recurrence(backend, inputs, random_segments(seed, 1, length) if packed else None)
+
+    holds()
 
 
 def assert_a_row_of_padding_keeps_its_state(backend, length):

@@ -1,15 +1,12 @@
 """Kernels are compared with the recurrence where they run, and a wrong one stops a run unless it is told not to."""
 
-import importlib.util
 import re
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.lightning_attention import self_check
-from tests.faults import ROOT
+from tests.programs import needs_libtpu, output_of
 
 
 @pytest.mark.slow
@@ -36,10 +33,7 @@ def test_a_wrong_kernel_is_an_error_with_an_override(monkeypatch, error):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@needs_libtpu
 def test_the_check_compiles_for_tpus():
     """Attention and layer, forward and backward; decoding; both grouped matmuls."""
-    program = [sys.executable, "-m", "tests.pallas_kernels.self_check_on_tpus"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["v5p:2x2x1", "7", "v6e:2x2", "7"]
+    assert output_of("tests.pallas_kernels.self_check_on_tpus").split() == ["v5p:2x2x1", "7", "v6e:2x2", "7"]

@@ -1,7 +1,5 @@
 """The static meter reads schedules and HLO as the TPU compiler writes them, and refuses what it cannot know."""
 
-import importlib.util
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,8 +9,7 @@ from pallas_kernels.bundles import read_schedule
 from pallas_kernels.hlo_bytes import computations, hlo_operations
 from pallas_kernels.lightning_attention import lightning_attention_flat
 from pallas_kernels.static_cost import static_cost
-
-needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: .[tpu]")
+from tests.programs import needs_libtpu
 
 # A loop of 6 trips over a grid of 4 (two fill and drain the pipeline) with a region for its first step alone, and in it
 # a loop whose trips are not known.
@@ -91,7 +88,7 @@ def misshapen(x):
     return x @ jnp.ones((3, 3), x.dtype)
 
 
-@needs_compiler
+@needs_libtpu
 def test_a_kernel_that_only_copies_is_bound_by_its_bytes():
     cost = static_cost(f"{__name__}:doubled", {"x": ((2048, 128), "float32")}, "v6e")
     (kernel,) = cost.kernels
@@ -101,7 +98,7 @@ def test_a_kernel_that_only_copies_is_bound_by_its_bytes():
     assert kernel.vmem_bytes >= 4 * 4 * 256 * 128 and not cost.unknown_trips
 
 
-@needs_compiler
+@needs_libtpu
 def test_what_does_not_compile_is_told():
     with pytest.raises(RuntimeError, match=r"misshapen does not compile for v5p: .*dot_general"):
         static_cost(f"{__name__}:misshapen", {"x": ((4, 4), "float32")}, "v5p")
@@ -112,7 +109,7 @@ def test_an_unknown_chip_is_refused():
         static_cost("module:function", {}, "v4")
 
 
-@needs_compiler
+@needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v5e", "v5p", "v6e", "v7x"])
 @pytest.mark.parametrize("function", ["forward", "forward_backward"])
@@ -123,7 +120,7 @@ def test_long_rows_compile_in_the_vmem_of_short_ones(chip, function):
     assert long.vmem_bytes == short.vmem_bytes
 
 
-@needs_compiler
+@needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [2, 4, 9])
 def test_any_number_of_packed_rows_compiles(batch):
@@ -142,7 +139,7 @@ def packed_with_state(q, k, v, log_decay, d_out, segment_ids, initial_state):
     return jax.vjp(attend, q, k, v, initial_state)[1](d_out)
 
 
-@needs_compiler
+@needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize(("slots", "tokens"), [(3, 1), (500, 1), (10, 3)])
 def test_any_number_of_slots_decodes_in_place(slots, tokens):

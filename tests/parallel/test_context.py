@@ -1,8 +1,5 @@
 """Rows split among devices: what is refused, who computes what; and, on simulated devices, equality and what moves."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +9,8 @@ from ling_jax import model
 from ling_jax.model.transformer import make_sequence
 from ling_jax.parallel import context
 from tests.conftest import golden_folder
-from tests.faults import ROOT
 from tests.parallel.test_sharding import abstract_mesh
+from tests.programs import output_of
 from tests.tiny import tiny_config
 
 
@@ -45,10 +42,7 @@ def test_a_cache_is_refused_where_rows_are_split():
 
 
 def on_four_devices(*names: str) -> None:
-    program = [sys.executable, "-m", "tests.parallel.rows_on_four", *names]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [*names]
+    assert output_of("tests.parallel.rows_on_four", *names).split() == [*names]
 
 
 def test_softmax_of_split_rows_equals_whole_rows_and_lightning_moves_states_alone():

@@ -1,9 +1,6 @@
 """Experts on sorted rows, in tiles and ragged, equal one-hot einsums over all experts, for any loads."""
 
 import functools
-import importlib.util
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ling_jax.parallel import expert_chunks, expert_tiles, experts
-from tests.faults import ROOT
 from tests.golden_numbers import quick_jit
+from tests.programs import needs_libtpu, output_of
 
 WIDTH, FFN = 5, 3
 # (tokens, choices, experts): one token, primes, fewer pairs than experts, several tiles of every size.
@@ -127,12 +124,9 @@ def test_the_kernels_of_a_tpu_equal_the_form_of_cpus(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+@needs_libtpu
 def test_a_pod_runs_the_kernels():
-    program = [sys.executable, "-m", "tests.parallel.experts_on_v5p"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = output_of("tests.parallel.experts_on_v5p").splitlines()
     assert len(lines) == 3
     assert all(line.endswith("grouped_columns grouped_rows") for line in lines), lines
 

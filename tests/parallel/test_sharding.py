@@ -1,8 +1,5 @@
 """Meshes and shardings say what does not fit, and a sharded model computes the same."""
 
-import subprocess
-import sys
-
 import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -11,7 +8,7 @@ from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.parallel import sharding
-from tests.faults import ROOT
+from tests.programs import output_of
 from tests.tiny import tiny_config
 
 
@@ -67,32 +64,23 @@ def test_a_dimension_that_cannot_be_split_is_named():
         sharding.shardings(model_spec(tiny_config(vocab_size=42)), abstract_mesh(expert=3))
 
 
-def eight_devices(*arguments) -> list[str]:
-    program = [sys.executable, "-m", "tests.parallel.eight_devices", *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["2.6", "linear-2.0", "2.0"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device(family, dtype):
-    assert len(eight_devices(family, dtype)) == 11
+    assert len(output_of("tests.parallel.eight_devices", family, dtype).splitlines()) == 11
 
 
 @pytest.mark.slow
 def test_lightning_kernels_on_a_mesh_equal_one_device():
-    program = [sys.executable, "-m", "tests.parallel.lightning_on_four"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "equal\n", done.stderr
+    assert output_of("tests.parallel.lightning_on_four") == "equal\n"
 
 
 @pytest.mark.slow
 def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
-    assert len(eight_devices("restore")) == 5
+    assert len(output_of("tests.parallel.eight_devices", "restore").splitlines()) == 5
 
 
 @pytest.mark.slow
 def test_log_probabilities_of_split_rows_equal_those_of_whole_ones():
-    assert len(eight_devices("logps")) == 2
+    assert len(output_of("tests.parallel.eight_devices", "logps").splitlines()) == 2
