@@ -90,6 +90,7 @@ def sampling() -> dict[str, Any]:
 
 def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str = "") -> Completion:
     """Prints an answer as it is written."""
+    generator.room_for([prompt], NEW.value)  # before anything is shown
     print(shown, end="", flush=True)
     printed = ""
     for (answer,) in complete(generator, model.tokenizer, [prompt], seeds=[SEED.value], **sampling()):

@@ -98,6 +98,11 @@ def test_bad_values_are_told_before_a_model_is_loaded(tmp_path):
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
 
 
+def test_a_prompt_that_is_too_long_is_not_shown(folder):
+    done = generate(folder, f"--prompt={'word ' * 400}")
+    assert done.returncode == 2 and "pass the model's context of 512" in done.stderr and not done.stdout
+
+
 def test_a_folder_without_a_model_is_named(tmp_path):
     done = generate(tmp_path, "--prompt=x")
     assert done.returncode == 2 and "neither checkpoints/" in done.stderr
