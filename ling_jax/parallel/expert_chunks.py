@@ -1,7 +1,9 @@
 """Experts on accelerators: the rows that there are in chunks of one size, grouped matmuls inside each (docs §8).
 
 A device may get the rows of all devices of its expert axis, or none. Chunks of the even share keep what is computed
-and what is held in step with the rows that came: the loop ends after the last one.
+and what is held in step with the rows that came: the loop ends after the last one. What the gates and ups gave is
+computed again for the gradient: there would have to be room for it on a device that gets all rows, and a layer that is
+computed again in backward (remat) would compute it a second time anyway.
 """
 
 import jax
@@ -13,27 +15,23 @@ from pallas_kernels.platform import platform
 
 
 def forward(x_MD, weight_Mk, experts, dispatch, share: int):
-    """(y [M, D], what the gates and ups gave [P, F] each); see `experts.experts_ffn`."""
+    """y [M, D]; see `experts.experts_ffn`."""
     chunk, wide = _chunk_rows(weight_Mk.size, share), _wide(x_MD)
     token_P, weight_P = _padded_rows(weight_Mk, dispatch, chunk)
 
-    def step(number, carry):
-        y_MD, gate_PF, up_PF = carry
+    def step(number, y_MD):
         start, sizes_E, live_R1 = _chunk(dispatch.loads, number, chunk)
         token_R = _rows(token_P, start, chunk)
         x_RD = x_MD[token_R]
         gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, sizes_E) for w_EDF in (experts.gate, experts.up))
         y_RD = grouped_matmul(jax.nn.silu(gate_RF) * up_RF, experts.down, sizes_E)
         y_RD = jnp.where(live_R1, y_RD * _rows(weight_P, start, chunk)[:, None], 0)
-        put = lambda old_PF, new_RF: jax.lax.dynamic_update_slice_in_dim(old_PF, new_RF, start, 0)  # noqa: E731
-        return y_MD.at[token_R].add(y_RD.astype(wide)), put(gate_PF, gate_RF), put(up_PF, up_RF)
+        return y_MD.at[token_R].add(y_RD.astype(wide))
 
-    empty_PF = jnp.zeros((len(token_P), experts.gate.shape[2]), x_MD.dtype)
-    y_MD, gate_PF, up_PF = _over_chunks(dispatch.loads, chunk, step, (jnp.zeros(x_MD.shape, wide), empty_PF, empty_PF))
-    return y_MD.astype(x_MD.dtype), gate_PF, up_PF
+    return _over_chunks(dispatch.loads, chunk, step, jnp.zeros(x_MD.shape, wide)).astype(x_MD.dtype)
 
 
-def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD, share: int):
+def backward(x_MD, weight_Mk, experts, dispatch, grad_MD, share: int):
     """Gradients of x, weights and experts."""
     chunk, wide = _chunk_rows(weight_Mk.size, share), _wide(x_MD)
     token_P, weight_P = _padded_rows(weight_Mk, dispatch, chunk)
@@ -43,11 +41,10 @@ def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD, share:
         start, sizes_E, live_R1 = _chunk(dispatch.loads, number, chunk)
         token_R, weight_R1 = _rows(token_P, start, chunk), _rows(weight_P, start, chunk)[:, None]
         x_RD, grad_RD = x_MD[token_R], grad_MD[token_R]
+        gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, sizes_E) for w_EDF in (experts.gate, experts.up))
         back_RF = grouped_matmul(grad_RD, experts.down, sizes_E, transposed=True)
         # Rows behind the last group are whatever was in memory.
-        gate_RF, up_RF, back_RF = (
-            jnp.where(live_R1, a, 0) for a in (_rows(gate_PF, start, chunk), _rows(up_PF, start, chunk), back_RF)
-        )
+        gate_RF, up_RF, back_RF = (jnp.where(live_R1, a, 0) for a in (gate_RF, up_RF, back_RF))
         hidden_RF, grad_weight_R, grad_gate_RF, grad_up_RF = swiglu_gradients(gate_RF, up_RF, back_RF, weight_R1)
         grad_x_RD = grouped_matmul(grad_gate_RF, experts.gate, sizes_E, transposed=True)
         grad_x_RD += grouped_matmul(grad_up_RF, experts.up, sizes_E, transposed=True)

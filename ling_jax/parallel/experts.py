@@ -92,24 +92,22 @@ def experts_ffn(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: in
 
 def _experts_fwd(x_MD, weight_Mk, experts, dispatch, share):
     y_MD, *hidden = _forward(x_MD, weight_Mk, experts, dispatch, share)
-    return y_MD, (x_MD, weight_Mk, experts, dispatch, hidden)
+    return y_MD, (x_MD, weight_Mk, experts, dispatch, *hidden)
 
 
 def _experts_bwd(share, residuals, grad_MD):
-    x_MD, weight_Mk, experts, dispatch, hidden = residuals
-    arguments = (x_MD, weight_Mk, experts, dispatch, *hidden, grad_MD)
     if platform() == "cpu":
-        return *expert_tiles.backward(*arguments), None
-    return *expert_chunks.backward(*arguments, share), None
+        return *expert_tiles.backward(*residuals, grad_MD), None
+    return *expert_chunks.backward(*residuals, grad_MD, share), None
 
 
 experts_ffn.defvjp(_experts_fwd, _experts_bwd)
 
 
 def _forward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: int):
-    """(y [M, D], what the gates and ups gave: kept for the gradient)."""
+    """(y [M, D], and where it is kept for the gradient what the gates and ups gave)."""
     arguments = (x_MD, weight_Mk, experts, dispatch)
-    return expert_tiles.forward(*arguments) if platform() == "cpu" else expert_chunks.forward(*arguments, share)
+    return expert_tiles.forward(*arguments) if platform() == "cpu" else (expert_chunks.forward(*arguments, share),)
 
 
 def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):

@@ -85,18 +85,10 @@ def both_forms(count, share):
 
     def run(index, inputs, grad_MD):
         dispatch = experts.plan_dispatch(index, count)
-        forms = [
-            (expert_tiles.forward, expert_tiles.backward),
-            (
-                functools.partial(expert_chunks.forward, share=share),
-                functools.partial(expert_chunks.backward, share=share),
-            ),
-        ]
-        results = []
-        for forward, backward in forms:
-            y_MD, *hidden = forward(*inputs, dispatch)
-            results.append((y_MD, *backward(*inputs, dispatch, *hidden, grad_MD)))
-        return results
+        y_MD, *hidden = expert_tiles.forward(*inputs, dispatch)
+        tiles = (y_MD, *expert_tiles.backward(*inputs, dispatch, *hidden, grad_MD))
+        y_MD = expert_chunks.forward(*inputs, dispatch, share)
+        return tiles, (y_MD, *expert_chunks.backward(*inputs, dispatch, grad_MD, share))
 
     return quick_jit(run)
 
@@ -109,6 +101,15 @@ def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, share, seed, 
     tiles, chunks = both_forms(shape[2], share)(*random_case(seed, shape, loads))
     for found, wanted in zip(jax.tree.leaves(chunks), jax.tree.leaves(tiles), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
+
+
+def test_other_devices_keep_nothing_of_all_rows_for_the_gradient(monkeypatch):
+    """There would have to be room for every row on every device."""
+    monkeypatch.setattr(experts, "platform", lambda: "tpu")
+    index, inputs, _ = jax.tree.map(jnp.asarray, random_case(0, (64, 3, 4), "uniform"))
+    _, pull = jax.vjp(lambda *inputs: sorted_rows(index, 4, *inputs), *inputs)
+    kept = [leaf.size for leaf in jax.tree.leaves(pull)]
+    assert max(kept) == 64 * WIDTH < 64 * 3 * FFN
 
 
 def test_the_kernels_of_a_tpu_equal_the_form_of_cpus(monkeypatch):
