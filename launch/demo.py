@@ -1,9 +1,10 @@
 """The whole way of the report at toy scale, in minutes on a laptop: `make demo`.
 
-A base model, then fine-tuning, Evo-CoT with LPO, shortest correct answers, an agentic specialist with GSPO, the two
-specialists in one model, preference alignment and KPop, each by the program that would do it at any scale. After each
-stage the model answers the same held-out tasks. Ends with a table, report.json and report.html. Started again, it goes
-on where it was; `PRESET=quick make demo` shows that everything runs, and learns little.
+A Ling 2.0 base, its migration to a hybrid, then fine-tuning, Evo-CoT with LPO, shortest correct answers, an agentic
+specialist with GSPO, the two specialists in one model, preference alignment and KPop, each by the program that would do
+it at any scale. From fine-tuning on, each stage's model answers the same held-out tasks. Ends with a table, report.json
+and report.html. Started again, it goes on where it was; `PRESET=quick make demo` shows that everything runs, and learns
+little.
 """
 
 import contextlib
@@ -54,6 +55,7 @@ PRETRAINING = (
 TASKS = {"digit_sums": (3, 4), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
+STEP = 16 * 120  # tokens of a step of the first stages
 
 
 class Stage(NamedTuple):
@@ -64,7 +66,8 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=130, quick=24),
+    Stage("pretrain", "launch.pretrain", full=90, quick=20),
+    Stage("migrate", "launch.migrate", full=90, quick=30),
     Stage("sft", "launch.sft", full=55, quick=35),
     Stage("evo_cot", "launch.align", full=65, quick=17),
     Stage("shortest_correct", "launch.distill", full=31, quick=20),
@@ -74,7 +77,9 @@ STAGES = (
     Stage("kpop", "launch.rl", full=50, quick=16),
 )
 QUICK = {
-    "pretrain": {"train.steps": 60, "model.layer_group_size": 4, "model.init_std": 0.06, "optimizer.peak_lr": 2e-3},
+    "pretrain": {"train.steps": 60, "model.init_std": 0.06, "optimizer.peak_lr": 2e-3},
+    "migrate": {"seen_tokens": 60 * STEP}
+    | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
     "sft": {"train.steps": 100, "optimizer.peak_lr": 2e-3},
     "evo_cot": {"train.steps": 2},
     "shortest_correct": {"train.steps": 4},
@@ -104,7 +109,7 @@ def run(folder: Path, preset: str) -> None:
         left = datetime.timedelta(seconds=round(remaining(read_times(folder), number, preset)))
         title(f"{number + 1} of {len(STAGES)}: {stage.name} (about {left} to the end)")
         run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
-        if stage.name != "pretrain":  # which has never seen a conversation
+        if stage.name not in ("pretrain", "migrate"):  # which have never seen a conversation
             examiner.examine(stage.name)
     title("Export of the last model to the Hugging Face format, and back")
     print(round_trip(load_model(folder / STAGES[-1].name), folder / "hf"))
@@ -138,11 +143,10 @@ def chat_texts() -> Iterator[str]:
 
 def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     """Runs the stage's program until it is complete; what ends the program ends the demo."""
-    config = f"{CONFIGS / stage.name}.py:{folder}"
-    steps = overrides.get("train.steps") or load_config(stage.name, folder).train.steps
-    if (folder / stage.name / "checkpoints" / str(steps)).is_dir():
-        print(f"complete: {folder / stage.name} holds step {steps}")
+    if (last := end_of(stage, folder, overrides)).exists():
+        print(f"complete: {last} is there")
         return
+    config = f"{CONFIGS / stage.name}.py:{folder}"
     command = [sys.executable, "-m", stage.program, f"--config={config}", f"--workdir={folder / stage.name}"]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]
     print(shlex.join(command), flush=True)
@@ -151,6 +155,14 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     if code:
         print(f"\n{stage.name} ended with exit code {code}; make demo goes on from there", flush=True)
         sys.exit(code)
+
+
+def end_of(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> Path:
+    """What a complete stage has written last."""
+    config = load_config(stage.name, folder)
+    if stage.program == "launch.migrate":
+        return folder / stage.name / f"{len(config.stages) - 1}_{config.stages[-1]['name']}" / "report.json"
+    return folder / stage.name / "checkpoints" / str(overrides.get("train.steps") or config.train.steps)
 
 
 def load_config(name: str, folder: Path):

@@ -24,7 +24,8 @@ MOST_MISMATCH = 1e-5  # between log-probs as they were sampled and as the traine
 _environment = operator.itemgetter("environment")
 MARGIN = 0.05  # of accuracy that "keeps" may cost
 TITLES = {
-    "pretrain": "A base model on English and on sums",
+    "pretrain": "A Ling 2.0 base on English and on sums",
+    "migrate": "Migration to Lightning and MLA layers",
     "sft": "Supervised fine-tuning on conversations",
     "evo_cot": "Evo-CoT with LPO",
     "shortest_correct": "Distillation of shortest correct answers",
@@ -59,7 +60,7 @@ RULES = {
 
 def write(folder: Path, stages: Sequence[str], times: Mapping[str, float]) -> str:
     """Writes report.json and report.html; returns the table, verdicts and claims."""
-    metrics = {stage: read_lines(folder / stage / "metrics.jsonl") for stage in stages}
+    metrics = {stage: read_metrics(folder / stage) for stage in stages}
     answers = {s: a for s in stages if (a := read_lines(folder / "evaluation" / s / "samples.jsonl"))}
     rows = [describe(stage, metrics[stage], answers.get(stage, []), times.get(stage, 0.0)) for stage in stages]
     report = {
@@ -77,6 +78,15 @@ def write(folder: Path, stages: Sequence[str], times: Mapping[str, float]) -> st
     claims = [f"  {'holds' if c['holds'] else 'FAILS':<10} {c['name']}: {c['value']:.2g}" for c in report["claims"]]
     files = f"files: {folder}/report.json, report.html; each stage's own in {folder}/STAGE"
     return "\n".join([table(rows), "", *found, *claims, "", files])
+
+
+def read_metrics(workdir: Path) -> Answers:
+    """A line each step; those of a migration's stages, one behind the other."""
+    lines: Answers = []
+    for file in [workdir / "metrics.jsonl", *sorted(workdir.glob("[0-9]*_*/metrics.jsonl"))]:
+        begun = len(lines)
+        lines += [line | {"step": begun + line["step"]} for line in read_lines(file)]
+    return lines
 
 
 def read_lines(path: Path) -> Answers:

@@ -13,6 +13,7 @@ import ml_collections
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from ling_jax.config import nearest
 
@@ -21,7 +22,7 @@ OVERRIDE = re.compile(r"--?config\.([^=]+)")
 
 
 def define_config() -> flags.FlagHolder:
-    """`--config FILE`, whose fields `--config.a.b=value` overrides."""
+    """`--config FILE`, whose fields `--config.a.b=value` and `--config.a[0].b=value` override."""
     holder = config_flags.DEFINE_config_file("config", help_string=f"the experiment, a file such as {EXAMPLE}")
     flags.mark_flag_as_required("config")
     return holder
@@ -106,11 +107,16 @@ def _check_overrides(argv: list[str]) -> None:
         return
     config = _load(names.config)
     for name in (match[1] for match in map(OVERRIDE.match, argv) if match):
-        node, parts = config, name.split(".")
-        for depth, part in enumerate(parts):
-            where = ".".join(["config", *parts[:depth]])
-            if not hasattr(node, "keys"):
-                raise flags.Error(f"--{where} is a value; it has no field {part!r}")
-            if part not in node:
-                raise flags.Error(f"--config.{name}: {where} has no field {part!r}{nearest(part, node.keys())}")
+        node, where = config, "config"
+        for part in config_path.split(name):
+            if isinstance(part, int):
+                if not isinstance(node, (tuple, list)) or part >= len(node):
+                    raise flags.Error(f"--config.{name}: {where} has no item {part}")
+                where += f"[{part}]"
+            else:
+                if not hasattr(node, "keys"):
+                    raise flags.Error(f"--{where} is a value; it has no field {part!r}")
+                if part not in node:
+                    raise flags.Error(f"--config.{name}: {where} has no field {part!r}{nearest(part, node.keys())}")
+                where += f".{part}"
             node = node[part]

@@ -16,7 +16,7 @@ def get_config(folder="runs/demo"):
     lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.4)
     return to_config_dict(
         SftConfig(
-            start_from=f"{folder}/pretrain",
+            start_from=f"{folder}/migrate/3_continued",
             sources=(sums, lookups),
             data=ChatRows(sequence_length=144),
             optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),

@@ -13,12 +13,16 @@ import pytest
 from launch import demo
 from ling_jax.align.sft import SftConfig
 from ling_jax.align.specialists import DistillConfig
+from ling_jax.migrate.config import MigrateConfig
 from ling_jax.rl.config import RLConfig
 from ling_jax.train.config import PretrainConfig, from_dict
 from tests.faults import ROOT, assert_same_end, run_with_kills, runs_below
 
 NAMES = [stage.name for stage in demo.STAGES]
-CONFIGS = {"launch.pretrain": PretrainConfig, "launch.sft": SftConfig, "launch.distill": DistillConfig}
+CONFIGS = {
+    "launch.pretrain": PretrainConfig, "launch.migrate": MigrateConfig, "launch.sft": SftConfig,
+    "launch.distill": DistillConfig,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", demo.STAGES, ids=NAMES)
@@ -26,8 +30,10 @@ def test_every_stage_reads_stages_before_it(stage, tmp_path):
     values = importlib.import_module(f"configs.demo.{stage.name}").get_config(str(tmp_path))
     config = from_dict(CONFIGS.get(stage.program, RLConfig), values.to_dict())
     read = [getattr(config, "start_from", ""), *(teacher.model for teacher in getattr(config, "teachers", ()))]
-    before = [str(tmp_path / name) for name in NAMES[: NAMES.index(stage.name)]]
-    assert {path for path in read if path} <= set(before)
+    read.append(getattr(config, "source", ""))
+    before = {demo.end_of(other, tmp_path, {}) for other in demo.STAGES[: NAMES.index(stage.name)]}
+    folders = {str(path.parent if path.name == "report.json" else path.parents[1]) for path in before}
+    assert {path for path in read if path} <= folders
     assert any(read) == (stage.name != "pretrain")
 
 
@@ -44,7 +50,7 @@ def commands(monkeypatch):
 
 
 def test_a_complete_stage_is_not_run_again(tmp_path, commands):
-    stage = demo.STAGES[1]
+    stage = demo.STAGES[2]
     steps = demo.load_config(stage.name, tmp_path).train.steps
     demo.run_stage(stage, tmp_path, {})
     (tmp_path / stage.name / "checkpoints" / str(steps - 1)).mkdir(parents=True)
@@ -57,10 +63,22 @@ def test_a_complete_stage_is_not_run_again(tmp_path, commands):
     assert f"--config.train.steps={steps + 1}" in commands[2]
 
 
+def test_a_migration_is_complete_with_its_last_report(tmp_path, commands):
+    stage = demo.STAGES[1]
+    for folder, runs in (("2_mla_warmup", 1), ("3_continued", 1)):
+        demo.run_stage(stage, tmp_path, {})
+        assert len(commands) == runs
+        (tmp_path / "migrate" / folder).mkdir(parents=True)
+        (tmp_path / "migrate" / folder / "report.json").touch()
+        commands.clear()
+    demo.run_stage(stage, tmp_path, {})
+    assert not commands
+
+
 def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, commands, capsys):
     commands.code = 143
     with pytest.raises(SystemExit) as ended:
-        demo.run_stage(demo.STAGES[2], tmp_path, {})
+        demo.run_stage(demo.STAGES[3], tmp_path, {})
     assert ended.value.code == 143
     assert "evo_cot ended with exit code 143; make demo goes on from there" in capsys.readouterr().out
     assert list(demo.read_times(tmp_path)) == ["evo_cot"]
@@ -112,7 +130,8 @@ def test_kills_change_nothing_in_any_stage(whole, tmp_path):
     hits = run_with_kills(quick(tmp_path / "run"), kills=10, longest=35, seed=0, log=tmp_path / "log")
     assert len(hits) >= 5, hits
     runs = runs_below(whole[0])
-    assert len(runs) == len(NAMES) and runs == runs_below(tmp_path / "run")
+    assert len(runs) == len(NAMES) + 3  # a migration's four stages are runs
+    assert runs == runs_below(tmp_path / "run")
     for run in runs:
         assert_same_end(whole[0] / run, tmp_path / "run" / run)
     for path in [*whole[0].glob("evaluation/*/*"), *whole[0].glob("*/samples.jsonl")]:

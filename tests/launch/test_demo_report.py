@@ -24,14 +24,19 @@ def answers(solved, tokens, extra):
 def folder(tmp_path):
     """Every stage solves five tasks more with two tokens less, but the last, which is as the one before."""
     for number, name in enumerate(NAMES):
-        (tmp_path / name).mkdir()
-        line = {"main_loss": 1.0} if name in ("pretrain", "sft") else {"reward": 0.5, demo_report.MISMATCH: 2e-6}
+        run = tmp_path / name / ("0_only" if name == "migrate" else "")
+        run.mkdir(parents=True)
+        line = (
+            {"main_loss": 1.0}
+            if name in ("pretrain", "migrate", "sft")
+            else {"reward": 0.5, demo_report.MISMATCH: 2e-6}
+        )
         stale = {"masked_fraction": 0.3, "staleness/max": 2} if name == "kpop" else {}
         lines = [json.dumps({"step": step} | line | stale) for step in range(3)]
-        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
-        if name == "pretrain":
+        (run / "metrics.jsonl").write_text("\n".join(lines))
+        if name in ("pretrain", "migrate"):
             continue
-        grade = min(number, len(NAMES) - 2)
+        grade = min(number - 1, len(NAMES) - 3)
         (tmp_path / "evaluation" / name).mkdir(parents=True)
         said = answers(50 + 5 * grade, 40 - 2 * grade, 1 if name == "sft" else 0)
         (tmp_path / "evaluation" / name / "samples.jsonl").write_text("\n".join(map(json.dumps, said)))
@@ -82,9 +87,16 @@ def test_the_table_has_a_line_per_stage(folder):
     table, report = write(folder)
     lines = table.splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(NAMES)]] == NAMES
-    assert "55.0% [45.2%, 64.4%]" in lines[2] and "12 s" in lines[2]
-    assert report["seconds"] == 42 and report["stages"][1]["digit_sums"]["accuracy"] == 0.55
-    assert "digit_sums" not in report["stages"][0]
+    assert "55.0% [45.2%, 64.4%]" in lines[3] and "12 s" in lines[3]
+    assert report["seconds"] == 42 and report["stages"][2]["digit_sums"]["accuracy"] == 0.55
+    assert not any("digit_sums" in row for row in report["stages"][:2])
+
+
+def test_the_steps_of_a_migrations_stages_follow_each_other(folder):
+    (folder / "migrate" / "1_next").mkdir()
+    (folder / "migrate" / "1_next" / "metrics.jsonl").write_text('{"step": 0, "main_loss": 2.0}')
+    lines = demo_report.read_metrics(folder / "migrate")
+    assert [(line["step"], line["main_loss"]) for line in lines] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
 
 
 def test_the_page_stands_alone(folder):

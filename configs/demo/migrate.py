@@ -1,0 +1,34 @@
+"""The base of `make demo` becomes a hybrid, Lightning and MLA layers in turn, by the report's steps.
+
+    python -m launch.migrate --config=configs/demo/migrate.py --workdir=runs/demo/migrate
+
+What follows starts from the last stage's folder, runs/demo/migrate/3_continued.
+"""
+
+from configs.demo import pretrain
+from ling_jax.config import model_config
+from ling_jax.migrate.config import MigrateConfig, StageLoop
+from ling_jax.migrate.convert import Conversion
+from ling_jax.migrate.stages import migration
+from ling_jax.train.config import OptimizerConfig, PretrainConfig, from_dict, to_config_dict
+
+
+def get_config(folder="runs/demo"):
+    base = from_dict(PretrainConfig, pretrain.get_config(folder).to_dict())
+    target = model_config("tiny-2.6", layer_group_size=2, num_norm_groups=1, **pretrain.SIZES)
+    step = base.train.batch_size * base.data.sequence_length
+    data = base.data
+    return to_config_dict(
+        MigrateConfig(
+            source=f"{folder}/pretrain",
+            target=target,
+            stages=migration(
+                target, linear=40 * step, partial=20 * step, mla=20 * step, continued=120 * step, gate=True
+            ),
+            data=type(data)(sources=data.sources, sequence_length=data.sequence_length),
+            optimizer=OptimizerConfig(peak_lr=1.5e-3, warmup_steps=5),
+            train=StageLoop(batch_size=base.train.batch_size, log_every=20, eval_every=20, eval_batches=8),
+            seen_tokens=base.train.steps * step,
+            conversion=Conversion(kv_heads="repeat", calibration_tokens=4096, held_out_tokens=2048),
+        )
+    )
