@@ -32,6 +32,7 @@ from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
 
 CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16", required=True)
+SLICES = flags.DEFINE_integer("slices", 1, "so many of the topology, joined by their hosts' network", lower_bound=1)
 PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
 ROWS = flags.DEFINE_integer("rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch")
 JSON_OUT = flags.DEFINE_string("json_out", "", "where the report goes as JSON")
@@ -54,7 +55,9 @@ def main() -> None:
 
 
 def _compiled(config: PretrainConfig) -> dict[str, Any]:
-    fields = compile_and_report(config, TOPOLOGY.value, PROGRAM.value, rows=ROWS.value, save=SAVE.value)
+    fields = compile_and_report(
+        config, TOPOLOGY.value, PROGRAM.value, slices=SLICES.value, rows=ROWS.value, save=SAVE.value
+    )
     print(as_text(PROGRAM.value, fields), flush=True)
     return fields
 
@@ -63,13 +66,13 @@ def _planned(config: PretrainConfig) -> dict[str, Any]:
     """The report of the best mesh, and all that was looked at as its `plan`."""
 
     def measure(config: PretrainConfig) -> dict[str, Any]:
-        fields = compile_and_report(config, TOPOLOGY.value)
+        fields = compile_and_report(config, TOPOLOGY.value, slices=SLICES.value)
         bound = f"{fields['step_seconds_bound']:.4g} s" if fields["fits"] else "does not fit"
         how = f"{fields['mesh']} remat {config.model.remat}, {config.train.microbatches} microbatches"
         print(f"{how}: {bound}, compiled in {fields['compile_seconds']:.0f} s", flush=True)
         return fields
 
-    devices, chip = describe(TOPOLOGY.value)
+    devices, chip = describe(TOPOLOGY.value, SLICES.value)
     tried = plan.plan(config, len(devices), chip, measure)
     print(plan.as_text(tried), flush=True)
     rows = [

@@ -33,14 +33,14 @@ class Program(NamedTuple):
 
 
 def compile_and_report(
-    config: PretrainConfig, topology: str, program: str = "train", *, rows: int = 0, save: str = ""
+    config: PretrainConfig, topology: str, program: str = "train", *, slices: int = 1, rows: int = 0, save: str = ""
 ) -> dict[str, Any]:
     """The report (`report.report`) of a program of the config: "train", "prefill" or "decode" of `rows` rows.
 
     Its `problem` says what is missing and the smallest change that would do, where the program does not fit. Raises
     ValueError where the topology does not exist or the mesh does not fill it.
     """
-    devices, chip = describe(topology)
+    devices, chip = describe(topology, slices)
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
     rows = rows or mesh_ways("batch", mesh)
     wanted = _train_program(config, mesh) if program == "train" else _read_program(config, mesh, rows, program)
@@ -50,7 +50,7 @@ def compile_and_report(
         compiled = compile_program(wanted.lower())
     length, trains = config.data.sequence_length, program == "train"
     fields = report(compiled, config.model, mesh, chip, tokens=wanted.tokens, length=length, trains=trains)
-    fields |= {"topology": topology, "program": program, "argument_bytes": wanted.argument_bytes}
+    fields |= {"topology": topology, "slices": slices, "program": program, "argument_bytes": wanted.argument_bytes}
     if trains:
         fields |= {"microbatches": config.train.microbatches, "batch_size": config.train.batch_size}
     else:

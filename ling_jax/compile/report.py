@@ -13,6 +13,7 @@ from ling_jax.compile.hlo import Work, read_work
 from ling_jax.compile.topology import Chip
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import slices_of
 from ling_jax.train.metrics import flops_per_token, mtp_flops_per_token
 
 
@@ -54,13 +55,24 @@ def hbm_peak(compiled) -> int:
     return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
 
 
-def bounds(work: Work, chip: Chip) -> dict[str, float]:
-    """Seconds that each part of a device needs at the least, at its data sheet's peak."""
-    return {
+def bounds(work: Work, chip: Chip, mesh) -> dict[str, float]:
+    """Seconds that each part of a device needs at the least, at its data sheet's peak.
+
+    Where the mesh has several slices, what goes along `data` crosses their network: once for all devices of a slice
+    that have the same part.
+    """
+    seconds = {
         "compute": work.matrix_unit_flops / chip.flops,
         "hbm": work.hbm_bytes / chip.hbm_bytes_per_second,
         "interconnect": work.collective_bytes / chip.link_bytes_per_second,
     }
+    if (slices := slices_of(mesh.devices.flat)) > 1:
+        crossing = sum(row.bytes for row in work.collectives if "data" in row.axes) * slices / mesh.shape["data"]
+        seconds |= {
+            "interconnect": (work.collective_bytes - crossing) / chip.link_bytes_per_second,
+            "network": crossing / chip.network_bytes_per_second,
+        }
+    return seconds
 
 
 def report(
@@ -102,7 +114,7 @@ WORK_FIELDS = (
 
 
 def _work_fields(work: Work, mesh, chip: Chip, model_flops: float) -> dict[str, Any]:
-    seconds_of = bounds(work, chip)
+    seconds_of = bounds(work, chip, mesh)
     limiting = max(seconds_of, key=seconds_of.get)
     bound = seconds_of[limiting]
     mfu = model_flops / (mesh.size * chip.flops * bound)

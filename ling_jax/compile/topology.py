@@ -16,19 +16,20 @@ class Chip(NamedTuple):
     hbm_bytes: float
     hbm_bytes_per_second: float
     link_bytes_per_second: float  # into the device, all links of the slice's interconnect together
+    network_bytes_per_second: float  # its share of its host's network, which joins slices
 
 
-# Google Cloud's pages of each version, "System architecture".
+# Google Cloud's pages of each version, "System architecture"; v5p's network is its hosts' 200 Gbit/s for four chips.
 CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32e9, 1640e9, 448e9),
-    "tpu7x": Chip(2307e12 / 2, 192e9 / 2, 7380e9 / 2, 1200e9 / 2),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 25e9 / 8),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8),
+    "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 100e9 / 8),
+    "tpu7x": Chip(2307e12 / 2, 192e9 / 2, 7380e9 / 2, 1200e9 / 2, 100e9 / 2 / 8),
 }
 
 
-def describe(name: str) -> tuple[list[jax.Device], Chip]:
-    """(the devices of a topology such as `v5p:8x8x16`, what each can do).
+def describe(name: str, slices: int = 1) -> tuple[list[jax.Device], Chip]:
+    """(the devices of so many slices of a topology such as `v5p:8x8x16`, what each can do).
 
     libtpu asks its host for what it is, so a machine without a TPU has to answer before JAX starts, by the environment
     that `launch.compile` sets. Raises ValueError for a name that libtpu does not know and where libtpu is missing.
@@ -39,7 +40,7 @@ def describe(name: str) -> tuple[list[jax.Device], Chip]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError("libtpu is missing, and it is the compiler: pip install 'ling-jax[tpu]' (no TPU is needed)")
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices).devices
     except Exception as error:  # libtpu's own, and any JAX makes of it
         raise ValueError(f"topology {name!r} does not exist ({error}); e.g. {EXAMPLES}") from None
     return list(devices), CHIPS[version]

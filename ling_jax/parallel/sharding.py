@@ -29,7 +29,8 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding.Mesh:
     """A mesh over all devices; axes not named have size 1, one may be -1 for "the rest".
 
-    Raises ValueError where an axis is unknown or the sizes do not fill the devices.
+    Devices of several slices, which a slower network joins, are split along `data`: only gradients cross it.
+    Raises ValueError where an axis is unknown, the sizes do not fill the devices, or `data` does not split the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": -1} if sizes is None else dict(sizes)
@@ -43,9 +44,23 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
     if np.prod(shape) != len(devices) or list(sizes.values()).count(-1) > 1:
         raise ValueError(f"mesh {sizes} does not fill {len(devices)} devices; one axis may be -1 for the rest")
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+    slices = slices_of(devices)
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh axis 'data' has size {shape[0]}; the devices are {slices} slices, and it must split them"
+        )
     # Along the torus where the sizes allow it; an axis that is part of one of the torus' is better than none.
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        sizes = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))  # in a slice, and of slices
+        placed = mesh_utils.create_hybrid_device_mesh(*sizes, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
+
+
+def slices_of(devices) -> int:
+    """How many slices the devices of TPUs belong to. (JAX calls the hosts of GPUs so too: any axis may cross these.)"""
+    return len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
 
 
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:

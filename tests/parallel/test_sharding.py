@@ -1,5 +1,7 @@
 """Meshes and shardings say what does not fit, and a sharded model computes the same."""
 
+import types
+
 import jax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -37,6 +39,14 @@ def test_a_mesh_has_all_axes():
 def test_a_mesh_that_does_not_fit_is_an_error(sizes, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(sizes)
+
+
+def test_slices_are_split_along_data():
+    slices = [types.SimpleNamespace(platform="tpu", slice_index=number // 2) for number in range(4)]
+    hosts = [types.SimpleNamespace(platform="gpu", slice_index=number) for number in range(4)]
+    assert (sharding.slices_of(slices), sharding.slices_of(hosts), sharding.slices_of(jax.devices())) == (2, 1, 1)
+    with pytest.raises(ValueError, match="'data' has size 1; the devices are 2 slices, and it must split them"):
+        sharding.make_mesh({"fsdp": 4}, slices)
 
 
 def test_every_axis_of_every_parameter_is_in_the_table():
