@@ -1,6 +1,7 @@
 """Compiles a run's programs for TPUs that are not here, and says what a step costs at the least.
 
     python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16 --json_out=1t.json
+    python -m launch.compile --config=configs/migrate/1t.py --stage=mla_warmup --topology=v5p:8x8x16
 
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs: optimiser, MTP, experts and kernels included. Fields of the config are overridden by
@@ -28,11 +29,14 @@ from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe  # noqa: E402
+from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained  # noqa: E402
+from ling_jax.migrate.outline import source_config  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
 
 CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16", required=True)
 SLICES = flags.DEFINE_integer("slices", 1, "so many of the topology, joined by their hosts' network", lower_bound=1)
+STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")
 PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
 ROWS = flags.DEFINE_integer("rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch")
 JSON_OUT = flags.DEFINE_string("json_out", "", "where the report goes as JSON")
@@ -46,17 +50,45 @@ def main() -> None:
             check_output(flag.name, flag.value)
         if PLAN.value and (SAVE.value or PROGRAM.value != "train"):
             raise ValueError("--plan compiles train steps and keeps none: leave --save and --program out")
-        config = from_dict(PretrainConfig, CONFIG.value.to_dict())
-        fields = _planned(config) if PLAN.value else _compiled(config)
+        config, trainable = _read_config()
+        if PLAN.value and trainable is not None:
+            raise ValueError(
+                "--plan searches for a pre-training's mesh; a migration's stage has the mesh of its config"
+            )
+        fields = _planned(config) if PLAN.value else _compiled(config, trainable)
         if JSON_OUT.value:
             epath.Path(JSON_OUT.value).write_text(json.dumps(fields, indent=1) + "\n")
         if fields["problem"]:
             raise ValueError(f"it does not fit: {fields['problem']}")
 
 
-def _compiled(config: PretrainConfig) -> dict[str, Any]:
+def _read_config() -> tuple[PretrainConfig, Any]:
+    """(the run, which of its parameters are trained: None for all) of a pre-training, or of a migration's `--stage`."""
+    values = CONFIG.value.to_dict()
+    if "stages" not in values:
+        if STAGE.value:
+            raise ValueError(f"--stage={STAGE.value}: the config is no migration's")
+        return from_dict(PretrainConfig, values), None
+    migration = from_dict(MigrateConfig, values)
+    names = [stage.name for stage in migration.stages if stage.trains]
+    if STAGE.value not in names:
+        raise ValueError(f"--stage is {STAGE.value!r}; the stages that train are {', '.join(names)}")
+    (number,) = (n for n, stage in enumerate(migration.stages) if stage.name == STAGE.value)
+    model = stage_models(migration, source_config(migration))[number]
+    run = stage_run(migration, number, model)
+    config = PretrainConfig(model=model, data=run.data, optimizer=run.optimizer, train=run.train, mesh=run.mesh)
+    return config, trained(model, run.stage.trains)
+
+
+def _compiled(config: PretrainConfig, trainable) -> dict[str, Any]:
     fields = compile_and_report(
-        config, TOPOLOGY.value, PROGRAM.value, slices=SLICES.value, rows=ROWS.value, save=SAVE.value
+        config,
+        TOPOLOGY.value,
+        PROGRAM.value,
+        trainable=trainable,
+        slices=SLICES.value,
+        rows=ROWS.value,
+        save=SAVE.value,
     )
     print(as_text(PROGRAM.value, fields), flush=True)
     return fields

@@ -8,18 +8,14 @@ it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same 
 is a workdir for `launch.generate`, `launch.port` and all else.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
 from launch.training import check_one_host, training_errors
-from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.migrate.config import MigrateConfig
-from ling_jax.migrate.outline import as_text, outline
+from ling_jax.migrate.outline import as_text, outline, source_config
 from ling_jax.migrate.plan import prepare_plan
 from ling_jax.migrate.run import run_plan
-from ling_jax.rollout.load import open_model
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config()
@@ -44,13 +40,6 @@ def main() -> None:
         f"{plan.result(len(reports) - 1)}: held-out loss {first['loss_before']:.4f} nats/token in rows of "
         f"{first['sequence_length']} -> {last['loss_after']:.4f} in rows of {last['sequence_length']}"
     )
-
-
-def source_config(config: MigrateConfig) -> ModelConfig:
-    """Of the source's folder, or of a named model (Ling 2.0 was trained with the MTP that its releases leave out)."""
-    if config.source in MODELS and not Path(config.source).exists():
-        return model_config(config.source, mtp_depth=config.target.mtp_depth)
-    return open_model(config.source).config
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ def get_config():
         MigrateConfig(
             source="ling-1t",
             target=target,
-            stages=report_stages(target),
+            stages=report_stages(target, contexts=(8, 8, 64)),
             data=DataConfig(sources=(Source(kind="jsonl", path="corpus/*.jsonl"),), sequence_length=4096),
             optimizer=OptimizerConfig(peak_lr=1.86e-4),  # Ling 2.0 report, Table 1
             # There 18144 rows; of 16384, 256 rows of 256K are left, which a mesh can split.
-            train=StageLoop(batch_size=16384, eval_every=200, save_every=200),
-            mesh=MeshConfig(data=1, fsdp=-1, expert=16),
+            train=StageLoop(batch_size=16384, microbatches=16, eval_every=200, save_every=200),
+            mesh=MeshConfig(data=1, fsdp=128, expert=8),
         )
     )

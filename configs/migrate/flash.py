@@ -15,11 +15,11 @@ def get_config():
         MigrateConfig(
             source="ling-flash-2.0",
             target=target,
-            stages=report_stages(target),
+            stages=report_stages(target, contexts=(8, 8, 32)),
             data=DataConfig(sources=(Source(kind="jsonl", path="corpus/*.jsonl"),), sequence_length=4096),
             optimizer=OptimizerConfig(peak_lr=2.61e-4),  # Ling 2.0 report, Table 1
             # There 8352 rows; of 8192, 128 rows of 256K are left, which a mesh can split.
-            train=StageLoop(batch_size=8192, eval_every=400, save_every=400),
-            mesh=MeshConfig(data=1, fsdp=-1, expert=16),
+            train=StageLoop(batch_size=8192, microbatches=16, eval_every=400, save_every=400),
+            mesh=MeshConfig(data=1, fsdp=32, expert=8),
         )
     )

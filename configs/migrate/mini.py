@@ -26,11 +26,11 @@ def get_config():
         MigrateConfig(
             source="ling-mini-2.0",
             target=target,
-            stages=report_stages(target),
+            stages=report_stages(target, contexts=(8, 8, 8)),
             data=DataConfig(sources=(Source(kind="jsonl", path="corpus/*.jsonl"),), sequence_length=4096),
             optimizer=OptimizerConfig(peak_lr=3.36e-4),  # Ling 2.0 report, Table 1
             # There 4400 rows; of 4096, 64 rows of 256K are left, which a mesh can split.
-            train=StageLoop(batch_size=4096, eval_every=500, save_every=500),
-            mesh=MeshConfig(data=1, fsdp=-1, expert=16),
+            train=StageLoop(batch_size=4096, microbatches=8, eval_every=500, save_every=500),
+            mesh=MeshConfig(data=1, fsdp=8, expert=8),
         )
     )

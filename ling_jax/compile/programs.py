@@ -33,23 +33,36 @@ class Program(NamedTuple):
 
 
 def compile_and_report(
-    config: PretrainConfig, topology: str, program: str = "train", *, slices: int = 1, rows: int = 0, save: str = ""
+    config: PretrainConfig,
+    topology: str,
+    program: str = "train",
+    *,
+    trainable: Any = None,
+    slices: int = 1,
+    rows: int = 0,
+    save: str = "",
 ) -> dict[str, Any]:
     """The report (`report.report`) of a program of the config: "train", "prefill" or "decode" of `rows` rows.
 
-    Its `problem` says what is missing and the smallest change that would do, where the program does not fit. Raises
-    ValueError where the topology does not exist or the mesh does not fill it.
+    `trainable` is a tree of bools, where the step trains a part of the parameters. The report's `problem` says what is
+    missing and the smallest change that would do, where the program does not fit. Raises ValueError where the topology
+    does not exist or the mesh does not fill it.
     """
     devices, chip = describe(topology, slices)
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
     rows = rows or mesh_ways("batch", mesh)
-    wanted = _train_program(config, mesh) if program == "train" else _read_program(config, mesh, rows, program)
+    if program == "train":
+        wanted = _train_program(config, mesh, trainable)
+    else:
+        wanted = _read_program(config, mesh, rows, program)
     if wanted.argument_bytes > chip.hbm_bytes:  # known without minutes of compilation
         compiled = Compiled(None, 0.0, wanted.argument_bytes)
     else:
         compiled = compile_program(wanted.lower())
     length, trains = config.data.sequence_length, program == "train"
-    fields = report(compiled, config.model, mesh, chip, tokens=wanted.tokens, length=length, trains=trains)
+    fields = report(
+        compiled, config.model, mesh, chip, tokens=wanted.tokens, length=length, trains=trains, trainable=trainable
+    )
     fields |= {"topology": topology, "slices": slices, "program": program, "argument_bytes": wanted.argument_bytes}
     if trains:
         fields |= {"microbatches": config.train.microbatches, "batch_size": config.train.batch_size}
@@ -84,11 +97,12 @@ def misfit(fields: dict[str, Any]) -> str:
     return f"{message}{ways} times the devices along mesh.fsdp would do, or shorter rows, or model.remat='full'"
 
 
-def _train_program(config: PretrainConfig, mesh) -> Program:
+def _train_program(config: PretrainConfig, mesh, trainable) -> Program:
     """The step of `launch.pretrain`: microbatches, all losses, AdamW; its state is used up."""
     optimizer, length = make_optimizer(config.optimizer, config.train.steps), config.data.sequence_length
-    abstract = abstract_state(config.model, optimizer, mesh)
-    lower = lambda: lower_train_step(config.model, config.train, length, optimizer, abstract, mesh)  # noqa: E731
+    abstract = abstract_state(config.model, optimizer, mesh, trainable)
+    arguments = (config.model, config.train, length, optimizer, abstract, mesh, trainable)
+    lower = lambda: lower_train_step(*arguments)  # noqa: E731
     return Program(lower, state_bytes(abstract), config.train.batch_size * length)
 
 

@@ -14,7 +14,7 @@ from ling_jax.compile.topology import Chip
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import slices_of
-from ling_jax.train.metrics import flops_per_token, mtp_flops_per_token
+from ling_jax.train.metrics import flops_per_token, frozen_flops_per_token, mtp_flops_per_token
 
 
 class Compiled(NamedTuple):
@@ -76,15 +76,26 @@ def bounds(work: Work, chip: Chip, mesh) -> dict[str, float]:
 
 
 def report(
-    compiled: Compiled, config: ModelConfig, mesh, chip: Chip, *, tokens: int, length: int, trains: bool
+    compiled: Compiled,
+    config: ModelConfig,
+    mesh,
+    chip: Chip,
+    *,
+    tokens: int,
+    length: int,
+    trains: bool,
+    trainable: Any = None,
 ) -> dict[str, Any]:
     """The fields of `launch.compile`, of a program that handles `tokens` tokens in rows of `length`.
 
-    FLOPs of the model are matmuls and attention, forward and, where it `trains`, backward; no recomputation, no
-    embedding lookup. `mfu_bound` is the share of the devices' peak that they are at the time bound: 1 at the most.
-    What only a compiled program tells is None without one.
+    FLOPs of the model are matmuls and attention, forward and, where it `trains`, backward (weights' gradients only of
+    what is `trainable`, a tree of bools; None: all); no recomputation, no embedding lookup. `mfu_bound` is the share of
+    the devices' peak that they are at the time bound: 1 at the most. What only a compiled program tells is None without
+    one.
     """
     per_token = flops_per_token(config, length) / (1 if trains else 3)
+    if trainable is not None:
+        per_token -= frozen_flops_per_token(config, trainable)
     fields = {
         "parameters": specs.count(model_spec(config)),
         "tokens_per_step": tokens,

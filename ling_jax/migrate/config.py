@@ -59,6 +59,7 @@ class Stage:
     router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training. For patterns that match all biases, else 0
     sequence_length: int = 0  # 0: data.sequence_length; rows of a step then are as many fewer as they are longer
     long_share: float = 1.0  # of sequences; the others have data.sequence_length and share rows
+    context: int = 1  # devices that share every row, taken from those of mesh.fsdp
     rope_theta: float = 0.0  # 0: as before
     mtp: str = ""  # how three depths are predicted from here on (`MTP_SCHEMES`); "": as before
     merges: int = 0  # so many of the last checkpoints of the stage before, train.save_every apart, are averaged (WSM)
@@ -149,6 +150,7 @@ STAGE_RULES: tuple[Rule, ...] = (
     ),
     (("warmup_steps",), lambda x: x >= -1, "must not be negative, but for -1"),
     (("long_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
+    (("context",), lambda x: x >= 1, "must be positive"),
 )
 
 
@@ -172,6 +174,8 @@ def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
     if stage.merges:
         _check_merge(config, number, stage)
     _check_rows(config, stage)
+    if stage.context > 1 and (config.mesh.fsdp < 1 or config.mesh.fsdp % stage.context):
+        raise ValueError(f"context is {stage.context}; it divides mesh.fsdp, which is {config.mesh.fsdp}")
 
 
 def _check_merge(config: MigrateConfig, number: int, stage: Stage) -> None:
@@ -302,5 +306,12 @@ def stage_run(config: MigrateConfig, number: int, model: ModelConfig) -> StageRu
         data=dataclasses.replace(config.data, sequence_length=length),
         optimizer=optimizer,
         train=LoopConfig(steps=max(stage_steps(config, stage), 1), router_bias_rate=rate, **loop),
-        mesh=config.mesh,
+        mesh=stage_mesh(config, stage),
     )
+
+
+def stage_mesh(config: MigrateConfig, stage: Stage) -> MeshConfig:
+    mesh = config.mesh
+    if stage.context == 1:
+        return mesh
+    return dataclasses.replace(mesh, fsdp=mesh.fsdp // stage.context, context=mesh.context * stage.context)

@@ -1,18 +1,27 @@
 """What a migration will do and take, without its weights or its data."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from ling_jax import spec as specs
-from ling_jax.config import ModelConfig
+from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained
 from ling_jax.migrate.convert import converted_layers, form_config, kind_of
 from ling_jax.model import model_spec
+from ling_jax.rollout.load import open_model
 from ling_jax.train.metrics import flops_per_token
 
 BYTES = 4  # of a master weight, a gradient and each of the two moments
+
+
+def source_config(config: MigrateConfig) -> ModelConfig:
+    """Of the source's folder, or of a named model (Ling 2.0 was trained with the MTP that its releases leave out)."""
+    if config.source in MODELS and not Path(config.source).exists():
+        return model_config(config.source, mtp_depth=config.target.mtp_depth)
+    return open_model(config.source).config
 
 
 def outline(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:

@@ -75,9 +75,9 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
     workdir = open_workdir(workdir)
     source = open_model(config.source, step=_source_step(config, workdir))
     models = stage_models(config, source.config)
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
     for number, model in enumerate(models):
         run = stage_run(config, number, model)
+        mesh = make_mesh(dataclasses.asdict(run.mesh))
         try:
             context.check_rows(run.data.sequence_length, mesh.shape["context"])
             abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)

@@ -26,13 +26,20 @@ def migration(
 
 
 def mid_training(
-    target: ModelConfig, lengths_and_tokens: tuple[tuple[int, int], ...], *, first_long_share: float, merges: int
+    target: ModelConfig,
+    lengths_and_tokens: tuple[tuple[int, int], ...],
+    *,
+    first_long_share: float,
+    merges: int,
+    contexts: tuple[int, ...] = (),
 ) -> tuple[Stage, ...]:
     """Longer rows, stage by stage: (sequence length, tokens) of each; then the mean of the last `merges` checkpoints.
+    `contexts`: how many devices share a row in each of them, (): one.
 
     Rope takes the target's theta at the first of them (our choice: the report does not say when), in Lightning and MLA
     layers alike, and that stage has `first_long_share` of its sequences at the long length (report §2.3.2).
     """
+    contexts = contexts or (1,) * len(lengths_and_tokens)
     stages = [
         Stage(
             name=f"mid_{number}",
@@ -40,14 +47,16 @@ def mid_training(
             trains=EVERYTHING,
             tokens=tokens,
             sequence_length=length,
+            context=context,
             long_share=first_long_share if number == 1 else 1.0,
             rope_theta=target.rope_theta,
             router_bias_rate=1e-4,  # report §2.3.1
         )
-        for number, (length, tokens) in enumerate(lengths_and_tokens, start=1)
+        for number, ((length, tokens), context) in enumerate(zip(lengths_and_tokens, contexts, strict=True), start=1)
     ]
-    length = lengths_and_tokens[-1][0]
-    return (*stages, Stage(name="merge", form="mla", merges=merges, sequence_length=length))
+    last = stages[-1]
+    merge = Stage(name="merge", form="mla", merges=merges, sequence_length=last.sequence_length, context=last.context)
+    return (*stages, merge)
 
 
 # Report §2.3: 400 B tokens of migration (their split is our choice), then 8 T of continued pre-training, then
@@ -55,8 +64,10 @@ def mid_training(
 BILLION = 10**9
 
 
-def report_stages(target: ModelConfig) -> tuple[Stage, ...]:
-    """With the report's tokens."""
+def report_stages(target: ModelConfig, *, contexts: tuple[int, int, int]) -> tuple[Stage, ...]:
+    """With the report's tokens; `contexts` as in `mid_training`."""
     tokens = dict(linear=100 * BILLION, partial=50 * BILLION, mla=50 * BILLION, continued=8200 * BILLION)
     middle = ((32768, 250 * BILLION), (32768, 425 * BILLION), (262144, 525 * BILLION))
-    return migration(target, **tokens) + mid_training(target, middle, first_long_share=0.2, merges=32)
+    return migration(target, **tokens) + mid_training(
+        target, middle, first_long_share=0.2, merges=32, contexts=contexts
+    )

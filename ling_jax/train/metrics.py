@@ -50,19 +50,21 @@ def group_norms(name: str, tree) -> dict[str, jax.Array]:
 def matmul_parameters(config: ModelConfig) -> int:
     """Weights that multiply one token: all matrices but the embedding, `top_k` of the experts, the head once more for
     every MTP depth (docs/architecture.md §13)."""
-    total = 0
-    for path, leaf in named_leaves(model_spec(config)).items():
-        size = math.prod(leaf.shape)
-        if path == "embed" or path.endswith(("norm", "bias")):
-            continue
-        if "/experts/" in path:
-            size = size * config.top_k // config.num_experts
-        if path == "head":
-            size *= 1 + config.mtp_predictions
-        elif path.startswith("mtp/"):
-            size = size * config.mtp_predictions // config.mtp_depth
-        total += size
-    return total
+    return sum(_multiplying(path, leaf, config) for path, leaf in named_leaves(model_spec(config)).items())
+
+
+def _multiplying(path: str, leaf, config: ModelConfig) -> int:
+    """What of a parameter multiplies one token."""
+    size = math.prod(leaf.shape)
+    if path == "embed" or path.endswith(("norm", "bias")):
+        return 0
+    if "/experts/" in path:
+        return size * config.top_k // config.num_experts
+    if path == "head":
+        return size * (1 + config.mtp_predictions)
+    if path.startswith("mtp/"):
+        return size * config.mtp_predictions // config.mtp_depth
+    return size
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
@@ -80,6 +82,13 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     trunk = layers["softmax"] * _softmax_flops(c, length) + layers["lightning"] * lightning
     without_mtp = dataclasses.replace(config, mtp_depth=0)
     return 6.0 * matmul_parameters(without_mtp) + trunk + mtp_flops_per_token(config, length)
+
+
+def frozen_flops_per_token(config: ModelConfig, trainable) -> float:
+    """What of `flops_per_token` is left out where not all is trained: the weights' gradients, 2 a frozen weight."""
+    leaves = named_leaves(model_spec(config)).items()
+    kept = jax.tree.leaves(trainable)
+    return 2.0 * sum(_multiplying(*leaf, config) for leaf, keep in zip(leaves, kept, strict=True) if not keep)
 
 
 def mtp_flops_per_token(config: ModelConfig, length: int) -> float:

@@ -117,6 +117,22 @@ def test_every_program_compiles_and_says_what_it_costs(tmp_path, program):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_a_stage_of_a_migration_has_no_gradients_of_what_is_frozen(tmp_path):
+    found = {}
+    for stage in ("linear_warmup", "continued"):
+        program = [sys.executable, "-m", "launch.compile", "--config=configs/migrate/tiny.py", f"--stage={stage}"]
+        program += ["--topology=v5e:2x2", "--config.source=tiny-2.0", f"--json_out={tmp_path / stage}"]
+        program += ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.expert=2"]
+        done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        found[stage] = json.loads((tmp_path / stage).read_text())
+    first, last = found["linear_warmup"], found["continued"]
+    assert first["argument_bytes"] < 0.6 * last["argument_bytes"]  # two of three parts are moments
+    assert first["flops_per_chip"] < 0.9 * last["flops_per_chip"] and first["model_flops"] < last["model_flops"]
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_only_data_crosses_the_network_of_slices(tmp_path):
     file = tmp_path / "report.json"
     sizes = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.expert=2")

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from ling_jax.config import Yarn, model_config
-from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, trained
+from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, stage_run, trained
 from ling_jax.migrate.convert import form_config
 from ling_jax.migrate.outline import outline
 from ling_jax.migrate.stages import migration
 from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import mesh_ways, shardings
 from ling_jax.spec import named_leaves
 from ling_jax.train.config import PretrainConfig, from_dict
+from tests.parallel.test_sharding import abstract_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SOURCES = {"tiny": "tiny-2.0", "mini": "ling-mini-2.0", "flash": "ling-flash-2.0", "1t": "ling-1t"}
@@ -38,6 +40,21 @@ def test_a_plan_ends_with_its_target(name):
     if name != "tiny":
         assert sum(r["tokens"] for r in records) == pytest.approx(9.6e12, rel=1e-3)  # report §2.3
         assert [r["sequence_length"] for r in records[4:]] == [32768, 32768, 262144, 262144]
+
+
+@pytest.mark.parametrize(("name", "devices"), [("mini", 64), ("flash", 256), ("1t", 1024)])
+def test_every_stage_splits_over_the_pod_with_as_many_tokens_a_device(name, devices):
+    config = load(name)
+    models = stage_models(config, model_config(SOURCES[name], mtp_depth=config.target.mtp_depth))
+    for number, model in enumerate(models):
+        run = stage_run(config, number, model)
+        mesh = abstract_mesh(**dataclasses.asdict(run.mesh))
+        shardings(model_spec(model), mesh)
+        assert mesh.size == devices
+        rows, spare = divmod(run.train.batch_size, run.train.microbatches * mesh_ways("batch", mesh))
+        assert rows and not spare, run.stage.name
+        tokens = rows * run.data.sequence_length // mesh_ways("tokens", mesh)
+        assert tokens == config.train.batch_size * 4096 // (config.train.microbatches * devices)
 
 
 def test_the_1ts_numbers():

@@ -2,13 +2,21 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
-from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
+from ling_jax.train.metrics import (
+    MetricsWriter,
+    flops_per_token,
+    frozen_flops_per_token,
+    matmul_parameters,
+    parameter_group,
+    to_line,
+)
 
 
 def test_a_resumed_run_logs_each_step_once(tmp_path):
@@ -43,6 +51,17 @@ def test_flops_by_hand():
     config = model_config("ling-2.6-1t", mtp_depth=0)
     attention = 10 * 3 * 4097 * 64 * 320 + 70 * 12 * 64 * 128 * 128
     assert flops_per_token(config, 4096) == 6 * matmul_parameters(config) + attention
+
+
+def test_what_is_frozen_has_no_weight_gradient():
+    config = model_config("tiny-2.6")
+    declared = model_spec(config)
+    structure, names = jax.tree.structure(spec.abstract(declared)), spec.named_leaves(declared)
+    mask = lambda keep: jax.tree.unflatten(structure, map(keep, names))  # noqa: E731
+    assert frozen_flops_per_token(config, mask(lambda name: True)) == 0
+    assert frozen_flops_per_token(config, mask(lambda name: False)) == 2 * matmul_parameters(config)
+    head = frozen_flops_per_token(config, mask(lambda name: name != "head"))
+    assert head == 2 * 2 * config.hidden_size * config.vocab_size  # for the trunk, and for one MTP depth
 
 
 def test_every_parameter_has_a_group():
