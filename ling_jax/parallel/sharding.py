@@ -60,7 +60,7 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
 
 def slices_of(devices) -> int:
     """How many slices the devices of TPUs belong to. (JAX calls the hosts of GPUs so too: any axis may cross these.)"""
-    return len({device.slice_index if device.platform == "tpu" else 0 for device in devices})
+    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
