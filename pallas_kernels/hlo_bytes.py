@@ -109,7 +109,7 @@ def _size(shape: str, on_chip: bool = False) -> int:
 
 
 def _bytes_moved(op: Instruction, here: Computation, module) -> int:
-    """HBM bytes of operands and results; what a fusion slices or updates in place counts as the slice."""
+    """HBM bytes of operands and results; what a fusion slices, gathers or updates in place counts as that part."""
     shape_of = lambda name: here[name].shape if name in here else ""  # noqa: E731
     if op.kind.endswith("-done"):
         start = here.get(op.operands[0]) if op.operands else None
@@ -140,8 +140,11 @@ def _parameter_bytes(module, body: Computation, parameter: str | None, full: int
     for op in body.values():
         if parameter not in op.operands:
             continue
-        if op.kind == "dynamic-slice" and op.operands[0] == parameter:
+        if op.kind in ("dynamic-slice", "gather") and op.operands[0] == parameter:
             read += _size(op.shape, on_chip=True)
+        elif op.kind == "scatter" and op.operands[0] == parameter:  # reads and writes the rows that it changes
+            update = _size(body[op.operands[2]].shape if op.operands[2] in body else "", on_chip=True)
+            read, correction = read + update, correction + update - _size(op.shape, on_chip=True)
         elif op.kind == "dynamic-update-slice" and op.operands[0] == parameter:
             update = body[op.operands[1]].shape if op.operands[1] in body else ""
             correction += _size(update, on_chip=True) - _size(op.shape, on_chip=True)

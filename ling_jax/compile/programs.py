@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental import serialize_executable
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ling_jax import model
@@ -125,9 +126,11 @@ def lower_read(config: ModelConfig, params, cache: Cache, tokens: int, mesh):
 
     rows = cache.length.shape[0]
     tokens_BT = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=batch_sharding(mesh))
+    # Caches are laid out as the program wants them: one that decodes keeps them so from token to token.
+    laid_out = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(lambda leaf: leaf.sharding, cache)
-        return jax.jit(read, donate_argnums=2, out_shardings=(None, placed)).lower(params, tokens_BT, cache)
+        jitted = jax.jit(read, donate_argnums=2, in_shardings=(None, None, laid_out), out_shardings=(None, laid_out))
+        return jitted.lower(params, tokens_BT, cache)
 
 
 def abstract_params(config: ModelConfig, mesh):

@@ -6,12 +6,14 @@ import tempfile
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ling_jax import model, spec
 from ling_jax.checkpoint import orbax
 from ling_jax.evaluate.scoring import next_token_logps
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import batch_sharding, make_mesh, shardings
+from ling_jax.parallel.embedding import look_up
+from ling_jax.parallel.sharding import batch_sharding, make_mesh, partition_spec, shardings
 from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
@@ -93,6 +95,26 @@ def check_logps() -> None:
         print("equal log-probabilities", sizes, flush=True)
 
 
+def check_lookup() -> None:
+    """The embedding and its gradient, for tokens that are few beside the vocabulary and for many."""
+    rng = np.random.default_rng(0)
+    table_WD = rng.normal(size=(512, 16))
+    for sizes in MESHES:
+        mesh = make_mesh(sizes)
+        for rows, length in ((8, 64), (8, 8), (1, 8)):
+            tokens, weights = rng.integers(0, 512, (rows, length)), rng.normal(size=(rows, length, 16))
+            weighted = lambda table, tokens, weights: (look_up(table, tokens, np.float64) * weights).sum()  # noqa: E731
+            with jax.set_mesh(mesh):
+                placed = jax.device_put(table_WD, NamedSharding(mesh, partition_spec(("vocab", "embed"))))
+                found = jax.jit(look_up, static_argnums=2)(placed, tokens, np.float64)
+                grad = jax.jit(jax.grad(weighted))(placed, tokens, weights)
+            np.testing.assert_array_equal(found, table_WD[tokens])
+            wanted = np.zeros_like(table_WD)
+            np.add.at(wanted, tokens, weights)
+            np.testing.assert_allclose(grad, wanted, rtol=0, atol=1e-12)
+        print("equal", sizes, flush=True)
+
+
 def check_restore() -> None:
     """Saved on one mesh and restored on others, a training step gives the same state and loss."""
     config = tiny_config(num_heads=4, mtp_depth=1, compute_dtype="float64")
@@ -141,5 +163,7 @@ if __name__ == "__main__":
             check_restore()
         case ["logps"]:
             check_logps()
+        case ["lookup"]:
+            check_lookup()
         case [family, dtype]:
             check_model(family, dtype)

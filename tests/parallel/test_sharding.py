@@ -94,3 +94,8 @@ def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
 @pytest.mark.slow
 def test_log_probabilities_of_split_rows_equal_those_of_whole_ones():
     assert len(output_of("tests.parallel.eight_devices", "logps").splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_the_embedding_is_looked_up_alike_on_every_mesh():
+    assert len(output_of("tests.parallel.eight_devices", "lookup").splitlines()) == 11
