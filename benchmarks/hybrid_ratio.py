@@ -61,9 +61,10 @@ def finding(budgets: tuple[float, ...], found: dict[int, list[float]]) -> Findin
     at = np.log10(10 * budgets[-1])
     ahead = {group: slope * at + intercept for group, (slope, intercept) in fits(budgets, found).items()}
     best = min(ahead, key=ahead.get)
+    told = ", ".join(f"{group}: {value:.4f}" for group, value in ahead.items())
     rule = (
         f"reproduced if the trend of log loss at ten times the largest budget is lowest for groups of {REPORTED_BEST}; "
-        f"not testable with fewer than three budgets; found {ahead}"
+        f"not testable with fewer than three budgets; found {told}"
     )
     verdict = "not testable here" if len(budgets) < 3 else "reproduced" if best == REPORTED_BEST else "not seen"
     return Finding("hybrid_ratio", "§2.1.2", float(best), None, len(budgets) * len(GROUPS), [0], rule, verdict)

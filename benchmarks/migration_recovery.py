@@ -180,8 +180,8 @@ def figure(ways: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
         tokens = [tokens for tokens, _ in points[0]]
         axes.plot(tokens, np.mean([[loss for _, loss in seed] for seed in points], axis=0), label=way)
     base = np.mean([seed[0]["loss_before"] for seed in ways["repeat"]])
-    axes.axhline(base, color="gray", label="base")
-    axes.axhline(RECOVERED * base, color="gray", linestyle=":", label="base + 1 %")
+    axes.axhline(base, color="black", linewidth=1, label="base")
+    axes.axhline(RECOVERED * base, color="black", linewidth=1, linestyle=":", label="base + 1 %")
     axes.set(xlabel="tokens behind the base", ylabel="held-out loss, nats/token")
     axes.legend()
     chart.savefig(path, dpi=150, bbox_inches="tight")
