@@ -66,15 +66,15 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=90, quick=20),
-    Stage("migrate", "launch.migrate", full=90, quick=30),
-    Stage("sft", "launch.sft", full=55, quick=35),
-    Stage("evo_cot", "launch.align", full=65, quick=17),
-    Stage("shortest_correct", "launch.distill", full=31, quick=20),
-    Stage("agentic", "launch.align", full=55, quick=11),
-    Stage("specialists", "launch.distill", full=31, quick=20),
-    Stage("preference", "launch.align", full=42, quick=14),
-    Stage("kpop", "launch.rl", full=50, quick=16),
+    Stage("pretrain", "launch.pretrain", full=80, quick=25),
+    Stage("migrate", "launch.migrate", full=90, quick=45),
+    Stage("sft", "launch.sft", full=65, quick=40),
+    Stage("evo_cot", "launch.align", full=70, quick=20),
+    Stage("shortest_correct", "launch.distill", full=30, quick=22),
+    Stage("agentic", "launch.align", full=55, quick=20),
+    Stage("specialists", "launch.distill", full=25, quick=27),
+    Stage("preference", "launch.align", full=42, quick=20),
+    Stage("kpop", "launch.rl", full=58, quick=20),
 )
 QUICK = {
     "pretrain": {"train.steps": 60, "model.init_std": 0.06, "optimizer.peak_lr": 2e-3},

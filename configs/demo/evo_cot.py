@@ -2,7 +2,7 @@
 
 python -m launch.align --config=configs/demo/evo_cot.py --workdir=runs/demo/evo_cot
 
-512 held-out sums, one seed: 75 % -> 90 % right, 51 -> 31 tokens an answer.
+512 held-out sums, one seed: 81 % -> 99 % right, 56 -> 31 tokens an answer.
 """
 
 from configs.align import tiny_evo_cot

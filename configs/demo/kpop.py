@@ -2,7 +2,7 @@
 
 python -m launch.rl --config=configs/demo/kpop.py --workdir=runs/demo/kpop
 
-512 held-out sums, one seed: 97 % -> 99 % right; the mask takes 0.02 % of the tokens.
+512 held-out sums, one seed: 98 % -> 99.8 % right; the mask takes 0.01 % of the tokens.
 """
 
 from configs.rl import tiny_kpop

@@ -2,6 +2,9 @@
 
     python -m launch.migrate --config=configs/demo/migrate.py --workdir=runs/demo/migrate
 
+Held-out loss, nats a token: 2.42 of the base, 3.40 with two of four layers Lightning and 2.43 after their warm-up, 2.47
+fused and 2.42 trained, 2.46 with MLA and 2.41 after its warm-up, 2.32 after continued training.
+
 What follows starts from the last stage's folder, runs/demo/migrate/3_continued.
 """
 

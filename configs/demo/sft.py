@@ -2,7 +2,7 @@
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
 
-512 held-out tasks each, one seed: sums 75 %, tools 69 % right.
+512 held-out tasks each, one seed: sums 81 %, tools 43 % right.
 """
 
 from ling_jax.align.records import ChatSource

