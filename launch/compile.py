@@ -4,7 +4,8 @@
     python -m launch.compile --config=configs/migrate/1t.py --stage=mla_warmup --topology=v5p:8x8x16
 
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
-that `launch.pretrain` runs: optimiser, MTP, experts and kernels included. Fields of the config are overridden by
+that `launch.pretrain` runs, or `launch.migrate` in a `--stage`: optimiser, MTP, experts and kernels included. (A
+migration's `--config.source` may be the name of a model here.) Fields of the config are overridden by
 `--config.mesh.expert=16`; `--plan` looks for the best mesh. Exit code 2: the config, the topology or the mesh is no
 good, or the program does not fit (the report is written all the same).
 """
@@ -70,10 +71,10 @@ def _read_config() -> tuple[PretrainConfig, Any]:
             raise ValueError(f"--stage={STAGE.value}: the config is no migration's")
         return from_dict(PretrainConfig, values), None
     migration = from_dict(MigrateConfig, values)
-    names = [stage.name for stage in migration.stages if stage.trains]
-    if STAGE.value not in names:
-        raise ValueError(f"--stage is {STAGE.value!r}; the stages that train are {', '.join(names)}")
-    (number,) = (n for n, stage in enumerate(migration.stages) if stage.name == STAGE.value)
+    numbers = {stage.name: number for number, stage in enumerate(migration.stages) if stage.trains}
+    if STAGE.value not in numbers:
+        raise ValueError(f"--stage is {STAGE.value!r}; the stages that train are {', '.join(numbers)}")
+    number = numbers[STAGE.value]
     model = stage_models(migration, source_config(migration))[number]
     run = stage_run(migration, number, model)
     config = PretrainConfig(model=model, data=run.data, optimizer=run.optimizer, train=run.train, mesh=run.mesh)
@@ -105,7 +106,7 @@ def _planned(config: PretrainConfig) -> dict[str, Any]:
         return fields
 
     devices, chip = describe(TOPOLOGY.value, SLICES.value)
-    tried = plan.plan(config, len(devices), chip, measure)
+    tried = plan.plan(config, len(devices), chip, measure, slices=SLICES.value)
     print(plan.as_text(tried), flush=True)
     rows = [
         {"mesh": t.config.mesh, "remat": t.config.model.remat, "microbatches": t.config.train.microbatches}

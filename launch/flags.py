@@ -110,13 +110,19 @@ def _check_overrides(argv: list[str]) -> None:
         node, where = config, "config"
         for part in config_path.split(name):
             if isinstance(part, int):
-                if not isinstance(node, (tuple, list)) or part >= len(node):
+                if not isinstance(node, (tuple, list)) or not 0 <= part < len(node):
                     raise flags.Error(f"--config.{name}: {where} has no item {part}")
                 where += f"[{part}]"
             else:
+                if not isinstance(part, str):
+                    raise flags.Error(f"--config.{name}: items have numbers, as in {where}[0]")
                 if not hasattr(node, "keys"):
                     raise flags.Error(f"--{where} is a value; it has no field {part!r}")
                 if part not in node:
                     raise flags.Error(f"--config.{name}: {where} has no field {part!r}{nearest(part, node.keys())}")
                 where += f".{part}"
             node = node[part]
+        if where.endswith("]"):
+            raise flags.Error(
+                f"--config.{name} is a whole item; override its fields, or all of {where.rpartition('[')[0]}"
+            )

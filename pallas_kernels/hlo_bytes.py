@@ -143,7 +143,8 @@ def _parameter_bytes(module, body: Computation, parameter: str | None, full: int
         if op.kind in ("dynamic-slice", "gather") and op.operands[0] == parameter:
             read += _size(op.shape, on_chip=True)
         elif op.kind == "scatter" and op.operands[0] == parameter:  # reads and writes the rows that it changes
-            update = _size(body[op.operands[2]].shape if op.operands[2] in body else "", on_chip=True)
+            new = op.operands[len(op.operands) // 2 + 1]
+            update = _size(body[new].shape if new in body else "", on_chip=True)
             read, correction = read + update, correction + update - _size(op.shape, on_chip=True)
         elif op.kind == "dynamic-update-slice" and op.operands[0] == parameter:
             update = body[op.operands[1]].shape if op.operands[1] in body else ""

@@ -8,6 +8,8 @@ fused and 2.42 trained, 2.46 with MLA and 2.41 after its warm-up, 2.32 after con
 What follows starts from the last stage's folder, runs/demo/migrate/3_continued.
 """
 
+import dataclasses
+
 from configs.demo import pretrain
 from ling_jax.config import model_config
 from ling_jax.migrate.config import MigrateConfig, StageLoop
@@ -20,7 +22,6 @@ def get_config(folder="runs/demo"):
     base = from_dict(PretrainConfig, pretrain.get_config(folder).to_dict())
     target = model_config("tiny-2.6", layer_group_size=2, num_norm_groups=1, **pretrain.SIZES)
     step = base.train.batch_size * base.data.sequence_length
-    data = base.data
     return to_config_dict(
         MigrateConfig(
             source=f"{folder}/pretrain",
@@ -28,7 +29,7 @@ def get_config(folder="runs/demo"):
             stages=migration(
                 target, linear=40 * step, partial=20 * step, mla=20 * step, continued=120 * step, gate=True
             ),
-            data=type(data)(sources=data.sources, sequence_length=data.sequence_length),
+            data=dataclasses.replace(base.data, tokenizer=""),  # the source's
             optimizer=OptimizerConfig(peak_lr=1.5e-3, warmup_steps=5),
             train=StageLoop(batch_size=base.train.batch_size, log_every=20, eval_every=20, eval_batches=8),
             seen_tokens=base.train.steps * step,

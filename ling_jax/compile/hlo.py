@@ -41,6 +41,7 @@ class Work(NamedTuple):
     matrix_unit_flops: float  # with products of float32s counted as the bfloat16 passes that they take
     hbm_bytes: float
     collectives: tuple[Collective, ...]
+    network_bytes: int  # that a device receives from other slices
     open_loops: tuple[str, ...]  # counted once
 
     @property
@@ -54,6 +55,7 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
     operations, open_loops = hlo_operations(module)
     declared = {}
     flops = passes = hbm = 0.0
+    network = 0
     found: dict = collections.Counter()
     sizes: dict = collections.Counter()
     for here, op, times in _walk(module, "ENTRY", 1):
@@ -63,6 +65,8 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
             key = (kind, _axes(op, mesh_shape))
             found[key] += times
             sizes[key] += times * _received(kind, op, here, math.prod(mesh_shape.values()))
+        elif op.kind == "recv" and "megascale" in op.attributes:  # a collective's part between slices
+            network += times * _bytes(op.shape.split("u32[]")[0])
         elif op.kind in ("convolution", "dot"):
             product = times * _product_flops(op, here)
             flops, passes = flops + product, passes + product * _passes(op)
@@ -71,7 +75,7 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
             declared[op.name] = times * int(cost[2])
     hbm = sum(declared.get(operation.name, operation.hbm_bytes) for operation in operations)
     rows = (Collective(*key, count, sizes[key]) for key, count in found.items())
-    return Work(flops, passes, hbm, tuple(sorted(rows, key=lambda row: -row.bytes)), tuple(open_loops))
+    return Work(flops, passes, hbm, tuple(sorted(rows, key=lambda row: -row.bytes)), network, tuple(open_loops))
 
 
 def _walk(module: dict[str, Computation], name: str, times: int) -> Iterator[tuple[Computation, Instruction, int]]:

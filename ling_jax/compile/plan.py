@@ -36,14 +36,17 @@ class Tried(NamedTuple):
     reason: str  # why there is none
 
 
-def plan(config: PretrainConfig, devices: int, chip: Chip, measure: Callable[[PretrainConfig], dict]) -> list[Tried]:
-    """All legal meshes of so many devices, the best one that fits first.
+def plan(
+    config: PretrainConfig, devices: int, chip: Chip, measure: Callable[[PretrainConfig], dict], *, slices: int = 1
+) -> list[Tried]:
+    """All legal meshes of so many devices, in so many slices, the best one that fits first.
 
     `measure` compiles a config's step and reports it (`programs.compile_and_report`). On each mesh the first of these
     that fits is taken: as little recomputation, and with that as few microbatches, as there can be. Raises ValueError
     where no mesh is legal.
     """
     legal = [(sizes, mesh) for sizes, mesh in _meshes(devices, config.mesh.context) if _splits(config, mesh)]
+    legal = [(sizes, mesh) for sizes, mesh in legal if sizes["data"] % slices == 0]
     if not legal:
         raise ValueError(f"no mesh of {devices} devices splits this model and its {config.train.batch_size} rows")
     holding = [(_held_bytes(config, mesh), sizes, mesh) for sizes, mesh in legal]

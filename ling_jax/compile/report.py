@@ -56,22 +56,14 @@ def hbm_peak(compiled) -> int:
 
 
 def bounds(work: Work, chip: Chip, mesh) -> dict[str, float]:
-    """Seconds that each part of a device needs at the least, at its data sheet's peak.
-
-    Where the mesh has several slices, what goes along `data` crosses their network: once for all devices of a slice
-    that have the same part.
-    """
+    """Seconds that each part of a device needs at the least, at its data sheet's peak; "network" joins slices."""
     seconds = {
         "compute": work.matrix_unit_flops / chip.flops,
         "hbm": work.hbm_bytes / chip.hbm_bytes_per_second,
         "interconnect": work.collective_bytes / chip.link_bytes_per_second,
     }
-    if (slices := slices_of(mesh.devices.flat)) > 1:
-        crossing = sum(row.bytes for row in work.collectives if "data" in row.axes) * slices / mesh.shape["data"]
-        seconds |= {
-            "interconnect": (work.collective_bytes - crossing) / chip.link_bytes_per_second,
-            "network": crossing / chip.network_bytes_per_second,
-        }
+    if slices_of(mesh.devices.flat) > 1:
+        seconds["network"] = work.network_bytes / chip.network_bytes_per_second
     return seconds
 
 
@@ -94,7 +86,7 @@ def report(
     one.
     """
     per_token = flops_per_token(config, length) / (1 if trains else 3)
-    if trainable is not None:
+    if trains and trainable is not None:
         per_token -= frozen_flops_per_token(config, trainable)
     fields = {
         "parameters": specs.count(model_spec(config)),
@@ -119,8 +111,9 @@ def report(
 
 
 WORK_FIELDS = (
-    "flops_per_chip", "matrix_unit_flops_per_chip", "bytes_per_chip", "collective_bytes_per_chip", "seconds",
-    "step_seconds_bound", "limiting_term", "mfu_bound", "collectives", "open_loops",
+    "flops_per_chip", "matrix_unit_flops_per_chip", "bytes_per_chip", "collective_bytes_per_chip",
+    "network_bytes_per_chip", "seconds", "step_seconds_bound", "limiting_term", "mfu_bound", "collectives",
+    "open_loops",
 )  # fmt: skip
 
 
@@ -131,8 +124,8 @@ def _work_fields(work: Work, mesh, chip: Chip, model_flops: float) -> dict[str, 
     mfu = model_flops / (mesh.size * chip.flops * bound)
     assert mfu <= 1, f"a step takes {bound} s at the least, and its model FLOPs alone take {mfu} times that"
     values = (
-        work.flops, work.matrix_unit_flops, work.hbm_bytes, work.collective_bytes, seconds_of, bound, limiting, mfu,
-        [collective._asdict() for collective in work.collectives], len(work.open_loops),
+        work.flops, work.matrix_unit_flops, work.hbm_bytes, work.collective_bytes, work.network_bytes, seconds_of,
+        bound, limiting, mfu, [collective._asdict() for collective in work.collectives], len(work.open_loops),
     )  # fmt: skip
     return dict(zip(WORK_FIELDS, values, strict=True))
 

@@ -11,6 +11,7 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig, nearest
 from ling_jax.migrate.convert import FORMS, Conversion, check_calibration, converted_layers, form_config
 from ling_jax.model import model_spec
+from ling_jax.parallel.context import check_rows
 from ling_jax.train.config import (
     OPTIMIZER,
     DataConfig,
@@ -98,6 +99,8 @@ class MigrateConfig:
         if not self.stages:
             raise ValueError("stages is empty; name at least one")
         check_sources(self.data)
+        if repeated := {s.name for s in self.stages if sum(t.name == s.name for t in self.stages) > 1}:
+            raise ValueError(f"stages: {min(repeated)!r} is the name of two; each needs its own")
         if self.data.tokenizer:
             raise ValueError("data.tokenizer is set; a migration keeps the tokenizer of its source")
         for number, stage in enumerate(self.stages):
@@ -176,6 +179,7 @@ def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
     _check_rows(config, stage)
     if stage.context > 1 and (config.mesh.fsdp < 1 or config.mesh.fsdp % stage.context):
         raise ValueError(f"context is {stage.context}; it divides mesh.fsdp, which is {config.mesh.fsdp}")
+    check_rows(stage_length(config, stage), stage_mesh(config, stage).context)
 
 
 def _check_merge(config: MigrateConfig, number: int, stage: Stage) -> None:

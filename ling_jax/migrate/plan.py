@@ -15,7 +15,6 @@ from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
-from ling_jax.parallel import context
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.config import differences, open_source
@@ -25,7 +24,7 @@ from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import lock, open_workdir, unlock, write_config, write_origins
 
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
-RESUMABLE = ("train.log_every", "train.max_bad_steps", "mesh", "target.remat", "target.scan_layers")
+RESUMABLE = ("train.log_every", "train.max_bad_steps", "mesh", "stages.*.context", "target.remat", "target.scan_layers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,6 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
         run = stage_run(config, number, model)
         mesh = make_mesh(dataclasses.asdict(run.mesh))
         try:
-            context.check_rows(run.data.sequence_length, mesh.shape["context"])
             abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
         except ValueError as error:
             raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None

@@ -29,7 +29,8 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding.Mesh:
     """A mesh over all devices; axes not named have size 1, one may be -1 for "the rest".
 
-    Devices of several slices, which a slower network joins, are split along `data`: only gradients cross it.
+    Devices of several slices, which a slower network joins, are split along `data`: gradients cross it, and sums
+    of a few numbers.
     Raises ValueError where an axis is unknown, the sizes do not fill the devices, or `data` does not split the slices.
     """
     devices = jax.devices() if devices is None else devices
@@ -53,8 +54,8 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
     if slices == 1:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        sizes = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))  # in a slice, and of slices
-        placed = mesh_utils.create_hybrid_device_mesh(*sizes, devices, allow_split_physical_axes=True)
+        in_slice, of_slices = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
+        placed = mesh_utils.create_hybrid_device_mesh(in_slice, of_slices, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
 
 

@@ -6,6 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import ml_collections
@@ -111,6 +112,7 @@ class PretrainConfig:
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
     "train.max_bad_steps", "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
+    "stage.context",  # of a migration's stage: a part of its mesh
 )  # fmt: skip
 
 
@@ -277,10 +279,12 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, resumable: Sequence[str] = RESUMABLE) -> list[str]:
-    """Fields of two configs that differ and may not on resumption, a line each."""
+    """Fields of two configs that differ and may not on resumption, a line each; `resumable` are patterns."""
     old, new = flatten(old), flatten(new)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     # A cosine ends at train.steps: with another end, every learning rate is another.
     may_differ = [name for name in resumable if (name, new["optimizer.schedule"]) != ("train.steps", "cosine")]
-    fixed = [key for key in changed if not any(key == name or key.startswith(name + ".") for name in may_differ)]
+    fixed = [
+        key for key in changed if not any(fnmatchcase(key, name) or key.startswith(name + ".") for name in may_differ)
+    ]
     return [f"{key}: {old.get(key)!r} in the workdir, {new.get(key)!r} now" for key in fixed]

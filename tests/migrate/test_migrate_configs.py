@@ -10,11 +10,12 @@ from ling_jax.config import Yarn, model_config
 from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, stage_run, trained
 from ling_jax.migrate.convert import form_config
 from ling_jax.migrate.outline import outline
+from ling_jax.migrate.plan import RESUMABLE
 from ling_jax.migrate.stages import migration
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import mesh_ways, shardings
 from ling_jax.spec import named_leaves
-from ling_jax.train.config import PretrainConfig, from_dict
+from ling_jax.train.config import PretrainConfig, differences, from_dict
 from tests.parallel.test_sharding import abstract_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,6 +56,16 @@ def test_every_stage_splits_over_the_pod_with_as_many_tokens_a_device(name, devi
         assert rows and not spare, run.stage.name
         tokens = rows * run.data.sequence_length // mesh_ways("tokens", mesh)
         assert tokens == config.train.batch_size * 4096 // (config.train.microbatches * devices)
+
+
+def test_a_migration_goes_on_with_other_devices_for_a_row():
+    config = load("1t")
+    fewer = dataclasses.replace(config.stages[4], context=4)
+    changed = dataclasses.replace(config, stages=(*config.stages[:4], fewer, *config.stages[5:]))
+    assert not differences(config, changed, RESUMABLE)
+    fewer = dataclasses.replace(fewer, tokens=1)
+    changed = dataclasses.replace(config, stages=(*config.stages[:4], fewer, *config.stages[5:]))
+    assert differences(config, changed, RESUMABLE) == ["stages.4.tokens: 250000000000 in the workdir, 1 now"]
 
 
 def test_the_1ts_numbers():

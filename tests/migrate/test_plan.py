@@ -304,6 +304,8 @@ REFUSED = [
     (lambda c: with_stage(c, 0, peak_lr=-1.0), r"\(linear_warmup\): peak_lr is -1.0; it must not be negative"),
     (lambda c: with_stage(c, 0, warmup_steps=-2), "warmup_steps is -2; it must not be negative, but for -1"),
     (lambda c: with_stage(c, 3, context=0), r"\(mid_1\): context is 0; it must be positive"),
+    (lambda c: with_stage(c, 1, name="merge"), "'merge' is the name of two"),
+    (lambda c: with_stage(with_part(c, "mesh", fsdp=3), 3, context=3), "cannot be split among 3 ranks"),
     (lambda c: with_stage(c, 3, context=2), r"\(mid_1\): context is 2; it divides mesh.fsdp, which is 1"),
     (lambda c: with_stage(c, 3, long_share=0.0), "long_share is 0.0; it must be above 0"),
     (lambda c: with_stage(c, 4, recovers=True), "recovers ends a training, and the stage trains nothing"),
