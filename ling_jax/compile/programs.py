@@ -129,7 +129,8 @@ def lower_read(config: ModelConfig, params, cache: Cache, tokens: int, mesh):
     # Caches are laid out as the program wants them: one that decodes keeps them so from token to token.
     laid_out = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
     with jax.set_mesh(mesh):
-        jitted = jax.jit(read, donate_argnums=2, in_shardings=(None, None, laid_out), out_shardings=(None, laid_out))
+        placed = dict(in_shardings=(None, None, laid_out), out_shardings=(None, laid_out.replace(empty=False)))
+        jitted = jax.jit(read, donate_argnums=2, **placed)
         return jitted.lower(params, tokens_BT, cache)
 
 
