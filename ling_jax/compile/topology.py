@@ -19,7 +19,8 @@ class Chip(NamedTuple):
     network_bytes_per_second: float  # its share of its host's network, which joins slices
 
 
-# Google Cloud's pages of each version, "System architecture"; v5p's network is its hosts' 200 Gbit/s for four chips.
+# Google Cloud's pages of each version, "System architecture". Networks between slices: v5e's page, 200 Gbit/s a host of
+# four chips for v5p, and our assumption of 100 Gbit/s a chip for the others.
 CHIPS = {
     "v5e": Chip(197e12, 16e9, 819e9, 200e9, 25e9 / 8),
     "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8),
