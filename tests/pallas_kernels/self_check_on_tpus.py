@@ -13,7 +13,7 @@ from pallas_kernels.lightning_attention.self_check import _errors
 
 
 def main() -> None:
-    for topology in ("v5p:2x2x1", "v6e:2x2"):
+    for topology in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
         mesh = Mesh(np.array(describe(topology)[0][:1]), ("one",))
         there = jax.ShapeDtypeStruct((), "float32", sharding=NamedSharding(mesh, PartitionSpec()))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

@@ -36,4 +36,5 @@ def test_a_wrong_kernel_is_an_error_with_an_override(monkeypatch, error):
 @needs_libtpu
 def test_the_check_compiles_for_tpus():
     """Attention and layer, forward and backward; decoding; both grouped matmuls."""
-    assert output_of("tests.pallas_kernels.self_check_on_tpus").split() == ["v5p:2x2x1", "7", "v6e:2x2", "7"]
+    lines = output_of("tests.pallas_kernels.self_check_on_tpus").splitlines()
+    assert lines == ["v5e:2x2 7", "v5p:2x2x1 7", "v6e:2x2 7", "tpu7x:2x2x1 7"]
