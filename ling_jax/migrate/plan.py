@@ -15,6 +15,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
+from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.config import differences, open_source
@@ -78,6 +79,7 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
         run = stage_run(config, number, model)
         mesh = make_mesh(dataclasses.asdict(run.mesh))
         try:
+            check_rows(run.data.sequence_length, mesh.shape["context"])  # -1 of the config is a number only here
             abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
         except ValueError as error:
             raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None
