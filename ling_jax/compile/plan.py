@@ -157,7 +157,10 @@ def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, at_lea
             )
             if held + _kept_bytes(candidate, mesh) > chip.hbm_bytes:
                 continue
-            fields = measure(candidate)
+            try:
+                fields = measure(candidate)
+            except jax.errors.JaxRuntimeError as error:  # a fault of the compiler, which is no reason to end the search
+                return Tried(candidate, at_least, None, f"the compiler fails: {str(error).splitlines()[0]}")
             if fields["fits"]:
                 return Tried(candidate, at_least, fields, "")
     return Tried(candidate, at_least, None, "no choice of remat and microbatches fits")

@@ -62,13 +62,17 @@ def grouped_matmul(x_RD, w_EDF, sizes_E, *, transposed: bool = False):
     """[R, F]: the rows of each group times its matrix, or its transpose; what is in rows of no group is undefined."""
     if _kernels_suit(x_RD, w_EDF):
         return grouped_matmul_tpu(x_RD, w_EDF, sizes_E, transposed=transposed)
-    return jax.lax.ragged_dot(x_RD, w_EDF.swapaxes(1, 2) if transposed else w_EDF, sizes_E)
+    w_EDF = w_EDF.swapaxes(1, 2) if transposed else w_EDF
+    return x_RD @ w_EDF[0] if len(w_EDF) == 1 else jax.lax.ragged_dot(x_RD, w_EDF, sizes_E)
 
 
 def add_grouped_outer(total_EDF, x_RD, y_RF, sizes_E):
     """[E, D, F]: the total plus, for each group, the transpose of its rows of x times those of y."""
     if _kernels_suit(x_RD, total_EDF):
         return add_grouped_outer_tpu(total_EDF, x_RD, y_RF, sizes_E)
+    if len(sizes_E) == 1:  # the TPU's compiler fails on a ragged_dot of one group
+        x_RD, y_RF = (jnp.where((jnp.arange(len(a)) < sizes_E)[:, None], a, 0) for a in (x_RD, y_RF))
+        return total_EDF + x_RD.T @ y_RF
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from configs.pretrain import tiny_2_6
@@ -70,6 +71,20 @@ def test_a_model_that_no_mesh_holds_is_said_to_be_too_large():
     tried = plan(small_config(), 8, CHIPS["v5e"], Compiler(lambda config: 1.0, lambda config: 17e9))
     assert tried[0].fields is None
     assert "nothing fits: more devices, shorter rows" in plan_text(tried)
+
+
+def test_a_mesh_that_the_compiler_fails_on_is_told_and_the_search_goes_on():
+    def seconds(config):
+        if config.mesh.expert == 8:
+            raise jax.errors.JaxRuntimeError("INTERNAL: mask_aggregator.cc:1\nmore")
+        return 1.0
+
+    tried = plan(small_config(), 8, CHIPS["v5e"], Compiler(seconds))
+    assert len(tried) == 19 and tried[0].fields
+    failed = [t for t in tried if not t.fields]
+    assert [(t.config.mesh.expert, t.reason) for t in failed] == [
+        (8, "the compiler fails: INTERNAL: mask_aggregator.cc:1")
+    ]
 
 
 def test_more_devices_than_a_batch_has_rows_are_refused():

@@ -81,10 +81,12 @@ def test_experts_and_their_gradients_equal_the_dense_form(x64, shape, seed, load
 
 @functools.cache
 def both_forms(count, share):
-    """The loop over tiles that runs on CPUs, and the loop over chunks of all other devices."""
+    """The loop over tiles that runs on CPUs, and the loop over chunks of all other devices; the first `count` experts
+    are here."""
 
     def run(index, inputs, grad_MD):
         dispatch = experts.plan_dispatch(index, count)
+        inputs = (*inputs[:-1], jax.tree.map(lambda matrix: matrix[:count], inputs[-1]))
         y_MD, *hidden = expert_tiles.forward(*inputs, dispatch)
         tiles = (y_MD, *expert_tiles.backward(*inputs, dispatch, *hidden, grad_MD))
         y_MD = expert_chunks.forward(*inputs, dispatch, share)
@@ -94,11 +96,11 @@ def both_forms(count, share):
 
 
 @all_shapes
-@pytest.mark.parametrize("share", [1, 4])
+@pytest.mark.parametrize(("share", "here"), [(1, None), (4, None), (4, 1)])
 @contents
 @many
-def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, share, seed, loads):
-    tiles, chunks = both_forms(shape[2], share)(*random_case(seed, shape, loads))
+def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, share, here, seed, loads):
+    tiles, chunks = both_forms(here or shape[2], share)(*random_case(seed, shape, loads))
     for found, wanted in zip(jax.tree.leaves(chunks), jax.tree.leaves(tiles), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
 
