@@ -66,26 +66,28 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=80, quick=25),
-    Stage("migrate", "launch.migrate", full=90, quick=45),
-    Stage("sft", "launch.sft", full=65, quick=40),
-    Stage("evo_cot", "launch.align", full=70, quick=20),
-    Stage("shortest_correct", "launch.distill", full=30, quick=22),
-    Stage("agentic", "launch.align", full=55, quick=20),
-    Stage("specialists", "launch.distill", full=25, quick=27),
-    Stage("preference", "launch.align", full=42, quick=20),
-    Stage("kpop", "launch.rl", full=58, quick=20),
+    Stage("pretrain", "launch.pretrain", full=80, quick=19),
+    Stage("migrate", "launch.migrate", full=90, quick=30),
+    Stage("sft", "launch.sft", full=65, quick=22),
+    Stage("evo_cot", "launch.align", full=70, quick=12),
+    Stage("shortest_correct", "launch.distill", full=30, quick=11),
+    Stage("agentic", "launch.align", full=55, quick=11),
+    Stage("specialists", "launch.distill", full=25, quick=14),
+    Stage("preference", "launch.align", full=42, quick=9),
+    Stage("kpop", "launch.rl", full=58, quick=13),
 )
-QUICK = {
-    "pretrain": {"train.steps": 60, "model.init_std": 0.06, "optimizer.peak_lr": 2e-3},
-    "migrate": {"seen_tokens": 60 * STEP}
+QUICK = {  # two layers, and few steps
+    "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.init_std": 0.06}
+    | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
+    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
-    "sft": {"train.steps": 100, "optimizer.peak_lr": 2e-3},
+    "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
     "evo_cot": {"train.steps": 2},
-    "shortest_correct": {"train.steps": 4},
+    "shortest_correct": {"train.steps": 4, "teachers[0].tasks[0].count": 128},
     "agentic": {"train.steps": 2},
-    "specialists": {"train.steps": 4, "sampling.per_query": 4},  # one answer in 200 is right, and there must be some
-    "preference": {"train.steps": 2},
+    "specialists": {"train.steps": 4, "teachers[0].tasks[0].count": 128}
+    | {"sampling.per_query": 3},  # one of 100 answers with tools is right, and there must be some
+    "preference": {"train.steps": 2, "optimizer.peak_lr": 2e-4},  # Evo-CoT's, and so its compiled step
     "kpop": {"train.steps": 3},
 }
 HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment

@@ -29,7 +29,7 @@ def get_config(folder="runs/demo"):
             stages=migration(
                 target, linear=40 * step, partial=20 * step, mla=20 * step, continued=120 * step, gate=True
             ),
-            data=dataclasses.replace(base.data, tokenizer=""),  # the source's
+            data=dataclasses.replace(base.data, tokenizer="", folder=f"{folder}/pretrain/data"),  # the source's
             optimizer=OptimizerConfig(peak_lr=1.5e-3, warmup_steps=5),
             train=StageLoop(batch_size=base.train.batch_size, log_every=20, eval_every=20, eval_batches=8),
             seen_tokens=base.train.steps * step,
