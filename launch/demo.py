@@ -145,7 +145,10 @@ def chat_texts() -> Iterator[str]:
 
 def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     """Runs the stage's program until it is complete; what ends the program ends the demo."""
-    if (last := end_of(stage, folder, overrides)).exists():
+    last = end_of(stage, folder, overrides)
+    # A last checkpoint is not all: what is written after it may be missing if the program was killed.
+    ended = read_object(folder / "complete.json")
+    if last.exists() and ended.get(stage.name) == str(last.relative_to(folder)):
         print(f"complete: {last} is there")
         return
     config = f"{CONFIGS / stage.name}.py:{folder}"
@@ -157,10 +160,11 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     if code:
         print(f"\n{stage.name} ended with exit code {code}; make demo goes on from there", flush=True)
         sys.exit(code)
+    write_object(ended | {stage.name: str(last.relative_to(folder))}, folder / "complete.json")
 
 
 def end_of(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> Path:
-    """What a complete stage has written last."""
+    """Of what a complete stage has written, the last that says how far it got."""
     config = load_config(stage.name, folder)
     if stage.program == "launch.migrate":
         return folder / stage.name / f"{len(config.stages) - 1}_{config.stages[-1]['name']}" / "report.json"
@@ -194,13 +198,20 @@ def timed(folder: Path, name: str) -> Iterator[None]:
     finally:
         times = read_times(folder)
         times[name] = times.get(name, 0.0) + time.monotonic() - begun
-        with replacing(folder / "times.json") as file:
-            file.write(json.dumps(times, indent=1).encode())
+        write_object(times, folder / "times.json")
 
 
 def read_times(folder: Path) -> dict[str, float]:
-    path = folder / "times.json"
+    return read_object(folder / "times.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_object(values: Mapping[str, Any], path: Path) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(values, indent=1).encode())
 
 
 def remaining(times: Mapping[str, float], number: int, preset: str) -> float:

@@ -63,6 +63,19 @@ def test_a_complete_stage_is_not_run_again(tmp_path, commands):
     assert f"--config.train.steps={steps + 1}" in commands[2]
 
 
+def test_a_stage_that_was_killed_after_its_last_checkpoint_is_ended(tmp_path, commands):
+    """Samples are written after it."""
+    stage = demo.STAGES[2]
+    demo.end_of(stage, tmp_path, {}).mkdir(parents=True)
+    commands.code = 137
+    with pytest.raises(SystemExit):
+        demo.run_stage(stage, tmp_path, {})
+    commands.code = 0
+    for runs in (2, 2):
+        demo.run_stage(stage, tmp_path, {})
+        assert len(commands) == runs
+
+
 def test_a_migration_is_complete_with_its_last_report(tmp_path, commands):
     stage = demo.STAGES[1]
     for folder, runs in (("2_mla_warmup", 1), ("3_continued", 1)):
