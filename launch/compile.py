@@ -23,13 +23,13 @@ ENVIRONMENT = dict(
 os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
 
 from absl import flags  # noqa: E402
-from etils import epath  # noqa: E402
 
 from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
 from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe  # noqa: E402
+from ling_jax.files import replacing  # noqa: E402
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained  # noqa: E402
 from ling_jax.migrate.outline import source_config  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
@@ -39,7 +39,9 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x1
 SLICES = flags.DEFINE_integer("slices", 1, "so many of the topology, joined by their hosts' network", lower_bound=1)
 STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")
 PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
-ROWS = flags.DEFINE_integer("rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch")
+ROWS = flags.DEFINE_integer(
+    "rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch", lower_bound=0
+)
 JSON_OUT = flags.DEFINE_string("json_out", "", "where the report goes as JSON")
 PLAN = flags.DEFINE_bool("plan", False, "search mesh, remat and microbatches for the best step that fits")
 SAVE = flags.DEFINE_string("save", "", "where the executable goes, for jax.experimental.serialize_executable")
@@ -49,6 +51,10 @@ def main() -> None:
     with usage_errors():
         for flag in (JSON_OUT, SAVE):
             check_output(flag.name, flag.value)
+        if JSON_OUT.value and JSON_OUT.value == SAVE.value:
+            raise ValueError(f"--json_out and --save are both {SAVE.value}; name two files")
+        if ROWS.value and PROGRAM.value == "train":
+            raise ValueError("--rows is for --program=prefill or decode; a train step has train.batch_size rows")
         if PLAN.value and (SAVE.value or PROGRAM.value != "train"):
             raise ValueError("--plan compiles train steps and keeps none: leave --save and --program out")
         config, trainable = _read_config()
@@ -58,9 +64,10 @@ def main() -> None:
             )
         fields = _planned(config) if PLAN.value else _compiled(config, trainable)
         if JSON_OUT.value:
-            epath.Path(JSON_OUT.value).write_text(json.dumps(fields, indent=1) + "\n")
+            with replacing(JSON_OUT.value) as file:
+                file.write(json.dumps(fields, indent=1).encode() + b"\n")
         if fields["problem"]:
-            raise ValueError(f"it does not fit: {fields['problem']}")
+            raise ValueError(fields["problem"])
 
 
 def _read_config() -> tuple[PretrainConfig, Any]:
@@ -115,7 +122,7 @@ def _planned(config: PretrainConfig) -> dict[str, Any]:
         for t in tried
     ]
     rows = [row | {"mesh": dataclasses.asdict(row["mesh"])} for row in rows]
-    return (tried[0].fields or {"problem": "no mesh of this topology holds the step"}) | {"plan": rows}
+    return (tried[0].fields or {"problem": plan.why(tried)}) | {"plan": rows}
 
 
 if __name__ == "__main__":

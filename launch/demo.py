@@ -151,6 +151,9 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     if last.exists() and ended.get(stage.name) == str(last.relative_to(folder)):
         print(f"complete: {last} is there")
         return
+    write_object({name: path for name, path in ended.items() if name != stage.name}, folder / "complete.json")
+    if not (folder / stage.name).exists():
+        forget(stage, folder)
     config = f"{CONFIGS / stage.name}.py:{folder}"
     command = [sys.executable, "-m", stage.program, f"--config={config}", f"--workdir={folder / stage.name}"]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]
@@ -158,9 +161,20 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     with timed(folder, stage.name):
         code = run_to_end(command)
     if code:
-        print(f"\n{stage.name} ended with exit code {code}; make demo goes on from there", flush=True)
+        hint = "" if code == 2 else "; the same command goes on from there"
+        print(f"\n{stage.name} ended with exit code {code}{hint}", flush=True)
         sys.exit(code)
     write_object(ended | {stage.name: str(last.relative_to(folder))}, folder / "complete.json")
+
+
+def forget(stage: Stage, folder: Path) -> None:
+    """Removes what was measured of an earlier model of the stage, and names the stages that were made from it."""
+    shutil.rmtree(folder / "evaluation" / stage.name, ignore_errors=True)
+    times = read_times(folder)
+    write_object({name: seconds for name, seconds in times.items() if stage.name not in name}, folder / "times.json")
+    later = [other.name for other in STAGES[STAGES.index(stage) + 1 :] if (folder / other.name).exists()]
+    if later:
+        print(f"{', '.join(later)} come from an earlier {stage.name}; remove their folders to make them again")
 
 
 def end_of(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> Path:
@@ -234,7 +248,7 @@ class Examiner:
         model = open_model(self.folder / stage)
         about = {"stage": stage, "step": model.step, "tasks": len(self.tasks)}
         if (there := self.folder / "evaluation" / stage).exists():
-            summary = json.loads((there / "summary.json").read_text())
+            summary = read_object(there / "summary.json")
             if all(summary.get(key) == value for key, value in about.items()):
                 return
             shutil.rmtree(there)

@@ -111,10 +111,12 @@ def finding(
 ) -> dict[str, Any]:
     """The mean difference of two stages' answers to the same tasks, and what it says."""
     pairs = zip(answers[before], answers[after], strict=True)
-    change = np.array([b[what] - a[what] for a, b in pairs if a["environment"] == environment], np.float64)
+    first, then = np.array([(a[what], b[what]) for a, b in pairs if a["environment"] == environment], np.float64).T
+    change = then - first
     mean, half = float(change.mean()), float(Z95 * change.std(ddof=1) / np.sqrt(len(change)))
     low, high = mean - half, mean + half
     seen = {"raises": low > 0, "lowers": high < 0, "keeps": low > -MARGIN}[kind]
+    to_lose = kind != "keeps" or first.mean() > MARGIN
     return {
         "name": name,
         "report_ref": ref,
@@ -123,7 +125,7 @@ def finding(
         "n": len(change),
         "seeds": 1,
         "rule": f"{what} of {environment}, {before} -> {after}: {RULES[kind]}",
-        "verdict": "reproduced" if seen else "not seen",
+        "verdict": ("reproduced" if seen else "not seen") if to_lose else "not testable here",
     }
 
 

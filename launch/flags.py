@@ -59,8 +59,10 @@ def check_output(flag: str, file: str) -> None:
     """Raises ValueError where a file to write (or "") cannot be one: before the work that fills it."""
     if file and epath.Path(file).is_dir():
         raise ValueError(f"--{flag}={file} is a folder; name a file in it")
-    if file and not epath.Path(file).absolute().parent.is_dir():
+    if file and not (folder := epath.Path(file).absolute().parent).is_dir():
         raise ValueError(f"--{flag}={file}: its folder does not exist")
+    if file and "://" not in file and not os.access(folder, os.W_OK):
+        raise ValueError(f"--{flag}={file}: nothing can be written into its folder")
 
 
 def _fail(error) -> NoReturn:

@@ -1,7 +1,7 @@
 """Searches meshes, remat and microbatches for the step with the least time bound that fits.
 
 What is reported is compiled. Lower bounds that need no compiler come first, and nothing is compiled that they rule
-out: so no mesh that was left out can be better than the winner.
+out: so no mesh that was left out can be better than the winner, but one that the compiler fails on.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from ling_jax.train.programs import device_rows
 from ling_jax.train.state import abstract_state
 
 SEARCHED = ("data", "fsdp", "expert", "tensor")  # `context` is what the rows' length asks for
+FAILS = "the compiler fails"
 REMATS = ("none", "dots", "ffn", "full")  # from least to most recomputation
 
 
@@ -45,6 +46,8 @@ def plan(
     that fits is taken: as little recomputation, and with that as few microbatches, as there can be. Raises ValueError
     where no mesh is legal.
     """
+    if (context := config.mesh.context) < 1 or devices % context:
+        raise ValueError(f"mesh.context is {context}; a search takes it as it is, and it must divide {devices} devices")
     legal = [(sizes, mesh) for sizes, mesh in _meshes(devices, config.mesh.context) if _splits(config, mesh)]
     legal = [(sizes, mesh) for sizes, mesh in legal if sizes["data"] % slices == 0]
     if not legal:
@@ -77,21 +80,24 @@ def as_text(tried: list[Tried]) -> str:
             lines.append(f"  {how} {f['step_seconds_bound']:.4g} s ({f['limiting_term']})  {memory}")
         else:
             lines.append(f"  {how} {t.reason}")
-    return "\n".join([*lines, _why(tried)])
+    return "\n".join([*lines, "  " + why(tried)])
 
 
-def _why(tried: list[Tried]) -> str:
+def why(tried: list[Tried]) -> str:
+    """Why the first of them is the winner, or why there is none."""
     winner = tried[0].fields
     if winner is None:
-        return "  nothing fits: more devices, shorter rows, or a smaller model"
+        if failed := sum(t.reason.startswith(FAILS) for t in tried):
+            return f"no step was compiled: {FAILS} on {failed} of {len(tried)} meshes, and the others do not fit"
+        return "nothing fits: more devices, shorter rows, or a smaller model"
     others = [t for t in tried[1:] if t.fields]
     parts = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in winner["seconds"].items())
-    why = f"  the first wins: its {winner['limiting_term']} takes longest ({parts})"
+    reason = f"the first wins: its {winner['limiting_term']} takes longest ({parts})"
     if others:
         second = others[0].fields
         gain = second["step_seconds_bound"] / winner["step_seconds_bound"] - 1
-        why += f", and the {second['limiting_term']} of the second takes {gain:.1%} longer"
-    return why
+        reason += f", and the {second['limiting_term']} of the second takes {gain:.1%} longer"
+    return reason
 
 
 def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], AbstractMesh]]:
@@ -102,8 +108,6 @@ def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], Abstra
         for size in (size for size in range(1, left + 1) if left % size == 0):
             yield from ((size, *rest) for rest in shapes(left // size, axes - 1))
 
-    if devices % context:
-        return
     for shape in shapes(devices // context, len(SEARCHED)):
         sizes = dict(zip(SEARCHED, shape, strict=True)) | {"context": context}
         types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
@@ -148,6 +152,7 @@ def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: int)
 def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, at_least: float, measure) -> Tried:
     if held > chip.hbm_bytes:
         return Tried(config, at_least, None, f"parameters and moments alone take {held / 1e9:.1f} GB")
+    reason = "no choice of remat and microbatches fits"
     for remat in REMATS:
         for microbatches in _microbatches(config, mesh):
             candidate = dataclasses.replace(
@@ -160,10 +165,11 @@ def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, at_lea
             try:
                 fields = measure(candidate)
             except jax.errors.JaxRuntimeError as error:  # a fault of the compiler, which is no reason to end the search
-                return Tried(candidate, at_least, None, f"the compiler fails: {str(error).splitlines()[0]}")
+                reason = f"{FAILS}: {str(error).splitlines()[0]}"
+                continue
             if fields["fits"]:
                 return Tried(candidate, at_least, fields, "")
-    return Tried(candidate, at_least, None, "no choice of remat and microbatches fits")
+    return Tried(candidate, at_least, None, reason)
 
 
 def _microbatches(config: PretrainConfig, mesh) -> list[int]:

@@ -61,9 +61,8 @@ def compile_and_report(
     else:
         compiled = compile_program(wanted.lower())
     length, trains = config.data.sequence_length, program == "train"
-    fields = report(
-        compiled, config.model, mesh, chip, tokens=wanted.tokens, length=length, trains=trains, trainable=trainable
-    )
+    sizes = dict(tokens=wanted.tokens, length=length, read_rows=0 if trains else rows)
+    fields = report(compiled, config.model, mesh, chip, **sizes, trainable=trainable)
     fields |= {"topology": topology, "slices": slices, "program": program, "argument_bytes": wanted.argument_bytes}
     if trains:
         fields |= {"microbatches": config.train.microbatches, "batch_size": config.train.batch_size}
@@ -82,8 +81,9 @@ def misfit(fields: dict[str, Any]) -> str:
     over = f"{needed / 1e9:.1f} GB of every device, {(needed - has) / 1e9:.1f} GB too many"
     if arguments > has:
         ways = math.ceil(arguments / has)
+        fewer = f"--rows={max(fields['rows'] // ways, 1)}, or " if fields["program"] != "train" else ""
         return (
-            f"its arguments alone (parameters, moments, caches) take {over}: split them {ways} times further "
+            f"its arguments alone (parameters, moments, caches) take {over}: {fewer}split them {ways} times further "
             f"(mesh.fsdp or mesh.expert {ways} times as large, on more devices if need be)"
         )
     message = f"the program takes {over}; "

@@ -14,7 +14,12 @@ from ling_jax.compile.topology import Chip
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import slices_of
-from ling_jax.train.metrics import flops_per_token, frozen_flops_per_token, mtp_flops_per_token
+from ling_jax.train.metrics import (
+    flops_per_token,
+    frozen_flops_per_token,
+    mtp_flops_per_token,
+    read_flops_per_row,
+)
 
 
 class Compiled(NamedTuple):
@@ -29,18 +34,18 @@ def compile_program(lowered) -> Compiled:
     try:
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error) or not (needed := bytes_asked_for(str(error))):
             raise
-        return Compiled(None, time.perf_counter() - begun, bytes_asked_for(str(error)))
+        return Compiled(None, time.perf_counter() - begun, needed)
     return Compiled(executable, time.perf_counter() - begun, hbm_peak(executable))
 
 
 def bytes_asked_for(error: str) -> float:
     """What a program would take of a device, from the compiler's words: of all, or of its temporaries alone where the
-    compiler saw at once that these are too many."""
+    compiler saw at once that these are too many; 0 where it is not HBM that is too small."""
     sizes = re.search(r"Used ([\d.]+)([KMG]) of \S+ hbm|temporaries \(([\d.]+)([KMG])\)", error)
     if sizes is None:
-        raise ValueError(f"the compiler refuses the program: {error.splitlines()[0]}")
+        return 0.0
     number, unit = [part for part in sizes.groups() if part]
     return float(number) * 2.0 ** {"K": 10, "M": 20, "G": 30}[unit]
 
@@ -75,26 +80,30 @@ def report(
     *,
     tokens: int,
     length: int,
-    trains: bool,
+    read_rows: int = 0,
     trainable: Any = None,
 ) -> dict[str, Any]:
-    """The fields of `launch.compile`, of a program that handles `tokens` tokens in rows of `length`.
+    """The fields of `launch.compile`, of a train step of `tokens` tokens in rows of `length`, or of a program that
+    reads so many, of `read_rows` rows, into caches that are then of `length`.
 
-    FLOPs of the model are matmuls and attention, forward and, where it `trains`, backward (weights' gradients only of
+    FLOPs of the model are matmuls and attention, forward and, of a train step, backward (weights' gradients only of
     what is `trainable`, a tree of bools; None: all); no recomputation, no embedding lookup. `mfu_bound` is the share of
     the devices' peak that they are at the time bound: 1 at the most. What only a compiled program tells is None without
     one.
     """
-    per_token = flops_per_token(config, length) / (1 if trains else 3)
-    if trains and trainable is not None:
-        per_token -= frozen_flops_per_token(config, trainable)
+    if read_rows:
+        model_flops, mtp_flops = read_rows * read_flops_per_row(config, tokens // read_rows, length), 0.0
+    else:
+        per_token = flops_per_token(config, length)
+        per_token -= 0.0 if trainable is None else frozen_flops_per_token(config, trainable)
+        model_flops, mtp_flops = per_token * tokens, mtp_flops_per_token(config, length) * tokens
     fields = {
         "parameters": specs.count(model_spec(config)),
         "tokens_per_step": tokens,
         "sequence_length": length,
         "mesh": dict(mesh.shape),
-        "model_flops": per_token * tokens,
-        "model_flops_mtp": mtp_flops_per_token(config, length) / (1 if trains else 3) * tokens,
+        "model_flops": model_flops,
+        "model_flops_mtp": mtp_flops,
         "compile_seconds": compiled.seconds,
         "host_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "hbm_peak_bytes": compiled.hbm_bytes,
@@ -105,9 +114,8 @@ def report(
     }
     if compiled.executable is None:
         return fields | dict.fromkeys(WORK_FIELDS)
-    return fields | _work_fields(
-        read_work(compiled.executable.as_text(), dict(mesh.shape)), mesh, chip, per_token * tokens
-    )
+    work = read_work(compiled.executable.as_text(), dict(mesh.shape))
+    return fields | _work_fields(work, mesh, chip, model_flops)
 
 
 WORK_FIELDS = (

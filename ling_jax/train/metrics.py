@@ -84,6 +84,17 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     return 6.0 * matmul_parameters(without_mtp) + trunk + mtp_flops_per_token(config, length)
 
 
+def read_flops_per_row(config: ModelConfig, tokens: int, length: int) -> float:
+    """FLOPs of reading the last `tokens` of `length` tokens of a row into a cache, with logits of the last one alone.
+
+    As `flops_per_token`, forward and without MTP: prefill has `tokens` = `length`, a decode step one token.
+    """
+    head = 2.0 * config.hidden_size * config.vocab_size
+    # A token has length - (tokens - 1) / 2 keys on average, as one of rows of 2 * length - tokens has.
+    per_token = flops_per_token(dataclasses.replace(config, mtp_depth=0), 2 * length - tokens) / 3
+    return tokens * (per_token - head) + head
+
+
 def frozen_flops_per_token(config: ModelConfig, trainable) -> float:
     """What of `flops_per_token` is left out where not all is trained: the weights' gradients, 2 a frozen weight."""
     leaves = named_leaves(model_spec(config)).items()

@@ -75,7 +75,7 @@ def test_a_model_that_no_mesh_holds_is_said_to_be_too_large():
 
 def test_a_mesh_that_the_compiler_fails_on_is_told_and_the_search_goes_on():
     def seconds(config):
-        if config.mesh.expert == 8:
+        if config.mesh.expert == 8 or (config.mesh.data == 8 and config.model.remat == "none"):
             raise jax.errors.JaxRuntimeError("INTERNAL: mask_aggregator.cc:1\nmore")
         return 1.0
 
@@ -85,6 +85,23 @@ def test_a_mesh_that_the_compiler_fails_on_is_told_and_the_search_goes_on():
     assert [(t.config.mesh.expert, t.reason) for t in failed] == [
         (8, "the compiler fails: INTERNAL: mask_aggregator.cc:1")
     ]
+    assert [t.config.model.remat for t in tried if t.config.mesh.data == 8] == ["dots"]
+
+
+def test_a_compiler_that_always_fails_is_not_taken_for_a_model_that_is_too_large():
+    def seconds(config):
+        raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+    text = plan_text(plan(small_config(), 8, CHIPS["v5e"], Compiler(seconds)))
+    assert "no step was compiled: the compiler fails on 19 of 19 meshes" in text
+
+
+@pytest.mark.parametrize("context", [0, -1, 3])
+def test_a_context_that_does_not_divide_the_devices_is_named(context):
+    config = small_config()
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, context=context))
+    with pytest.raises(ValueError, match=f"mesh.context is {context}; .* must divide 8 devices"):
+        plan(config, 8, CHIPS["v5e"], Compiler(lambda config: 1.0))
 
 
 def test_more_devices_than_a_batch_has_rows_are_refused():

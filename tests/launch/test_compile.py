@@ -29,6 +29,12 @@ def test_an_unknown_chip_is_refused_with_those_that_are_known():
         describe("v5q:2x2")
 
 
+@pytest.mark.parametrize("name", ["v5e:16x32", "v5e:2x4x4", "v6e:2x2x2"])
+def test_layouts_that_a_chip_does_not_have_are_refused_before_libtpu_aborts(name):
+    with pytest.raises(ValueError, match=f"'{name}' does not exist: v.e has two axes of 16 at the most"):
+        describe(name)
+
+
 def test_libtpu_missing_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'ling-jax\[tpu\]'"):
@@ -74,8 +80,12 @@ FIELDS = {
             r"arguments alone .* 95.0 GB too many.* 2 times further",
         ),
         ({"program": "decode", "rows": 64}, r"half of the rows \(--rows=32\)"),
+        (
+            {"program": "decode", "rows": 64, "argument_bytes": 190e9, "hbm_peak_bytes": 190e9},
+            r"arguments alone .* 95.0 GB too many: --rows=32, or split them 2 times further",
+        ),
     ],
-    ids=["rows", "one row", "state", "decode"],
+    ids=["rows", "one row", "state", "decode", "caches"],
 )
 def test_what_does_not_fit_says_by_how_much_and_what_would(changes, message):
     assert re.search(message, misfit(FIELDS | changes))
@@ -90,6 +100,24 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(changes, message):
 )
 def test_the_compilers_refusals_are_read(error, gib):
     assert bytes_asked_for(f"RESOURCE_EXHAUSTED: {error}") == gib * 2**30
+
+
+def test_another_memory_that_is_too_small_is_not_taken_for_hbm():
+    assert bytes_asked_for("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 17M of 16M vmem") == 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_one_chip_and_a_vocabulary_that_is_all_the_work(tmp_path):
+    """Prefill has logits of the last token alone; MFU over 1 would be an error."""
+    file = tmp_path / "report.json"
+    done = compile_tiny(
+        *("--topology=v5e:1x1", "--program=prefill", "--rows=512", "--config.model.vocab_size=400000"),
+        *("--config.mesh.data=1", f"--json_out={file}"),
+    )
+    assert done.returncode == 0, done.stderr
+    fields = json.loads(file.read_text())
+    assert 0 < fields["model_flops"] <= fields["flops_per_chip"] and fields["model_flops_mtp"] == 0
 
 
 def compile_tiny(*arguments):
@@ -153,6 +181,9 @@ def test_gradients_cross_the_network_of_slices(tmp_path):
         (("--topology=v5e:2x2", "--config.mesh.fsdp=3"), "does not fill 4 devices"),
         (("--topology=v5e:2x2", "--slices=2", "--config.mesh.data=1", "--config.mesh.fsdp=8"), "are 2 slices"),
         (("--topology=v5e:2x2", "--stage=continued"), "the config is no migration's"),
+        (("--topology=v5e:2x2", "--plan", "--config.mesh.context=3"), "mesh.context is 3"),
+        (("--topology=v5e:2x2", "--rows=4"), "--rows is for --program=prefill or decode"),
+        (("--topology=v5e:2x2", "--json_out=a", "--save=a"), "are both a; name two files"),
         (("--topology=v5e:2x2", "--json_out=no/such/folder.json"), "its folder does not exist"),
     ],
 )

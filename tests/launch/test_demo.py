@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,26 @@ def test_a_stage_that_was_killed_after_its_last_checkpoint_is_ended(tmp_path, co
     for runs in (2, 2):
         demo.run_stage(stage, tmp_path, {})
         assert len(commands) == runs
+    shutil.rmtree(tmp_path / stage.name)
+    commands.code = 137
+    with pytest.raises(SystemExit):
+        demo.run_stage(stage, tmp_path, {})
+    demo.end_of(stage, tmp_path, {}).mkdir(parents=True)
+    commands.code = 0
+    demo.run_stage(stage, tmp_path, {})
+    assert len(commands) == 4
+
+
+def test_what_was_measured_of_a_stage_that_is_made_again_is_gone(tmp_path, commands, capsys):
+    stage = demo.STAGES[2]
+    for folder in ("evaluation/sft", "evaluation/evo_cot", "evo_cot"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "times.json").write_text('{"sft": 60.0, "evaluation of sft": 9.0, "evo_cot": 70.0}')
+    demo.run_stage(stage, tmp_path, {})
+    assert [path.name for path in (tmp_path / "evaluation").iterdir()] == ["evo_cot"]
+    times = demo.read_times(tmp_path)
+    assert times.keys() == {"sft", "evo_cot"} and times["sft"] < 60
+    assert "evo_cot come from an earlier sft; remove their folders" in capsys.readouterr().out
 
 
 def test_a_migration_is_complete_with_its_last_report(tmp_path, commands):
@@ -93,7 +114,7 @@ def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, commands, caps
     with pytest.raises(SystemExit) as ended:
         demo.run_stage(demo.STAGES[3], tmp_path, {})
     assert ended.value.code == 143
-    assert "evo_cot ended with exit code 143; make demo goes on from there" in capsys.readouterr().out
+    assert "evo_cot ended with exit code 143; the same command goes on from there" in capsys.readouterr().out
     assert list(demo.read_times(tmp_path)) == ["evo_cot"]
 
 

@@ -68,6 +68,14 @@ def test_what_is_kept_may_cost_less_than_the_margin(folder):
     assert verdicts["Merging keeps the sums"] == verdicts["Merging keeps the tools"] == "not seen"
 
 
+def test_nothing_can_be_kept_where_nothing_was_right(folder):
+    for name in ("agentic", "specialists"):
+        path = folder / "evaluation" / name / "samples.jsonl"
+        path.write_text("\n".join(map(json.dumps, answers(0, 30, 0))))
+    verdicts = {finding["name"]: finding["verdict"] for finding in write(folder)[1]["findings"]}
+    assert verdicts["Merging keeps the tools"] == "not testable here"
+
+
 def test_one_step_beyond_the_bar_breaks_the_claim(folder):
     (claim,) = write(folder)[1]["claims"]
     assert claim["holds"] and claim["value"] == 2e-6

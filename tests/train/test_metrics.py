@@ -15,6 +15,7 @@ from ling_jax.train.metrics import (
     frozen_flops_per_token,
     matmul_parameters,
     parameter_group,
+    read_flops_per_row,
     to_line,
 )
 
@@ -51,6 +52,17 @@ def test_flops_by_hand():
     config = model_config("ling-2.6-1t", mtp_depth=0)
     attention = 10 * 3 * 4097 * 64 * 320 + 70 * 12 * 64 * 128 * 128
     assert flops_per_token(config, 4096) == 6 * matmul_parameters(config) + attention
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(4096, 4097 / 2), (1, 4096)], ids=["prefill", "a token"])
+def test_flops_of_reading_by_hand(tokens, keys):
+    """Logits of the last token alone, keys of all tokens before, and no MTP."""
+    config = model_config("ling-2.6-1t")
+    head = 8192 * 157184
+    weights = matmul_parameters(model_config("ling-2.6-1t", mtp_depth=0)) - head
+    attention = 10 * 2 * keys * 64 * 320 + 70 * 4 * 64 * 128 * 128
+    found = read_flops_per_row(config, tokens, 4096)
+    assert found == pytest.approx(tokens * (2 * weights + attention) + 2 * head, rel=1e-12)
 
 
 def test_what_is_frozen_has_no_weight_gradient():
