@@ -36,7 +36,7 @@ from ling_jax.data.chat import ChatTemplate
 from ling_jax.data.tool_calls import MARKUP
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
-from ling_jax.files import replacing
+from ling_jax.files import write_json
 from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
 from ling_jax.rollout.load import Loaded, load_model, open_model
 from ling_jax.train.programs import use_compilation_cache
@@ -148,10 +148,10 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     last = end_of(stage, folder, overrides)
     # A last checkpoint is not all: what is written after it may be missing if the program was killed.
     ended = read_object(folder / "complete.json")
-    if last.exists() and ended.get(stage.name) == str(last.relative_to(folder)):
+    if ended.pop(stage.name, None) == str(last.relative_to(folder)) and last.exists():
         print(f"complete: {last} is there")
         return
-    write_object({name: path for name, path in ended.items() if name != stage.name}, folder / "complete.json")
+    write_json(ended, folder / "complete.json")
     if not (folder / stage.name).exists():
         forget(stage, folder)
     config = f"{CONFIGS / stage.name}.py:{folder}"
@@ -164,14 +164,14 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
         hint = "" if code == 2 else "; the same command goes on from there"
         print(f"\n{stage.name} ended with exit code {code}{hint}", flush=True)
         sys.exit(code)
-    write_object(ended | {stage.name: str(last.relative_to(folder))}, folder / "complete.json")
+    write_json(ended | {stage.name: str(last.relative_to(folder))}, folder / "complete.json")
 
 
 def forget(stage: Stage, folder: Path) -> None:
     """Removes what was measured of an earlier model of the stage, and names the stages that were made from it."""
     shutil.rmtree(folder / "evaluation" / stage.name, ignore_errors=True)
-    times = read_times(folder)
-    write_object({name: seconds for name, seconds in times.items() if stage.name not in name}, folder / "times.json")
+    times, of_stage = read_times(folder), (stage.name, f"evaluation of {stage.name}")
+    write_json({name: seconds for name, seconds in times.items() if name not in of_stage}, folder / "times.json")
     later = [other.name for other in STAGES[STAGES.index(stage) + 1 :] if (folder / other.name).exists()]
     if later:
         print(f"{', '.join(later)} come from an earlier {stage.name}; remove their folders to make them again")
@@ -212,7 +212,7 @@ def timed(folder: Path, name: str) -> Iterator[None]:
     finally:
         times = read_times(folder)
         times[name] = times.get(name, 0.0) + time.monotonic() - begun
-        write_object(times, folder / "times.json")
+        write_json(times, folder / "times.json")
 
 
 def read_times(folder: Path) -> dict[str, float]:
@@ -221,11 +221,6 @@ def read_times(folder: Path) -> dict[str, float]:
 
 def read_object(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def write_object(values: Mapping[str, Any], path: Path) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(values, indent=1).encode())
 
 
 def remaining(times: Mapping[str, float], number: int, preset: str) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.report import machine
 from ling_jax.evaluate.statistics import Z95, wilson_interval
-from ling_jax.files import replacing
+from ling_jax.files import replacing, write_json
 
 Answers = list[dict[str, Any]]  # of one stage to the held-out tasks: lines of evaluation/STAGE/samples.jsonl
 MOST_MISMATCH = 1e-5  # between log-probs as they were sampled and as the trainer computes them
@@ -70,8 +70,7 @@ def write(folder: Path, stages: Sequence[str], times: Mapping[str, float]) -> st
         "claims": [agreement(metrics)],
         "findings": [finding(*expected, answers) for expected in EXPECTED] + [masked(metrics["kpop"])],
     }
-    with replacing(folder / "report.json") as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(report, folder / "report.json")
     with replacing(folder / "report.html") as file:
         file.write(page(report, metrics, answers).encode())
     found = [f"  {f['verdict']:<10} {f['name']:<42} {shown(f['value'])} {shown(f['ci95'])}" for f in report["findings"]]

@@ -1,11 +1,12 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import json
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from etils import epath
 
@@ -22,6 +23,12 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(value: Any, path: epath.PathLike) -> None:
+    """A file of one JSON value, for people to read too."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ its own domain, and the model is fine-tuned on what is right and shortest of all
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ling_jax.align.sft import ChatRows, check_tuning, open_start, prepare_from
 from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.envs.sources import TaskSource, check_tasks
-from ling_jax.files import replacing
+from ling_jax.files import write_json
 from ling_jax.rollout.load import ModelFolder, load_model, open_model
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
 from ling_jax.train.loop import Run
@@ -110,8 +109,7 @@ def answer_files(
             records, figures = shortest_correct(model, teacher.tasks, student, config.sampling)
             print(f"teacher {number}: {_told(figures)}", flush=True)
             _check_kept(teacher, figures)
-            with replacing(path.with_suffix(".json")) as file:
-                file.write(json.dumps(figures._asdict(), indent=1).encode())
+            write_json(figures._asdict(), path.with_suffix(".json"))
             write_records(records, path)
         sources.append(ChatSource(path=str(path), weight=teacher.weight))
     return sources

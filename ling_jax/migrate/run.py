@@ -23,7 +23,7 @@ from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
 from ling_jax.data.folder_template import FolderTemplate, save_template
-from ling_jax.files import new_folder, replacing
+from ling_jax.files import new_folder, write_json
 from ling_jax.migrate.config import StageRun, stage_run, trained
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
 from ling_jax.migrate.plan import Plan, samples, weights
@@ -76,8 +76,7 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     else:
         report["loss_after"] = report["loss_converted"]
     report["seconds"] = time.monotonic() - begun  # of the process that finished the stage
-    with replacing(path) as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(report, path)
     print(" ".join(f"{name}={report[name]:.4f}" for name in report if name.startswith("loss_")), flush=True)
     return report
 

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from ling_jax.files import replacing
+from ling_jax.files import write_json
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
 
@@ -57,7 +57,7 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
 
 
 def write_config(config: Any, workdir: epath.Path) -> None:
-    _write_json(dataclasses.asdict(config), workdir / "config.json")
+    _write_on_first_host(dataclasses.asdict(config), workdir / "config.json")
 
 
 def read_origins(workdir: epath.Path) -> dict[str, int | None]:
@@ -75,15 +75,12 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
     A run that has a checkpoint has begun, and keeps its note.
     """
     if not has_checkpoint(workdir):
-        _write_json(dict(origins), workdir / "origins.json")
+        _write_on_first_host(dict(origins), workdir / "origins.json")
 
 
-def _write_json(value: dict[str, Any], path: epath.Path) -> None:
-    """By the first of several hosts."""
-    if hosts.index():
-        return
-    with replacing(path) as file:
-        file.write(json.dumps(value, indent=1).encode())
+def _write_on_first_host(value: dict[str, Any], path: epath.Path) -> None:
+    if hosts.index() == 0:
+        write_json(value, path)
 
 
 def lock(workdir: epath.Path) -> IO[bytes] | None:
