@@ -140,10 +140,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def _received(kind: str, op: Instruction, here: Computation, devices: int) -> int:
-    """Bytes that a device receives in one run of a collective: what a ring or a direct exchange needs at the least."""
+    """Bytes that a device receives in one run of a collective: what a ring or a direct exchange needs at the least.
+
+    How much a ragged exchange moves depends on the data. Where loads are even a device gets as much as it sends, and
+    each is at the most what there is room for.
+    """
     operands = sum(_bytes(here[name].shape) for name in op.operands if name in here)
     if kind == "ragged-all-to-all":
-        operands = _bytes(here[op.operands[0]].shape)
+        operands = min(_bytes(here[name].shape) for name in op.operands[:2])  # room for what is sent, for what comes
     size = len(_group(op.attributes, devices))
     match kind:
         case "all-gather":

@@ -20,6 +20,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.loss import head_logits
+from ling_jax.parallel.exchange import compiler_options
 from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, mesh_ways, shardings
 from ling_jax.train.config import PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
@@ -130,7 +131,7 @@ def lower_read(config: ModelConfig, params, cache: Cache, tokens: int, mesh):
     laid_out = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
     with jax.set_mesh(mesh):
         placed = dict(in_shardings=(None, None, laid_out), out_shardings=(None, laid_out.replace(empty=False)))
-        jitted = jax.jit(read, donate_argnums=2, **placed)
+        jitted = jax.jit(read, donate_argnums=2, compiler_options=compiler_options(mesh), **placed)
         return jitted.lower(params, tokens_BT, cache)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.parallel import experts
-from ling_jax.parallel.sharding import per_device
+from ling_jax.parallel.sharding import per_device, ways
 from ling_jax.spec import Leaf, Spec, normal, zeros
 
 
@@ -65,7 +65,9 @@ def moe(params, x_BTD, live_BT, config: ModelConfig):
         index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"])  # the compiler would gather them to sort them
     with jax.named_scope("experts"):
         matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
-        y_BTD, drops = experts.expert_parallel(x_BTD, weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT, matrices)
+        choices = weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT
+        most = devices_of_a_token(config, ways("experts"))
+        y_BTD, drops = experts.expert_parallel(x_BTD, *choices, matrices, most)
     if "shared" in params:
         with jax.named_scope("shared_expert"):
             y_BTD = y_BTD + swiglu(params["shared"], x_BTD)
@@ -90,6 +92,14 @@ def route(logits_BTE, expert_bias_E, config: ModelConfig):
     if config.top_k > 1:
         weight_BTk = weight_BTk / (weight_BTk.sum(axis=-1, keepdims=True) + 1e-20)
     return index_BTk, weight_BTk * config.routed_scale
+
+
+def devices_of_a_token(config: ModelConfig, devices: int) -> int:
+    """On how many of the `devices` that share the experts those of one token lie at the most: groups lie together."""
+    of_group, of_device = config.num_experts // config.num_expert_groups, config.num_experts // devices
+    firsts = range(0, config.num_experts, of_group)
+    spans = max((first + of_group - 1) // of_device - first // of_device + 1 for first in firsts)
+    return min(devices, config.top_k, config.top_groups * spans)
 
 
 def _keep_best_groups(biased_BTE, config: ModelConfig):

@@ -9,7 +9,7 @@ computed again in backward (remat) would compute it a second time anyway.
 import jax
 import jax.numpy as jnp
 
-from ling_jax.parallel.expert_tiles import swiglu_gradients
+from ling_jax.parallel.expert_tiles import padded_rows, swiglu_gradients
 from pallas_kernels.grouped_matmul import TILES, add_grouped_outer_tpu, grouped_matmul_tpu, suits_tpu
 from pallas_kernels.platform import platform
 
@@ -17,7 +17,7 @@ from pallas_kernels.platform import platform
 def forward(x_MD, weight_Mk, experts, dispatch, share: int):
     """y [M, D]; see `experts.experts_ffn`."""
     chunk, wide = _chunk_rows(weight_Mk.size, share), _wide(x_MD)
-    token_P, weight_P = _padded_rows(weight_Mk, dispatch, chunk)
+    token_P, weight_P = padded_rows(weight_Mk, dispatch, chunk)
 
     def step(number, y_MD):
         start, sizes_E, live_R1 = _chunk(dispatch.loads, number, chunk)
@@ -34,7 +34,7 @@ def forward(x_MD, weight_Mk, experts, dispatch, share: int):
 def backward(x_MD, weight_Mk, experts, dispatch, grad_MD, share: int):
     """Gradients of x, weights and experts."""
     chunk, wide = _chunk_rows(weight_Mk.size, share), _wide(x_MD)
-    token_P, weight_P = _padded_rows(weight_Mk, dispatch, chunk)
+    token_P, weight_P = padded_rows(weight_Mk, dispatch, chunk)
 
     def step(number, carry):
         grad_x_MD, grad_weight_P, grads = carry
@@ -100,12 +100,6 @@ def _chunk(loads_E, number, chunk: int):
     within_E = jnp.clip(ends_E - start, 0, chunk)
     live_R1 = (jnp.arange(chunk) < within_E[-1])[:, None]
     return start, jnp.diff(within_E, prepend=0), live_R1
-
-
-def _padded_rows(weight_Mk, dispatch, chunk: int):
-    """(token [P + chunk], weight [P + chunk]) of each row: the last chunk may reach behind the last row."""
-    token_P = dispatch.pair_of_row // weight_Mk.shape[1]
-    return jnp.pad(token_P, (0, chunk)), jnp.pad(weight_Mk.reshape(-1)[dispatch.pair_of_row], (0, chunk))
 
 
 def _rows(x_P, start, size: int):

@@ -46,7 +46,7 @@ def _over_tiles(start, left, body, carry):
 def forward(x_MD, weight_Mk, experts, dispatch):
     """(y [M, D], what the gates and ups gave [P + tile, F] each)."""
     width, wide = experts.gate.shape[2], _wide(x_MD)
-    token_P, weight_P = _padded_rows(weight_Mk, dispatch)
+    token_P, weight_P = padded_rows(weight_Mk, dispatch, TILE_SIZES[0])
 
     def expert(number, tiles, carry):
         into_DF = jnp.concatenate([_pick(experts.gate, number), _pick(experts.up, number)], axis=1)
@@ -72,7 +72,7 @@ def forward(x_MD, weight_Mk, experts, dispatch):
 def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD):
     """Gradients of x, weights and experts."""
     wide, width = _wide(x_MD), experts.gate.shape[2]
-    token_P, weight_P = _padded_rows(weight_Mk, dispatch)
+    token_P, weight_P = padded_rows(weight_Mk, dispatch, TILE_SIZES[0])
 
     def expert(number, tiles, carry):
         into_FD = jnp.concatenate([_transposed(_pick(experts.gate, number)), _transposed(_pick(experts.up, number))])
@@ -116,11 +116,14 @@ def swiglu_gradients(gate_CF, up_CF, back_CF, weight_C1):
     return hidden_CF, jnp.sum(hidden_CF * back_CF, axis=1), grad_gate_CF, grad_up_CF
 
 
-def _padded_rows(weight_Mk, dispatch):
-    """(token [P + tile], weight [P + tile]) of each row: a tile may reach behind the last one."""
-    behind = (0, TILE_SIZES[0])
-    token_P = dispatch.pair_of_row // weight_Mk.shape[1]
-    return jnp.pad(token_P, behind), jnp.pad(weight_Mk.reshape(-1)[dispatch.pair_of_row], behind)
+def padded_rows(weight_Mk, dispatch, behind: int):
+    """(token [P + behind], weight [P + behind]) of each row: a tile may reach behind the last one.
+
+    Rows of no expert here are of the first row's token: what other tokens hold may be undefined.
+    """
+    token_P = jnp.pad(dispatch.pair_of_row // weight_Mk.shape[1], (0, behind))
+    token_P = jnp.where(jnp.arange(len(token_P)) < jnp.sum(dispatch.loads), token_P, token_P[0])
+    return token_P, jnp.pad(weight_Mk.reshape(-1)[dispatch.pair_of_row], (0, behind))
 
 
 def _wide(x):

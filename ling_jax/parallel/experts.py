@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ling_jax.parallel import expert_chunks, expert_tiles
+from ling_jax.parallel import exchange, expert_chunks, expert_tiles
 from ling_jax.parallel.sharding import RULES, one_device, partition_spec, token_axes, ways
 from pallas_kernels.platform import platform
 
@@ -110,14 +110,13 @@ def _forward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: int):
     return expert_tiles.forward(*arguments) if platform() == "cpu" else (expert_chunks.forward(*arguments, share),)
 
 
-def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):
+def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts, most: int | None = None):
     """(the experts' weighted sums [B, T, D], pairs that were not computed: 0), on the mesh in scope.
 
     Padding has no rows and its sums are 0: it would all choose the same experts, and their devices would be late.
     `experts` are as they are stored, split over `expert`, `fsdp` and `tensor`, in any dtype; they are computed in x's.
-    Every device gets the tokens of its expert axis' neighbours, computes those that chose its experts, and the sums go
-    back where the tokens came from. That moves as much as sending each pair alone does where the axis is as long as
-    `top_k`, and what is held does not depend on the loads.
+    Tokens that `expert` splits are sent to the devices of their experts (`exchange`), each to `most` of them at the
+    most; None: to as many as it chooses experts. Others are on all devices already.
     """
     wanted = jnp.sum(live_BT) * index_BTk.shape[-1]
     index_BTk = jnp.where(live_BT[..., None], index_BTk, len(experts.gate))
@@ -128,8 +127,9 @@ def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):
         return y_MD.reshape(x_BTD.shape), count_drops(dispatch, wanted)
     axes = token_axes(x_BTD.shape[:2])
     into, out = partition_spec(("experts", "embed", "ffn")), partition_spec(("experts", "ffn", "embed"))
+    most = min(ways("experts"), most or index_BTk.shape[-1])
     y_BTD, rows = jax.shard_map(
-        functools.partial(_on_device, axes=(*axes[0], *axes[1])),
+        functools.partial(_on_device, axes=(*axes[0], *axes[1]), most=most),
         in_specs=(*(PartitionSpec(*axes),) * 3, Experts(into, into, out)),
         out_specs=(PartitionSpec(*axes), PartitionSpec()),
         check_vma=False,
@@ -137,20 +137,35 @@ def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts):
     return y_BTD, wanted - rows
 
 
-def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, axes: tuple[str, ...]):
+def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, axes: tuple[str, ...], most: int):
     """(sums, rows that were computed by all devices) of one device of a mesh whose `axes` split the tokens."""
-    gather = lambda x, mesh_axis, axis=0: jax.lax.all_gather(x, mesh_axis, axis=axis, tiled=True)  # noqa: E731
-    tokens = [_tokens(a) for a in (x_BTD, weight_BTk, index_BTk)]
-    spread = "expert" in axes
-    x_MD, weight_Mk, index_Mk = (gather(a, "expert") for a in tokens) if spread else tokens
     matrices = (matrix.astype(x_BTD.dtype) for matrix in experts)
-    matrices = Experts(*(gather(m, RULES["embed"], axis) for m, axis in zip(matrices, (1, 1, 2), strict=True)))
-    first = jax.lax.axis_index("expert") * len(matrices.gate)
-    dispatch = plan_dispatch(index_Mk, len(matrices.gate), first)
-    y_MD = jax.lax.psum(experts_ffn(x_MD, weight_Mk, matrices, dispatch, ways("experts")), "tensor")
-    y_MD = jax.lax.psum_scatter(y_MD, "expert", tiled=True) if spread else jax.lax.psum(y_MD, "expert")
-    rows = jax.lax.psum(jnp.sum(dispatch.loads), ("expert", *(axis for axis in axes if axis != "expert")))
-    return y_MD.reshape(x_BTD.shape), rows
+    gather = functools.partial(jax.lax.all_gather, axis_name=RULES["embed"], tiled=True)
+    matrices = Experts(*(gather(m, axis=axis) for m, axis in zip(matrices, (1, 1, 2), strict=True)))
+    tokens = [_tokens(a) for a in (x_BTD, weight_BTk, index_BTk)]
+    if "expert" in axes:
+        y_MD, rows = _of_sent_tokens(*tokens, matrices, most)
+    else:
+        y_MD, rows = _of_tokens_here(*tokens, matrices)
+        y_MD = jax.lax.psum(y_MD, "expert")
+    rows = jax.lax.psum(rows, ("expert", *(axis for axis in axes if axis != "expert")))
+    return jax.lax.psum(y_MD, "tensor").reshape(x_BTD.shape), rows
+
+
+def _of_sent_tokens(x_MD, weight_Mk, index_Mk, experts: Experts, most: int):
+    """(sums over all devices' experts, rows that were computed here); indices and weights are few, and go to all."""
+    weight_WMk, index_WMk = (jax.lax.all_gather(a, "expert") for a in (weight_Mk, index_Mk))
+    routes = exchange.plan_routes(index_WMk, len(experts.gate), most)
+    index_Rk = exchange.of_came(index_WMk + 1, routes) - 1  # -1 is no expert
+    y_RD, rows = _of_tokens_here(exchange.send(x_MD, routes), exchange.of_came(weight_WMk, routes), index_Rk, experts)
+    return exchange.bring_back(y_RD, routes), rows
+
+
+def _of_tokens_here(x_MD, weight_Mk, index_Mk, experts: Experts):
+    """(sums over the experts of this device, rows that were computed)."""
+    first = jax.lax.axis_index("expert") * len(experts.gate)
+    dispatch = plan_dispatch(index_Mk, len(experts.gate), first)
+    return experts_ffn(x_MD, weight_Mk, experts, dispatch, ways("experts")), jnp.sum(dispatch.loads)
 
 
 def _tokens(x_BTD):

@@ -10,6 +10,7 @@ import numpy as np
 from ling_jax import data, model
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
+from ling_jax.parallel.exchange import compiler_options
 from ling_jax.parallel.sharding import batch_sharding, mesh_ways, partition_spec
 from ling_jax.train.config import LoopConfig
 from ling_jax.train.state import TrainState, create_state
@@ -91,7 +92,8 @@ def lower_train_step(
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     with jax.set_mesh(mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+        options = compiler_options(mesh)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
         return jitted.lower(
             abstract, _abstract_batch(mesh, device_rows(train.batch_size, train.microbatches, mesh), length)
         )

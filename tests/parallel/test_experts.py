@@ -1,6 +1,7 @@
 """Experts on sorted rows, in tiles and ragged, equal one-hot einsums over all experts, for any loads."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ling_jax.model import moe
 from ling_jax.parallel import expert_chunks, expert_tiles, experts
 from tests.golden_numbers import quick_jit
 from tests.programs import needs_libtpu, output_of
+from tests.tiny import tiny_config
 
 WIDTH, FFN = 5, 3
 # (tokens, choices, experts): one token, primes, fewer pairs than experts, several tiles of every size.
@@ -105,6 +108,21 @@ def test_the_form_of_other_devices_equals_that_of_cpus(x64, shape, share, here, 
         np.testing.assert_allclose(found, wanted, rtol=0, atol=EXACT * max(1, np.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
+def test_tokens_that_are_not_here_may_hold_anything(x64, shape):
+    """Neither form, nor a gradient, reads what is not a token of an expert here."""
+    index, (x_MD, *others), grad_MD = random_case(0, shape, "uniform")
+    here = shape[2] // 2
+    elsewhere_M1 = np.arange(len(index))[:, None] % 3 > 0
+    index = np.where(elsewhere_M1, here, index)
+    found, wanted = (
+        both_forms(here, 2)(index, (np.where(elsewhere_M1, held, x_MD), *others), np.where(elsewhere_M1, held, grad_MD))
+        for held in (np.nan, 0)
+    )
+    for value, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def test_other_devices_keep_nothing_of_all_rows_for_the_gradient(monkeypatch):
     """There would have to be room for every row on every device."""
     monkeypatch.setattr(experts, "platform", lambda: "tpu")
@@ -128,10 +146,34 @@ def test_the_kernels_of_a_tpu_equal_the_form_of_cpus(monkeypatch):
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_pod_runs_the_kernels():
-    lines = output_of("tests.parallel.experts_on_v5p").splitlines()
-    assert len(lines) == 3
-    assert all(line.endswith("grouped_columns grouped_rows") for line in lines), lines
+def test_a_pod_runs_the_kernels_and_computes_the_shared_expert_while_tokens_travel():
+    *kernels, overlap = output_of("tests.parallel.experts_on_v5p").splitlines()
+    assert len(kernels) == 3
+    assert all(line.endswith("grouped_columns grouped_rows") for line in kernels), kernels
+    exchanges, products = map(int, re.findall(r"\d+", overlap))
+    assert exchanges == 5  # there and back, there again, and both gradients
+    assert products >= 2
+
+
+def test_tokens_travel_to_their_experts_and_back_for_any_loads():
+    assert output_of("tests.parallel.experts_on_eight", "loads").count("equal") == 8
+
+
+def test_what_a_device_may_not_send_is_counted_as_dropped():
+    assert output_of("tests.parallel.experts_on_eight", "drops") == "counted\n"
+
+
+@pytest.mark.parametrize(("experts_groups_kept_top", "devices"), [((16, 4, 2, 3), d) for d in (2, 4, 8, 16)] + [
+    ((24, 3, 2, 6), 4), ((24, 4, 1, 6), 8), ((16, 1, 1, 3), 8), ((256, 8, 4, 8), 8),
+], ids=str)  # fmt: skip
+def test_groups_bound_on_how_many_devices_a_token_has_its_experts(experts_groups_kept_top, devices):
+    names = ("num_experts", "num_expert_groups", "top_groups", "top_k")
+    config = tiny_config(**dict(zip(names, experts_groups_kept_top, strict=True)))
+    logits = 3 * np.random.default_rng(0).normal(size=(1, 3000, config.num_experts))
+    index_MK, _ = jax.jit(moe.route, static_argnums=2)(logits, np.zeros(config.num_experts), config)
+    device_MK = index_MK[0] // (config.num_experts // devices)
+    found = max(len(set(row)) for row in np.asarray(device_MK).tolist())
+    assert found == moe.devices_of_a_token(config, devices)
 
 
 @all_shapes
