@@ -16,6 +16,7 @@ from ling_jax import spec as specs
 from ling_jax.compile.report import state_bytes
 from ling_jax.compile.topology import Chip
 from ling_jax.model import layer_plan, model_spec
+from ling_jax.model.moe import devices_of_a_token
 from ling_jax.parallel.sharding import MESH_AXES, mesh_ways, shardings
 from ling_jax.train.config import MeshConfig, PretrainConfig
 from ling_jax.train.metrics import flops_per_token
@@ -143,7 +144,9 @@ def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: int)
                 2 * 2 * whole * (1 - 1 / mesh_ways("embed", mesh))
             )  # bfloat16: gathered, and its gradient scattered
     experts = sum(run.count * s.repeats for s in layer_plan(c) for run in s.runs if run.kind.ffn == "moe")
-    moved += 4 * 2 * experts * tokens * c.hidden_size * (mesh.shape["expert"] - 1)  # there and back, twice
+    ways = mesh.shape["expert"]
+    sent = tokens * devices_of_a_token(c, ways) * (1 - 1 / ways)
+    moved += 4 * 2 * experts * sent * c.hidden_size  # there and back, twice
     return max(
         compute / (mesh.size * chip.flops), 2 * held / chip.hbm_bytes_per_second, moved / chip.link_bytes_per_second
     )

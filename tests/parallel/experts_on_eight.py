@@ -96,6 +96,16 @@ def check_drops() -> None:
     print("counted", flush=True)
 
 
+def check_cuda() -> None:
+    """Lowered for GPUs on this machine, values and gradients exchange rows by the one operation."""
+    index, inputs, grad_MD = random_case(0, SHAPES[1], "uniform", WIDTH, FFN)
+    with jax.set_mesh(make_mesh(MESHES[0])), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "platform", lambda: "gpu")
+        traced = on_devices().trace(index, np.ones(len(index), bool), inputs, grad_MD)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    print("exchanges", text.count("@ragged_all_to_all("), "others", text.count("stablehlo.all_to_all"))
+
+
 def both_exchanges():
     """That of CPUs, and the one of all other devices by its documentation."""
     of_cpus, of_others = on_devices(), on_devices()
@@ -116,6 +126,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["drops"]:
             check_drops()
+        case ["cuda"]:
+            check_cuda()
         case ["loads"]:
             for sizes, shape in itertools.product(MESHES, SHAPES):
                 check_loads(sizes, shape, both_exchanges())

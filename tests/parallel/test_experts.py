@@ -163,6 +163,10 @@ def test_what_a_device_may_not_send_is_counted_as_dropped():
     assert output_of("tests.parallel.experts_on_eight", "drops") == "counted\n"
 
 
+def test_gpus_exchange_by_one_operation_there_and_one_back():
+    assert output_of("tests.parallel.experts_on_eight", "cuda") == "exchanges 4, others 0\n"
+
+
 @pytest.mark.parametrize(("experts_groups_kept_top", "devices"), [((16, 4, 2, 3), d) for d in (2, 4, 8, 16)] + [
     ((24, 3, 2, 6), 4), ((24, 4, 1, 6), 8), ((16, 1, 1, 3), 8), ((256, 8, 4, 8), 8),
 ], ids=str)  # fmt: skip
