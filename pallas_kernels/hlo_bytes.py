@@ -111,8 +111,8 @@ def _size(shape: str, on_chip: bool = False) -> int:
 def _bytes_moved(op: Instruction, here: Computation, module) -> int:
     """HBM bytes of operands and results; what a fusion slices, gathers or updates in place counts as that part."""
     shape_of = lambda name: here[name].shape if name in here else ""  # noqa: E731
-    if op.kind.startswith("ragged-all-to-all"):  # reads and writes the rows that move: what both buffers have room for
-        begun = here[op.operands[0]] if op.kind.endswith("-done") else op
+    begun = here.get(op.operands[0], op) if op.kind.endswith("-done") and op.operands else op
+    if begun.kind.startswith("ragged-all-to-all"):  # reads and writes the rows that move: both buffers hold them
         return 2 * min(_size(shape_of(name), on_chip=True) for name in begun.operands[:2])
     if op.kind.endswith("-done"):
         start = here.get(op.operands[0]) if op.operands else None

@@ -142,8 +142,8 @@ def _numbers(text: str) -> list[int]:
 def _received(kind: str, op: Instruction, here: Computation, devices: int) -> int:
     """Bytes that a device receives in one run of a collective: what a ring or a direct exchange needs at the least.
 
-    How much a ragged exchange moves depends on the data. Where loads are even a device gets as much as it sends, and
-    each is at the most what there is room for.
+    How much a ragged exchange moves depends on the data. Here it is the most that even loads can make it: a device then
+    gets as much as it sends, and neither is more than there is room for.
     """
     operands = sum(_bytes(here[name].shape) for name in op.operands if name in here)
     if kind == "ragged-all-to-all":

@@ -33,7 +33,7 @@ class Tried(NamedTuple):
     """A mesh, and what came of it."""
 
     config: PretrainConfig
-    at_least: float  # seconds that no compiler can save
+    at_least: float  # seconds that no compiler can save, as `hlo.read_work` counts
     fields: dict[str, Any] | None  # the compiled step's report; None where there is none
     reason: str  # why there is none
 

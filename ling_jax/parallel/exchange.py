@@ -49,6 +49,7 @@ def plan_routes(index_WMk, experts_here: int, most: int) -> Routes:
     number_WMW = jnp.cumsum(goes_WMW, axis=2, dtype=jnp.int32)
     goes_WMW &= number_WMW <= most
     units_WW = -(-jnp.sum(goes_WMW, axis=1, dtype=jnp.int32) // unit)
+    # All devices' last units may be as good as empty; of one device come M tokens at the most.
     room_sent = _whole(tokens * most + (unit - 1) * devices, unit)
     room_come = devices * _whole(tokens, unit)
     pair_of_sent, sent_of_pair = _placed(goes_WMW[me].T, unit * _before(units_WW, 1)[me], room_sent)
@@ -107,9 +108,9 @@ def bring_back(y_RD, routes: Routes):
 
 
 @jax.custom_vjp
-def of_came(x_WMk, routes: Routes):
-    """[R, k]: of what every device has for all tokens, the rows of those that came here; zeros behind them."""
-    return _taken(x_WMk.reshape(-1, x_WMk.shape[-1]), routes.token_of_came)
+def weights_of_came(weight_WMk, routes: Routes):
+    """[R, k]: the weights of the tokens that came to this device, and zeros in other rows."""
+    return _taken(weight_WMk.reshape(-1, weight_WMk.shape[-1]), routes.token_of_came)
 
 
 # `send` and `bring_back` are each the other's transpose.
@@ -119,8 +120,8 @@ send.defvjp(
 bring_back.defvjp(
     lambda y_RD, routes: (bring_back(y_RD, routes), routes), lambda routes, grad_MD: (send(grad_MD, routes), None)
 )
-of_came.defvjp(
-    lambda x_WMk, routes: (of_came(x_WMk, routes), routes),
+weights_of_came.defvjp(
+    lambda weight_WMk, routes: (weights_of_came(weight_WMk, routes), routes),
     lambda routes, grad_Rk: (
         _taken(grad_Rk, routes.came_of_token).reshape(len(routes.units), -1, grad_Rk.shape[1]),
         None,

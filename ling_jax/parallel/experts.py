@@ -143,7 +143,7 @@ def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, axes: tuple[st
     gather = functools.partial(jax.lax.all_gather, axis_name=RULES["embed"], tiled=True)
     matrices = Experts(*(gather(m, axis=axis) for m, axis in zip(matrices, (1, 1, 2), strict=True)))
     tokens = [_tokens(a) for a in (x_BTD, weight_BTk, index_BTk)]
-    if "expert" in axes:
+    if "expert" in axes and ways("experts") > 1:
         y_MD, rows = _of_sent_tokens(*tokens, matrices, most)
     else:
         y_MD, rows = _of_tokens_here(*tokens, matrices)
@@ -156,8 +156,9 @@ def _of_sent_tokens(x_MD, weight_Mk, index_Mk, experts: Experts, most: int):
     """(sums over all devices' experts, rows that were computed here); indices and weights are few, and go to all."""
     weight_WMk, index_WMk = (jax.lax.all_gather(a, "expert") for a in (weight_Mk, index_Mk))
     routes = exchange.plan_routes(index_WMk, len(experts.gate), most)
-    index_Rk = exchange.of_came(index_WMk + 1, routes) - 1  # -1 is no expert
-    y_RD, rows = _of_tokens_here(exchange.send(x_MD, routes), exchange.of_came(weight_WMk, routes), index_Rk, experts)
+    index_Rk = _tokens(index_WMk).at[routes.token_of_came].get(mode="fill", fill_value=-1)  # of no expert
+    came = exchange.send(x_MD, routes), exchange.weights_of_came(weight_WMk, routes), index_Rk
+    y_RD, rows = _of_tokens_here(*came, experts)
     return exchange.bring_back(y_RD, routes), rows
 
 

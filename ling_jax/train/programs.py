@@ -104,4 +104,5 @@ def compile_eval_step(config: ModelConfig, train: LoopConfig, length: int, abstr
     rows = device_rows(train.batch_size // train.microbatches, 1, mesh)
     batch = _abstract_batch(mesh, rows, length)
     with jax.set_mesh(mesh):
-        return jax.jit(make_eval_step(config)).lower(abstract.params, batch).compile()
+        jitted = jax.jit(make_eval_step(config), compiler_options=compiler_options(mesh))
+        return jitted.lower(abstract.params, batch).compile()

@@ -73,8 +73,9 @@ def beside_exchanges(program) -> tuple[int, int]:
 def main() -> None:
     devices = describe("v5p:2x2x1")[0]
     for sizes in MESHES:
-        kernels = re.findall(r"grouped_(?:rows|columns)", gradient_text(make_mesh(sizes, devices)))
-        print(*sizes, *sorted(set(kernels)), flush=True)
+        text = gradient_text(make_mesh(sizes, devices))
+        found = set(re.findall(r"grouped_rows|grouped_columns|ragged-all-to-all", text))
+        print(*sizes, *sorted(found), flush=True)
     exchanges, products = beside_exchanges(computations(layer_text(make_mesh(MESHES[0], devices)))["ENTRY"])
     print(f"exchanges {exchanges}, products of the shared expert beside them {products}")
 
