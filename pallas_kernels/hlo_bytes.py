@@ -111,9 +111,8 @@ def _size(shape: str, on_chip: bool = False) -> int:
 def _bytes_moved(op: Instruction, here: Computation, module) -> int:
     """HBM bytes of operands and results; what a fusion slices, gathers or updates in place counts as that part."""
     shape_of = lambda name: here[name].shape if name in here else ""  # noqa: E731
-    begun = here.get(op.operands[0], op) if op.kind.endswith("-done") and op.operands else op
-    if begun.kind.startswith("ragged-all-to-all"):  # reads and writes the rows that move: both buffers hold them
-        return 2 * min(_size(shape_of(name), on_chip=True) for name in begun.operands[:2])
+    if buffers := _exchanged(op, here, module):  # it reads and writes the rows that move: each buffer holds them
+        return 2 * min(_size(shape, on_chip=True) for shape in buffers)
     if op.kind.endswith("-done"):
         start = here.get(op.operands[0]) if op.operands else None
         source = shape_of(start.operands[0]) if start and start.operands else ""
@@ -130,6 +129,19 @@ def _bytes_moved(op: Instruction, here: Computation, module) -> int:
         else:
             total += full
     return max(total, 0)
+
+
+def _exchanged(op: Instruction, here: Computation, module) -> list[str]:
+    """The shapes of what a ragged exchange sends from and receives into; none for other operations.
+
+    It may be in two parts, and these a call of another core.
+    """
+    if op.kind.endswith("-done") and op.operands:
+        op = here.get(op.operands[0], op)
+    if op.kind == "call-start":
+        here = module.get(re.search(r"to_apply=%([^\s,]+)", op.attributes)[1], {})
+        op = next((inner for inner in here.values() if inner.kind == "ragged-all-to-all"), op)
+    return [here[name].shape for name in op.operands[:2]] if op.kind.startswith("ragged-all-to-all") else []
 
 
 def _parameter(body: Computation, number: int) -> str | None:

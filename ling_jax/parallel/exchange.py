@@ -4,6 +4,7 @@ A token is sent once to every device that has experts of it. What is sent are th
 for them is that of the worst case, in which a device gets the tokens of all others.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,10 @@ AXIS = "expert"
 
 
 def compiler_options(mesh) -> dict[str, bool] | None:
-    """With which programs for this mesh are compiled: TPUs compute the shared expert while tokens are on their way."""
+    """With which programs for this mesh are compiled.
+
+    TPUs compute the shared expert, or gather weights, while tokens are on their way.
+    """
     return {"xla_tpu_enable_async_ragged_all_to_all": True} if mesh.devices.flat[0].platform == "tpu" else None
 
 
@@ -96,13 +100,13 @@ def _placed(kept_WM, first_W, room: int):
 def send(x_MD, routes: Routes):
     """[R, D]: the tokens that came to this device; what is in other rows is undefined."""
     x_SD = x_MD.at[routes.token_of_sent].get(mode="clip")
-    return _exchange(x_SD, routes.units, routes.unit, len(routes.token_of_came))
+    return _exchange(x_SD, routes.units, routes.unit, len(routes.token_of_came), platform() != "cpu")
 
 
 @jax.custom_vjp
 def bring_back(y_RD, routes: Routes):
     """[M, D]: for each token of this device the sum, in at least float32, of what all devices have for it."""
-    y_SD = _exchange(y_RD, routes.units.T, routes.unit, len(routes.token_of_sent))
+    y_SD = _exchange(y_RD, routes.units.T, routes.unit, len(routes.token_of_sent), platform() != "cpu")
     wide = jnp.promote_types(y_RD.dtype, jnp.float32)
     return jnp.sum(_taken(y_SD, routes.sent_of_token), axis=0, dtype=wide).astype(y_RD.dtype)
 
@@ -129,13 +133,15 @@ weights_of_came.defvjp(
 )
 
 
-def _exchange(x_ND, units_WW, unit: int, room: int):
+# Of its own, or a scan over layers would make the empty buffer once, and copy it for every layer.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _exchange(x_ND, units_WW, unit: int, room: int, ragged: bool):
     """[room, D]: what came in the order of the sources, of what all sent in the order of the destinations."""
     me, devices = jax.lax.axis_index(AXIS), len(units_WW)
     x_NUD = x_ND.reshape(-1, unit, x_ND.shape[1])
     empty = jax.lax.empty((room // unit, *x_NUD.shape[1:]), x_ND.dtype)
     first_sent, first_come = _before(units_WW, 1), _before(units_WW, 0)
-    if platform() != "cpu":
+    if ragged:
         offsets = first_sent[me], units_WW[me], first_come[me], units_WW[:, me]
         return jax.lax.ragged_all_to_all(x_NUD, empty, *offsets, axis_name=AXIS).reshape(room, -1)
     # XLA has no such exchange for CPUs: blocks as long as any can be.

@@ -90,22 +90,27 @@ def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
     assert Collective("reduce-scatter", ("expert",), 1, 64 * 64 * 4 // 2) in read_work(text, MESH).collectives
 
 
-@pytest.mark.parametrize("form", ["at once", "in two parts"])
+WHOLE = "{shape} ragged-all-to-all{part}(%a, %b, %c, %c, %c, /*index=5*/%c), replica_groups=[4,2]<=[8]"
+FORMS = {
+    "at once": ["%x = " + WHOLE.format(shape="bf16[40,2,64]", part="")],
+    "in two parts": [
+        "%x = " + WHOLE.format(shape="((bf16[15,2,64], bf16[40,2,64]), bf16[40,2,64], u32[])", part="-start"),
+        "%moved = bf16[40,2,64] ragged-all-to-all-done(%x)",
+    ],
+    "on another core": [
+        "%x = ((bf16[15,2,64], bf16[40,2,64]), bf16[40,2,64]) call-start(%a, %b, %c), to_apply=%other",
+        "%moved = bf16[40,2,64] call-done(%x)",
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_ragged_exchange_counts_what_both_buffers_have_room_for(form):
     """Of the rows to be sent 15 and of those that may come 40, twice 64 numbers each: half of the 15 cross a link."""
-    start, done = (
-        ("", "") if form == "at once" else ("-start", "%moved = bf16[40,2,64]{2,1,0} ragged-all-to-all-done(%x)")
-    )
-    shape = "bf16[40,2,64]{2,1,0}" if form == "at once" else "((bf16[15,2,64], bf16[40,2,64]), bf16[40,2,64], u32[])"
-    text = f"""ENTRY %main (a: bf16[15,2,64], b: bf16[40,2,64], c: s32[2]) -> bf16[40,2,64] {{
-  %a = bf16[15,2,64]{{2,1,0}} parameter(0)
-  %b = bf16[40,2,64]{{2,1,0}} parameter(1)
-  %c = s32[2]{{0}} parameter(2)
-  %x = {shape} ragged-all-to-all{start}(%a, %b, %c, %c, %c, /*index=5*/%c), replica_groups=[4,2]<=[8]
-  {done}
-}}
-"""
-    work = read_work(text, MESH)
+    given = ["%a = bf16[15,2,64] parameter(0)", "%b = bf16[40,2,64] parameter(1)", "%c = s32[2] parameter(2)"]
+    arguments = "(a: bf16[15,2,64], b: bf16[40,2,64], c: s32[2]) -> bf16[40,2,64] {"
+    other = [f"%other {arguments}", *given, "ROOT " + FORMS["at once"][0], "}"]
+    work = read_work("\n".join([*other, f"ENTRY %main {arguments}", *given, *FORMS[form], "}"]), MESH)
     assert work.collectives == (Collective("ragged-all-to-all", ("expert",), 1, 15 * 2 * 64 * 2 // 2),)
     assert work.hbm_bytes == 2 * 15 * 2 * 64 * 2  # read here, and written there
 
