@@ -133,7 +133,7 @@ weights_of_came.defvjp(
 )
 
 
-# Of its own, or a scan over layers would make the empty buffer once, and copy it for every layer.
+# Traced and lowered once for all layers, there and back.
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _exchange(x_ND, units_WW, unit: int, room: int, ragged: bool):
     """[room, D]: what came in the order of the sources, of what all sent in the order of the destinations."""
