@@ -101,7 +101,7 @@ def check_cuda() -> None:
         patch.setattr(exchange, "platform", lambda: "gpu")
         traced = on_devices().trace(index, np.ones(len(index), bool), inputs, grad_MD)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    print("exchanges", text.count("call @_exchange"), "others", text.count("stablehlo.all_to_all"))
+    print(f"exchanges {text.count('call @_exchange')}, others {text.count('stablehlo.all_to_all')}")
     assert "@ragged_all_to_all(" in text
 
 
