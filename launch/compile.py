@@ -11,7 +11,6 @@ good, or the program does not fit (the report is written all the same).
 """
 
 import dataclasses
-import json
 import os
 from typing import Any
 
@@ -29,7 +28,7 @@ from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe  # noqa: E402
-from ling_jax.files import replacing  # noqa: E402
+from ling_jax.files import write_json  # noqa: E402
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained  # noqa: E402
 from ling_jax.migrate.outline import source_config  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
@@ -64,8 +63,7 @@ def main() -> None:
             )
         fields = _planned(config) if PLAN.value else _compiled(config, trainable)
         if JSON_OUT.value:
-            with replacing(JSON_OUT.value) as file:
-                file.write(json.dumps(fields, indent=1).encode() + b"\n")
+            write_json(fields, JSON_OUT.value)
         if fields["problem"]:
             raise ValueError(fields["problem"])
 
