@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ling_jax.parallel.sharding import per_device
+from pallas_kernels.platform import platform
+from pallas_kernels.softmax_attention import softmax_attention_tpu, suits_tpu
+
 LEAST_BLOCK, MOST_BLOCKS = 128, 8  # our choice: of eight blocks 44 % of the scores are never made
 
 
@@ -24,9 +28,27 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
     """[B, T, H, V]: query head h attends to key/value head h // (H/G), causally and inside its document.
 
     `docs_BT` numbers the documents (0 padding) or is None; scores and softmax are in at least float32. A padding
-    query attends to what precedes it; its output means nothing and reaches no other token. Queries go in blocks, each
-    against the keys up to its last: the scores behind them are never made.
+    query attends to what precedes it; its output means nothing and reaches no other token. On TPUs a kernel, where it
+    suits.
     """
+    length, (*_, key_dim), (*_, value_dim) = q_BTHK.shape[1], q_BTHK.shape, v_BSGV.shape
+    if platform() == "tpu" and suits_tpu(q_BTHK.dtype, length, length, key_dim, value_dim):
+        return kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
+    return blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
+
+
+def kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float, interpret: bool = False):
+    """`softmax_attention` by the kernel for TPUs, each device with its rows and heads."""
+    rows, heads, kv_heads = (len(q_BTHK), "batch"), (q_BTHK.shape[2], "heads"), (k_BSGK.shape[2], "kv_heads")
+    queries, keys = (rows, (q_BTHK.shape[1], None), heads), (rows, (q_BTHK.shape[1], None), kv_heads)
+    attend = lambda *arguments: (softmax_attention_tpu(*arguments, scale, interpret=interpret),)  # noqa: E731
+    in_axes = (queries, keys, keys, None if docs_BT is None else (rows,))
+    return per_device(attend, in_axes, (queries,))(q_BTHK, k_BSGK, v_BSGV, docs_BT)[0]
+
+
+def blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
+    """`softmax_attention` as jax.numpy has it: queries go in blocks, each against the keys up to its last; the scores
+    behind them are never made."""
     batch, length, heads, _ = q_BTHK.shape
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
     # Heads before tokens, as the products want them: XLA on a CPU multiplies other layouts at a fraction of the speed.

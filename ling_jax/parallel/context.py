@@ -3,7 +3,7 @@
 Rank r of R has the r-th stretch of T/R neighbouring tokens. The few numbers that keys and values are made of are
 gathered. Queries of late tokens see more keys, so a rank computes the first half of its own queries and the second half
 of the mirrored rank's (R - 1 - r): each then has 2R + 1 pairs of half stretches, whatever its place. Keys and values of
-one half stretch are made at a time, and scores of a block of its queries.
+one half stretch are made at a time.
 """
 
 import functools
@@ -14,26 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ling_jax.parallel.sharding import RULES, per_device, ways
-
-SCORES = 2**22  # our choice: at most so many scores of a head at a time
+from pallas_kernels.softmax_attention import LEAST, Window, attend, attend_gradients, document_window, merge
 
 
 class Places(NamedTuple):
     """Where queries and keys stand; P = 2 stretches of queries, S = 2R of keys."""
 
     pairs: jax.Array  # [2R + 1, 2] which stretch of queries sees which of keys
-    query_docs: jax.Array  # [P, N, B, C]
-    query_at: jax.Array  # [P, N, C] in the row
-    key_docs: jax.Array  # [S, B, C]
-    key_at: jax.Array  # [S, C]
-
-
-class Merged(NamedTuple):
-    """Softmax over the keys so far, of all queries in their blocks."""
-
-    largest: jax.Array  # [P, N, B, G, H, C] score
-    total: jax.Array  # [P, N, B, G, H, C] Σ exp(score - largest)
-    out: jax.Array  # [P, N, B, G, H, C, V] Σ exp(score - largest) v
+    sees: Window  # [P, B, C] each, in the row
 
 
 def check_rows(length: int, ranks: int) -> None:
@@ -65,21 +53,13 @@ def _on_rank(expand, scale: float, weights, q_BTHK, kv, docs_BT):
     rank = jax.lax.axis_index(axis)
     kv = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), kv)
     stretches = lambda x, count: jnp.moveaxis(x.reshape(len(x), count, -1, *x.shape[2:]), 1, 0)  # noqa: E731
-    q_PBCHK, docs_SBC = stretches(_exchanged(q_BTHK), 2), stretches(docs_BT, 2 * ranks)
     own_P = jnp.stack([2 * rank, 2 * (ranks - 1 - rank) + 1])
-    at_SC = jnp.arange(docs_BT.shape[1]).reshape(2 * ranks, -1)
-    blocks = _blocks(at_SC.shape[1])
-    places = Places(
-        pairs=jnp.asarray(_pairs(ranks))[rank],
-        query_docs=_in_blocks(docs_SBC[own_P], blocks),
-        query_at=at_SC[own_P].reshape(2, blocks, -1),
-        key_docs=docs_SBC,
-        key_at=at_SC,
-    )
-    kv_S = jax.tree.map(lambda x: stretches(x, 2 * ranks), kv)
-    o_PNBCHV = _attend(expand, scale, weights, _in_blocks(q_PBCHK, blocks), kv_S, places)
-    o_BPNCHV = jnp.moveaxis(o_PNBCHV, 2, 0)
-    return _exchanged(o_BPNCHV.reshape(len(q_BTHK), -1, *o_BPNCHV.shape[4:]))
+    sees = document_window(docs_BT, docs_BT.shape)
+    places = Places(jnp.asarray(_pairs(ranks))[rank], Window(*(stretches(x, 2 * ranks)[own_P] for x in sees)))
+    q_PBHCK = jnp.swapaxes(stretches(_exchanged(q_BTHK), 2), 2, 3)
+    o_PBHCV = _attend(expand, scale, weights, q_PBHCK, jax.tree.map(lambda x: stretches(x, 2 * ranks), kv), places)
+    o_BPCHV = jnp.moveaxis(o_PBHCV, (0, 2), (1, 3))
+    return _exchanged(o_BPCHV.reshape(len(q_BTHK), -1, *o_BPCHV.shape[3:]))
 
 
 def _exchanged(x_BT):
@@ -96,115 +76,62 @@ def _pairs(ranks: int) -> np.ndarray:
     return np.array([[(p, s) for p, last in enumerate(lasts) for s in range(last + 1)] for lasts in own], np.int32)
 
 
-def _blocks(length: int) -> int:
-    """Into how many equal blocks the queries of a stretch go."""
-    least = -(-length * length // SCORES)
-    return next(n for n in range(least, length + 1) if length % n == 0)
-
-
-def _in_blocks(x_PBC, blocks: int):
-    """[P, B, C, …] -> [P, N, B, C/N, …]."""
-    return jnp.moveaxis(x_PBC.reshape(*x_PBC.shape[:2], blocks, -1, *x_PBC.shape[3:]), 2, 1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(expand, scale, weights, q_PNBCHK, kv_S, places: Places):
-    return _forward(expand, scale, weights, q_PNBCHK, kv_S, places)[0]
+def _attend(expand, scale, weights, q_PBHCK, kv_S, places: Places):
+    return _attend_forward(expand, scale, weights, q_PBHCK, kv_S, places)[0]
 
 
-def _attend_forward(expand, scale, weights, q_PNBCHK, kv_S, places: Places):
-    out, logsumexp = _forward(expand, scale, weights, q_PNBCHK, kv_S, places)
-    return out, (weights, q_PNBCHK, kv_S, places, out, logsumexp)
-
-
-def _forward(expand, scale, weights, q_PNBCHK, kv_S, places: Places):
-    """(out [P, N, B, C, H, V], logsumexp of the scores [P, N, B, G, H, C])."""
-    k, v = jax.eval_shape(expand, weights, jax.tree.map(lambda x: x[0], kv_S))
-    wide = jnp.promote_types(q_PNBCHK.dtype, jnp.float32)
-    q_PNBGHCK = _grouped(q_PNBCHK, k.shape[2])
-    shape = q_PNBGHCK.shape[:-1]
-    empty = Merged(jnp.full(shape, jnp.finfo(wide).min), jnp.zeros(shape, wide), jnp.zeros((*shape, v.shape[-1]), wide))
+def _attend_forward(expand, scale, weights, q_PBHCK, kv_S, places: Places):
+    """(out [P, B, H, C, V], what backward needs)."""
+    wide, (_, v) = jnp.promote_types(q_PBHCK.dtype, jnp.float32), jax.eval_shape(expand, weights, _of(kv_S, 0))
+    shape = q_PBHCK.shape[:-1]
 
     def pair(merged, numbers):
         p, s = numbers
-        k_BSGK, v_BSGV = expand(weights, jax.tree.map(lambda x: x[s], kv_S))
+        k_BGSK, v_BGSV = _heads_first(expand(weights, _of(kv_S, s)))
+        those = attend(q_PBHCK[p], k_BGSK, v_BGSV, _window(places, p, s), scale)
+        return jax.tree.map(lambda old, new: old.at[p].set(new), merged, merge(_of(merged, p), those)), None
 
-        def block(_, inputs):
-            q_BGHCK, docs_BC, at_C, before = inputs
-            score, allowed = _scores(q_BGHCK, k_BSGK, scale, docs_BC, at_C, places, s)
-            largest = jnp.maximum(before.largest, jnp.max(score, axis=-1))
-            weight = jnp.where(allowed, jnp.exp(score - largest[..., None]), 0)
-            fade = jnp.exp(before.largest - largest)
-            new_out = jnp.einsum("BGHCS,BSGV->BGHCV", weight.astype(v_BSGV.dtype), v_BSGV, preferred_element_type=wide)
-            total = fade * before.total + weight.sum(axis=-1)
-            return None, Merged(largest, total, fade[..., None] * before.out + new_out)
-
-        of_stretch = lambda tree: jax.tree.map(lambda x: x[p], tree)  # noqa: E731
-        _, after = jax.lax.scan(block, None, of_stretch((q_PNBGHCK, places.query_docs, places.query_at, merged)))
-        return jax.tree.map(lambda old, new: old.at[p].set(new), merged, after), None
-
-    merged, _ = jax.lax.scan(pair, empty, places.pairs)
-    out = (merged.out / merged.total[..., None]).astype(v.dtype)
-    return _ungrouped(out), merged.largest + jnp.log(merged.total)
+    empty = jnp.zeros((*shape, v.shape[-1]), wide), jnp.full(shape, LEAST, wide)
+    (out, logsumexp), _ = jax.lax.scan(pair, empty, places.pairs)
+    out = out.astype(v.dtype)
+    return out, (weights, q_PBHCK, kv_S, places, out, logsumexp)
 
 
 def _attend_backward(expand, scale, residuals, d_out):
-    weights, q_PNBCHK, kv_S, places, out, logsumexp = residuals
-    k, _ = jax.eval_shape(expand, weights, jax.tree.map(lambda x: x[0], kv_S))
+    weights, q_PBHCK, kv_S, places, out, logsumexp = residuals
     wide = logsumexp.dtype
-    q, d_out, out = (_grouped(x, k.shape[2]) for x in (q_PNBCHK, d_out, out))
-    shift = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # [P, N, B, G, H, C]
+    shift = jnp.sum(d_out.astype(wide) * out.astype(wide), axis=-1)  # [P, B, H, C]
 
     def pair(grads, numbers):
         p, s = numbers
-        (k_BSGK, v_BSGV), pull = jax.vjp(expand, weights, jax.tree.map(lambda x: x[s], kv_S))
-
-        def block(d_kv, inputs):
-            q_BGHCK, docs_BC, at_C, d_out_BGHCV, lse_BGHC, shift_BGHC = inputs
-            score, allowed = _scores(q_BGHCK, k_BSGK, scale, docs_BC, at_C, places, s)
-            weight = jnp.where(allowed, jnp.exp(score - lse_BGHC[..., None]), 0)
-            d_weight = jnp.einsum("BGHCV,BSGV->BGHCS", d_out_BGHCV, v_BSGV, preferred_element_type=wide)
-            d_score = (weight * (d_weight - shift_BGHC[..., None]) * scale).astype(q_BGHCK.dtype)
-            product = functools.partial(jnp.einsum, preferred_element_type=wide)
-            d_k = d_kv[0] + product("BGHCS,BGHCK->BSGK", d_score, q_BGHCK)
-            d_v = d_kv[1] + product("BGHCS,BGHCV->BSGV", weight.astype(v_BSGV.dtype), d_out_BGHCV)
-            return (d_k, d_v), product("BGHCS,BSGK->BGHCK", d_score, k_BSGK)
-
-        none = jnp.zeros(k_BSGK.shape, wide), jnp.zeros(v_BSGV.shape, wide)
-        of_stretch = jax.tree.map(lambda x: x[p], (q, places.query_docs, places.query_at, d_out, logsumexp, shift))
-        (d_k, d_v), d_q = jax.lax.scan(block, none, of_stretch)
-        d_weights, d_kv = pull((d_k.astype(k_BSGK.dtype), d_v.astype(v_BSGV.dtype)))
-        add = lambda total, x: total + x.astype(wide)  # noqa: E731
+        (k, v), pull = jax.vjp(lambda *arguments: _heads_first(expand(*arguments)), weights, _of(kv_S, s))
+        d_q, d_k, d_v = attend_gradients(
+            q_PBHCK[p], k, v, _window(places, p, s), logsumexp[p], shift[p], d_out[p], scale
+        )  # fmt: skip
+        d_weights, d_kv = pull((d_k.astype(k.dtype), d_v.astype(v.dtype)))
         return (
-            jax.tree.map(add, grads[0], d_weights),
+            jax.tree.map(lambda total, x: total + x.astype(wide), grads[0], d_weights),
             grads[1].at[p].add(d_q),
             jax.tree.map(lambda total, x: total.at[s].add(x.astype(wide)), grads[2], d_kv),
         ), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), (weights, q, kv_S))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide), (weights, q_PBHCK, kv_S))
     grads, _ = jax.lax.scan(pair, zeros, places.pairs)
-    like = lambda grad, x: grad.astype(x.dtype)  # noqa: E731
-    d_weights, d_q, d_kv = jax.tree.map(like, grads, (weights, q, kv_S))
-    return d_weights, _ungrouped(d_q), d_kv, None
+    return *jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, (weights, q_PBHCK, kv_S)), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _scores(q_BGHCK, k_BSGK, scale: float, docs_BC, at_C, places: Places, s):
-    """(scores of the queries and the keys of stretch s [B, G, H, C, S], which count [B, 1, 1, C, S])."""
-    wide = jnp.promote_types(q_BGHCK.dtype, jnp.float32)
-    score = jnp.einsum("BGHCK,BSGK->BGHCS", q_BGHCK, k_BSGK, preferred_element_type=wide) * scale
-    same_BCS = (docs_BC[:, :, None] == places.key_docs[s][:, None]) | (docs_BC[:, :, None] == 0)
-    allowed = (same_BCS & (at_C[:, None] >= places.key_at[s]))[:, None, None]
-    return jnp.where(allowed, score, jnp.finfo(wide).min), allowed
+def _of(tree, number):
+    return jax.tree.map(lambda x: x[number], tree)
 
 
-def _grouped(x_PNBCHK, groups: int):
-    """[P, N, B, C, G·H, K] -> [P, N, B, G, H, C, K]: heads before tokens, as the products want them."""
-    return jnp.moveaxis(x_PNBCHK.reshape(*x_PNBCHK.shape[:4], groups, -1, x_PNBCHK.shape[5]), 3, 5)
+def _heads_first(kv):
+    return tuple(jnp.swapaxes(x_BSGK, 1, 2) for x_BSGK in kv)
 
 
-def _ungrouped(x_PNBGHCK):
-    x_PNBCGHK = jnp.moveaxis(x_PNBGHCK, 5, 3)
-    return x_PNBCGHK.reshape(*x_PNBCGHK.shape[:4], -1, x_PNBCGHK.shape[6])
+def _window(places: Places, p, s) -> Window:
+    """What queries of stretch p see, counted from the first key of stretch s."""
+    return Window(*(x_PBC[p] - s * x_PBC.shape[2] for x_PBC in places.sees))

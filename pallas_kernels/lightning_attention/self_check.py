@@ -20,6 +20,7 @@ from pallas_kernels.lightning_attention.tpu_decode import lightning_decode_tpu
 from pallas_kernels.lightning_attention.tpu_layer import Norms, lightning_layer_tpu
 from pallas_kernels.lightning_attention.tpu_rows import rotation_lanes
 from pallas_kernels.platform import platform
+from pallas_kernels.softmax_attention import softmax_attention_reference, softmax_attention_tpu
 
 TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
 OVERRIDE = "LING_JAX_IGNORE_KERNEL_ERRORS"
@@ -73,7 +74,8 @@ def _errors(backend: str) -> dict[str, jax.Array]:
         if device in DECODES:
             errors["decoding"] = _decoding_error(DECODES[device], *inputs, interpret)
         if device == "tpu":
-            errors |= {"layers": _layer_error(*inputs, interpret), "experts": _experts_error(interpret)}
+            errors["layers"] = _layer_error(*inputs, interpret)
+            errors |= {"experts": _experts_error(interpret), "softmax": _softmax_error(interpret)}
     return errors
 
 
@@ -139,6 +141,20 @@ def _experts_error(interpret: bool):
         return jax.jit(lambda x, y, w: (jnp.where(own, multiply(x, w, loads), 0), add_outer(w, x, y, loads)))(x, y, w)
 
     return _error(run(*kernels), run(grouped_matmul_reference, add_grouped_outer_reference))
+
+
+def _softmax_error(interpret: bool):
+    """Of values and gradients; two heads share a key's, and a document ends in the second of three blocks."""
+    rng, length, dims = np.random.default_rng(0), 384, ((4, 192), (2, 192), (2, 128), (4, 128))
+    *qkv, d_out = (rng.normal(size=(1, length, *dim)).astype(np.float32) for dim in dims)
+    docs = np.where(np.arange(length) < 200, 1, 2)[None]
+
+    def run(attend, d_out, *qkv):
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, docs, 192**-0.5), *qkv)
+        return out, *pull(d_out)
+
+    forms = functools.partial(softmax_attention_tpu, interpret=interpret), softmax_attention_reference
+    return _error(*(jax.jit(functools.partial(run, form))(d_out, *qkv) for form in forms))
 
 
 def _error(found, wanted):

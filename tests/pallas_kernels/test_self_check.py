@@ -12,7 +12,14 @@ from tests.programs import needs_libtpu, output_of
 @pytest.mark.slow
 def test_kernels_agree_here():
     found = self_check.check_kernels("tpu_interpret")
-    assert re.findall(r"[a-z]+ (?=\d)", found) == ["attention ", "gradients ", "decoding ", "layers ", "experts "]
+    assert re.findall(r"[a-z]+ (?=\d)", found) == [
+        "attention ",
+        "gradients ",
+        "decoding ",
+        "layers ",
+        "experts ",
+        "softmax ",
+    ]
 
 
 def test_a_cpu_has_no_kernels_to_compare():
@@ -35,6 +42,6 @@ def test_a_wrong_kernel_is_an_error_with_an_override(monkeypatch, error):
 @pytest.mark.slow
 @needs_libtpu
 def test_the_check_compiles_for_tpus():
-    """Attention and layer, forward and backward; decoding; both grouped matmuls."""
+    """Attention and layer, forward and backward; decoding; both grouped matmuls; softmax, both ways."""
     lines = output_of("tests.pallas_kernels.self_check_on_tpus").splitlines()
-    assert lines == ["v5e:2x2 7", "v5p:2x2x1 7", "v6e:2x2 7", "tpu7x:2x2x1 7"]
+    assert lines == ["v5e:2x2 9", "v5p:2x2x1 9", "v6e:2x2 9", "tpu7x:2x2x1 9"]

@@ -21,6 +21,7 @@ from ling_jax.parallel import context
 from ling_jax.parallel.sharding import make_mesh, partition_spec, per_device
 from pallas_kernels.lightning_attention import document_ids, lightning_attention
 from pallas_kernels.lightning_attention.context import live_between
+from pallas_kernels.softmax_attention import xla
 from tests.conftest import golden_folder
 from tests.golden_numbers import quick_jit
 from tests.tiny import tiny_config
@@ -55,7 +56,7 @@ def check_official_numbers() -> None:
 
 def check_softmax() -> None:
     """Values and gradients; documents that end anywhere; blocks of queries smaller than a stretch."""
-    context.SCORES = 32  # stretches of 8 queries go in blocks of 4
+    xla.SCORES = 32  # stretches of 8 queries go in blocks of 4
     rng = np.random.default_rng(0)
     q, d_out = rng.normal(size=(3, 64, 4, 6)), rng.normal(size=(3, 64, 4, 5))
     latent, weights = rng.normal(size=(3, 64, 7)), rng.normal(size=(7, 2, 11))

@@ -1,0 +1,18 @@
+"""Softmax attention whose scores stay on chip, of whole rows and of stretches of them."""
+
+from pallas_kernels.softmax_attention.api import attend, attend_gradients, merge
+from pallas_kernels.softmax_attention.reference import softmax_attention_reference
+from pallas_kernels.softmax_attention.tpu import softmax_attention_tpu, suits_tpu
+from pallas_kernels.softmax_attention.window import LEAST, Window, document_window
+
+__all__ = [
+    "LEAST",
+    "Window",
+    "attend",
+    "attend_gradients",
+    "document_window",
+    "merge",
+    "softmax_attention_reference",
+    "softmax_attention_tpu",
+    "suits_tpu",
+]

@@ -1,0 +1,113 @@
+"""Softmax attention on a TPU, backward: one pass, keys outside, queries inside.
+
+With P = exp(scale K Q^T - logsumexp), shift = Σ dO O of a query, everything [keys, queries]:
+
+    dV = P dO       dS = scale P (V dO^T - shift)       dK = dS Q       dQ = dS^T K
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.softmax_attention.tpu_forward import LOG2E, NN, NT, PARAMS, TN, Size, cost, dot, for_seen, seen
+from pallas_kernels.softmax_attention.window import Window, seen_blocks, seen_by
+
+
+def backward(
+    q, k, v, d_out, logsumexp, shift, window: Window, scale: float, size: Size, pairs: int, kv_dtype, interpret: bool
+):
+    """(dq [B, H, T, K] float32, dk [B, H, S, K] and dv [B, H, S, V] in `kv_dtype`): of each query head, where several
+    share a key's.
+
+    logsumexp and shift [B, H, T]; dq of all T lies on chip.
+    """
+    (batch, heads, length, key_dim), (groups, keys, value_dim) = q.shape, v.shape[1:]
+    count, share = length // size.queries, heads // groups
+    blocks = seen_blocks(window, size.queries, size.keys, keys)
+    readers = seen_by(blocks, keys // size.keys)
+    out_shape = [
+        jax.ShapeDtypeStruct((batch, heads, key_dim, length), jnp.float32),
+        jax.ShapeDtypeStruct((batch, heads, keys, key_dim), kv_dtype),
+        jax.ShapeDtypeStruct((batch, heads, keys, value_dim), kv_dtype),
+    ]
+    times = pairs / (length * size.keys)  # that queries and their gradients are read
+
+    def place(b, j, i, readers):
+        return jnp.clip(i, readers[0, b, j], jnp.clip(readers[1, b, j] - 1, 0, count - 1))
+
+    query = lambda width: pl.BlockSpec(  # noqa: E731
+        (1, 1, size.queries, width), lambda b, h, j, i, _, readers: (b, h, place(b, j, i, readers), 0)
+    )
+    number = pl.BlockSpec((1, 1, 1, size.queries), lambda b, h, j, i, _, readers: (b, h, 0, place(b, j, i, readers)))
+    key = lambda width: pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h // share, j, 0))  # noqa: E731
+    d_key = lambda width: pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h, j, 0))  # noqa: E731
+    windows = pl.BlockSpec((1, 2, size.queries), lambda b, h, j, i, _, readers: (b, 0, place(b, j, i, readers)))
+    d_q, d_k, d_v = pl.pallas_call(
+        functools.partial(_kernel, scale=scale, size=size),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, heads, keys // size.keys, count),
+            in_specs=[windows, query(key_dim), key(key_dim), key(value_dim), query(value_dim), number, number],
+            out_specs=[
+                pl.BlockSpec((1, 1, key_dim, length), lambda b, h, j, i, *_: (b, h, 0, 0)),
+                d_key(key_dim),
+                d_key(value_dim),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((size.keys, key_dim), jnp.float32),
+                pltpu.VMEM((size.keys, value_dim), jnp.float32),
+            ],
+        ),
+        out_shape=out_shape,
+        compiler_params=PARAMS,
+        cost_estimate=cost(
+            2 * batch * heads * pairs * (3 * key_dim + 2 * value_dim), batch * heads * pairs,
+            (k, share), (v, share), (q, times), (d_out, times), *((x, 1) for x in out_shape),
+        ),
+        interpret=interpret,
+        name="softmax_backward",
+    )(
+        jnp.stack(blocks), jnp.stack(readers), jnp.stack(window, axis=1), q, k, v, d_out,
+        logsumexp[:, :, None], shift[:, :, None],
+    )  # fmt: skip
+    return jnp.swapaxes(d_q, 2, 3), d_k, d_v
+
+
+def _kernel(
+    blocks_ref, readers_ref, window_ref, q_ref, k_ref, v_ref, d_out_ref, logsumexp_ref, shift_ref,
+    d_q_ref, d_k_ref, d_v_ref, d_k_sum, d_v_sum, *, scale: float, size: Size,
+):  # fmt: skip
+    del readers_ref
+    keys, queries = pl.program_id(2), pl.program_id(3)
+
+    @pl.when((keys == 0) & (queries == 0))
+    def _():
+        d_q_ref[...] = jnp.zeros_like(d_q_ref)
+
+    @pl.when(queries == 0)
+    def _():
+        d_k_sum[...] = jnp.zeros_like(d_k_sum)
+        d_v_sum[...] = jnp.zeros_like(d_v_sum)
+
+    @for_seen(blocks_ref, pl.program_id(0), queries, keys)
+    def _(whole: bool):
+        q, k, v, d_out = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0], d_out_ref[0, 0]
+        weight = jnp.exp2(dot(k, q, NT) * (scale * LOG2E) - logsumexp_ref[0, 0] * LOG2E)
+        if not whole:
+            weight = jnp.where(seen(window_ref, keys * size.keys, weight.shape), weight, 0)
+        d_v_sum[...] += dot(weight.astype(d_out.dtype), d_out, NN)
+        d_score = (weight * (dot(v, d_out, NT) - shift_ref[0, 0])).astype(q.dtype)
+        d_k_sum[...] += dot(d_score, q, NN)
+        d_q_ref[0, 0, :, pl.ds(queries * size.queries, size.queries)] += dot(k, d_score, TN)
+
+    @pl.when(queries == pl.num_programs(3) - 1)
+    def _():
+        d_k_ref[0, 0] = (d_k_sum[...] * scale).astype(d_k_ref.dtype)
+        d_v_ref[0, 0] = d_v_sum[...].astype(d_v_ref.dtype)
+
+    @pl.when((keys == pl.num_programs(2) - 1) & (queries == pl.num_programs(3) - 1))
+    def _():
+        d_q_ref[...] *= scale
