@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from ling_jax import spec
 from ling_jax.compile.hlo import Collective, read_work
-from ling_jax.model.attention import softmax_attention
+from ling_jax.model.attention import kernel_attention, softmax_attention
 from ling_jax.model.layers import Kind, layer, layer_spec, remat
 from ling_jax.model.lightning import entering, lightning, log_decays
 from ling_jax.model.transformer import make_sequence
@@ -21,7 +21,7 @@ from ling_jax.parallel import context
 from ling_jax.parallel.sharding import make_mesh, partition_spec, per_device
 from pallas_kernels.lightning_attention import document_ids, lightning_attention
 from pallas_kernels.lightning_attention.context import live_between
-from pallas_kernels.softmax_attention import xla
+from pallas_kernels.softmax_attention import api, tpu, xla
 from tests.conftest import golden_folder
 from tests.golden_numbers import quick_jit
 from tests.tiny import tiny_config
@@ -57,11 +57,38 @@ def check_official_numbers() -> None:
 def check_softmax() -> None:
     """Values and gradients; documents that end anywhere; blocks of queries smaller than a stretch."""
     xla.SCORES = 32  # stretches of 8 queries go in blocks of 4
+    assert_softmax_equals_whole_rows(np.float64, 1e-12)
+
+
+def check_softmax_kernels() -> None:
+    """The same by the kernels of TPUs, interpreted; and whole rows, rows and heads on devices of their own."""
+    api.attend_tpu, api.attend_gradients_tpu = (
+        functools.partial(kernel, interpret=True) for kernel in (tpu.attend_tpu, tpu.attend_gradients_tpu)
+    )
+    api._suits = lambda *_: True
+    assert_softmax_equals_whole_rows(np.float32, 2e-6)
+    rng, mesh = np.random.default_rng(0), make_mesh({"fsdp": 2, "tensor": 2})
+    shapes = ((4, 64, 4, 6), (4, 64, 2, 6), (4, 64, 2, 5))
+    qkv = [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+    docs = random_documents(rng, 4)
+    wanted = quick_jit(lambda: softmax_attention(*qkv, docs, 0.3))()
+    with jax.set_mesh(mesh):
+        found = quick_jit(lambda: kernel_attention(*qkv, docs, 0.3, interpret=True))()
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def random_documents(rng, rows: int):
+    """[rows, 64]; documents end anywhere, padding between and behind them."""
+    ids = [np.repeat(rng.integers(0, 4, 16), rng.integers(1, 8, 16))[:64] for _ in range(rows)]
+    return np.asarray(document_ids(np.stack([np.pad(row, (0, 64 - len(row))) for row in ids])))
+
+
+def assert_softmax_equals_whole_rows(dtype, tolerance: float) -> None:
     rng = np.random.default_rng(0)
-    q, d_out = rng.normal(size=(3, 64, 4, 6)), rng.normal(size=(3, 64, 4, 5))
-    latent, weights = rng.normal(size=(3, 64, 7)), rng.normal(size=(7, 2, 11))
-    docs = np.asarray(document_ids(np.repeat(rng.integers(0, 4, (3, 16)), rng.integers(1, 8, 16), axis=1)[:, :64]))
-    docs = np.pad(docs, ((0, 0), (0, 64 - docs.shape[1])))
+    q, d_out, latent, weights = (
+        rng.normal(size=shape).astype(dtype) for shape in ((3, 64, 4, 6), (3, 64, 4, 5), (3, 64, 7), (7, 2, 11))
+    )
+    docs = random_documents(rng, 3)
 
     def expand(weights, latent):
         return tuple(jnp.split(jnp.einsum("BTR,RGK->BTGK", latent, weights), [6], axis=-1))
@@ -82,7 +109,7 @@ def check_softmax() -> None:
         with jax.set_mesh(make_mesh(sizes)):
             found = quick_jit(lambda: values(split))()
         for a, b in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max(), err_msg=str(sizes))
+            np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), err_msg=str(sizes))
 
 
 def check_collectives() -> None:
@@ -142,7 +169,12 @@ def placed_sequence(segment_ids, config):
     return jax.tree.map(place, jax.eval_shape(make, segment_ids), placed)
 
 
-CHECKS = {"official": check_official_numbers, "softmax": check_softmax, "collectives": check_collectives}
+CHECKS = {
+    "official": check_official_numbers,
+    "softmax": check_softmax,
+    "softmax_kernels": check_softmax_kernels,
+    "collectives": check_collectives,
+}
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 4)

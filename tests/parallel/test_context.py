@@ -49,6 +49,10 @@ def test_softmax_of_split_rows_equals_whole_rows_and_lightning_moves_states_alon
     on_four_devices("softmax", "collectives")
 
 
+def test_the_kernels_of_tpus_compute_the_same_of_split_rows():
+    on_four_devices("softmax_kernels")
+
+
 @pytest.mark.skipif(golden_folder() is None, reason="no golden numbers: set LING_JAX_GOLDEN to their folder")
 def test_split_lightning_attention_gives_the_official_numbers():
     on_four_devices("official")
