@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ling_jax.parallel.sharding import per_device
+from ling_jax.parallel.sharding import per_device, ways
 from pallas_kernels.platform import platform
 from pallas_kernels.softmax_attention import softmax_attention_tpu, suits_tpu
 
@@ -28,21 +28,22 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
     """[B, T, H, V]: query head h attends to key/value head h // (H/G), causally and inside its document.
 
     `docs_BT` numbers the documents (0 padding) or is None; scores and softmax are in at least float32. A padding
-    query attends to what precedes it; its output means nothing and reaches no other token. On TPUs a kernel, where it
-    suits.
+    query's output means nothing and reaches no other token. On TPUs a kernel, where it suits.
     """
     length, (*_, key_dim), (*_, value_dim) = q_BTHK.shape[1], q_BTHK.shape, v_BSGV.shape
-    if platform() == "tpu" and suits_tpu(q_BTHK.dtype, length, length, key_dim, value_dim):
+    one_dtype = q_BTHK.dtype == k_BSGK.dtype == v_BSGV.dtype
+    if platform() == "tpu" and one_dtype and suits_tpu(q_BTHK.dtype, length, length, key_dim, value_dim):
         return kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
     return blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
 
 
 def kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float, interpret: bool = False):
-    """`softmax_attention` by the kernel for TPUs, each device with its rows and heads."""
-    rows, heads, kv_heads = (len(q_BTHK), "batch"), (q_BTHK.shape[2], "heads"), (k_BSGK.shape[2], "kv_heads")
-    queries, keys = (rows, (q_BTHK.shape[1], None), heads), (rows, (q_BTHK.shape[1], None), kv_heads)
+    """`softmax_attention` by the kernel for TPUs, each device with its rows and, if it can have theirs, its heads."""
+    (batch, length, heads, _), groups = q_BTHK.shape, k_BSGK.shape[2]
+    axis = "kv_heads" if groups % ways("kv_heads") == 0 else None
+    queries, keys = (((batch, "batch"), (length, None), (count, axis)) for count in (heads, groups))
     attend = lambda *arguments: (softmax_attention_tpu(*arguments, scale, interpret=interpret),)  # noqa: E731
-    in_axes = (queries, keys, keys, None if docs_BT is None else (rows,))
+    in_axes = (queries, keys, keys, None if docs_BT is None else queries[:1])
     return per_device(attend, in_axes, (queries,))(q_BTHK, k_BSGK, v_BSGV, docs_BT)[0]
 
 

@@ -38,7 +38,7 @@ def attention(expand, weights, weight_axes, q_BTHK, kv, kv_axes, docs_BT, scale:
 
     `kv` is a tree of [B, T, …] arrays; `expand(weights, kv)` makes keys [B, T, G, K] and values [B, T, G, V] of any
     stretch of them. Axes are (size, logical axis) pairs: all of `weights`, and those of `kv` behind the tokens.
-    `docs_BT` numbers the documents of whole rows; padding (0) sees all that is earlier.
+    `docs_BT` numbers the documents of whole rows, 0 being padding. What splits query heads has to split key heads too.
     """
     tokens = ((len(q_BTHK), "batch"), (q_BTHK.shape[1], "tokens"))
     heads = (*tokens, (q_BTHK.shape[2], "heads"))

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.plan import Plan
+from pallas_kernels.products import dot
 
 LANES = 128
 STRIP_BYTES = 8 * 2**20  # of a matrix in VMEM, twice; our choice: rows are then read few times
@@ -56,12 +57,6 @@ def product_cost(rows: int, depth: int, width: int, *others) -> pl.CostEstimate:
     """Of all rows, which have `width` columns beside the arrays `others`; each array moves once."""
     moved = sum(x.size * x.dtype.itemsize for x in others) + rows * width * others[0].dtype.itemsize
     return pl.CostEstimate(flops=2 * rows * depth * width, bytes_accessed=moved, transcendentals=0)
-
-
-def dot(a, b, dimensions):
-    """float32 sums; float32 operands to all digits, as the CPU multiplies them."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
 def strip_width(width: int, column_bytes: int, limit: int = STRIP_BYTES) -> int:

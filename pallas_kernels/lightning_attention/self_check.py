@@ -144,10 +144,10 @@ def _experts_error(interpret: bool):
 
 
 def _softmax_error(interpret: bool):
-    """Of values and gradients; two heads share a key's, and a document ends in the second of three blocks."""
-    rng, length, dims = np.random.default_rng(0), 384, ((4, 192), (2, 192), (2, 128), (4, 128))
+    """Of values and gradients; two heads share a key's, and a document ends in the second of two blocks."""
+    rng, length, dims = np.random.default_rng(0), 2048, ((4, 192), (2, 192), (2, 128), (4, 128))
     *qkv, d_out = (rng.normal(size=(1, length, *dim)).astype(np.float32) for dim in dims)
-    docs = np.where(np.arange(length) < 200, 1, 2)[None]
+    docs = np.where(np.arange(length) < 1200, 1, 2)[None]
 
     def run(attend, d_out, *qkv):
         out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, docs, 192**-0.5), *qkv)

@@ -15,6 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels import products
+
 CHUNK = 128  # fills the 128 x 128 matrix units; 256 is more work inside chunks
 CHUNKS = 2  # per grid step and per stored state: the backward pass recomputes the state between
 STEP = CHUNK * CHUNKS
@@ -112,9 +114,7 @@ def decays_of(head: int, run: Run | None, tables: Tables, log_decays: list, size
 
 def dot(a, b, *, over=(1, 0)):
     """a [m, c] times b [c, n], or any other axes to sum over; float32. float32 operands are not rounded to bfloat16."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    axes = (((over[0],), (over[1],)), ((), ()))
-    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+    return products.dot(a, b, (((over[0],), (over[1],)), ((), ())))
 
 
 def dot_transposed(a, b):

@@ -13,14 +13,15 @@ def attend(q_BHTK, k_BGSK, v_BGSV, window: Window, scale: float):
     """(out [B, H, T, V], logsumexp of the scores [B, H, T]), both in at least float32.
 
     Query head h attends to key/value head h // (H/G), query t to the keys of its window. Where there is none out is 0
-    and logsumexp -1e30. Kernels where the program is for TPUs and the shapes suit them.
+    and logsumexp -1e30. The scale is > 0. Kernels where the program is for TPUs and the shapes suit them.
     """
     function = attend_tpu if _suits(q_BHTK, k_BGSK, v_BGSV) else attend_xla
     return function(q_BHTK, k_BGSK, v_BGSV, window, scale)
 
 
 def attend_gradients(q_BHTK, k_BGSK, v_BGSV, window: Window, logsumexp_BHT, shift_BHT, d_out_BHTV, scale: float):
-    """(dq, dk, dv), in at least float32, through the weights exp(score - logsumexp) of these keys.
+    """(dq, dk, dv), through the weights exp(score - logsumexp) of these keys: dq in at least float32, the others in at
+    least the dtype of theirs.
 
     `logsumexp` and `shift`, the sum of d_out · out over V, are those of all keys that the queries see, not just these.
     """
@@ -38,4 +39,5 @@ def merge(some, others):
 
 def _suits(q_BHTK: jax.Array, k_BGSK: jax.Array, v_BGSV: jax.Array) -> bool:
     (*_, length, key_dim), (*_, keys, value_dim) = q_BHTK.shape, v_BGSV.shape
-    return platform() == "tpu" and suits_tpu(q_BHTK.dtype, length, keys, key_dim, value_dim)
+    one_dtype = q_BHTK.dtype == k_BGSK.dtype == v_BGSV.dtype
+    return platform() == "tpu" and one_dtype and suits_tpu(q_BHTK.dtype, length, keys, key_dim, value_dim)

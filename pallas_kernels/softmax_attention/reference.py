@@ -12,6 +12,8 @@ def softmax_attention_reference(q_BTHK, k_BTGK, v_BTGV, docs_BT, scale: float):
     score_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BTHK, preferred_element_type=wide) * scale
     allowed_BTS = jnp.tril(jnp.ones((1, length, length), bool))
     if docs_BT is not None:
-        allowed_BTS &= (docs_BT[:, :, None] == docs_BT[:, None]) | (docs_BT[:, :, None] == 0)
+        allowed_BTS &= ((docs_BT[:, :, None] == docs_BT[:, None]) & (docs_BT[:, :, None] > 0)) | jnp.eye(
+            length, dtype=bool
+        )
     weight_BHTS = jax.nn.softmax(jnp.where(allowed_BTS[:, None], score_BHTS, -jnp.inf), axis=-1)
     return jnp.einsum("BHTS,BSHV->BTHV", weight_BHTS.astype(v_BTHV.dtype), v_BTHV)

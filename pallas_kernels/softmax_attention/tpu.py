@@ -6,25 +6,25 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.softmax_attention.tpu_backward import backward
-from pallas_kernels.softmax_attention.tpu_forward import Size, block_of, forward
+from pallas_kernels.softmax_attention.tpu_forward import LANES, Size, block_of, forward
 from pallas_kernels.softmax_attention.window import Window, document_window
 
-LANES = 128
+WIDEST = 256  # of a head: blocks and gradients of wider ones do not fit in VMEM
 LONGEST = 8192  # queries whose gradient lies on chip at a time
 BLOCK = 1024  # tokens of a block at the most; our choice, by static cost
 
 
 def suits_tpu(dtype, length: int, keys: int, key_dim: int, value_dim: int) -> bool:
-    """Whether these kernels are the choice on a TPU: whole tiles."""
+    """Whether these kernels are the choice on a TPU: whole tiles that fit."""
     whole = not (length % LANES or keys % LANES or key_dim % 64 or value_dim % LANES)
-    return dtype in (jnp.bfloat16, jnp.float32) and whole
+    return dtype in (jnp.bfloat16, jnp.float32) and whole and max(key_dim, value_dim) <= WIDEST
 
 
 def softmax_attention_tpu(q_BTHK, k_BTGK, v_BTGV, docs_BT, scale: float, *, interpret: bool = False):
     """[B, T, H, V] in v's dtype: query head h attends to key/value head h // (H/G), causally and inside its document.
 
-    `docs_BT` numbers the documents of each row one after the other (0 padding, which sees all that is earlier) or is
-    None. Scores and softmax are float32. `suits_tpu` says which shapes.
+    All are bfloat16 or all float32, scores and softmax float32; the scale is > 0. `docs_BT` numbers the documents of
+    each row one after the other (0 padding, which sees itself alone) or is None. `suits_tpu` says which shapes.
     """
     heads_first = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
     window = document_window(docs_BT, q_BTHK.shape[:2])
@@ -59,7 +59,7 @@ def attend_tpu(q, k, v, window: Window, scale: float, *, interpret: bool = False
 
 
 def attend_gradients_tpu(q, k, v, window: Window, logsumexp, shift, d_out, scale: float, *, interpret: bool = False):
-    """`api.attend_gradients`; those of keys and values are rounded to k's dtype."""
+    """`api.attend_gradients`."""
     pairs = q.shape[2] * k.shape[2]
     return _gradients(q, k, v, window, logsumexp, shift, d_out, scale, pairs, interpret)
 
@@ -73,7 +73,7 @@ def _gradients(q, k, v, window: Window, logsumexp, shift, d_out, scale: float, p
     def stretch(q, logsumexp, shift, d_out, window):
         d_q, *d_kv = backward(
             q, k, v, d_out, logsumexp, shift, window, scale, _size(q, k), pairs // count,
-            k.dtype if alone else jnp.float32, interpret,
+            (k.dtype, v.dtype) if alone else (jnp.float32, jnp.float32), interpret,
         )  # fmt: skip
         return d_q, tuple(x.reshape(batch, groups, -1, *x.shape[2:]).sum(axis=2) if heads > groups else x for x in d_kv)
 

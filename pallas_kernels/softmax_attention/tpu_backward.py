@@ -12,14 +12,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.softmax_attention.tpu_forward import LOG2E, NN, NT, PARAMS, TN, Size, cost, dot, for_seen, seen
-from pallas_kernels.softmax_attention.window import Window, seen_blocks, seen_by
+from pallas_kernels.products import dot
+from pallas_kernels.softmax_attention.tpu_forward import LOG2E, NN, NT, PARAMS, TN, Size, cost, for_seen, scalars, seen
+from pallas_kernels.softmax_attention.window import Window, flat, seen_blocks, seen_by
 
 
 def backward(
-    q, k, v, d_out, logsumexp, shift, window: Window, scale: float, size: Size, pairs: int, kv_dtype, interpret: bool
+    q, k, v, d_out, logsumexp, shift, window: Window, scale: float, size: Size, pairs: int, kv_dtypes, interpret: bool
 ):
-    """(dq [B, H, T, K] float32, dk [B, H, S, K] and dv [B, H, S, V] in `kv_dtype`): of each query head, where several
+    """(dq [B, H, T, K] float32, dk [B, H, S, K] and dv [B, H, S, V] in `kv_dtypes`): of each query head, where several
     share a key's.
 
     logsumexp and shift [B, H, T]; dq of all T lies on chip.
@@ -30,13 +31,14 @@ def backward(
     readers = seen_by(blocks, keys // size.keys)
     out_shape = [
         jax.ShapeDtypeStruct((batch, heads, key_dim, length), jnp.float32),
-        jax.ShapeDtypeStruct((batch, heads, keys, key_dim), kv_dtype),
-        jax.ShapeDtypeStruct((batch, heads, keys, value_dim), kv_dtype),
+        jax.ShapeDtypeStruct((batch, heads, keys, key_dim), kv_dtypes[0]),
+        jax.ShapeDtypeStruct((batch, heads, keys, value_dim), kv_dtypes[1]),
     ]
     times = pairs / (length * size.keys)  # that queries and their gradients are read
 
-    def place(b, j, i, readers):
-        return jnp.clip(i, readers[0, b, j], jnp.clip(readers[1, b, j] - 1, 0, count - 1))
+    def place(b, j, i, readers_ref):
+        start, stop = scalars(readers_ref, 2, b, j, batch)
+        return jnp.clip(i, start, jnp.clip(stop - 1, 0, count - 1))
 
     query = lambda width: pl.BlockSpec(  # noqa: E731
         (1, 1, size.queries, width), lambda b, h, j, i, _, readers: (b, h, place(b, j, i, readers), 0)
@@ -46,7 +48,7 @@ def backward(
     d_key = lambda width: pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h, j, 0))  # noqa: E731
     windows = pl.BlockSpec((1, 2, size.queries), lambda b, h, j, i, _, readers: (b, 0, place(b, j, i, readers)))
     d_q, d_k, d_v = pl.pallas_call(
-        functools.partial(_kernel, scale=scale, size=size),
+        functools.partial(_kernel, scale=scale, size=size, batch=batch),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(batch, heads, keys // size.keys, count),
@@ -70,7 +72,7 @@ def backward(
         interpret=interpret,
         name="softmax_backward",
     )(
-        jnp.stack(blocks), jnp.stack(readers), jnp.stack(window, axis=1), q, k, v, d_out,
+        flat(*blocks), flat(*readers), jnp.stack(window, axis=1), q, k, v, d_out,
         logsumexp[:, :, None], shift[:, :, None],
     )  # fmt: skip
     return jnp.swapaxes(d_q, 2, 3), d_k, d_v
@@ -78,7 +80,7 @@ def backward(
 
 def _kernel(
     blocks_ref, readers_ref, window_ref, q_ref, k_ref, v_ref, d_out_ref, logsumexp_ref, shift_ref,
-    d_q_ref, d_k_ref, d_v_ref, d_k_sum, d_v_sum, *, scale: float, size: Size,
+    d_q_ref, d_k_ref, d_v_ref, d_k_sum, d_v_sum, *, scale: float, size: Size, batch: int,
 ):  # fmt: skip
     del readers_ref
     keys, queries = pl.program_id(2), pl.program_id(3)
@@ -92,7 +94,7 @@ def _kernel(
         d_k_sum[...] = jnp.zeros_like(d_k_sum)
         d_v_sum[...] = jnp.zeros_like(d_v_sum)
 
-    @for_seen(blocks_ref, pl.program_id(0), queries, keys)
+    @for_seen(scalars(blocks_ref, 4, pl.program_id(0), queries, batch), keys)
     def _(whole: bool):
         q, k, v, d_out = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0], d_out_ref[0, 0]
         weight = jnp.exp2(dot(k, q, NT) * (scale * LOG2E) - logsumexp_ref[0, 0] * LOG2E)

@@ -11,8 +11,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.softmax_attention.window import LEAST, Window, seen_blocks
+from pallas_kernels.products import dot
+from pallas_kernels.softmax_attention.window import LEAST, Window, flat, seen_blocks
 
+LANES = 128
 PART = 512  # keys whose exponentials are taken while the next ones' scores are made; our choice, by static cost
 LOG2E = 1.4426950408889634
 VMEM_LIMIT = 56 * 2**20  # of 64 MiB of the smallest chip
@@ -29,8 +31,9 @@ class Size(NamedTuple):
 
 
 def block_of(length: int, most: int) -> int:
-    """The largest power of two up to `most` that divides the length."""
-    return min(most, length & -length)
+    """The largest divisor of the length up to `most` in whole lanes, or the whole length where there is none."""
+    fits = [block for block in range(LANES, min(most, length) + 1, LANES) if length % block == 0]
+    return max(fits, default=length)
 
 
 def forward(q, k, v, window: Window, scale: float, size: Size, pairs: int, out_dtype, interpret: bool):
@@ -47,12 +50,13 @@ def forward(q, k, v, window: Window, scale: float, size: Size, pairs: int, out_d
     ]
     times = share * pairs / (size.queries * keys)  # that keys and values are read
 
-    def keys_at(b, h, i, j, blocks):
-        return b, h // share, jnp.clip(j, blocks[0, b, i], jnp.clip(blocks[1, b, i] - 1, 0, steps - 1)), 0
+    def keys_at(b, h, i, j, blocks_ref):
+        start, stop, *_ = scalars(blocks_ref, 4, b, i, batch)
+        return b, h // share, jnp.clip(j, start, jnp.clip(stop - 1, 0, steps - 1)), 0
 
     query = lambda width: pl.BlockSpec((1, 1, size.queries, width), lambda b, h, i, j, _: (b, h, i, 0))  # noqa: E731
     out, logsumexp = pl.pallas_call(
-        functools.partial(_kernel, scale=scale, size=size),
+        functools.partial(_kernel, scale=scale, size=size, batch=batch),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(batch, heads, length // size.queries, steps),
@@ -81,7 +85,7 @@ def forward(q, k, v, window: Window, scale: float, size: Size, pairs: int, out_d
         ),
         interpret=interpret,
         name="softmax_forward",
-    )(jnp.stack(blocks), jnp.stack(window, axis=1), q, k, v)
+    )(flat(*blocks), jnp.stack(window, axis=1), q, k, v)
     return out, logsumexp[:, :, 0]
 
 
@@ -98,7 +102,7 @@ def cost(flops: int, pairs: int, *moved: tuple[jax.Array, float]) -> pl.CostEsti
 
 def _kernel(
     blocks_ref, window_ref, q_ref, k_ref, v_ref, out_ref, logsumexp_ref, largest_ref, total_ref, sum_ref,
-    *, scale: float, size: Size,
+    *, scale: float, size: Size, batch: int,
 ):  # fmt: skip
     step = pl.program_id(3)
 
@@ -108,9 +112,9 @@ def _kernel(
         total_ref[...] = jnp.zeros_like(total_ref)
         sum_ref[...] = jnp.zeros_like(sum_ref)
 
-    @for_seen(blocks_ref, pl.program_id(0), pl.program_id(2), step)
+    @for_seen(scalars(blocks_ref, 4, pl.program_id(0), pl.program_id(2), batch), step)
     def _(whole: bool):
-        parts = [pl.ds(at, min(PART, size.keys)) for at in range(0, size.keys, PART)]
+        parts = [pl.ds(at, min(PART, size.keys - at)) for at in range(0, size.keys, PART)]
         scores = [dot(k_ref[0, 0, part], q_ref[0, 0], NT) for part in parts]
         largest, total, weighted = largest_ref[...], total_ref[...], sum_ref[...]
         for part, score in zip(parts, scores, strict=True):
@@ -131,9 +135,18 @@ def _kernel(
         logsumexp_ref[0, 0] = jnp.where(none, LEAST, logsumexp)
 
 
-def for_seen(blocks_ref, row, queries, keys):
-    """Runs a function of `whole` where some of these keys are seen: True where all are, by every query."""
-    start, stop, whole_start, whole_stop = (blocks_ref[n, row, queries] for n in range(4))
+def scalars(tables_ref, count: int, row, number, batch: int):
+    """What every one of the `flat` tables says of a block in a row."""
+    width = tables_ref.shape[0] // (count * batch)
+    return [tables_ref[(n * batch + row) * width + number] for n in range(count)]
+
+
+def for_seen(blocks, keys):
+    """Runs a function of `whole` where some of these keys are seen: True where all are, by every query.
+
+    `blocks` are those of the queries, as in `Blocks`.
+    """
+    start, stop, whole_start, whole_stop = blocks
     some, whole = (keys >= start) & (keys < stop), (keys >= whole_start) & (keys < whole_stop)
 
     def run(function):
@@ -147,9 +160,3 @@ def seen(window_ref, first_key, shape):
     """[keys, queries]: which keys each query sees."""
     key = first_key + lax.broadcasted_iota(jnp.int32, shape, 0)
     return (key >= window_ref[0, 0:1]) & (key <= window_ref[0, 1:2])
-
-
-def dot(a, b, dimensions):
-    """float32 sums; float32 operands to all digits, as the CPU multiplies them."""
-    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)

@@ -26,12 +26,12 @@ class Blocks(NamedTuple):
 
 
 def document_window(docs_BT, shape_BT: tuple[int, int]) -> Window:
-    """Each token sees the earlier of its document and itself; padding (0), and all where `docs` is None, the row's."""
+    """Each token sees itself and the earlier of its document, of the row where `docs` is None; padding (0) itself."""
     at_BT = jnp.broadcast_to(jnp.arange(shape_BT[1], dtype=jnp.int32), shape_BT)
     if docs_BT is None:
         return Window(jnp.zeros_like(at_BT), at_BT)
-    starts_BT = jnp.where(docs_BT != jnp.pad(docs_BT, ((0, 0), (1, 0)))[:, :-1], at_BT, 0)
-    return Window(jnp.where(docs_BT > 0, lax.cummax(starts_BT, axis=1), 0), at_BT)
+    begins_BT = (docs_BT == 0) | (docs_BT != jnp.pad(docs_BT, ((0, 0), (1, 0)))[:, :-1])
+    return Window(lax.cummax(jnp.where(begins_BT, at_BT, 0), axis=1), at_BT)
 
 
 def seen_blocks(window: Window, queries: int, keys: int, length: int) -> Blocks:
@@ -44,6 +44,11 @@ def seen_blocks(window: Window, queries: int, keys: int, length: int) -> Blocks:
         whole_stop=(last_BNC.min(axis=2) + 1) // keys,
     )
     return Blocks(*(jnp.clip(x, 0, length // keys).astype(jnp.int32) for x in blocks))
+
+
+def flat(*tables_BN):
+    """All in one row of scalars, as their memory has room for most: table n's [b, i] is at (n B + b) N + i."""
+    return jnp.concatenate([table.reshape(-1) for table in tables_BN])
 
 
 def seen_by(blocks: Blocks, count: int):

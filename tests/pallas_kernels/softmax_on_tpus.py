@@ -24,6 +24,7 @@ CASES = (
     ({"fsdp": -1}, 4096, 2, "float32"),
 )
 TOPOLOGIES = {"v5e:2x2": 1, "v5p:2x2x1": 5, "v6e:2x2": 5, "tpu7x:2x2x1": 3}  # and how many of the cases
+MANY_ROWS = 4096  # on four devices: the scalars of all fit in their memory
 
 
 def gradients(q, k, v, docs):
@@ -38,16 +39,16 @@ def gradients(q, k, v, docs):
     return jax.grad(total, (0, 1, 2))(q, k, v)
 
 
-def kernels(mesh, length: int, groups: int, dtype) -> dict[str, int]:
+def kernels(mesh, length: int, groups: int, dtype, rows: int = ROWS) -> dict[str, int]:
     """{name: how often it is in the program}."""
 
     def array(*shape, axes, dtype=dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition_spec(axes)))
 
     tokens = ("batch", "tokens")
-    q = array(ROWS, length, HEADS, KEY_DIM, axes=(*tokens, "heads", None))
-    k, v = (array(ROWS, length, groups, dim, axes=(*tokens, "kv_heads", None)) for dim in (KEY_DIM, VALUE_DIM))
-    docs = array(ROWS, length, axes=("batch", None), dtype=jnp.int32)
+    q = array(rows, length, HEADS, KEY_DIM, axes=(*tokens, "heads", None))
+    k, v = (array(rows, length, groups, dim, axes=(*tokens, "kv_heads", None)) for dim in (KEY_DIM, VALUE_DIM))
+    docs = array(rows, length, axes=("batch", None), dtype=jnp.int32)
     with jax.set_mesh(mesh):
         text = jax.jit(gradients).lower(q, k, v, docs).compile().as_text()
     names = re.findall(r"%(softmax_(?:forward|backward))\S* = ", text)
@@ -60,6 +61,10 @@ def main() -> None:
         for sizes, length, groups, dtype in CASES[:count]:
             found = kernels(make_mesh(sizes, devices), length, groups, dtype)
             print(topology, sizes, length, dtype, *(f"{name} {count}" for name, count in found.items()), flush=True)
+    devices = describe("v5e:2x2")[0]
+    with jax.default_matmul_precision("highest"):  # which products of bfloat16 do not have
+        found = kernels(make_mesh({"fsdp": -1}, devices), 512, HEADS, "bfloat16", MANY_ROWS)
+    print("many rows", *(f"{name} {count}" for name, count in found.items()), flush=True)
 
 
 if __name__ == "__main__":

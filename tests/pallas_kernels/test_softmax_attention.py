@@ -21,6 +21,7 @@ from pallas_kernels.softmax_attention import (
     softmax_attention_tpu,
     suits_tpu,
     tpu,
+    tpu_forward,
 )
 from pallas_kernels.softmax_attention.tpu_forward import block_of
 from pallas_kernels.softmax_attention.window import LEAST, seen_blocks, seen_by
@@ -46,9 +47,11 @@ def values_and_gradients(attend, q, k, v, d_out, docs):
     return jnp.where(live, out, 0), *pull(jnp.where(live, d_out, 0))
 
 
-def small_blocks(patch, block=128, longest=8192):
-    patch.setattr(tpu, "BLOCK", block)
+def small_blocks(patch, longest=8192):
+    """Of 128 queries and keys, half of whose exponentials are taken at a time."""
+    patch.setattr(tpu, "BLOCK", 128)
     patch.setattr(tpu, "LONGEST", longest)
+    patch.setattr(tpu_forward, "PART", 64)
 
 
 @functools.cache
@@ -78,6 +81,19 @@ def test_packed_rows_equal_the_reference(seed, longest):
         small_blocks(patch)
         docs = document_ids(random_segments(seed, 2, 384, longest))
         assert_rows_equal_the_reference(random_inputs(seed, 2, 384), docs)
+
+
+@pytest.mark.parametrize(("length", "longest"), [(2048, 8192), (1280, 8192), (1024, 128)])
+def test_blocks_as_they_are_on_a_tpu(length, longest):
+    """Of 1,024 and of 640 queries and keys; of 128 and 1,024."""
+    docs = document_ids(random_segments(2, 1, length, 700))
+    inputs = random_inputs(0, 1, length)
+    form = functools.partial(softmax_attention_tpu, interpret=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tpu, "LONGEST", longest)
+        found = values_and_gradients(form, *inputs, docs)
+    for a, b in zip(found, values_and_gradients(softmax_attention_reference, *inputs, docs), strict=True):
+        in_float32(a, b, atol=2e-5 * max(1.0, float(jnp.max(jnp.abs(b)))))
 
 
 @pytest.mark.parametrize("groups", [GROUPS, HEADS])
@@ -142,10 +158,10 @@ def test_blocks_are_those_that_are_seen(seed, shift, sizes):
 
 
 def test_documents_alone_cost_their_own_blocks():
-    """Four documents of two blocks: of a block of queries one or two of eight blocks of keys."""
-    docs = np.repeat(np.arange(1, 5), 16)[None]
+    """Three documents of two blocks and two of padding: of a block of queries one or two of eight blocks of keys."""
+    docs = np.repeat([1, 2, 3, 0], 16)[None]
     blocks = seen_blocks(document_window(docs, docs.shape), 8, 8, 64)
-    assert (blocks.stop - blocks.start).tolist() == [[1, 2] * 4]
+    assert (blocks.stop - blocks.start).tolist() == [[1, 2, 1, 2, 1, 2, 1, 1]]
 
 
 def test_bfloat16_is_as_exact_as_it_can_be():
@@ -160,7 +176,7 @@ def test_bfloat16_is_as_exact_as_it_can_be():
         assert error <= 4e-3, (name, error)
 
 
-@pytest.mark.parametrize(("length", "block"), [(4096, 1024), (384, 128), (2048, 1024), (640, 128), (8, 8)])
+@pytest.mark.parametrize(("length", "block"), [(4096, 1024), (384, 384), (4224, 384), (5760, 640), (8, 8)])
 def test_blocks_divide_the_row(length, block):
     assert block_of(length, 1024) == block
 
@@ -171,6 +187,7 @@ def test_the_kernel_is_chosen_for_whole_tiles():
     for other in [(jnp.float64, 128, 128, 192, 128), (jnp.bfloat16, 100, 128, 192, 128)]:
         assert not suits_tpu(*other)
     assert not suits_tpu(jnp.bfloat16, 128, 128, 16, 16)
+    assert not suits_tpu(jnp.bfloat16, 8192, 8192, 576, 512)
 
 
 def test_on_a_cpu_there_is_none():
@@ -182,5 +199,7 @@ def test_on_a_cpu_there_is_none():
 @needs_libtpu
 def test_it_compiles_for_tpus():
     """Forward and backward: whole rows on meshes, long ones, and stretches of split ones."""
-    for line in output_of("tests.pallas_kernels.softmax_on_tpus").splitlines():
+    lines = output_of("tests.pallas_kernels.softmax_on_tpus").splitlines()
+    assert len(lines) == 15
+    for line in lines:
         assert line.endswith(" softmax_backward 1 softmax_forward 1"), line
