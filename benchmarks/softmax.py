@@ -37,7 +37,7 @@ BARS = {"forward": 1.0, "gradients": 1.5}
 # ---------------------------------------------------------------- what is compiled
 
 
-def every_block(_blocks, _row, _queries, _keys):
+def every_block(_blocks, _keys):
     """`tpu_forward.for_seen` where all is seen."""
     return lambda function: function(True)
 
