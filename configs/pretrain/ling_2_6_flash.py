@@ -5,8 +5,8 @@
 
 256 devices, such as a slice v6e:16x16 or the two cores each of tpu7x:4x4x8. Mesh: fsdp 32 x expert 8, so a device
 holds 1/32 of 32 experts. A step is 8,192 rows in 16 microbatches of 512, two rows a device: with one, gathering the
-experts would take as long as computing with them. As compiled for v6e: 28 of 32 GB of HBM; at the least 18 s a step,
-limited by HBM (compute 10 s, interconnect 5 s), so that MFU is at most 36 %; for tpu7x 29 of 96 GB, 9.3 s and 57 %.
+experts would take as long as computing with them. As compiled for v6e: 28 of 32 GB of HBM; at the least 16 s a step,
+limited by HBM (compute 10 s, interconnect 5 s), so that MFU is at most 40 %; for tpu7x 27 of 96 GB, 8.4 s and 63 %.
 """
 
 from configs.pretrain import ling_2_6_1t
