@@ -41,12 +41,13 @@ def test_libtpu_missing_names_the_extra(monkeypatch):
         describe("v5p:2x2x1")
 
 
-PODS = {  # config: (chip, devices, rows a device and microbatch)
-    "ling_2_6_1t": ("v5p", 1024, 1),
-    "ling_2_6_1t_32k": ("v5p", 1024, 1),
-    "ling_2_6_1t_256k": ("v5p", 1024, 1),
-    "ling_2_6_flash": ("v6e", 256, 2),
-    "ling_2_6_flash_32k": ("v6e", 256, 2),
+PODS = {  # config: (chip, devices, tokens of a device in a microbatch)
+    "ling_2_6_1t": ("v5p", 1024, 4096),
+    "ling_2_6_1t_32k": ("v5p", 1024, 4096),
+    "ling_2_6_1t_256k": ("v5p", 1024, 4096),
+    "ling_2_6_flash": ("v6e", 256, 8192),
+    "ling_2_6_flash_32k": ("v6e", 256, 8192),
+    "ling_2_6_flash_256k": ("v6e", 256, 8192),
 }
 
 
@@ -55,13 +56,12 @@ def test_a_pod_config_splits_over_its_pod(name):
     config = importlib.import_module(f"configs.pretrain.{name}").get_config()
     config = from_dict(PretrainConfig, config.to_dict())
     mesh = abstract_mesh(**dataclasses.asdict(config.mesh))
-    chip, devices, rows = PODS[name]
+    chip, devices, tokens = PODS[name]
     assert mesh.size == devices
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     assert state_bytes(abstract_state(config.model, optimizer, mesh)) < 0.25 * CHIPS[chip].hbm_bytes
-    assert config.data.sequence_length == 4096 * mesh.shape["context"]  # a device has as many tokens of every row
     held = device_rows(config.train.batch_size, config.train.microbatches, mesh)
-    assert held == rows * config.train.microbatches * devices // mesh.shape["context"]
+    assert held * config.data.sequence_length == tokens * config.train.microbatches * devices
 
 
 FIELDS = {
