@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ling_jax.parallel.sharding import per_device, ways
-from pallas_kernels.platform import platform
-from pallas_kernels.softmax_attention import softmax_attention_tpu, suits_tpu
+from pallas_kernels.softmax_attention import softmax_attention_tpu, uses_kernels
 
 LEAST_BLOCK, MOST_BLOCKS = 128, 8  # our choice: of eight blocks 44 % of the scores are never made
 
@@ -30,9 +29,7 @@ def softmax_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
     `docs_BT` numbers the documents (0 padding) or is None; scores and softmax are in at least float32. A padding
     query's output means nothing and reaches no other token. On TPUs a kernel, where it suits.
     """
-    length, (*_, key_dim), (*_, value_dim) = q_BTHK.shape[1], q_BTHK.shape, v_BSGV.shape
-    one_dtype = q_BTHK.dtype == k_BSGK.dtype == v_BSGV.dtype
-    if platform() == "tpu" and one_dtype and suits_tpu(q_BTHK.dtype, length, length, key_dim, value_dim):
+    if uses_kernels(q_BTHK, k_BSGK, v_BSGV, tokens=1):
         return kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
     return blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
 

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.grouped_matmul.plan import TILES, plan_steps, row_tile
 from pallas_kernels.grouped_matmul.tpu_columns import add_columns
-from pallas_kernels.grouped_matmul.tpu_rows import LANES, multiply_rows
+from pallas_kernels.grouped_matmul.tpu_rows import multiply_rows
+from pallas_kernels.tpu import LANES
 
 DEEPEST = 16384  # of a product in one step: two strips of 128 columns and two tiles of rows then fit in VMEM
 

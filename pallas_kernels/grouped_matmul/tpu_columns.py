@@ -9,7 +9,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.plan import Plan
-from pallas_kernels.grouped_matmul.tpu_rows import VMEM_LIMIT, dot, product_cost, strip_width
+from pallas_kernels.grouped_matmul.tpu_rows import product_cost, strip_width
+from pallas_kernels.tpu import VMEM_LIMIT, dot
 
 SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM, as much again for two old totals, and for two new ones; our choice
 WIDEST = 2048  # columns of a strip of y

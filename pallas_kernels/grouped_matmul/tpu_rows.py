@@ -9,11 +9,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul.plan import Plan
-from pallas_kernels.products import dot
+from pallas_kernels.tpu import LANES, VMEM_LIMIT, dot
 
-LANES = 128
 STRIP_BYTES = 8 * 2**20  # of a matrix in VMEM, twice; our choice: rows are then read few times
-VMEM_LIMIT = 56 * 2**20  # of 64 MiB of the smallest chip
 
 
 def multiply_rows(x_PD, w_EDF, plan: Plan, tile: int, *, transposed: bool = False, interpret: bool = False):

@@ -15,12 +15,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import products
+from pallas_kernels import tpu
 
 CHUNK = 128  # fills the 128 x 128 matrix units; 256 is more work inside chunks
 CHUNKS = 2  # per grid step and per stored state: the backward pass recomputes the state between
 STEP = CHUNK * CHUNKS
-LANES = 128
+LANES = tpu.LANES
 PARAMS = pltpu.CompilerParams(
     dimension_semantics=("parallel", "parallel", "arbitrary"),  # the cores of a chip share rows and heads
     vmem_limit_bytes=48 * 2**20,
@@ -114,7 +114,7 @@ def decays_of(head: int, run: Run | None, tables: Tables, log_decays: list, size
 
 def dot(a, b, *, over=(1, 0)):
     """a [m, c] times b [c, n], or any other axes to sum over; float32. float32 operands are not rounded to bfloat16."""
-    return products.dot(a, b, (((over[0],), (over[1],)), ((), ())))
+    return tpu.dot(a, b, (((over[0],), (over[1],)), ((), ())))
 
 
 def dot_transposed(a, b):

@@ -1,6 +1,6 @@
 """Softmax attention whose scores stay on chip, of whole rows and of stretches of them."""
 
-from pallas_kernels.softmax_attention.api import attend, attend_gradients, merge
+from pallas_kernels.softmax_attention.api import attend, attend_gradients, merge, uses_kernels
 from pallas_kernels.softmax_attention.reference import softmax_attention_reference
 from pallas_kernels.softmax_attention.tpu import softmax_attention_tpu, suits_tpu
 from pallas_kernels.softmax_attention.window import LEAST, Window, document_window
@@ -15,4 +15,5 @@ __all__ = [
     "softmax_attention_reference",
     "softmax_attention_tpu",
     "suits_tpu",
+    "uses_kernels",
 ]

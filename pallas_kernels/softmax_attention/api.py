@@ -1,6 +1,5 @@
 """Attention of some queries to some keys, to be merged with that to others."""
 
-import jax
 import jax.numpy as jnp
 
 from pallas_kernels.platform import platform
@@ -15,7 +14,7 @@ def attend(q_BHTK, k_BGSK, v_BGSV, window: Window, scale: float):
     Query head h attends to key/value head h // (H/G), query t to the keys of its window. Where there is none out is 0
     and logsumexp -1e30. The scale is > 0. Kernels where the program is for TPUs and the shapes suit them.
     """
-    function = attend_tpu if _suits(q_BHTK, k_BGSK, v_BGSV) else attend_xla
+    function = attend_tpu if uses_kernels(q_BHTK, k_BGSK, v_BGSV, tokens=2) else attend_xla
     return function(q_BHTK, k_BGSK, v_BGSV, window, scale)
 
 
@@ -25,7 +24,7 @@ def attend_gradients(q_BHTK, k_BGSK, v_BGSV, window: Window, logsumexp_BHT, shif
 
     `logsumexp` and `shift`, the sum of d_out · out over V, are those of all keys that the queries see, not just these.
     """
-    function = attend_gradients_tpu if _suits(q_BHTK, k_BGSK, v_BGSV) else attend_gradients_xla
+    function = attend_gradients_tpu if uses_kernels(q_BHTK, k_BGSK, v_BGSV, tokens=2) else attend_gradients_xla
     return function(q_BHTK, k_BGSK, v_BGSV, window, logsumexp_BHT, shift_BHT, d_out_BHTV, scale)
 
 
@@ -37,7 +36,8 @@ def merge(some, others):
     return part(out, logsumexp) + part(other_out, other_logsumexp), total
 
 
-def _suits(q_BHTK: jax.Array, k_BGSK: jax.Array, v_BGSV: jax.Array) -> bool:
-    (*_, length, key_dim), (*_, keys, value_dim) = q_BHTK.shape, v_BGSV.shape
-    one_dtype = q_BHTK.dtype == k_BGSK.dtype == v_BGSV.dtype
-    return platform() == "tpu" and one_dtype and suits_tpu(q_BHTK.dtype, length, keys, key_dim, value_dim)
+def uses_kernels(q, k, v, tokens: int) -> bool:
+    """Whether the program is for TPUs and the arrays, whose tokens are that axis, suit the kernels."""
+    one_dtype = q.dtype == k.dtype == v.dtype
+    sizes = q.shape[tokens], k.shape[tokens], q.shape[-1], v.shape[-1]
+    return platform() == "tpu" and one_dtype and suits_tpu(q.dtype, *sizes)

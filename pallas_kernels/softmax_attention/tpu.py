@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.softmax_attention.tpu_backward import backward
-from pallas_kernels.softmax_attention.tpu_forward import LANES, Size, block_of, forward
+from pallas_kernels.softmax_attention.tpu_forward import Size, block_of, forward
 from pallas_kernels.softmax_attention.window import Window, document_window
+from pallas_kernels.tpu import LANES
 
 WIDEST = 256  # of a head: blocks and gradients of wider ones do not fit in VMEM
 LONGEST = 8192  # queries whose gradient lies on chip at a time

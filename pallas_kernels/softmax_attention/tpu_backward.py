@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.products import dot
 from pallas_kernels.softmax_attention.tpu_forward import LOG2E, NN, NT, PARAMS, TN, Size, cost, for_seen, scalars, seen
 from pallas_kernels.softmax_attention.window import Window, flat, seen_blocks, seen_by
+from pallas_kernels.tpu import dot
 
 
 def backward(

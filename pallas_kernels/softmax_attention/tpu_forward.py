@@ -11,13 +11,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.products import dot
 from pallas_kernels.softmax_attention.window import LEAST, Window, flat, seen_blocks
+from pallas_kernels.tpu import LANES, VMEM_LIMIT, dot
 
-LANES = 128
 PART = 512  # keys whose exponentials are taken while the next ones' scores are made; our choice, by static cost
 LOG2E = 1.4426950408889634
-VMEM_LIMIT = 56 * 2**20  # of 64 MiB of the smallest chip
 NT = (((1,), (1,)), ((), ()))  # a b^T
 NN = (((1,), (0,)), ((), ()))  # a b
 TN = (((0,), (0,)), ((), ()))  # a^T b

@@ -68,8 +68,9 @@ def _blocks(length: int, keys: int) -> int:
 def _grouped(x_BHT, k_BGSK):
     """[B, G·H, T, …] -> [N, B, G, H, T/N, …]."""
     batch, groups, keys, _ = k_BGSK.shape
-    length = x_BHT.shape[2]
-    x_BGHNC = x_BHT.reshape(batch, groups, -1, _blocks(length, keys), length // _blocks(length, keys), *x_BHT.shape[3:])
+    _, heads, length, *rest = x_BHT.shape
+    blocks = _blocks(length, keys)
+    x_BGHNC = x_BHT.reshape(batch, groups, heads // groups, blocks, length // blocks, *rest)
     return jnp.moveaxis(x_BGHNC, 3, 0)
 
 

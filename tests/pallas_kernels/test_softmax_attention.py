@@ -63,7 +63,10 @@ def rows(kernel: bool, packed: bool):
 
 def assert_rows_equal_the_reference(inputs, docs=None):
     arguments = inputs if docs is None else (*inputs, docs)
-    found, wanted = (rows(kernel, docs is not None)(*arguments) for kernel in (True, False))
+    assert_equal(*(rows(kernel, docs is not None)(*arguments) for kernel in (True, False)))
+
+
+def assert_equal(found, wanted):
     for name, a, b in zip(("out", "dq", "dk", "dv"), found, wanted, strict=True):
         in_float32(a, b, atol=2e-5 * max(1.0, float(jnp.max(jnp.abs(b)))), err_msg=name)
 
@@ -92,8 +95,7 @@ def test_blocks_as_they_are_on_a_tpu(length, longest):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tpu, "LONGEST", longest)
         found = values_and_gradients(form, *inputs, docs)
-    for a, b in zip(found, values_and_gradients(softmax_attention_reference, *inputs, docs), strict=True):
-        in_float32(a, b, atol=2e-5 * max(1.0, float(jnp.max(jnp.abs(b)))))
+    assert_equal(found, values_and_gradients(softmax_attention_reference, *inputs, docs))
 
 
 @pytest.mark.parametrize("groups", [GROUPS, HEADS])
@@ -105,8 +107,7 @@ def test_long_rows_take_their_gradients_a_stretch_of_queries_at_a_time(groups):
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch, longest=128)
         found = run(functools.partial(softmax_attention_tpu, interpret=True))
-    for a, b in zip(found, wanted, strict=True):
-        in_float32(a, b, atol=2e-5 * max(1.0, float(jnp.max(jnp.abs(b)))))
+    assert_equal(found, wanted)
 
 
 @pytest.mark.parametrize("kernel", [False, True])

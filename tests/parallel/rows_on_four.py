@@ -65,7 +65,7 @@ def check_softmax_kernels() -> None:
     api.attend_tpu, api.attend_gradients_tpu = (
         functools.partial(kernel, interpret=True) for kernel in (tpu.attend_tpu, tpu.attend_gradients_tpu)
     )
-    api._suits = lambda *_: True
+    api.uses_kernels = lambda *_, **__: True
     assert_softmax_equals_whole_rows(np.float32, 2e-6)
     rng = np.random.default_rng(0)
     shapes = ((4, 64, 8, 6), (4, 64, 2, 6), (4, 64, 2, 5))

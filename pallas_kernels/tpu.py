@@ -1,7 +1,10 @@
-"""Matrix products inside the kernels for TPUs."""
+"""What the kernels for TPUs share."""
 
 import jax.numpy as jnp
 from jax import lax
+
+LANES = 128
+VMEM_LIMIT = 56 * 2**20  # of 64 MiB of the smallest chip
 
 
 def dot(a, b, dimensions):
