@@ -11,12 +11,12 @@ import numpy as np
 from benchmarks.migration_recovery import DATA, OPTIMIZER, ROWS, TARGET
 from benchmarks.report import Finding
 from ling_jax import model
+from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.config import ModelConfig
 from ling_jax.evaluate.accepted import accepted_length
 from ling_jax.migrate.config import MTP_SCHEMES
 from ling_jax.migrate.run import with_mtp_modules
 from ling_jax.rollout import Generator
-from ling_jax.rollout.load import Loaded, load_model
 from ling_jax.train.config import LoopConfig, PretrainConfig
 from ling_jax.train.corpus import prepare_corpus
 from ling_jax.train.loop import prepare, prepare_run, train

@@ -31,14 +31,14 @@ from launch import demo_report
 from launch.flags import run_program, usage_errors
 from ling_jax import data, model
 from ling_jax.align.records import ChatSource, records, texts, write_records
+from ling_jax.chat.template import ChatTemplate
+from ling_jax.chat.tool_calls import MARKUP
 from ling_jax.checkpoint import load_hf, save_hf
-from ling_jax.data.chat import ChatTemplate
-from ling_jax.data.tool_calls import MARKUP
+from ling_jax.checkpoint.folder import Loaded, load_model, open_model
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import write_json
 from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
-from ling_jax.rollout.load import Loaded, load_model, open_model
 from ling_jax.train.programs import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
 

@@ -23,13 +23,13 @@ import jax
 from absl import flags
 
 from launch.flags import check_sampling, run_program, usage_errors
+from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.evaluate.answers import answer_results, answers, encode_tasks, load_verifier, read_tasks, verify
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
 from ling_jax.evaluate.perplexity import encode_texts, perplexity_results, read_texts, windows
 from ling_jax.evaluate.report import Metric, check_new_folder, table, with_progress, write_results
 from ling_jax.evaluate.scoring import next_token_logps, score_rows
 from ling_jax.rollout import Generator
-from ling_jax.rollout.load import Loaded, load_model
 
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")

@@ -19,13 +19,13 @@ from typing import Any
 from absl import flags
 
 from launch.flags import check_sampling, run_program, usage_errors
-from ling_jax.data.chat import Piece, encode
+from ling_jax.chat.records import check_prompt, check_text
+from ling_jax.chat.template import Piece, encode
+from ling_jax.chat.tool_calls import as_message, parse_either
+from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.data.json_lines import read_objects
-from ling_jax.data.records import check_prompt, check_text
-from ling_jax.data.tool_calls import as_message, parse_either
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
-from ling_jax.rollout.load import Loaded, load_model
 from ling_jax.rollout.prompts import encode_prompts
 from ling_jax.rollout.text import Completion, complete, complete_all
 

@@ -9,7 +9,9 @@ import jax
 import pytest
 
 from ling_jax import model, spec
-from ling_jax.config import ARCHITECTURES, MODELS, ModelConfig, Yarn, from_hf, model_config, to_hf
+from ling_jax.checkpoint import from_hf, to_hf
+from ling_jax.checkpoint.hf_config import ARCHITECTURES
+from ling_jax.config import MODELS, ModelConfig, Yarn, model_config
 from tests.conftest import FIXTURES
 from tests.tiny import FAMILIES, tiny_config
 

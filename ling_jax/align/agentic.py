@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ling_jax.align.evo_cot import written
-from ling_jax.data.tool_calls import parse_either
+from ling_jax.chat.tool_calls import parse_either
 from ling_jax.rewards import process_reward, repetition_reward
 from ling_jax.rl.reward import Rewards
 from ling_jax.rl.runner import Episode, Reader

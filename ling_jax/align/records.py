@@ -10,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from ling_jax import data
+from ling_jax.chat.conversations import Record
 from ling_jax.config import nearest
-from ling_jax.data.conversations import Record
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
 from ling_jax.envs import ENVIRONMENTS, Task

@@ -13,11 +13,11 @@ import numpy as np
 from etils import epath
 
 from ling_jax.align.records import ChatSource, check_source, digest, records
-from ling_jax.data.conversations import POLICIES, tokenize_conversations
-from ling_jax.data.folder_template import FolderTemplate, save_template
+from ling_jax.chat.conversations import POLICIES, tokenize_conversations
+from ling_jax.chat.folder_template import FolderTemplate, save_template
+from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
-from ling_jax.rollout.load import ModelFolder, load_model, open_model
 from ling_jax.rollout.text import complete
 from ling_jax.train import hosts
 from ling_jax.train.config import (

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ling_jax.align.records import converse, record_of
-from ling_jax.data.chat import encode_all
-from ling_jax.data.conversations import Record
+from ling_jax.chat.conversations import Record
+from ling_jax.chat.template import encode_all
+from ling_jax.checkpoint.folder import Loaded, ModelFolder
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import encode_documents
 from ling_jax.envs import Task
@@ -21,7 +22,6 @@ from ling_jax.envs.sources import TaskSource, tasks
 from ling_jax.evaluate.report import with_progress
 from ling_jax.rewards import Candidate, flag_repeats, length_floor, pick_shortest, split_sentences, takes_pruned
 from ling_jax.rl.runner import Ask, Player, make_reader, play
-from ling_jax.rollout.load import Loaded, ModelFolder
 
 FINAL_ANSWER = "A:"  # what stands before it; what comes earlier derives it
 

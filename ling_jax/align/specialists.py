@@ -12,10 +12,10 @@ from pathlib import Path
 from ling_jax.align.records import ChatSource, write_records
 from ling_jax.align.sft import ChatRows, check_tuning, open_start, prepare_from
 from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
+from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.envs.sources import TaskSource, check_tasks
 from ling_jax.files import write_json
-from ling_jax.rollout.load import ModelFolder, load_model, open_model
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
 from ling_jax.train.loop import Run
 from ling_jax.train.programs import use_compilation_cache

@@ -10,8 +10,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ling_jax.checkpoint.hf_config import from_hf, to_hf
 from ling_jax.checkpoint.names import ALIASES, IGNORED, Slot, slots
-from ling_jax.config import ModelConfig, from_hf, to_hf
+from ling_jax.config import ModelConfig
 from ling_jax.files import new_folder
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.transformer import model_spec

@@ -14,8 +14,9 @@ import tensorstore
 from flax import traverse_util
 
 from ling_jax.checkpoint import hf, orbax
+from ling_jax.checkpoint.hf_config import to_hf
 from ling_jax.checkpoint.names import Slot, slots
-from ling_jax.config import ModelConfig, to_hf
+from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_numbers
 from ling_jax.model.transformer import model_spec
 from ling_jax.spec import Params, named_leaves

@@ -24,7 +24,7 @@ Message = dict[str, str]
 class Task:
     """One problem. All but `seed` is its content, JSON values that nobody changes; `id` is a hash of the content.
 
-    The messages (and tools, OpenAI schemas) are what `data.chat` renders; `hidden` is for the environment alone.
+    The messages (and tools, OpenAI schemas) are what `chat.template` renders; `hidden` is for the environment alone.
     """
 
     environment: str

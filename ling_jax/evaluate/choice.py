@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ling_jax.chat.records import check_prompt, check_text
+from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data import encode_documents
 from ling_jax.data.json_lines import field, read_objects
-from ling_jax.data.records import check_prompt, check_text
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.statistics import wilson_interval
-from ling_jax.rollout.load import Loaded
 from ling_jax.rollout.prompts import encode_prompts
 
 

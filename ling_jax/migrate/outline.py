@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 from ling_jax import spec as specs
+from ling_jax.checkpoint.folder import open_model
 from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained
 from ling_jax.migrate.convert import converted_layers, form_config, kind_of
 from ling_jax.model import model_spec
-from ling_jax.rollout.load import open_model
 from ling_jax.train.metrics import flops_per_token
 
 BYTES = 4  # of a master weight, a gradient and each of the two moments

@@ -11,13 +11,13 @@ import jax
 from etils import epath
 
 from ling_jax import data
+from ling_jax.checkpoint.folder import ModelFolder, open_model
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
-from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.config import differences, open_source
 from ling_jax.train.corpus import held_out_batches, packed_corpus, tokenize_sources
 from ling_jax.train.optimizer import make_optimizer

@@ -19,10 +19,11 @@ from etils import epath
 
 from ling_jax import data
 from ling_jax import spec as specs
+from ling_jax.chat.folder_template import FolderTemplate, save_template
 from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.folder import ModelFolder, open_model
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
-from ling_jax.data.folder_template import FolderTemplate, save_template
 from ling_jax.files import new_folder, write_json
 from ling_jax.migrate.config import StageRun, stage_run, trained
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
@@ -30,7 +31,6 @@ from ling_jax.migrate.plan import Plan, samples, weights
 from ling_jax.model import model_spec
 from ling_jax.model.mtp import mtp_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
-from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
 from ling_jax.train.loop import held_out_loss, prepare_run, train
 from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coefficients

@@ -21,9 +21,10 @@ from etils import epath
 
 from ling_jax import data
 from ling_jax import spec as specs
+from ling_jax.chat.folder_template import FolderTemplate, save_template
+from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint import orbax
-from ling_jax.data.chat import ChatTemplate
-from ling_jax.data.folder_template import FolderTemplate, save_template
+from ling_jax.checkpoint.folder import ModelFolder, open_model
 from ling_jax.envs.sources import held_out_tasks, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.model import model_spec
@@ -34,7 +35,6 @@ from ling_jax.rl.learner import Event, Learner
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
-from ling_jax.rollout.load import ModelFolder, open_model
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from ling_jax.chat.folder_template import FolderTemplate
+from ling_jax.chat.template import ChatTemplate, Piece, encode_all, first_rewrite
+from ling_jax.chat.tool_calls import parse_either
+from ling_jax.checkpoint.folder import Loaded, ModelFolder, end_ids
 from ling_jax.config import ModelConfig
-from ling_jax.data.chat import ChatTemplate, Piece, encode_all, first_rewrite
-from ling_jax.data.folder_template import FolderTemplate
 from ling_jax.data.token_bytes import token_bytes
-from ling_jax.data.tool_calls import parse_either
 from ling_jax.envs import ENVIRONMENTS, Task
 from ling_jax.envs.base import Message
 from ling_jax.envs.tools.call import Call
@@ -20,7 +21,6 @@ from ling_jax.evaluate.report import Metric, with_progress
 from ling_jax.evaluate.statistics import Z95, wilson_interval
 from ling_jax.rewards import split_sentences
 from ling_jax.rl.trajectory import Trajectory, append_observation, append_segment
-from ling_jax.rollout.load import Loaded, ModelFolder, end_ids
 from ling_jax.rollout.slots import Drawn, Slots
 
 

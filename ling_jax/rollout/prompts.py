@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ling_jax.data.chat import Piece, encode_all
-from ling_jax.rollout.load import Loaded
+from ling_jax.chat.template import Piece, encode_all
+from ling_jax.checkpoint.folder import Loaded
 
 
 def encode_prompts(model: Loaded, records: Iterable[tuple[str, dict[str, Any]]]) -> list[list[int]]:

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from ling_jax.align.preference import RUBRICS, judge
 from ling_jax.align.rewards import REWARDS
-from ling_jax.data.chat import ChatTemplate
+from ling_jax.chat.template import ChatTemplate
+from ling_jax.checkpoint.folder import end_ids
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.runner import Ask, Episode, Reader, answer
 from ling_jax.rl.trajectory import append_observation, append_segment
-from ling_jax.rollout.load import end_ids
 from tests.rl_run import tokenizer
 
 READER = Reader(tokenizer(), ChatTemplate(), frozenset(end_ids(tokenizer())), 2000)

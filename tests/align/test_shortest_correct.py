@@ -4,11 +4,11 @@ from pathlib import Path
 
 from ling_jax.align.records import converse
 from ling_jax.align.shortest_correct import measured, pick, prune, without_repeats
-from ling_jax.data.chat import ChatTemplate
+from ling_jax.chat.template import ChatTemplate
+from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import train_bpe
 from ling_jax.envs import ENVIRONMENTS
-from ling_jax.rollout.load import ModelFolder
 
 BYTES = train_bpe(["a"], 263)
 MERGES = train_bpe(["so the sum is right;"] * 3, 300)

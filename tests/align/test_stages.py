@@ -12,8 +12,8 @@ from ling_jax.align.records import converse
 from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.checkpoint import save_hf
+from ling_jax.checkpoint.folder import load_model
 from ling_jax.envs.reasoning import running_sums
-from ling_jax.rollout.load import load_model
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
 from tests.compiled import shared_between_starts

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.data.chat import ChatTemplate, check_messages
+from ling_jax.chat.template import ChatTemplate, check_messages
 from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, is_held_out
 from ling_jax.envs.base import draw_task
 

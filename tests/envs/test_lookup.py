@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.chat.tool_calls import parse, render_call
 from ling_jax.envs.tools.lookup import DIFFICULTIES, NAMES, make_task, reset, solution, step
 
 SEEDS = st.integers(0, 10_000)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.data.tool_calls import render_call
+from ling_jax.chat.tool_calls import render_call
 from ling_jax.envs.tools.call import ToolError, call_tool
 from ling_jax.envs.tools.environment import DIFFICULTIES, KITS, TOOLS, make_task, reset, solution, step
 

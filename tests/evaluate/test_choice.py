@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from ling_jax import data
-from ling_jax.data.chat import ChatTemplate
+from ling_jax.chat.template import ChatTemplate
+from ling_jax.checkpoint.folder import Loaded
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
-from ling_jax.rollout.load import Loaded
 from tests.tiny import tiny_config
 
 TOKENIZER = data.train_bpe(["some words of a text"], 270)

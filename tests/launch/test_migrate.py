@@ -7,8 +7,8 @@ import pytest
 
 from configs.migrate import tiny
 from ling_jax.checkpoint import load_hf
+from ling_jax.checkpoint.folder import load_model
 from ling_jax.config import model_config
-from ling_jax.rollout.load import load_model
 from tests.faults import ROOT, run_with_kills
 from tests.refusals import run_each
 from tests.small_migration import write_source

@@ -9,7 +9,7 @@ import safetensors.numpy
 from ling_jax import data
 from ling_jax.checkpoint import hf as hf_module
 from ling_jax.checkpoint import load_hf, orbax, save_hf
-from ling_jax.rollout.load import open_model
+from ling_jax.checkpoint.folder import open_model
 from tests.faults import ROOT
 from tests.tiny import FAMILIES, random_params, tiny_config
 

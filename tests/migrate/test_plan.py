@@ -9,6 +9,7 @@ import pytest
 
 from ling_jax import spec
 from ling_jax.checkpoint import load_hf, orbax, save_hf
+from ling_jax.checkpoint.folder import load_model
 from ling_jax.data import save_tokenizer
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.outline import as_text, outline
@@ -16,7 +17,6 @@ from ling_jax.migrate.plan import prepare_plan
 from ling_jax.migrate.run import run_plan, with_mtp_modules
 from ling_jax.model import forward
 from ling_jax.rollout import Generator
-from ling_jax.rollout.load import load_model
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
 from tests.compiled import shared_between_starts

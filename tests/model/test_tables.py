@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ling_jax.config import from_hf, model_config, to_hf
+from ling_jax.checkpoint import from_hf, to_hf
+from ling_jax.config import model_config
 from ling_jax.model import moe
 from ling_jax.model.lightning import base_slopes, log_decays
 from ling_jax.model.rope import inverse_frequencies, rope_table

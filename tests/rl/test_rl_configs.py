@@ -6,9 +6,9 @@ import pytest
 
 from configs.align import tiny_agentic, tiny_evo_cot, tiny_preference
 from configs.rl import tiny_adaptive, tiny_kpop
+from ling_jax.checkpoint.folder import load_model
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loop import train
-from ling_jax.rollout.load import load_model
 from ling_jax.train.config import from_dict
 from tests.rl_run import prepared, steps_compiled_once, write_start
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.folder import end_ids
 from ling_jax.envs import ENVIRONMENTS, StepResult
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.rl import runner
@@ -21,7 +22,6 @@ from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
 from ling_jax.rl.runner import play
 from ling_jax.rl.trajectory import segments
-from ling_jax.rollout.load import end_ids
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.workdir import unlock
 from tests.faults import assert_same_end

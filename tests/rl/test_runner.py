@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ling_jax.data.chat import ChatTemplate, encode
+from ling_jax.chat.template import ChatTemplate, encode
+from ling_jax.checkpoint.folder import end_ids
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl import runner
 from ling_jax.rl.rollouts import _episode_json, _with_history
 from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
-from ling_jax.rollout.load import end_ids
 from ling_jax.rollout.slots import Drawn
 from tests.rl_run import tokenizer
 

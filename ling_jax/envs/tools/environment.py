@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ling_jax.data.tool_calls import parse_either, render_call
+from ling_jax.chat.tool_calls import parse_either, render_call
 from ling_jax.envs.base import Message, StepResult, Task, draw_task
 from ling_jax.envs.tools import bank, calendar, inventory
 from ling_jax.envs.tools.call import Call, Tool, call_tool
@@ -49,7 +49,7 @@ def reset(task: Task, seed: int) -> State:
 
 
 def step(state: State, action: str) -> StepResult:
-    """Carries out the calls of a turn, in either of the formats of `data.tool_calls`; each gets an answer.
+    """Carries out the calls of a turn, in either of the formats of `chat.tool_calls`; each gets an answer.
 
     The end's rewards: "state" (the world is as it should be), "sequence" (the calls that change something are the
     right ones, in order, none besides) and "outcome" (both).

@@ -8,7 +8,7 @@ import random
 import string
 from typing import Any, NamedTuple
 
-from ling_jax.data.tool_calls import parse, render_call
+from ling_jax.chat.tool_calls import parse, render_call
 from ling_jax.envs.base import Message, StepResult, Task, draw_task
 from ling_jax.envs.reasoning.running_sums import planter, worked_sum
 from ling_jax.envs.reasoning.single_turn import is_solved

@@ -65,7 +65,7 @@ def parse_either(text: str, tools=()) -> Parsed:
 
 
 def as_message(parsed: Parsed) -> dict[str, Any]:
-    """The assistant's message that `data.chat` renders as what was parsed."""
+    """The assistant's message that `chat.template` renders as what was parsed."""
     calls = list(parsed.tool_calls) or None
     return {"role": "assistant", "content": parsed.content, "reasoning": parsed.reasoning, "tool_calls": calls}
 

@@ -8,10 +8,11 @@ import jax
 from tokenizers import Tokenizer
 
 from ling_jax import data
-from ling_jax.checkpoint import load_hf, load_hf_config, orbax
+from ling_jax.chat.folder_template import FolderTemplate, load_template
+from ling_jax.chat.template import END, ChatTemplate
+from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.hf import load_hf, load_hf_config
 from ling_jax.config import ModelConfig
-from ling_jax.data.chat import END, ChatTemplate
-from ling_jax.data.folder_template import FolderTemplate, load_template
 
 
 @dataclasses.dataclass(frozen=True)

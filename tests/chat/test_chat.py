@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.data.chat import ChatTemplate, Piece, check_messages, encode, first_rewrite
-from ling_jax.data.folder_template import FILE_NAME, FolderTemplate, load_template, save_template
-from ling_jax.data.records import read_conversations
+from ling_jax.chat.folder_template import FILE_NAME, FolderTemplate, load_template, save_template
+from ling_jax.chat.records import read_conversations
+from ling_jax.chat.template import ChatTemplate, Piece, check_messages, encode, first_rewrite
+from ling_jax.chat.tool_calls import as_message, parse, parse_either, render_call
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
-from ling_jax.data.tool_calls import as_message, parse, parse_either, render_call
 
 TOKENIZER = train_bpe(["Be brief. What is the weather? detailed thinking off HUMAN SYSTEM ASSISTANT"] * 3, 330)
 SYSTEM = "<role>SYSTEM</role>detailed thinking off<|role_end|>"

@@ -14,7 +14,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ling_jax.data.chat import Piece, check_messages
+from ling_jax.chat.template import Piece, check_messages
 from ling_jax.data.tokenizer import SPECIAL_TOKENS
 from ling_jax.files import replacing
 

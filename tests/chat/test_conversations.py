@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ling_jax.chat.conversations import prompt_of, tokenize_conversations
+from ling_jax.chat.template import ChatTemplate
 from ling_jax.data import PackedRows, TokenDocuments, open_documents, pack_plan, packed_rows, train_bpe, validate_batch
-from ling_jax.data.chat import ChatTemplate
-from ling_jax.data.conversations import prompt_of, tokenize_conversations
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.packing import IGNORED_LABEL
 from ling_jax.data.sources import is_held_out

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ling_jax.data.chat import ChatTemplate, encode_all
-from ling_jax.data.folder_template import FolderTemplate
+from ling_jax.chat.folder_template import FolderTemplate
+from ling_jax.chat.records import check_conversation
+from ling_jax.chat.template import ChatTemplate, encode_all
 from ling_jax.data.packing import Document, write_documents
-from ling_jax.data.records import check_conversation
 
 Record = dict[str, Any]
 POLICIES = ("drop", "error")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ling_jax.data.chat import check_messages
+from ling_jax.chat.template import check_messages
 from ling_jax.data.json_lines import check_whole_characters, read_objects
 
 

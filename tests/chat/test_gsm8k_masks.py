@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from ling_jax.data.chat import ChatTemplate, encode
+from ling_jax.chat.template import ChatTemplate, encode
 from ling_jax.data.tokenizer import train_bpe
 
 TOKENIZER = train_bpe([""], 263)
