@@ -1,8 +1,11 @@
 """Fixtures that all tests share."""
 
+import gzip
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -24,29 +27,33 @@ settings.load_profile("ling_jax")
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def golden_folder() -> Path | None:
-    """Numbers of the official code: $LING_JAX_GOLDEN, or shared/golden beside the checkout."""
-    return _folder("LING_JAX_GOLDEN", "golden")
-
-
-def _folder(variable: str, name: str) -> Path | None:
-    folder = Path(os.environ.get(variable, Path(__file__).parents[1] / "../shared" / name))
-    return folder.resolve() if folder.is_dir() else None
+def golden_folder() -> Path:
+    """Official numbers as stored: $LING_JAX_GOLDEN, or tests/fixtures, whose README describes the files."""
+    folder = Path(os.environ.get("LING_JAX_GOLDEN", FIXTURES)).resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"LING_JAX_GOLDEN: no folder {folder}; tests/fixtures/README.md says what it holds")
+    return folder
 
 
 @pytest.fixture(scope="session")
-def golden() -> Path:
-    folder = golden_folder()
-    if folder is None:
-        pytest.skip("no golden numbers: set LING_JAX_GOLDEN to their folder (tests/fixtures holds one of them)")
+def golden(tmp_path_factory) -> Path:
+    """Official numbers, unpacked: every model's folder has model.safetensors and grads.json."""
+    folder = tmp_path_factory.mktemp("golden")
+    shutil.copytree(golden_folder(), folder, copy_function=os.symlink, dirs_exist_ok=True)
+    for packed in folder.glob("*/weights.npz"):
+        with np.load(packed) as weights:
+            tensors = weights["header"].tobytes() + weights["planes"].T.tobytes()
+        packed.with_name("model.safetensors").write_bytes(tensors)
+    for packed in folder.glob("*/grads.json.gz"):
+        packed.with_name("grads.json").write_bytes(gzip.decompress(packed.read_bytes()))
     return folder
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Public data sets: $LING_JAX_DATA, or shared/data beside the checkout."""
-    folder = _folder("LING_JAX_DATA", "data")
-    if folder is None:
+    folder = Path(os.environ.get("LING_JAX_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
+    if not folder.is_dir():
         pytest.skip("no data sets: set LING_JAX_DATA to a folder that has gsm8k/ and bfcl/")
     return folder
 

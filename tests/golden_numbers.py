@@ -5,10 +5,11 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from ling_jax import model
 from ling_jax.checkpoint import hf_tensors, load_hf
-from tests.conftest import QUICK
+from tests.conftest import QUICK, golden_folder
 
 # float64: sums of some hundred terms of size ~10, every float32 literal of the official code widened (README of the
 # numbers). float32: a few times what the official code differs from itself in float64, |logits| up to 8.
@@ -16,6 +17,12 @@ LOGITS = {"float64": 1e-9, "float32": 5e-4}
 LOSSES = {"float64": 1e-9, "float32": 1e-5}  # relative
 GRADIENTS = {"float64": 1e-9, "float32": 1e-3}  # relative to the leaf's largest entry
 WEIGHTS = {"float64": 3e-7, "float32": 1e-4}  # of experts, up to 2.5; stored as float32
+
+
+def golden_models(*quick: str, having: str = "config.json") -> list:
+    """Parameters: the models whose folder has the file `having`. If `quick` names some, the others are slow tests."""
+    names = sorted(path.parent.name for path in golden_folder().glob(f"*/{having}"))
+    return [name if name in quick or not quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def load_fixture(folder, dtype, **overrides):

@@ -138,7 +138,7 @@ def test_every_field_survives_config_json(family, fields):
 
 def test_fixture_configs_survive(golden):
     folders = sorted(path.parent for path in golden.glob("*/config.json"))
-    assert len(folders) == 7
+    assert folders
     for folder in folders:
         config = from_hf(json.loads((folder / "config.json").read_text()))
         assert from_hf(to_hf(config)) == config, folder.name

@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from ling_jax import model
 from ling_jax.config import model_config
 from ling_jax.model.layers import layer_numbers
-from tests.golden_numbers import LOGITS, load_fixture, quick_jit
+from tests.golden_numbers import LOGITS, golden_models, load_fixture, quick_jit
 from tests.tiny import FAMILIES, random_params, tiny_config
 
-DECODE = ["v25_base", "v25_slope0_padpack", "ringlinear2_base"]
 forward = quick_jit(model.forward, static_argnums=2)
 
 
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", DECODE)
+@pytest.mark.parametrize("name", golden_models(having="decode.npz"))
 def test_official_decoding(golden, x64, name, dtype):
     params, config, _, _ = load_fixture(golden / name, dtype)
     decode = dict(np.load(golden / name / "decode.npz"))

@@ -8,7 +8,6 @@ import pytest
 from ling_jax import model
 from ling_jax.model.transformer import make_sequence
 from ling_jax.parallel import context
-from tests.conftest import golden_folder
 from tests.parallel.test_sharding import abstract_mesh
 from tests.programs import output_of
 from tests.tiny import tiny_config
@@ -53,6 +52,5 @@ def test_the_kernels_of_tpus_compute_the_same_of_split_rows():
     on_four_devices("softmax_kernels")
 
 
-@pytest.mark.skipif(golden_folder() is None, reason="no golden numbers: set LING_JAX_GOLDEN to their folder")
 def test_split_lightning_attention_gives_the_official_numbers():
     on_four_devices("official")
