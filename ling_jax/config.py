@@ -77,6 +77,9 @@ class ModelConfig:
     scan_layers: bool = True
     lightning_chunk: int | None = None  # None: the kernel's own choice
     loss_chunk: int = 128  # tokens of each row whose logits exist at one time
+    # The config.json that the model was read from, as text: exports keep its keys (`checkpoint.to_hf`). It says nothing
+    # of the model that the fields above do not, so it is no part of equality, and no setting of an experiment.
+    hf_source: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self):
         with contextlib.suppress(TypeError):  # the check below names what is no dtype
@@ -197,7 +200,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "ring-2.5-1t": _1T | _V25 | dict(max_length=131072),
     "ling-2.6-1t": _1T | _V25 | dict(mtp_depth=1, max_length=262144),
     "ring-2.6-1t": _1T | _V25 | dict(mtp_depth=1, max_length=262144),
-    "ling-2.6-flash": _FLASH | _V25 | dict(mtp_depth=1, max_length=262144),
+    # As released: 128K without YaRN. 256K is YaRN x 2 when serving; mid-training at 256K sets max_length.
+    "ling-2.6-flash": _FLASH | _V25 | dict(mtp_depth=1, max_length=131072),
     "tiny-2.0": _TINY | dict(softmax="gqa", layer_group_size=1, num_kv_heads=2, num_norm_groups=1, mtp_depth=1),
     "tiny-linear-2.0": _TINY | dict(softmax="gqa", layer_group_size=8, num_kv_heads=2, mtp_depth=1),
     "tiny-2.6": _TINY | _TINY_V25 | dict(mtp_depth=1),
@@ -208,7 +212,7 @@ def model_config(name: str, **overrides) -> ModelConfig:
     """A named model, fields replaced by `overrides`. Unknown names and fields raise with the nearest known one."""
     if name not in MODELS:
         raise ValueError(f"no model is named {name!r}{nearest(name, MODELS)}; known: {', '.join(MODELS)}")
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = {field.name for field in dataclasses.fields(ModelConfig) if field.compare}
     for field in overrides.keys() - known:
         raise ValueError(f"ModelConfig has no field {field!r}{nearest(field, known)}")
     return ModelConfig(**(MODELS[name] | overrides))

@@ -10,7 +10,7 @@ from ling_jax.train.config import DataConfig, MeshConfig, OptimizerConfig, Sourc
 
 
 def get_config():
-    target = model_config("ling-2.6-flash")
+    target = model_config("ling-2.6-flash", max_length=262144)  # the release says 131072; the report trains at 256K
     return to_config_dict(
         MigrateConfig(
             source="ling-flash-2.0",

@@ -1,197 +1,167 @@
-"""Hugging Face's config.json <-> ModelConfig."""
+"""Hugging Face's config.json <-> ModelConfig, by the table of `hf_keys`."""
 
 import dataclasses
+import functools
+import json
+import sys
 from typing import Any
 
+from ling_jax.checkpoint.hf_keys import (
+    ARCHITECTURES,
+    KEYS,
+    LINEAR,
+    ORIGINAL_LENGTH,
+    PLACES,
+    QUANTISATION,
+    ROPE,
+    TABLE,
+    V2,
+    V25,
+    YARN,
+    Key,
+)
+from ling_jax.checkpoint.hf_reading import at, overridden_factor, read_model, unread_keys
 from ling_jax.config import ModelConfig, Yarn
+from ling_jax.messages import warn
 
-# Hugging Face's config.json, key -> field, where the value carries over as it is.
-HF_FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "ffn_size",
-    "first_k_dense_replace": "first_dense_layers",
-    "num_experts": "num_experts",
-    "num_experts_per_tok": "top_k",
-    "n_group": "num_expert_groups",
-    "topk_group": "top_groups",
-    "moe_intermediate_size": "expert_ffn_size",
-    "routed_scaling_factor": "routed_scale",
-    "rope_theta": "rope_theta",
-    "max_position_embeddings": "max_length",
-    "rms_norm_eps": "norm_eps",
-}
-HF_OPTIONAL_FIELDS = {  # a missing key leaves the field's default
-    "use_qk_norm": "qk_norm",
-    "use_qkv_bias": "qkv_bias",
-    "use_bias": "out_bias",
-    "num_nextn_predict_layers": "mtp_depth",
-    "mtp_loss_scaling_factor": "mtp_loss_weight",
-    "router_z_loss_coef": "z_loss_weight",
-    "initializer_range": "init_std",
-    "slope_layer_offset": "slope_layer_offset",
-    "gqa_qk_norm": "gqa_qk_norm",  # ours: the official code would miss the norms' weights
-    "mtp_shared_depths": "mtp_shared_depths",  # ours, as the next: the official code runs one depth a module
-    "mtp_detached": "mtp_detached",
-}
-HF_MLA_FIELDS = {
-    "q_lora_rank": "q_lora_rank",
-    "kv_lora_rank": "kv_lora_rank",
-    "qk_nope_head_dim": "nope_dim",
-    "qk_rope_head_dim": "rope_dim",
-    "v_head_dim": "v_dim",
-}
-# architecture -> (model_type, softmax kind, has Lightning layers)
-ARCHITECTURES = {
-    "BailingMoeV2_5ForCausalLM": ("bailing_hybrid", "mla", True),
-    "BailingMoeLinearV2ForCausalLM": ("bailing_moe_linear", "gqa", True),
-    "BailingMoeV2ForCausalLM": ("bailing_moe", "gqa", False),
-}
-LING_3_ARCHITECTURES = ("BailingMoeV3ForCausalLM", "BailingHybridForCausalLM")
-# Values of HF keys that the official code computes with, whatever else a file may ask for.
-HF_FIXED = {
-    "hidden_act": "silu",
-    "linear_silu": False,
-    "rope_interleave": True,
-    "score_function": "sigmoid",
-    "scoring_func": "sigmoid",
-    "tie_word_embeddings": False,
-}
+# What a file may leave to the others; keys of one row are written together.
+DERIVED = (
+    ("head_dim",),
+    ("num_key_value_heads",),
+    ("rotary_dim", "partial_rotary_factor"),
+    ("num_shared_experts", "moe_shared_expert_intermediate_size"),
+)
+DERIVED_FROM = ("hidden_size", "num_attention_heads", "head_dim", "moe_intermediate_size")
+OF_ARCHITECTURE = ("architectures", "model_type", "auto_map", "layer_types", "num_kv_heads_for_linear_attn")
 
 
 def from_hf(hf: dict[str, Any]) -> ModelConfig:
     """ModelConfig of a Hugging Face config.json.
 
-    Dispatches on `architectures`: Ling 2.6 and Ling 3.0 share a `model_type`. Raises ValueError on another
-    architecture, on a missing key and on a value that the official code does not compute.
+    Dispatches on `architectures`: Ling 2.6 and Ling 3.0 share a `model_type`. Its `hf_source` is the file, which
+    `to_hf` writes again, without `quantization_config`: parameters in memory are not quantised. One line on stderr
+    names the keys that are not read. Raises ValueError, naming the key, the value and what is expected, on another
+    architecture, missing keys, values out of range or in contradiction, and on what asks for another computation.
     """
-    _, softmax, hybrid = ARCHITECTURES[_architecture(hf)]
-    for key, value in HF_FIXED.items():
-        if key in hf and hf[key] != value:
-            raise ValueError(
-                f"config.json: {key} is {hf[key]!r}; the released models have {value!r}, nothing else runs"
-            )
-    fields = {field: _hf_value(hf, key) for key, field in HF_FIELDS.items()}
-    fields |= {field: hf[key] for key, field in HF_OPTIONAL_FIELDS.items() if hf.get(key) is not None}
-    if softmax == "mla":
-        fields |= {field: _hf_value(hf, key) for key, field in HF_MLA_FIELDS.items() if key != "q_lora_rank"}
-        fields["q_lora_rank"] = hf.get("q_lora_rank")
-    else:
-        fields["num_kv_heads"] = hf.get("num_key_value_heads") or fields["num_heads"]
-    if hybrid:
-        fields |= {
-            "layer_group_size": _hf_value(hf, "layer_group_size"),
-            "num_norm_groups": _hf_value(hf, "group_norm_size"),
-        }
-        _check_linear_heads(hf)
-    else:
-        fields["layer_group_size"] = 1
-    head_dim = hf.get("head_dim") or fields["hidden_size"] // fields["num_heads"]
-    shared = hf.get("moe_shared_expert_intermediate_size") or fields["expert_ffn_size"]
-    return ModelConfig(
-        softmax=softmax,
-        head_dim=head_dim,
-        rotary_dim=_rotary_dim(hf, head_dim),
-        shared_ffn_size=shared * (hf.get("num_shared_experts") or 0),
-        rope_scaling=_yarn(hf.get("rope_scaling")),
-        compute_dtype=hf.get("torch_dtype") or hf.get("dtype") or "bfloat16",
-        **fields,
-    )
+    config = read_model(hf)
+    named = unread_keys(hf)
+    if (overridden := overridden_factor(hf, config)) is not None:
+        named.append(f"partial_rotary_factor {overridden} (rotary_dim {config.rotary_dim} wins)")
+    if named:
+        _warn_once(f"config.json: keys that are not read: {', '.join(named)}", sys.stderr)
+    try:
+        source = json.dumps({key: value for key, value in hf.items() if key not in QUANTISATION})
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"config.json: it cannot be carried to exports: {type(error).__name__}: {error}") from None
+    return dataclasses.replace(config, hf_source=source)
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json that `from_hf` reads back to the same model; `slope_layer_offset` is written always."""
-    architecture = _architecture_of(config)
-    hybrid = ARCHITECTURES[architecture][2]
-    hf = {"architectures": [architecture], "model_type": ARCHITECTURES[architecture][0]}
-    hf |= {key: getattr(config, field) for key, field in (HF_FIELDS | HF_OPTIONAL_FIELDS).items()}
-    hf |= {key: value for key, value in HF_FIXED.items() if key != "scoring_func"}
-    if config.softmax == "mla":
-        hf |= {key: getattr(config, field) for key, field in HF_MLA_FIELDS.items()}
-    if hybrid:
-        hf |= {"layer_group_size": config.layer_group_size, "group_norm_size": config.num_norm_groups}
-    return hf | {
-        "num_key_value_heads": config.num_kv_heads or config.num_heads,
-        "head_dim": config.head_dim,
-        "rotary_dim": config.rotary_dim,
-        "partial_rotary_factor": config.rotary_dim / config.head_dim,
-        "num_shared_experts": int(config.shared_ffn_size > 0),
-        "moe_shared_expert_intermediate_size": config.shared_ffn_size or config.expert_ffn_size,
-        "rope_scaling": _hf_yarn(config.rope_scaling),
-        "torch_dtype": config.compute_dtype,
-        "norm_topk_prob": True,
-        "moe_router_enable_expert_bias": True,
-        "router_dtype": "fp32",
-    }
+    """The config.json that `from_hf` reads back to the same model, but for an MTP weight of 0, which no file can say.
+
+    A model that came from a file keeps the file's keys as they stood; those that say of the model what has changed
+    since get the new value. Where the architecture has changed, keys of the old one go. `slope_layer_offset` is always
+    written, `quantization_config` never.
+    """
+    if not config.hf_source:
+        return _header(config) | _keys(config)
+    source = json.loads(config.hf_source)
+    before = read_model(source)
+    if _kind(before) != _kind(config):
+        new = _header(config) | _keys(config)
+        old = {place.split(".")[0] for place in PLACES}.union(new, ROPE, OF_ARCHITECTURE)
+        return new | {key: value for key, value in source.items() if key not in old}
+    return _update(source, before, config) | {"slope_layer_offset": config.slope_layer_offset}
 
 
-def _architecture(hf: dict[str, Any]) -> str:
-    found = (hf.get("architectures") or ["none"])[0]
-    if found in LING_3_ARCHITECTURES or "kda_lower_bound" in hf:
-        raise ValueError(
-            f"config.json: architecture {found} is Ling 3.0 (delta attention, gated MLA), which shares model_type "
-            f"{hf.get('model_type')!r} with Ling 2.6 but is another model; supported are {', '.join(ARCHITECTURES)}"
-        )
-    if found not in ARCHITECTURES:
-        raise ValueError(
-            f"config.json: architecture {found} is not supported; supported are {', '.join(ARCHITECTURES)}"
-        )
-    return found
+@functools.cache
+def _warn_once(text: str, stream) -> None:
+    """A program reads a folder's config more than once."""
+    warn(text)
 
 
-def _architecture_of(config: ModelConfig) -> str:
-    for name, (_, softmax, hybrid) in ARCHITECTURES.items():
-        if (softmax, hybrid) == (config.softmax, config.layer_group_size > 1):
-            return name
+def _kind(config: ModelConfig) -> tuple[str, bool]:
+    return config.softmax, config.layer_group_size > 1
+
+
+def _header(config: ModelConfig) -> dict[str, Any]:
+    for name, family in ARCHITECTURES.items():
+        if (family.softmax, family.hybrid) == _kind(config):
+            return {
+                "architectures": [name], "model_type": family.model_type, "hidden_act": "silu", "linear_silu": False,
+                "rope_interleave": True, "score_function": "sigmoid", "tie_word_embeddings": False,
+                "norm_topk_prob": True, "moe_router_enable_expert_bias": True, "router_dtype": "fp32",
+            }  # fmt: skip
     raise ValueError(
         f"no Hugging Face architecture has softmax {config.softmax!r} with layer_group_size {config.layer_group_size}"
     )
 
 
-def _hf_value(hf: dict[str, Any], key: str):
-    if hf.get(key) is None:
-        raise ValueError(f"config.json: {key} is missing; {_architecture(hf)} needs it")
-    return hf[key]
+def _keys(config: ModelConfig, num_shared: int = 1) -> dict[str, Any]:
+    """A model by the keys of the table, in transformers 4's form; of `num_shared` shared experts if these can be."""
+    family = V25 if config.softmax == "mla" else LINEAR if config.layer_group_size > 1 else V2
+    total = config.shared_ffn_size
+    num_shared = num_shared if total and total % num_shared == 0 else int(total > 0)
+    return {key.name: getattr(config, key.field) for key in TABLE if key.field and family in key.families} | {
+        "num_key_value_heads": config.num_kv_heads or config.num_heads,
+        "head_dim": config.head_dim,
+        "n_group": config.num_expert_groups,
+        "topk_group": config.top_groups,
+        "num_shared_experts": num_shared,
+        "moe_shared_expert_intermediate_size": total // num_shared if total else config.expert_ffn_size,
+        "mtp_loss_scaling_factor": config.mtp_loss_weight,
+        "rotary_dim": config.rotary_dim,
+        "partial_rotary_factor": config.rotary_dim / config.head_dim,
+        "rope_scaling": _scaling(config.rope_scaling),
+    }
 
 
-def _check_linear_heads(hf: dict[str, Any]) -> None:
-    found, heads = hf.get("num_kv_heads_for_linear_attn") or 0, hf["num_attention_heads"]
-    if found not in (0, heads):
-        raise ValueError(
-            f"config.json: num_kv_heads_for_linear_attn is {found}; Lightning layers have all {heads} heads"
-        )
-
-
-def _rotary_dim(hf: dict[str, Any], head_dim: int) -> int:
-    """`rotary_dim` wins over `partial_rotary_factor`, which transformers 5 writes into `rope_scaling`."""
-    if hf.get("rotary_dim"):
-        return hf["rotary_dim"]
-    nested = (hf.get("rope_scaling") or {}).get("partial_rotary_factor")
-    return int(head_dim * (hf.get("partial_rotary_factor") or nested or 1.0))
-
-
-def _yarn(scaling: dict[str, Any] | None) -> Yarn | None:
-    """None where the dict only repeats the rope's parameters (`rope_type` default)."""
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "yarn":
-        raise ValueError(f"config.json: rope_scaling of type {kind!r}; supported are yarn and default")
-    missing = [key for key in ("factor", "original_max_position_embeddings") if not scaling.get(key)]
-    if missing:
-        raise ValueError(f"config.json: rope_scaling is yarn without {' and '.join(missing)}")
-    optional = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor")
-    return Yarn(
-        factor=scaling["factor"],
-        original_length=scaling["original_max_position_embeddings"],
-        **{key: scaling[key] for key in optional if scaling.get(key) is not None},
-    )
-
-
-def _hf_yarn(yarn: Yarn | None) -> dict[str, Any] | None:
+def _scaling(yarn: Yarn | None) -> dict[str, Any] | None:
     if yarn is None:
         return None
-    fields = {key: value for key, value in dataclasses.asdict(yarn).items() if value is not None}
-    return {"rope_type": "yarn", "original_max_position_embeddings": fields.pop("original_length")} | fields
+    fields = {key: getattr(yarn, field) for key, field in YARN.items()}
+    return {"rope_type": "yarn"} | {key: value for key, value in fields.items() if value is not None}
+
+
+def _update(hf: dict[str, Any], before: ModelConfig, config: ModelConfig) -> dict[str, Any]:
+    """The file `hf` of `before`, with what is another in `config`."""
+    num_shared = hf.get("num_shared_experts") or hf.get("n_shared_experts") or 1
+    old, new = _keys(before, num_shared), _keys(config, num_shared)
+    changed = {key for key in new if new[key] != old[key]}
+    for group in DERIVED:
+        left_out = any(not any(at(hf, place) for place in KEYS[key].places) for key in group)
+        if changed.intersection(group) or (left_out and changed.intersection(DERIVED_FROM)):
+            changed |= set(group)
+    for key in sorted(changed, key=list(new).index):
+        if key == "rope_scaling":
+            _write_scaling(hf, new[key])
+        else:
+            _write(hf, KEYS[key], new[key])
+    if changed & {"num_hidden_layers", "layer_group_size"}:
+        hf.pop("layer_types", None)
+    if hf.get("num_kv_heads_for_linear_attn"):
+        hf["num_kv_heads_for_linear_attn"] = config.num_heads
+    return hf
+
+
+def _write(hf: dict[str, Any], key: Key, value: Any) -> None:
+    """Wherever the file has the key; on the top level if nowhere."""
+    places = [place.partition(".") for place in key.places]
+    held = [
+        (first, second) for first, _, second in places if first in hf and (not second or second in (hf[first] or ()))
+    ]
+    for first, second in held or [(key.name, "")]:
+        if second:
+            hf[first][second] = value
+        else:
+            hf[first] = value
+
+
+def _write_scaling(hf: dict[str, Any], scaling: dict[str, Any] | None) -> None:
+    """In the object that the file has; its other keys, such as `rope_theta`, stay."""
+    for place in [place for place in ROPE if isinstance(hf.get(place), dict)] or ["rope_scaling"]:
+        gone = ("rope_type", "type", *YARN)
+        kept = {key: value for key, value in (hf.get(place) or {}).items() if key not in gone}
+        hf[place] = (kept | (scaling or {"rope_type": "default"})) if kept or scaling else None
+    if ORIGINAL_LENGTH in hf:
+        hf[ORIGINAL_LENGTH] = (scaling or {}).get(ORIGINAL_LENGTH)

@@ -64,7 +64,7 @@ def form_config(source: ModelConfig, target: ModelConfig, form: str) -> ModelCon
     Ling 2.0 model, or the target another model or too large for it.
     """
     others = RUN_FIELDS + MIXER_FIELDS + (() if source.mtp_depth else ("mtp_depth",))
-    for field in (f.name for f in dataclasses.fields(ModelConfig) if f.name not in others):
+    for field in (f.name for f in dataclasses.fields(ModelConfig) if f.compare and f.name not in others):
         if getattr(source, field) != getattr(target, field):
             raise ValueError(
                 f"target.{field} is {getattr(target, field)!r}, the source's {getattr(source, field)!r}; a migration "

@@ -218,7 +218,7 @@ def from_dict(cls, values: Any, where: str = "config"):
         return values
     if not hasattr(values, "items"):
         raise ValueError(f"{where} is {values!r}; expected a dict of {cls.__name__}'s fields")
-    hints = typing.get_type_hints(cls)
+    hints = _settings(cls)
     for key in values:
         if key not in hints:
             raise ValueError(f"{where}.{key} is unknown{nearest(key, hints)}; {cls.__name__} has {', '.join(hints)}")
@@ -251,7 +251,7 @@ def _convert(hint, value, where: str):
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
     """The same fields as an `ml_collections.ConfigDict`, whose overrides are typed; what is None takes its own type."""
     fields = {}
-    for name, hint in typing.get_type_hints(type(config)).items():
+    for name, hint in _settings(type(config)).items():
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             value = to_config_dict(value)
@@ -264,8 +264,14 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(fields)
 
 
+def _settings(cls) -> dict[str, Any]:
+    """The types of a config's fields, but for those that are no part of its equality: they are no settings."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.compare}
+
+
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"train.steps": 100, …} of a config or of its JSON form."""
+    """{"train.steps": 100, …} of a config or of its JSON form, but for the files that its models come from."""
     if dataclasses.is_dataclass(values):
         values = dataclasses.asdict(values)
     if isinstance(values, (list, tuple)):
@@ -274,7 +280,8 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: values}
     flat = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
+        if key != "hf_source":
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat
 
 

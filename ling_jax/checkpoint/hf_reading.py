@@ -1,0 +1,273 @@
+"""Hugging Face's config.json -> ModelConfig: what the file has, whether it fits, and what is left out."""
+
+import json
+import reprlib
+from typing import Any, NamedTuple
+
+from ling_jax.checkpoint.hf_keys import (
+    ARCHITECTURES,
+    DROPOUTS,
+    HARMLESS,
+    HEADS,
+    KEYS,
+    LING_3,
+    OFF_PREFIXES,
+    ORIGINAL_LENGTH,
+    PLACES,
+    PORTED,
+    ROPE,
+    TABLE,
+    UNREAD,
+    V25,
+    YARN,
+    Family,
+    Key,
+    nothing,
+    one_of,
+    whole,
+)
+from ling_jax.config import ModelConfig, Yarn
+
+
+class Found(NamedTuple):
+    """What a file has of the table."""
+
+    values: dict[str, Any]  # by the name of the key; None where the file has none
+    places: dict[str, str]  # of the values: which key a message names
+
+
+def read_model(hf: dict[str, Any]) -> ModelConfig:
+    if not isinstance(hf, dict):
+        raise ValueError(f"config.json is {_shown(hf)}; expected an object")
+    name = _architecture(hf)
+    if name != PORTED:
+        return _read_as(hf, name)
+    try:
+        return _read_as(hf, next(name for name, family in ARCHITECTURES.items() if family.name == V25))
+    except ValueError as error:
+        raise ValueError(
+            f"{error} ({PORTED} without kda_* keys is read as Ling 2.6; else it is not supported)"
+        ) from None
+
+
+def unread_keys(hf: dict[str, Any]) -> list[str]:
+    """Keys that are neither read nor known to change nothing, as a message names them."""
+    known = HARMLESS | UNREAD.keys() | {place for place in PLACES if "." not in place}
+    named = [key for key in hf if key not in known and not key.startswith(OFF_PREFIXES)]
+    named += [key for key in DROPOUTS if hf.get(key)]
+    inside = [f"{rope}.{key}" for rope in ROPE for key in hf.get(rope) or ()]
+    named += [place for place in inside if place not in PLACES and place not in UNREAD]
+    return [name if name.isprintable() and len(name) <= 80 else _shown(name) for name in named]
+
+
+def _architecture(hf: dict[str, Any]) -> str:
+    found, expected = hf.get("architectures"), f"a list with one of {', '.join(ARCHITECTURES)}"
+    marks = [key for key, value in hf.items() if key.startswith("kda_") and value is not None]
+    if marks or (isinstance(found, list) and LING_3 in found):
+        by = _shown(marks[0]) if marks else LING_3
+        raise ValueError(
+            f"config.json: architectures is {_shown(found)}, and {by} marks Ling 3.0 (delta attention, gated MLA), "
+            f"which shares model_type with Ling 2.6 and is another model; expected {expected}"
+        )
+    if found is None:
+        raise ValueError(f"config.json: architectures is missing; expected {expected}")
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
+        raise _refusal("architectures", found, expected)
+    if found[0] not in ARCHITECTURES and found[0] != PORTED:
+        raise ValueError(f"config.json: architectures is {_shown(found)}, which is not supported; expected {expected}")
+    return found[0]
+
+
+def _read_as(hf: dict[str, Any], architecture: str) -> ModelConfig:
+    family = ARCHITECTURES[architecture]
+    _check_unread(hf, family)
+    found = Found({}, {})
+    for key in TABLE:
+        if family.name in key.families:
+            place, value = _find(hf, key, architecture)
+            found.values[key.name], found.places[key.name] = value, place
+    yarn = _yarn(found)
+    _fill_in(found.values, family)
+    _check_relations(found, family)
+    config = _model(found.values, family, yarn)
+    _check_layer_types(hf.get("layer_types"), config)
+    return config
+
+
+def at(hf: dict[str, Any], place: str) -> Any:
+    first, _, second = place.partition(".")
+    value = hf.get(first)
+    return value.get(second) if second and value is not None else value
+
+
+def _find(hf: dict[str, Any], key: Key, architecture: str) -> tuple[str, Any]:
+    """(place, value) of a key; all the places that have it agree."""
+    found = [(place, value) for place in key.places if (value := at(hf, place)) is not None]
+    for place, value in found:
+        if not key.kind.accepts(value):
+            raise _refusal(place, value, f"{key.kind.expected} ({key.meaning})")
+    for place, value in found[1:]:
+        if value != found[0][1]:
+            first = f"{found[0][0]} is {_shown(found[0][1])}"
+            raise ValueError(f"config.json: {first} and {place} is {_shown(value)}; expected one {key.meaning}")
+    if found:
+        return found[0][0], float(found[0][1]) if key.kind.is_float else found[0][1]
+    # A converter of the 2.0 family writes null for one group; a file without the key has the official class's default.
+    if key.needed and not (key.name in ("n_group", "topk_group") and key.name in hf):
+        expected = f"expected {key.kind.expected} ({key.meaning})"
+        raise ValueError(f"config.json: {key.name} is missing; {architecture} needs it: {expected}")
+    return key.name, None
+
+
+def _check_unread(hf: dict[str, Any], family: Family) -> None:
+    """Keys that are not read must not ask for another computation."""
+    for rope in ROPE:
+        scaling = hf.get(rope)
+        if not isinstance(scaling, dict | None):
+            raise _refusal(rope, scaling, "an object or null")
+        for key, value in (scaling or {}).items():
+            if isinstance(value, dict):
+                raise _refusal(f"{rope}.{key}", value, "no object: one rope of all layers")
+    for place, kind in UNREAD.items():
+        if not kind.accepts(value := at(hf, place)):
+            raise _refusal(place, value, kind.expected)
+    off = nothing()
+    for key, value in hf.items():
+        if key.startswith(OFF_PREFIXES) and not off.accepts(value):
+            raise _refusal(key, value, off.expected)
+    if hf.get("use_sliding_window") is not False and not off.accepts(window := hf.get("sliding_window")):
+        raise _refusal("sliding_window", window, f"{off.expected}, unless use_sliding_window is false")
+    if not family.hybrid and not nothing(1).accepts(group := hf.get("layer_group_size")):
+        raise _refusal("layer_group_size", group, "null or 1: this architecture has no Lightning layers")
+    kind, heads = whole(0, HEADS), hf.get("num_attention_heads")
+    linear = hf.get("num_kv_heads_for_linear_attn")
+    if linear is not None and not (kind.accepts(linear) and linear in (0, heads)):
+        expected = f"null, 0 or num_attention_heads ({_shown(heads)}): Lightning layers have all heads"
+        raise _refusal("num_kv_heads_for_linear_attn", linear, expected)
+
+
+def _yarn(found: Found) -> Yarn | None:
+    """None where the objects of `ROPE` only repeat the rope's parameters, as transformers 5 writes them."""
+    given = {key: found.values[f"rope_scaling.{key}"] for key in YARN}
+    if found.values["rope_scaling.rope_type"] != "yarn":
+        for key in ("factor", "attention_factor"):
+            if given[key] not in (None, 1):
+                raise _refusal(found.places[f"rope_scaling.{key}"], given[key], "none, or rope_type 'yarn'")
+        return None
+    place = found.places["rope_scaling.rope_type"]
+    for key in ("factor", ORIGINAL_LENGTH):
+        if given[key] is None:
+            expected = KEYS[f"rope_scaling.{key}"].kind.expected
+            raise ValueError(f"config.json: {place} is 'yarn' without {key}; expected {expected}")
+    return Yarn(**{YARN[key]: value for key, value in given.items() if value is not None})
+
+
+def _fill_in(values: dict[str, Any], family: Family) -> None:
+    """Defaults that follow from other keys."""
+    heads = values["num_attention_heads"]
+    if values["head_dim"] is None:
+        if values["hidden_size"] % heads:
+            size = values["hidden_size"]
+            raise ValueError(f"config.json: head_dim is missing; num_attention_heads {heads} does not divide {size}")
+        values["head_dim"] = values["hidden_size"] // heads
+    values["n_group"] = values["n_group"] or 1
+    values["topk_group"] = values["topk_group"] or (1 if values["n_group"] == 1 else 0)
+    values["num_key_value_heads"] = values.get("num_key_value_heads") or heads
+    values["num_shared_experts"] = values["num_shared_experts"] or 0
+    if values["moe_shared_expert_intermediate_size"] is None:
+        values["moe_shared_expert_intermediate_size"] = values["moe_intermediate_size"]
+    if values["rotary_dim"] is None:
+        factor = values["partial_rotary_factor"]
+        if factor is None and family.softmax == "mla" and values["head_dim"] != values["qk_rope_head_dim"]:
+            raise ValueError(
+                "config.json: partial_rotary_factor is missing, and so is rotary_dim; expected one of them, since "
+                f"qk_rope_head_dim {values['qk_rope_head_dim']} is not the whole head_dim {values['head_dim']}"
+            )
+        values["rotary_dim"] = int(values["head_dim"] * (1.0 if factor is None else factor))
+
+
+def _check_relations(found: Found, family: Family) -> None:
+    """What one value says of another."""
+    v, place = found.values, found.places
+
+    def require(holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise _refusal(place[key], v[key], expected)
+
+    def require_divisor(key: str, whole_key: str) -> None:
+        require(v[whole_key] % v[key] == 0, key, f"a divisor of {whole_key} ({v[whole_key]})")
+
+    layers, groups = v["num_hidden_layers"], v["n_group"]
+    require(v["first_k_dense_replace"] <= layers, "first_k_dense_replace", f"at most num_hidden_layers ({layers})")
+    require_divisor("n_group", "num_experts")
+    require(1 <= v["topk_group"] <= groups, "topk_group", f"a whole number from 1 to n_group ({groups})")
+    eligible = v["num_experts"] // groups * v["topk_group"]
+    expected = f"at most {eligible}, the experts of topk_group ({v['topk_group']}) of n_group ({groups}) groups"
+    require(v["num_experts_per_tok"] <= eligible, "num_experts_per_tok", expected)
+    if family.hybrid:
+        require_divisor("group_norm_size", "num_attention_heads")
+    if family.softmax == "gqa":
+        require_divisor("num_key_value_heads", "num_attention_heads")
+    else:
+        require(v["qk_rope_head_dim"] % 2 == 0, "qk_rope_head_dim", "an even number")
+    rotary, head, factor = v["rotary_dim"], v["head_dim"], v["partial_rotary_factor"]
+    named = "partial_rotary_factor" if factor and rotary == int(head * factor) else "rotary_dim"
+    require(rotary % 2 == 0 and 0 < rotary <= head, named, f"an even number of rotated dims within head_dim ({head})")
+    shared, depth = v["mtp_shared_depths"] or 0, v["num_nextn_predict_layers"] or 0
+    require(not shared or depth <= 1, "mtp_shared_depths", f"0, since num_nextn_predict_layers is {depth}")
+
+
+def _model(values: dict[str, Any], family: Family, yarn: Yarn | None) -> ModelConfig:
+    named = {key.field: values.get(key.name) for key in TABLE if key.field}
+    fields = {field: value for field, value in named.items() if value is not None}
+    fields |= {} if family.hybrid else {"layer_group_size": 1}
+    fields |= {"num_kv_heads": values["num_key_value_heads"]} if family.softmax == "gqa" else {}
+    # 0 is what the 2.6 releases have, whatever they were trained with: it says nothing of training.
+    fields |= {"mtp_loss_weight": weight} if (weight := values["mtp_loss_scaling_factor"]) else {}
+    return ModelConfig(
+        softmax=family.softmax,
+        head_dim=values["head_dim"],
+        rotary_dim=values["rotary_dim"],
+        num_expert_groups=values["n_group"],
+        top_groups=values["topk_group"],
+        shared_ffn_size=values["num_shared_experts"] * values["moe_shared_expert_intermediate_size"],
+        rope_scaling=yarn,
+        **fields,
+    )
+
+
+def _check_layer_types(found: Any, config: ModelConfig) -> None:
+    """A list of the layers' kinds repeats what `layer_group_size` says."""
+    if found is None:
+        return
+    if not isinstance(found, list) or len(found) != config.num_layers:
+        raise _refusal("layer_types", found, f"a list of num_hidden_layers ({config.num_layers}) names")
+    softmax, lightning = one_of("full_attention"), one_of("linear_attention", "lightning_attention")
+    for layer, name in enumerate(found):
+        kind = softmax if config.is_softmax_layer(layer) else lightning
+        if not kind.accepts(name):
+            group = f"layers close groups of {config.layer_group_size}"
+            raise _refusal(f"layer_types[{layer}]", name, f"{kind.expected}, as softmax {group}")
+
+
+def overridden_factor(hf: dict[str, Any], config: ModelConfig) -> float | None:
+    """The part of a head that the file names, where its `rotary_dim` says otherwise."""
+    for place in KEYS["partial_rotary_factor"].places:
+        if (factor := at(hf, place)) is not None and int(config.head_dim * factor) != config.rotary_dim:
+            return factor
+    return None
+
+
+def _refusal(place: str, value: Any, expected: str) -> ValueError:
+    place = place if place.isprintable() and len(place) <= 80 else _shown(place)
+    return ValueError(f"config.json: {place} is {_shown(value)}; expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    """On one line and short, whatever it is."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return "a number of thousands of digits"
