@@ -20,7 +20,7 @@ from ling_jax.checkpoint.hf_keys import (
     YARN,
     Key,
 )
-from ling_jax.checkpoint.hf_reading import at, overridden_factor, read_model, unread_keys
+from ling_jax.checkpoint.hf_reading import at, overridden_factor, read_model, refusal, unread_keys
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.messages import warn
 
@@ -49,11 +49,11 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
         named.append(f"partial_rotary_factor {overridden} (rotary_dim {config.rotary_dim} wins)")
     if named:
         _warn_once(f"config.json: keys that are not read: {', '.join(named)}", sys.stderr)
-    try:
-        source = json.dumps({key: value for key, value in hf.items() if key not in QUANTISATION})
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"config.json: it cannot be carried to exports: {type(error).__name__}: {error}") from None
-    return dataclasses.replace(config, hf_source=source)
+    kept = {key: value for key, value in hf.items() if key not in QUANTISATION}
+    for key, value in kept.items():
+        if not _can_be_written(value):
+            raise refusal(key, value, "a value that can be written again")
+    return dataclasses.replace(config, hf_source=json.dumps(kept))
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -72,6 +72,14 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         old = {place.split(".")[0] for place in PLACES}.union(new, ROPE, OF_ARCHITECTURE)
         return new | {key: value for key, value in source.items() if key not in old}
     return _update(source, before, config) | {"slope_layer_offset": config.slope_layer_offset}
+
+
+def _can_be_written(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):  # no JSON, a number of thousands of digits, nested too deeply
+        return False
+    return True
 
 
 @functools.cache

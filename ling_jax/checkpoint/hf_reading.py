@@ -37,6 +37,7 @@ class Found(NamedTuple):
 
 
 def read_model(hf: dict[str, Any]) -> ModelConfig:
+    """What `from_hf` reads, without its file and its warning. No loop is as long as a number in the file says."""
     if not isinstance(hf, dict):
         raise ValueError(f"config.json is {_shown(hf)}; expected an object")
     name = _architecture(hf)
@@ -57,22 +58,22 @@ def unread_keys(hf: dict[str, Any]) -> list[str]:
     named += [key for key in DROPOUTS if hf.get(key)]
     inside = [f"{rope}.{key}" for rope in ROPE for key in hf.get(rope) or ()]
     named += [place for place in inside if place not in PLACES and place not in UNREAD]
-    return [name if name.isprintable() and len(name) <= 80 else _shown(name) for name in named]
+    return [_name(name) for name in named]
 
 
 def _architecture(hf: dict[str, Any]) -> str:
-    found, expected = hf.get("architectures"), f"a list with one of {', '.join(ARCHITECTURES)}"
+    found, expected = hf.get("architectures"), f"a list of names with one of {', '.join(ARCHITECTURES)}"
     marks = [key for key, value in hf.items() if key.startswith("kda_") and value is not None]
     if marks or (isinstance(found, list) and LING_3 in found):
-        by = _shown(marks[0]) if marks else LING_3
+        by = f" with {_name(marks[0])}" if marks else ""
         raise ValueError(
-            f"config.json: architectures is {_shown(found)}, and {by} marks Ling 3.0 (delta attention, gated MLA), "
-            f"which shares model_type with Ling 2.6 and is another model; expected {expected}"
+            f"config.json: architectures is {_shown(found)}{by}, which is Ling 3.0 (delta attention, gated MLA): it "
+            f"shares model_type with Ling 2.6 and is another model; expected {expected}"
         )
     if found is None:
         raise ValueError(f"config.json: architectures is missing; expected {expected}")
     if not isinstance(found, list) or not found or not all(isinstance(name, str) for name in found):
-        raise _refusal("architectures", found, expected)
+        raise refusal("architectures", found, expected)
     if found[0] not in ARCHITECTURES and found[0] != PORTED:
         raise ValueError(f"config.json: architectures is {_shown(found)}, which is not supported; expected {expected}")
     return found[0]
@@ -95,6 +96,7 @@ def _read_as(hf: dict[str, Any], architecture: str) -> ModelConfig:
 
 
 def at(hf: dict[str, Any], place: str) -> Any:
+    """The value at "key" or "object.key"; None where there is none."""
     first, _, second = place.partition(".")
     value = hf.get(first)
     return value.get(second) if second and value is not None else value
@@ -105,7 +107,7 @@ def _find(hf: dict[str, Any], key: Key, architecture: str) -> tuple[str, Any]:
     found = [(place, value) for place in key.places if (value := at(hf, place)) is not None]
     for place, value in found:
         if not key.kind.accepts(value):
-            raise _refusal(place, value, f"{key.kind.expected} ({key.meaning})")
+            raise refusal(place, value, f"{key.kind.expected} ({key.meaning})")
     for place, value in found[1:]:
         if value != found[0][1]:
             first = f"{found[0][0]} is {_shown(found[0][1])}"
@@ -124,26 +126,26 @@ def _check_unread(hf: dict[str, Any], family: Family) -> None:
     for rope in ROPE:
         scaling = hf.get(rope)
         if not isinstance(scaling, dict | None):
-            raise _refusal(rope, scaling, "an object or null")
+            raise refusal(rope, scaling, "an object or null")
         for key, value in (scaling or {}).items():
             if isinstance(value, dict):
-                raise _refusal(f"{rope}.{key}", value, "no object: one rope of all layers")
+                raise refusal(f"{rope}.{key}", value, "no object: one rope of all layers")
     for place, kind in UNREAD.items():
         if not kind.accepts(value := at(hf, place)):
-            raise _refusal(place, value, kind.expected)
+            raise refusal(place, value, kind.expected)
     off = nothing()
     for key, value in hf.items():
         if key.startswith(OFF_PREFIXES) and not off.accepts(value):
-            raise _refusal(key, value, off.expected)
+            raise refusal(key, value, off.expected)
     if hf.get("use_sliding_window") is not False and not off.accepts(window := hf.get("sliding_window")):
-        raise _refusal("sliding_window", window, f"{off.expected}, unless use_sliding_window is false")
+        raise refusal("sliding_window", window, f"{off.expected}, unless use_sliding_window is false")
     if not family.hybrid and not nothing(1).accepts(group := hf.get("layer_group_size")):
-        raise _refusal("layer_group_size", group, "null or 1: this architecture has no Lightning layers")
+        raise refusal("layer_group_size", group, "null or 1: this architecture has no Lightning layers")
     kind, heads = whole(0, HEADS), hf.get("num_attention_heads")
     linear = hf.get("num_kv_heads_for_linear_attn")
     if linear is not None and not (kind.accepts(linear) and linear in (0, heads)):
         expected = f"null, 0 or num_attention_heads ({_shown(heads)}): Lightning layers have all heads"
-        raise _refusal("num_kv_heads_for_linear_attn", linear, expected)
+        raise refusal("num_kv_heads_for_linear_attn", linear, expected)
 
 
 def _yarn(found: Found) -> Yarn | None:
@@ -152,7 +154,7 @@ def _yarn(found: Found) -> Yarn | None:
     if found.values["rope_scaling.rope_type"] != "yarn":
         for key in ("factor", "attention_factor"):
             if given[key] not in (None, 1):
-                raise _refusal(found.places[f"rope_scaling.{key}"], given[key], "none, or rope_type 'yarn'")
+                raise refusal(found.places[f"rope_scaling.{key}"], given[key], "none, or rope_type 'yarn'")
         return None
     place = found.places["rope_scaling.rope_type"]
     for key in ("factor", ORIGINAL_LENGTH):
@@ -192,7 +194,7 @@ def _check_relations(found: Found, family: Family) -> None:
 
     def require(holds: bool, key: str, expected: str) -> None:
         if not holds:
-            raise _refusal(place[key], v[key], expected)
+            raise refusal(place[key], v[key], expected)
 
     def require_divisor(key: str, whole_key: str) -> None:
         require(v[whole_key] % v[key] == 0, key, f"a divisor of {whole_key} ({v[whole_key]})")
@@ -241,13 +243,13 @@ def _check_layer_types(found: Any, config: ModelConfig) -> None:
     if found is None:
         return
     if not isinstance(found, list) or len(found) != config.num_layers:
-        raise _refusal("layer_types", found, f"a list of num_hidden_layers ({config.num_layers}) names")
+        raise refusal("layer_types", found, f"a list of num_hidden_layers ({config.num_layers}) names")
     softmax, lightning = one_of("full_attention"), one_of("linear_attention", "lightning_attention")
     for layer, name in enumerate(found):
         kind = softmax if config.is_softmax_layer(layer) else lightning
         if not kind.accepts(name):
             group = f"layers close groups of {config.layer_group_size}"
-            raise _refusal(f"layer_types[{layer}]", name, f"{kind.expected}, as softmax {group}")
+            raise refusal(f"layer_types[{layer}]", name, f"{kind.expected}, as softmax {group}")
 
 
 def overridden_factor(hf: dict[str, Any], config: ModelConfig) -> float | None:
@@ -258,9 +260,14 @@ def overridden_factor(hf: dict[str, Any], config: ModelConfig) -> float | None:
     return None
 
 
-def _refusal(place: str, value: Any, expected: str) -> ValueError:
-    place = place if place.isprintable() and len(place) <= 80 else _shown(place)
-    return ValueError(f"config.json: {place} is {_shown(value)}; expected {expected}")
+def refusal(place: str, value: Any, expected: str) -> ValueError:
+    """The one form of all errors on a key that is there."""
+    return ValueError(f"config.json: {_name(place)} is {_shown(value)}; expected {expected}")
+
+
+def _name(place: str) -> str:
+    """A key as it stands, unless that would break the line or fill it."""
+    return place if place.isprintable() and len(place) <= 80 else _shown(place)
 
 
 def _shown(value: Any) -> str:

@@ -252,7 +252,10 @@ def remove(name):
             r"(lm_head|word_embeddings).weight is \(256, 64\); config.json makes it \(300, 64\)",
         ),
         (lambda f: edit_config(f, num_experts=8), r"72 tensors belong to no part of the model: .*experts.10"),
-        (lambda f: edit_config(f, group_norm_size=3), "num_norm_groups 3 does not divide num_heads 4"),
+        (
+            lambda f: edit_config(f, group_norm_size=3),
+            "group_norm_size is 3; expected a divisor of num_attention_heads",
+        ),
         (lambda f: edit_config(f, architectures=["BailingMoeV3ForCausalLM"]), r"is Ling 3\.0"),
         (lambda f: edit_config(f, num_hidden_layers=5), r"tensors are missing .*: model.layers.4"),
         (lambda f: edit_config(f, num_nextn_predict_layers=1), r"tensors are missing .*: model.layers.4"),
