@@ -68,7 +68,7 @@ class Key(NamedTuple):
     name: str  # on the top level, or in an object of `ROPE`: "rope_scaling.factor"
     kind: Kind
     meaning: str
-    field: str = ""  # of ModelConfig; "": `hf_config` derives fields from it
+    field: str = ""  # of ModelConfig; "": fields are derived from it
     needed: bool = False  # by the families that read it
     families: tuple[str, ...] = ALL
     also: tuple[str, ...] = ()  # other places of the same thing

@@ -344,6 +344,16 @@ def test_the_form_of_transformers_5_is_the_same_model(base, keys, yarn):
     assert from_hf(rope_5(hf, *keys, **yarn)) == from_hf(hf)
 
 
+def test_the_flash_release_is_served_at_256k_by_yarn_in_rope_scaling():
+    """As its card has it: all of the rope in one object."""
+    release = RELEASES["Ling-2.6-flash"]
+    scaling = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 6e6, "partial_rotary_factor": 0.5}
+    scaling |= {"original_max_position_embeddings": 131072}
+    config = from_hf(without(release, "rope_theta", "partial_rotary_factor") | {"rope_scaling": scaling})
+    assert config == dataclasses.replace(from_hf(release), rope_scaling=Yarn(2.0, 131072))
+    assert to_hf(config)["rope_scaling"] == scaling
+
+
 def test_both_forms_may_repeat_each_other():
     hf = FIXTURE | {"rope_parameters": FIXTURE["rope_scaling"] | {"rope_theta": 6000000, "partial_rotary_factor": 0.5}}
     assert from_hf(hf) == from_hf(FIXTURE)
