@@ -49,6 +49,9 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
         named.append(f"partial_rotary_factor {overridden} (rotary_dim {config.rotary_dim} wins)")
     if named:
         _warn_once(f"config.json: keys that are not read: {', '.join(named)}", sys.stderr)
+    if config.softmax == "mla" and config.rotary_dim != config.rope_dim:
+        dims = f"{config.rotary_dim} dims of Lightning heads are rotated, and qk_rope_head_dim is {config.rope_dim}"
+        _warn_once(f"config.json: {dims}; the official code has one table for both", sys.stderr)
     kept = {key: value for key, value in hf.items() if key not in QUANTISATION}
     for key, value in kept.items():
         if not _can_be_written(value):

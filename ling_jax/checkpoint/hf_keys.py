@@ -222,7 +222,7 @@ UNREAD: dict[str, Kind] = {
 }
 DROPOUTS = ("attention_dropout", "embedding_dropout", "output_dropout", "hidden_dropout", "router_jitter_noise")
 
-QUANTISATION = ("quantization_config", "compression_config")
+QUANTISATION = ("quantization_config", "compression_config", "quantization")  # the last: MLX
 # Of the releases and of what transformers writes into every file: they change nothing that is computed.
 HARMLESS = frozenset((
     *ROPE, *QUANTISATION, "architectures", "model_type", "auto_map", "transformers_version", "_name_or_path",
