@@ -20,7 +20,7 @@ ORDER = (
     ("data", "model"),
     ("parallel",),
     ("pallas_kernels",),
-    ("objectives", "rewards", "spec", "config", "files"),
+    ("objectives", "rewards", "spec", "config", "files", "messages"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(file for top in ("ling_jax", "pallas_kernels", "launch") for file in (ROOT / top).rglob("*.py"))

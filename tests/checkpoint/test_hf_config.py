@@ -38,7 +38,7 @@ def test_configs_of_releases_lose_no_key(name):
 
 def test_configs_of_the_numbers_lose_no_key(golden):
     folders = sorted(path.parent for path in golden.glob("*/config.json"))
-    assert len(folders) == 7
+    assert folders
     for folder in folders:
         hf = json.loads((folder / "config.json").read_text())
         assert to_hf(from_hf(hf)) == hf | {"slope_layer_offset": 0}, folder.name
