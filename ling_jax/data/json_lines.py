@@ -1,25 +1,50 @@
 """JSON lines: read and checked, errors name file, line and field."""
 
+import codecs
+import itertools
 import json
 import re
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ling_jax.config import nearest
+from ling_jax.data.text_files import open_decompressed
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may escape one half of a surrogate pair, which no UTF-8 can hold
+MAX_LINE_BYTES = 1 << 30  # our choice: a line is held in memory as a whole, and gzip packs zeros a thousandfold
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 100
+_short.maxdict = _short.maxlist = _short.maxlevel = 4
+
+
+def shown(value: Any) -> str:
+    """The repr of a value that a file holds, shortened so that an error stays a line."""
+    return _short.repr(value)
 
 
 def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, object) of each line; blank lines are left out. Raises ValueError on what is no JSON object."""
-    with Path(path).expanduser().open("rb") as file:  # as bytes: a text's line separators are not only line ends
-        for number, line in enumerate(file, start=1):
+    """(where it stands, object) of each line of a file, gzipped or not; blank lines are left out.
+
+    A byte order mark is dropped. Raises ValueError on what is no JSON object: a NaN, an Infinity and a key that
+    stands twice among it, and a line of more than 1 GiB.
+    """
+    with open_decompressed(
+        Path(path).expanduser()
+    ) as file:  # as bytes: a text's line separators are not only line ends
+        for number in itertools.count(1):
+            if not (line := file.readline(MAX_LINE_BYTES + 1)):
+                return
             where = f"{path}, line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(f"{where} is longer than {MAX_LINE_BYTES} bytes; expected {expected} a line")
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = _load(line.decode())
             except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets nested by the thousand
                 raise ValueError(f"{where} is not JSON: {error}; expected {expected}") from None
             if not isinstance(record, dict):
@@ -27,10 +52,42 @@ def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tupl
             yield where, record
 
 
+def _load(line: str) -> Any:
+    return json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_object)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number (null is its like)")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(
+            f"the key {shown(next(key for key in found if keys.count(key) > 1))} stands twice in an object"
+        )
+    return found
+
+
+def with_unique_ids(records: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of `read_objects`; ValueError on an `id` that an earlier one has, since results are found by it."""
+    first: dict[str, str] = {}
+    for where, record in records:
+        if "id" in record:
+            earlier = first.setdefault(json.dumps(record["id"], sort_keys=True), where)
+            if earlier != where:
+                found = f"{where}: id is {shown(record['id'])}, which {earlier} has too"
+                raise ValueError(f"{found}; give each record an id of its own, or none")
+        yield where, record
+
+
 def field(record: dict[str, Any], name: str, where: str) -> Any:
     """A field that must be there."""
     if name not in record:
-        raise ValueError(f"{where} has no field {name!r}{nearest(name, record)}; found {', '.join(record) or 'none'}")
+        keys = [key if len(key) <= 100 else f"{key[:97]}..." for key in itertools.islice(record, 20)]
+        found = ", ".join(keys) + (", ..." if len(record) > len(keys) else "")
+        raise ValueError(f"{where} has no field {name!r}{nearest(name, keys)}; found {found or 'none'}")
     return record[name]
 
 

@@ -1,13 +1,11 @@
-"""Where documents come from: text files, JSON lines, token files, and the Python standard library of this machine."""
+"""Where documents come from: text, JSON lines, parquet, token files, and the standard library of this Python."""
 
 import ast
-import codecs
 import dataclasses
 import glob
 import hashlib
 import itertools
 import json
-import mmap
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +14,17 @@ import numpy as np
 
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
+from ling_jax.data.parquet import import_parquet, read_parquet
+from ling_jax.data.text_files import read_text_files
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """UTF-8 text: a file, a folder (all files below it) or a glob. One document a file, or split by `separator`.
+    """UTF-8 text, gzipped or not: a file, a folder (all files below it) or a glob.
 
-    Hidden files are left out of folders and globs; what is not UTF-8 text is skipped.
+    One document a file, or split by `separator`, in which "\\n" stands for any line end: \\n, \\r\\n or \\r. Line ends
+    inside documents stay as they are; a byte order mark is dropped. Hidden files are left out of folders and globs;
+    files that are not UTF-8 text are left out, and counted in a printed line.
     """
 
     path: str
@@ -31,7 +33,18 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """One JSON object a line, the document in `field`: a file, a folder (all *.jsonl below it) or a glob."""
+    """One JSON object a line, the document in `field`, gzipped or not: a file, a folder (all JSON_LINES) or a glob.
+
+    Other fields are not used: an `id` may come again.
+    """
+
+    path: str
+    field: str = "text"
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetFiles:
+    """A column of strings, a document a row: a file, a folder (all *.parquet below it) or a glob."""
 
     path: str
     field: str = "text"
@@ -54,11 +67,13 @@ class PythonDocstrings:
     """English out of the same modules: all docstrings of a module are one document (licence: PSF-2.0)."""
 
 
-Source = TextFiles | JsonLines | TokenFile | PythonSources | PythonDocstrings
+Source = TextFiles | JsonLines | ParquetFiles | TokenFile | PythonSources | PythonDocstrings
 
 KINDS = {
-    "text": TextFiles, "jsonl": JsonLines, "tokens": TokenFile, "python": PythonSources, "docstrings": PythonDocstrings,
+    "text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles, "tokens": TokenFile, "python": PythonSources,
+    "docstrings": PythonDocstrings,
 }  # fmt: skip
+JSON_LINES = ("*.jsonl", "*.jsonl.gz", "*.json.gz")  # names of files that hold them, in a folder
 OPTIONS = {"path": "", "field": "text", "separator": ""}  # key -> the value that means "not given"
 TOKEN_FILES = ("meta.json", "offsets.npy", "tokens.bin")
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -82,6 +97,8 @@ def source_from_config(config: dict) -> Source:
         raise ValueError(f"a source of kind {kind!r} has no {unused[0]}; remove {unused[0]}={given[unused[0]]!r}")
     if "path" in fields and "path" not in given:
         raise ValueError(f"a source of kind {kind!r} needs a path; got {config}")
+    if kind == "parquet":
+        import_parquet()  # missing is said before any work
     return KINDS[kind](**given)
 
 
@@ -93,13 +110,15 @@ def documents(source: Source) -> Iterator[str]:
     files = source_files(source)
     match source:
         case TextFiles():
-            texts = _texts(files, source.separator)
+            texts = read_text_files(files, source.separator)
         case JsonLines():
             texts = _json_texts(files, source.field)
+        case ParquetFiles():
+            texts = itertools.chain.from_iterable(read_parquet(path, source.field) for path in files.values())
         case PythonSources():
-            texts = _texts(files, None)
+            texts = read_text_files(files, None)
         case PythonDocstrings():
-            texts = map(_docstrings, _texts(files, None))
+            texts = map(_docstrings, read_text_files(files, None))
         case TokenFile():
             raise ValueError(f"{source.path} is already tokenised, it has no text; name its tokenizer")
     return _not_blank(texts, source, len(files))
@@ -111,7 +130,9 @@ def source_files(source: Source) -> dict[str, Path]:
         case TextFiles():
             return _find(source.path, "*")
         case JsonLines():
-            return _find(source.path, "*.jsonl")
+            return _find(source.path, *JSON_LINES)
+        case ParquetFiles():
+            return _find(source.path, "*.parquet")
         case TokenFile():
             return _token_files(Path(source.path).expanduser())
         case PythonSources() | PythonDocstrings():
@@ -137,8 +158,16 @@ def is_held_out(document: str | bytes, fraction: float) -> bool:
 
     Identical documents fall on the same side, whatever source or order they come in.
     """
-    data = document.encode() if isinstance(document, str) else document
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") < fraction * 2**64
+    return split_hash(document) < fraction * 2**64
+
+
+def split_hash(document: str | bytes) -> int:
+    """A hash of a document's bytes, 0 to 2**64 - 1."""
+    digest, size = hashlib.blake2b(digest_size=8), 1 << 20
+    for start in range(0, len(document), size):  # a long text is not copied as a whole
+        part = document[start : start + size]
+        digest.update(part.encode() if isinstance(part, str) else part)
+    return int.from_bytes(digest.digest(), "big")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -202,13 +231,13 @@ def _open_trained(path: Path, num_tokens: int) -> np.ndarray | None:
     return np.asarray(np.memmap(path, bool, "r")) if num_tokens else np.zeros(0, bool)
 
 
-def _find(path: str, pattern: str) -> dict[str, Path]:
-    """Files at a path (a file, a folder or a glob) by relative name, hidden ones left out."""
+def _find(path: str, *patterns: str) -> dict[str, Path]:
+    """Files at a path (a file, a folder of files with such names, or a glob) by relative name, hidden ones left out."""
     where = Path(path).expanduser()
     if where.is_file():
         return {where.name: where}
     if where.is_dir():
-        root, found = where, where.rglob(pattern)
+        root, found = where, itertools.chain.from_iterable(map(where.rglob, patterns))
     elif glob.has_magic(str(where)):
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), where.parts))
         found = map(Path, glob.glob(str(where), recursive=True))
@@ -217,7 +246,9 @@ def _find(path: str, pattern: str) -> dict[str, Path]:
     named = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
     files = {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in name.split("/"))}
     if not files:
-        raise ValueError(f"{where} is an empty corpus: no file below it matches {pattern!r}; name another path")
+        raise ValueError(
+            f"{where} is an empty corpus: no file below it matches {' or '.join(patterns)}; name another path"
+        )
     return files
 
 
@@ -232,41 +263,6 @@ def _stdlib_files() -> dict[str, Path]:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted((file.relative_to(root).as_posix(), file) for file in root.rglob("*.py"))
     return {name: file for name, file in files if not STDLIB_EXCLUDED.intersection(name.split("/"))}
-
-
-def _texts(files: dict[str, Path], separator: str | None) -> Iterator[str]:
-    """Documents of text files. A split file is memory-mapped, so its size does not matter."""
-    for path in files.values():
-        if not _is_text(path):
-            continue
-        if separator:
-            yield from _split(path, separator.encode())
-        else:
-            yield path.read_bytes().decode()  # not read_text: line ends stay as they are
-
-
-def _is_text(path: Path) -> bool:
-    """Whether a file is UTF-8 without NUL, and not empty."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as file:
-        try:
-            while chunk := file.read(1 << 20):
-                if "\0" in decoder.decode(chunk):
-                    return False
-            decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            return False
-        return file.tell() > 0
-
-
-def _split(path: Path, separator: bytes) -> Iterator[str]:
-    # In UTF-8 no character's bytes occur inside another's, so bytes are split where characters would be.
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        start = 0
-        while (end := data.find(separator, start)) >= 0:
-            yield data[start:end].decode()
-            start = end + len(separator)
-        yield data[start:].decode()
 
 
 def _json_texts(files: dict[str, Path], name: str) -> Iterator[str]:

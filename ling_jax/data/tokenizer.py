@@ -1,11 +1,13 @@
 """Byte-level BPE: train, save, load, and encode documents as plain text."""
 
+import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ling_jax.files import replacing
 
@@ -13,6 +15,10 @@ EOS = "<|endoftext|>"  # also the padding of base models
 SPECIAL_TOKENS = (EOS, "<|startoftext|>", "<|role_end|>", "<role>", "</role>", "<think>", "</think>")
 FILE_NAME = "tokenizer.json"
 BATCH_CHARACTERS = 1 << 20  # encoded at once: enough for all threads, little to hold
+PIECE_CHARACTERS = 1 << 18  # of a long text
+AHEAD = 4  # words; the usual regular expressions look one word ahead
+MARGIN = 1024  # characters: longer than any added token
+PROBE = "It's 42 words,\n\n  or\tnot… größer 日本 " + "a" * 64
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, words: Sequence[str] = ()) -> Tokenizer:
@@ -59,9 +65,18 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME} or a folder that holds one")
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{path} is not a tokenizer of the `tokenizers` library: {error}") from error
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer.encode(PROBE)  # a regular expression may fail where it is first used
+    except BaseException as error:
+        if not _is_library_error(error) and not isinstance(error, UnicodeDecodeError):
+            raise
+        raise ValueError(f"{path} is not a tokenizer of the `tokenizers` library: {error}") from None
+    return tokenizer
+
+
+def _is_library_error(error: BaseException) -> bool:
+    """The library raises plain Exception, and where its Rust code panics a BaseException of a hidden class."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
@@ -78,25 +93,114 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Token ids of each text, uint32 [length], in order and streaming; nothing is added.
+    """Token ids of each text, uint32 [length], in order and streaming; nothing is added, nothing truncated.
 
     A text that spells a special token ("<role>") is plain text here: what a document says must not end it or open a
-    role. The caller's tokenizer is not changed.
+    role. The caller's tokenizer is not changed. Raises ValueError on a text that the tokenizer fails on.
+
+    A text of more than PIECE_CHARACTERS is encoded in pieces (see `_encode_in_pieces`), so that time is linear and
+    memory bounded: the library holds about 100 bytes a character.
     """
-    plain = Tokenizer.from_str(tokenizer.to_str())
-    plain.encode_special_tokens = True  # the library's name for: special tokens are encoded like other text
+    plain = _plain(tokenizer)
     for batch in _batches(texts):
-        for encoding in plain.encode_batch_fast(batch, add_special_tokens=False):
+        if len(batch[0]) > PIECE_CHARACTERS:
+            yield np.concatenate(list(_encode_in_pieces(plain, batch[0])))
+            continue
+        with _library_errors():
+            encodings = plain.encode_batch_fast(batch, add_special_tokens=False)
+        for encoding in encodings:
             yield np.array(encoding.ids, dtype=np.uint32)
 
 
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """One that encodes special tokens like other text. It shares the model, so it costs no copy of the vocabulary."""
+    plain = Tokenizer(tokenizer.model)
+    if tokenizer.normalizer is not None:
+        plain.normalizer = tokenizer.normalizer
+    if tokenizer.pre_tokenizer is not None:
+        plain.pre_tokenizer = tokenizer.pre_tokenizer
+    added = tokenizer.get_added_tokens_decoder()
+    for special, tokens in itertools.groupby((added[id] for id in sorted(added)), key=lambda token: token.special):
+        (plain.add_special_tokens if special else plain.add_tokens)(list(tokens))
+    if plain.get_added_tokens_decoder().keys() != added.keys():  # a vocabulary with holes: ids are given as in a file
+        plain = Tokenizer.from_str(tokenizer.to_str())
+        plain.no_truncation()
+        plain.no_padding()
+        plain.post_processor = None
+    plain.encode_special_tokens = True  # the library's name for: special tokens are encoded like other text
+    return plain
+
+
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if not _is_library_error(error):
+            raise
+        raise ValueError(f"the tokenizer fails on a text: {error}; correct its tokenizer.json or the text") from None
+
+
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Texts of BATCH_CHARACTERS together; those of more than PIECE_CHARACTERS alone."""
     batch, characters = [], 0
     for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
+        is_long = len(text) > PIECE_CHARACTERS
+        if batch and (is_long or characters >= BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
+        if is_long:
+            yield [text]
+            continue
+        batch.append(text)
+        characters += len(text)
     if batch:
         yield batch
+
+
+def _encode_in_pieces(plain: Tokenizer, text: str) -> Iterator[np.ndarray]:
+    """Ids of a long text, piece by piece: those of the whole text where it has boundaries between words.
+
+    Words are what the pre-tokenizer makes; no token passes their boundaries. A piece ends where a word begins that
+    has AHEAD more words and MARGIN characters behind it, since how the last words end may depend on what follows;
+    and it is encoded behind the AHEAD words before it, since a tokenizer may treat the start of a text in its own way.
+
+        text     ...|w|w|w|w|w|w|w|w|w|w|w|w|w|w|w|w|w|...
+        piece 1  ids of these words --->|  AHEAD   |         encoded, and left to piece 2
+        piece 2           | AHEAD |ids of these words ...
+
+    Where no word ends for PIECE_CHARACTERS (one long run of a letter), the piece ends in the middle of a word: there,
+    and only there, ids may differ from those of the whole text.
+    """
+    context = start = 0  # ids of text[start:] are to come; text[context:start] is encoded with it
+    while start < len(text):
+        with _library_errors():
+            encoding = plain.encode(text[context : start + PIECE_CHARACTERS], add_special_tokens=False)
+        ids = np.array(encoding.ids, np.uint32)
+        first_tokens, at = _words(encoding)
+        found = np.flatnonzero(at == start - context)
+        if context < start and not len(found):  # words begin elsewhere behind this context
+            context = start
+            continue
+        first = first_tokens[found[0]] if context < start else 0
+        if start + PIECE_CHARACTERS >= len(text):
+            yield ids[first:]
+            return
+        ends = np.flatnonzero((at > start - context) & (at <= start + PIECE_CHARACTERS - context - MARGIN))
+        ends = ends[ends < len(at) - AHEAD]
+        if not len(ends):
+            yield ids[first:]
+            context = start = start + PIECE_CHARACTERS
+            continue
+        end = ends[-1]
+        yield ids[first : first_tokens[end]]
+        context, start = context + int(at[max(end - AHEAD, 0)]), context + int(at[end])
+
+
+def _words(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """(the first token, the first character) of each word. A prefix that the tokenizer adds to a word is part of it."""
+    words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
+    first_tokens = np.flatnonzero(np.diff(words, prepend=-1))
+    offsets = encoding.offsets
+    at, first = np.unique([offsets[token][0] for token in first_tokens], return_index=True)
+    return first_tokens[first], at
