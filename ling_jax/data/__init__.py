@@ -15,6 +15,7 @@ from ling_jax.data.packing import packed_rows as packed_rows
 from ling_jax.data.packing import tokenize as tokenize
 from ling_jax.data.packing import validate_batch as validate_batch
 from ling_jax.data.sources import JsonLines as JsonLines
+from ling_jax.data.sources import ParquetFiles as ParquetFiles
 from ling_jax.data.sources import PythonDocstrings as PythonDocstrings
 from ling_jax.data.sources import PythonSources as PythonSources
 from ling_jax.data.sources import Source as Source
@@ -26,6 +27,7 @@ from ling_jax.data.sources import is_held_out as is_held_out
 from ling_jax.data.sources import open_documents as open_documents
 from ling_jax.data.sources import source_files as source_files
 from ling_jax.data.sources import source_from_config as source_from_config
+from ling_jax.data.sources import training_documents as training_documents
 from ling_jax.data.tokenizer import encode_documents as encode_documents
 from ling_jax.data.tokenizer import eos_id as eos_id
 from ling_jax.data.tokenizer import load_tokenizer as load_tokenizer

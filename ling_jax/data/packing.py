@@ -18,11 +18,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ling_jax.data import sources
+from ling_jax.data.small_splits import SPLITS, split_by_position
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
 from ling_jax.data.tokenizer import encode_documents, eos_id, tokenizer_digest
 from ling_jax.files import new_folder, replacing
 
-SPLITS = ("train", "held_out")
 IGNORED_LABEL = -100
 REPORT_SECONDS = 5
 NOT_TOLD = ("fingerprint", "dtype", "vocab_size", "eos_id")  # of what makes another corpus: these follow from the rest
@@ -40,8 +40,10 @@ def tokenize(
 ) -> dict:
     """Tokenises a source into <folder>/train and <folder>/held_out, once; returns <folder>/meta.json.
 
-    Each document ends with eos. The folder appears whole or not at all; one that holds the same source, tokenizer and
-    fraction is reused, another is replaced or a ValueError. Prints a line of progress every few seconds.
+    Each document ends with eos. Which are held out is a hash of each text (`is_held_out`); where that leaves a side
+    empty, the last one is, or the last part of a single one: see `split_by_position`. The folder appears whole or not
+    at all; one that holds the same source, tokenizer and fraction is reused, another is replaced or a ValueError.
+    Prints a line of progress every few seconds.
     """
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be at least 0 and below 1")
@@ -80,13 +82,13 @@ def write_documents(
 
 
 def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
-    vocab_size = tokenizer.get_vocab_size()
+    vocab_size, tokenizer_is = tokenizer.get_vocab_size(), tokenizer_digest(tokenizer)
     rest = {key: value for key, value in about.items() if key != "source"}  # where a source lies does not matter
-    whole = repr((digest, tokenizer_digest(tokenizer), sorted(rest.items()))).encode()
+    whole = repr((digest, tokenizer_is, sorted(rest.items()))).encode()
     return {
         "fingerprint": hashlib.blake2b(whole, digest_size=16).hexdigest(),
         **about,
-        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer": tokenizer_is,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
         "vocab_size": vocab_size,
         "eos_id": eos_id(tokenizer),
@@ -118,9 +120,27 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
 
 
 def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> dict:
-    """Writes a token folder for each split; returns {split: {"documents", "tokens"}}."""
-    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    lengths = {split: array("q") for split in SPLITS}
+    """Writes a token folder for each split; returns {split: {"documents", "tokens"}} and how they were split."""
+    dtype, fraction = np.dtype(meta["dtype"]).newbyteorder("<"), meta["held_out_fraction"]
+    lengths, hashes = _write_tokens(documents, folder, dtype, fraction)
+    by_position = fraction > 0 and not all(lengths.values())
+    if by_position:
+        held_out = split_by_position(folder, lengths, hashes, dtype, fraction)
+        small = f"{len(hashes)} document(s) are too few to be split by their hashes"
+        print(f"tokenize: {small}; held out is {held_out or 'nothing, since they cannot be split'}", flush=True)
+    for split in SPLITS:
+        np.save(folder / split / "offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
+        about = {key: meta[key] for key in ("dtype", "vocab_size", "eos_id", "tokenizer")}
+        (folder / split / "meta.json").write_text(json.dumps(about, indent=1))
+    counts = {split: {"documents": len(lengths[split]), "tokens": sum(lengths[split])} for split in SPLITS}
+    return counts | {"held_out_by": "position" if by_position else "hash"}
+
+
+def _write_tokens(
+    documents: Iterable[Document], folder: Path, dtype: np.dtype, fraction: float
+) -> tuple[dict[str, array], array]:
+    """Writes tokens.bin of each split, and trained.bin; returns (lengths by split, the hash of each document)."""
+    lengths, hashes = {split: array("q") for split in SPLITS}, array("Q")
     start = reported = time.monotonic()
     with contextlib.ExitStack() as stack:
         open_in = lambda split, name: stack.enter_context((folder / split / name).open("ab"))  # noqa: E731
@@ -129,7 +149,8 @@ def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> di
         tokens = {split: open_in(split, "tokens.bin") for split in SPLITS}
         trained = {}
         for document in documents:
-            split = "held_out" if sources.is_held_out(document.split_by, meta["held_out_fraction"]) else "train"
+            hashes.append(sources.split_hash(document.split_by))
+            split = "held_out" if sources.is_held_out(hashes[-1], fraction) else "train"
             tokens[split].write(document.ids.astype(dtype).tobytes())
             lengths[split].append(len(document.ids))
             if document.trained is not None:
@@ -139,12 +160,7 @@ def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> di
                 reported = time.monotonic()
                 _report(lengths, reported - start)
     _report(lengths, time.monotonic() - start)
-    _check_splits(meta["source"], lengths, meta["held_out_fraction"])
-    for split in SPLITS:
-        np.save(folder / split / "offsets.npy", np.cumsum([0, *lengths[split]], dtype=np.int64))
-        about = {key: meta[key] for key in ("dtype", "vocab_size", "eos_id", "tokenizer")}
-        (folder / split / "meta.json").write_text(json.dumps(about, indent=1))
-    return {split: {"documents": len(lengths[split]), "tokens": sum(lengths[split])} for split in SPLITS}
+    return lengths, hashes
 
 
 def _encoded(source: Source, tokenizer: Tokenizer) -> Iterator[Document]:
@@ -174,15 +190,6 @@ def _given_ids(source: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
             raise ValueError(f"{source.path}, document {i} has token {ids.max()}; vocab_size is {given.vocab_size}")
         if ids.size:
             yield ids
-
-
-def _check_splits(source: str, lengths: dict[str, array], fraction: float) -> None:
-    train, held_out = (len(lengths[split]) for split in SPLITS)
-    if not train:
-        all_held_out = f"all {held_out} document(s) of {source} are held out at held_out_fraction {fraction}"
-        raise ValueError(f"{all_held_out}; split the text into more (separator) or lower the fraction")
-    if fraction and not held_out:
-        print(f"tokenize: warning: none of the {train} documents of {source} is held out", flush=True)
 
 
 def _report(lengths: dict[str, array], seconds: float) -> None:

@@ -4,19 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ling_jax.config import nearest
-from ling_jax.data.json_lines import shown
 
 BATCH_ROWS = 256  # held at once; a row may be a long document
 
 
-def import_parquet():
-    """pyarrow.parquet; ValueError where it is not installed."""
+def import_pyarrow():
+    """pyarrow, its parquet reader with it; ValueError where it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError:
         needed = "parquet files are read with pyarrow, which is not installed"
         raise ValueError(f"{needed}; run: pip install 'ling-jax[data]'") from None
-    return pyarrow.parquet
+    return pyarrow
 
 
 def read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -25,21 +24,15 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
     Raises ValueError on a file that is no parquet or damaged, a missing column, another type, and a row without a
     value, each by name.
     """
-    parquet = import_parquet()
+    pyarrow = import_pyarrow()
     try:
-        with parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             _check_column(file.schema_arrow, column, path)
             for group in range(file.num_row_groups):
-                row = 0
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column]):
-                    for text in batch.column(0):
-                        yield _text(text.as_py(), f"{path}, row group {group}, row {row}: column {column!r}")
-                        row += 1
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}, row group {group}, row {row}: column {column!r} is not UTF-8: {error.reason}"
-        ) from None
-    except (parquet.lib.ArrowException, OSError) as error:
+                rows = (row for batch in file.iter_batches(BATCH_ROWS, [group], [column]) for row in batch.column(0))
+                for number, row in enumerate(rows):
+                    yield _text(row, f"{path}, row group {group}, row {number}: column {column!r}")
+    except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:  # of the disk, not of the format
             raise
         found = " ".join(str(error).split())[:200]
@@ -58,6 +51,11 @@ def _check_column(schema, column: str, path: Path) -> None:
 
 
 def _text(value, where: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{where} is {'null' if value is None else shown(value)}; expected a string")
-    return value
+    """Of a scalar of a column of strings."""
+    try:
+        text = value.as_py()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8: {error.reason}") from None
+    if text is None:
+        raise ValueError(f"{where} is null; expected a string")
+    return text

@@ -14,7 +14,7 @@ import numpy as np
 
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
-from ling_jax.data.parquet import import_parquet, read_parquet
+from ling_jax.data.parquet import import_pyarrow, read_parquet
 from ling_jax.data.text_files import read_text_files
 
 
@@ -98,7 +98,7 @@ def source_from_config(config: dict) -> Source:
     if "path" in fields and "path" not in given:
         raise ValueError(f"a source of kind {kind!r} needs a path; got {config}")
     if kind == "parquet":
-        import_parquet()  # missing is said before any work
+        import_pyarrow()  # missing is said before any work
     return KINDS[kind](**given)
 
 
@@ -153,12 +153,25 @@ def source_digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def is_held_out(document: str | bytes, fraction: float) -> bool:
-    """Whether a document belongs to the held-out split: a pure function of its bytes, true for `fraction` of them.
+def is_held_out(document: str | bytes | int, fraction: float) -> bool:
+    """Whether a document (or its `split_hash`) belongs to the held-out split, as `fraction` of them do.
 
-    Identical documents fall on the same side, whatever source or order they come in.
+    A pure function of its bytes: identical documents fall on the same side, whatever source or order they come in.
     """
-    return split_hash(document) < fraction * 2**64
+    hashed = document if isinstance(document, int) else split_hash(document)
+    return hashed < fraction * 2**64
+
+
+def training_documents(source: Source, fraction: float) -> Iterator[str]:
+    """The documents of a source that are not held out; all of a small one where the hash holds out every one."""
+    held_out = []
+    for text in documents(source):
+        if not is_held_out(text, fraction):
+            held_out = None
+            yield text
+        elif held_out is not None:  # until one is trained on
+            held_out.append(text)
+    yield from held_out or ()
 
 
 def split_hash(document: str | bytes) -> int:

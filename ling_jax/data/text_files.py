@@ -61,9 +61,7 @@ def read_text_files(files: dict[str, Path], separator: str | None) -> Iterator[s
     if files and not_text.count == len(files):
         raise ValueError(f"none of {len(files)} file(s) is UTF-8 text; {not_text.first}")
     if not_text.count:
-        print(
-            f"text: {not_text.count} of {len(files)} files left out as no text; the first: {not_text.first}", flush=True
-        )
+        print(f"text: {not_text.count} of {len(files)} files are left out; the first {not_text.first}", flush=True)
     if unsplit.count:
         which = f"{unsplit.count} of {len(files)} files, the first {unsplit.first}"
         print(f"text: the separator {separator!r} does not occur in {which}; each is one document", flush=True)

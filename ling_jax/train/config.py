@@ -20,10 +20,10 @@ from ling_jax.data.sources import source_from_config
 class Source:
     """One source of documents (ling_jax.data.sources) and its share of the mixture."""
 
-    kind: str  # "text", "jsonl", "tokens", "python" or "docstrings"
-    path: str = ""
-    field: str = "text"  # of JSON lines
-    separator: str = ""  # splits text files into documents; "": one a file
+    kind: str  # "text", "jsonl", "parquet", "tokens", "python" or "docstrings"
+    path: str = ""  # a file, a folder or a glob; gzipped text and JSON lines are read too
+    field: str = "text"  # of JSON lines and parquet
+    separator: str = ""  # splits text files into documents ("\\n" is any line end); "": one a file
     weight: float = 1.0
 
 
@@ -33,7 +33,7 @@ class DataConfig:
     sequence_length: int
     tokenizer: str = ""  # a folder or file; "": a BPE of the model's vocabulary is trained on the sources
     folder: str = ""  # of the tokenised index; "": `data` in the workdir
-    held_out_fraction: float = 0.02  # of documents
+    held_out_fraction: float = 0.02  # of documents, by a hash; of few ones the last, or the last part of a single one
     seed: int = 0
 
 

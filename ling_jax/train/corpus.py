@@ -130,8 +130,8 @@ def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> T
 def _train_tokenizer(config: DataConfig, vocab_size: int) -> Tokenizer:
     print(f"tokenizer: training a byte-level BPE of {vocab_size} tokens", flush=True)
     start = time.monotonic()
-    texts = itertools.chain.from_iterable(data.documents(open_source(source)) for source in config.sources)
-    seen = (text for text in texts if not data.is_held_out(text, config.held_out_fraction))
-    tokenizer = data.train_bpe(seen, vocab_size)
+    fraction = config.held_out_fraction
+    texts = (data.training_documents(open_source(source), fraction) for source in config.sources)
+    tokenizer = data.train_bpe(itertools.chain.from_iterable(texts), vocab_size)
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens in {time.monotonic() - start:.1f} s", flush=True)
     return tokenizer

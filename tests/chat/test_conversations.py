@@ -127,6 +127,22 @@ def test_answers_to_one_prompt_are_on_one_side_of_the_split(tmp_path):
     assert meta["held_out"]["documents"] == held_out and held_out % 3 == 0 and 0 < held_out < 60
 
 
+def test_of_few_conversations_those_with_the_last_prompt_are_held_out(tmp_path, capsys):
+    records = [said(prompt, answer) for prompt, answer in (("q", "a"), ("last", "b"), ("r", "c"), ("last", "d"))]
+    assert not any(is_held_out(prompt_of(record), 0.001) for record in records)
+    meta = tokenized(records, tmp_path / "out", held_out_fraction=0.001)
+    assert meta["train"]["documents"] == meta["held_out"]["documents"] == 2 and meta["held_out_by"] == "position"
+    assert "held out is the last one" in capsys.readouterr().out
+    for split, answers in (("train", "ac"), ("held_out", "bd")):
+        documents = open_documents(tmp_path / "out" / split)
+        learnt = [
+            int(documents.doc(i)[documents.trained[documents.offsets[i] : documents.offsets[i + 1]]][0]) for i in (0, 1)
+        ]
+        assert BYTES.decode(learnt) == answers
+    alone = tokenized(records[:1], tmp_path / "alone", held_out_fraction=0.999)  # a conversation is not cut
+    assert alone["train"]["documents"] == 1 and "held out is nothing" in capsys.readouterr().out
+
+
 def test_another_template_or_another_row_makes_another_corpus(tmp_path):
     records = [said("Hi", "Ho")]
     meta = tokenized(records, tmp_path / "out")

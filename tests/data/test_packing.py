@@ -93,7 +93,7 @@ def test_interrupted_tokenising_leaves_nothing(corpus, tokenizer, tmp_path, monk
     def interrupted(*args):
         raise error
 
-    monkeypatch.setattr(packing, "_check_splits", interrupted)  # the tokens are written, the offsets are not
+    monkeypatch.setattr(packing.np, "save", interrupted)  # the tokens are written, the offsets are not
     with pytest.raises((KeyboardInterrupt, OSError)):
         tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
@@ -113,16 +113,58 @@ def test_the_slower_of_two_processes_takes_what_the_faster_wrote(corpus, tokeniz
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "out"]
 
 
-def test_corpus_without_training_documents_is_an_error(tokenizer, tmp_path, capsys):
-    held_out, train = (next(text for text in TEXTS if is_held_out(text, 0.3) == side) for side in (True, False))
-    (tmp_path / "a.txt").write_text(held_out)
+def text_of(folder: Path, tokenizer: Tokenizer) -> list[str]:
+    read = open_documents(folder)
+    return [tokenizer.decode(read.doc(i).tolist(), skip_special_tokens=False) for i in range(len(read))]
+
+
+@pytest.mark.parametrize("hash_holds_it_out", [False, True])
+def test_the_last_part_of_a_single_file_is_held_out(tokenizer, tmp_path, capsys, hash_holds_it_out):
+    texts = (f"{number} words and {number} more " * 20 for number in range(100))
+    text = next(text for text in texts if is_held_out(text, 0.2) == hash_holds_it_out)
+    (tmp_path / "a.txt").write_text(text)
     source = TextFiles(str(tmp_path / "a.txt"))
-    with pytest.raises(ValueError, match=r"all 1 document\(s\) of .* are held out at held_out_fraction 0\.3"):
-        tokenize(source, tokenizer, tmp_path / "out", held_out_fraction=0.3)
-    (tmp_path / "a.txt").write_text(train)
-    tokenize(source, tokenizer, tmp_path / "out", held_out_fraction=0.3)
-    assert "tokenize: warning: none of the 1 documents" in capsys.readouterr().out
-    assert len(packed_rows(tmp_path / "out" / "held_out", 16, 0)) == 0
+    meta = tokenize(source, tokenizer, tmp_path / "out", held_out_fraction=0.2)
+    (train,), (held_out,) = (text_of(tmp_path / "out" / split, tokenizer) for split in ("train", "held_out"))
+    assert train + held_out == text + "<|endoftext|>"
+    tokens = meta["train"]["tokens"] + meta["held_out"]["tokens"]
+    assert meta["held_out"] == {"documents": 1, "tokens": round(0.2 * tokens)} and meta["held_out_by"] == "position"
+    said = (
+        f"1 document.s. are too few .* held out is the last part of the text, 0.2 of it .{round(0.2 * tokens)} tokens"
+    )
+    assert re.search(said, capsys.readouterr().out)
+    assert len(packed_rows(tmp_path / "out" / "train", 64, 0)) and len(
+        packed_rows(tmp_path / "out" / "held_out", 64, 0)
+    )
+    assert tokenize(source, tokenizer, tmp_path / "out", held_out_fraction=0.2) == meta  # reused
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=8), st.floats(0.001, 0.999))
+def test_of_few_documents_both_sides_have_some_and_none_is_on_both(tmp_path_factory, tokenizer, letters, fraction):
+    folder = tmp_path_factory.mktemp("few")
+    (folder / "few.txt").write_text("|".join(letter * 6 for letter in letters))
+    meta = tokenize(TextFiles(str(folder / "few.txt"), "|"), tokenizer, folder / "out", held_out_fraction=fraction)
+    train, held_out = (text_of(folder / "out" / split, tokenizer) for split in ("train", "held_out"))
+    texts = [letter * 6 + "<|endoftext|>" for letter in letters]
+    assert meta["train"]["tokens"] == sum(len(tokenizer.encode(text).ids) for text in train)
+    if len(set(letters)) == 1 and meta["held_out"]["documents"]:
+        assert [text + held_out[0] for text in train] == texts
+    elif len(set(letters)) == 1:  # its tokens are too few for a part on each side
+        assert train == texts
+    else:
+        assert sorted(train + held_out) == sorted(texts) and train and held_out
+        assert not set(train) & set(held_out)
+        if meta["held_out_by"] == "position":
+            assert set(held_out) == {texts[-1]}
+
+
+def test_nothing_is_held_out_where_that_is_wanted_or_the_text_is_too_short(tokenizer, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("a")
+    source = TextFiles(str(tmp_path / "a.txt"))
+    assert tokenize(source, tokenizer, tmp_path / "none", held_out_fraction=0)["train"] == {"documents": 1, "tokens": 2}
+    assert "held out" not in capsys.readouterr().out
+    assert tokenize(source, tokenizer, tmp_path / "out", held_out_fraction=0.9)["held_out"]["documents"] == 0
+    assert "held out is nothing, since they cannot be split" in capsys.readouterr().out
     with pytest.raises(ValueError, match="held_out_fraction is 1; it must be at least 0 and below 1"):
         tokenize(source, tokenizer, tmp_path / "other", held_out_fraction=1)
 

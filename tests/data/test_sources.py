@@ -1,15 +1,22 @@
 """Promises of the sources: what they read, in which order, and what they say when they cannot."""
 
+import codecs
+import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ling_jax.data import json_lines
 from ling_jax.data.sources import (
     JsonLines,
+    ParquetFiles,
     PythonDocstrings,
     PythonSources,
     TextFiles,
@@ -63,6 +70,147 @@ def test_split_is_the_split_of_the_text(tmp_path_factory, pieces):
         assert list(documents(TextFiles(str(path), separator="|é|"))) == expected
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n"])
+def test_an_empty_line_splits_a_file_whatever_its_line_ends_are(tmp_path, line_end, separator):
+    text = "one\ntwo\n\nthree\n\nfour\n".replace("\n", line_end)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    found = list(documents(TextFiles(str(tmp_path), separator)))
+    assert found == [f"one{line_end}two", "three", f"four{line_end}"]  # line ends of documents stay as they are
+
+
+@given(st.text(st.sampled_from("a\r\n"), max_size=20))
+def test_mixed_line_ends_split_as_if_they_were_all_the_same(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("mixed") / "all.txt"
+    path.write_bytes((text + "a").encode())
+    one_kind = (text + "a").replace("\r\n", "\n").replace("\r", "\n")
+    found = [piece.replace("\r\n", "\n").replace("\r", "\n") for piece in documents(TextFiles(str(path), "\n\n"))]
+    assert found == [piece for piece in one_kind.split("\n\n") if piece.strip()]
+
+
+def test_a_separator_that_occurs_nowhere_is_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    (tmp_path / "b.txt").write_text("one\ntwo")
+    assert list(documents(TextFiles(str(tmp_path), "\n\n"))) == ["one", "two", "one\ntwo"]
+    said = f"text: the separator '\\n\\n' does not occur in 1 of 2 files, the first {tmp_path}/b.txt; "
+    assert capsys.readouterr().out == said + "each is one document\n"
+    list(documents(TextFiles(str(tmp_path))))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    for name, text in {"a.txt": "é|b", "b.jsonl": '{"text": "é"}\n{"text": "b"}\n'}.items():
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + text.encode())
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(codecs.BOM_UTF8 + text.encode()))
+    for ending in ("", ".gz"):
+        assert list(documents(TextFiles(f"{tmp_path}/a.txt{ending}"))) == ["é|b"]
+        assert list(documents(TextFiles(f"{tmp_path}/a.txt{ending}", "|"))) == ["é", "b"]
+        assert list(documents(JsonLines(f"{tmp_path}/b.jsonl{ending}"))) == ["é", "b"]
+    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8)
+    with pytest.raises(ValueError, match="empty corpus"):
+        list(documents(TextFiles(f"{tmp_path}/a.txt")))
+
+
+NOT_TEXT = {
+    "utf-16": ("Ärger".encode("utf-16"), "is UTF-16; expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"),
+    "utf-32": ("Ärger".encode("utf-32"), "is UTF-32; expected UTF-8"),
+    "latin-1": ("Ärger".encode("latin-1"), r"is not UTF-8: invalid continuation byte \(byte 0xc4\)"),
+    "cut": ("Ä".encode()[:1], r"is not UTF-8: unexpected end of data \(byte 0xc3\)"),
+    "binary": (b"a\0b", "has NUL bytes: no text"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TEXT)
+def test_a_file_that_is_no_text_is_counted_or_is_an_error_where_it_is_all(tmp_path, capsys, name):
+    content, why = NOT_TEXT[name]
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"none of 1 file\(s\) is UTF-8 text; {tmp_path}/a\.txt {why}"):
+        list(documents(TextFiles(str(tmp_path))))
+    (tmp_path / "b.txt").write_text("text")
+    (tmp_path / "c.txt").write_bytes(content)
+    assert list(documents(TextFiles(str(tmp_path)))) == ["text"]
+    assert capsys.readouterr().out.startswith(f"text: 2 of 3 files are left out; the first {tmp_path}/a.txt ")
+
+
+def test_reading_can_stop_in_the_middle_of_a_file(tmp_path):
+    (tmp_path / "a.txt").write_text("one|two|three")
+    for separator in ("|", None):
+        read = documents(TextFiles(str(tmp_path), separator))
+        assert next(read).startswith("one")
+        read.close()
+
+
+def test_gzip_is_known_by_its_first_bytes_and_split_like_text(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\r\n\r\ntwo"))
+    (tmp_path / "b.txt").write_bytes(gzip.compress(b"three"))
+    assert list(documents(TextFiles(str(tmp_path), "\n\n"))) == ["one", "two", "three"]
+
+
+def test_json_lines_are_found_gzipped_and_by_a_glob(tmp_path):
+    for i, name in enumerate(("a.jsonl", "b.jsonl.gz", "c.json.gz", "d.json", "e.txt.gz")):
+        line = json.dumps({"text": f"{i}", "id": "the same"}).encode()
+        (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+    assert list(documents(JsonLines(str(tmp_path)))) == ["0", "1", "2"]
+    assert list(documents(JsonLines(f"{tmp_path}/*.jsonl*"))) == ["0", "1"]
+    assert list(documents(JsonLines(f"{tmp_path}/d.json"))) == ["3"]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-12], lambda data: data[:200] + b"\xff" * 40 + data[240:]])
+@pytest.mark.parametrize("kind", [TextFiles, JsonLines])
+def test_a_damaged_gzip_file_is_named(tmp_path, kind, damage):
+    lines = "".join(json.dumps({"text": f"{i * i}"}) + "\n" for i in range(300))
+    (tmp_path / "a.jsonl.gz").write_bytes(damage(gzip.compress(lines.encode())))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/a\.jsonl\.gz is a damaged gzip file: ") as error:
+        list(documents(kind(str(tmp_path))))
+    assert "\n" not in str(error.value)
+
+
+def write_parquet(path: Path, **columns) -> None:
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=3)
+
+
+def test_parquet_rows_are_documents(tmp_path):
+    texts = [f"text {i}\r\né" for i in range(8)]
+    write_parquet(tmp_path / "a.parquet", text=texts, n=list(range(8)))
+    write_parquet(tmp_path / "b.parquet", text=pyarrow.array(["x", " ", "x"]).dictionary_encode(), n=[1, 2, 3])
+    assert list(documents(ParquetFiles(str(tmp_path)))) == [*texts, "x", "x"]
+    assert list(documents(ParquetFiles(f"{tmp_path}/b*"))) == ["x", "x"]
+    write_parquet(tmp_path / "c.parquet", body=pyarrow.array(["large"], pyarrow.large_string()))
+    assert list(documents(ParquetFiles(f"{tmp_path}/c.parquet", "body"))) == ["large"]
+
+
+BAD_PARQUET = {
+    "missing": (dict(txt=["a"]), "has no column 'text', did you mean 'txt'?; found txt"),
+    "number": (dict(text=[1]), "column 'text' is int64; expected strings"),
+    "bytes": (dict(text=[b"a"]), "column 'text' is binary; expected strings"),
+    "null": (dict(text=["a"] * 7 + [None]), "row group 2, row 1: column 'text' is null; expected a string"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PARQUET)
+def test_a_bad_parquet_value_is_named_with_its_place(tmp_path, name):
+    columns, message = BAD_PARQUET[name]
+    write_parquet(tmp_path / "a.parquet", **columns)
+    with pytest.raises(ValueError) as error:
+        list(documents(ParquetFiles(str(tmp_path))))
+    assert str(error.value).startswith(f"{tmp_path}/a.parquet") and message in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"PAR1", lambda data: data[:-9], lambda data: data[:4] + data[60:]])
+def test_a_damaged_parquet_file_is_named(tmp_path, damage):
+    write_parquet(tmp_path / "a.parquet", text=[f"{i * i} words" for i in range(300)])
+    (tmp_path / "a.parquet").write_bytes(damage((tmp_path / "a.parquet").read_bytes()))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/a\.parquet is no parquet file, or damaged: ") as error:
+        list(documents(ParquetFiles(str(tmp_path))))
+    assert "\n" not in str(error.value)
+
+
+def test_parquet_without_pyarrow_names_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"pyarrow, which is not installed; run: pip install 'ling-jax\[data\]'"):
+        source_from_config({"kind": "parquet", "path": str(tmp_path)})
+
+
 def test_json_lines(tmp_path):
     lines = [json.dumps({"text": "eins", "n": 1}), "", json.dumps({"text": "zwei\n", "body": "b"})]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
@@ -80,12 +228,28 @@ def test_json_lines(tmp_path):
         ('{"txt": "a"}', "line 2 has no field 'text', did you mean 'txt'"),
         ('{"text": 3}', "line 2: field 'text' is int; expected a string"),
         (r'{"text": "\ud800"}', "line 2: field 'text' holds half a surrogate pair"),
+        ('{"text": NaN}', r"line 2 is not JSON: NaN is no JSON number \(null is its like\)"),
+        ('{"text": "a", "n": [{"b": 1, "b": 2}]}', "line 2 is not JSON: the key 'b' stands twice in an object"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "line 2 is not JSON: Exceeds the limit"),
+        ('{"text": ' + "[" * 10_000, "line 2 is not JSON: maximum recursion depth"),
+        ('{"text": "a\0b"}', "line 2 is not JSON: Invalid control character"),
+        (json.dumps({"x" * 10**6: 1}), "line 2 has no field 'text'; found x{97}[.]{3}$"),
+        (json.dumps({f"x{i}": 1 for i in range(10**5)}), "line 2 has no field 'text'; found x0, x1, .*, x19, [.]{3}$"),
+        (json.dumps("x" * 10**6), "line 2 is a JSON str; expected an object"),
     ],
 )
 def test_bad_json_line_is_named(tmp_path, line, message):
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n' + line)
-    with pytest.raises(ValueError, match=rf"bad\.jsonl, {message}"):
+    with pytest.raises(ValueError, match=rf"bad\.jsonl, {message}") as error:
         list(documents(JsonLines(str(tmp_path / "bad.jsonl"))))
+    assert len(str(error.value)) < 400 + len(str(tmp_path)) and "\n" not in str(error.value)
+
+
+def test_a_line_of_any_length_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * 10**7))
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz, line 1 is longer than 1000 bytes"):
+        list(documents(JsonLines(str(tmp_path))))
 
 
 def test_empty_corpus_says_what_was_found(tmp_path):
