@@ -23,7 +23,7 @@ from ling_jax.chat.records import check_prompt, check_text
 from ling_jax.chat.template import Piece, encode
 from ling_jax.chat.tool_calls import as_message, parse_either
 from ling_jax.checkpoint.folder import Loaded, load_model
-from ling_jax.data.json_lines import read_objects
+from ling_jax.data.json_lines import read_objects, with_unique_ids
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.prompts import encode_prompts
@@ -79,7 +79,7 @@ def out_path() -> Path:
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for where, record in read_objects(path):
+    for where, record in with_unique_ids(read_objects(path)):
         check_prompt(record, where)
         yield where, record
 

@@ -17,7 +17,7 @@ from ling_jax.data.packing import Document, write_documents
 
 Record = dict[str, Any]
 POLICIES = ("drop", "error")
-TOGETHER = 4096  # conversations that are encoded at once: a tokenizer takes long to be set up
+TOGETHER = 4096  # conversations that are encoded at once, on all threads
 
 
 def tokenize_conversations(

@@ -125,7 +125,7 @@ def encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], li
 
 
 def encode_all(tokenizer: Tokenizer, conversations: Sequence[Sequence[Piece]]) -> Iterator[tuple[list[int], list[int]]]:
-    """`encode` of each. Together it is faster: a tokenizer takes long to be set up for plain text."""
+    """`encode` of each; together they are encoded on all threads."""
     pieces = (piece for conversation in conversations for piece in conversation)
     encoded = encode_documents(tokenizer, (piece.text for piece in pieces if _token(tokenizer, piece) is None))
     for conversation in conversations:

@@ -71,14 +71,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def with_unique_ids(records: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of `read_objects`; ValueError on an `id` that an earlier one has, since results are found by it."""
+    """The records of `read_objects`; ValueError on an `id` that an earlier one has, since results are found by it.
+
+    The id of a record without one is its number, from 0.
+    """
     first: dict[str, str] = {}
-    for where, record in records:
-        if "id" in record:
-            earlier = first.setdefault(json.dumps(record["id"], sort_keys=True), where)
-            if earlier != where:
-                found = f"{where}: id is {shown(record['id'])}, which {earlier} has too"
-                raise ValueError(f"{found}; give each record an id of its own, or none")
+    for number, (where, record) in enumerate(records):
+        id = record.get("id", number)
+        if (earlier := first.setdefault(json.dumps(id, sort_keys=True), where)) != where:
+            raise ValueError(
+                f"{where}: id is {shown(id)}, as that of {earlier}; give each record another, or none an id"
+            )
         yield where, record
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ling_jax.chat.records import check_prompt
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.config import nearest
-from ling_jax.data.json_lines import field, read_objects
+from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
@@ -56,7 +56,7 @@ def verify(verifier: Verifier, text: str, record: dict[str, Any]) -> Verdict:
         return Verdict(None, f"{type(error).__name__}: {error}")
     if isinstance(value, (numbers.Real, np.bool_)) and 0 <= value <= 1:
         return Verdict(float(value), "")
-    return Verdict(None, f"returned {value!r}; expected a bool or a number from 0 to 1")
+    return Verdict(None, f"returned {shown(value)}; expected a bool or a number from 0 to 1")
 
 
 def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str, Any]]]:
@@ -65,11 +65,11 @@ def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str
     Raises ValueError naming file, line and field.
     """
     records = []
-    for where, record in read_objects(path):
+    for where, record in with_unique_ids(read_objects(path)):
         check_prompt(record, where)
         answer = field(record, "answer", where)
         if verifier is exact_match and not isinstance(answer, str):
-            raise ValueError(f"{where}: answer is {answer!r}; expected text, which is what exact_match compares")
+            raise ValueError(f"{where}: answer is {shown(answer)}; expected text, which is what exact_match compares")
         records.append((where, record))
     if not records:
         raise ValueError(f"{path} holds no prompt")

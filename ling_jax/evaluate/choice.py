@@ -9,7 +9,7 @@ import numpy as np
 from ling_jax.chat.records import check_prompt, check_text
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data import encode_documents
-from ling_jax.data.json_lines import field, read_objects
+from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.statistics import wilson_interval
 from ling_jax.rollout.prompts import encode_prompts
@@ -27,7 +27,7 @@ def read_questions(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     Raises ValueError naming file, line and field.
     """
     records = []
-    for where, record in read_objects(path):
+    for where, record in with_unique_ids(read_objects(path)):
         check_prompt(record, where)
         _check_choices(record, where)
         records.append((where, record))
@@ -39,13 +39,13 @@ def read_questions(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
 def _check_choices(record: dict[str, Any], where: str) -> None:
     choices, answer = field(record, "choices", where), field(record, "answer", where)
     if not isinstance(choices, list) or len(choices) < 2:
-        raise ValueError(f"{where}: choices is {choices!r}; expected a list of at least 2 texts")
+        raise ValueError(f"{where}: choices is {shown(choices)}; expected a list of at least 2 texts")
     for i, choice in enumerate(choices):
         check_text(choice, f"{where}: choices[{i}]")
         if choice in choices[:i]:
-            raise ValueError(f"{where}: choices[{i}] is {choice!r} again; choices must differ")
+            raise ValueError(f"{where}: choices[{i}] is {shown(choice)} again; choices must differ")
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise ValueError(f"{where}: answer is {answer!r}; expected the index of a choice, 0 to {len(choices) - 1}")
+        raise ValueError(f"{where}: answer is {shown(answer)}; expected the index of a choice, 0 to {len(choices) - 1}")
 
 
 def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]]) -> list[Choice]:

@@ -1,5 +1,6 @@
 """How well a model predicts texts: nats per token and per byte."""
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from ling_jax.data import JsonLines, Source, TextFiles, documents, encode_documents, eos_id, source_files
+from ling_jax.data import JsonLines, ParquetFiles, Source, TextFiles, documents, encode_documents, eos_id, source_files
+from ling_jax.data.sources import JSON_LINES
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.statistics import bootstrap_ratio_interval
 
@@ -24,7 +26,9 @@ class Window(NamedTuple):
 
 
 def read_texts(path: str | Path) -> list[str]:
-    """The documents at a path: a file, a folder or a glob; *.jsonl are JSON lines with a field `text`, others are text.
+    """The documents at a path: a file, a folder or a glob.
+
+    By their names files are JSON lines (*.jsonl, gzipped or not) or parquet with a field `text`, or else text.
 
     Raises ValueError or FileNotFoundError, naming file, line and field.
     """
@@ -32,12 +36,19 @@ def read_texts(path: str | Path) -> list[str]:
 
 
 def _source(path: str) -> Source:
-    files = source_files(TextFiles(path))
-    lines = [name for name in files if name.endswith(".jsonl")]
-    if lines and len(lines) < len(files):
-        other = next(name for name in files if not name.endswith(".jsonl"))
-        raise ValueError(f"{path} has JSON lines ({lines[0]}) and other text ({other}); name one kind, as by a glob")
-    return JsonLines(path) if lines else TextFiles(path)
+    names = list(source_files(TextFiles(path)))
+    kinds = [_kind(name) for name in names]
+    for name, kind in zip(names, kinds, strict=True):
+        if kind is not kinds[0]:
+            mixed = f"{names[0]} ({kinds[0].__name__}) and {name} ({kind.__name__})"
+            raise ValueError(f"{path} has files of two kinds, {mixed}; name those of one, as by a glob")
+    return kinds[0](path)
+
+
+def _kind(name: str) -> type[Source]:
+    if any(fnmatch.fnmatch(name, pattern) for pattern in JSON_LINES):
+        return JsonLines
+    return ParquetFiles if name.endswith(".parquet") else TextFiles
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Document]:

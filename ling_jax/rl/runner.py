@@ -270,7 +270,7 @@ class Player:
         self.slots.put(slot, episode.context, seed=episode.seed, drawn=episode.drawn, limit=limit)
 
     def _heard(self, taken: dict[int, tuple[Episode, list[Piece]]], version: int) -> dict[int, Episode]:
-        """All observations of a piece are encoded together; a tokenizer takes long to be set up."""
+        """All observations of a piece are encoded together, on all threads."""
         hearing = [i for i, (_, pieces) in taken.items() if pieces]
         encoded = encode_all(self.reader.tokenizer, [taken[i][1] for i in hearing]) if hearing else ()
         moved = {i: episode for i, (episode, _) in taken.items()}

@@ -1,6 +1,8 @@
+import gzip
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from ling_jax import data
@@ -63,7 +65,11 @@ def test_sources_are_told_apart_by_their_names(tmp_path):
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "second"}) + "\n" + json.dumps({"text": "third"}))
     assert read_texts(tmp_path / "a.txt") == ["first"]
     assert read_texts(tmp_path / "b.jsonl") == read_texts(tmp_path / "*.jsonl") == ["second", "third"]
-    with pytest.raises(ValueError, match=r"has JSON lines \(b.jsonl\) and other text \(a.txt\)"):
+    with pytest.raises(ValueError, match=r"has files of two kinds, a.txt \(TextFiles\) and b.jsonl \(JsonLines\)"):
         read_texts(tmp_path)
     (tmp_path / "a.txt").unlink()
     assert read_texts(tmp_path) == ["second", "third"]
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "fourth"}'))
+    assert read_texts(tmp_path) == ["second", "third", "fourth"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["fifth"]}), tmp_path / "d.parquet")
+    assert read_texts(tmp_path / "*.parquet") == ["fifth"]
