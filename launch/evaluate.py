@@ -6,7 +6,7 @@
         --samples=8 --temperature=0.7 --out=results/tasks
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--data` is
-- for perplexity: text, JSON lines with a field `text`, or a folder of one of them;
+- for perplexity: text, JSON lines or parquet with a field `text`, or a folder of one of them;
 - for choice: JSON lines {"prompt": text or "messages": [...], "choices": [text, ...], "answer": index from 0}; a choice
   follows its prompt as it is, so it usually begins with a space;
 - for generate: JSON lines {"prompt" or "messages", "answer": ...}; `verifier(text, record)` gives a bool or a number

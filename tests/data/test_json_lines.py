@@ -26,7 +26,7 @@ def test_a_record_without_an_id_has_its_number(tmp_path):
     path.write_text('{"id": "0"}\n{}\n{"id": true}\n{"id": 3}\n')
     assert len(list(with_unique_ids(read_objects(path)))) == 4
     path.write_text('{"id": 1}\n{}\n')
-    with pytest.raises(ValueError, match="line 2: id is 1, as that of .* line 1"):
+    with pytest.raises(ValueError, match=r"line 2: id is 1, as that of .* line 1"):
         list(with_unique_ids(read_objects(path)))
 
 

@@ -64,6 +64,7 @@ BAD_LINES = {
     '{"text": "x"}': "line 2: expected an object with one of 'prompt' and 'messages'",
     '{"prompt": ""}': "line 2: prompt is ''; expected text",
     '{"messages": [{"role": "usr", "content": "x"}]}': "line 2: messages[0].role is 'usr', did you mean 'user'?",
+    '{"prompt": "x", "id": 0}': "line 2: id is 0, as that of ",
     json.dumps({"prompt": "word " * 400}): "pass the model's context of 512",
 }
 
