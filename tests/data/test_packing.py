@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -139,6 +139,7 @@ def test_the_last_part_of_a_single_file_is_held_out(tokenizer, tmp_path, capsys,
     assert tokenize(source, tokenizer, tmp_path / "out", held_out_fraction=0.2) == meta  # reused
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=8), st.floats(0.001, 0.999))
 def test_of_few_documents_both_sides_have_some_and_none_is_on_both(tmp_path_factory, tokenizer, letters, fraction):
     folder = tmp_path_factory.mktemp("few")
