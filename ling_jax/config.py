@@ -67,7 +67,7 @@ class ModelConfig:
     mtp_depth: int = 0  # MTP modules that are stored
     mtp_shared_depths: int = 0  # so many depths are predicted by the one stored module (report App. B); 0: one a module
     mtp_detached: bool = False  # no gradient of depths behind the first reaches the trunk, the embedding or the head
-    mtp_loss_weight: float = 0.1  # report §2.3.1
+    mtp_loss_weight: float = 0.1  # report §2.3.1; 0: no loss, and training leaves the modules as they are
     z_loss_weight: float = 0.0  # the official Megatron patch has 3.5e-6
     slope_layer_offset: int = 0  # 0: training and serving engines; -1: the official HF file (§5)
     init_std: float = 0.006  # Ling 2.0 report §3.2.1

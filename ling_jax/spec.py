@@ -18,8 +18,9 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 class Leaf:
     """One parameter: its shape, one logical axis name (or None) per dimension, how it starts.
 
-    `trainable=False` marks what gradients do not train (the router's expert bias): `forward` stops its
-    gradient, the optimiser never sees it, the train step replaces it.
+    `trainable=False` marks what gradients do not train: the optimiser never sees it, so it has no moments and no weight
+    decay. These are the router's expert bias, whose gradient `forward` stops and which the train step replaces, and MTP
+    modules whose loss has no weight.
     """
 
     shape: tuple[int, ...]
@@ -82,6 +83,11 @@ def abstract(spec: Spec, *, dtype=None):
 def stack(spec: Spec, sizes: tuple[int, ...], axes: tuple[str | None, ...]) -> Spec:
     """The spec with leading dimensions added to every leaf (layers scanned over)."""
     return tree_map(lambda leaf: dataclasses.replace(leaf, shape=(*sizes, *leaf.shape), axes=(*axes, *leaf.axes)), spec)
+
+
+def frozen(spec: Spec) -> Spec:
+    """The spec with no leaf that gradients train."""
+    return tree_map(lambda leaf: dataclasses.replace(leaf, trainable=False), spec)
 
 
 def trainable(spec: Spec):

@@ -256,7 +256,8 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
     if lacks_mtp:
         raise ValueError(
             f"target.mtp_depth is {config.target.mtp_depth}, the source has no MTP, and no stage trains all of it, as "
-            "trains=('*',) does; add such a stage, where it will be new, or set target.mtp_depth to 0"
+            "trains=('*',) does where target.mtp_loss_weight is not 0; add such a stage, where it will be new, or set "
+            "target.mtp_depth to 0"
         )
     return models
 
@@ -264,13 +265,13 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
 def _trains_mtp(stage: Stage, model: ModelConfig) -> bool:
     """Whether new MTP modules would learn: a stage that trains a part of them would leave the others as drawn."""
     names = [name for name in specs.named_leaves(model_spec(model)) if name.startswith("mtp/")]
-    return all(matches(name, stage.trains) for name in names)
+    return bool(model.mtp_loss_weight) and all(matches(name, stage.trains) for name in names)
 
 
 def trained(model: ModelConfig, patterns: tuple[str, ...]) -> Any:
     """A tree of bools over the parameters: what of them gradients train, by patterns over their names.
 
-    Raises ValueError for a pattern that matches nothing.
+    Raises ValueError for a pattern that matches nothing, and where nothing is trained.
     """
     spec = model_spec(model)
     names = specs.named_leaves(spec)
@@ -278,11 +279,17 @@ def trained(model: ModelConfig, patterns: tuple[str, ...]) -> Any:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = nearest(pattern, names)
             raise ValueError(f"trains: {pattern!r} matches none of the {len(names)} parameters{near}")
-    return jax.tree_util.tree_map_with_path(
+    mask = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.trainable and matches(specs.path_name(path), patterns),
         spec,
         is_leaf=lambda x: isinstance(x, specs.Leaf),
     )
+    if not any(jax.tree.leaves(mask)):
+        raise ValueError(
+            f"trains is {patterns}; gradients train none of that (experts' biases move by rate, and MTP stays as it is "
+            "where mtp_loss_weight is 0)"
+        )
+    return mask
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -43,7 +43,9 @@ def model_spec(config: ModelConfig) -> Spec:
         "final_norm": Leaf((c.hidden_size,), (None,), ones),
         "head": Leaf((c.hidden_size, c.vocab_size), ("embed", "vocab"), init),
     }
-    return spec | ({"mtp": mtp_spec(c)} if c.mtp_depth else {})
+    if not c.mtp_depth:
+        return spec
+    return spec | {"mtp": mtp_spec(c) if c.mtp_loss_weight else specs.frozen(mtp_spec(c))}
 
 
 def init(key: jax.Array, config: ModelConfig) -> Params:
@@ -112,7 +114,11 @@ def loss(
 
 
 def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=None, segment_ids=None):
-    """(LossSums, routers as a tree like the parameters'): what adds up over microbatches."""
+    """(LossSums, routers as a tree like the parameters'): what adds up over microbatches.
+
+    MTP modules are not computed where their loss has no weight: they have no sums, and no routers.
+    """
+    config = with_weighted_mtp(config)
     sequence = make_sequence(tokens, config, positions, segment_ids)
     hidden_BTD, mtp_hidden_BTD, routers = hidden_states(params, tokens, sequence, config)
     counts = loss_counts(labels, config, segment_ids=segment_ids)
@@ -128,11 +134,16 @@ def loss_sums(params: Params, tokens, labels, config: ModelConfig, *, positions=
 
 def loss_counts(labels, config: ModelConfig, *, segment_ids=None) -> LossSums:
     """The counts alone (sums are 0): they need no parameters, so a step knows them before its microbatches run."""
-    docs = None if segment_ids is None else _documents(segment_ids)
+    config, docs = with_weighted_mtp(config), None if segment_ids is None else _documents(segment_ids)
     counts = [jnp.sum(shifted_targets(labels, docs, by) != IGNORED) for by in range(1, config.mtp_predictions + 2)]
     live = jnp.asarray(labels.size) if docs is None else jnp.sum(docs > 0)
     zero = jnp.zeros(())
     return LossSums(zero, jnp.zeros(config.mtp_predictions), zero, counts[0], jnp.asarray(counts[1:]), live)
+
+
+def with_weighted_mtp(config: ModelConfig) -> ModelConfig:
+    """The config of what a loss computes: without MTP where `mtp_loss_weight` is 0."""
+    return config if config.mtp_loss_weight else dataclasses.replace(config, mtp_depth=0)
 
 
 def total_loss(sums: LossSums, counts: LossSums, config: ModelConfig):

@@ -71,8 +71,7 @@ def trainable(config: ModelConfig):
 
     The MTP heads stay as they are too, our choice: the objective does not reach them, and weight decay would.
     """
-    tree = specs.trainable(model_spec(config))
-    return tree | {"mtp": jax.tree.map(lambda _: False, tree["mtp"])} if "mtp" in tree else tree
+    return specs.trainable(model_spec(dataclasses.replace(config, mtp_loss_weight=0.0)))
 
 
 def objective_options(name: str, group_size: int, options: Mapping[str, Any]) -> dict[str, Any]:

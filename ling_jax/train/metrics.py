@@ -14,6 +14,7 @@ from etils import epath
 from ling_jax.config import ModelConfig
 from ling_jax.files import replacing
 from ling_jax.model import layer_plan, model_spec
+from ling_jax.model.transformer import with_weighted_mtp
 from ling_jax.spec import named_leaves, path_name
 
 # Dense bf16 peak of one device, FLOP/s; vendors' data sheets.
@@ -97,13 +98,17 @@ def read_flops_per_row(config: ModelConfig, tokens: int, length: int) -> float:
 
 def frozen_flops_per_token(config: ModelConfig, trainable) -> float:
     """What of `flops_per_token` is left out where not all is trained: the weights' gradients, 2 a frozen weight."""
-    leaves = named_leaves(model_spec(config)).items()
-    kept = jax.tree.leaves(trainable)
-    return 2.0 * sum(_multiplying(*leaf, config) for leaf, keep in zip(leaves, kept, strict=True) if not keep)
+    leaves = zip(named_leaves(model_spec(config)).items(), jax.tree.leaves(trainable), strict=True)
+    computed = with_weighted_mtp(config)
+    frozen = [leaf for leaf, keep in leaves if not keep and (computed.mtp_depth or not leaf[0].startswith("mtp/"))]
+    return 2.0 * sum(_multiplying(*leaf, computed) for leaf in frozen)
 
 
 def mtp_flops_per_token(config: ModelConfig, length: int) -> float:
-    """The part of `flops_per_token` that multi-token prediction is: its layers and its logits."""
+    """The part of `flops_per_token` that multi-token prediction is: its layers and its logits; 0 where its loss has no
+    weight, since it is not computed then."""
+    if not config.mtp_loss_weight:
+        return 0.0
     parameters = matmul_parameters(config) - matmul_parameters(dataclasses.replace(config, mtp_depth=0))
     return 6.0 * parameters + config.mtp_predictions * _softmax_flops(config, length)
 

@@ -59,7 +59,9 @@ def _layers(model: ModelConfig) -> str:
     for segment in layer_plan(model):
         runs = " + ".join(f"{run.count} {run.kind.mixer}-{run.kind.ffn}" for run in segment.runs)
         segments.append(f"{segment.repeats} x ({runs})" if segment.repeats > 1 else runs)
-    return ", then ".join(segments) + (f"; MTP depth {model.mtp_predictions}" if model.mtp_depth else "")
+    mtp = f"; MTP depth {model.mtp_predictions}" if model.mtp_depth else ""
+    untrained = ", which stays as it is (mtp_loss_weight is 0)" if mtp and not model.mtp_loss_weight else ""
+    return ", then ".join(segments) + mtp + untrained
 
 
 def _bytes(tree) -> str:

@@ -76,6 +76,14 @@ def test_what_is_frozen_has_no_weight_gradient():
     assert head == 2 * 2 * config.hidden_size * config.vocab_size  # for the trunk, and for one MTP depth
 
 
+def test_mtp_without_a_weight_costs_nothing():
+    """It is not computed, so its parameters count neither among the FLOPs nor among what freezing saves."""
+    config, without = model_config("tiny-2.6", mtp_loss_weight=0.0), model_config("tiny-2.6", mtp_depth=0)
+    assert flops_per_token(config, 256) == flops_per_token(without, 256)
+    nothing = lambda config: spec.tree_map(lambda _: False, model_spec(config))  # noqa: E731
+    assert frozen_flops_per_token(config, nothing(config)) == frozen_flops_per_token(without, nothing(without))
+
+
 def test_every_parameter_has_a_group():
     groups = {parameter_group(name) for name in spec.named_leaves(model_spec(model_config("tiny-2.6")))}
     assert groups == {"dense", "embed", "experts", "head", "lightning", "mla", "mtp", "norms", "router"}

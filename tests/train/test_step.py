@@ -18,7 +18,7 @@ from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import create_state
 from ling_jax.train.step import bias_step, make_train_step
 from tests.golden_numbers import quick_jit
-from tests.tiny import random_params
+from tests.tiny import assert_trees_equal, random_params
 
 CONFIG = model_config(
     "tiny-2.6", vocab_size=64, hidden_size=32, num_layers=2, layer_group_size=2, num_heads=2, head_dim=16,
@@ -116,6 +116,25 @@ def test_the_step_moves_the_stored_biases_and_gradients_do_not():
     ]
     assert all(0 < size <= 2e-3 for size in moved)  # from 0, by at most rate · (1 + |mean of signs|)
     assert not any("expert_bias" in name for name in spec.named_leaves(after.opt_state))
+
+
+def test_mtp_without_a_weight_keeps_its_bits_and_the_rest_learns_as_without_mtp():
+    """No gradient reaches it then, so neither weight decay nor its router's rate may move it."""
+    small = dataclasses.replace(CONFIG, num_layers=1, first_dense_layers=1, layer_group_size=1, mtp_loss_weight=0.0)
+    first, states = model.init(jax.random.key(0), small), []
+    for config in (small, dataclasses.replace(small, mtp_depth=0)):
+        params = {name: part for name, part in first.items() if name != "mtp" or config.mtp_depth}
+        state = create_state(params, OPTIMIZER, spec.trainable(model.model_spec(config)))
+        step = quick_jit(make_train_step(config, OPTIMIZER, router_bias_rate=1e-3))
+        for seed in range(2):
+            state, metrics = step(state, random_batch(seed))
+        assert not any("mtp" in name for name in metrics)
+        states.append(state)
+    found, wanted = states
+    assert_trees_equal(found.params["mtp"], first["mtp"])
+    assert not any("mtp" in name for name in spec.named_leaves(found.opt_state))
+    assert_trees_equal({name: part for name, part in found.params.items() if name != "mtp"}, wanted.params)
+    assert not np.array_equal(wanted.params["head"], first["head"])
 
 
 def test_bias_rule_equals_the_oracle(golden):
