@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from ling_jax.config import ModelConfig, nearest
+from ling_jax.config import ModelConfig, Yarn, nearest
 from ling_jax.data.sources import source_from_config
 
 
@@ -96,8 +96,35 @@ class TrainingConfig(typing.Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelChanges:
+    """How a run computes and trains the model that it starts from: fields of `ModelConfig`, None: as it is there.
+
+    No parameter's shape depends on one of them.
+    """
+
+    max_length: int | None = None
+    rope_theta: float | None = None
+    rope_scaling: Yarn | None = None
+    mtp_loss_weight: float | None = None
+    mtp_shared_depths: int | None = None
+    mtp_detached: bool | None = None
+    z_loss_weight: float | None = None
+    compute_dtype: str | None = None
+    remat: str | None = None
+    scan_layers: bool | None = None
+    lightning_chunk: int | None = None
+    loss_chunk: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    model: ModelConfig
+    """A run from random parameters, or from those of `start_from`: its model is the one there but for the changes.
+
+    A whole ModelConfig beside `start_from` must be that model, and gives all of `ModelChanges`' fields.
+    """
+
+    model: ModelConfig | ModelChanges = ModelChanges()
+    start_from: str | None = None  # a run's workdir or a Hugging Face folder; its tokenizer is the run's
     data: DataConfig
     optimizer: OptimizerConfig
     train: LoopConfig
@@ -154,10 +181,15 @@ OPTIMIZER: tuple[Rule, ...] = (
 def check_config(config: PretrainConfig) -> None:
     """Raises ValueError on values that cannot train, naming the field, the value and what would do."""
     check_training(config)
-    check_sequence_length(config.data.sequence_length, config.model)
+    if config.start_from == "":
+        raise ValueError("start_from is empty; name a run's workdir or a Hugging Face folder, or leave it out")
+    if isinstance(config.model, ModelConfig):
+        check_sequence_length(config.data.sequence_length, config.model)
+    elif config.start_from is None:
+        raise ValueError("model has no sizes; give a whole model, or name one to start from in start_from")
     check_sources(config.data)
     for i, source in enumerate(config.data.sources):
-        if source.kind == "tokens" and not config.data.tokenizer:
+        if source.kind == "tokens" and not config.data.tokenizer and config.start_from is None:
             raise ValueError(f"data.sources[{i}] is tokenised already; name its tokenizer in data.tokenizer")
 
 
@@ -234,7 +266,7 @@ def _convert(hint, value, where: str):
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None:
             return None
-        (hint,) = [option for option in typing.get_args(hint) if option is not type(None)]
+        hint = _option([option for option in typing.get_args(hint) if option is not type(None)], value)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:
@@ -246,6 +278,19 @@ def _convert(hint, value, where: str):
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where} is {value!r}, a {type(value).__name__}; expected {hint.__name__}")
     return value
+
+
+def _option(options: Sequence[Any], value: Any) -> Any:
+    """Of several dataclasses the first that knows all keys of a dict and finds those it needs, else the first."""
+
+    def fits(cls) -> bool:
+        fields = dataclasses.fields(cls)
+        required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+        return required <= set(value) <= {f.name for f in fields}
+
+    if len(options) == 1 or not hasattr(value, "items"):
+        return options[0]
+    return next(filter(fits, options), options[0])
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

@@ -26,15 +26,22 @@ class Corpus:
     train_tokens: int
 
 
-def prepare_corpus(config: DataConfig, model: ModelConfig, workdir: epath.Path, *, replace: bool = False) -> Corpus:
-    """Trains or loads the tokenizer, tokenises and packs; what is there is used again.
+def prepare_corpus(
+    config: DataConfig,
+    model: ModelConfig,
+    workdir: epath.Path,
+    *,
+    replace: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Corpus:
+    """Trains or loads the tokenizer where none is given, tokenises and packs; what is there is used again.
 
     `replace`: tokens of another corpus in the workdir make place.
 
     Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
     the model.
     """
-    tokenizer = _tokenizer(config, model, workdir)
+    tokenizer = tokenizer or _tokenizer(config, model, workdir)
     folders = tokenize_sources(config, tokenizer, workdir, replace=replace)
     weights = [source.weight for source in config.sources]
     return packed_corpus(folders, weights, tokenizer, config.sequence_length, config.seed)

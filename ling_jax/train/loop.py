@@ -16,7 +16,9 @@ import optax
 from etils import epath
 
 from ling_jax import data
+from ling_jax.chat.folder_template import FolderTemplate, save_template
 from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.folder import open_model
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.parallel import context
@@ -37,9 +39,18 @@ from ling_jax.train.programs import (
     use_compilation_cache,
 )
 from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
+from ling_jax.train.start import check_tokenizer, start_line, with_model
 from ling_jax.train.state import TrainState, abstract_state
 from ling_jax.train.stop import stop_signals
-from ling_jax.train.workdir import check_workdir, has_checkpoint, lock, open_workdir, unlock, write_config
+from ling_jax.train.workdir import (
+    check_workdir,
+    has_checkpoint,
+    lock,
+    open_workdir,
+    unlock,
+    write_config,
+    write_origins,
+)
 
 PROFILED_STEPS = 3
 PROFILE_AFTER = 10  # steps of this start, where the config names none
@@ -81,7 +92,33 @@ def prepare(config: PretrainConfig, workdir) -> Run:
     """
     for source in config.data.sources:
         data.source_files(open_source(source))
+    if config.start_from is not None:
+        return _prepare_from_model(config, open_workdir(workdir))
     return prepare_run(config, config.model, workdir, functools.partial(prepare_corpus, config.data, config.model))
+
+
+def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
+    """`prepare` with the parameters of `start_from`, or with those of the run's own checkpoint: a run that has one
+    needs nothing else, and the folder that it started from may be gone."""
+    if has_checkpoint(workdir):
+        own = workdir / "checkpoints"
+        config = with_model(config, orbax.load_config(own)[0], workdir)
+        make_corpus = functools.partial(prepare_corpus, config.data, config.model)
+        start = lambda mesh: orbax.load_params(own, mesh=mesh)[0]  # noqa: E731
+        return prepare_run(config, config.model, workdir, make_corpus, start=start)
+    model = open_model(config.start_from)
+    config = with_model(config, model.config, config.start_from)
+    check_tokenizer(config.data.tokenizer, model)
+    print(start_line(config.start_from, model, config.model), flush=True)
+
+    def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
+        if isinstance(model.template, FolderTemplate):
+            save_template(model.template, workdir / "tokenizer")
+        corpus = prepare_corpus(config.data, config.model, workdir, replace=replace, tokenizer=model.tokenizer)
+        write_origins({config.start_from: model.step}, workdir)
+        return corpus
+
+    return prepare_run(config, config.model, workdir, make_corpus, start=model.params)
 
 
 def prepare_run(

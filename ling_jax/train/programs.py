@@ -31,9 +31,13 @@ def random_state(seed: int, config: ModelConfig, optimizer, abstract: TrainState
 
 
 def state_of(params, config: ModelConfig, optimizer, abstract: TrainState, trainable=None) -> TrainState:
-    """The state before step 0 with these parameters, as master weights: in the spec's dtypes, whatever was stored."""
+    """The state before step 0 with these parameters, as master weights: in the spec's dtypes, whatever was stored.
+
+    Of arrays on the host each device gets its part alone.
+    """
     wanted = jax.tree.map(lambda leaf: leaf.dtype, abstract.params)
     cast = lambda params: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, wanted)  # noqa: E731
+    params = jax.tree.map(_on_mesh, params, abstract.params)
     trainable = specs.trainable(model.model_spec(config)) if trainable is None else trainable
     return _first_state(cast, params, trainable, optimizer, abstract)
 
@@ -46,6 +50,13 @@ def _first_state(make_params, argument, trainable, optimizer, abstract: TrainSta
     on_cpu = next(iter(jax.tree.leaves(shardings)[0].device_set)).platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return jax.jit(create, out_shardings=shardings, compiler_options=options)(argument)
+
+
+def _on_mesh(leaf, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """The leaf where it will lie. A jax array lies there already, or on one device of a small model."""
+    if isinstance(leaf, jax.Array):
+        return leaf
+    return jax.make_array_from_callback(leaf.shape, wanted.sharding, lambda index: leaf[index])
 
 
 def device_rows(rows: int, microbatches: int, mesh) -> int:

@@ -27,6 +27,8 @@ def open_workdir(workdir) -> epath.Path:
     for name in FILES:
         if (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is a folder where a run has a file; name another workdir")
+    if workdir.is_dir() and any(workdir.glob("*.safetensors")):  # a run would replace its config.json
+        raise ValueError(f"{workdir} holds a model (*.safetensors); name another workdir")
     return workdir
 
 

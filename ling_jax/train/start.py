@@ -1,0 +1,66 @@
+"""Continued pre-training: a run that begins with the parameters of another model, and new data and optimiser."""
+
+import dataclasses
+from typing import Any
+
+from ling_jax import data
+from ling_jax.checkpoint.folder import ModelFolder
+from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.train.config import ModelChanges, PretrainConfig, check_sequence_length
+
+CHANGEABLE = tuple(field.name for field in dataclasses.fields(ModelChanges))
+# What makes it another model. `init_std` is left out: nothing is drawn.
+FIXED = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in (*CHANGEABLE, "init_std"))
+NAMED = 4  # differences that an error names
+
+
+def with_model(config: PretrainConfig, found: ModelConfig, where) -> PretrainConfig:
+    """The config with the model that is at `where`, computed and trained as the config says.
+
+    Raises ValueError where the config gives the sizes of another model, or longer rows than the model reads.
+    """
+    if isinstance(config.model, ModelConfig):
+        _check_same_model(config.model, found, where)
+        changes = {name: getattr(config.model, name) for name in CHANGEABLE}
+    else:
+        changes = {name: value for name in CHANGEABLE if (value := getattr(config.model, name)) is not None}
+    model = dataclasses.replace(found, **changes)
+    check_sequence_length(config.data.sequence_length, model)
+    return dataclasses.replace(config, model=model)
+
+
+def _check_same_model(wanted: ModelConfig, found: ModelConfig, where) -> None:
+    differ = [name for name in FIXED if getattr(wanted, name) != getattr(found, name)]
+    if not differ:
+        return
+    told = [f"model.{name} is {getattr(wanted, name)!r}, there {getattr(found, name)!r}" for name in differ[:NAMED]]
+    more = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
+    raise ValueError(
+        f"the config's model is another one than that of {where}: {'; '.join(told)}{more}; take a config that gives no "
+        "sizes, such as configs/pretrain/continue_tiny.py, or name another start_from"
+    )
+
+
+def check_tokenizer(named: str, start: ModelFolder) -> None:
+    """Raises ValueError where a config names another tokenizer than the model's ("": the model's)."""
+    if named and tokenizer_digest(data.load_tokenizer(named)) != tokenizer_digest(start.tokenizer):
+        raise ValueError(
+            f"data.tokenizer is {named}, and {start.path} was trained with another one; leave data.tokenizer empty, "
+            "which takes the model's own"
+        )
+
+
+def start_line(path: str, start: ModelFolder, model: ModelConfig) -> str:
+    """Where the parameters come from, and in what the run differs from the model there."""
+
+    def told(name: str) -> str:
+        return f"{name} is {_short(getattr(model, name))} (there {_short(getattr(start.config, name))})"
+
+    step = "" if start.step is None else f", step {start.step}"
+    changes = [told(name) for name in CHANGEABLE if getattr(model, name) != getattr(start.config, name)]
+    return f"starts from {path}{step}: " + (", ".join(changes) or "the model is as there")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
