@@ -5,14 +5,13 @@
 
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs, or `launch.migrate` in a `--stage`: optimiser, MTP, experts and kernels included. (A
-migration's `--config.source`, and a pre-training's `--config.start_from`, may be the name of a model here; of a folder
-the sizes alone are read.) Fields of the config are overridden by `--config.mesh.expert=16`; `--plan` looks for the best mesh. Exit code 2: the config, the topology or the mesh is no
-good, or the program does not fit (the report is written all the same).
+migration's `--config.source` and a pre-training's `--config.start_from` may be the name of a model here; no weights are
+read.) Fields of the config are overridden by `--config.mesh.expert=16`; `--plan` looks for the best mesh. Exit code 2:
+the config, the topology or the mesh is no good, or the program does not fit (the report is written all the same).
 """
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 # Before JAX starts; what is set already stays.
@@ -25,17 +24,15 @@ os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONM
 from absl import flags  # noqa: E402
 
 from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
-from ling_jax.checkpoint.folder import open_model  # noqa: E402
 from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe  # noqa: E402
-from ling_jax.config import MODELS, model_config  # noqa: E402
 from ling_jax.files import write_json  # noqa: E402
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained  # noqa: E402
 from ling_jax.migrate.outline import source_config  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
-from ling_jax.train.start import with_model  # noqa: E402
+from ling_jax.train.start import with_sizes  # noqa: E402
 
 CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16", required=True)
@@ -78,7 +75,7 @@ def _read_config() -> tuple[PretrainConfig, Any]:
     if "stages" not in values:
         if STAGE.value:
             raise ValueError(f"--stage={STAGE.value}: the config is no migration's")
-        return _with_sizes(from_dict(PretrainConfig, values)), None
+        return with_sizes(from_dict(PretrainConfig, values)), None
     migration = from_dict(MigrateConfig, values)
     numbers = {stage.name: number for number, stage in enumerate(migration.stages) if stage.trains}
     if STAGE.value not in numbers:
@@ -88,15 +85,6 @@ def _read_config() -> tuple[PretrainConfig, Any]:
     run = stage_run(migration, number, model)
     config = PretrainConfig(model=model, data=run.data, optimizer=run.optimizer, train=run.train, mesh=run.mesh)
     return config, trained(model, run.stage.trains)
-
-
-def _with_sizes(config: PretrainConfig) -> PretrainConfig:
-    """The config with the model of `start_from`, if it has one: a folder's, or that of a name."""
-    start = config.start_from
-    if start is None:
-        return config
-    named = start in MODELS and not Path(start).exists()
-    return with_model(config, model_config(start) if named else open_model(start).config, start)
 
 
 def _compiled(config: PretrainConfig, trainable) -> dict[str, Any]:

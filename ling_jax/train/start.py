@@ -1,11 +1,12 @@
 """Continued pre-training: a run that begins with the parameters of another model, and new data and optimiser."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from ling_jax import data
-from ling_jax.checkpoint.folder import ModelFolder
-from ling_jax.config import ModelConfig
+from ling_jax.checkpoint.folder import ModelFolder, open_model
+from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.train.config import ModelChanges, PretrainConfig, check_sequence_length
 
@@ -40,6 +41,18 @@ def _check_same_model(wanted: ModelConfig, found: ModelConfig, where) -> None:
         f"the config's model is another one than that of {where}: {'; '.join(told)}{more}; take a config that gives no "
         "sizes, such as configs/pretrain/continue_tiny.py, or name another start_from"
     )
+
+
+def with_sizes(config: PretrainConfig) -> PretrainConfig:
+    """The config with its model where it starts from one, for plans: `start_from` may be the name of a model, too.
+
+    Raises as `open_model` and `with_model`.
+    """
+    start = config.start_from
+    if start is None:
+        return config
+    named = start in MODELS and not Path(start).exists()
+    return with_model(config, model_config(start) if named else open_model(start).config, start)
 
 
 def check_tokenizer(named: str, start: ModelFolder) -> None:

@@ -18,6 +18,7 @@ from ling_jax.compile.topology import CHIPS, describe
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
+from ling_jax.train.start import with_sizes
 from ling_jax.train.state import abstract_state
 from tests.faults import ROOT
 from tests.parallel.test_sharding import abstract_mesh
@@ -48,13 +49,16 @@ PODS = {  # config: (chip, devices, tokens of a device in a microbatch)
     "ling_2_6_flash": ("v6e", 256, 8192),
     "ling_2_6_flash_32k": ("v6e", 256, 8192),
     "ling_2_6_flash_256k": ("v6e", 256, 8192),
+    "continue_2_6_flash": ("v6e", 256, 8192),
 }
 
 
 @pytest.mark.parametrize("name", PODS)
 def test_a_pod_config_splits_over_its_pod(name):
     config = importlib.import_module(f"configs.pretrain.{name}").get_config()
-    config = from_dict(PretrainConfig, config.to_dict())
+    if config.start_from is not None:
+        config.start_from = "ling-2.6-flash"  # its sizes, as `launch.compile` takes them
+    config = with_sizes(from_dict(PretrainConfig, config.to_dict()))
     mesh = abstract_mesh(**dataclasses.asdict(config.mesh))
     chip, devices, tokens = PODS[name]
     assert mesh.size == devices

@@ -106,6 +106,17 @@ def test_released_sources_have_no_mtp_and_the_target_gets_it():
     assert stage_models(without, model_config("ling-1t"))[-1] == without.target
 
 
+def test_mtp_that_no_loss_trains_is_not_drawn_and_is_no_stage_of_its_own():
+    config = load("1t")
+    target = dataclasses.replace(config.target, mtp_loss_weight=0.0)
+    with pytest.raises(
+        ValueError, match=r"no stage trains all of it, as trains=\('\*',\) does where target.mtp_loss_we"
+    ):
+        stage_models(dataclasses.replace(config, target=target), model_config("ling-1t"))
+    with pytest.raises(ValueError, match=r"trains is \('mtp/\*',\); gradients train none of that"):
+        trained(target, ("mtp/*",))
+
+
 @pytest.mark.parametrize("mtp_depth", [0, 1])
 def test_queries_without_a_rank_are_warmed_up_too(mtp_depth):
     target = model_config("tiny-2.6", q_lora_rank=None, mtp_depth=mtp_depth)

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from ling_jax import model, spec
-from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.evaluate.scoring import next_token_logps
 from ling_jax.model import model_spec
 from ling_jax.parallel.embedding import look_up
@@ -17,6 +17,7 @@ from ling_jax.parallel.sharding import batch_sharding, make_mesh, partition_spec
 from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.programs import state_of
 from ling_jax.train.state import abstract_state
 from tests.golden_numbers import quick_jit
 from tests.tiny import random_params, tiny_config
@@ -145,6 +146,26 @@ def check_restore() -> None:
             print("restored onto", sizes, flush=True)
 
 
+def check_start() -> None:
+    """A stored model on any mesh: every device holds its part of the very values, as float32, from either format."""
+    config = tiny_config(num_heads=4, mtp_depth=1)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2), 10)
+    stored = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), random_params(config, dtype="float32"))
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(stored, config, f"{folder}/hf")
+        orbax.save_params(f"{folder}/checkpoints", jax.tree.map(jax.numpy.asarray, stored), config)
+        for sizes in (MESHES[4], MESHES[9]):
+            mesh = make_mesh(sizes)
+            abstract = abstract_state(config, optimizer, mesh)
+            for params in (load_hf(f"{folder}/hf")[0], orbax.load_params(f"{folder}/checkpoints", mesh=mesh)[0]):
+                state = state_of(params, config, optimizer, abstract)
+                for array, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+                    assert array.dtype == wanted.dtype and array.sharding.is_equivalent_to(wanted.sharding, array.ndim)
+                for name, leaf in spec.named_leaves(stored).items():
+                    np.testing.assert_array_equal(spec.named_leaves(state.params)[name], leaf.astype(np.float32), name)
+            print("started on", sizes, flush=True)
+
+
 def wide(state):
     """Parameters and moments in float64, as `random_params` makes them."""
 
@@ -161,6 +182,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["restore"]:
             check_restore()
+        case ["start"]:
+            check_start()
         case ["logps"]:
             check_logps()
         case ["lookup"]:

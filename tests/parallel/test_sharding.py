@@ -92,6 +92,11 @@ def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
 
 
 @pytest.mark.slow
+def test_a_stored_model_starts_with_its_own_values_on_every_mesh():
+    assert len(output_of("tests.parallel.eight_devices", "start").splitlines()) == 2
+
+
+@pytest.mark.slow
 def test_log_probabilities_of_split_rows_equal_those_of_whole_ones():
     assert len(output_of("tests.parallel.eight_devices", "logps").splitlines()) == 2
 
