@@ -13,7 +13,6 @@ import jax
 from jax.sharding import AbstractMesh
 
 from ling_jax import spec as specs
-from ling_jax.compile.report import state_bytes
 from ling_jax.compile.topology import Chip
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.model.moe import devices_of_a_token
@@ -22,7 +21,7 @@ from ling_jax.train.config import MeshConfig, PretrainConfig
 from ling_jax.train.metrics import flops_per_token
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
-from ling_jax.train.state import abstract_state
+from ling_jax.train.state import abstract_state, state_bytes
 
 SEARCHED = ("data", "fsdp", "expert", "tensor")  # `context` is what the rows' length asks for
 FAILS = "the compiler fails"

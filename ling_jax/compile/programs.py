@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ling_jax import model
 from ling_jax import spec as specs
-from ling_jax.compile.report import Compiled, compile_program, report, state_bytes
+from ling_jax.compile.report import Compiled, compile_program, report
 from ling_jax.compile.topology import describe
 from ling_jax.config import ModelConfig
 from ling_jax.files import replacing
@@ -25,7 +25,7 @@ from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, mesh_wa
 from ling_jax.train.config import PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_train_step
-from ling_jax.train.state import abstract_state
+from ling_jax.train.state import abstract_state, state_bytes
 
 
 class Program(NamedTuple):

@@ -1,6 +1,5 @@
 """Compiles a lowered program and says what it costs: memory, work, and the bounds on time that follow."""
 
-import math
 import re
 import resource
 import time
@@ -159,9 +158,3 @@ def as_text(name: str, fields: dict[str, Any]) -> str:
         axes = "×".join(row["axes"]) or "one device"
         lines.append(f"  {row['kind']:<20} along {axes:<22} {row['count']:>8} times {row['bytes'] / 1e9:>10.4g} GB")
     return "\n".join(lines)
-
-
-def state_bytes(abstract) -> int:
-    """Of a tree of ShapeDtypeStructs with shardings: bytes on one device."""
-    sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
-    return sum(sizes)

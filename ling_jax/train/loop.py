@@ -40,7 +40,7 @@ from ling_jax.train.programs import (
 )
 from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
 from ling_jax.train.start import check_tokenizer, start_line, with_model
-from ling_jax.train.state import TrainState, abstract_state
+from ling_jax.train.state import TrainState, abstract_state, check_memory
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.workdir import (
     check_workdir,
@@ -143,6 +143,7 @@ def prepare_run(
     _say_padding(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract = abstract_state(model, optimizer, mesh, trainable)
+    check_memory(abstract, mesh)
 
     def fill_workdir() -> Corpus:
         if hosts.index() and not (workdir / "config.json").exists():

@@ -15,7 +15,7 @@ from ling_jax.train.config import TrainingConfig
 from ling_jax.train.corpus import Corpus
 from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
 from ling_jax.train.optimizer import learning_rate
-from ling_jax.train.state import TrainState
+from ling_jax.train.state import TrainState, state_bytes
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
 IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
@@ -66,8 +66,7 @@ def _layers(model: ModelConfig) -> str:
 
 def _bytes(tree) -> str:
     """Of one device's part of a tree."""
-    leaves = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree)]
-    total = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in leaves)
+    total = state_bytes(tree)
     return f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
 
 

@@ -1,5 +1,7 @@
 """All that a step changes."""
 
+import math
+import os
 from typing import Any
 
 import flax.struct
@@ -63,3 +65,24 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(placed, abstract)
+
+
+def state_bytes(abstract) -> int:
+    """Of a tree of ShapeDtypeStructs with shardings: bytes on one device."""
+    sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    return sum(sizes)
+
+
+def check_memory(abstract: TrainState, mesh) -> None:
+    """Raises ValueError where a device of this host cannot hold its part of the state; says nothing where its memory is
+    unknown. CPU devices share the machine's."""
+    devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    else:
+        memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    if (needed := state_bytes(abstract)) > memory:
+        raise ValueError(
+            f"parameters and optimizer take {needed / 1e9:.1f} GB of every device, which has {memory / 1e9:.1f} GB; "
+            "split them over more devices (mesh.fsdp, mesh.expert), or train a smaller model"
+        )

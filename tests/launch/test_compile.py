@@ -13,13 +13,13 @@ import sys
 import pytest
 
 from ling_jax.compile.programs import misfit
-from ling_jax.compile.report import bytes_asked_for, state_bytes
+from ling_jax.compile.report import bytes_asked_for
 from ling_jax.compile.topology import CHIPS, describe
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
 from ling_jax.train.start import with_sizes
-from ling_jax.train.state import abstract_state
+from ling_jax.train.state import abstract_state, state_bytes
 from tests.faults import ROOT
 from tests.parallel.test_sharding import abstract_mesh
 from tests.programs import needs_libtpu

@@ -7,6 +7,7 @@ import pytest
 
 from ling_jax import data
 from ling_jax.checkpoint import orbax
+from ling_jax.config import model_config
 from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
@@ -239,6 +240,13 @@ def test_bad_input_ends_before_anything_is_written(name, corpus, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         prepare(change(small_config(corpus), tmp_path / "folder"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_no_memory_holds_is_refused_before_anything_is_written(corpus, tmp_path):
+    config = dataclasses.replace(small_config(corpus), model=model_config("ling-2.6-1t"))
+    with pytest.raises(ValueError, match=r"parameters and optimizer take 1230\d\.\d GB of every device, which has"):
+        prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
