@@ -1,8 +1,10 @@
 """Pre-trains a model on text.
 
     python -m launch.pretrain --config=configs/pretrain/tiny_2_6.py --workdir=runs/tiny
+    python -m launch.pretrain --config=configs/pretrain/continue_tiny.py --workdir=runs/2 --config.start_from=runs/tiny
 
-Fields of the config are overridden by `--config.train.steps=200`; sources by
+The first starts from random parameters, the second from those of a run's workdir or a Hugging Face folder. Fields of
+the config are overridden by `--config.train.steps=200`; sources by
 `--config.data.sources="({'kind': 'text', 'path': 'books/'},)"`. SIGTERM and Ctrl-C save and end it; the same command
 goes on.
 """

@@ -1,10 +1,8 @@
 """Ling-2.6-flash's base trained further at 32K, as in the report's mid-training (§2.3: Mid-1 and Mid-2).
 
-    python -m launch.compile --config=configs/pretrain/continue_2_6_flash.py --topology=v6e:16x16 \\
-        --config.start_from=ling-2.6-flash
-    python -m launch.pretrain --config=configs/pretrain/continue_2_6_flash.py --workdir=gs://… \\
-        --config.start_from=Ling-2.6-flash-base --config.data.sources="({'kind': 'jsonl', 'path': '…'},)"
+    python -m launch.pretrain --config=configs/pretrain/continue_2_6_flash.py --workdir=gs://… --config.start_from=…
 
+The data is to be named (`--config.data.sources`), and `launch.compile` takes `--config.start_from=ling-2.6-flash`.
 `start_from` is the downloaded folder, or what `launch.port` made of it. Sizes, rope and tokenizer are the folder's:
 rows longer than its context need `--config.model.max_length`, another base of the rotation `--config.model.rope_theta`.
 Mesh, batch, memory and the learning rate (kept at its peak) are those of ling_2_6_flash_32k.py.

@@ -1,7 +1,7 @@
 """Ling-2.6-1T, continued pre-training at 4K (report §2.3: 8T tokens, all parameters, warm-up then constant).
 
     python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16
-    python -m launch.pretrain --config=configs/pretrain/ling_2_6_1t.py --workdir=gs://…
+    python -m launch.pretrain --config=configs/pretrain/ling_2_6_1t.py --workdir=gs://… --config.start_from=…
 
 1,024 TPU v5p. Mesh: fsdp 128 x expert 8, so a device holds 1/128 of 32 experts and of the layers' other matrices,
 gathered in bfloat16 layer by layer; a row never leaves its device but for the experts' seven other devices. A step is

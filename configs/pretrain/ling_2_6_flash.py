@@ -1,7 +1,7 @@
 """Ling-2.6-flash, continued pre-training at 4K (report §2.3: 8T tokens, all parameters, warm-up then constant).
 
     python -m launch.compile --config=configs/pretrain/ling_2_6_flash.py --topology=v6e:16x16
-    python -m launch.pretrain --config=configs/pretrain/ling_2_6_flash.py --workdir=gs://…
+    python -m launch.pretrain --config=configs/pretrain/ling_2_6_flash.py --workdir=gs://… --config.start_from=…
 
 256 devices, such as a slice v6e:16x16 or the two cores each of tpu7x:4x4x8. Mesh: fsdp 32 x expert 8, so a device
 holds 1/32 of 32 experts. A step is 8,192 rows in 16 microbatches of 512, two rows a device: with one, gathering the
