@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.faults import ROOT, assert_same_end, run_with_kills
+from tests.faults import ROOT, assert_same_end, run_with_kills, step_seconds
 from tests.refusals import run_each
 from tests.small_run import write_corpus
 
@@ -158,6 +158,18 @@ def test_twenty_kills_change_nothing(command, tmp_path):
     # A start takes about half of `longest`, so half of the kills hit it and half hit steps and saves.
     hits = run_with_kills(killed, kills=20, longest=12, seed=0, log=tmp_path / "log")
     assert len(hits) == 20
+    assert_same_end(tmp_path / "alone", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kills_of_a_run_that_started_from_another_change_nothing(command, alone, tmp_path):
+    flags = [*SHORT, f"--config.start_from={alone}"]
+    done = run(command, tmp_path / "alone", *flags)
+    assert done.returncode == 0 and f"starts from {alone}, step 60: the model is as there" in done.stdout, done
+    killed = [*command, f"--workdir={tmp_path / 'run'}", *flags]
+    longest = step_seconds(tmp_path / "alone") / 2
+    hits = run_with_kills(killed, kills=4, longest=longest, seed=0, log=tmp_path / "log", begin="step=")
+    assert len(hits) >= 2, hits
     assert_same_end(tmp_path / "alone", tmp_path / "run")
 
 
