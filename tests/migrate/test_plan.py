@@ -201,7 +201,7 @@ def test_a_models_folder_is_no_workdir(source, tmp_path):
     save_hf(*orbax.load_params(source[0] / "checkpoints"), tmp_path)
     save_tokenizer(load_model(source[0]).tokenizer, tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="holds a model or another run, such as the source"):
+    with pytest.raises(ValueError, match=r"holds a model \(\*\.safetensors\); name another workdir"):
         prepare_plan(small_config(tmp_path, source[1]), tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
 

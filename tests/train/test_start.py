@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from configs.pretrain import continue_tiny
 from ling_jax import data, model, spec
 from ling_jax.checkpoint import orbax, save_hf
 from ling_jax.checkpoint.folder import load_model
@@ -168,6 +169,7 @@ def test_a_config_may_name_the_models_own_tokenizer_and_no_other(start, tmp_path
 def test_a_config_of_changes_is_read_back(start):
     config = config_from(start, model=ModelChanges(max_length=64, rope_scaling=Yarn(2.0, 64)))
     assert from_dict(type(config), to_config_dict(config).to_dict()) == config
+    assert from_dict(type(config), continue_tiny.get_config().to_dict()).model == ModelChanges()
 
 
 def test_starts_that_cannot_be_are_one_line_and_exit_code_2(start, tmp_path):
