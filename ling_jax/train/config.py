@@ -254,8 +254,7 @@ def from_dict(cls, values: Any, where: str = "config"):
     for key in values:
         if key not in hints:
             raise ValueError(f"{where}.{key} is unknown{nearest(key, hints)}; {cls.__name__} has {', '.join(hints)}")
-    required = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
-    if missing := [name for name in required if name not in values]:
+    if missing := [name for name in _required(cls) if name not in values]:
         raise ValueError(f"{where}.{missing[0]} is missing ({cls.__name__} has no default for it)")
     return cls(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in values.items()})
 
@@ -264,9 +263,10 @@ def _convert(hint, value, where: str):
     if hint is Any:
         return value
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None:
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        optional, hint = type(None) in typing.get_args(hint), _option(options, value)
+        if value is None or (optional and _is_none(hint, value)):
             return None
-        hint = _option([option for option in typing.get_args(hint) if option is not type(None)], value)
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where)
     if typing.get_origin(hint) is tuple:
@@ -280,13 +280,21 @@ def _convert(hint, value, where: str):
     return value
 
 
+def _is_none(cls, value: Any) -> bool:
+    """Whether it is what `to_config_dict` makes of a config dataclass that is None."""
+    needed = _required(cls) if dataclasses.is_dataclass(cls) and hasattr(value, "get") else []
+    return bool(needed) and all(name in value and value[name] is None for name in needed)
+
+
+def _required(cls) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+
+
 def _option(options: Sequence[Any], value: Any) -> Any:
     """Of several dataclasses the first that knows all keys of a dict and finds those it needs, else the first."""
 
     def fits(cls) -> bool:
-        fields = dataclasses.fields(cls)
-        required = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
-        return required <= set(value) <= {f.name for f in fields}
+        return set(_required(cls)) <= set(value) <= {field.name for field in dataclasses.fields(cls)}
 
     if len(options) == 1 or not hasattr(value, "items"):
         return options[0]
@@ -303,8 +311,7 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
         elif isinstance(value, tuple):
             value = tuple(dataclasses.asdict(item) if dataclasses.is_dataclass(item) else item for item in value)
         elif value is None:
-            (kind,) = [option for option in typing.get_args(hint) if option is not type(None)]
-            value = config_dict.placeholder(dict if dataclasses.is_dataclass(kind) else kind)
+            value = _placeholder(hint)
         fields[name] = value
     return ml_collections.ConfigDict(fields)
 
@@ -313,6 +320,18 @@ def _settings(cls) -> dict[str, Any]:
     """The types of a config's fields, but for those that are no part of its equality: they are no settings."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.compare}
+
+
+def _placeholder(hint) -> Any:
+    """Of a field that is None; of a dataclass, its defaults and a placeholder for each field that it needs."""
+    kind = next((option for option in typing.get_args(hint) if option is not type(None)), hint)
+    if not dataclasses.is_dataclass(kind):
+        return config_dict.placeholder(kind)
+    hints, defaults = typing.get_type_hints(kind), {f.name: f.default for f in dataclasses.fields(kind)}
+    unset = (None, dataclasses.MISSING)
+    return ml_collections.ConfigDict(
+        {name: _placeholder(hints[name]) if value in unset else value for name, value in defaults.items()}
+    )
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -194,6 +194,7 @@ def test_starts_that_cannot_be_are_one_line_and_exit_code_2(start, tmp_path):
         "--config.data.sequence_length=1024": "the model's context, model.max_length, is 512",
         "--config.model.loss_chunk=0": "loss_chunk is 0; it must be at least 1",
         "--config.model.remat=some": "remat is 'some'; it is one of",
+        "--config.model.rope_scaling.factor=2.0": "config.model.rope_scaling.original_length is",
         "--config.model.hidden_size=3": "config.model has no field 'hidden_size'",
         f"--workdir={start / 'hf'}": "holds a model (*.safetensors); name another workdir",
     }
