@@ -12,7 +12,7 @@ from ling_jax.train.config import ModelChanges, PretrainConfig, check_sequence_l
 
 CHANGEABLE = tuple(field.name for field in dataclasses.fields(ModelChanges))
 # What makes it another model. `init_std` is left out: nothing is drawn.
-FIXED = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in (*CHANGEABLE, "init_std"))
+FIXED = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.compare and f.name not in (*CHANGEABLE, "init_std"))
 NAMED = 4  # differences that an error names
 
 
