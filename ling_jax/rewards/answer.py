@@ -1,83 +1,91 @@
-"""Final answers: finding one in a text, and whether it is the right one.
+r"""Final answers: finding one in a text, and whether it is the right one.
 
-The only module of this package that touches the world: `AnswerChecker` has a process, which it can kill.
+The only module of this package that touches the world: `AnswerChecker` has processes, which it can kill.
 """
 
+import atexit
 import contextlib
 import json
 import os
+import queue
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from fractions import Fraction
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
+from ling_jax.rewards.answer_form import same_answer
+
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
-GSM8K = re.compile(r"####[ \t]*([-+$]*\.?\d(?:[\d.,]*\d)?)")
-NUMBER = re.compile(r"([-+]?)\\?\$?((?:\d{1,3}(?:,\d{3})+|\d{1,100})(?:\.\d{0,100})?|\.\d{1,100})\.?")
+BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
+GSM8K = re.compile(r"####[ \t]*([^\n#]*\d[^\n#]*)")
 WORKER = Path(__file__).with_name("answer_worker.py")
 START_SECONDS = 60.0  # to import the library, on a busy machine
+PATIENCE = 20  # a check may take so many times its processor time before the machine is called overloaded; our choice
 
 
 class Checked(NamedTuple):
-    status: str  # "right", "wrong", "no_answer", "timeout" or "error"
+    status: str  # "right", "wrong", or "failed": the machine could not say
     answer: str | None
-    detail: str = ""  # what failed
+    detail: str = ""  # why a check came to no comparison
 
     @property
     def reward(self) -> float | None:
-        """1 if right, 0 if wrong or without an answer; None if the check failed: that says nothing of the answer."""
-        return {"right": 1.0, "wrong": 0.0, "no_answer": 0.0}.get(self.status)
+        """1 if right, 0 if wrong; None if the check failed: that says nothing of the answer."""
+        return {"right": 1.0, "wrong": 0.0}.get(self.status)
 
 
 def extract_answer(text: str) -> str | None:
-    """The final answer: what the last `<answer>…</answer>`, else `\\boxed{…}` holds, else the number after ####.
+    r"""The final answer: what the last `<answer>…</answer>`, else `\boxed{…}` holds, else the line after ####.
 
-    A box inside `<answer>` is the answer without the words around it. Reasoning up to `</think>` is not looked at; one
-    that is not closed leaves no answer, as does an empty box. `#### 42`, the last of them, is GSM8K's form.
+    The last one counts, whatever stands before or behind it. A box inside `<answer>` is the answer without the words
+    around it; several that differ are a list. Reasoning up to `</think>` is not looked at; one that is not closed
+    leaves no answer, as does an empty box. `#### 42`, the last of them that has a digit, is GSM8K's form.
     """
     text = text.rpartition("</think>")[2]
     if "<think>" in text:
         return None
     blocks = ANSWER.findall(text)
     if blocks:
-        box = _last_box(blocks[-1])
-        answer = blocks[-1] if box is None else box
+        boxes = list(dict.fromkeys(box.strip() for box in _boxes(blocks[-1])))
+        answer = ", ".join(boxes) if boxes else blocks[-1]
     else:
-        numbers = GSM8K.findall(text)
-        answer = _last_box(text) or (numbers[-1] if numbers else "")
+        boxes, lines = _boxes(text), GSM8K.findall(text)
+        answer = (boxes[-1] if boxes else "") or (lines[-1] if lines else "")
     return answer.strip() or None
 
 
-def parse_number(text: str) -> Fraction | None:
-    """The value of plain decimal digits such as -7, 1,234.50, $3 or `42.`; None for any other text."""
-    match = NUMBER.fullmatch(text.strip())
-    return Fraction(match[1] + match[2].replace(",", "").rstrip(".")) if match else None
-
-
 class AnswerChecker:
-    """Compares final answers with the right ones; a context manager.
+    """Compares final answers with the right ones; a context manager, for any number of threads.
 
-        with AnswerChecker() as checker:
+        with AnswerChecker(workers=4) as checker:
             rewards = [result.reward for result in checker.check_all(pairs)]
 
-    Two plain numbers are compared exactly and equal texts are equal, at no cost. Anything else goes to the library
-    math-verify in one process, which starts when first needed, is used again, and is killed and started anew where a
-    check takes more than `limit` seconds (its start is not counted). It is no fork, and needs no guard of `__main__`.
-    Not for several threads at once.
+    Numbers, words, lists, intervals and the like are compared here, in well under a millisecond and without floats.
+    Expressions go to sympy in one of `workers` processes, which start when first needed and are used again; they are no
+    forks, and need no guard of `__main__`.
+
+    An answer that needs more than `limit` seconds of processor time, or too much memory, or that ends its worker, is
+    wrong: a policy must not hide behind the checker. A worker that cannot start, is killed from outside or is given no
+    processor time is tried once more, and then the check has failed.
     """
 
-    def __init__(self, limit: float = 5.0):  # our choice, and math-verify's own
+    def __init__(self, limit: float = 5.0, workers: int = 1):  # our choices; one second covers nearly every answer
         if not 0 < limit < float("inf"):
             raise ValueError(f"limit is {limit}; expected seconds above 0")
-        self.limit = limit
-        self._worker: subprocess.Popen | None = None
-        self._unread = b""
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; expected at least 1")
+        self.limit, self.workers = limit, workers
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._all = [_Worker() for _ in range(workers)]
+        for worker in self._all:
+            self._idle.put(worker)
+        atexit.register(self.close)
 
     def __enter__(self) -> "AnswerChecker":
         return self
@@ -86,80 +94,153 @@ class AnswerChecker:
         self.close()
 
     def close(self) -> None:
-        """Ends the process; a later check starts another."""
-        worker, self._worker, self._unread = self._worker, None, b""
-        if worker:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.close()
+        """Ends the processes; a later check starts others."""
+        for worker in self._all:
+            worker.close()
+        atexit.unregister(self.close)
 
     def check(self, text: str, gold: str) -> Checked:
-        """Whether the final answer of `text` is `gold`, which is an answer alone ("18", "\\frac{1}{2}")."""
+        r"""Whether the final answer of `text` is `gold`, which is an answer alone ("18", "\\frac{1}{2}")."""
         if not gold.strip():
             raise ValueError("gold is empty; expected the right answer: a task without one cannot be checked")
         answer = extract_answer(text)
         if answer is None:
-            return Checked("no_answer", None)
-        numbers = parse_number(answer), parse_number(gold)
-        if answer == gold.strip() or None not in numbers:
-            same = answer == gold.strip() or numbers[0] == numbers[1]
-            return Checked("right" if same else "wrong", answer)
-        status, detail = self._compare(answer, gold.strip())
-        return Checked(status, answer, detail)
+            return Checked("wrong", None, "no answer")
+        compare = _Comparison(self)
+        try:
+            same = same_answer(answer, gold, compare)
+        except _Undecided as undecided:
+            return Checked(undecided.status, answer, undecided.detail)
+        return Checked("right" if same else "wrong", answer, "" if same else compare.detail)
 
     def check_all(self, pairs: Iterable[tuple[str, str]]) -> list[Checked]:
-        """`check` of each (text, gold), in order."""
-        return [self.check(text, gold) for text, gold in pairs]
+        """`check` of each (text, gold), in order, on all workers at once."""
+        pairs = list(pairs)
+        if self.workers == 1 or len(pairs) < 2:
+            return [self.check(text, gold) for text, gold in pairs]
+        with ThreadPoolExecutor(self.workers) as threads:
+            return list(threads.map(lambda pair: self.check(*pair), pairs))
 
-    def _compare(self, answer: str, gold: str) -> tuple[str, str]:
+
+class _Undecided(Exception):
+    """A comparison that came to no end."""
+
+    def __init__(self, status: str, detail: str):
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+
+class _Comparison:
+    """`answer_form.Equal` of one check: its expressions share the check's processor time."""
+
+    def __init__(self, checker: AnswerChecker):
+        self.checker, self.left, self.detail = checker, checker.limit, ""
+
+    def __call__(self, answer: str, gold: str) -> bool:
+        limit, worker = self.checker.limit, self.checker._idle.get()
         try:
-            worker = self._started()
-            worker.stdin.write(json.dumps([answer, gold, self.limit]).encode() + b"\n")
-            worker.stdin.flush()
-            return self._reply(worker, self.limit, "timeout")
+            for attempt in (1, 2):
+                reply = worker.compare(answer, gold, self.left)
+                if reply.status != "failed" and not (reply.status == "died" and attempt == 1):
+                    break
+        finally:
+            self.checker._idle.put(worker)
+        if reply.status == "late":
+            raise _Undecided("wrong", f"took longer than {limit:g} s")
+        if reply.status == "died":
+            raise _Undecided("wrong", reply.detail)
+        if reply.status == "failed":
+            raise _Undecided("failed", reply.detail)
+        self.left = max(0.01, self.left - reply.seconds)
+        self.detail = self.detail or reply.detail
+        return reply.status == "right"
+
+
+class _Reply(NamedTuple):
+    status: str  # "right", "wrong"; "late" and "died": the expressions' fault; "failed": the machine's
+    detail: str
+    seconds: float = 0.0  # of processor time
+
+
+class _Worker:
+    """A process that compares expressions, started when first needed."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._unread = b""
+
+    def compare(self, answer: str, gold: str, limit: float) -> _Reply:
+        try:
+            process = self._started()
+            process.stdin.write(json.dumps([answer, gold, limit]).encode() + b"\n")
+            process.stdin.flush()
+            return self._reply(limit * PATIENCE + 1)
         except (OSError, ValueError) as error:  # a worker that cannot be started, died, or does not speak JSON
             self.close()
-            return "error", f"{type(error).__name__}: {error}"
+            return _Reply("failed", f"{type(error).__name__}: {error}")
         except BaseException:  # interrupted: a late reply would be taken for the next one's
             self.close()
             raise
 
+    def close(self) -> None:
+        process, self._process, self._unread = self._process, None, b""
+        if process:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
     def _started(self) -> subprocess.Popen:
-        if self._worker is None:
+        if self._process is None:
             # -P: files beside the worker's must not hide modules of the same name.
             command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
-            self._worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            status, detail = self._reply(self._worker, START_SECONDS, "no start")
-            if status != "ready":
-                raise OSError(f"the answer worker did not start: {detail}; `python {WORKER}` says why")
-        return self._worker
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            reply = self._reply(START_SECONDS)
+            if reply.status != "ready":
+                raise OSError(f"the answer worker did not start: {reply.detail}; `python {WORKER}` says why")
+        return self._process
 
-    def _reply(self, worker: subprocess.Popen, seconds: float, late: str) -> tuple[str, str]:
-        deadline = time.monotonic() + seconds
+    def _reply(self, seconds: float) -> _Reply:
+        process, deadline = self._process, time.monotonic() + seconds
         while b"\n" not in self._unread:
-            if not wait([worker.stdout], max(0.0, deadline - time.monotonic())):
+            if not wait([process.stdout], max(0.0, deadline - time.monotonic())):
                 self.close()
-                return late, f"no reply in {seconds:g} s"
-            chunk = os.read(worker.stdout.fileno(), 1 << 16)
+                return _Reply("failed", f"no reply in {seconds:g} s and too little processor time: machine overloaded")
+            chunk = os.read(process.stdout.fileno(), 1 << 16)
             if not chunk:
-                self.close()
-                return "error", f"the answer worker died with exit status {worker.returncode}"
+                self.close_dead()
+                return _ending(process.returncode)
             self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
-        status, detail = json.loads(line)
-        return status, detail
+        return _Reply(*json.loads(line))
+
+    def close_dead(self) -> None:
+        """After the process closed its output: waits for its own exit status before anything kills it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self.close()
 
 
-def _last_box(text: str) -> str | None:
-    """What the last closed `\\boxed{…}` holds, an outer one before those in it."""
+def _ending(status: int) -> _Reply:
+    """What the end of a worker means: SIGPROF is its limit, SIGKILL and SIGTERM come from outside."""
+    if status == -signal.SIGPROF:
+        return _Reply("late", "")
+    detail = f"the answer worker died with exit status {status}"
+    return _Reply("failed" if status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT) else "died", detail)
+
+
+def _boxes(text: str) -> list[str]:
+    r"""What each closed `\boxed{…}` holds that is in no other box, in order; an unclosed one holds nothing."""
     opened: list[int | None] = []  # where a box's content starts; None for a brace of any other kind
-    last = None
+    found: list[tuple[int, str]] = []
     for match in BRACES.finditer(text):
         if match[0] == "}":
             start = opened.pop() if opened else None
-            last = last if start is None else text[start : match.start()]
+            if start is not None:
+                while found and found[-1][0] > start:  # inside of this one
+                    found.pop()
+                found.append((start, text[start : match.start()]))
         elif match[0].endswith("{") and match[0] != "\\{":
             opened.append(match.end() if match[0].startswith("\\") else None)
-    return last
+    return [content for _, content in found]

@@ -1,17 +1,19 @@
 import json
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
-from fractions import Fraction
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.rewards import answer as answer_module
-from ling_jax.rewards.answer import AnswerChecker, Checked, extract_answer, parse_number
+from ling_jax.rewards.answer import AnswerChecker, Checked, extract_answer
 
+WORKER = answer_module.WORKER
 HANG = "\\boxed{10^{10^{10^{10}}}}"
 
 
@@ -25,7 +27,8 @@ def checker():
     ("text", "answer"),
     [
         ("48/2 = 24\n#### 72", "72"),
-        ("#### 1\nno,\n#### $1,234.50.", "$1,234.50"),
+        ("#### 1\nno,\n#### $1,234.50.", "$1,234.50."),
+        ("#### 17 or 18\nThat is all.", "17 or 18"),
         ("#### Solution", None),
         ("so \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
         ("\\boxed{1} or rather \\boxed {2}", "2"),
@@ -33,6 +36,9 @@ def checker():
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("<answer> 7 </answer>", "7"),
         ("<answer>1</answer><answer>it is \\boxed{2}</answer> \\boxed{3}", "2"),
+        ("<answer>\\boxed{1} or \\boxed{2}</answer>", "1, 2"),
+        ("<answer>\\boxed{2}, so \\boxed{2}</answer>", "2"),
+        ("\\boxed{\\boxed{2}}", "\\boxed{2}"),
         ("<answer>never closed <answer>5</answer>", "5"),
         ("<think>\\boxed{1}</think>It is \\boxed{2}", "2"),
         ("<think>\\boxed{1}</think>It is two", None),
@@ -61,27 +67,6 @@ def test_extraction_takes_linear_time(unit):
     assert time.monotonic() - start < 2  # 0.05 s alone; quadratic takes minutes
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("-7", -7),
-        ("1,234,567.50", Fraction("1234567.5")),
-        ("$3", 3),
-        ("\\$3.", 3),
-        (".5", Fraction("0.5")),
-        ("007", 7),
-        ("1,23", None),
-        ("1e9", None),
-        ("1/2", None),
-        ("25%", None),
-        ("", None),
-        ("9" * 10_000, None),
-    ],
-)
-def test_plain_numbers_are_read(text, value):
-    assert parse_number(text) == value
-
-
 def gsm8k(data) -> list[tuple[str, str, str]]:
     """(question, solution, its answer as text)."""
     records = [json.loads(line) for line in (data / "gsm8k/train.jsonl").read_text().splitlines()]
@@ -98,11 +83,29 @@ def wrong_variants(question: str, gold: str) -> list[str]:
     return [str(variant) for variant in variants if int(variant) != value]
 
 
+FORMS = (
+    "{solution}",
+    "#### {gold}.00",
+    "so \\boxed{{{gold}}}",
+    "<answer>{gold}</answer>",
+    "#### **{gold}**",
+    "#### ${gold}",
+    "\\boxed{{\\${gold}}}",
+    "\\boxed{{\\text{{{gold}}}}}",
+    "\\boxed{{{gold} \\text{{ hours}}}}",
+    "<answer>{gold} dollars</answer>",
+    "<answer>x = {gold}</answer>",
+    "<answer>The answer is {gold}.</answer>",
+    "\\boxed{{{gold}\\%}}",  # where a percentage is asked for, the records have a bare number
+)
+
+
 def test_every_gold_answer_of_gsm8k_is_accepted_in_every_form(data, checker):
     records = gsm8k(data)
     assert len(records) == 7473
-    for form in ("{solution}", "so \\boxed{{{gold}}}", "<answer>{gold}</answer>", "#### {gold}.00"):
-        pairs = [(form.format(solution=solution, gold=gold), gold) for _, solution, gold in records]
+    for i, form in enumerate(FORMS):
+        some = records if form == "{solution}" else records[i :: len(FORMS)]
+        pairs = [(form.format(solution=solution, gold=gold), gold) for _, solution, gold in some]
         assert {result.status for result in checker.check_all(pairs)} == {"right"}, form
 
 
@@ -112,110 +115,135 @@ def test_wrong_answers_to_gsm8k_are_rejected(data, checker):
     assert {result.status for result in checker.check_all(pairs)} == {"wrong"}
 
 
-def test_the_library_agrees_with_the_comparison_of_plain_numbers(data, checker):
-    for question, _, gold in gsm8k(data)[::150]:
-        assert checker._compare(gold, gold) == ("right", "")
-        for wrong in wrong_variants(question, gold):
-            assert checker._compare(wrong, gold) == ("wrong", ""), (wrong, gold)
-
-
-@pytest.mark.parametrize(
-    ("answer", "gold", "status"),
-    [
-        ("\\frac12", "0.5", "right"),
-        ("2\\sqrt{2}", "\\sqrt{8}", "right"),
-        ("x^2+2x+1", "(x+1)^2", "right"),
-        ("\\{2,1\\}", "\\{1,2\\}", "right"),
-        ("5", "x=5", "right"),
-        ("12\\text{ cm}", "12", "right"),
-        ("25\\%", "25", "right"),
-        ("(2,1)", "(1,2)", "wrong"),
-        ("x^2+1", "(x+1)^2", "wrong"),
-        ("18 or 19", "18", "wrong"),
-        ("18, 19", "18", "wrong"),
-        ("%%%", "3", "wrong"),
-        ("\\frac{", "3", "wrong"),
-        ("B", "A", "wrong"),
-    ],
-)
-def test_expressions_are_compared_by_the_library(checker, answer, gold, status):
-    result = checker.check(f"<answer>{answer}</answer>", gold)
-    assert (result.status, result.answer) == (status, answer)
-
-
 def test_answers_come_in_the_order_of_questions(checker):
     pairs = [("\\boxed{1+x}", "x+1"), ("none", "1"), ("#### 2", "3"), ("\\boxed{y}", "x+1"), ("#### 3", "3")]
     found = [result.status for result in checker.check_all(pairs)]
-    assert found == ["right", "no_answer", "wrong", "wrong", "right"]
+    assert found == ["right", "wrong", "wrong", "wrong", "right"]
 
 
-def test_a_check_that_hangs_is_killed_and_the_next_one_works():
-    with AnswerChecker(limit=3) as checker:
+def test_an_answer_that_keeps_its_worker_busy_is_wrong_and_the_next_check_works():
+    with AnswerChecker(limit=1) as checker:
         assert checker.check("\\boxed{1+x}", "x+1").status == "right"
-        worker, start = checker._worker, time.monotonic()
+        process = only_process(checker)
         result = checker.check(HANG, "3")
-        took = time.monotonic() - start
-        assert (result.status, result.reward) == ("timeout", None)
-        assert 3 <= took < 6, took
-        assert worker.returncode == -signal.SIGKILL
+        assert (result.status, result.reward, result.detail) == ("wrong", 0.0, "took longer than 1 s")
+        assert process.returncode == -signal.SIGPROF  # by the processor time it used, however busy the machine is
         assert checker.check("\\boxed{1+x}", "x+1").status == "right"
 
 
-def test_a_worker_that_dies_is_an_error_and_not_a_reward():
+def test_an_answer_that_needs_too_much_memory_is_wrong(monkeypatch, tmp_path):
+    worker = tmp_path / "worker.py"
+    small = answer_module.WORKER.read_text().replace("MEMORY_BYTES = 4 << 30", "MEMORY_BYTES = 1 << 29")
+    worker.write_text(
+        small.replace("def compare(", "def _compare(").replace(
+            "def read(",
+            'def compare(answer, gold):\n    return answer != "9" or bool(bytearray(1 << 30))\n\n\ndef read(',
+        )
+    )
+    monkeypatch.setattr(answer_module, "WORKER", worker)
     with AnswerChecker() as checker:
-        checker._started()
-        os.kill(checker._worker.pid, signal.SIGKILL)
-        checker._worker.wait()
-        result = checker.check("\\boxed{1+x}", "x+1")
-        assert result.status == "error" and result.detail and result.reward is None
+        result = checker.check("\\boxed{9}", "x+1")
+        assert result.status == "wrong" and "GiB" in result.detail
+        assert checker.check("\\boxed{8}", "x+1").status == "right"
+
+
+def test_an_answer_that_ends_its_worker_is_wrong(monkeypatch, tmp_path):
+    assert ended_by("os.abort()", monkeypatch, tmp_path).status == "wrong"
+    assert ended_by("sys.exit(3)", monkeypatch, tmp_path).status == "wrong"
+
+
+def test_a_worker_that_is_killed_again_and_again_fails_the_check(monkeypatch, tmp_path):
+    result = ended_by("os.kill(os.getpid(), signal.SIGKILL)", monkeypatch, tmp_path)
+    assert result.status == "failed" and "exit status -9" in result.detail and result.reward is None
+
+
+def test_a_worker_without_processor_time_fails_the_check(monkeypatch, tmp_path):
+    monkeypatch.setattr(answer_module, "PATIENCE", 1)
+    result = ended_by("time.sleep(60)", monkeypatch, tmp_path, limit=0.1)
+    assert result.status == "failed" and "overloaded" in result.detail and result.reward is None
+
+
+def ended_by(statement: str, monkeypatch, tmp_path, limit=5.0) -> Checked:
+    """A check whose worker runs a statement instead of a comparison."""
+    source = WORKER.read_text().replace("        reply = verdict(answer, gold)\n", f"        {statement}\n")
+    assert statement in source
+    (tmp_path / "worker.py").write_text(source)
+    monkeypatch.setattr(answer_module, "WORKER", tmp_path / "worker.py")
+    with AnswerChecker(limit=limit) as checker:
+        return checker.check("\\boxed{1+x}", "x+1")
+
+
+def test_a_worker_that_was_killed_once_is_replaced():
+    with AnswerChecker() as checker:
+        assert checker.check("\\boxed{1+x}", "x+1").status == "right"
+        os.kill(only_process(checker).pid, signal.SIGKILL)
         assert checker.check("\\boxed{1+x}", "x+1").status == "right"
 
 
-def test_a_worker_that_cannot_start_is_an_error_that_says_so(monkeypatch, tmp_path):
+def test_a_worker_that_cannot_start_fails_the_check(monkeypatch, tmp_path):
     monkeypatch.setattr(answer_module, "WORKER", tmp_path / "absent.py")
     with AnswerChecker() as checker:
         result = checker.check("\\boxed{1+x}", "x+1")
-    assert result.status == "error" and "did not start" in result.detail and "absent.py" in result.detail
+    assert result.status == "failed" and "did not start" in result.detail and "absent.py" in result.detail
+
+
+def only_process(checker):
+    (worker,) = checker._all
+    return worker._process
+
+
+def test_several_workers_check_at_once_and_keep_the_order():
+    pairs = [(f"\\boxed{{x+{i}}}", f"{i % 3}+x") for i in range(12)]
+    with AnswerChecker(workers=2) as checker:
+        found = [result.status for result in checker.check_all(pairs)]
+        processes = [worker._process for worker in checker._all]
+        assert all(processes) and processes[0].pid != processes[1].pid
+    assert found == ["right"] * 3 + ["wrong"] * 9
+    assert all(process.returncode is not None for process in processes)
+
+
+def test_threads_share_a_checker():
+    with AnswerChecker() as checker, ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda i: checker.check(f"\\boxed{{x+{i}}}", f"{i}+x").status, range(12)))
+    assert set(found) == {"right"}
+
+
+def test_the_workers_end_with_the_program():
+    program = """
+from ling_jax.rewards import AnswerChecker
+checker = AnswerChecker()
+assert checker.check("\\\\boxed{1+x}", "x+1").status == "right"
+print(checker._all[0]._process.pid)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
 
 
 def test_one_process_serves_all_checks_and_ends_with_the_checker():
     with AnswerChecker() as checker:
         checker.check("#### 1", "1")
-        assert checker._worker is None  # plain numbers need none
+        assert only_process(checker) is None  # numbers need none
         checker.check("\\boxed{1+x}", "x+1")
-        worker = checker._worker
+        process = only_process(checker)
         checker.check("\\boxed{2+x}", "x+1")
-        assert checker._worker is worker
-    assert worker.returncode is not None and checker._worker is None
+        assert only_process(checker) is process
+    assert process.returncode is not None and only_process(checker) is None
 
 
 def test_an_interrupted_check_leaves_no_reply_for_the_next(monkeypatch):
     with AnswerChecker() as checker:
-        checker._started()
+        checker.check("\\boxed{1+x}", "x+1")
         with monkeypatch.context() as patched:
-            patched.setattr(checker, "_reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr(checker._all[0], "_reply", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 checker.check("\\boxed{y}", "x+1")
-        assert checker._worker is None
+        assert only_process(checker) is None
         assert checker.check("\\boxed{1+x}", "x+1").status == "right"
 
 
-def test_it_works_outside_of_the_main_thread():
-    found = []
-
-    def work():
-        with AnswerChecker() as checker:
-            found.append(checker.check("\\boxed{1+x}", "x+1").status)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == ["right"]
-
-
 def test_only_a_verdict_is_a_reward():
-    rewards = [Checked(status, "1").reward for status in ("right", "wrong", "no_answer", "timeout", "error")]
-    assert rewards == [1.0, 0.0, 0.0, None, None]
+    assert [Checked(status, "1").reward for status in ("right", "wrong", "failed")] == [1.0, 0.0, None]
 
 
 def test_what_cannot_be_checked_is_refused(checker):
@@ -223,3 +251,5 @@ def test_what_cannot_be_checked_is_refused(checker):
         checker.check("#### 1", " ")
     with pytest.raises(ValueError, match="limit is 0"):
         AnswerChecker(limit=0)
+    with pytest.raises(ValueError, match="workers is 0"):
+        AnswerChecker(workers=0)

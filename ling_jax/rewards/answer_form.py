@@ -1,0 +1,309 @@
+r"""Whether two answers mean the same: numbers, lists, sets, tuples, intervals, equations and words.
+
+Normalised texts are taken apart from the outside inwards until numbers, words or expressions are left; the caller
+compares expressions. What cannot be taken apart is only equal to the same text.
+"""
+
+import re
+from collections.abc import Callable
+
+from ling_jax.rewards.answer_number import decimal_value, quantity, same_quantity
+from ling_jax.rewards.answer_text import TooDeep, normalise, squeeze
+
+MOST_CHARACTERS = 4000  # our choice: a longer answer is right where it is the gold's text, or one number
+MOST_EXPRESSION = 600  # characters of an expression that is worked out; our choice
+MOST_PARTS = 64  # of a list; our choice
+OPENING, CLOSING = "([{⦃", ")]}⦄"
+SEPARATOR = re.compile(r",|;|\\text\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b")
+RELATION = re.compile(r"=|<|>|\\le |\\ge |\\ne |\\in ")
+MIRRORED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le "}
+NAME = re.compile(
+    r"[A-Za-z](?:_\{\w+\})?'*(?:\([a-z](?:,[a-z])*\))?|\\[a-z]+ ?(?:_\{\w+\})?|(?:\\text\{[^{}]*\}|[A-Za-z ]{2,40}):?"
+)
+TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap]\.?m\.?)?", re.IGNORECASE)
+RATIO = re.compile(r"([\d.,]+):([\d.,]+)")
+COMMANDS = frozenset({
+    "frac", "sqrt", "binom", "cdot", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan",
+    "sinh", "cosh", "tanh", "ln", "log", "lg", "exp", "lfloor", "rfloor", "lceil", "rceil", "infty", "sum", "prod",
+    "int", "begin", "end", "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta",
+    "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma",
+    "Delta", "Theta", "Lambda", "Sigma", "Phi", "Psi", "Omega"
+})  # fmt: skip
+PRODUCT = re.compile(r"[a-np-z]{1,3}")  # letters that may be variables; our choice: "no" and "on" are words
+CHOICES = frozenset("ABCDEFGH")
+
+Equal = Callable[[str, str], bool]  # (answer, gold) -> whether two LaTeX expressions are the same mathematics
+
+
+def same_answer(answer: str, gold: str, equal: Equal) -> bool:
+    """Whether `answer` means what `gold` does. `equal` is asked for expressions that are no plain numbers."""
+    if answer.strip() == gold.strip():
+        return True
+    plain = decimal_value(answer.strip()), decimal_value(gold.strip())
+    if None not in plain and "," not in answer + gold and "_" not in answer + gold:
+        return plain[0] == plain[1]
+    if max(len(answer), len(gold)) > MOST_CHARACTERS:
+        return False
+    try:
+        return _same(normalise(answer), normalise(gold), equal)
+    except (TooDeep, RecursionError):
+        return False
+
+
+def _same(answer: str, gold: str, equal: Equal) -> bool:
+    if squeeze(answer) == squeeze(gold):
+        return bool(answer)
+    if not answer or not gold:
+        return False
+    numbers = quantity(answer), quantity(gold)
+    if None not in numbers:
+        same = same_quantity(*numbers)
+        if same or "," not in answer + gold:
+            return same
+    for number, one in zip(numbers, (answer, gold), strict=True):
+        if number and "," in one:  # 1,234 is a number, or two
+            whole = one.replace(",", "")
+            if _same(*((whole, gold) if one is answer else (answer, whole)), equal):
+                return True
+    for look in (_by_parts, _by_relation, _by_brackets, _by_clock, _by_words):
+        verdict = look(answer, gold, equal)
+        if verdict is not None:
+            return verdict
+    return _is_expression(answer) and _is_expression(gold) and equal(answer, gold)
+
+
+def _by_parts(answer: str, gold: str, equal: Equal) -> bool | None:
+    r"""Lists without brackets, in any order unless `\ldots` says that they go on; and `\pm`, which is a list of two."""
+    found, wanted = _parts(answer), _parts(gold)
+    if len(found) == len(wanted) == 1 and (found, wanted) == ([answer], [gold]):
+        return None
+    if len(wanted) > 1 and len(found) == 1 and (inner := _inside(answer)):  # \{1,2\} or (1,2) for the list 1,2
+        found = _parts(inner[1])
+        if inner[0] == "()":
+            return _match_ordered(found, wanted, equal)
+    elif len(found) > 1 and len(wanted) == 1 and (inner := _inside(gold)):
+        wanted = _parts(inner[1])
+        if inner[0] != "⦃⦄":
+            return inner[0] == "()" and _match_ordered(found, wanted, equal)
+    goes_on = any("\\ldots" in part for part in (answer, gold))
+    return (_match_ordered if goes_on else _match_any_order)(found, wanted, equal)
+
+
+def _by_relation(answer: str, gold: str, equal: Equal) -> bool | None:
+    found, wanted = (_split(text, RELATION) for text in (answer, gold))
+    if len(found) == len(wanted) == 1:
+        return None
+    equations = [all(sign == "=" for sign in _signs(text)) for text in (answer, gold)]
+    if all(equations):
+        return _same_equation(found, wanted, equal)
+    intervals = [_interval(text) for text in (answer, gold)]
+    if None not in intervals and intervals != [answer, gold]:
+        return _same(*intervals, equal)
+    if len(found) != len(wanted):
+        return False
+    signs = _signs(answer), _signs(gold)
+    if signs[0] == signs[1]:
+        return _match_ordered(found, wanted, equal)
+    mirrored = [MIRRORED.get(sign, sign) for sign in reversed(signs[0])]
+    return mirrored == signs[1] and _match_ordered(found[::-1], wanted, equal)
+
+
+def _same_equation(found: list[str], wanted: list[str], equal: Equal) -> bool:
+    """Every side that is no mere name has to be the gold's value: 9·2 = 18 is 18, and 17 = 18 is not."""
+    if len(found) == 2 and NAME.fullmatch(found[1]) and not NAME.fullmatch(found[0]):
+        found = found[::-1]
+    names = [sides[0] if len(sides) > 1 and NAME.fullmatch(sides[0].strip()) else None for sides in (found, wanted)]
+    if len(wanted) > 1 and names[1] is None:  # an equation that defines nothing: 2x + y = 3
+        both = ["=".join(sides) for sides in (found, wanted)]
+        return len(found) == len(wanted) == 2 and all(map(_is_expression, both)) and equal(*both)
+    if None not in names and squeeze(names[0]) != squeeze(names[1]):
+        return False
+    values = found[1:] if names[0] else found
+    target = wanted[-1]
+    return all(value and _same(value, target, equal) for value in values)
+
+
+def _by_brackets(answer: str, gold: str, equal: Equal) -> bool | None:
+    """Sets in any order, tuples and intervals in theirs, unions of them."""
+    unions = [_split(text, re.compile(r"\\cup ")) for text in (answer, gold)]
+    if len(unions[0]) > 1 or len(unions[1]) > 1:
+        return _match_any_order(*unions, equal)
+    found, wanted = _inside(answer), _inside(gold)
+    if found and wanted:
+        parts = [_parts(inner) for _, inner in (found, wanted)]
+        if found[0] != wanted[0]:
+            return False
+        if wanted[0] == "⦃⦄":
+            return _same_sets(*parts, equal)
+        if len(parts[0]) > 1 or len(parts[1]) > 1:
+            return _match_ordered(*parts, equal)
+    for one, text in ((found, answer), (wanted, gold)):
+        if one and one[0] == "()" and len(_parts(one[1])) == 1 and one[1].strip():
+            return _same(*((one[1], gold) if text == answer else (answer, one[1])), equal)
+    if bool(found and found[0] == "⦃⦄") != bool(wanted and wanted[0] == "⦃⦄"):
+        only = found if found and found[0] == "⦃⦄" else wanted
+        parts = _parts(only[1])
+        if len(parts) != 1 or not parts[0]:
+            return False
+        return _same(*((parts[0], gold) if only is found else (answer, parts[0])), equal)
+    return False if any(one and len(_parts(one[1])) > 1 for one in (found, wanted)) else None
+
+
+def _by_clock(answer: str, gold: str, equal: Equal) -> bool | None:
+    """Times are equal by their hours and minutes, ratios by their value."""
+    del equal
+    if ":" not in answer + gold:
+        return None
+    times = TIME.fullmatch(answer), TIME.fullmatch(gold)
+    if None not in times:
+        first, second = ([int(part or 0) for part in time.groups()[:3]] for time in times)
+        halves = {time[4].lower().replace(".", "") for time in times if time[4]}
+        return first == second and len(halves) < 2
+    if TIME.fullmatch(gold):
+        return False
+    values = [_ratio(text) for text in (answer, gold)]
+    return None not in values and values[0] == values[1]
+
+
+def _ratio(text: str):
+    match = RATIO.fullmatch(text)
+    if not match:
+        number = quantity(text)
+        return number.value if number and not number.unit else None
+    top, bottom = decimal_value(match[1]), decimal_value(match[2])
+    return top / bottom if top is not None and bottom else None
+
+
+def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
+    """Words without their case and marks; a letter of a choice too."""
+    del equal
+    found, wanted = _words(answer), _words(gold)
+    if gold.strip("().: ") in CHOICES and len(answer) < 4:
+        return answer.strip("().: ").upper() == gold.strip("().: ")
+    both = [text for text in (found, wanted) if text]
+    if not both or (found != wanted and "\\text" not in answer + gold and all(map(PRODUCT.fullmatch, both))):
+        return None
+    return found is not None and found == wanted
+
+
+def _words(text: str) -> str | None:
+    r"""A text of words alone, in lower case; None for anything else, and for products of a few letters."""
+    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    plain = re.sub(r"[\s\"'“”.!?-]+", " ", plain).strip().lower()
+    return plain if re.fullmatch(r"[^\W\d_]{2,}(?: [^\W\d_]+)*|[^\W\d_]+(?: [^\W\d_]+)+", plain) else None
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a text can be mathematics: no words, no two numbers side by side, no units."""
+    if len(text) > MOST_EXPRESSION or "\\text" in text or not COMMANDS.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
+        return False
+    if re.search(r"\d\s+\d|(?<![_^]\{\w)\}\s+\d|[⦃⦄$€£¥#@\"?~`%:']", text):
+        return False
+    plain = re.sub(r"\\(?:begin|end) \{[a-z]+\}|\\[a-zA-Z]+", " ", text)
+    return not re.search(r"[^\W\d_]{4,}", plain) and plain.count("|") % 2 == 0
+
+
+def _interval(text: str) -> str | None:
+    r"""x > 3, 0 \le x < 5 and x \in I as an interval; an interval as it is; None for anything else."""
+    sides, signs = [side.strip() for side in _split(text, RELATION)], _signs(text)
+    if not signs:
+        return text if _inside(text) or "\\cup" in text else None
+    if signs == ["\\in "]:
+        return sides[1]
+    if any(sign not in MIRRORED for sign in signs):
+        return None
+    if signs[0] in (">", "\\ge "):
+        sides, signs = sides[::-1], [MIRRORED[sign] for sign in reversed(signs)]
+    if any(sign in (">", "\\ge ") for sign in signs):
+        return None
+    is_name = [bool(NAME.fullmatch(side)) and side not in ("\\infty", "\\pi", "e") for side in sides]
+    left, right = ("(" if signs[0] == "<" else "["), (")" if signs[-1] == "<" else "]")
+    if is_name == [True, False]:
+        return f"(-\\infty ,{sides[1]}{right}"
+    if is_name == [False, True]:
+        return f"{left}{sides[0]},\\infty )"
+    return f"{left}{sides[0]},{sides[2]}{right}" if is_name == [False, True, False] else None
+
+
+def _parts(text: str) -> list[str]:
+    r"""The parts of a list that stand side by side, with both values of each `\pm`."""
+    parts = [text] if _is_one_number(text) else _split(text, SEPARATOR)
+    if len(parts) > 1:
+        parts = [part for part in parts if part]  # "1, 2, and 3"
+    both = []
+    for part in parts:
+        if "\\pm" in part:
+            both += [
+                re.sub(r"\\pm ?", "+", part.replace("\\mp", "-")),
+                re.sub(r"\\pm ?", "-", part.replace("\\mp", "+")),
+            ]
+        else:
+            both.append(part)
+    return [part.strip("+ ") if part.startswith("+") else part.strip() for part in both]
+
+
+def _is_one_number(text: str) -> bool:
+    return "," not in text and quantity(text) is not None
+
+
+def _inside(text: str) -> tuple[str, str] | None:
+    """(its brackets, what they hold) of a text that is one pair of brackets; None for any other."""
+    text = text.strip()
+    if len(text) < 2 or text[0] not in "([⦃" or text[-1] not in ")]⦄":
+        return None
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char in OPENING) - (char in CLOSING)
+        if depth == 0:
+            return (text[0] + text[-1], text[1:-1]) if i == len(text) - 1 else None
+    return None
+
+
+def _split(text: str, separator: re.Pattern) -> list[str]:
+    """What stands between the separators that no bracket holds."""
+    pieces, start, depth, at = [], 0, 0, 0
+    while at < len(text):
+        match = separator.match(text, at) if depth == 0 else None
+        if match:
+            pieces.append(text[start:at].strip())
+            start = at = match.end()
+            continue
+        depth += (text[at] in OPENING) - (text[at] in CLOSING)
+        at += 1
+    return [*pieces, text[start:].strip()]
+
+
+def _signs(text: str) -> list[str]:
+    signs, depth, at = [], 0, 0
+    while at < len(text):
+        match = RELATION.match(text, at) if depth == 0 else None
+        if match:
+            signs.append(match[0])
+        depth += (text[at] in OPENING) - (text[at] in CLOSING)
+        at += len(match[0]) if match else 1
+    return signs
+
+
+def _match_ordered(found: list[str], wanted: list[str], equal: Equal) -> bool:
+    return len(found) == len(wanted) and all(_same(a, g, equal) for a, g in zip(found, wanted, strict=True))
+
+
+def _match_any_order(found: list[str], wanted: list[str], equal: Equal) -> bool:
+    """Whether each of the one is one of the other."""
+    if len(found) != len(wanted) or len(wanted) > MOST_PARTS:
+        return False
+    left = list(found)
+    for gold in wanted:
+        match = next((i for i, answer in enumerate(left) if _same(answer, gold, equal)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
+
+
+def _same_sets(found: list[str], wanted: list[str], equal: Equal) -> bool:
+    """Sets hold nothing twice."""
+    if max(len(found), len(wanted)) > MOST_PARTS:
+        return False
+    covers = all(any(_same(answer, gold, equal) for answer in found) for gold in wanted)
+    return covers and all(any(_same(answer, gold, equal) for gold in wanted) for answer in found)

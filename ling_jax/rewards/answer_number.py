@@ -1,0 +1,169 @@
+r"""Numbers as answers write them: exact values, and the unit that stands beside them."""
+
+import re
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import NamedTuple
+
+MOST_EXPONENT = 100_000  # our choice: of powers that are worked out here; larger ones are left to the worker
+MOST_UNIT = 60  # characters
+DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+SIGNED = rf"[-+]?\s*(?:{DECIMAL})"
+NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)\s*(?:"
+    rf"(?P<whole>\d+)\s*\\frac\{{(?P<p1>\d+)\}}\{{(?P<q1>\d+)\}}"
+    rf"|(?P<whole2>\d+)\s+(?P<p2>\d+)\s*/\s*(?P<q2>\d+)"
+    rf"|\\frac\{{\s*(?P<p3>{SIGNED})\s*\}}\{{\s*(?P<q3>{SIGNED})\s*\}}"
+    rf"|(?P<p4>{DECIMAL})\s*/\s*(?P<q4>[-+]?(?:{DECIMAL}))"
+    r"|(?P<stem>\d{0,100}\.\d{0,100})(?:\\overline\{(?P<period>\d+)\}|\\dot\{(?P<dotted>\d)\}|(?P<digit>\d)(?P=digit){2,}\s*\\ldots)"
+    r"|10\^\{(?P<e3>[-+]?\d{1,9})\}"
+    rf"|(?P<mantissa>{DECIMAL})(?:[eE](?P<e>[-+]?\d{{1,9}})(?![\d.])|\s*\\cdot\s*10\^\{{\s*(?P<e2>[-+]?\d{{1,9}})\s*\}})?"
+    r"|\((?P<inner>[-+]?[^()]*)\)"
+    r")"
+)
+CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "USD": "dollar", "EUR": "euro",
+            "GBP": "pound", "US$": "dollar"}  # fmt: skip
+BEFORE = re.compile(r"(?P<minus>[-+]?)\s*(?P<currency>US\$|USD|EUR|GBP|[$€£¥₹])\s*")
+ALIASES = {
+    "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
+    "millimeter": "mm", "millimetre": "mm", "gram": "g", "kilogram": "kg", "milligram": "mg", "liter": "l",
+    "litre": "l", "L": "l", "milliliter": "ml", "millilitre": "ml", "mL": "ml", "hour": "h", "hr": "h", "minute": "min",
+    "second": "s", "sec": "s", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "mile": "mi", "yard": "yd",
+    "pound": "pound", "lb": "pound", "ounce": "oz", "degree": "°", "deg": "°", "percent": "%", "percentage": "%",
+    "usd": "dollar", "eur": "euro", "gbp": "pound", "buck": "dollar", "cent": "cent", "dollar": "dollar", "mph": "mi/h",
+    "kph": "km/h",
+}  # fmt: skip
+SHORT_UNITS = frozenset({
+    "cm", "mm", "km", "kg", "mg", "ml", "mL", "ft", "in", "oz", "lb", "hr", "yd", "mi", "min", "sec", "am", "pm",
+    "mph", "kph", "usd", "USD", "EUR", "GBP", "nm", "kW", "Hz", "eV", "ms", "rad", "deg"
+})  # fmt: skip
+CHANGING = frozenset({  # words that make another value, or no one value
+    "or", "and", "not", "no", "nor", "maybe", "perhaps", "probably", "but", "if", "then", "else", "than", "more",
+    "less", "least", "most", "to", "between", "versus", "vs", "instead", "rather", "either", "neither", "except",
+    "without", "about", "over", "under", "below", "above", "unless", "otherwise", "is", "are", "was", "isn", "isnt",
+    "wrong", "incorrect", "false", "true", "half", "halves", "quarter", "quarters", "third", "thirds", "fourth",
+    "fifth", "tenth", "tenths", "hundredth", "hundredths", "dozen", "dozens", "score", "hundred", "hundreds",
+    "thousand", "thousands", "million", "millions", "billion", "billions", "trillion", "k", "squared", "cubed",
+    "factorial", "times", "plus", "minus", "divided", "point", "zero", "one", "two", "three", "four", "five",
+    "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
+    "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
+    "remainder", "mod", "pi", "sqrt", "root", "twice", "double", "triple", "sum", "product", "approximately",
+    "roughly", "also", "plusminus"
+})  # fmt: skip
+WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
+UNIT = re.compile(
+    rf"{WORD.pattern}(?:\^\{{-?\d\}})?(?:(?:\s*/\s*|\s+|\s*\\cdot\s*){WORD.pattern}(?:\^\{{-?\d\}})?){{0,4}}"
+)
+
+
+class Quantity(NamedTuple):
+    value: Fraction
+    unit: str = ""  # canonical: "cm^{2}", "dollar", "%"; "" for none
+
+
+def quantity(text: str) -> Quantity | None:
+    """A number with or without a unit, of a normalised text; None for any other text."""
+    before = BEFORE.match(text)
+    currency = CURRENCY[before["currency"]] if before else ""
+    rest = before["minus"] + text[before.end() :] if before else text
+    match = NUMBER.match(rest)
+    if not match:
+        return None
+    value = _value(match)
+    unit = _unit(rest[match.end() :], attached=rest[match.end() : match.end() + 1].isalpha())
+    if value is None or unit is None or (currency and unit not in ("", currency)):
+        return None
+    return Quantity(value, currency or unit)
+
+
+def same_quantity(answer: Quantity, gold: Quantity) -> bool:
+    """Whether the answer has the gold's value, and no other unit than the gold's.
+
+    A unit that only one of the two has is no difference. A per cent sign is a hundredth where the other is a plain
+    number, or the unit of a number of per cents: 50% is 0.5, and 50 where per cents were asked for.
+    """
+    if answer.unit == gold.unit or "%" not in (answer.unit, gold.unit):
+        return answer.value == gold.value and (answer.unit == gold.unit or "" in (answer.unit, gold.unit))
+    percent, plain = (answer, gold) if answer.unit == "%" else (gold, answer)
+    return plain.unit == "" and plain.value in (percent.value, percent.value / 100)
+
+
+def decimal_value(text: str) -> Fraction | None:
+    """The exact value of a decimal number with or without an exponent; None where that would be enormous."""
+    try:
+        number = Decimal(re.sub(r"^([-+])\s+", r"\1", text.replace(",", "")))
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or abs(number.adjusted()) > MOST_EXPONENT or len(text) > MOST_EXPONENT:
+        return None
+    return Fraction(number)
+
+
+def _value(match: re.Match) -> Fraction | None:
+    found = {name: text for name, text in match.groupdict().items() if text is not None}
+    sign = -1 if found.pop("sign") == "-" else 1
+    whole = found.get("whole", found.get("whole2", "0"))
+    if "inner" in found:
+        inner = quantity(found["inner"].strip())
+        return sign * inner.value if inner and not inner.unit else None
+    top, bottom = (next((found[name + n] for n in "1234" if name + n in found), None) for name in "pq")
+    if top is not None and bottom is not None:
+        parts = [decimal_value(part) for part in (whole, top, bottom)]
+        return sign * (parts[0] + parts[1] / parts[2]) if None not in parts and parts[2] else None
+    if "stem" in found:
+        return _repeating(sign, found)
+    exponent = found.get("e") or found.get("e2") or found.get("e3") or "0"
+    value = decimal_value(f"{found.get('mantissa', '1').rstrip('.')}e{exponent}")
+    return None if value is None else sign * value
+
+
+def _repeating(sign: int, found: dict[str, str]) -> Fraction | None:
+    period = found.get("period") or found.get("dotted") or found["digit"]
+    if len(found["stem"]) > 100 or len(period) > 100 or found["stem"] == ".":
+        return None
+    places = len(found["stem"].partition(".")[2])
+    return sign * (
+        Fraction(found["stem"].rstrip(".") or "0") + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
+    )
+
+
+def _unit(text: str, attached: bool) -> str | None:
+    """The canonical unit of what stands behind a number; None where that is no unit."""
+    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    is_marked, unit = plain != text, plain.strip().rstrip(".")
+    unit = re.sub(r"\s+(?=\^)", "", unit)
+    if not unit:
+        return ""
+    if len(unit) > MOST_UNIT:
+        return None
+    if unit in ("%", "°"):
+        return unit
+    if unit in CURRENCY:
+        return CURRENCY[unit]
+    unit = re.sub(r"^°\s*(?=[CFK]$)", "degree ", unit)
+    words = WORD.findall(re.sub(r"\^\{-?\d\}", "", unit))
+    if not UNIT.fullmatch(unit) or any(word.lower() in CHANGING for word in words):
+        return None
+    if not is_marked and not all(_is_plain_unit(word, attached, first=i == 0) for i, word in enumerate(words)):
+        return None
+    return _canonical_unit(unit)
+
+
+def _is_plain_unit(word: str, attached: bool, first: bool) -> bool:
+    """Whether a word that is not marked as text is a unit and no product of variables."""
+    if len(word) == 1:
+        return not (attached and first) and word in "mghsLla"
+    return word in SHORT_UNITS or (len(word) > 2 and not (attached and first)) or word.rstrip("s") in ALIASES
+
+
+def _canonical_unit(unit: str) -> str:
+    unit = re.sub(r"\bsq(?:uare)?\.?\s+(\w+)", r"\1^{2}", re.sub(r"\bcubic\s+(\w+)", r"\1^{3}", unit))
+    unit = re.sub(r"\s*(?:\bper\b|/)\s*", "/", unit)
+
+    def canonical(match: re.Match) -> str:
+        word = match[0]
+        lower = word.lower() if len(word) > 1 else word
+        single = lower[:-1] if lower.endswith("s") and len(lower) > 2 else lower
+        return ALIASES.get(word) or ALIASES.get(lower) or ALIASES.get(single) or single
+
+    return re.sub(r"\s*\\cdot\s*|\s+|-", " ", WORD.sub(canonical, unit))

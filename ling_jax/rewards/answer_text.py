@@ -1,0 +1,178 @@
+r"""One spelling for what answers write in many: unicode, LaTeX markup, spaces, and the arguments of commands.
+
+What comes out is LaTeX of few commands: `\frac{1}{2}`, `x^{2}`, `\cdot`, `\text{ cm}` for words, `°`, `%`, `$`, and
+`⦃ ⦄` for the braces of a set.
+"""
+
+import re
+import unicodedata
+
+MOST_DEPTH = 40  # braces in one another; our choice: no answer has more, and the reader of expressions is recursive
+VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
+          "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
+SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+SYMBOLS = {
+    "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
+    "÷": "/", "⁄": "/", "∕": "/", "√": r"\sqrt ", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤": r"\le ",
+    "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ",
+    "…": "...", "º": "°", "’": "'", "，": ",", "：": ":",
+}  # fmt: skip
+THIN = "\u2009\u202f\u00a0\u2007"  # spaces that stand between groups of three digits
+GROUPS = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:(?:\\[,!;:]|\\ |~|,\\!|\{{,\}}|[{THIN} ])\d{{3}})+(?![\d,/])")
+SPACES = re.compile(rf"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])|\\hspace\{{[^{{}}]*\}}|[{THIN}]|\s+")
+DROPPED = re.compile(
+    r"\\(?:left|right)(?![a-zA-Z])\s*\.?|\\(?:[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|bf|rm)(?![a-zA-Z])"
+)
+NAMES = {
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
+    "leqslant": "le", "geqslant": "ge", "neq": "ne", "times": "cdot", "ast": "cdot", "dots": "ldots", "cdots": "ldots",
+    "dotsc": "ldots", "varnothing": "emptyset", "land": "cdot", "colon": ":", "to": "rightarrow",
+    "degree": "°", "div": "/", "lt": "<", "gt": ">", "lbrace": "⦃", "rbrace": "⦄", "euro": "€", "pounds": "£",
+    "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]",
+}  # fmt: skip
+ESCAPED = {"%": "%", "$": "$", "#": "#", "&": "&", "_": "_", "{": "⦃", "}": "⦄"}
+FONTS = frozenset({
+    "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox", "mathrm", "mathbf",
+    "mathit", "mathsf", "mathtt", "mathnormal", "boldsymbol", "bm", "operatorname", "emph", "underline", "boxed",
+    "fbox", "ensuremath", "mathbb"
+})  # fmt: skip
+ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "overline": 1, "dot": 1, "vec": 1, "hat": 1, "bar": 1}
+SINGLE_UNITS = frozenset("mghsLlWJNVAKCF")
+TOKENS = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
+WRAPPED = (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"),
+           ('"', '"'), ("“", "”"), ("*", "*"))  # fmt: skip
+LABEL = re.compile(r"(?:so |thus |hence )?(?:the )?(?:final |correct )?answer\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+
+
+class TooDeep(ValueError):
+    """Braces are nested more than `MOST_DEPTH` deep."""
+
+
+def normalise(text: str) -> str:
+    """The one spelling of an answer. Raises TooDeep. Linear in the text's length."""
+    text = re.sub(f"([{''.join(VULGAR)}])", lambda match: " " + VULGAR[match[1]], text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda match: f"^{{{match[0].translate(SUPERSCRIPTS)}}}", text)
+    for symbol, latex in SYMBOLS.items():
+        text = text.replace(symbol, latex)
+    text = "".join(
+        c if c in THIN else unicodedata.normalize("NFKC", c) for c in text if unicodedata.category(c) != "Cf"
+    )
+    text = _unwrapped(text.replace("−", "-"))
+    text = LABEL.sub("", text, count=1) if LABEL.match(text) else text
+    text = GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), _unwrapped(text))
+    text = text.replace("{,}", ",").replace("**", "^" if re.search(r"[\w)}]\*\*[\w({]", text) else "")
+    text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", "°", text)
+    text = re.sub(r"<=|=<", r"\\le ", re.sub(r">=", r"\\ge ", text.replace("!=", r"\ne ")))
+    text = SPACES.sub(" ", DROPPED.sub("", text)).replace("...", r"\ldots ")
+    tokens = TOKENS.findall(text)
+    _check_depth(tokens)
+    return _tidy(_spelled(tokens))
+
+
+def squeeze(text: str) -> str:
+    """Without the spaces that mean nothing: those beside anything but two digits or two letters."""
+    return re.sub(r"(?<![^\W_])\s+|\s+(?![^\W_])|(?<=\d)\s+(?=[^\W\d_])|(?<=[^\W\d_])\s+(?=\d)", "", text)
+
+
+def _unwrapped(text: str) -> str:
+    """Without what stands around the whole of it: dollar signs, stars, quotes, a full stop."""
+    before = None
+    while before != text:
+        before, text = text, text.strip().removesuffix("\\.").rstrip(".;").strip() if not text.endswith("...") else text
+        for opening, closing in WRAPPED:
+            inner = text[len(opening) : -len(closing)]
+            if text.startswith(opening) and text.endswith(closing) and inner.strip() and opening not in inner:
+                text = inner
+                break
+    return text
+
+
+def _check_depth(tokens: list[str]) -> None:
+    depth = 0
+    for token in tokens:
+        depth += (token in "{([") - (token in "})]")
+        if depth > MOST_DEPTH:
+            raise TooDeep(f"brackets are nested more than {MOST_DEPTH} deep")
+
+
+def _spelled(tokens: list[str]) -> str:
+    """The tokens with canonical commands, fonts unwrapped and every argument in braces."""
+    out, at = [], 0
+    while at < len(tokens):
+        piece, at = _next(tokens, at, "".join(out[-3:]))
+        out.append(piece)
+    return "".join(out)
+
+
+def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
+    """(the next construct, spelled; where the one behind it starts)."""
+    token = tokens[at]
+    name = NAMES.get(token[1:], token[1:]) if token[0] == "\\" else ""
+    if name in FONTS:
+        content, at = _argument(tokens, at + 1)
+        return _unfonted(token[1:], content, before), at
+    if name in ARGUMENTS:
+        pieces, at = ["\\" + name], at + 1
+        if name == "sqrt" and _skip(tokens, at) < len(tokens) and tokens[_skip(tokens, at)] == "[":
+            stop = tokens.index("]", at) if "]" in tokens[at:] else len(tokens) - 1
+            pieces.append(f"[{_spelled(tokens[_skip(tokens, at) + 1 : stop])}]")
+            at = stop + 1
+        for _ in range(ARGUMENTS[name]):
+            content, at = _argument(tokens, at)
+            pieces.append(f"{{{_spelled(content)}}}")
+        return "".join(pieces), at
+    if token in ("^", "_"):
+        content, at = _argument(tokens, at + 1)
+        return f"{token}{{{_spelled(content)}}}", at
+    if token == "{" and not re.search(r"\\[a-zA-Z]+ $|\}$", before):  # braces that belong to no command
+        content, at = _argument(tokens, at)
+        inner = _spelled(content)
+        return (f"⦃{inner}⦄" if "," in inner else f"({inner})"), at
+    if token == "*":
+        return r"\cdot ", at + 1
+    if not name:
+        return token, at + 1
+    if not name[0].isalpha():
+        return ESCAPED.get(name, name if name in "/°:<>⦃⦄€£|[]" else token), at + 1
+    return f"\\{name} ", at + 1
+
+
+def _argument(tokens: list[str], at: int) -> tuple[list[str], int]:
+    """(the tokens of the argument that starts here, where it ends): a group in braces, or one token."""
+    at = _skip(tokens, at)
+    if at >= len(tokens):
+        return [], at
+    if tokens[at] != "{":
+        if tokens[at] == "-" and at + 1 < len(tokens):  # x^-1, as people type it
+            stop = at + 1
+            while stop < len(tokens) and tokens[stop].isdecimal():
+                stop += 1
+            return tokens[at:stop], stop
+        return tokens[at : at + 1], at + 1
+    depth, stop = 0, at
+    while stop < len(tokens):
+        depth += (tokens[stop] == "{") - (tokens[stop] == "}")
+        if depth == 0:
+            break
+        stop += 1
+    return tokens[at + 1 : stop], stop + 1
+
+
+def _skip(tokens: list[str], at: int) -> int:
+    while at < len(tokens) and tokens[at].isspace():
+        at += 1
+    return at
+
+
+def _unfonted(name: str, content: list[str], before: str) -> str:
+    r"""`\text{ cm}` for words; the content alone where it has none: `\text{13}`, `\mathrm{e}`, `\textbf{(B)}`."""
+    inner = _spelled(content)
+    if name in ("boxed", "fbox", "ensuremath", "underline") or "\\" in inner:
+        return inner
+    is_unit = inner.strip() in SINGLE_UNITS and re.search(r"[\d}]\s*$", before) and name.startswith(("text", "math"))
+    return f"\\text{{{inner}}}" if is_unit or re.search(r"[^\W\d_]{2}", inner) else inner
+
+
+def _tidy(text: str) -> str:
+    text = re.sub(r"(?<=[\d.])\s+(?=[.,]\d)", "", re.sub(r"\s+", " ", text)).strip()
+    return _unwrapped(re.sub(r"^[+\s]+(?=[\w\\.(])", "", text))
