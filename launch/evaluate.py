@@ -10,7 +10,7 @@
 - for choice: JSON lines {"prompt": text or "messages": [...], "choices": [text, ...], "answer": index from 0}; a choice
   follows its prompt as it is, so it usually begins with a space;
 - for generate: JSON lines {"prompt" or "messages", "answer": ...}; `verifier(text, record)` gives a bool or a number
-  from 0 to 1.
+  from 0 to 1 (ling_jax.evaluate.answers:same_answer compares numbers, units and mathematics by what they mean).
 A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json.
 """
 

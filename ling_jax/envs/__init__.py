@@ -11,6 +11,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "running_sums": reasoning.running_sums,
     "digit_sums": reasoning.digit_sums,
     "ordering": reasoning.ordering,
+    "questions": reasoning.questions,
     "tools": tools.environment,
     "lookup": tools.lookup,
 }

@@ -15,6 +15,7 @@ from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
+from ling_jax.rewards import gold_answer, shared_checker
 from ling_jax.rollout.prompts import encode_prompts
 from ling_jax.rollout.text import Completion, complete_all
 
@@ -29,6 +30,17 @@ class Verdict(NamedTuple):
 def exact_match(text: str, record: dict[str, Any]) -> bool:
     """Whether the text is the record's answer, white space around both aside."""
     return text.strip() == record["answer"].strip()
+
+
+def same_answer(text: str, record: dict[str, Any]) -> bool:
+    """Whether the text's final answer means the record's, by `rewards.AnswerChecker`.
+
+    The record's answer stands alone or behind ####. Raises OSError where the machine kept it from a verdict.
+    """
+    checked = shared_checker().check(text, gold_answer(record["answer"]))
+    if checked.reward is None:
+        raise OSError(checked.detail)
+    return checked.status == "right"
 
 
 def load_verifier(name: str) -> Verifier:
@@ -70,6 +82,11 @@ def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str
         answer = field(record, "answer", where)
         if verifier is exact_match and not isinstance(answer, str):
             raise ValueError(f"{where}: answer is {shown(answer)}; expected text, which is what exact_match compares")
+        if verifier is same_answer:
+            try:
+                gold_answer(answer)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
         records.append((where, record))
     if not records:
         raise ValueError(f"{path} holds no prompt")

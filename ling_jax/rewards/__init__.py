@@ -1,8 +1,10 @@
-"""Rewards: pure functions of texts, tokens and task data. Only `AnswerChecker` touches the world, with a process."""
+"""Rewards: pure functions of texts, tokens and task data. Only `AnswerChecker` touches the world, with processes."""
 
 from ling_jax.rewards.answer import AnswerChecker as AnswerChecker
 from ling_jax.rewards.answer import Checked as Checked
 from ling_jax.rewards.answer import extract_answer as extract_answer
+from ling_jax.rewards.answer import gold_answer as gold_answer
+from ling_jax.rewards.answer import shared_checker as shared_checker
 from ling_jax.rewards.bounds import check_reward as check_reward
 from ling_jax.rewards.evo_cot import evo_cot_rewards as evo_cot_rewards
 from ling_jax.rewards.evo_cot import format_reward as format_reward

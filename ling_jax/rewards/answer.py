@@ -5,7 +5,9 @@ The only module of this package that touches the world: `AnswerChecker` has proc
 
 import atexit
 import contextlib
+import functools
 import json
+import math
 import os
 import queue
 import re
@@ -17,7 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ling_jax.rewards.answer_form import same_answer
 
@@ -25,6 +27,7 @@ ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 GSM8K = re.compile(r"####[ \t]*([^\n#]*\d[^\n#]*)")
 WORKER = Path(__file__).with_name("answer_worker.py")
+MOST_GOLD = 500  # characters; our choice
 START_SECONDS = 60.0  # to import the library, on a busy machine
 PATIENCE = 20  # a check may take so many times its processor time before the machine is called overloaded; our choice
 
@@ -58,6 +61,31 @@ def extract_answer(text: str) -> str | None:
         boxes, lines = _boxes(text), GSM8K.findall(text)
         answer = (boxes[-1] if boxes else "") or (lines[-1] if lines else "")
     return answer.strip() or None
+
+
+def gold_answer(answer: Any) -> str:
+    """The right answer of a record: what follows its last ####, as in GSM8K, else all of it; a number as text.
+
+    Raises ValueError, for which the caller knows the file and line, on what no answer can be compared with.
+    """
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
+        return str(answer)
+    if not isinstance(answer, str):
+        raise ValueError(f"answer is {answer!r}; expected text, or a number")
+    gold = answer.rpartition("####")[2].strip()
+    if not gold:
+        raise ValueError(
+            f"answer is {_shown(answer)}; expected the right answer, or a solution that ends in #### and it"
+        )
+    if "\n" in gold or len(gold) > MOST_GOLD:
+        raise ValueError(f"answer is {_shown(answer)}; expected the right answer alone, or behind #### at the end")
+    if extract_answer(f"\\boxed{{{gold}}}") != gold:
+        raise ValueError(f"answer is {_shown(answer)}; expected braces that match, and no markers of reasoning")
+    return gold
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) < 60 else f"{text[:20]}…{text[-35:]}")
 
 
 class AnswerChecker:
@@ -120,6 +148,12 @@ class AnswerChecker:
             return [self.check(text, gold) for text, gold in pairs]
         with ThreadPoolExecutor(self.workers) as threads:
             return list(threads.map(lambda pair: self.check(*pair), pairs))
+
+
+@functools.cache
+def shared_checker() -> AnswerChecker:
+    """The checker that all environments and verifiers of this process use; its worker ends with the process."""
+    return AnswerChecker()
 
 
 class _Undecided(Exception):

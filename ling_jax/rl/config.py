@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import nearest
-from ling_jax.envs.sources import TaskSource, check_tasks
+from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl import staleness, token_budget
 from ling_jax.rl.step import make_objective
@@ -110,6 +110,11 @@ def check_config(config: RLConfig) -> None:
     check_optimizer(config)
     for i, source in enumerate(config.tasks):
         check_tasks(source, f"tasks[{i}]")
+        if config.train.eval_tasks and not held_out_of(source, 1):
+            raise ValueError(
+                f"train.eval_tasks is {config.train.eval_tasks}; {source.path} has no held-out question, which one in "
+                "eight is by its text: set it to 0, or add questions"
+            )
     _check_efforts(config)
     _check_microbatches(config)
     budget_of(config.rollout)

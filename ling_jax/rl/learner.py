@@ -56,7 +56,7 @@ class Learner:
         rollout = config.rollout
         self.events: list[Event] = []
         self.rollouts = Rollouts(budget_of(rollout), limits_of(rollout), rollout.group_size, self._draw, self._emit)
-        self.rates = unseen(sum(source.count for source in config.tasks))
+        self.rates = unseen(sum(source.size for source in config.tasks))
         self.memory: Any = None  # the reward's
 
     def step(self, tell: Callable[[int, int, int], None] = lambda *progress: None) -> Step:

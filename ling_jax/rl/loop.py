@@ -25,7 +25,7 @@ from ling_jax.chat.folder_template import FolderTemplate, save_template
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model
-from ling_jax.envs.sources import held_out_tasks, task_of
+from ling_jax.envs.sources import held_out_of, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
@@ -196,15 +196,18 @@ def start_report(run: Run, start: int) -> str:
 
 def _probe(config: RLConfig, reader: Reader) -> None:
     """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
-    difficulties, each with its own solution."""
+    difficulties, each with its own solution. Of a file, all questions have to fit."""
     asks, first = [], 0
     for source in config.tasks:
-        count = min(source.count, max(PROBES, len(source.difficulties)))
+        count = min(source.size, max(PROBES, len(source.difficulties)))
         tasks = [task_of(config.tasks, first + i) for i in range(count)]
-        tasks += held_out_tasks(source.environment, source.difficulties, count)
+        tasks += held_out_of(source, count)
         effort = max(config.efforts, key=len, default=None)
         asks += [Ask(0, 0, task, seed=0, effort=effort) for task in tasks]
-        first += source.count
+        if source.path:
+            rest = [task_of(config.tasks, first + i) for i in range(count, source.size)]
+            reader.begin([Ask(0, 0, task, seed=0, effort=effort) for task in rest])
+        first += source.size
     for episode in reader.begin(asks):
         rehearse(episode, reader)
 
@@ -253,7 +256,7 @@ def _evaluate(run: Run, params, step: int) -> None:
     if not config.train.eval_tasks:
         return
     player = Player(run.start.config, run.reader, config.rollout.slots, temperature=0.0)
-    sources = [held_out_tasks(s.environment, s.difficulties, config.train.eval_tasks) for s in config.tasks]
+    sources = [held_out_of(source, config.train.eval_tasks) for source in config.tasks]
     records = evaluate(player, params, [task for tasks in sources for task in tasks])
     metrics = summarise(records)
     print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)

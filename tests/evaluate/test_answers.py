@@ -3,7 +3,18 @@ import json
 import numpy as np
 import pytest
 
-from ling_jax.evaluate.answers import Verdict, answer_results, exact_match, load_verifier, read_tasks, verify
+from ling_jax.evaluate import answers
+from ling_jax.evaluate.answers import (
+    Verdict,
+    answer_results,
+    exact_match,
+    load_verifier,
+    read_tasks,
+    same_answer,
+    verify,
+)
+from ling_jax.rewards import AnswerChecker
+from ling_jax.rewards import answer as answer_module
 from ling_jax.rollout.text import Completion
 
 
@@ -73,6 +84,20 @@ def exits(text, record):
 )
 def test_what_a_verifier_may_say(verifier, verdict):
     assert verify(verifier, "yes", {}) == verdict
+
+
+def test_answers_are_compared_by_what_they_mean(monkeypatch, tmp_path):
+    record = {"answer": "2*9=18\n#### 18"}
+    assert same_answer("so \\boxed{18 \\text{ cm}}", record) and not same_answer("#### 17 or 18", record)
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "answer": 18}) + "\n" + json.dumps({"prompt": "p", "answer": " "}))
+    with pytest.raises(ValueError, match="line 2: answer is ' '; expected the right answer"):
+        read_tasks(path, same_answer)
+    monkeypatch.setattr(answer_module, "WORKER", tmp_path / "absent.py")
+    checker = AnswerChecker()
+    monkeypatch.setattr(answers, "shared_checker", lambda: checker)
+    verdict = verify(same_answer, "\\boxed{1+x}", {"answer": "x+1"})
+    assert verdict.score is None and "did not start" in verdict.error
 
 
 def test_the_default_compares_texts():

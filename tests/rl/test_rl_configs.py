@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs.align import tiny_agentic, tiny_evo_cot, tiny_preference
-from configs.rl import tiny_adaptive, tiny_kpop
+from configs.rl import tiny_adaptive, tiny_kpop, tiny_questions
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loop import train
@@ -17,6 +17,7 @@ CONFIGS = {
     "preference": (tiny_preference, "reward/brief"),
     "agentic": (tiny_agentic, "reward/superfluous_calls"),
     "kpop": (tiny_kpop, "masked_fraction"),
+    "questions": (tiny_questions, "reward/outcome"),
     "adaptive": (tiny_adaptive, "reward/length"),
 }
 

@@ -1,5 +1,6 @@
-"""Reasoning in one turn, with an answer that a program checks, in few kinds of characters: for models of any size."""
+"""Reasoning in one turn, with an answer that a program checks: puzzles of few characters, and one's own data."""
 
 from ling_jax.envs.reasoning import digit_sums as digit_sums
 from ling_jax.envs.reasoning import ordering as ordering
+from ling_jax.envs.reasoning import questions as questions
 from ling_jax.envs.reasoning import running_sums as running_sums
