@@ -63,6 +63,13 @@ def _check_questions(source: TaskSource, where: str) -> None:
         )
 
 
+def describe_source(source: TaskSource) -> str:
+    """One line for the report of a run."""
+    if source.path:
+        return f"{source.size} of {source.environment}, from {source.path}"
+    return f"{source.count} of {source.environment}, difficulties {list(source.difficulties)}, seed {source.seed}"
+
+
 def tasks(source: TaskSource) -> Iterator[Task]:
     """All of them, in order."""
     return (task_of([source], number) for number in range(source.size))

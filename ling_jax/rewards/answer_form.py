@@ -7,18 +7,20 @@ compares expressions. What cannot be taken apart is only equal to the same text.
 import re
 from collections.abc import Callable
 
-from ling_jax.rewards.answer_number import decimal_value, quantity, same_quantity
+from ling_jax.rewards.answer_number import decimal_value, quantity, same_quantity, split_unit
 from ling_jax.rewards.answer_text import TooDeep, normalise, squeeze
 
 MOST_CHARACTERS = 4000  # our choice: a longer answer is right where it is the gold's text, or one number
 MOST_EXPRESSION = 600  # characters of an expression that is worked out; our choice
 MOST_PARTS = 64  # of a list; our choice
 OPENING, CLOSING = "([{⦃", ")]}⦄"
-SEPARATOR = re.compile(r",|;|\\text\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b")
+SEPARATOR = re.compile(r",|;|\b(?:and|or)\b")
+OR = re.compile(r"\bor\b")
 RELATION = re.compile(r"=|<|>|\\le |\\ge |\\ne |\\in ")
 MIRRORED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le "}
-NAME = re.compile(
-    r"[A-Za-z](?:_\{\w+\})?'*(?:\([a-z](?:,[a-z])*\))?|\\[a-z]+ ?(?:_\{\w+\})?|(?:\\text\{[^{}]*\}|[A-Za-z ]{2,40}):?"
+NAME = re.compile(  # x, x_{1}, f(x), (x, y), \theta, \angle ABC, \text{Area}
+    r"[A-Za-z](?:_\{\w+\})?'*(?:\([a-z](?:,[a-z])*\))?|\([a-z](?:, ?[a-z])+\)|m?\\[a-z]+ ?[A-Z]{0,3}(?:_\{\w+\})?"
+    r"|(?:\\text\{[^{}]*\}|[A-Za-z ]{2,40}):?"
 )
 TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap]\.?m\.?)?", re.IGNORECASE)
 RATIO = re.compile(r"([\d.,]+):([\d.,]+)")
@@ -65,7 +67,7 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
             whole = one.replace(",", "")
             if _same(*((whole, gold) if one is answer else (answer, whole)), equal):
                 return True
-    for look in (_by_parts, _by_relation, _by_brackets, _by_clock, _by_words):
+    for look in (_by_parts, _by_relation, _by_brackets, _by_clock, _by_words, _by_unit):
         verdict = look(answer, gold, equal)
         if verdict is not None:
             return verdict
@@ -74,6 +76,9 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
 
 def _by_parts(answer: str, gold: str, equal: Equal) -> bool | None:
     r"""Lists without brackets, in any order unless `\ldots` says that they go on; and `\pm`, which is a list of two."""
+    unions = _union(answer), _union(gold)
+    if unions != (answer, gold):
+        return _same(*unions, equal)
     found, wanted = _parts(answer), _parts(gold)
     if len(found) == len(wanted) == 1 and (found, wanted) == ([answer], [gold]):
         return None
@@ -113,11 +118,15 @@ def _same_equation(found: list[str], wanted: list[str], equal: Equal) -> bool:
     if len(found) == 2 and NAME.fullmatch(found[1]) and not NAME.fullmatch(found[0]):
         found = found[::-1]
     names = [sides[0] if len(sides) > 1 and NAME.fullmatch(sides[0].strip()) else None for sides in (found, wanted)]
+    both = ["=".join(sides) for sides in (found, wanted)]
     if len(wanted) > 1 and names[1] is None:  # an equation that defines nothing: 2x + y = 3
-        both = ["=".join(sides) for sides in (found, wanted)]
         return len(found) == len(wanted) == 2 and all(map(_is_expression, both)) and equal(*both)
     if None not in names and squeeze(names[0]) != squeeze(names[1]):
         return False
+    if (
+        names[0] is None and len(found) == len(wanted) == 2 and re.search("[a-z]", wanted[1])
+    ):  # 2x - y = 1 for y = 2x - 1
+        return all(map(_is_expression, both)) and equal(*both)
     values = found[1:] if names[0] else found
     target = wanted[-1]
     return all(value and _same(value, target, equal) for value in values)
@@ -178,6 +187,8 @@ def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
     """Words without their case and marks; a letter of a choice too."""
     del equal
     found, wanted = _words(answer), _words(gold)
+    if re.search("[a-z]{3}", gold.lower()) and squeeze(answer).lower() == squeeze(gold).lower() and "\\" not in gold:
+        return True  # June 20
     if gold.strip("().: ") in CHOICES and len(answer) < 4:
         return answer.strip("().: ").upper() == gold.strip("().: ")
     both = [text for text in (found, wanted) if text]
@@ -186,18 +197,26 @@ def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
     return found is not None and found == wanted
 
 
+def _by_unit(answer: str, gold: str, equal: Equal) -> bool | None:
+    r"""Expressions that are no plain numbers with units, `16\pi \text{ cm}^2`; one alone may have one."""
+    (value, unit), (target, wanted) = split_unit(answer), split_unit(gold)
+    if not unit and not wanted:
+        return None
+    return (unit == wanted or not unit or not wanted) and _same(value or answer, target or gold, equal)
+
+
 def _words(text: str) -> str | None:
     r"""A text of words alone, in lower case; None for anything else, and for products of a few letters."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
-    plain = re.sub(r"[\s\"'“”.!?-]+", " ", plain).strip().lower()
-    return plain if re.fullmatch(r"[^\W\d_]{2,}(?: [^\W\d_]+)*|[^\W\d_]+(?: [^\W\d_]+)+", plain) else None
+    plain = re.sub(r"[\s\"'“”.!?]+", " ", plain).strip().lower()
+    return plain if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", plain) and re.search(r"[^\W\d_]{2}", plain) else None
 
 
 def _is_expression(text: str) -> bool:
     """Whether a text can be mathematics: no words, no two numbers side by side, no units."""
     if len(text) > MOST_EXPRESSION or "\\text" in text or not COMMANDS.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
         return False
-    if re.search(r"\d\s+\d|(?<![_^]\{\w)\}\s+\d|[⦃⦄$€£¥#@\"?~`%:']", text):
+    if re.search(r"[\d}]\s+\d|[⦃⦄$€£¥#@\"?~`%:']", re.sub(r"[_^]\{\w+\}", "", text)):
         return False
     plain = re.sub(r"\\(?:begin|end) \{[a-z]+\}|\\[a-zA-Z]+", " ", text)
     return not re.search(r"[^\W\d_]{4,}", plain) and plain.count("|") % 2 == 0
@@ -225,6 +244,13 @@ def _interval(text: str) -> str | None:
     return f"{left}{sides[0]},{sides[2]}{right}" if is_name == [False, True, False] else None
 
 
+def _union(text: str) -> str:
+    r"""x < 1 or x > 2 as a union of intervals; any other text as it is."""
+    parts = _split(text, OR)
+    intervals = [_interval(part) for part in parts if _signs(part)]
+    return "\\cup ".join(intervals) if len(intervals) == len(parts) > 1 and None not in intervals else text
+
+
 def _parts(text: str) -> list[str]:
     r"""The parts of a list that stand side by side, with both values of each `\pm`."""
     parts = [text] if _is_one_number(text) else _split(text, SEPARATOR)
@@ -232,7 +258,7 @@ def _parts(text: str) -> list[str]:
         parts = [part for part in parts if part]  # "1, 2, and 3"
     both = []
     for part in parts:
-        if "\\pm" in part:
+        if "\\pm" in part or "\\mp" in part:
             both += [
                 re.sub(r"\\pm ?", "+", part.replace("\\mp", "-")),
                 re.sub(r"\\pm ?", "-", part.replace("\\mp", "+")),

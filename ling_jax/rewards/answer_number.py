@@ -43,12 +43,12 @@ CHANGING = frozenset({  # words that make another value, or no one value
     "without", "about", "over", "under", "below", "above", "unless", "otherwise", "is", "are", "was", "isn", "isnt",
     "wrong", "incorrect", "false", "true", "half", "halves", "quarter", "quarters", "third", "thirds", "fourth",
     "fifth", "tenth", "tenths", "hundredth", "hundredths", "dozen", "dozens", "score", "hundred", "hundreds",
-    "thousand", "thousands", "million", "millions", "billion", "billions", "trillion", "k", "squared", "cubed",
-    "factorial", "times", "plus", "minus", "divided", "point", "zero", "one", "two", "three", "four", "five",
-    "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen",
-    "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety",
-    "remainder", "mod", "pi", "sqrt", "root", "twice", "double", "triple", "sum", "product", "approximately",
-    "roughly", "also", "plusminus"
+    "thousand", "thousands", "million", "millions", "billion", "billions", "trillion", "lakh", "crore", "mil", "bn",
+    "k", "squared", "cubed", "factorial", "times", "plus", "minus", "divided", "point", "zero", "one", "two", "three",
+    "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
+    "sixteen", "seventeen", "eighteen", "nineteen", "twenty", "thirty", "forty", "fifty", "sixty", "seventy",
+    "eighty", "ninety", "remainder", "mod", "pi", "sqrt", "root", "twice", "double", "triple", "sum", "product",
+    "approximately", "roughly", "also", "plusminus",
 })  # fmt: skip
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 UNIT = re.compile(
@@ -71,9 +71,9 @@ def quantity(text: str) -> Quantity | None:
         return None
     value = _value(match)
     unit = _unit(rest[match.end() :], attached=rest[match.end() : match.end() + 1].isalpha())
-    if value is None or unit is None or (currency and unit not in ("", currency)):
+    if value is None or unit is None or (currency and unit != currency and unit[:1] not in ("", "/")):
         return None
-    return Quantity(value, currency or unit)
+    return Quantity(value, currency + (unit if unit != currency else ""))
 
 
 def same_quantity(answer: Quantity, gold: Quantity) -> bool:
@@ -86,6 +86,15 @@ def same_quantity(answer: Quantity, gold: Quantity) -> bool:
         return answer.value == gold.value and (answer.unit == gold.unit or "" in (answer.unit, gold.unit))
     percent, plain = (answer, gold) if answer.unit == "%" else (gold, answer)
     return plain.unit == "" and plain.value in (percent.value, percent.value / 100)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    r"""(the text before its unit, the unit): `16\pi \text{ cm}^{2}`; ("", "") of a text that ends in no unit."""
+    for match in re.finditer(r"\\text\{|(?<=[\d})!]) (?=[a-zA-Z]{2})|(?<=\\pi ) ?(?=[a-zA-Z]{2})", text):
+        unit = _unit(text[match.start() :], attached=False)
+        if unit and match.start():
+            return text[: match.start()].strip(), unit
+    return "", ""
 
 
 def decimal_value(text: str) -> Fraction | None:
@@ -142,7 +151,7 @@ def _unit(text: str, attached: bool) -> str | None:
         return CURRENCY[unit]
     unit = re.sub(r"^°\s*(?=[CFK]$)", "degree ", unit)
     words = WORD.findall(re.sub(r"\^\{-?\d\}", "", unit))
-    if not UNIT.fullmatch(unit) or any(word.lower() in CHANGING for word in words):
+    if not UNIT.fullmatch(unit) or any(part in CHANGING for word in words for part in re.split("['-]", word.lower())):
         return None
     if not is_marked and not all(_is_plain_unit(word, attached, first=i == 0) for i, word in enumerate(words)):
         return None

@@ -28,7 +28,7 @@ NAMES = {
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "times": "cdot", "ast": "cdot", "dots": "ldots", "cdots": "ldots",
     "dotsc": "ldots", "varnothing": "emptyset", "land": "cdot", "colon": ":", "to": "rightarrow",
     "degree": "°", "div": "/", "lt": "<", "gt": ">", "lbrace": "⦃", "rbrace": "⦄", "euro": "€", "pounds": "£",
-    "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]",
+    "textdollar": "$", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]",
 }  # fmt: skip
 ESCAPED = {"%": "%", "$": "$", "#": "#", "&": "&", "_": "_", "{": "⦃", "}": "⦄"}
 FONTS = frozenset({
@@ -41,7 +41,8 @@ SINGLE_UNITS = frozenset("mghsLlWJNVAKCF")
 TOKENS = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 WRAPPED = (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"),
            ('"', '"'), ("“", "”"), ("*", "*"))  # fmt: skip
-LABEL = re.compile(r"(?:so |thus |hence )?(?:the )?(?:final |correct )?answer\s*(?:is|:|=)\s*:?\s*", re.IGNORECASE)
+SAID = r"(?:so |thus |hence )?(?:the )?(?:final |correct )?answer\s*(?:is|:|=)\s*:?\s*"
+LABEL = re.compile(rf"^\s*(?:\\text\{{\s*{SAID}\}}\s*|{SAID})", re.IGNORECASE)
 
 
 class TooDeep(ValueError):
@@ -57,8 +58,7 @@ def normalise(text: str) -> str:
     text = "".join(
         c if c in THIN else unicodedata.normalize("NFKC", c) for c in text if unicodedata.category(c) != "Cf"
     )
-    text = _unwrapped(text.replace("−", "-"))
-    text = LABEL.sub("", text, count=1) if LABEL.match(text) else text
+    text = _unwrapped(re.sub(r"\\thinspace(?![a-zA-Z])\s*", r"\\,", text.replace("−", "-")))
     text = GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), _unwrapped(text))
     text = text.replace("{,}", ",").replace("**", "^" if re.search(r"[\w)}]\*\*[\w({]", text) else "")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", "°", text)
@@ -78,7 +78,10 @@ def _unwrapped(text: str) -> str:
     """Without what stands around the whole of it: dollar signs, stars, quotes, a full stop."""
     before = None
     while before != text:
-        before, text = text, text.strip().removesuffix("\\.").rstrip(".;").strip() if not text.endswith("...") else text
+        before, text = (
+            text,
+            text.strip().removesuffix("\\.").rstrip(".;\\").strip() if not text.endswith("...") else text,
+        )
         for opening, closing in WRAPPED:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and inner.strip() and opening not in inner:
@@ -133,7 +136,7 @@ def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
     if not name:
         return token, at + 1
     if not name[0].isalpha():
-        return ESCAPED.get(name, name if name in "/°:<>⦃⦄€£|[]" else token), at + 1
+        return ESCAPED.get(name, name if name in "/°:<>⦃⦄€£$|[]" else token), at + 1
     return f"\\{name} ", at + 1
 
 
@@ -167,12 +170,15 @@ def _skip(tokens: list[str], at: int) -> int:
 def _unfonted(name: str, content: list[str], before: str) -> str:
     r"""`\text{ cm}` for words; the content alone where it has none: `\text{13}`, `\mathrm{e}`, `\textbf{(B)}`."""
     inner = _spelled(content)
-    if name in ("boxed", "fbox", "ensuremath", "underline") or "\\" in inner:
+    if name == "mathbb" and inner == "R":
+        return "(-\\infty ,\\infty )"
+    if name in ("boxed", "fbox", "ensuremath", "underline") or re.search(r"[\\\d,;]|\b(?:and|or)\b", inner):
         return inner
     is_unit = inner.strip() in SINGLE_UNITS and re.search(r"[\d}]\s*$", before) and name.startswith(("text", "math"))
     return f"\\text{{{inner}}}" if is_unit or re.search(r"[^\W\d_]{2}", inner) else inner
 
 
 def _tidy(text: str) -> str:
+    text = LABEL.sub("", text)
     text = re.sub(r"(?<=[\d.])\s+(?=[.,]\d)", "", re.sub(r"\s+", " ", text)).strip()
     return _unwrapped(re.sub(r"^[+\s]+(?=[\w\\.(])", "", text))

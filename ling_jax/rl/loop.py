@@ -25,7 +25,7 @@ from ling_jax.chat.folder_template import FolderTemplate, save_template
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model
-from ling_jax.envs.sources import held_out_of, task_of
+from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
@@ -175,9 +175,7 @@ def start_report(run: Run, start: int) -> str:
     """What is about to run, and where its files go."""
     config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
     options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
-    tasks = "; ".join(
-        f"{s.count} of {s.environment}, difficulties {list(s.difficulties)}, seed {s.seed}" for s in config.tasks
-    )
+    tasks = "; ".join(map(describe_source, config.tasks))
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
     lines = {

@@ -112,6 +112,16 @@ def test_a_check_that_the_machine_failed_breaks_the_episode_and_pays_nothing(mon
     assert outcome(task, "\\boxed{x+1}") == 1
 
 
+def test_an_answer_that_hides_behind_the_checker_pays_what_a_wrong_one_pays(monkeypatch, tmp_path):
+    found = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD)))
+    (task,) = (*found.training, *found.held_out)
+    with AnswerChecker(limit=0.5) as checker:
+        monkeypatch.setattr(questions, "shared_checker", lambda: checker)
+        hiding = questions.step(questions.reset(task, 0), "\\boxed{10^{10^{10^{10}}}}")
+    assert hiding.rewards == {"outcome": 0.0} and hiding.terminated and "took longer than 0.5 s" in hiding.error
+    assert outcome(task, "\\boxed{5}") == 0
+
+
 def test_an_ended_episode_is_over(tmp_path):
     task = questions.read_questions(str(QUESTIONS)).training[0]
     ended = questions.step(questions.reset(task, 0), "").state
