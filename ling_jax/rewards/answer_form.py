@@ -7,7 +7,7 @@ compares expressions. What cannot be taken apart is only equal to the same text.
 import re
 from collections.abc import Callable
 
-from ling_jax.rewards.answer_number import decimal_value, quantity, same_quantity, split_unit
+from ling_jax.rewards.answer_number import decimal, decimal_value, quantity, same_quantity, split_unit
 from ling_jax.rewards.answer_text import TooDeep, normalise, squeeze
 
 MOST_CHARACTERS = 4000  # our choice: a longer answer is right where it is the gold's text, or one number
@@ -17,6 +17,7 @@ OPENING, CLOSING = "([{⦃", ")]}⦄"
 SEPARATOR = re.compile(r",|;|\b(?:and|or)\b")
 OR = re.compile(r"\bor\b")
 RELATION = re.compile(r"=|<|>|\\le |\\ge |\\ne |\\in ")
+INEQUALITY = re.compile(r"<|>|\\le |\\ge ")
 MIRRORED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le "}
 NAME = re.compile(  # x, x_{1}, f(x), (x, y), \theta, \angle ABC, \text{Area}
     r"[A-Za-z](?:_\{\w+\})?'*(?:\([a-z](?:,[a-z])*\))?|\([a-z](?:, ?[a-z])+\)|m?\\[a-z]+ ?[A-Z]{0,3}(?:_\{\w+\})?"
@@ -41,8 +42,8 @@ def same_answer(answer: str, gold: str, equal: Equal) -> bool:
     """Whether `answer` means what `gold` does. `equal` is asked for expressions that are no plain numbers."""
     if answer.strip() == gold.strip():
         return True
-    plain = decimal_value(answer.strip()), decimal_value(gold.strip())
-    if None not in plain and "," not in answer + gold and "_" not in answer + gold:
+    plain = decimal(answer), decimal(gold)
+    if None not in plain:
         return plain[0] == plain[1]
     if max(len(answer), len(gold)) > MOST_CHARACTERS:
         return False
@@ -77,8 +78,11 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
 def _by_parts(answer: str, gold: str, equal: Equal) -> bool | None:
     r"""Lists without brackets, in any order unless `\ldots` says that they go on; and `\pm`, which is a list of two."""
     unions = _union(answer), _union(gold)
-    if unions != (answer, gold):
+    if unions != (answer, gold) and all("\\cup " in union for union in unions):
         return _same(*unions, equal)
+    links = [set(re.findall(r"\b(?:and|or)\b", text)) for text in (answer, gold) if INEQUALITY.search(text)]
+    if len(links) == 2 and all(links) and links[0] != links[1]:  # x < 1 and x > 2 is nothing, x < 1 or x > 2 a union
+        return False
     found, wanted = _parts(answer), _parts(gold)
     if len(found) == len(wanted) == 1 and (found, wanted) == ([answer], [gold]):
         return None
@@ -123,10 +127,8 @@ def _same_equation(found: list[str], wanted: list[str], equal: Equal) -> bool:
         return len(found) == len(wanted) == 2 and all(map(_is_expression, both)) and equal(*both)
     if None not in names and squeeze(names[0]) != squeeze(names[1]):
         return False
-    if (
-        names[0] is None and len(found) == len(wanted) == 2 and re.search("[a-z]", wanted[1])
-    ):  # 2x - y = 1 for y = 2x - 1
-        return all(map(_is_expression, both)) and equal(*both)
+    if names[0] is None and len(found) == len(wanted) == 2 and re.search("[a-z]", wanted[1]):
+        return all(map(_is_expression, both)) and equal(*both)  # 2x - y = 1 for y = 2x - 1
     values = found[1:] if names[0] else found
     target = wanted[-1]
     return all(value and _same(value, target, equal) for value in values)
@@ -259,10 +261,8 @@ def _parts(text: str) -> list[str]:
     both = []
     for part in parts:
         if "\\pm" in part or "\\mp" in part:
-            both += [
-                re.sub(r"\\pm ?", "+", part.replace("\\mp", "-")),
-                re.sub(r"\\pm ?", "-", part.replace("\\mp", "+")),
-            ]
+            for plus, minus in (("+", "-"), ("-", "+")):
+                both.append(re.sub(r"\\pm ?", plus, re.sub(r"\\mp ?", minus, part)))
         else:
             both.append(part)
     return [part.strip("+ ") if part.startswith("+") else part.strip() for part in both]

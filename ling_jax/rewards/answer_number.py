@@ -8,6 +8,7 @@ from typing import NamedTuple
 MOST_EXPONENT = 100_000  # our choice: of powers that are worked out here; larger ones are left to the worker
 MOST_UNIT = 60  # characters
 DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,9})?")
 SIGNED = rf"[-+]?\s*(?:{DECIMAL})"
 NUMBER = re.compile(
     rf"(?P<sign>[-+]?)\s*(?:"
@@ -18,7 +19,7 @@ NUMBER = re.compile(
     r"|(?P<stem>\d{0,100}\.\d{0,100})(?:\\overline\{(?P<period>\d+)\}|\\dot\{(?P<dotted>\d)\}|(?P<digit>\d)(?P=digit){2,}\s*\\ldots)"
     r"|10\^\{(?P<e3>[-+]?\d{1,9})\}"
     rf"|(?P<mantissa>{DECIMAL})(?:[eE](?P<e>[-+]?\d{{1,9}})(?![\d.])|\s*\\cdot\s*10\^\{{\s*(?P<e2>[-+]?\d{{1,9}})\s*\}})?"
-    r"|\((?P<inner>[-+]?[^()]*)\)"
+    r"|\((?P<inner>[-+]?[^(),]*)\)"
     r")"
 )
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "USD": "dollar", "EUR": "euro",
@@ -97,13 +98,20 @@ def split_unit(text: str) -> tuple[str, str]:
     return "", ""
 
 
-def decimal_value(text: str) -> Fraction | None:
-    """The exact value of a decimal number with or without an exponent; None where that would be enormous."""
-    try:
-        number = Decimal(re.sub(r"^([-+])\s+", r"\1", text.replace(",", "")))
-    except InvalidOperation:
+def decimal(text: str) -> Decimal | None:
+    """A plain decimal number of any length, exactly; None for any other text."""
+    if not PLAIN.fullmatch(text.strip()):
         return None
-    if not number.is_finite() or abs(number.adjusted()) > MOST_EXPONENT or len(text) > MOST_EXPONENT:
+    try:
+        return Decimal(text.strip())
+    except InvalidOperation:  # an exponent of more digits than Decimal has
+        return None
+
+
+def decimal_value(text: str) -> Fraction | None:
+    """The exact value of a decimal number that may have commas; None where that would be enormous."""
+    number = decimal(re.sub(r"^([-+])\s+", r"\1", text.replace(",", "")))
+    if number is None or abs(number.adjusted()) > MOST_EXPONENT or len(text) > MOST_EXPONENT:
         return None
     return Fraction(number)
 

@@ -62,9 +62,9 @@ def normalise(text: str) -> str:
     text = GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), _unwrapped(text))
     text = text.replace("{,}", ",").replace("**", "^" if re.search(r"[\w)}]\*\*[\w({]", text) else "")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", "°", text)
-    text = re.sub(r"<=|=<", r"\\le ", re.sub(r">=", r"\\ge ", text.replace("!=", r"\ne ")))
+    text = re.sub(r"<=|=<", r"\\le ", re.sub(r">=", r"\\ge ", re.sub(r"(?<![\w)])!=", r"\\ne ", text)))
     text = SPACES.sub(" ", DROPPED.sub("", text)).replace("...", r"\ldots ")
-    tokens = TOKENS.findall(text)
+    tokens = TOKENS.findall(re.sub(r"(?<![\\a-zA-Z])sqrt\s*(?=\()", r"\\sqrt", text))
     _check_depth(tokens)
     return _tidy(_spelled(tokens))
 
@@ -121,11 +121,11 @@ def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
             pieces.append(f"[{_spelled(tokens[_skip(tokens, at) + 1 : stop])}]")
             at = stop + 1
         for _ in range(ARGUMENTS[name]):
-            content, at = _argument(tokens, at)
+            content, at = _argument(tokens, at, "{(" if name == "sqrt" else "{")  # √(3), as people type it
             pieces.append(f"{{{_spelled(content)}}}")
         return "".join(pieces), at
     if token in ("^", "_"):
-        content, at = _argument(tokens, at + 1)
+        content, at = _argument(tokens, at + 1, "{(" if token == "^" else "{")
         return f"{token}{{{_spelled(content)}}}", at
     if token == "{" and not re.search(r"\\[a-zA-Z]+ $|\}$", before):  # braces that belong to no command
         content, at = _argument(tokens, at)
@@ -140,21 +140,22 @@ def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
     return f"\\{name} ", at + 1
 
 
-def _argument(tokens: list[str], at: int) -> tuple[list[str], int]:
-    """(the tokens of the argument that starts here, where it ends): a group in braces, or one token."""
+def _argument(tokens: list[str], at: int, opening: str = "{") -> tuple[list[str], int]:
+    """(the tokens of the argument that starts here, where it ends): a group in brackets, or one token."""
     at = _skip(tokens, at)
     if at >= len(tokens):
         return [], at
-    if tokens[at] != "{":
+    if tokens[at] not in opening:
         if tokens[at] == "-" and at + 1 < len(tokens):  # x^-1, as people type it
             stop = at + 1
             while stop < len(tokens) and tokens[stop].isdecimal():
                 stop += 1
             return tokens[at:stop], stop
         return tokens[at : at + 1], at + 1
+    left, right = ("{", "}") if tokens[at] == "{" else ("(", ")")
     depth, stop = 0, at
     while stop < len(tokens):
-        depth += (tokens[stop] == "{") - (tokens[stop] == "}")
+        depth += (tokens[stop] == left) - (tokens[stop] == right)
         if depth == 0:
             break
         stop += 1

@@ -80,7 +80,6 @@ def explicit(text: str) -> str:
     """With exact fractions for decimals, and the products written out that latex2sympy reads as mixed numbers."""
     text = re.sub(r"\\(begin|end) \{", r"\\\1{", text)
     text = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\\frac{\1\\pi}{180})", text)
-    text = re.sub(r"(?<!\\)\b(sqrt)\(([^()]*)\)", r"\\sqrt{\2}", text)
     text = re.sub(r"(?<![a-zA-Z\\])(pi|sin|cos|tan|ln|log|exp)(?![a-zA-Z])", r"\\\1 ", text)
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = re.sub(r"(\d)\s*\(", r"\1\\cdot (", text)
