@@ -26,7 +26,7 @@ DROPPED = re.compile(
 NAMES = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "times": "cdot", "ast": "cdot", "dots": "ldots", "cdots": "ldots",
-    "dotsc": "ldots", "varnothing": "emptyset", "land": "cdot", "colon": ":", "to": "rightarrow",
+    "dotsc": "ldots", "varnothing": "emptyset", "colon": ":",
     "degree": "°", "div": "/", "lt": "<", "gt": ">", "lbrace": "⦃", "rbrace": "⦄", "euro": "€", "pounds": "£",
     "textdollar": "$", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]",
 }  # fmt: skip
@@ -78,10 +78,9 @@ def _unwrapped(text: str) -> str:
     """Without what stands around the whole of it: dollar signs, stars, quotes, a full stop."""
     before = None
     while before != text:
-        before, text = (
-            text,
-            text.strip().removesuffix("\\.").rstrip(".;\\").strip() if not text.endswith("...") else text,
-        )
+        before = text
+        if not text.endswith("..."):
+            text = text.strip().removesuffix("\\.").rstrip(".;\\").strip()
         for opening, closing in WRAPPED:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and inner.strip() and opening not in inner:

@@ -84,7 +84,7 @@ def explicit(text: str) -> str:
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
     text = re.sub(r"(\d)\s*\(", r"\1\\cdot (", text)
     text = re.sub(r"\)\s*([(\d])", r")\\cdot \1", text)
-    return re.sub(r"(\^\{[^{}]*\})\s*\(", r"\1\\cdot (", text) if "\\" not in text.replace("\\cdot", "") else text
+    return re.sub(r"((?:[\d)]|(?<![\\a-zA-Z])[a-zA-Z])\^\{[^{}]*\})\s*\(", r"\1\\cdot (", text)
 
 
 def same(answer, gold, digits: int, rng: random.Random) -> bool:
