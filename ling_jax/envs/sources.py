@@ -55,6 +55,7 @@ def _check_questions(source: TaskSource, where: str) -> None:
     if source.difficulties or source.seed:
         found = f"difficulties is {list(source.difficulties)} and seed {source.seed}"
         raise ValueError(f"{where}: {found}; the questions of a file have neither: remove them")
+    questions.read_questions.cache_clear()  # an earlier run of this process may have read another file there
     found = questions.read_questions(source.path)
     if not found.training or source.count < 0 or source.count > len(found.training):
         raise ValueError(

@@ -56,11 +56,15 @@ def test_answers_may_stand_alone_and_be_numbers(tmp_path):
     assert golds == ["0.5", "7", "\\frac12"]
 
 
-def test_a_file_that_changed_is_read_again(tmp_path):
-    path = write(tmp_path / "own.jsonl", GOOD)
-    first = questions.read_questions(str(path))
-    write(path, GOOD, GOOD | {"question": "What is 20 + 20?", "answer": "40"})
-    assert sum(map(len, questions.read_questions(str(path)))) == 2 and sum(map(len, first)) == 1
+def test_a_run_keeps_its_questions_and_the_next_one_reads_the_file_again(tmp_path):
+    path = write(tmp_path / "own.jsonl", *(GOOD | {"question": f"What is {i} + 2?"} for i in range(9)))
+    source = source_of(path)
+    check_tasks(source, "tasks[0]")
+    first = list(tasks(source))
+    write(path, *(GOOD | {"question": f"What is {i} + 3?"} for i in range(20)))
+    assert list(tasks(source)) == first
+    check_tasks(source, "tasks[0]")
+    assert source.size > len(first) and not {task.id for task in tasks(source)} & {task.id for task in first}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Solved is what `rewards.AnswerChecker` calls right. The tasks are the file's, so
 """
 
 import functools
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
@@ -31,11 +30,17 @@ def make_task(seed: int, difficulty: int) -> Task:
     raise ValueError(f"{NAME}: task {seed} of difficulty {difficulty} comes from a file; name it in tasks[0].path")
 
 
+@functools.cache
 def read_questions(path: str) -> Questions:
-    """All tasks of a file, checked. Raises ValueError naming file, line and field, or OSError."""
-    file = Path(path).expanduser()
-    stat = file.stat()
-    return _read(str(file), stat.st_mtime_ns, stat.st_size)
+    """All tasks of a file, checked. Raises ValueError naming file, line and field, or OSError.
+
+    A file is read once: a run keeps its tasks whatever becomes of it. `read_questions.cache_clear()` forgets them.
+    """
+    tasks = [_task(where, record, line) for line, (where, record) in enumerate(read_objects(path), start=1)]
+    if not tasks:
+        raise ValueError(f'{path} holds no question; expected JSON lines {{"question", "answer"}}')
+    held_out = [task for task in tasks if is_held_out(task)]
+    return Questions(tuple(task for task in tasks if not is_held_out(task)), tuple(held_out))
 
 
 def step(state: State, action: str) -> StepResult:
@@ -52,16 +57,6 @@ def step(state: State, action: str) -> StepResult:
 def solution(task: Task) -> tuple[str]:
     """The file's own."""
     return (task.hidden["solution"],)
-
-
-@functools.lru_cache(maxsize=8)
-def _read(path: str, modified: int, size: int) -> Questions:
-    del modified, size  # a file that has changed is read again
-    tasks = [_task(where, record, line) for line, (where, record) in enumerate(read_objects(path), start=1)]
-    if not tasks:
-        raise ValueError(f'{path} holds no question; expected JSON lines {{"question", "answer"}}')
-    held_out = [task for task in tasks if is_held_out(task)]
-    return Questions(tuple(task for task in tasks if not is_held_out(task)), tuple(held_out))
 
 
 def _task(where: str, record: dict[str, Any], number: int) -> Task:
