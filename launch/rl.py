@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: KPop, adaptive thinking.
+"""Reinforcement learning with verifiable rewards: KPop, adaptive thinking, questions of one's own.
 
     python -m launch.rl --config=configs/rl/tiny_kpop.py --workdir=runs/kpop --config.start_from=runs/sft
 

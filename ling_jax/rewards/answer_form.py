@@ -88,14 +88,20 @@ def _by_parts(answer: str, gold: str, equal: Equal) -> bool | None:
         return None
     if len(wanted) > 1 and len(found) == 1 and (inner := _inside(answer)):  # \{1,2\} or (1,2) for the list 1,2
         found = _parts(inner[1])
-        if inner[0] == "()":
-            return _match_ordered(found, wanted, equal)
+        if inner[0] != "⦃⦄":
+            return inner[0] == "()" and _match_ordered(found, wanted, equal)
     elif len(found) > 1 and len(wanted) == 1 and (inner := _inside(gold)):
         wanted = _parts(inner[1])
         if inner[0] != "⦃⦄":
             return inner[0] == "()" and _match_ordered(found, wanted, equal)
-    goes_on = any("\\ldots" in part for part in (answer, gold))
-    return (_match_ordered if goes_on else _match_any_order)(found, wanted, equal)
+    in_order = "\\ldots" in answer + gold or _names(found) != _names(wanted)
+    return (_match_ordered if in_order else _match_any_order)(found, wanted, equal)
+
+
+def _names(parts: list[str]) -> bool:
+    """Whether equations of a list are about several things: x = 1, y = 2."""
+    sides = [_split(part, RELATION) for part in parts]
+    return len({squeeze(side[0]) for side in sides if len(side) > 1 and NAME.fullmatch(side[0])}) > 1
 
 
 def _by_relation(answer: str, gold: str, equal: Equal) -> bool | None:
