@@ -11,6 +11,7 @@
   follows its prompt as it is, so it usually begins with a space;
 - for generate: JSON lines {"prompt" or "messages", "answer": ...}; `verifier(text, record)` gives a bool or a number
   from 0 to 1 (ling_jax.evaluate.answers:same_answer compares numbers, units and mathematics by what they mean).
+A model that is tuned for conversations takes `prompt` as a user's message, `--raw` as plain text; a line says which.
 A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json.
 """
 
@@ -22,7 +23,8 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from launch.flags import check_sampling, run_program, usage_errors
+from launch.flags import check_sampling, define_thinking, run_program, usage_errors
+from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.evaluate.answers import answer_results, answers, encode_tasks, load_verifier, read_tasks, verify
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
@@ -30,6 +32,7 @@ from ling_jax.evaluate.perplexity import encode_texts, perplexity_results, read_
 from ling_jax.evaluate.report import Metric, check_new_folder, table, with_progress, write_results
 from ling_jax.evaluate.scoring import next_token_logps, score_rows
 from ling_jax.rollout import Generator
+from ling_jax.rollout.prompts import prompt_report
 
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
@@ -45,10 +48,12 @@ TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "generate: 0 takes the like
 TOP_P = flags.DEFINE_float("top_p", 1.0, "generate: draws from the likeliest tokens that have this much", 0.0, 1.0)
 SEED = flags.DEFINE_integer("seed", 0, "generate: of the first answer; the next ones count up", lower_bound=0)
 STOP = flags.DEFINE_multi_string("stop", [], "generate: text that ends an answer; may be given several times")
+RAW = flags.DEFINE_bool("raw", False, "choice, generate: prompts as they are, without the chat template")
+THINKING, EFFORT = define_thinking()
 SETTINGS = {  # what a task's numbers depend on beside the model and the data
     "perplexity": (WINDOW,),
-    "choice": (),
-    "generate": (VERIFIER, SAMPLES, NEW, TEMPERATURE, TOP_P, SEED, STOP),
+    "choice": (RAW, THINKING, EFFORT),
+    "generate": (VERIFIER, SAMPLES, NEW, TEMPERATURE, TOP_P, SEED, STOP, RAW, THINKING, EFFORT),
 }
 
 
@@ -66,7 +71,10 @@ def main() -> None:
             check_new_folder(OUT.value)
         inputs = task.read()
         model = load_model(MODEL.value, step=STEP.value)
+        model = dataclasses.replace(model, template=with_thinking(model.template, THINKING.value, EFFORT.value))
         encoded = task.encode(model, inputs)
+        if TASK.value != "perplexity" and any("prompt" in record for _, record in inputs):
+            print(prompt_report(model, raw=RAW.value), flush=True)
     model = dataclasses.replace(model, params=jax.device_put(model.params))  # once, not with every batch
     try:
         samples, metrics = task.measure(model, inputs, encoded)
@@ -82,10 +90,12 @@ def main() -> None:
 
 
 def check_flags() -> None:
+    known = {flag.name for flag in SETTINGS[TASK.value]}
     for task, settings in SETTINGS.items():
         for flag in settings:
-            if flag.present and task != TASK.value:
+            if flag.present and flag.name not in known:
                 raise ValueError(f"--{flag.name} is of --task={task}; remove it, or --task={TASK.value}")
+    check_thinking(THINKING.value, EFFORT.value)
     if WINDOW.value is not None and WINDOW.value < 2:
         raise ValueError(f"--window is {WINDOW.value}; a window needs at least 2 tokens to predict one")
     check_sampling(TEMPERATURE.value, TOP_P.value, STOP.value)
@@ -136,10 +146,14 @@ def measure_generate(model: Loaded, records, prompts):
 
 TASKS = {
     "perplexity": Task(lambda: read_texts(DATA.value), encode_perplexity, measure_perplexity),
-    "choice": Task(lambda: read_questions(DATA.value), encode_choices, measure_choice),
+    "choice": Task(
+        lambda: read_questions(DATA.value),
+        lambda model, records: encode_choices(model, records, raw=RAW.value),
+        measure_choice,
+    ),
     "generate": Task(
         lambda: read_tasks(DATA.value, load_verifier(VERIFIER.value)),
-        lambda model, records: encode_tasks(model, records, NEW.value),
+        lambda model, records: encode_tasks(model, records, NEW.value, raw=RAW.value),
         measure_generate,
     ),
 }

@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
+from ling_jax.chat.thinking import CHOICES
 from ling_jax.config import nearest
 
 EXAMPLE = "configs/pretrain/tiny_2_6.py"
@@ -26,6 +27,14 @@ def define_config() -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file("config", help_string=f"the experiment, a file such as {EXAMPLE}")
     flags.mark_flag_as_required("config")
     return holder
+
+
+def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
+    """`--thinking` and `--effort`, of how a chat template asks for an answer."""
+    thinking = flags.DEFINE_enum(
+        "thinking", "default", [*CHOICES], "whether to think first; default: as the chat template has it"
+    )
+    return thinking, flags.DEFINE_string("effort", "", "how hard to think, such as high; none if not given")
 
 
 def run_program(main: Callable[[], None]) -> None:

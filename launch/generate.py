@@ -6,9 +6,11 @@
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--prompts` is a file of JSON lines
 {"prompt": text} or {"messages": [...]}; `--out` gets a line for each: the record with text, tokens, logps and ended.
-`--chat` reads a user's lines from standard input.
+`--chat` reads a user's lines from standard input. A model that is tuned for conversations takes a prompt as a user's
+message, `--raw` as text to go on from; a line says which.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -18,22 +20,25 @@ from typing import Any
 
 from absl import flags
 
-from launch.flags import check_sampling, run_program, usage_errors
+from launch.flags import check_sampling, define_thinking, run_program, usage_errors
 from ling_jax.chat.records import check_prompt, check_text
-from ling_jax.chat.template import Piece, encode
+from ling_jax.chat.template import encode
+from ling_jax.chat.thinking import check_thinking, opened_reasoning, with_thinking
 from ling_jax.chat.tool_calls import as_message, parse_either
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.data.json_lines import read_objects, with_unique_ids
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
-from ling_jax.rollout.prompts import encode_prompts
+from ling_jax.rollout.prompts import encode_prompts, prompt_report
 from ling_jax.rollout.text import Completion, complete, complete_all
 
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
-PROMPT = flags.DEFINE_string("prompt", None, "text to go on from")
+PROMPT = flags.DEFINE_string("prompt", None, "what a user says, or text to go on from")
 PROMPTS = flags.DEFINE_string("prompts", None, "a file of JSON lines with `prompt` or `messages`")
 CHAT = flags.DEFINE_bool("chat", False, "talk on standard input")
+RAW = flags.DEFINE_bool("raw", False, "go on from prompts as they are, without the chat template")
+THINKING, EFFORT = define_thinking()
 OUT = flags.DEFINE_string("out", None, "JSON lines of answers, for --prompts")
 BATCH = flags.DEFINE_integer("batch_size", 8, "prompts of --prompts at once", lower_bound=1)
 NEW = flags.DEFINE_integer("max_new_tokens", 128, "of each answer", lower_bound=1)
@@ -56,11 +61,12 @@ def main() -> None:
         if SEED.value + max(len(records), 1) > 2**32:
             raise ValueError(f"--seed={SEED.value}: with one for each prompt, seeds pass 2^32 - 1; name a smaller one")
         model = load_model(MODEL.value, step=STEP.value)
+        model = dataclasses.replace(model, template=with_thinking(model.template, THINKING.value, EFFORT.value))
         generator = Generator(model.params, model.config, model.end_ids)
         if CHAT.value:
             chat(model, generator)
         elif PROMPT.value is not None:
-            stream(model, generator, encode(model.tokenizer, [Piece(PROMPT.value)])[0], shown=PROMPT.value)
+            answer_one(model, generator, PROMPT.value)
         else:
             answer_all(model, generator, records)
 
@@ -71,6 +77,9 @@ def check_values() -> None:
         raise ValueError(f"--out={OUT.value} is a folder; name a file")
     if PROMPT.value is not None:
         check_text(PROMPT.value, "--prompt")
+    if RAW.value and CHAT.value:
+        raise ValueError("--raw and --chat exclude each other: a conversation is written by the chat template")
+    check_thinking(THINKING.value, EFFORT.value)
     check_sampling(TEMPERATURE.value, TOP_P.value, STOP.value)
 
 
@@ -88,9 +97,17 @@ def sampling() -> dict[str, Any]:
     return dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value)
 
 
+def answer_one(model: Loaded, generator: Generator, prompt: str) -> None:
+    """Standard output gets the answer alone, behind the text that it goes on from."""
+    (tokens,) = encode_prompts(model, [("--prompt", {"prompt": prompt})], raw=RAW.value)
+    generator.room_for([tokens], NEW.value)  # before anything is shown
+    print(prompt_report(model, raw=RAW.value), file=sys.stderr, flush=True)
+    stream(model, generator, tokens, shown="" if model.is_chat and not RAW.value else prompt)
+
+
 def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str = "") -> Completion:
     """Prints an answer as it is written."""
-    generator.room_for([prompt], NEW.value)  # before anything is shown
+    generator.room_for([prompt], NEW.value)
     print(shown, end="", flush=True)
     printed = ""
     for (answer,) in complete(generator, model.tokenizer, [prompt], seeds=[SEED.value], **sampling()):
@@ -102,8 +119,10 @@ def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str
 
 def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dict[str, Any]]]) -> None:
     start, done, tokens = time.monotonic(), 0, 0
-    prompts = encode_prompts(model, records)
+    prompts = encode_prompts(model, records, raw=RAW.value)
     generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
+    if any("prompt" in record for _, record in records):
+        print(prompt_report(model, raw=RAW.value), flush=True)
     seeds = range(SEED.value, SEED.value + len(records))
     left = iter(records)
     with replacing(out_path()) as file:
@@ -121,9 +140,9 @@ def chat(model: Loaded, generator: Generator) -> None:
     messages: list[dict[str, Any]] = []
     for line in sys.stdin:
         messages.append({"role": "user", "content": line.rstrip("\n")})
-        prompt = encode(model.tokenizer, model.template.render(messages, prompt=True))[0]
-        answer = stream(model, generator, prompt)
-        messages.append(as_message(parse_either(answer.text)))
+        pieces = model.template.render(messages, prompt=True)
+        answer = stream(model, generator, encode(model.tokenizer, pieces)[0])
+        messages.append(as_message(parse_either(opened_reasoning(pieces) + answer.text)))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from etils import epath
 
 from ling_jax.align.records import ChatSource, check_source, digest, records
 from ling_jax.chat.conversations import POLICIES, tokenize_conversations
-from ling_jax.chat.folder_template import FolderTemplate, save_template
-from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
+from ling_jax.chat.end_tokens import check_turns_end
+from ling_jax.chat.thinking import check_thinking, with_thinking
+from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save_texts
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.text import complete
@@ -56,6 +57,8 @@ class SftConfig:
     train: LoopConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     samples: int = 4  # answers to held-out prompts that are written at the end
+    thinking: str = "default"  # or "on", "off"; default: on where an answer has reasoning, else as the template has it
+    effort: str = ""  # how hard to think, such as "high"; "": no word of it
 
     def __post_init__(self):
         check_tuning(self)
@@ -71,6 +74,7 @@ def check_tuning(config) -> None:
     for name in ("too_long", "unusable"):
         if (policy := getattr(config.data, name)) not in POLICIES:
             raise ValueError(f"data.{name} is {policy!r}; it is one of {', '.join(POLICIES)}")
+    check_thinking(config.thinking, config.effort)
     if config.samples < 0:
         raise ValueError(f"samples is {config.samples}; it must not be negative")
 
@@ -80,15 +84,20 @@ def prepare_sft(config: SftConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
-    start = open_start(config.start_from, workdir)
+    start = open_start(config, workdir)
     origins = {config.start_from: start.step}
     return prepare_from(start, config, workdir, lambda folder: config.sources, origins)
 
 
-def open_start(path: str, workdir) -> ModelFolder:
-    """The model that a run begins with or, where it has a checkpoint, goes on with."""
+def open_start(config, workdir) -> ModelFolder:
+    """The model that a run begins with or, where it has a checkpoint, goes on with; its template as the config asks.
+
+    Raises ValueError where the template cannot be asked, or ends no turn.
+    """
     workdir = open_workdir(workdir)
-    return open_model(workdir if has_checkpoint(workdir) else path)
+    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
+    check_turns_end(start.template, start.tokenizer, start.end_ids)
+    return dataclasses.replace(start, template=with_thinking(start.template, config.thinking, config.effort))
 
 
 def tune(run: Run, *, samples: int, profile: bool = False) -> None:
@@ -111,8 +120,7 @@ def prepare_from(
     check_sequence_length(config.data.sequence_length, start.config)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
-        if isinstance(start.template, FolderTemplate):
-            save_template(start.template, workdir / "tokenizer")
+        save_texts(start, workdir / "tokenizer", chat=True)
         folder = local_folder(config.data.folder, workdir)
         replaces = replace and not config.data.folder
         corpus = chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)

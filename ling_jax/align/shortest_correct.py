@@ -14,6 +14,7 @@ import numpy as np
 from ling_jax.align.records import converse, record_of
 from ling_jax.chat.conversations import Record
 from ling_jax.chat.template import encode_all
+from ling_jax.chat.thinking import with_reasoning
 from ling_jax.checkpoint.folder import Loaded, ModelFolder
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import encode_documents
@@ -108,7 +109,8 @@ def right_answers(teacher: Loaded, queries: Sequence[Task], student: ModelFolder
 
 def measured(conversations: Sequence[tuple[Task, list[dict]]], student: ModelFolder) -> list[Answer]:
     """Right answers with their lengths as the student will learn them."""
-    pieces = [student.template.render(messages, tools=task.tools) for task, messages in conversations]
+    template = student.template
+    pieces = [with_reasoning(template, said).render(said, tools=task.tools) for task, said in conversations]
     learnt = [sum(mask) for _, mask in encode_all(student.tokenizer, pieces)] if pieces else []
     bare = [Answer(task, messages, Candidate(True, 0, 0)) for task, messages in conversations]
     derivations = encode_documents(student.tokenizer, map(_derivation, bare))

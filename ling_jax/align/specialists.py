@@ -39,6 +39,8 @@ class DistillConfig:
     train: LoopConfig
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     samples: int = 4  # answers to held-out prompts that are written at the end
+    thinking: str = "default"  # of the model that learns, as the next: see SftConfig
+    effort: str = ""
 
     def __post_init__(self):
         check_tuning(self)
@@ -77,7 +79,7 @@ def prepare_distillation(config: DistillConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
-    student = open_start(config.start_from, workdir)
+    student = open_start(config, workdir)
     teachers = [open_model(teacher.model) for teacher in config.teachers]
     for teacher, folder in zip(config.teachers, teachers, strict=True):
         if config.sampling.context > folder.config.max_length:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.records import check_conversation
 from ling_jax.chat.template import ChatTemplate, encode_all
+from ling_jax.chat.thinking import with_reasoning
 from ling_jax.data.packing import Document, write_documents
 
 Record = dict[str, Any]
@@ -80,7 +81,8 @@ def _usable(records, template, dropped: "_Dropped"):
     for where, record in records:
         try:
             check_conversation(record, where)
-            pieces = template.render(record["messages"], tools=record.get("tools", ()))
+            asking = with_reasoning(template, record["messages"])
+            pieces = asking.render(record["messages"], tools=record.get("tools", ()))
         except ValueError as error:
             dropped.add("unusable", str(error) if str(error).startswith(where) else f"{where}: {error}")
             continue

@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 class ChatTemplate:
     """The default template of Ling and Ring; each turn's pieces depend on the turns before it in nothing but order."""
 
-    thinking: bool = False
+    thinking: bool | None = None  # None: off
     effort: str | None = None  # "high", "xhigh"; None: the model's default
     tool_format: str = "xml"
 
@@ -79,6 +79,12 @@ class ChatTemplate:
             else:
                 pieces += _turn(message["role"], [Piece(message["content"])])
         return pieces + (_role("assistant") if prompt else [])
+
+    def renderings(
+        self, messages: Sequence[dict], parts: Sequence[tuple[int, bool]], *, tools: Sequence[dict] = ()
+    ) -> list[list[Piece]]:
+        """`render` of the first n messages, for each (n, prompt) of `parts`."""
+        return [self.render(messages[:n], tools=tools, prompt=prompt) for n, prompt in parts]
 
     def _system(self, text: str, tools: Sequence[dict]) -> str:
         parts = [text] if text else []

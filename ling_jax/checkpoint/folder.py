@@ -5,36 +5,47 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from tokenizers import Tokenizer
 
 from ling_jax import data
-from ling_jax.chat.folder_template import FolderTemplate, load_template
+from ling_jax.chat.end_tokens import declared_end_ids, end_ids, save_end_ids, token_texts
+from ling_jax.chat.folder_template import FolderTemplate, load_template, save_template
 from ling_jax.chat.template import END, ChatTemplate
 from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.hf import load_hf, load_hf_config
+from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
 from ling_jax.config import ModelConfig
 
 
+class _Texts:
+    """What a model's tokenizer, template and files say about its texts."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | FolderTemplate
+    declared_ends: frozenset[int]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that close a text. Raises ValueError where there is none."""
+        return end_ids(self.tokenizer, self.declared_ends)
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether it is tuned for conversations: its files have a chat template, or say that turns end its texts."""
+        return isinstance(self.template, FolderTemplate) or self.tokenizer.token_to_id(END) in self.declared_ends
+
+
 @dataclasses.dataclass(frozen=True)
-class Loaded:
+class Loaded(_Texts):
     params: Any
     config: ModelConfig
     tokenizer: Tokenizer
     template: ChatTemplate | FolderTemplate
-
-    @property
-    def end_ids(self) -> set[int]:
-        return end_ids(self.tokenizer)
-
-
-def end_ids(tokenizer: Tokenizer) -> set[int]:
-    """Tokens that close a text: the end of a document, and of a turn where the tokenizer knows turns."""
-    end_of_turn = tokenizer.token_to_id(END)
-    return {data.eos_id(tokenizer)} | ({end_of_turn} if end_of_turn is not None else set())
+    declared_ends: frozenset[int] = frozenset()  # of `declared_end_ids`
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(_Texts):
     """A model on disk: all but its weights is read."""
 
     path: Path
@@ -42,6 +53,7 @@ class ModelFolder:
     config: ModelConfig
     tokenizer: Tokenizer
     template: ChatTemplate | FolderTemplate
+    declared_ends: frozenset[int] = frozenset()  # of `declared_end_ids`
 
     def params(self, mesh: jax.sharding.Mesh | None = None):
         """The weights as they are stored: a workdir's on the mesh (None: on the first device), others on the host."""
@@ -50,21 +62,22 @@ class ModelFolder:
         return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh)[0]
 
     def load(self) -> Loaded:
-        return Loaded(self.params(), self.config, self.tokenizer, self.template)
+        return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends)
 
 
 def open_model(path, *, step: int | None = None) -> ModelFolder:
     """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
 
-    A chat template stands beside the tokenizer. `step` picks a checkpoint of a workdir; None takes the newest.
-    Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer and model do not fit.
+    A chat template and the files that declare end tokens stand beside the tokenizer. `step` picks a checkpoint of a
+    workdir; None takes the newest. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
+    and model do not fit, or a file cannot be read.
     """
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        beside = folder / "tokenizer"
+        beside, keys = folder / "tokenizer", {}
         config, step = orbax.load_config(folder / "checkpoints", step)
     elif any(folder.glob("*.safetensors")):
-        beside = folder
+        beside, keys = folder, read_config(folder)
         config, step = load_hf_config(folder), None
     else:
         raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors")
@@ -74,9 +87,23 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
             f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
         )
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    return ModelFolder(folder, step, config, tokenizer, load_template(beside, special) or ChatTemplate())
+    declared = declared_end_ids(keys, beside, tokenizer, config.vocab_size)
+    template = load_template(beside, special, token_texts(tokenizer, declared)) or ChatTemplate()
+    return ModelFolder(folder, step, config, tokenizer, template, declared)
 
 
 def load_model(path, *, step: int | None = None) -> Loaded:
     """`open_model` with its weights."""
     return open_model(path, step=step).load()
+
+
+def save_texts(model: ModelFolder, folder: epath.PathLike, *, chat: bool) -> None:
+    """Writes the chat template, if the model's folder has one, and the end tokens beside a tokenizer.
+
+    `chat`: the model is one for conversations, or is about to become one.
+    """
+    if isinstance(model.template, FolderTemplate):
+        save_template(model.template, folder)
+    ends = model.end_ids if chat else model.declared_ends
+    if ends:
+        save_end_ids(ends, folder)

@@ -93,9 +93,14 @@ def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str
     return records
 
 
-def encode_tasks(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], max_new_tokens: int) -> list[list[int]]:
-    """Tokens of each prompt. Raises ValueError naming the record that leaves no room for its answer."""
-    prompts = encode_prompts(model, records)
+def encode_tasks(
+    model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], max_new_tokens: int, *, raw: bool = False
+) -> list[list[int]]:
+    """Tokens of each prompt; `raw` as `encode_prompts`.
+
+    Raises ValueError naming the record that leaves no room for its answer.
+    """
+    prompts = encode_prompts(model, records, raw=raw)
     for (where, _), prompt in zip(records, prompts, strict=True):
         if len(prompt) + max_new_tokens > model.config.max_length:
             raise ValueError(

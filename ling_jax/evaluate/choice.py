@@ -48,15 +48,15 @@ def _check_choices(record: dict[str, Any], where: str) -> None:
         raise ValueError(f"{where}: answer is {shown(answer)}; expected the index of a choice, 0 to {len(choices) - 1}")
 
 
-def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]]) -> list[Choice]:
-    """Every choice of every record, in order, with its prompt.
+def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], *, raw: bool = False) -> list[Choice]:
+    """Every choice of every record, in order, with its prompt; `raw` as `encode_prompts`.
 
     A choice is encoded by itself and put behind the prompt's tokens, so what is scored is the same tokens whatever the
     prompt ends with; a space between them belongs into the choice. Raises ValueError naming what passes the context.
     """
     encoded = encode_documents(model.tokenizer, (choice for _, record in records for choice in record["choices"]))
-    choices = []
-    for question, ((where, record), prompt) in enumerate(zip(records, encode_prompts(model, records), strict=True)):
+    choices, prompts = [], encode_prompts(model, records, raw=raw)
+    for question, ((where, record), prompt) in enumerate(zip(records, prompts, strict=True)):
         for i in range(len(record["choices"])):
             tokens = next(encoded).tolist()
             if len(prompt) + len(tokens) > model.config.max_length:

@@ -19,9 +19,8 @@ from etils import epath
 
 from ling_jax import data
 from ling_jax import spec as specs
-from ling_jax.chat.folder_template import FolderTemplate, save_template
 from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.folder import ModelFolder, open_model
+from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
 from ling_jax.files import new_folder, write_json
@@ -229,7 +228,6 @@ def _merge(plan: Plan, number: int, folder: Path) -> None:
 
 
 def _save_tokenizer(source: ModelFolder, folder: epath.PathLike) -> None:
-    """With the chat template that stands beside it, if any."""
+    """With the chat template and the end tokens that stand beside it, if any."""
     data.save_tokenizer(source.tokenizer, folder)
-    if isinstance(source.template, FolderTemplate):
-        save_template(source.template, folder)
+    save_texts(source, folder, chat=source.is_chat)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ling_jax.chat.thinking import check_thinking
 from ling_jax.config import nearest
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
@@ -61,6 +62,8 @@ class RLConfig:
     rollout: RolloutConfig
     train: LoopConfig
     efforts: tuple[str, ...] = ()  # thinking efforts that the answers to a prompt share out; (): no word of it
+    thinking: str = "default"  # or "on", "off"; default: as the chat template has it
+    effort: str = ""  # of all answers, such as "high"; "": no word of it
 
     def __post_init__(self):
         check_config(self)
@@ -149,6 +152,9 @@ def limits_of(rollout: RolloutConfig) -> staleness.Limits:
 
 
 def _check_efforts(config: RLConfig) -> None:
+    check_thinking(config.thinking, config.effort)
+    if config.effort and config.efforts:
+        raise ValueError(f"effort is {config.effort!r} and efforts {config.efforts}; set one of them")
     for effort in config.efforts:
         if effort not in EFFORT_WEIGHTS:
             raise ValueError(

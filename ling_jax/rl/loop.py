@@ -21,10 +21,10 @@ from etils import epath
 
 from ling_jax import data
 from ling_jax import spec as specs
-from ling_jax.chat.folder_template import FolderTemplate, save_template
-from ling_jax.chat.template import ChatTemplate
+from ling_jax.chat.end_tokens import check_turns_end
+from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.folder import ModelFolder, open_model
+from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.model import model_spec
@@ -80,16 +80,17 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
     start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
-    if config.efforts and not isinstance(start.template, ChatTemplate):
-        raise ValueError(f"efforts are {config.efforts}; the chat template of {config.start_from} knows none")
+    start = dataclasses.replace(start, template=with_thinking(start.template, config.thinking, config.effort))
+    for effort in config.efforts:
+        with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
+    check_turns_end(start.template, start.tokenizer, start.end_ids)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _probe(config, reader)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     held = lock(workdir)
     try:
         data.save_tokenizer(start.tokenizer, workdir / "tokenizer")
-        if isinstance(start.template, FolderTemplate):
-            save_template(start.template, workdir / "tokenizer")
+        save_texts(start, workdir / "tokenizer", chat=True)
         write_config(config, workdir)
         write_origins({config.start_from: start.step}, workdir)
     except BaseException:

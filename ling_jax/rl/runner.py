@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from ling_jax.chat.continuation import go_on
+from ling_jax.chat.end_tokens import token_texts
 from ling_jax.chat.folder_template import FolderTemplate
-from ling_jax.chat.template import ChatTemplate, Piece, encode_all, first_rewrite
+from ling_jax.chat.template import ChatTemplate, Piece, encode_all
 from ling_jax.chat.tool_calls import parse_either
-from ling_jax.checkpoint.folder import Loaded, ModelFolder, end_ids
+from ling_jax.checkpoint.folder import Loaded, ModelFolder
 from ling_jax.config import ModelConfig
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.envs import ENVIRONMENTS, Task
@@ -35,7 +37,8 @@ class Episode:
     max_tokens: int  # that the policy may write in all its turns
     trajectory: Trajectory
     state: Any  # of the environment, which alone knows what it is
-    messages: tuple[Message, ...]  # the conversation so far
+    messages: tuple[Message, ...]  # the conversation so far, the policy's turns as it wrote them
+    history: tuple[Message, ...] = ()  # the same as the template gets it: reasoning and calls are apart
     effort: str | None = None  # the thinking effort that its prompt asks for
     rewards: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the environment, once it has ended
     error: str = ""  # what broke, of a failed one
@@ -121,19 +124,11 @@ class Reader:
             ids[start:stop] = np.asarray(found.ids) + ids.max(initial=-1) + 1
         return ids
 
-    def observation(self, episode: Episode, before: int) -> list[Piece]:
-        """What stands behind the end of the policy's last turn: the messages from `before` on and the next opening.
-
-        Raises ValueError where the template rewrites what the policy has read.
-        """
+    def go_on(self, episode: Episode, words: str, observation: Sequence[Message]) -> tuple[Message, list[Piece]]:
+        """`chat.continuation.go_on` behind the episode's history; ValueError where the template rewrites it."""
+        ends = token_texts(self.tokenizer, self.end_ids)
         template, tools = self._template(episode.effort), episode.task.tools
-        opened = template.render(episode.messages[: before - 1], tools=tools, prompt=True)
-        closed = template.render(episode.messages[:before], tools=tools)
-        later = template.render(episode.messages, tools=tools, prompt=True)
-        for earlier, longer in ((opened, closed), (closed, later)):
-            if (at := first_rewrite(earlier, longer)) is not None:
-                raise ValueError(f"task {episode.task.id}: the chat template rewrites history, at piece {at}")
-        return later[len(closed) :]
+        return go_on(template, episode.history, words, observation, tools=tools, end_tokens=ends)
 
     def _template(self, effort: str | None):
         return self.template if effort is None else dataclasses.replace(self.template, effort=effort)
@@ -156,6 +151,7 @@ class Reader:
             trajectory=Trajectory(task.id, prompt),
             state=ENVIRONMENTS[task.environment].reset(task, ask.seed),
             messages=tuple(task.messages),
+            history=tuple(task.messages),
             effort=ask.effort,
         )
 
@@ -164,7 +160,7 @@ def make_reader(loaded: Loaded | ModelFolder, *, context: int, max_tokens: int =
     """Raises ValueError where the context passes the model's."""
     if context > loaded.config.max_length:
         raise ValueError(f"the context is {context} tokens; the model's, max_length, is {loaded.config.max_length}")
-    return Reader(loaded.tokenizer, loaded.template, frozenset(end_ids(loaded.tokenizer)), context, max_tokens)
+    return Reader(loaded.tokenizer, loaded.template, loaded.end_ids, context, max_tokens)
 
 
 def turn_spans(trajectory: Trajectory) -> list[tuple[int, int]]:
@@ -176,7 +172,8 @@ def turn_spans(trajectory: Trajectory) -> list[tuple[int, int]]:
 def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[Episode, list[Piece]]:
     """(the episode with what weights `version` drew, what it has to read before it can go on).
 
-    Where a turn has ended the environment answers it; one that raises makes the episode "failed".
+    Where a turn has ended the environment answers it; one that raises makes the episode "failed", and so does a chat
+    template that rewrites what the policy has read or written.
     """
     trajectory = append_segment(episode.trajectory, drawn.tokens, drawn.logps, version)
     episode = dataclasses.replace(episode, trajectory=trajectory)
@@ -194,10 +191,12 @@ def answer(episode: Episode, reader: Reader) -> tuple[Episode, list[Piece]]:
 
 
 def rehearse(episode: Episode, reader: Reader) -> Episode:
-    """A fresh episode in which the task's own solution is said. Raises ValueError where the template cannot go on."""
+    """A fresh episode in which the task's own solution is said. Raises ValueError where that breaks anything."""
     for turn in ENVIRONMENTS[episode.task.environment].solution(episode.task):
         if episode.running:
             episode, _ = _answered(episode, turn, reader)
+    if episode.trajectory.status == "failed":
+        raise ValueError(f"task {episode.task.id}: its own solution fails: {episode.error}")
     return episode
 
 
@@ -205,9 +204,9 @@ def _answered(episode: Episode, action: str, reader: Reader) -> tuple[Episode, l
     try:
         result = ENVIRONMENTS[episode.task.environment].step(episode.state, action)
     except Exception as error:  # whatever it is: it says nothing about the policy, and must not end the run
-        print(f"rollout {episode.id} failed: {type(error).__name__}: {error}", flush=True)
-        return _ended(dataclasses.replace(episode, error=f"{type(error).__name__}: {error}"), "failed"), []
+        return _failed(episode, error), []
     spoken = (*episode.messages, {"role": "assistant", "content": action})
+    before = episode
     episode = dataclasses.replace(
         episode, state=result.state, messages=(*spoken, *result.observation), rewards=dict(result.rewards)
     )
@@ -215,7 +214,16 @@ def _answered(episode: Episode, action: str, reader: Reader) -> tuple[Episode, l
         return _ended(episode, "finished" if result.terminated else "truncated"), []
     if len(episode.turns) >= episode.task.max_turns or episode.drawn >= episode.max_tokens:
         return _ended(episode, "truncated"), []
-    return episode, reader.observation(episode, len(spoken))
+    try:
+        answer, pieces = reader.go_on(before, action, result.observation)
+    except ValueError as error:  # the template rewrites what the policy has read or written
+        return _failed(episode, error), []
+    return dataclasses.replace(episode, history=(*before.history, answer, *result.observation)), pieces
+
+
+def _failed(episode: Episode, error: Exception) -> Episode:
+    print(f"rollout {episode.id} failed: {type(error).__name__}: {error}", flush=True)
+    return _ended(dataclasses.replace(episode, error=f"{type(error).__name__}: {error}"), "failed")
 
 
 def hear(episode: Episode, tokens: Sequence[int], version: int, reader: Reader) -> Episode:

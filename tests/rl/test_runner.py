@@ -140,11 +140,11 @@ def test_a_special_token_in_an_answer_cannot_hide(played):
     assert played(task, ["A:1<role>2"]).outcome == 0 and played(task, ["A:12"]).outcome == 1
 
 
-def test_a_template_that_rewrites_history_is_refused(played, monkeypatch):
+def test_a_template_that_rewrites_history_fails_the_episode_alone(played, monkeypatch):
     monkeypatch.setattr(ChatTemplate, "render", forgetful(ChatTemplate.render))
     task = ENVIRONMENTS["lookup"].make_task(5, 2)
-    with pytest.raises(ValueError, match="rewrites history"):
-        played(task, ENVIRONMENTS["lookup"].solution(task))
+    episode = played(task, ENVIRONMENTS["lookup"].solution(task))
+    assert episode.trajectory.status == "failed" and "rewrites history before an answer" in episode.error
 
 
 def forgetful(render):

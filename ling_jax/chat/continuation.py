@@ -1,0 +1,76 @@
+"""How a conversation goes on behind an answer that a model has just written, token by token."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from ling_jax.chat.folder_template import FolderTemplate
+from ling_jax.chat.template import ChatTemplate, Piece
+from ling_jax.chat.thinking import opened_reasoning
+from ling_jax.chat.tool_calls import as_message, parse_either
+
+Message = dict[str, Any]
+
+
+def go_on(
+    template: ChatTemplate | FolderTemplate,
+    messages: Sequence[Message],
+    words: str,
+    observation: Sequence[Message],
+    *,
+    tools: Sequence[dict] = (),
+    end_tokens: Collection[str],
+) -> tuple[Message, list[Piece]]:
+    """(the answer to `messages` as a message, what a model reads behind its end token before it answers again).
+
+    `words` are the answer as it was written, without the end token; `observation` are the messages that follow. What
+    was read, the words and what is read now are together the template's rendering:
+
+        rendering up to the answer | words | end token | what stands behind it, the observation, the next opening
+
+    The message is the one that the words parse to or, where the template writes that in another way, the words as
+    content. Raises ValueError where the template changes what was read or written.
+    """
+    (opened,) = template.renderings(messages, [(len(messages), True)], tools=tools)
+    wrong = ""
+    for answer in _readings(words, opened, tools):
+        whole = [*messages, answer, *observation]
+        parts = [(len(messages) + 1, False), (len(whole), True)]
+        closed, later = template.renderings(whole, parts, tools=tools)
+        end = _behind(closed, _text(opened) + words)
+        if end and end[0].text in end_tokens:
+            break
+        if _behind(closed, _text(opened)) is None:
+            wrong = "rewrites history before an answer"
+        else:
+            wrong = "writes an answer in another way than the model did"
+    else:
+        raise ValueError(f"the chat template {wrong}")
+    behind = _behind(later, _text(opened) + words + end[0].text)
+    if behind is None or not _text(later).startswith(_text(closed)):
+        raise ValueError("the chat template rewrites history behind an answer")
+    return answer, behind
+
+
+def _readings(words: str, opened: Sequence[Piece], tools: Sequence[dict]) -> list[Message]:
+    """As messages: parsed where that goes without an error, and as plain content."""
+    parsed = parse_either(opened_reasoning(opened) + words, tools)
+    as_it_is = {"role": "assistant", "content": words}
+    return [as_it_is] if parsed.errors else [as_message(parsed), as_it_is]
+
+
+def _behind(pieces: Sequence[Piece], start: str) -> list[Piece] | None:
+    """The pieces behind a text that they begin with; None where they do not, or it ends within a special token."""
+    if not _text(pieces).startswith(start):
+        return None
+    left = len(start)
+    for i, piece in enumerate(pieces):
+        if left < len(piece.text):
+            if left and piece.special:
+                return None
+            return [piece._replace(text=piece.text[left:]), *pieces[i + 1 :]]
+        left -= len(piece.text)
+    return []
+
+
+def _text(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)

@@ -1,0 +1,107 @@
+"""The process of `ling_jax.chat.renderer`: renders chat templates, one JSON line in, one out for each text.
+
+It is run as a file and imports nothing of this package, so that it starts without JAX.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MEMORY_BYTES = 1 << 30  # our choice: a text that doubles in a loop must fail here, not fill the machine
+MAX_CHARACTERS = 16 << 20  # of one text; our choice: a conversation of a million tokens has a quarter of it
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what anything prints must not get among the replies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes our input
+    with contextlib.suppress(ValueError, OSError):  # macOS may refuse
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    for line in sys.stdin.buffer:
+        try:
+            for reply in rendered(json.loads(line)):
+                print(json.dumps(reply), file=replies, flush=True)
+        except MemoryError:
+            print(json.dumps(f"needs more than {MEMORY_BYTES >> 30} GiB of memory"), file=replies, flush=True)
+        except Exception as error:  # a template may run anything that the sandbox allows
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            print(json.dumps(f"fails: {told}"), file=replies, flush=True)
+
+
+def rendered(request: dict) -> Iterator[list | str]:
+    """[kept, added] for each of `texts`, [number of messages, whether with the generation prompt]: a text is `added`
+    behind the one before, `kept` characters, or alone, 0. A reply that says what is wrong is a string, and the last.
+
+    Each may take `seconds` of processor time; SIGPROF then ends this process, in the middle of C code too.
+    """
+    before = ""
+    for count, prompt in request["texts"]:
+        signal.setitimer(signal.ITIMER_PROF, request["seconds"])
+        try:
+            template = compiled(request["source"])
+            values = request["values"] | {"messages": request["messages"][:count], "add_generation_prompt": prompt}
+            text = bounded(template.generate(values))
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        if text is None:
+            yield f"writes more than {MAX_CHARACTERS >> 20} million characters"
+            return
+        kept = len(before) if text.startswith(before) else 0
+        yield [kept, text[kept:]]
+        before = text
+
+
+def bounded(parts: Iterator[str]) -> str | None:
+    """The parts together; None where they are too many characters."""
+    written, characters = [], 0
+    for part in parts:
+        characters += len(part)
+        if characters > MAX_CHARACTERS:
+            return None
+        written.append(part)
+    return "".join(written)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(source: str) -> jinja2.Template:
+    """A template in Jinja's sandbox, with what `transformers` gives to one."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment.from_string(source)
+
+
+class Generation(Extension):
+    """{% generation %} blocks, which mark what an assistant says: they write what is in them."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def to_json(value, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
+    """Jinja's own escapes what HTML reads, such as "<"."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def refuse(message: str):
+    raise jinja2.TemplateError(message)
+
+
+if __name__ == "__main__":
+    main()
