@@ -120,10 +120,10 @@ def prepare_from(
     check_sequence_length(config.data.sequence_length, start.config)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
-        save_texts(start, workdir / "tokenizer", chat=True)
         folder = local_folder(config.data.folder, workdir)
         replaces = replace and not config.data.folder
         corpus = chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)
+        save_texts(start, workdir / "tokenizer", chat=True)
         write_origins(origins, workdir)
         return corpus
 

@@ -191,34 +191,48 @@ def answer(episode: Episode, reader: Reader) -> tuple[Episode, list[Piece]]:
 
 
 def rehearse(episode: Episode, reader: Reader) -> Episode:
-    """A fresh episode in which the task's own solution is said. Raises ValueError where that breaks anything."""
+    """A fresh episode in which the task's own solution is said. Raises ValueError where the template cannot go on."""
     for turn in ENVIRONMENTS[episode.task.environment].solution(episode.task):
         if episode.running:
-            episode, _ = _answered(episode, turn, reader)
-    if episode.trajectory.status == "failed":
-        raise ValueError(f"task {episode.task.id}: its own solution fails: {episode.error}")
+            before, (episode, observation) = episode, _acted(episode, turn)
+            if episode.running:
+                episode, _ = _went_on(before, episode, turn, observation, reader)
     return episode
 
 
 def _answered(episode: Episode, action: str, reader: Reader) -> tuple[Episode, list[Piece]]:
+    after, observation = _acted(episode, action)
+    if not after.running:
+        return after, []
+    try:
+        return _went_on(episode, after, action, observation, reader)
+    except ValueError as error:  # the template rewrites what the policy has read or written
+        return _failed(after, error), []
+
+
+def _acted(episode: Episode, action: str) -> tuple[Episode, Sequence[Message]]:
+    """(the episode after the environment answered, its answer)."""
     try:
         result = ENVIRONMENTS[episode.task.environment].step(episode.state, action)
     except Exception as error:  # whatever it is: it says nothing about the policy, and must not end the run
-        return _failed(episode, error), []
+        return _failed(episode, error), ()
     spoken = (*episode.messages, {"role": "assistant", "content": action})
-    before = episode
     episode = dataclasses.replace(
         episode, state=result.state, messages=(*spoken, *result.observation), rewards=dict(result.rewards)
     )
     if result.terminated or result.truncated:
-        return _ended(episode, "finished" if result.terminated else "truncated"), []
-    if len(episode.turns) >= episode.task.max_turns or episode.drawn >= episode.max_tokens:
-        return _ended(episode, "truncated"), []
-    try:
-        answer, pieces = reader.go_on(before, action, result.observation)
-    except ValueError as error:  # the template rewrites what the policy has read or written
-        return _failed(episode, error), []
-    return dataclasses.replace(episode, history=(*before.history, answer, *result.observation)), pieces
+        episode = _ended(episode, "finished" if result.terminated else "truncated")
+    elif len(episode.turns) >= episode.task.max_turns or episode.drawn >= episode.max_tokens:
+        episode = _ended(episode, "truncated")
+    return episode, result.observation
+
+
+def _went_on(
+    before: Episode, after: Episode, action: str, observation: Sequence[Message], reader: Reader
+) -> tuple[Episode, list[Piece]]:
+    """(the episode with its history, what the policy has to read); ValueError where the template rewrites history."""
+    message, pieces = reader.go_on(before, action, observation)
+    return dataclasses.replace(after, history=(*before.history, message, *observation)), pieces
 
 
 def _failed(episode: Episode, error: Exception) -> Episode:

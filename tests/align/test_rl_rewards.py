@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from ling_jax.align.preference import RUBRICS, judge
 from ling_jax.align.rewards import REWARDS
+from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
-from ling_jax.checkpoint.folder import end_ids
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.runner import Ask, Episode, Reader, answer
 from ling_jax.rl.trajectory import append_observation, append_segment
 from tests.rl_run import tokenizer
 
-READER = Reader(tokenizer(), ChatTemplate(), frozenset(end_ids(tokenizer())), 2000)
+READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
 END = tokenizer().token_to_id("<|role_end|>")
 SUM = dataclasses.replace(
     ENVIRONMENTS["running_sums"].make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from ling_jax.chat.end_tokens import end_ids
 from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.folder import end_ids
+from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.envs import ENVIRONMENTS, StepResult
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.rl import runner
@@ -242,8 +243,8 @@ class Chatty:
 def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
     """Tool output between turns, fed while other rollouts go on, and read anew under the next weights."""
     monkeypatch.setitem(ENVIRONMENTS, "running_sums", Chatty)
-    often = {*range(7, 60), *end_ids(tokenizer())}  # so that a random model ends its turns
-    monkeypatch.setattr(runner, "end_ids", lambda tokenizer: often)
+    often = frozenset(range(7, 60)) | end_ids(tokenizer())  # so that a random model ends its turns
+    monkeypatch.setattr(ModelFolder, "end_ids", often)
     config = small_config(start, reward="outcome", rollout=dict(max_tokens=24, context=184))
     run, turns = prepared(config, tmp_path), []
     with make_learner(run, new_state(run)) as learner:

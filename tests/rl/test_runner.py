@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate, encode
-from ling_jax.checkpoint.folder import end_ids
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl import runner
@@ -21,7 +21,7 @@ END = next(iter(end_ids(tokenizer()) - {tokenizer().token_to_id("<|endoftext|>")
 
 
 def reader(**fields) -> Reader:
-    return Reader(tokenizer(), ChatTemplate(), frozenset(end_ids(tokenizer())), **(dict(context=CONTEXT) | fields))
+    return Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), **(dict(context=CONTEXT) | fields))
 
 
 def tokens_of(text: str) -> list[int]:
