@@ -22,9 +22,9 @@ from absl import flags
 
 from launch.flags import check_sampling, define_thinking, run_program, usage_errors
 from ling_jax.chat.records import check_prompt, check_text
-from ling_jax.chat.template import encode
-from ling_jax.chat.thinking import check_thinking, opened_reasoning, with_thinking
-from ling_jax.chat.tool_calls import as_message, parse_either
+from ling_jax.chat.template import encode, opens_reasoning
+from ling_jax.chat.thinking import check_thinking, with_thinking
+from ling_jax.chat.tool_calls import THINK, as_message, parse_either
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.data.json_lines import read_objects, with_unique_ids
 from ling_jax.files import replacing
@@ -142,7 +142,7 @@ def chat(model: Loaded, generator: Generator) -> None:
         messages.append({"role": "user", "content": line.rstrip("\n")})
         pieces = model.template.render(messages, prompt=True)
         answer = stream(model, generator, encode(model.tokenizer, pieces)[0])
-        messages.append(as_message(parse_either(opened_reasoning(pieces) + answer.text)))
+        messages.append(as_message(parse_either((THINK if opens_reasoning(pieces) else "") + answer.text)))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ling_jax.chat.folder_template import FolderTemplate
-from ling_jax.chat.template import ChatTemplate, Piece
-from ling_jax.chat.thinking import opened_reasoning
-from ling_jax.chat.tool_calls import as_message, parse_either
+from ling_jax.chat.template import ChatTemplate, Piece, opens_reasoning
+from ling_jax.chat.tool_calls import THINK, as_message, parse_either
 
 Message = dict[str, Any]
 
@@ -53,7 +52,7 @@ def go_on(
 
 def _readings(words: str, opened: Sequence[Piece], tools: Sequence[dict]) -> list[Message]:
     """As messages: parsed where that goes without an error, and as plain content."""
-    parsed = parse_either(opened_reasoning(opened) + words, tools)
+    parsed = parse_either((THINK if opens_reasoning(opened) else "") + words, tools)
     as_it_is = {"role": "assistant", "content": words}
     return [as_it_is] if parsed.errors else [as_message(parsed), as_it_is]
 

@@ -31,12 +31,13 @@ def main() -> None:
     for line in sys.stdin.buffer:
         try:
             for reply in rendered(json.loads(line)):
-                print(json.dumps(reply), file=replies, flush=True)
+                print(json.dumps(reply), file=replies)
         except MemoryError:
-            print(json.dumps(f"needs more than {MEMORY_BYTES >> 30} GiB of memory"), file=replies, flush=True)
+            print(json.dumps(f"needs more than {MEMORY_BYTES >> 30} GiB of memory"), file=replies)
         except Exception as error:  # a template may run anything that the sandbox allows
             told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            print(json.dumps(f"fails: {told}"), file=replies, flush=True)
+            print(json.dumps(f"fails: {told}"), file=replies)
+        replies.flush()
 
 
 def rendered(request: dict) -> Iterator[list | str]:

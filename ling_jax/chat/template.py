@@ -30,8 +30,7 @@ You are provided with function signatures within <tools></tools> XML tags:
 </tools>
 
 If no function fits, or a required parameter is missing, say so instead of calling one.
-{format}
-"""
+{format}"""
 CALL_FORMATS = {
     "xml": """Write each call as the function's name and its arguments, a value that is no string as JSON:
 <tool_call>name
@@ -94,7 +93,7 @@ class ChatTemplate:
         if not SWITCH.search(text):
             parts.append(f"detailed thinking {'on' if self.thinking else 'off'}")
             parts += [f"thinking effort: {self.effort}"] if self.effort else []
-        return "\n".join(part.removesuffix("\n") for part in parts)
+        return "\n".join(parts)
 
     def _assistant(self, message: dict) -> list[Piece]:
         reasoning, content = message.get("reasoning"), message["content"]
@@ -120,6 +119,11 @@ def _tool_result(turns: Sequence[dict], i: int) -> list[Piece]:
     closes = i + 1 == len(turns) or turns[i + 1]["role"] != "tool"
     body = Piece(f"\n<tool_response>\n{turns[i]['content']}\n</tool_response>")
     return (_role("tool") if opens else []) + [body] + ([Piece(END, True)] if closes else [])
+
+
+def opens_reasoning(prompt: Sequence[Piece]) -> bool:
+    """Whether a prompt ends inside <think>, as some templates' do, so that the answer begins with reasoning."""
+    return "".join(piece.text for piece in prompt).rstrip().endswith(THINK)
 
 
 def encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:

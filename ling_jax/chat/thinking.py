@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ling_jax.chat.folder_template import EFFORT_NAMES, THINKING_NAMES, FolderTemplate
-from ling_jax.chat.template import ChatTemplate, Piece
-from ling_jax.chat.tool_calls import THINK
+from ling_jax.chat.template import ChatTemplate
 from ling_jax.config import nearest
 
 CHOICES = {"default": None, "on": True, "off": False}
@@ -46,8 +45,3 @@ def with_reasoning(
     """The template with thinking on where that was left open and an answer in the conversation has reasoning."""
     reasons = any(message.get("reasoning") for message in messages)
     return dataclasses.replace(template, thinking=True) if reasons and template.thinking is None else template
-
-
-def opened_reasoning(prompt: Sequence[Piece]) -> str:
-    """`<think>` where a prompt ends with it: an answer then begins in the middle of its reasoning; else nothing."""
-    return THINK if "".join(piece.text for piece in prompt[-2:]).rstrip().endswith(THINK) else ""
