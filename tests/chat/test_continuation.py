@@ -19,18 +19,12 @@ JSON = '<tool_call>\n{"name": "ring", "arguments": {"who": "Ann"}}\n</tool_call>
 NEWLINE = """{% for m in messages %}{{ m.role }}: {{ m.content }}[END]{{ '\\n' }}{% endfor %}
 {% if add_generation_prompt %}assistant: {% endif %}"""
 ANSWERS = (
-    "",
-    "Hello",
-    f"I ring.\n{JSON}",
-    f"I ring.\n{XML}",
-    XML + " no call",
-    " padded \n",
-    "<tool_call>broken",
-    "r</think>4",
-)
+    "", "Hello", f"I ring.\n{JSON}", f"I ring.\n{XML}", XML + " no call", " padded \n", "<tool_call>broken", "r</think>4"
+)  # fmt: skip
 
 
 def templates():
+    """(name, template) of several kinds."""
     yield "default", ChatTemplate()
     yield "newline", FolderTemplate(NEWLINE, "newline", end_tokens=("[END]",), special_tokens=("[END]",))
     for name, form in FORMS.items():
@@ -38,13 +32,13 @@ def templates():
             yield f"{name} {thinking}", with_thinking(FolderTemplate(form, name), thinking)
 
 
-@pytest.mark.parametrize(("name", "template"), templates())
+@pytest.mark.parametrize(("name", "template"), list(templates()))
 def test_what_was_read_and_written_is_the_templates_rendering(name, template):
     rng = random.Random(name)
     for _ in range(4):
         messages, read = list(ASKED), joined(template, ASKED, prompt=True)
         for _ in range(3):
-            words = rng.choice(ANSWERS)
+            words = ("hm</think>" if name == "2.6 on" else "") + rng.choice(ANSWERS)
             answer, pieces = go_on(template, messages, words, RESULT, end_tokens=ENDS)
             end = "[END]" if name == "newline" else "<|role_end|>"
             read += words + end + "".join(piece.text for piece in pieces)
@@ -74,6 +68,7 @@ REWRITES = {
     "blanks around": (TRIMS, " Hello ", RESULT),
     "all but the last": (LAST_ONLY, "Hello", [*RESULT, *RESULT]),
     "no end token": (NEWLINE.replace("[END]", ""), "Hello", RESULT),
+    "reasoning that was never closed": (FORMS["2.6"], "on and on", RESULT),
 }
 
 
@@ -81,5 +76,5 @@ REWRITES = {
 def test_a_template_that_rewrites_an_answer_is_found(name):
     source, words, observation = REWRITES[name]
     template = FolderTemplate(source, "folder", end_tokens=ENDS, special_tokens=("[END]", "<|role_end|>", "<think>"))
-    with pytest.raises(ValueError, match="the chat template (rewrites history behind|writes an answer in another way)"):
+    with pytest.raises(ValueError, match=r"the chat template (rewrites history behind|writes an answer in)"):
         go_on(template, ASKED, words, observation, end_tokens=ENDS)

@@ -46,7 +46,7 @@ def test_saved_end_tokens_are_declared_again(tmp_path):
 
 @pytest.mark.parametrize("value", [280, -1, True, "5", 1.5, float("nan"), [1, None], [[1]], {"id": 1}])
 def test_an_end_token_that_is_none_is_refused_by_name(tmp_path, value):
-    with pytest.raises(ValueError, match="^config.json: eos_token_id is .*; expected the id of a token, below 280"):
+    with pytest.raises(ValueError, match=r"^config\.json: eos_token_id is .*; expected the id of a token, below 280"):
         declared(tmp_path, {"eos_token_id": value})
     write(tmp_path, generation_config={"eos_token_id": value})
     with pytest.raises(ValueError, match=r"generation_config\.json: eos_token_id is "):
@@ -75,7 +75,7 @@ def without_ends():
 
 def test_a_tokenizer_without_our_end_tokens_needs_a_declared_one():
     assert end_ids(without_ends(), {5}) == {5} and token_texts(without_ends(), {300, 0}) == ["<a>"]
-    with pytest.raises(ValueError, match="nothing ends a text: .* add eos_token_id to generation_config.json"):
+    with pytest.raises(ValueError, match=r"nothing ends a text: .* add eos_token_id to generation_config.json"):
         end_ids(without_ends())
 
 
@@ -104,10 +104,10 @@ def test_what_stands_behind_the_end_of_a_turn_is_not_trained_and_belongs_to_what
 
 
 def test_a_template_that_ends_no_turn_is_refused(tmp_path):
-    template = lines_template(tmp_path)
-    check_turns_end(template, TOKENIZER, {TOKENIZER.token_to_id("[END]")})
-    for template, ends in ((template, {ROLE_END}), (ChatTemplate(), {TOKENIZER.token_to_id("</s>")})):
-        with pytest.raises(ValueError, match="ends the assistant's turn with none of the end tokens .*never to stop"):
+    lines = lines_template(tmp_path)
+    check_turns_end(lines, TOKENIZER, {TOKENIZER.token_to_id("[END]")})
+    for template, ends in ((lines, {ROLE_END}), (ChatTemplate(), {TOKENIZER.token_to_id("</s>")})):
+        with pytest.raises(ValueError, match=r"ends the assistant's turn with none of the end tokens .*never to stop"):
             check_turns_end(template, TOKENIZER, ends)
     for template in (ChatTemplate(), *(FolderTemplate(form, "folder") for form in FORMS.values())):
         check_turns_end(template, TOKENIZER, {ROLE_END})

@@ -69,7 +69,7 @@ def test_a_machine_that_never_answers_is_one_line(quick, monkeypatch):
     template = FolderTemplate("{{ messages[0].content }}", "FOLDER")
     os.kill(process_of(quick), signal.SIGSTOP)
     monkeypatch.setattr(renderer, "SILENCE_SECONDS", 0.2)
-    with pytest.raises(ValueError, match="the chat template of FOLDER gives no text in 0.2 s"):
+    with pytest.raises(ValueError, match=r"the chat template of FOLDER gives no text in 0.2 s"):
         template.render(HI)
 
 
