@@ -5,7 +5,7 @@ from typing import Any
 
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate, Piece, opens_reasoning
-from ling_jax.chat.tool_calls import THINK, as_message, parse_either
+from ling_jax.chat.tool_calls import END_THINK, THINK, as_message, parse_either
 
 Message = dict[str, Any]
 
@@ -26,8 +26,8 @@ def go_on(
 
         rendering up to the answer | words | end token | what stands behind it, the observation, the next opening
 
-    The message is the one that the words parse to or, where the template writes that in another way, the words as
-    content. Raises ValueError where the template changes what was read or written.
+    The message is the one that the words parse to or, where the template writes its calls in another way, has them in
+    its content. Raises ValueError where the template changes what was read or written.
     """
     (opened,) = template.renderings(messages, [(len(messages), True)], tools=tools)
     wrong = ""
@@ -51,10 +51,14 @@ def go_on(
 
 
 def _readings(words: str, opened: Sequence[Piece], tools: Sequence[dict]) -> list[Message]:
-    """As messages: parsed where that goes without an error, and as plain content."""
-    parsed = parse_either((THINK if opens_reasoning(opened) else "") + words, tools)
-    as_it_is = {"role": "assistant", "content": words}
-    return [as_it_is] if parsed.errors else [as_message(parsed), as_it_is]
+    """As messages: all parts apart, then with the calls in the content, then with the reasoning in it too."""
+    text = (THINK if opens_reasoning(opened) else "") + words
+    parsed = parse_either(text, tools)
+    found = [] if parsed.errors else [as_message(parsed)]
+    reasoning, closed, content = text.partition(END_THINK)
+    if closed and reasoning.startswith(THINK):
+        found.append({"role": "assistant", "content": content, "reasoning": reasoning.removeprefix(THINK)})
+    return [*found, {"role": "assistant", "content": words}]
 
 
 def _behind(pieces: Sequence[Piece], start: str) -> list[Piece] | None:

@@ -19,7 +19,8 @@ JSON = '<tool_call>\n{"name": "ring", "arguments": {"who": "Ann"}}\n</tool_call>
 NEWLINE = """{% for m in messages %}{{ m.role }}: {{ m.content }}[END]{{ '\\n' }}{% endfor %}
 {% if add_generation_prompt %}assistant: {% endif %}"""
 ANSWERS = (
-    "", "Hello", f"I ring.\n{JSON}", f"I ring.\n{XML}", XML + " no call", " padded \n", "<tool_call>broken", "r</think>4"
+    "", "Hello", f"I ring.\n{JSON}", f"I ring.\n{XML}", XML + " no call", " padded \n", "<tool_call>broken",
+    "r</think>4",
 )  # fmt: skip
 
 
