@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ling_jax.chat.end_tokens import end_ids
+from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate, encode
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
@@ -21,7 +22,8 @@ END = next(iter(end_ids(tokenizer()) - {tokenizer().token_to_id("<|endoftext|>")
 
 
 def reader(**fields) -> Reader:
-    return Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), **(dict(context=CONTEXT) | fields))
+    whole = dict(tokenizer=tokenizer(), template=ChatTemplate(), end_ids=end_ids(tokenizer()), context=CONTEXT)
+    return Reader(**(whole | fields))
 
 
 def tokens_of(text: str) -> list[int]:
@@ -145,6 +147,48 @@ def test_a_template_that_rewrites_history_fails_the_episode_alone(played, monkey
     task = ENVIRONMENTS["lookup"].make_task(5, 2)
     episode = played(task, ENVIRONMENTS["lookup"].solution(task))
     assert episode.trajectory.status == "failed" and "rewrites history before an answer" in episode.error
+
+
+def test_a_policys_words_that_the_template_rewrites_fail_the_episode_and_its_restored_copy(played):
+    """An older template takes the reasoning of earlier turns out."""
+    template = FolderTemplate(STRIPS_REASONING, "folder")
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 2)
+    first, *rest = env.solution(task)
+    episode = played(task, (f"<think>hm</think>{first}", *rest), template=template)
+    assert episode.trajectory.status == "failed" and "rewrites history behind an answer" in episode.error
+    assert played(task, (first, *rest), template=template).outcome == 1, "without reasoning it goes on"
+    used = reader(template=template)
+    for status in ("failed", "running"):
+        (fresh,) = used.begin([Ask(0, 0, task, seed=0)])
+        again = _with_history(fresh, _episode_json(episode) | {"status": status}, used)
+        assert again.trajectory.status == "failed" and again.error == episode.error
+
+
+STRIPS_REASONING = """{% for m in messages %}<role>{{ m.role }}</role>
+{%- if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}
+{{- m.content }}
+{%- for call in m.tool_calls or [] %}{{ '\n<tool_call>' + call.name }}
+{%- for key, value in call.arguments.items() %}{{ '\n<arg_key>' + key + '</arg_key>\n<arg_value>' }}
+{{- value if value is string else value | tojson }}</arg_value>{% endfor %}{{ '\n</tool_call>' }}{% endfor %}
+{{- '<|role_end|>' }}{% endfor %}{% if add_generation_prompt %}<role>assistant</role>{% endif %}"""
+
+
+def test_what_stands_behind_the_end_of_a_turn_is_read_and_not_trained(played):
+    """A newline, here: the policy's context is the template's rendering, token for token."""
+    template = FolderTemplate(NEWLINES, "folder")
+    env = ENVIRONMENTS["lookup"]
+    task = env.make_task(5, 3)
+    episode = played(task, env.solution(task), template=template)
+    assert episode.outcome == 1 and len(episode.turns) > 1
+    ids, mask = encode(tokenizer(), template.render(episode.messages, tools=task.tools))
+    assert ids == [*episode.context, *tokens_of("\n")]
+    trained = np.array(mask[len(episode.trajectory.prompt_ids) :], bool)
+    np.testing.assert_array_equal(episode.trajectory.loss_mask, trained[:-1])
+
+
+NEWLINES = """{% for m in messages %}<role>{{ m.role }}</role>{{ m.content }}<|role_end|>{{ '\n' }}{% endfor %}
+{% if add_generation_prompt %}<role>assistant</role>{% endif %}"""
 
 
 def forgetful(render):
