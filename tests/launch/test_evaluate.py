@@ -151,6 +151,8 @@ BAD = [
     ("generate", TASK, ("--temperature=nan",), "--temperature is nan; expected a finite number"),
     ("generate", TASK, ("--stop=",), "--stop is empty"),
     ("choice", CHOICE, ("--samples=2",), "is of --task=generate"),
+    ("perplexity", '{"text": "x"}', ("--raw",), "--raw is of --task=choice"),
+    ("generate", TASK, ("--effort=a\tb",), "effort is 'a\\tb'; expected a word"),
 ]
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from ling_jax import data
 from ling_jax.checkpoint import save_hf
+from tests.chat.official_forms import LING_2_6
 from tests.faults import ROOT
 from tests.refusals import run_each
 from tests.tiny import random_params, tiny_config
@@ -53,6 +55,51 @@ def test_a_file_is_answered_line_by_line(folder, tmp_path):
     assert "prompts=4/4" in done.stdout and "programs compiled: " in done.stdout
 
 
+@pytest.fixture(scope="module")
+def chat_folder(folder):
+    """The same model with a chat template, one that thinks by default."""
+    copy = folder.with_name("chat")
+    shutil.copytree(folder, copy)
+    (copy / "chat_template.jinja").write_text(LING_2_6)
+    return copy
+
+
+def test_a_model_for_conversations_answers_a_prompt_as_a_users_message(chat_folder, tmp_path):
+    records = [{"prompt": "words"}, {"messages": [{"role": "user", "content": "words"}]}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
+    flags = [f"--prompts={tmp_path}/prompts.jsonl", f"--out={tmp_path}/out.jsonl", "--temperature=0"]
+    done = generate(chat_folder, *flags, "--thinking=off")
+    assert done.returncode == 0, done.stderr
+    prompt, message = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert prompt["tokens"] == message["tokens"]
+    assert f"prompt: one user message, by {chat_folder}/chat_template.jinja; --raw takes it" in done.stdout
+
+
+@pytest.mark.slow
+def test_raw_goes_on_from_a_prompt_and_a_line_says_which(chat_folder):
+    asked, raw = generate(chat_folder, "--prompt=words "), generate(chat_folder, "--prompt=words ", "--raw")
+    assert raw.stdout.startswith("words ") and "plain text to go on from (--raw)" in raw.stderr
+    assert not asked.stdout.startswith("words ") and "one user message" in asked.stderr
+
+
+def test_what_the_template_cannot_be_asked_for_is_one_line(chat_folder, tmp_path):
+    endless = chat_folder.with_name("endless")
+    shutil.copytree(chat_folder, endless)
+    (endless / "chat_template.jinja").write_text("{% for i in range(10 ** 9) %}{% endfor %}")
+    flags = ["--prompt=x", "--max_new_tokens=2"]
+    commands = [
+        [f"--model={chat_folder}", *flags, "--effort=high"],
+        [f"--model={chat_folder}", "--chat", "--raw"],
+        [f"--model={endless}", *flags],
+    ]
+    messages = ["reads none of reasoning_effort", "--raw and --chat exclude each other", "Range too big"]
+    for message, command in zip(messages, commands, strict=True):
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.generate", *command], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
+
+
 @pytest.mark.slow
 def test_chat_answers_every_line(folder):
     done = generate(folder, "--chat", stdin="some\nmore\n")
@@ -83,6 +130,8 @@ BAD_FLAGS = {
     "--stop=": "--stop is empty",
     "--temperature=nan": "--temperature is nan; expected a finite number",
     "--seed=4294967296": "seeds pass 2^32 - 1",
+    "--effort= high": "effort is ' high'; expected a word",
+    "--thinking=of": "should be one of <default|on|off>",
     "--prompt=a\udcff": "--prompt",
 }
 
