@@ -34,7 +34,7 @@ from ling_jax.align.records import ChatSource, records, texts, write_records
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.tool_calls import MARKUP
 from ling_jax.checkpoint import load_hf, save_hf
-from ling_jax.checkpoint.folder import Loaded, load_model, open_model
+from ling_jax.checkpoint.folder import Loaded, load_model, open_model, save_texts
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import write_json
@@ -265,6 +265,7 @@ def round_trip(loaded: Loaded, folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     save_hf(params, config, folder)
     data.save_tokenizer(loaded.tokenizer, folder)
+    save_texts(loaded, folder, chat=loaded.is_chat)
     back, back_config = load_hf(folder)
     forward = jax.jit(model.forward, static_argnums=2)
     tokens = np.arange(64, dtype=np.int32)[None] % config.vocab_size

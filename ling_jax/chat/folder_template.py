@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ CONFIG_NAME = "tokenizer_config.json"
 NAMED_TOKENS = ("bos_token", "eos_token")
 # Characters that mean nothing: the private areas of Unicode.
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+ESCAPE = re.compile(r"\\u([0-9a-f]{4})")  # of JSON; a character above U+FFFF has two
 THINKING_NAMES = ("enable_thinking", "thinking")  # what templates read; the second is DeepSeek's
 EFFORT_NAMES = ("reasoning_effort", "thinking_effort")  # gpt-oss's, which others took over, and Ling's own words
 
@@ -103,10 +105,13 @@ class FolderTemplate:
             told = json.dumps([list(messages), list(tools), self.source], default=str)
         except RecursionError:
             raise ValueError("messages or tools are nested too deeply for a chat template") from None
-        for mark in map(chr, (code for area in PRIVATE for code in area)):
-            if json.dumps(mark)[1:-1] not in told:
+        used = set(ESCAPE.findall(told))
+        for mark in map(chr, itertools.chain(*PRIVATE)):
+            if not used.issuperset(ESCAPE.findall(json.dumps(mark))):
                 return mark
-        raise ValueError("a conversation holds every private character of Unicode; leave out at least one")
+        raise ValueError(
+            f"a conversation and the chat template of {self.where} hold every private character of Unicode"
+        )
 
     def _split(self, text: str, mark: str, *, trained: bool = False) -> list[Piece]:
         special_tokens = frozenset(self.special_tokens)

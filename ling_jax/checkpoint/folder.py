@@ -97,7 +97,7 @@ def load_model(path, *, step: int | None = None) -> Loaded:
     return open_model(path, step=step).load()
 
 
-def save_texts(model: ModelFolder, folder: epath.PathLike, *, chat: bool) -> None:
+def save_texts(model: Loaded | ModelFolder, folder: epath.PathLike, *, chat: bool) -> None:
     """Writes the chat template, if the model's folder has one, and the end tokens beside a tokenizer.
 
     `chat`: the model is one for conversations, or is about to become one.

@@ -1,5 +1,6 @@
 """Fine-tuning and distillation, each shipped config through one real step or more."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,7 +13,7 @@ from ling_jax.align.records import converse
 from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.checkpoint import save_hf
-from ling_jax.checkpoint.folder import load_model
+from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
@@ -77,6 +78,26 @@ def test_fine_tuning_learns_answers(tuned):
     for sample in samples:
         assert sample["prompt"].endswith("<role>ASSISTANT</role>") and sample["reference"].endswith("<|role_end|>")
         assert sample["tokens"] > 0 and sample["ended"] in ("end", "length")
+
+
+def test_a_fine_tuned_model_is_one_for_conversations(start, tuned):
+    assert open_model(tuned).is_chat and not open_model(start).is_chat
+
+
+def test_a_template_that_ends_no_turn_or_reads_no_switch_is_refused_before_anything_is_written(start, tmp_path):
+    folder = tmp_path / "start"
+    shutil.copytree(start, folder)
+    template = folder / "tokenizer" / "chat_template.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    config = sft_config(folder)
+    with pytest.raises(ValueError, match=r"chat_template.jinja ends the assistant's turn with none of the end tokens"):
+        prepare_sft(config, tmp_path / "run")
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|role_end|>{% endfor %}")
+    with pytest.raises(ValueError, match=r"thinking is 'on', and the chat template of .* reads none of"):
+        prepare_sft(dataclasses.replace(config, thinking="on"), tmp_path / "run")
+    with pytest.raises(ValueError, match="thinking is 'no'"):
+        dataclasses.replace(config, thinking="no")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_begins_with_the_weights_of_the_stage_before(start, tuned, tmp_path):

@@ -245,6 +245,16 @@ def test_a_folders_template_keeps_every_character():
     assert pieces == [Piece(content)]
 
 
+def test_private_characters_of_a_template_or_a_text_are_kept():
+    areas = [range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE)]
+    some, *rest = ("".join(map(chr, area)) for area in areas)
+    template = FolderTemplate("{{ messages[0].content }}" + some, "FOLDER")
+    assert template.render([user("<role>")]) == [Piece("<role>" + some)]
+    assert template.render([user(f"{rest[0]}<role>\\ue000")]) == [Piece(f"{rest[0]}<role>\\ue000{some}")]
+    with pytest.raises(ValueError, match="FOLDER hold every private character"):
+        template.render([user("".join(rest))])
+
+
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [

@@ -93,10 +93,7 @@ def test_what_the_template_cannot_be_asked_for_is_one_line(chat_folder, tmp_path
         [f"--model={endless}", *flags],
     ]
     messages = ["reads none of reasoning_effort", "--raw and --chat exclude each other", "Range too big"]
-    for message, command in zip(messages, commands, strict=True):
-        done = subprocess.run(
-            [sys.executable, "-m", "launch.generate", *command], capture_output=True, text=True, cwd=ROOT
-        )
+    for message, done in zip(messages, run_each("launch.generate", commands), strict=True):
         assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done
 
 
