@@ -17,6 +17,7 @@ from ling_jax.chat.conversations import POLICIES, tokenize_conversations
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save_texts
+from ling_jax.data.tokenizer import EOS
 from ling_jax.files import replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.text import complete
@@ -134,6 +135,7 @@ def chat_corpus(
     sources: Sequence[ChatSource], rows: ChatRows, start: ModelFolder, folder: Path, *, replace: bool
 ) -> Corpus:
     """Rows of conversations as the model's template and tokenizer write them; the tokens go into the folder."""
+    padding = None if start.tokenizer.token_to_id(EOS) is not None else min(start.end_ids)
     folders = [folder / f"{i}_{Path(source.path).stem or source.environment}" for i, source in enumerate(sources)]
     for source, where in zip(sources, folders, strict=True):
         tokenize_conversations(
@@ -148,6 +150,7 @@ def chat_corpus(
             unusable=rows.unusable,
             held_out_fraction=rows.held_out_fraction,
             replace=replace,
+            padding=padding,
         )
     weights = [source.weight for source in sources]
     return packed_corpus(folders, weights, start.tokenizer, rows.sequence_length, rows.seed)

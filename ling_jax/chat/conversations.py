@@ -34,18 +34,21 @@ def tokenize_conversations(
     unusable: str = "error",
     held_out_fraction: float,
     replace: bool = False,
+    padding: int | None = None,
 ) -> dict:
     """Writes <folder>/train and <folder>/held_out as `data.tokenize` does; returns <folder>/meta.json.
 
     `records` are pairs of where it stands and {"messages", "tools"}; `source` and `digest` name them. What the
     assistant says is learnt, its ends of turn included. Conversations with the same prompt are on the same side of the
     split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for malformed ones
-    and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told.
+    and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told. `padding` is the
+    token that fills rows up, for a tokenizer without <|endoftext|>.
     """
     for name, policy in (("too_long", too_long), ("unusable", unusable)):
         if policy not in POLICIES:
             raise ValueError(f"{name} is {policy!r}; it is one of {', '.join(POLICIES)}")
     about = {"source": source, "template": repr(template), "held_out_fraction": held_out_fraction}
+    about |= {} if padding is None else {"eos_id": padding}
     about |= {"longest": longest, "too_long": too_long, "unusable": unusable}
     dropped = _Dropped({"too_long": too_long, "unusable": unusable})
 

@@ -91,7 +91,7 @@ def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
         "tokenizer": tokenizer_is,
         "dtype": "uint16" if vocab_size <= 1 << 16 else "uint32",
         "vocab_size": vocab_size,
-        "eos_id": eos_id(tokenizer),
+        "eos_id": about["eos_id"] if "eos_id" in about else eos_id(tokenizer),
     }
 
 

@@ -1,11 +1,14 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer
 
 from ling_jax import data
+from ling_jax.chat.conversations import tokenize_conversations
 from ling_jax.chat.end_tokens import check_turns_end, declared_end_ids, end_ids, save_end_ids, token_texts
 from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import ChatTemplate, encode
+from ling_jax.data.packing import open_documents
 from ling_jax.data.tokenizer import EOS, SPECIAL_TOKENS
 from tests.chat.official_forms import FORMS
 
@@ -70,13 +73,23 @@ def without_ends():
         token["content"] = names.get(token["content"], token["content"])
     vocabulary = stored["model"]["vocab"]
     stored["model"]["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
-    return data.load_tokenizer.__globals__["Tokenizer"].from_str(json.dumps(stored))
+    return Tokenizer.from_str(json.dumps(stored))
 
 
 def test_a_tokenizer_without_our_end_tokens_needs_a_declared_one():
     assert end_ids(without_ends(), {5}) == {5} and token_texts(without_ends(), {300, 0}) == ["<a>"]
     with pytest.raises(ValueError, match=r"nothing ends a text: .* add eos_token_id to generation_config.json"):
         end_ids(without_ends())
+
+
+def test_conversations_are_learnt_with_a_tokenizer_without_our_end_tokens(tmp_path):
+    records = [("r", {"messages": TALK})]
+    template = FolderTemplate(LINES, "folder", end_tokens=("<b>",), special_tokens=("<b>",))
+    options = dict(source="", digest="", longest=300, held_out_fraction=0.0)
+    with pytest.raises(ValueError, match=r"no token '<.endoftext.>'"):
+        tokenize_conversations(records, without_ends(), template, tmp_path / "out", **options)
+    meta = tokenize_conversations(records, without_ends(), template, tmp_path / "out", padding=2, **options)
+    assert meta["eos_id"] == open_documents(tmp_path / "out" / "train").eos_id == 2
 
 
 LINES = """{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}[END]{% endif %}
