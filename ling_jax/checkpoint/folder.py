@@ -1,6 +1,7 @@
 """A model to generate from: weights, tokenizer and chat template of one folder."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
     """
     folder = Path(path).expanduser()
     if (folder / "checkpoints").is_dir():
-        beside, keys = folder / "tokenizer", {}
+        beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
+        keys = json.loads(getattr(config, "hf_source", "") or "{}")  # of the folder that the model came from, once
     elif any(folder.glob("*.safetensors")):
         beside, keys = folder, read_config(folder)
         config, step = load_hf_config(folder), None

@@ -43,8 +43,10 @@ def test_end_tokens_are_the_union_of_all_that_the_files_declare(tmp_path):
 
 
 def test_saved_end_tokens_are_declared_again(tmp_path):
+    write(tmp_path, generation_config={"eos_token_id": 2, "temperature": 0.6})
     save_end_ids({3, 1}, tmp_path)
     assert declared(tmp_path) == {1, 3}
+    assert json.loads((tmp_path / "generation_config.json").read_text())["temperature"] == 0.6
 
 
 @pytest.mark.parametrize("value", [280, -1, True, "5", 1.5, float("nan"), [1, None], [[1]], {"id": 1}])
