@@ -15,7 +15,6 @@ from etils import epath
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from ling_jax.chat.thinking import CHOICES
 from ling_jax.config import nearest
 
 EXAMPLE = "configs/pretrain/tiny_2_6.py"
@@ -31,6 +30,8 @@ def define_config() -> flags.FlagHolder:
 
 def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
     """`--thinking` and `--effort`, of how a chat template asks for an answer."""
+    from ling_jax.chat.thinking import CHOICES  # it imports JAX, which other programs set up first
+
     thinking = flags.DEFINE_enum(
         "thinking", "default", [*CHOICES], "whether to think first; default: as the chat template has it"
     )
