@@ -30,7 +30,8 @@ You are provided with function signatures within <tools></tools> XML tags:
 </tools>
 
 If no function fits, or a required parameter is missing, say so instead of calling one.
-{format}"""
+{format}
+"""
 CALL_FORMATS = {
     "xml": """Write each call as the function's name and its arguments, a value that is no string as JSON:
 <tool_call>name
@@ -89,7 +90,9 @@ class ChatTemplate:
         parts = [text] if text else []
         if tools:
             schemas = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-            parts.append(TOOLS_BLOCK.replace("{schemas}", schemas).replace("{format}", CALL_FORMATS[self.tool_format]))
+            parts.append(
+                TOOLS_BLOCK.rstrip().replace("{schemas}", schemas).replace("{format}", CALL_FORMATS[self.tool_format])
+            )
         if not SWITCH.search(text):
             parts.append(f"detailed thinking {'on' if self.thinking else 'off'}")
             parts += [f"thinking effort: {self.effort}"] if self.effort else []
