@@ -64,6 +64,7 @@ def chat_folder(folder):
     return copy
 
 
+@pytest.mark.slow
 def test_a_model_for_conversations_answers_a_prompt_as_a_users_message(chat_folder, tmp_path):
     records = [{"prompt": "words"}, {"messages": [{"role": "user", "content": "words"}]}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, records)))
