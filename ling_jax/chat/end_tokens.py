@@ -1,6 +1,7 @@
 """Which tokens end an answer: those that a folder's files declare, and those of Ling and Ring."""
 
 import json
+import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def _ids(config: Mapping[str, Any], where: str, vocab_size: int) -> set[int]:
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise ValueError(
-                f"{where}: {KEY} is {value!r}; expected the id of a token, below {vocab_size}, or a list of them"
+                f"{where}: {KEY} is {reprlib.repr(value)}; expected the id of a token, below {vocab_size}, or a list of "
+                "them"
             )
     return set(ids)
 
