@@ -41,10 +41,8 @@ def _ids(config: Mapping[str, Any], where: str, vocab_size: int) -> set[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise ValueError(
-                f"{where}: {KEY} is {reprlib.repr(value)}; expected the id of a token, below {vocab_size}, or a list of "
-                "them"
-            )
+            expected = f"the id of a token, below {vocab_size}, or a list of them"
+            raise ValueError(f"{where}: {KEY} is {reprlib.repr(value)}; expected {expected}")
     return set(ids)
 
 
