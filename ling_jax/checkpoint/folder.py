@@ -77,7 +77,7 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
     if (folder / "checkpoints").is_dir():
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
-        keys = json.loads(getattr(config, "hf_source", "") or "{}")  # of the folder that the model came from, once
+        keys = json.loads(config.hf_source or "{}")  # of the folder that the model came from, once
     elif any(folder.glob("*.safetensors")):
         beside, keys = folder, read_config(folder)
         config, step = load_hf_config(folder), None
