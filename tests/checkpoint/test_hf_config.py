@@ -14,7 +14,7 @@ from ling_jax.checkpoint.hf_keys import QUANTISATION
 from ling_jax.config import MODELS, ModelConfig, Yarn, model_config
 from ling_jax.migrate.convert import form_config
 from ling_jax.train.config import differences
-from tests.checkpoint.configs import BASES, FIXTURE, PLAIN, YARN, json_values, rope_5, without
+from tests.checkpoint.hf_configs import BASES, FIXTURE, PLAIN, YARN, json_values, rope_5, without
 from tests.checkpoint.releases import COUNTS, FP8, RELEASES
 from tests.tiny import FAMILIES, tiny_config
 
