@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from launch.flags import check_sampling, define_thinking, run_program, usage_errors
-from ling_jax.chat.records import check_prompt, check_text
+from ling_jax.chat.records import check_text, normalise_prompt
 from ling_jax.chat.template import encode, opens_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.chat.tool_calls import THINK, as_message, parse_either
@@ -89,8 +89,7 @@ def out_path() -> Path:
 
 def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for where, record in with_unique_ids(read_objects(path)):
-        check_prompt(record, where)
-        yield where, record
+        yield where, normalise_prompt(record, where)
 
 
 def sampling() -> dict[str, Any]:

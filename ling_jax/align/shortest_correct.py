@@ -13,6 +13,7 @@ import numpy as np
 
 from ling_jax.align.records import converse, record_of
 from ling_jax.chat.conversations import Record
+from ling_jax.chat.records import normalise_messages
 from ling_jax.chat.template import encode_all
 from ling_jax.chat.thinking import with_reasoning
 from ling_jax.checkpoint.folder import Loaded, ModelFolder
@@ -102,9 +103,18 @@ def right_answers(teacher: Loaded, queries: Sequence[Task], student: ModelFolder
     solved = {
         episode.id: (episode.task, list(episode.messages))
         for episode in with_progress(ended, "answers", total, doing="distill")
-        if episode.trajectory.status == "finished" and episode.outcome == 1
+        if episode.trajectory.status == "finished" and episode.outcome == 1 and _is_readable(episode.messages)
     }
     return measured([solved[i] for i in sorted(solved)], student)
+
+
+def _is_readable(messages: Sequence[dict]) -> bool:
+    """Whether a record of them can be learnt from: an answer may be right without an end of its reasoning."""
+    try:
+        normalise_messages(messages)
+    except ValueError:
+        return False
+    return True
 
 
 def measured(conversations: Sequence[tuple[Task, list[dict]]], student: ModelFolder) -> list[Answer]:
@@ -140,7 +150,11 @@ def prune(answers: Sequence[Answer], student: ModelFolder) -> list[Answer]:
     encoded = iter(encode_documents(student.tokenizer, (turn for answer in answers for turn in answer.turns)))
     shorter = [without_repeats(a.turns, [next(encoded).tolist() for _ in a.turns], pieces) for a in answers]
     tried = {i: converse(answer.task, shorter[i]) for i, answer in enumerate(answers)}
-    accepted = {i: (answers[i].task, messages) for i, (messages, outcome) in tried.items() if outcome == 1}
+    accepted = {
+        i: (answers[i].task, messages)
+        for i, (messages, outcome) in tried.items()
+        if outcome == 1 and _is_readable(messages)
+    }
     pruned = dict(zip(accepted, measured(list(accepted.values()), student), strict=True))
     return [
         pruned[i] if i in pruned and takes_pruned(answer.candidate, pruned[i].candidate) else answer

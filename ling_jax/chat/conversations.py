@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ling_jax.chat.folder_template import FolderTemplate
-from ling_jax.chat.records import check_conversation
+from ling_jax.chat.records import normalise_conversation
 from ling_jax.chat.template import ChatTemplate, encode_all
 from ling_jax.chat.thinking import with_reasoning
 from ling_jax.data.packing import Document, write_documents
@@ -38,11 +38,11 @@ def tokenize_conversations(
 ) -> dict:
     """Writes <folder>/train and <folder>/held_out as `data.tokenize` does; returns <folder>/meta.json.
 
-    `records` are pairs of where it stands and {"messages", "tools"}; `source` and `digest` name them. What the
-    assistant says is learnt, its ends of turn included. Conversations with the same prompt are on the same side of the
-    split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for malformed ones
-    and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told. `padding` is the
-    token that fills rows up, for a tokenizer without <|endoftext|>.
+    `records` are pairs of where it stands and {"messages", "tools"} (`chat.records`); `source` and `digest` name them.
+    What the assistant says is learnt, its ends of turn included. Conversations with the same prompt are on the same
+    side of the split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for
+    malformed ones and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told.
+    `padding` is the token that fills rows up, for a tokenizer without <|endoftext|>.
     """
     for name, policy in (("too_long", too_long), ("unusable", unusable)):
         if policy not in POLICIES:
@@ -83,7 +83,7 @@ def _usable(records, template, dropped: "_Dropped"):
     """(where, record, pieces) of those that the template can render."""
     for where, record in records:
         try:
-            check_conversation(record, where)
+            record = normalise_conversation(record, where)
             asking = with_reasoning(template, record["messages"])
             pieces = asking.render(record["messages"], tools=record.get("tools", ()))
         except ValueError as error:

@@ -32,12 +32,14 @@ You are provided with function signatures within <tools></tools> XML tags:
 If no function fits, or a required parameter is missing, say so instead of calling one.
 {format}
 """
-CALL_FORMATS = {
-    "xml": """Write each call as the function's name and its arguments, a value that is no string as JSON:
+XML_FORMAT = """Write each call as the function's name and its arguments, a value that is no string as JSON:
 <tool_call>name
 <arg_key>key</arg_key>
 <arg_value>value</arg_value>
-</tool_call>""",
+</tool_call>"""
+CALL_FORMATS = {
+    "xml": XML_FORMAT,
+    "xml_lines": XML_FORMAT,
     "json": """Write each call as a JSON object with its name and arguments:
 <tool_call>
 {"name": "name", "arguments": {"key": "value"}}
@@ -59,23 +61,32 @@ class ChatTemplate:
 
     thinking: bool | None = None  # None: off
     effort: str | None = None  # "high", "xhigh"; None: the model's default
-    tool_format: str = "xml"
+    tool_format: str = "xml"  # of `tool_calls.TOOL_FORMATS`
 
     def __post_init__(self):
         if self.tool_format not in TOOL_FORMATS:
             raise ValueError(f"tool_format is {self.tool_format!r}; it is one of {', '.join(TOOL_FORMATS)}")
 
     def render(self, messages: Sequence[dict], *, tools: Sequence[dict] = (), prompt: bool = False) -> list[Piece]:
-        """Pieces of a conversation; `prompt` adds the words after which the assistant speaks."""
+        """Pieces of a conversation; `prompt` adds the words after which the assistant speaks.
+
+        Raises ValueError naming a message that this template cannot write.
+        """
         check_messages(messages)
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
         turns = [message for i, message in enumerate(messages) if i or message["role"] != "system"]
         pieces = _turn("system", [Piece(self._system(system, tools))])
         for i, message in enumerate(turns):
+            where = f"messages[{i + len(messages) - len(turns)}]"
             if message["role"] == "tool":
                 pieces += _tool_result(turns, i)
             elif message["role"] == "assistant":
-                pieces += _role("assistant") + self._assistant(message)
+                pieces += _role("assistant") + self._assistant(message, where)
+            elif message["role"] == "system":
+                raise ValueError(
+                    f"{where}.role is 'system'; the default template has one system turn, the first: put the text "
+                    "there, or use a model folder whose own template has later ones"
+                )
             else:
                 pieces += _turn(message["role"], [Piece(message["content"])])
         return pieces + (_role("assistant") if prompt else [])
@@ -98,13 +109,16 @@ class ChatTemplate:
             parts += [f"thinking effort: {self.effort}"] if self.effort else []
         return "\n".join(parts)
 
-    def _assistant(self, message: dict) -> list[Piece]:
+    def _assistant(self, message: dict, where: str) -> list[Piece]:
         reasoning, content = message.get("reasoning"), message["content"]
         pieces = []
         if reasoning is not None:
             pieces = [Piece(THINK, True, True), Piece(reasoning, False, True), Piece(END_THINK, True, True)]
-        for call in message.get("tool_calls") or ():
-            content += ("\n" if content else "") + render_call(call, self.tool_format)
+        for i, call in enumerate(message.get("tool_calls") or ()):
+            try:
+                content += ("\n" if content else "") + render_call(call, self.tool_format)
+            except ValueError as error:
+                raise ValueError(f"{where}.tool_calls[{i}]: {error}") from None
         return [*pieces, Piece(content, False, True), Piece(END, True, True)]
 
 
@@ -168,17 +182,15 @@ def check_messages(messages: Any, where: str = "messages") -> None:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise ValueError(f"{where} is {messages!r}; expected a list of messages, at least one")
     for i, message in enumerate(messages):
-        _check_message(message, f"{where}[{i}]", first=i == 0)
+        _check_message(message, f"{where}[{i}]")
 
 
-def _check_message(message: Any, where: str, *, first: bool) -> None:
+def _check_message(message: Any, where: str) -> None:
     if not isinstance(message, dict):
         raise ValueError(f"{where} is a {type(message).__name__}; expected a dict with role and content")
     role = message.get("role")
     if role not in ROLES:
         raise ValueError(f"{where}.role is {role!r}{nearest(str(role), ROLES)}; expected one of {', '.join(ROLES)}")
-    if role == "system" and not first:
-        raise ValueError(f"{where}.role is 'system'; only the first message may be")
     known = ("role", "content", "reasoning", "tool_calls") if role == "assistant" else ("role", "content")
     for key in message:
         if key not in known:

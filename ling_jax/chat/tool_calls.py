@@ -3,65 +3,64 @@
 import dataclasses
 import json
 import re
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
-TOOL_FORMATS = ("xml", "json")
+from ling_jax.chat.json_text import bracketed_end, read_json
+
+TOOL_FORMATS = ("xml", "xml_lines", "json")  # how calls are written; all are read
 THINK, END_THINK = "<think>", "</think>"
-JSON_CALL = re.compile(r"<tool_call>\s*\{")
-MARKUP = tuple(f"<{end}{name}>" for name in ("tool_call", "arg_key", "arg_value", "tool_response") for end in ("", "/"))
-CALL = re.compile(r"\n?<tool_call>(.*?)</tool_call>", re.DOTALL)
-ARGUMENT = re.compile(r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+KEY, END_KEY = "<arg_key>", "</arg_key>"
+VALUE, END_VALUE = "<arg_value>", "</arg_value>"
+MARKUP = (CALL, END_CALL, KEY, END_KEY, VALUE, END_VALUE, "<tool_response>", "</tool_response>")
+MARK = re.compile("</?(?:tool_call|arg_key|arg_value|think)>")
+VALUE_MARK = re.compile("</?arg_value>")
+END_OF_TEXT = re.compile(r"\Z")
+OPENING = re.compile(rf"\s*+{THINK}")
+ENDS = {"content": re.compile(CALL), "reasoning": re.compile(f"{CALL}|{END_THINK}")}  # of a span
+BLANKS = re.compile(r"\s*+")
+
+Call = dict[str, Any]  # {"name": text, "arguments": dict}
 
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """`errors` are names such as "unclosed_tool_call"; what could not be read is still in `content`."""
+    """`errors` are names, each once: "unclosed_tool_call", "malformed_tool_call", "unclosed_think".
+
+    What could not be read is still in `content`, or in `reasoning` where it stands there.
+    """
 
     content: str
     reasoning: str | None
-    tool_calls: tuple[dict[str, Any], ...]  # {"name", "arguments"}
+    tool_calls: tuple[Call, ...]
     errors: tuple[str, ...]
 
 
-def render_call(call: dict[str, Any], tool_format: str) -> str:
-    """One call {"name", "arguments"}; in "xml" strings stand as they are and all else as JSON."""
-    if tool_format == "json":
-        body = json.dumps({"name": call["name"], "arguments": call["arguments"]}, ensure_ascii=False)
-        return f"<tool_call>\n{body}\n</tool_call>"
-    lines = [call["name"]]
-    for key, value in call["arguments"].items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        lines += [f"<arg_key>{key}</arg_key>", f"<arg_value>{text}</arg_value>"]
-    return "<tool_call>" + "\n".join(lines) + "\n</tool_call>"
+class Span(NamedTuple):
+    """A part of an answer."""
+
+    kind: str  # "content", "reasoning", "call", or "mark": <think> with the blanks before it, </think>
+    start: int
+    stop: int
+    call: Call | None = None
 
 
-def parse(text: str, *, tool_format: str = "xml", tools=()) -> Parsed:
+def parse_either(text: str, tools: Iterable[Any] = ()) -> Parsed:
     """Reasoning, content and calls of what a model wrote after the generation prompt; it never raises on text.
 
-    `tools` are OpenAI schemas: they tell strings that look like JSON from values. Without one, what reads as JSON is
-    a value.
+    Each call may be in the XML or in the JSON form. `tools` are OpenAI schemas, which tell strings that look like JSON
+    from values; without one, what reads as JSON is a value. Where the prompt ended with <think>
+    (`template.opens_reasoning`), put it before the text. Takes time linear in the text.
     """
-    errors: list[str] = []
-    reasoning, text = _split_reasoning(text, errors)
-    calls: list[dict[str, Any]] = []
-
-    def take(match: re.Match) -> str:
-        call = _parse_json(match[1]) if tool_format == "json" else _parse_xml(match[1], tools)
-        if call is None:
-            errors.append("malformed_tool_call")
-            return match[0]
-        calls.append(call)
-        return ""
-
-    content = CALL.sub(take, text)
-    if "<tool_call>" in CALL.sub("", text):
-        errors.append("unclosed_tool_call")
-    return Parsed(content, reasoning, tuple(calls), tuple(errors))
-
-
-def parse_either(text: str, tools=()) -> Parsed:
-    """`parse` in "json" where the text has a call in it, else in "xml"."""
-    return parse(text, tool_format="json" if JSON_CALL.search(text) else "xml", tools=tools)
+    parts: dict[str, list[str]] = {"content": [], "reasoning": [], "call": [], "mark": []}
+    calls, errors = [], []
+    for span in split_answer(text, errors, tools):
+        parts[span.kind].append(text[span.start : span.stop])
+        if span.call is not None:
+            calls.append(span.call)
+    reasoning = "".join(parts["reasoning"]) if parts["reasoning"] else None
+    return Parsed("".join(parts["content"]), reasoning, tuple(calls), tuple(dict.fromkeys(errors)))
 
 
 def as_message(parsed: Parsed) -> dict[str, Any]:
@@ -70,58 +69,191 @@ def as_message(parsed: Parsed) -> dict[str, Any]:
     return {"role": "assistant", "content": parsed.content, "reasoning": parsed.reasoning, "tool_calls": calls}
 
 
-def _split_reasoning(text: str, errors: list[str]) -> tuple[str | None, str]:
-    """The reasoning may be open already: some templates end their prompt with <think>."""
-    body = text.removeprefix("\n")
-    if END_THINK in text:
-        reasoning, rest = body.split(END_THINK, 1)
-        return reasoning.removeprefix(THINK), rest
-    if body.startswith(THINK):
+def split_answer(text: str, errors: list[str], tools: Iterable[Any] = ()) -> Iterator[Span]:
+    """Spans that stand side by side, from 0 to the end of the text; `errors` gets the name of each that is found.
+
+    </think> ends reasoning only where <think> opened the text; a call that can be read ends it too. A call takes the
+    newline before it along. Where a call cannot be read, scanning goes on at the mark that it stopped at or, in
+    reasoning, at a </think> before that: no character is looked at more than a few times.
+    """
+    properties = _properties(tools)
+    kind, start = "content", 0
+    if opening := OPENING.match(text):
+        yield Span("mark", 0, opening.end())
+        kind, start = "reasoning", opening.end()
+    at = start
+    while mark := ENDS[kind].search(text, at):
+        at = mark.end()
+        if mark[0] == END_THINK:
+            yield Span(kind, start, mark.start())
+            yield Span("mark", mark.start(), at)
+            kind, start = "content", at
+            continue
+        call, at = _read_call(text, at, properties)
+        if call is not None:
+            before = mark.start() - (mark.start() > start and text[mark.start() - 1] == "\n")
+            yield Span(kind, start, before)
+            yield Span("call", before, at, call)
+            kind, start = "content", at
+        else:
+            errors.append("unclosed_tool_call" if _is_unclosed(text, at) else "malformed_tool_call")
+            ended = text.find(END_THINK, mark.end(), at) if kind == "reasoning" else -1
+            at = at if ended < 0 else ended
+    yield Span(kind, start, len(text))
+    if kind == "reasoning":
         errors.append("unclosed_think")
-        return body.removeprefix(THINK), ""
-    return None, text
 
 
-def _parse_json(body: str) -> dict[str, Any] | None:
+def _next_mark(text: str, start: int) -> re.Match:
+    """The first mark from `start` on; at the end of the text an empty one."""
+    return MARK.search(text, start) or END_OF_TEXT.search(text, len(text))
+
+
+def _is_unclosed(text: str, stopped: int) -> bool:
+    return stopped == len(text) or text.startswith(CALL, stopped)
+
+
+def _read_call(text: str, start: int, properties) -> tuple[Call | None, int]:
+    """(call, its end) of what follows a <tool_call>, or (None, the mark or the end of the text at which it stopped)."""
+    start = BLANKS.match(text, start).end()
+    return _read_json_call(text, start) if text.startswith("{", start) else _read_xml_call(text, start, properties)
+
+
+def _read_json_call(text: str, start: int) -> tuple[Call | None, int]:
+    end, whole = bracketed_end(text, start)
+    mark = _next_mark(text, end)
+    if not whole or mark[0] != END_CALL or text[end : mark.start()].strip():
+        return None, mark.start()
     try:
-        call = json.loads(body)
-    except (ValueError, RecursionError):  # brackets nested by the thousand
+        call = _json_call(read_json(text[start:end]))
+    except ValueError:
+        call = None
+    return (None, mark.start()) if call is None else (call, mark.end())
+
+
+def _json_call(value: dict[str, Any]) -> Call | None:
+    """Of an object with name and arguments and nothing else; arguments may be text that holds an object."""
+    name, arguments = value.get("name"), value.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = read_json(arguments)
+    if not isinstance(name, str) or not isinstance(arguments, dict) or not value.keys() <= {"name", "arguments"}:
         return None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
-    arguments = call.get("arguments", {})
-    return {"name": call["name"], "arguments": arguments} if isinstance(arguments, dict) else None
+    return {"name": name, "arguments": arguments} if name.strip() else None
 
 
-def _parse_xml(body: str, tools) -> dict[str, Any] | None:
-    name, newline, rest = body.partition("\n")
-    if not newline or not name.strip() or "<" in name or ARGUMENT.sub("", rest).strip():
-        return None
-    types = _parameter_types(name.strip(), tools)
-    return {
-        "name": name.strip(),
-        "arguments": {key: _value(text, types.get(key)) for key, text in ARGUMENT.findall(rest)},
-    }
+def _read_xml_call(text: str, start: int, properties) -> tuple[Call | None, int]:
+    mark = _next_mark(text, start)
+    name, arguments = text[start : mark.start()].strip(), {}
+    if not name or "\n" in name:
+        return None, mark.start()
+    schemas = properties.get(name, {})
+    while mark[0] == KEY:
+        end_key = _next_mark(text, mark.end())
+        if end_key[0] != END_KEY:
+            return None, end_key.start()
+        value = _next_mark(text, end_key.end())
+        if value[0] != VALUE or text[end_key.end() : value.start()].strip():
+            return None, value.start()
+        end_value = VALUE_MARK.search(text, value.end())  # other marks in a value are text
+        key = text[mark.end() : end_key.start()]
+        if end_value is None or end_value[0] != END_VALUE or key in arguments:
+            return None, end_value.start() if end_value else len(text)
+        arguments[key] = _value(text[value.end() : end_value.start()], schemas.get(key, False))
+        mark = _next_mark(text, end_value.end())
+        if text[end_value.end() : mark.start()].strip():
+            return None, mark.start()
+    return ({"name": name, "arguments": arguments}, mark.end()) if mark[0] == END_CALL else (None, mark.start())
 
 
-def _parameter_types(name: str, tools) -> dict[str, str]:
-    """Of what the schemas say in the usual form; a schema may be anything."""
-    for tool in tools:
-        function = _object(tool).get("function", tool)
-        if _object(function).get("name") == name:
-            properties = _object(_object(function.get("parameters")).get("properties"))
-            return {key: _object(schema).get("type") for key, schema in properties.items()}
-    return {}
+def _value(text: str, is_text: bool) -> Any:
+    if is_text:
+        return text
+    try:
+        return read_json(text)
+    except ValueError:
+        return text
 
 
-def _object(value) -> dict:
+def _properties(tools: Iterable[Any]) -> dict[str, dict[str, bool]]:
+    """function -> parameter -> whether it may be a string, of schemas in the usual form; a schema may be anything."""
+    found: dict[str, dict[str, bool]] = {}
+    for tool in tools or ():
+        function = _object(_object(tool).get("function", tool))
+        parameters = _object(function.get("parameters"))
+        if isinstance(function.get("name"), str):
+            schemas = _object(parameters.get("properties")).items()
+            found.setdefault(function["name"], {key: _may_be_text(schema, parameters) for key, schema in schemas})
+    return found
+
+
+def _may_be_text(schema: Any, root: dict[str, Any]) -> bool:
+    """Whether a schema, or a part of its unions, is of strings; each part is looked at once, in a circle too."""
+    parts, seen = [schema], set()
+    while parts:
+        part = _object(parts.pop())
+        kinds, allowed = part.get("type"), part.get("enum", [part.get("const")])
+        if kinds == "string" or (isinstance(kinds, list) and "string" in kinds):
+            return True
+        if kinds is not None or id(part) in seen:
+            continue
+        if isinstance(allowed, list) and any(isinstance(value, str) for value in allowed):
+            return True
+        seen.add(id(part))
+        for union in (part.get("anyOf"), part.get("oneOf"), part.get("allOf")):
+            parts += union if isinstance(union, list) else []
+        if isinstance(part.get("$ref"), str):
+            parts.append(_referred(part["$ref"], root))
+    return False
+
+
+def _referred(reference: str, root: dict[str, Any]) -> Any:
+    """What a reference within the parameters, such as #/$defs/Unit, names."""
+    value: Any = root
+    for name in reference.removeprefix("#/").split("/"):
+        value = _object(value).get(name)
+    return value
+
+
+def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _value(text: str, kind: str | None):
-    if kind == "string":
-        return text
+def render_call(call: Call, tool_format: str) -> str:
+    """One call as text: in "xml" and "xml_lines" strings stand as they are and all else as JSON.
+
+    "xml" is byte-equal to how the template of the 2.6 models writes history; "xml_lines" has each part on a line.
+    Raises ValueError where the call would be read back as something else.
+    """
+    name, arguments = call["name"], call["arguments"]
+    if not name.strip():
+        raise ValueError(f"name is {name!r}; expected the name of a function")
+    if tool_format == "json":
+        return f"{CALL}\n{_dumps({'name': name, 'arguments': arguments}, name)}\n{END_CALL}"
+    if name != name.strip() or "\n" in name or name.startswith("{") or MARK.search(name):
+        raise ValueError(
+            f"name is {name!r}; expected one line without blanks around it, a leading {{ or <tool_call> tags"
+        )
+    newline = "\n" if tool_format == "xml_lines" else ""
+    parts = [
+        f"{newline}{KEY}{_checked(key, MARK, name, key)}{END_KEY}\n{VALUE}{_argument(value, name, key)}{END_VALUE}"
+        for key, value in arguments.items()
+    ]
+    end = "\n" if parts or newline else ""
+    return CALL + name + "".join(parts) + end + END_CALL
+
+
+def _argument(value: Any, name: str, key: str) -> str:
+    return _checked(value if isinstance(value, str) else _dumps(value, name), VALUE_MARK, name, key)
+
+
+def _checked(text: str, marks: re.Pattern, name: str, key: str) -> str:
+    if found := marks.search(text):
+        raise ValueError(f"argument {key!r} of {name!r} spells {found[0]}, which the format cannot hold as text")
+    return text
+
+
+def _dumps(value: Any, name: str) -> str:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"arguments of {name!r} have no JSON: {error}") from None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ling_jax.chat.records import check_prompt
+from ling_jax.chat.records import normalise_prompt
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
@@ -78,7 +78,7 @@ def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str
     """
     records = []
     for where, record in with_unique_ids(read_objects(path)):
-        check_prompt(record, where)
+        record = normalise_prompt(record, where)
         answer = field(record, "answer", where)
         if verifier is exact_match and not isinstance(answer, str):
             raise ValueError(f"{where}: answer is {shown(answer)}; expected text, which is what exact_match compares")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ling_jax.chat.records import check_prompt, check_text
+from ling_jax.chat.records import check_text, normalise_prompt
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data import encode_documents
 from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
@@ -28,7 +28,7 @@ def read_questions(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """
     records = []
     for where, record in with_unique_ids(read_objects(path)):
-        check_prompt(record, where)
+        record = normalise_prompt(record, where)
         _check_choices(record, where)
         records.append((where, record))
     if not records:

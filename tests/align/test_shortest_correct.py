@@ -103,6 +103,14 @@ def test_an_answer_that_pruning_would_break_stays_as_it_is():
     assert prune([whole], STUDENT) == [whole]
 
 
+def test_pruning_keeps_the_end_of_the_reasoning():
+    task = SUMS.make_task(0, 2)
+    answer = f"A:{task.hidden['answer']}"
+    (whole,) = measured([right(task, f"<think>the sum is right;the sum is right</think>;{answer}")], STUDENT)
+    assert shortened(whole.turns, BYTES) == [f"<think>the sum is right;{answer}"]
+    assert prune([whole], STUDENT) == [whole]
+
+
 def test_tool_conversations_are_pruned_by_playing_them_again():
     tools = ENVIRONMENTS["tools"]
     tasks = (tools.make_task(seed, 2) for seed in range(100))

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.chat.folder_template import FILE_NAME, FolderTemplate, load_template, save_template
-from ling_jax.chat.records import read_conversations
-from ling_jax.chat.template import ChatTemplate, Piece, check_messages, encode, first_rewrite
-from ling_jax.chat.tool_calls import as_message, parse, parse_either, render_call
+from ling_jax.chat.template import ChatTemplate, Piece, check_messages, encode, first_rewrite, opens_reasoning
+from ling_jax.chat.tool_calls import as_message, parse_either, render_call
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
 
 TOKENIZER = train_bpe(["Be brief. What is the weather? detailed thinking off HUMAN SYSTEM ASSISTANT"] * 3, 330)
@@ -41,7 +40,7 @@ def test_the_documented_examples():
     assert rendered(messages, ChatTemplate(thinking=True), prompt=True) == wanted
     wanted = SYSTEM + hi + "<role>ASSISTANT</role><think>2+2=4</think>4<|role_end|>"
     assert rendered([user(), assistant("4", reasoning="2+2=4")]) == wanted
-    call = "\n<tool_call>get_weather\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call><|role_end|>"
+    call = "\n<tool_call>get_weather<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call><|role_end|>"
     messages = [user(), assistant("Let me check", tool_calls=[WEATHER])]
     assert rendered(messages) == SYSTEM + hi + "<role>ASSISTANT</role>Let me check" + call
     messages += [{"role": "tool", "content": "sunny"}, {"role": "tool", "content": "22"}]
@@ -58,7 +57,8 @@ def test_a_system_text_with_the_switch_gets_no_second_one():
 
 def test_tools_stand_one_a_line_in_the_system_turn():
     tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
-    for tool_format, shown in (("xml", "<arg_key>"), ("json", '"arguments"')):
+    line = "<tool_call>name\n<arg_key>key</arg_key>\n<arg_value>value</arg_value>\n</tool_call>"
+    for tool_format, shown in (("xml", line), ("xml_lines", line), ("json", '"arguments"')):
         system = rendered([user()], ChatTemplate(tool_format=tool_format), tools=tools).split("<|role_end|>")[0]
         block = system.split("<tools>\n")[1].split("\n</tools>")[0]
         assert [json.loads(line) for line in block.splitlines()] == tools
@@ -81,46 +81,35 @@ def test_text_that_spells_a_special_token_stays_text(content):
     assert count(content) == count("")
 
 
-SAFE = st.text(st.characters(codec="utf-8", exclude_characters="<>"), max_size=12)
-VALUE = st.one_of(SAFE, st.integers(), st.booleans(), st.none(), st.lists(st.integers(), max_size=3))
-NAME = st.from_regex("[a-z_]{1,8}", fullmatch=True)
-CALLS = st.lists(
-    st.fixed_dictionaries({"name": NAME, "arguments": st.dictionaries(NAME, VALUE, max_size=3)}), max_size=3
-)
-
-
-@given(content=SAFE.filter(lambda s: not s.startswith("\n")), calls=CALLS, tool_format=st.sampled_from(["xml", "json"]))
-def test_what_is_rendered_is_parsed_back(content, calls, tool_format):
-    answer = content + "".join("\n" + render_call(call, tool_format) for call in calls)
-    tools = [
-        {"function": {"name": call["name"], "parameters": {"properties": properties(call)}}} for call in calls[::-1]
-    ]
-    if tool_format == "xml" and len({call["name"] for call in calls}) < len(calls):
-        return  # one schema a name
-    parsed = parse(answer, tool_format=tool_format, tools=tools)
-    assert (parsed.content, list(parsed.tool_calls), parsed.errors) == (content, calls, ())
-
-
-def properties(call):
-    return {key: {"type": "string" if isinstance(value, str) else "any"} for key, value in call["arguments"].items()}
-
-
 @pytest.mark.parametrize(
-    ("answer", "errors", "content"),
+    ("messages", "message"),
     [
         (
-            "before<tool_call>f\n<arg_key>k</arg_key>",
-            ("unclosed_tool_call",),
-            "before<tool_call>f\n<arg_key>k</arg_key>",
+            [user(), {"role": "system", "content": "b"}],
+            r"^messages\[1\].role is 'system'; the default template has one",
         ),
-        ("<tool_call>f\nnonsense</tool_call>", ("malformed_tool_call",), "<tool_call>f\nnonsense</tool_call>"),
-        ("<think>on and on", ("unclosed_think",), ""),
-        ("open already</think>4", (), "4"),
+        ([{"role": "system", "content": "a"}, user(), {"role": "system", "content": "b"}], r"^messages\[2\].role is"),
+        (
+            [user(), assistant("", tool_calls=[WEATHER, {"name": "f", "arguments": {"a": "</arg_value>"}}])],
+            r"^messages\[1\].tool_calls\[1\]: argument 'a' of 'f' spells </arg_value>",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_text_and_a_named_error(answer, errors, content):
-    parsed = parse(answer)
-    assert (parsed.errors, parsed.content, parsed.tool_calls) == (errors, content, ())
+def test_a_message_that_the_default_template_cannot_write_is_named(messages, message):
+    with pytest.raises(ValueError, match=message):
+        ChatTemplate().render(messages)
+
+
+def test_a_folders_template_decides_on_later_system_messages():
+    template = FolderTemplate("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}", "folder")
+    assert rendered([user("a"), {"role": "system", "content": "b"}], template) == "[user]a[system]b"
+
+
+def test_a_prompt_that_ends_inside_think_opens_the_reasoning():
+    messages = [user()]
+    for end, opened in (("<think>", True), ("<think>\n", True), ("<think></think>", False), ("", False)):
+        template = FolderTemplate("<role>" + end.replace("\n", "{{ '\\n' }}"), "folder")
+        assert opens_reasoning(template.render(messages, prompt=True)) is opened
 
 
 @pytest.mark.parametrize("answer", ["4", "<think>2+2</think>4", f"<think>r</think>See\n{render_call(WEATHER, 'xml')}"])
@@ -132,37 +121,6 @@ def test_an_answer_is_the_next_turns_history_token_for_token(answer):
         answer + "<|role_end|>"
     ).ids
     assert all("<think>" not in piece.text for piece in pieces if not piece.special)
-
-
-@given(st.text(), st.sampled_from(["xml", "json"]))
-def test_parsing_never_raises(answer, tool_format):
-    parse(answer, tool_format=tool_format)
-    parse(f"<tool_call>{answer}</tool_call>", tool_format=tool_format)
-
-
-def test_brackets_nested_by_the_thousand_are_text_or_an_error():
-    deep = "[" * 100_000
-    call = f"<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>{deep}</arg_value>\n</tool_call>"
-    assert parse(call).tool_calls == ({"name": "f", "arguments": {"k": deep}},)
-    call = f'<tool_call>{{"name": "f", "arguments": {deep}</tool_call>'
-    assert parse(call, tool_format="json").errors == ("malformed_tool_call",)
-
-
-@pytest.mark.parametrize(
-    "tool",
-    [
-        3,
-        {"function": "f"},
-        {"name": "f", "parameters": None},
-        {"name": "f", "parameters": True},
-        {"name": "f", "parameters": {"properties": ["k"]}},
-        {"name": "f", "parameters": {"properties": {"k": True}}},
-        {"name": "f", "parameters": {"properties": {"k": {"type": ["string"]}}}},
-    ],
-)
-def test_a_schema_of_another_form_tells_no_types(tool):
-    call = "<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
-    assert parse(call, tools=[tool]).tool_calls == ({"name": "f", "arguments": {"k": 3}},)
 
 
 def test_no_tool_calls_may_be_null():
@@ -185,7 +143,6 @@ def test_history_only_grows():
     [
         ([], "at least one"),
         ([{"role": "usr", "content": ""}], r"messages\[0\].role is 'usr', did you mean 'user'"),
-        ([user(), {"role": "system", "content": ""}], r"messages\[1\].role is 'system'; only the first"),
         ([{"role": "user", "text": "x"}], r"messages\[0\].text is unknown"),
         ([{"role": "user", "content": 3}], r"messages\[0\].content is 3; expected text"),
         ([assistant("", tool_calls=[{"name": "f"}])], r"messages\[0\].tool_calls\[0\]"),
@@ -196,20 +153,6 @@ def test_history_only_grows():
 def test_a_malformed_message_is_named(messages, message):
     with pytest.raises(ValueError, match=message):
         check_messages(messages)
-
-
-def test_a_record_nested_by_the_thousand_is_named_by_line(tmp_path):
-    path = tmp_path / "chats.jsonl"
-    path.write_text('\n{"messages": ' + "[" * 100_000)
-    with pytest.raises(ValueError, match="line 2 is not JSON: maximum recursion depth"):
-        list(read_conversations(path))
-
-
-def test_a_malformed_record_is_named_by_line_and_field(tmp_path):
-    path = tmp_path / "chats.jsonl"
-    path.write_text(json.dumps({"messages": [user()]}) + "\n\n" + json.dumps({"messages": [{"role": "user"}]}))
-    with pytest.raises(ValueError, match=r"line 3: messages\[0\].content is None"):
-        list(read_conversations(path))
 
 
 TEMPLATE = """{% for m in messages %}{% if m.role == 'user' %}<role>HUMAN</role>{{ m.content }}<|role_end|>

@@ -8,7 +8,7 @@ import random
 import string
 from typing import Any, NamedTuple
 
-from ling_jax.chat.tool_calls import parse, render_call
+from ling_jax.chat.tool_calls import parse_either, render_call
 from ling_jax.envs.base import Message, StepResult, Task, draw_task
 from ling_jax.envs.reasoning.running_sums import planter, worked_sum
 from ling_jax.envs.reasoning.single_turn import is_solved
@@ -50,7 +50,7 @@ def reset(task: Task, seed: int) -> State:
 
 
 def step(state: State, action: str) -> StepResult:
-    """Answers the calls of a turn ("xml" format); a turn without one ends the episode.
+    """Answers the calls of a turn; a turn without one ends the episode.
 
     The end's rewards: "answer" (right, as in `envs.reasoning`), "sequence" (all names that were asked for were got, in
     their order, whatever was got besides) and "outcome" (both).
@@ -58,7 +58,7 @@ def step(state: State, action: str) -> StepResult:
     task, calls = state.task, list(state.calls)
     if state.ended:
         raise ValueError(f"task {task.id}: the episode has ended; reset it")
-    parsed = parse(action, tools=[GET.schema])
+    parsed = parse_either(action, [GET.schema])
     errors, observation = list(parsed.errors), [_told(error) for error in parsed.errors]
     for call in parsed.tool_calls:
         _, number, error = call_tool({GET.name: GET}, task.hidden["store"], call)
