@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import importlib
 import itertools
-import json
 import os
 import shlex
 import shutil
@@ -34,10 +33,11 @@ from ling_jax.align.records import ChatSource, records, texts, write_records
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.tool_calls import MARKUP
 from ling_jax.checkpoint import load_hf, save_hf
-from ling_jax.checkpoint.folder import Loaded, load_model, open_model, save_texts
+from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
+from ling_jax.checkpoint.side_files import fill_in
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
-from ling_jax.files import write_json
+from ling_jax.files import read_object, write_json
 from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
 from ling_jax.train.programs import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
@@ -114,7 +114,7 @@ def run(folder: Path, preset: str) -> None:
         if stage.name not in ("pretrain", "migrate"):  # which have never seen a conversation
             examiner.examine(stage.name)
     title("Export of the last model to the Hugging Face format, and back")
-    print(round_trip(load_model(folder / STAGES[-1].name), folder / "hf"))
+    print(round_trip(open_model(folder / STAGES[-1].name), folder / "hf"))
     title("What was learned")
     print(demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder)))
 
@@ -147,7 +147,7 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     """Runs the stage's program until it is complete; what ends the program ends the demo."""
     last = end_of(stage, folder, overrides)
     # A last checkpoint is not all: what is written after it may be missing if the program was killed.
-    ended = read_object(folder / "complete.json")
+    ended = read_if_there(folder / "complete.json")
     if ended.pop(stage.name, None) == str(last.relative_to(folder)) and last.exists():
         print(f"complete: {last} is there")
         return
@@ -216,11 +216,11 @@ def timed(folder: Path, name: str) -> Iterator[None]:
 
 
 def read_times(folder: Path) -> dict[str, float]:
-    return read_object(folder / "times.json")
+    return read_if_there(folder / "times.json")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+def read_if_there(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}
 
 
 def remaining(times: Mapping[str, float], number: int, preset: str) -> float:
@@ -243,7 +243,7 @@ class Examiner:
         model = open_model(self.folder / stage)
         about = {"stage": stage, "step": model.step, "tasks": len(self.tasks)}
         if (there := self.folder / "evaluation" / stage).exists():
-            summary = read_object(there / "summary.json")
+            summary = read_if_there(there / "summary.json")
             if all(summary.get(key) == value for key, value in about.items()):
                 return
             shutil.rmtree(there)
@@ -259,13 +259,13 @@ class Examiner:
             print(f"  {metric.name:<32} {metric.value:.4g}  [{metric.interval[0]:.4g}, {metric.interval[1]:.4g}]")
 
 
-def round_trip(loaded: Loaded, folder: Path) -> str:
+def round_trip(stage: ModelFolder, folder: Path) -> str:
     """Exports, reads back, and compares tensors and logits; raises where anything differs."""
-    params, config = loaded.params, loaded.config
+    params, config = stage.params(), stage.config
     shutil.rmtree(folder, ignore_errors=True)
     save_hf(params, config, folder)
-    data.save_tokenizer(loaded.tokenizer, folder)
-    save_texts(loaded, folder, chat=loaded.is_chat)
+    save_texts(stage, folder, chat=stage.is_chat)
+    fill_in(folder, config, stage.tokenizer)
     back, back_config = load_hf(folder)
     forward = jax.jit(model.forward, static_argnums=2)
     tokens = np.arange(64, dtype=np.int32)[None] % config.vocab_size

@@ -4,11 +4,11 @@
     python -m launch.port --source=runs/demo/pretrain --target=exported
 
 A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), one with checkpoints/ becomes a Hugging
-Face folder. Tokenizer and chat template go along.
+Face folder. All files that are neither weights nor config.json go along, and an export gets what it lacks
+(docs/checkpoints.md). FP8 weights become those of the config's dtype.
 """
 
 import dataclasses
-import shutil
 import time
 from pathlib import Path
 
@@ -18,14 +18,17 @@ from absl import flags
 
 from launch.flags import run_program, usage_errors
 from ling_jax.checkpoint import load_hf, orbax, write_hf
+from ling_jax.checkpoint.folder import check_model_folder
+from ling_jax.checkpoint.side_files import copy_side_files, fill_in
 from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
+from ling_jax.data.tokenizer import load_tokenizer
 from ling_jax.files import new_folder
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir", required=True)
 TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet", required=True)
 DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "of the target; as stored if not given")
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
 def main() -> None:
@@ -33,21 +36,32 @@ def main() -> None:
     with usage_errors():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{target} exists and is not empty; name a new folder")
-        if (source / "checkpoints").is_dir():
-            params, config = orbax.load_params(source / "checkpoints", STEP.value)
-            with new_folder(target) as partial:
-                write_hf(cast(params), in_dtype(config), partial)
-                copy_tokenizer(source / "tokenizer", partial)
-        elif any(source.glob("*.safetensors")):
-            params, config = load_hf(source)
-            with new_folder(target) as partial:
-                orbax.save_params(partial / "checkpoints", cast(params), in_dtype(config))
-                copy_tokenizer(source, partial / "tokenizer")
-        else:
-            raise FileNotFoundError(f"{source} holds neither *.safetensors nor checkpoints/ (a run's workdir)")
-    leaves = jax.tree.leaves(params)
-    size = sum(leaf.size for leaf in leaves)
+        params = export(source, target) if (source / "checkpoints").is_dir() else ingest(source, target)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{size / 1e6:.2f}M parameters in {time.monotonic() - start:.1f} s: {source} -> {target}")
+
+
+def export(source: Path, target: Path):
+    """Writes a workdir's model as a Hugging Face folder; returns the parameters as they were stored."""
+    beside = source / "tokenizer"
+    tokenizer = load_tokenizer(beside) if (beside / TOKENIZER_FILE).exists() else None
+    params, config = orbax.load_params(source / "checkpoints", STEP.value)
+    config = in_dtype(config)
+    with new_folder(target) as partial:
+        write_hf(cast(params), config, partial)
+        copy_side_files(beside, partial)
+        fill_in(partial, config, tokenizer)
+    return params
+
+
+def ingest(source: Path, target: Path):
+    """Writes a Hugging Face folder's model as a workdir; returns the parameters as they were stored."""
+    check_model_folder(source)
+    params, config = load_hf(source)
+    with new_folder(target) as partial:
+        orbax.save_params(partial / "checkpoints", cast(params), in_dtype(config))
+        copy_side_files(source, partial / "tokenizer")
+    return params
 
 
 def in_dtype(config: ModelConfig) -> ModelConfig:
@@ -64,13 +78,6 @@ def cast(params):
         return array.astype(jnp.float32 if wide else DTYPE.value)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, target / name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and JSON read with errors that say where it stands."""
 
 import contextlib
 import json
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from etils import epath
+
+MAX_JSON_BYTES = 2**28  # our choice: the index of a model of 1T parameters has about 2**24
 
 
 @contextlib.contextmanager
@@ -29,6 +31,31 @@ def write_json(value: Any, path: epath.PathLike) -> None:
     """A file of one JSON value, for people to read too."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1).encode())
+
+
+def read_object(path: epath.PathLike, expected: str = "an object") -> dict[str, Any]:
+    """The JSON object of a file. Raises FileNotFoundError, PermissionError, or ValueError on what is no JSON object."""
+    path = epath.Path(path)
+    size = path.stat().length
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has {size} bytes; JSON of at most {MAX_JSON_BYTES} bytes is read")
+    return parse_object(path.read_bytes(), str(path), expected)
+
+
+def parse_object(text: str | bytes, where: str, expected: str = "an object") -> dict[str, Any]:
+    """The object that is written as JSON. Raises ValueError, which says `where` and what is `expected`."""
+    value = parse_json(text, where, expected)
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is a JSON {type(value).__name__}; expected {expected}")
+    return value
+
+
+def parse_json(text: str | bytes, where: str, expected: str = "JSON") -> Any:
+    """A JSON value from outside of the program; all that can be wrong with the text is a ValueError."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets nested by the thousand
+        raise ValueError(f"{where} is not JSON: {error}; expected {expected}") from None
 
 
 @contextlib.contextmanager

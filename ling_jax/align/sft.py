@@ -18,7 +18,7 @@ from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save_texts
 from ling_jax.data.tokenizer import EOS
-from ling_jax.files import replacing
+from ling_jax.files import parse_object, replacing
 from ling_jax.rollout import Generator
 from ling_jax.rollout.text import complete
 from ling_jax.train import hosts
@@ -162,7 +162,7 @@ def write_samples(run: Run, count: int) -> None:
     {"step", "prompt", "reference": what the conversation's assistant says first, "answer", "tokens", "ended"}
     """
     path, step = run.workdir / "samples.jsonl", run.config.train.steps
-    if not count or (path.exists() and json.loads(path.read_text().partition("\n")[0])["step"] == step):
+    if not count or (path.exists() and parse_object(path.read_text().partition("\n")[0], str(path))["step"] == step):
         return
     chosen = list(itertools.islice(_held_out(run.corpus), count))
     if not chosen:

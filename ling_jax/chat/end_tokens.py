@@ -68,7 +68,7 @@ def token_texts(tokenizer: Tokenizer, ids: Collection[int]) -> list[str]:
 def save_end_ids(ids: Collection[int], folder: epath.PathLike) -> None:
     """Writes the generation_config.json that `declared_end_ids` reads, whole or not at all; its other keys stay."""
     path = epath.Path(folder) / GENERATION_CONFIG
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = read_object(path)
     with replacing(path) as file:
         file.write(json.dumps(known | {KEY: sorted(ids)}, indent=1).encode())
 

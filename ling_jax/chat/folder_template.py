@@ -10,10 +10,11 @@ from pathlib import Path
 
 from etils import epath
 
+from ling_jax import files
+from ling_jax.chat.default_source import default_source
 from ling_jax.chat.renderer import RENDERER, Rendered
 from ling_jax.chat.template import END, Piece, check_messages
 from ling_jax.data.tokenizer import EOS, SPECIAL_TOKENS
-from ling_jax.files import replacing
 
 FILE_NAME = "chat_template.jinja"
 CONFIG_NAME = "tokenizer_config.json"
@@ -163,19 +164,12 @@ def _without(mark: str, text: str) -> str:
     return text.replace(mark, "").replace(json.dumps(mark)[1:-1], "")
 
 
-def save_template(template: FolderTemplate, folder: epath.PathLike) -> None:
-    """Writes what `load_template` reads into the folder, each file whole or not at all."""
-    tokens = {name: token for name in NAMED_TOKENS if (token := getattr(template, name))}
-    files = {FILE_NAME: template.source} | ({CONFIG_NAME: json.dumps(tokens)} if tokens else {})
-    for name, text in files.items():
-        with replacing(epath.Path(folder) / name) as file:
-            file.write(text.encode())
-
-
 def load_template(
     folder: str | Path, special_tokens: Sequence[str] = (), end_tokens: Sequence[str] = ()
 ) -> FolderTemplate | None:
     """The template of chat_template.jinja, or of tokenizer_config.json's `chat_template`; None where there is none.
+
+    It is None for the default template too, which exports carry: `ChatTemplate` has more options.
 
     `special_tokens` and `end_tokens` are the tokenizer's, beside those of Ling and Ring. Raises ValueError naming a
     file that cannot be read.
@@ -186,7 +180,7 @@ def load_template(
         source, where = _text(path), path
     else:
         source, where = _source(config.get("chat_template"), config_path), config_path
-    if not source:
+    if not source or source == default_source():
         return None
     tokens = {name: token_text(config.get(name)) for name in NAMED_TOKENS}
     ends = tuple(dict.fromkeys((EOS, END, *end_tokens, *filter(None, [tokens["eos_token"]]))))
@@ -201,17 +195,10 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
-def read_object(path: Path) -> dict:
+def read_object(path: epath.PathLike) -> dict:
     """The object of a JSON file, {} where there is none; raises ValueError on anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is a JSON {type(config).__name__}; expected an object")
-    return config
+    path = epath.Path(path)
+    return files.read_object(path) if path.is_file() else {}
 
 
 def _source(value, path: Path) -> str | None:

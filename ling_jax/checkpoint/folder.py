@@ -11,11 +11,14 @@ from tokenizers import Tokenizer
 
 from ling_jax import data
 from ling_jax.chat.end_tokens import declared_end_ids, end_ids, save_end_ids, token_texts
-from ling_jax.chat.folder_template import FolderTemplate, load_template, save_template
+from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import END, ChatTemplate
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
+from ling_jax.checkpoint.index import INDEX_FILE, other_weights, weight_files
+from ling_jax.checkpoint.side_files import copy_side_files
 from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import largest_id
 
 
 class _Texts:
@@ -56,6 +59,11 @@ class ModelFolder(_Texts):
     template: ChatTemplate | FolderTemplate
     declared_ends: frozenset[int] = frozenset()  # of `declared_end_ids`
 
+    @property
+    def side_folder(self) -> Path:
+        """Where the tokenizer is, and all that is neither weights nor their config."""
+        return self.path if self.step is None else self.path / "tokenizer"
+
     def params(self, mesh: jax.sharding.Mesh | None = None):
         """The weights as they are stored: a workdir's on the mesh (None: on the first device), others on the host."""
         if self.step is None:
@@ -78,15 +86,15 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
         keys = json.loads(config.hf_source or "{}")  # of the folder that the model came from, once
-    elif any(folder.glob("*.safetensors")):
+    else:
+        check_model_folder(folder)
         beside, keys = folder, read_config(folder)
         config, step = load_hf_config(folder), None
-    else:
-        raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors")
     tokenizer = data.load_tokenizer(beside)
-    if tokenizer.get_vocab_size() > config.vocab_size:
+    if (last := largest_id(tokenizer)) >= config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens, the model {config.vocab_size}"
+            f"the tokenizer of {folder} has ids up to {last} ({tokenizer.id_to_token(last)!r}); the model's vocabulary "
+            f"is {config.vocab_size} tokens, ids up to {config.vocab_size - 1}"
         )
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
     declared = declared_end_ids(keys, beside, tokenizer, config.vocab_size)
@@ -94,18 +102,25 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
     return ModelFolder(folder, step, config, tokenizer, template, declared)
 
 
+def check_model_folder(folder: Path) -> None:
+    """Raises FileNotFoundError where the folder holds no model that can be read."""
+    if folder.is_dir() and (weight_files(folder) or (folder / INDEX_FILE).is_file()):
+        return
+    why = other_weights(folder) if folder.is_dir() else "; it is no folder"
+    raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}")
+
+
 def load_model(path, *, step: int | None = None) -> Loaded:
     """`open_model` with its weights."""
     return open_model(path, step=step).load()
 
 
-def save_texts(model: Loaded | ModelFolder, folder: epath.PathLike, *, chat: bool) -> None:
-    """Writes the chat template, if the model's folder has one, and the end tokens beside a tokenizer.
+def save_texts(model: ModelFolder, folder: epath.PathLike, *, chat: bool) -> None:
+    """Copies the side files of a model, tokenizer and template among them, and notes its end tokens.
 
     `chat`: the model is one for conversations, or is about to become one.
     """
-    if isinstance(model.template, FolderTemplate):
-        save_template(model.template, folder)
+    copy_side_files(model.side_folder, folder)
     ends = model.end_ids if chat else model.declared_ends
     if ends:
         save_end_ids(ends, folder)

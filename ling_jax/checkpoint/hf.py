@@ -7,19 +7,20 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from ling_jax.checkpoint.fit import check_sizes, check_tensors
 from ling_jax.checkpoint.hf_config import from_hf, to_hf
-from ling_jax.checkpoint.names import ALIASES, IGNORED, Slot, slots
+from ling_jax.checkpoint.index import INDEX_FILE, SINGLE_FILE
+from ling_jax.checkpoint.names import Slot, slots
+from ling_jax.checkpoint.safetensors_file import DTYPES
+from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.config import ModelConfig
-from ling_jax.files import new_folder
+from ling_jax.files import new_folder, read_object
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.transformer import model_spec
 from ling_jax.spec import Leaf, named_leaves
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 MAX_SHARD_BYTES = 5 * 2**30
 
 
@@ -27,30 +28,32 @@ def load_hf(path, *, dtype=None):
     """(params, config) of a Hugging Face folder of the official format.
 
     Arrays are on the host. `dtype` is for both the parameters and `config.compute_dtype`; None keeps what is stored
-    and computes in the config's `torch_dtype`. The slope convention is the config's `slope_layer_offset`, else what a
-    stored `*.slope` tensor fits, else 0.
+    and computes in the config's `torch_dtype`, which FP8 weights are dequantised to (docs/checkpoints.md). The slope
+    convention is the config's `slope_layer_offset`, else what a stored `*.slope` tensor fits, else 0. What is odd about
+    the folder, weights that are not finite among it, is said on stderr.
 
-    Raises FileNotFoundError or ValueError, naming the file or tensor, before anything large is read.
+    Raises FileNotFoundError, PermissionError or ValueError, naming the file or tensor, before anything large is read.
     """
     folder = Path(path)
     hf = read_config(folder)
-    with Tensors(folder) as tensors:
+    with Tensors(folder, hf) as tensors:
         config = config_of(hf, tensors, dtype)
         places = slots(model_spec(config), config)
-        check_tensors(tensors, places, folder)
+        check_tensors(tensors, places, config)
         return _read_params(tensors, places, config, dtype), config
 
 
 def load_hf_config(path, *, dtype=None) -> ModelConfig:
     """The config that `load_hf` gives, without the parameters."""
     hf = read_config(Path(path))
-    with Tensors(Path(path)) as tensors:
+    with Tensors(Path(path), hf) as tensors:
         return config_of(hf, tensors, dtype)
 
 
-def config_of(hf: dict, tensors: "Tensors", dtype) -> ModelConfig:
+def config_of(hf: dict, tensors: Tensors, dtype) -> ModelConfig:
     """The config of a folder: what its file says, and the slope convention that it or its tensors tell."""
     config = from_hf(hf)
+    check_sizes(config, tensors)
     if dtype is not None:
         config = dataclasses.replace(config, compute_dtype=dtype)
     if "slope_layer_offset" not in hf:
@@ -89,110 +92,34 @@ def hf_tensors(params, config: ModelConfig) -> dict[str, np.ndarray]:
 def read_config(folder: Path) -> dict:
     """The folder's config.json; errors name the file."""
     file = folder / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: {folder} is not a Hugging Face model folder")
-    return _read_json(file)
-
-
-def _read_json(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}; expected an object")
-    return content
-
-
-class Tensors:
-    """The tensors of a folder by canonical name: shapes at once, values on demand."""
-
-    def __init__(self, folder: Path):
-        self._files = {file: _open(file) for file in _weight_files(folder)}
-        self._place = {}
-        for file, opened in self._files.items():
-            self._place |= {_canonical(name): (file, name) for name in opened.keys()}  # noqa: SIM118
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self._files.clear()
-
-    def names(self) -> set[str]:
-        return set(self._place)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        file, stored = self._place[name]
-        return tuple(self._files[file].get_slice(stored).get_shape())
-
-    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        file, stored = self._place[name]
-        return self._files[file].get_slice(stored)[rows]
-
-
-def _canonical(name: str) -> str:
-    for official, alias in ALIASES.items():
-        name = name.replace(alias, official)
-    return name
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX_FILE
-    if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors")) or [folder / SINGLE_FILE]
-    for file in files:
-        if not file.is_file():
-            listed = f", though {INDEX_FILE} lists it" if index.is_file() else ""
-            raise FileNotFoundError(f"{file} is missing{listed}; the folder's download or copy is incomplete")
-    return files
-
-
-def _open(file: Path):
-    try:
-        return safetensors.safe_open(file, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
-        size = file.stat().st_size
-        raise ValueError(
-            f"{file} ({size} bytes) is not a whole safetensors file: {error}; copy or download it again"
-        ) from error
-
-
-def check_tensors(tensors: Tensors, places: list[Slot], folder: Path) -> None:
-    """Raises ValueError where a tensor is missing, belongs to nothing or has another shape."""
-    expected: dict[str, tuple[int, ...]] = {}
-    for slot in places:
-        rows = expected.get(slot.name, (0,))[0] + slot.official[0]
-        expected[slot.name] = (rows, *slot.official[1:])
-    found = {name for name in tensors.names() if not IGNORED.search(name)}
-    if missing := sorted(expected.keys() - found):
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing that config.json asks for: {_some(missing)}")
-    if unexpected := sorted(found - expected.keys()):
-        raise ValueError(f"{folder}: {len(unexpected)} tensors belong to no part of the model: {_some(unexpected)}")
-    for name, shape in expected.items():
-        if tensors.shape(name) != shape:
-            raise ValueError(f"{folder}: {name} is {tensors.shape(name)}; config.json makes it {shape}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+        return read_object(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{file} is missing: {folder} is not a Hugging Face model folder") from None
 
 
 def _read_params(tensors: Tensors, places: list[Slot], config: ModelConfig, dtype):
     spec = model_spec(config)
     shapes = {path: leaf.shape for path, leaf in named_leaves(spec).items()}
-    arrays: dict[str, np.ndarray] = {}
+    dtypes = (
+        {path: np.dtype(dtype) for path in shapes} if dtype is not None else _stored_dtypes(tensors, places, config)
+    )
+    arrays = {path: np.empty(shape, dtypes[path]) for path, shape in shapes.items()}
     for slot in places:
-        value = tensors.read(slot.name, slice(slot.row, slot.row + slot.official[0]))
-        if slot.leaf not in arrays:
-            kept = np.dtype(dtype) if dtype is not None else value.dtype
-            arrays[slot.leaf] = np.empty(shapes[slot.leaf], kept)
+        value = tensors.read(slot.name, slice(slot.row, slot.row + slot.official[0]), dtypes[slot.leaf])
         arrays[slot.leaf][slot.index] = from_official(value, slot)
+    tensors.report_nonfinite()
     structure = jax.tree.structure(spec, is_leaf=lambda x: isinstance(x, Leaf))
-    return jax.tree.unflatten(structure, [arrays[path] for path in shapes])
+    return jax.tree.unflatten(structure, list(arrays.values()))
+
+
+def _stored_dtypes(tensors: Tensors, places: list[Slot], config: ModelConfig) -> dict[str, np.dtype]:
+    """Of each leaf; the wider one where its tensors have several, so that no value changes."""
+    found: dict[str, np.dtype] = {}
+    for slot in places:
+        stored = tensors.dtype(slot.name, config.compute_dtype)
+        found[slot.leaf] = np.promote_types(found.get(slot.leaf, stored), stored)
+    return found
 
 
 def from_official(value: np.ndarray, slot: Slot) -> np.ndarray:
@@ -212,12 +139,13 @@ def _is_transposed(slot: Slot) -> bool:
 
 
 def _stored_slope_offset(tensors: Tensors, config: ModelConfig) -> int:
-    """The convention that a stored slope tensor fits; 0 without one."""
-    stored = [name for name in tensors.names() if name.endswith(".slope")]
-    stored.sort(key=lambda name: int(name.split(".")[2]))
+    """The convention that a stored slope of a Lightning layer fits; 0 without one."""
+    lightning = [n for n in range(config.num_layers) if not config.is_softmax_layer(n)]
+    slopes, names = {f"model.layers.{n}.attention.slope": n for n in lightning}, tensors.names()
+    stored = [name for name in slopes if name in names and tensors.stored_dtype(name) in DTYPES]
     for name in stored[-1:]:  # the last layers differ most
-        layer = int(name.split(".")[2])
-        value = np.abs(np.asarray(tensors.read(name), np.float64)).reshape(-1)
+        layer = slopes[name]
+        value = np.abs(tensors.read(name, slice(None), np.float64)).reshape(-1)
         for offset in (0, -1):
             expected = -log_decays(dataclasses.replace(config, slope_layer_offset=offset))[layer]
             if value.shape == expected.shape and np.allclose(value, expected, rtol=5e-3):
@@ -240,7 +168,11 @@ def _write_shards(tensors: dict[str, np.ndarray], folder: Path) -> None:
 
 
 def write_shard(tensors: dict[str, np.ndarray], file: Path) -> None:
+    """The library makes files that only their owner reads; these are readable as the umask says."""
+    file.touch()
+    mode = file.stat().st_mode
     safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(mode)
 
 
 def shard_name(number: int, count: int) -> str:

@@ -14,8 +14,11 @@ import tensorstore
 from flax import traverse_util
 
 from ling_jax.checkpoint import hf, orbax
+from ling_jax.checkpoint.fit import check_tensors
 from ling_jax.checkpoint.hf_config import to_hf
 from ling_jax.checkpoint.names import Slot, slots
+from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
+from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_numbers
 from ling_jax.model.transformer import model_spec
@@ -76,10 +79,16 @@ class OrbaxReader:
         self._state, self._layers = Path(folder).absolute() / str(step) / "state", layer_places(self.config)
 
     def top(self, name: str) -> np.ndarray:
-        return self._read(name, ())
+        return self._reported({name: self._read(name, ())})[name]
 
     def layer(self, number: int) -> Params:
-        return _tree({name: self._read(*place) for name, place in self._layers[number].items()})
+        return _tree(self._reported({name: self._read(*place) for name, place in self._layers[number].items()}, number))
+
+    def _reported(self, leaves: dict[str, np.ndarray], layer: int | None = None) -> dict[str, np.ndarray]:
+        """The leaves, after a warning where they hold NaN or infinity."""
+        where = "" if layer is None else f"layer {layer}: "
+        report_nonfinite(self._state, {where + name: count_nonfinite(array) for name, array in leaves.items()})
+        return leaves
 
     def _read(self, leaf: str, index: tuple[int, ...]) -> np.ndarray:
         name = ".".join(["params", *leaf.split("/")])
@@ -92,22 +101,28 @@ class HfReader:
     """Of a Hugging Face folder; raises as `load_hf` where it is not whole."""
 
     def __init__(self, folder):
-        self._tensors = hf.Tensors(Path(folder))
-        self.config = hf.config_of(hf.read_config(Path(folder)), self._tensors, None)
+        content = hf.read_config(Path(folder))
+        self._tensors = Tensors(Path(folder), content)
+        self.config = hf.config_of(content, self._tensors, None)
         places = slots(model_spec(self.config), self.config)
-        hf.check_tensors(self._tensors, places, Path(folder))
+        check_tensors(self._tensors, places, self.config)
         self._layers, self._slots = layer_places(self.config), _by_place(places, self.config)
 
     def top(self, name: str) -> np.ndarray:
-        return self._read(Place(name, ()))
+        value = self._read(Place(name, ()))
+        self._tensors.report_nonfinite()
+        return value
 
     def layer(self, number: int) -> Params:
-        return _tree({name: self._read(place) for name, place in self._layers[number].items()})
+        values = {name: self._read(place) for name, place in self._layers[number].items()}
+        self._tensors.report_nonfinite()
+        return _tree(values)
 
     def _read(self, place: Place) -> np.ndarray:
         parts = []
         for slot in self._slots[place]:
-            rows = self._tensors.read(slot.name, slice(slot.row, slot.row + slot.official[0]))
+            stored = self._tensors.dtype(slot.name, self.config.compute_dtype)
+            rows = self._tensors.read(slot.name, slice(slot.row, slot.row + slot.official[0]), stored)
             parts.append(hf.from_official(rows, slot))
         # Experts are tensors of their own; all else is one.
         return np.stack(parts) if len(self._slots[place][0].index) > len(place.index) else parts[0]

@@ -72,6 +72,13 @@ IGNORED = re.compile(r"\.(inv_freq|slope)$|^model\.mtp")
 LAYER_OF = "model.layers.{layer}."
 
 
+def canonical(name: str) -> str:
+    """The official name of a tensor, whatever it is stored under."""
+    for official, alias in ALIASES.items():
+        name = name.replace(alias, official)
+    return name
+
+
 class Slot(NamedTuple):
     """One official tensor's worth of one leaf."""
 

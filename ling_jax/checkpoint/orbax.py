@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from ling_jax import spec as specs
+from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
@@ -96,8 +98,8 @@ def save_params(folder, params, model: ModelConfig) -> None:
 def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, ModelConfig]:
     """(parameters as they are stored, config) of a run's checkpoints folder, on this host's first device or a mesh.
 
-    Raises FileNotFoundError where there is none, ValueError where the mesh cannot split a parameter, and
-    DamagedCheckpoint where it cannot be read.
+    Weights that are not finite are named on stderr. Raises FileNotFoundError where there is none, ValueError where the
+    mesh cannot split a parameter, and DamagedCheckpoint where it cannot be read.
     """
     folder = epath.Path(folder).resolve()
     config, step = load_config(folder, step)
@@ -113,7 +115,14 @@ def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | No
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_by_itself())
     with ocp.Checkpointer(handler, multiprocessing_options=_by_itself()) as checkpointer, _damage(state):
-        return checkpointer.restore(state, args=arguments)["params"], config
+        params = checkpointer.restore(state, args=arguments)["params"]
+    report_nonfinite(state, {name: _count_nonfinite(leaf) for name, leaf in specs.named_leaves(params).items()})
+    return params, config
+
+
+def _count_nonfinite(leaf: jax.Array) -> int:
+    """Of what this process holds, every element once."""
+    return sum(count_nonfinite(np.asarray(s.data)) for s in leaf.addressable_shards if s.replica_id == 0)
 
 
 @contextlib.contextmanager

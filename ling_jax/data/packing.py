@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 from ling_jax.data import sources
 from ling_jax.data.small_splits import SPLITS, split_by_position
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
-from ling_jax.data.tokenizer import encode_documents, eos_id, tokenizer_digest
-from ling_jax.files import new_folder, replacing
+from ling_jax.data.tokenizer import encode_documents, eos_id, largest_id, tokenizer_digest
+from ling_jax.files import new_folder, read_object, replacing
 
 IGNORED_LABEL = -100
 REPORT_SECONDS = 5
@@ -82,7 +82,7 @@ def write_documents(
 
 
 def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
-    vocab_size, tokenizer_is = tokenizer.get_vocab_size(), tokenizer_digest(tokenizer)
+    vocab_size, tokenizer_is = largest_id(tokenizer) + 1, tokenizer_digest(tokenizer)
     rest = {key: value for key, value in about.items() if key != "source"}  # where a source lies does not matter
     whole = repr((digest, tokenizer_is, sorted(rest.items()))).encode()
     return {
@@ -104,10 +104,7 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
         return None
     if not (folder / "meta.json").is_file():
         raise ValueError(f"{folder} is there, but without a meta.json: not a tokenised corpus; name another folder")
-    try:
-        found = json.loads((folder / "meta.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'meta.json'} is not JSON: {error}; remove the folder, or name another") from None
+    found = read_object(folder / "meta.json", "that of a tokenised corpus; remove the folder, or name another")
     if replace and found.get("fingerprint") != wanted["fingerprint"]:
         shutil.rmtree(folder)
         return None
@@ -179,7 +176,7 @@ def _given_ids(source: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Documents of a token folder, which must be of this tokenizer as far as its meta.json tells."""
     given = open_documents(source.path)
     theirs = (given.vocab_size, given.eos_id, given.tokenizer)
-    ours = (tokenizer.get_vocab_size(), eos_id(tokenizer), tokenizer_digest(tokenizer) if given.tokenizer else "")
+    ours = (largest_id(tokenizer) + 1, eos_id(tokenizer), tokenizer_digest(tokenizer) if given.tokenizer else "")
     if theirs != ours:
         raise ValueError(f"{source.path} is of another tokenizer: (vocab_size, eos_id, digest) {theirs}, not {ours}")
     if not given.num_tokens:

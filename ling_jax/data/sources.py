@@ -5,7 +5,6 @@ import dataclasses
 import glob
 import hashlib
 import itertools
-import json
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from ling_jax.config import nearest
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
 from ling_jax.data.parquet import import_pyarrow, read_parquet
 from ling_jax.data.text_files import read_text_files
+from ling_jax.files import read_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +220,7 @@ def open_documents(folder: str | Path) -> TokenDocuments:
     """
     folder = Path(folder).expanduser()
     _token_files(folder)  # are all there
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_object(folder / "meta.json")
     if not {"vocab_size", "eos_id"} <= meta.keys() or meta.get("dtype") not in ("uint16", "uint32"):
         raise ValueError(f"{folder / 'meta.json'} is {meta}; expected vocab_size, eos_id, and dtype uint16 or uint32")
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")

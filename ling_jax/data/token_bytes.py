@@ -4,19 +4,25 @@ import functools
 
 from tokenizers import Tokenizer
 
+from ling_jax.data.tokenizer import largest_id
+
 
 def token_bytes(tokenizer: Tokenizer) -> tuple[list[bytes], list[bool]]:
-    """(the bytes, whether it is a special token) of every id; the bytes of a special token are its name's.
+    """(the bytes, whether it is a special token) of every id up to the largest.
+
+    The bytes of a special token are its name's, and an id without a token has none.
 
     Raises ValueError on a tokenizer that is not byte-level.
     """
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    pieces = [_bytes(tokenizer, id, id in special) for id in range(tokenizer.get_vocab_size())]
-    return pieces, [id in special for id in range(tokenizer.get_vocab_size())]
+    ids = range(largest_id(tokenizer) + 1)
+    return [_bytes(tokenizer, id, id in special) for id in ids], [id in special for id in ids]
 
 
 def _bytes(tokenizer: Tokenizer, id: int, special: bool) -> bytes:
     text = tokenizer.id_to_token(id)
+    if text is None:
+        return b""
     if special:
         return text.encode()
     try:

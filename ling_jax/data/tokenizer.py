@@ -87,6 +87,11 @@ def eos_id(tokenizer: Tokenizer) -> int:
     return token
 
 
+def largest_id(tokenizer: Tokenizer) -> int:
+    """The largest token id, -1 without tokens. Ids may have gaps: their count is no bound."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Hex digest that tells tokenizers apart."""
     return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()

@@ -1,7 +1,6 @@
 """A migration whose config fits its source, its data and its workdir: what is checked before any work."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from ling_jax import data
 from ling_jax.checkpoint.folder import ModelFolder, open_model
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
+from ling_jax.files import read_object
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.parallel.context import check_rows
@@ -105,7 +105,7 @@ def _source_step(config: MigrateConfig, workdir: epath.Path) -> int | None:
     """The source's checkpoint that an unfinished first stage began with: the source may have been trained on."""
     first, path = workdir / f"0_{config.stages[0].name}", workdir / "origins.json"
     unfinished = first.exists() and not (first / "report.json").exists()
-    return json.loads(path.read_text()).get(config.source) if unfinished and path.exists() else None
+    return read_object(path).get(config.source) if unfinished and path.exists() else None
 
 
 def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
@@ -113,7 +113,7 @@ def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old = json.loads(path.read_text())
+    old = read_object(path)
     if "stages" not in old:
         raise ValueError(f"{workdir} holds a model or another run, such as the source; name a workdir of its own")
     if not any(workdir.glob("[0-9]*_*")):

@@ -17,13 +17,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from ling_jax import data
 from ling_jax import spec as specs
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
-from ling_jax.files import new_folder, write_json
+from ling_jax.files import new_folder, read_object, write_json
 from ling_jax.migrate.config import StageRun, stage_run, trained
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
 from ling_jax.migrate.plan import Plan, samples, weights
@@ -55,7 +54,7 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     path = folder / "report.json"
     if path.exists():
         print(f"stage {number} {stage.name}: done", flush=True)
-        return json.loads(path.read_text())
+        return read_object(path)
     print(f"stage {number} {stage.name}: {stage.form}", flush=True)
     begun, run = time.monotonic(), stage_run(plan.config, number, plan.models[number])
     report: dict[str, Any] = {"stage": stage.name, "form": stage.form, "trains": list(stage.trains)}
@@ -83,7 +82,7 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
 def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
     """Of the model that the stage starts from, in rows of this stage; the report of the stage before may have it."""
     if number and plan.config.stages[number - 1].sequence_length == plan.config.stages[number].sequence_length:
-        return json.loads((plan.folder(number - 1) / "report.json").read_text())["loss_after"]
+        return read_object(plan.folder(number - 1) / "report.json")["loss_after"]
     before = plan.model_before(number)
     return measure(plan.opened(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
 
@@ -91,7 +90,7 @@ def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
 def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
     """The loss at which a stage has recovered: by the source's, or what each stage may lose would add up."""
     first = plan.folder(0) / "report.json"
-    of_source = json.loads(first.read_text())["loss_before"] if first.exists() else before
+    of_source = read_object(first)["loss_before"] if first.exists() else before
     return RECOVERED * of_source if run.stage.recovers else None
 
 
@@ -111,7 +110,7 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
             reader.config = _as_run(reader.config, plan.models[number])
             model = dataclasses.replace(plan.models[number], mtp_depth=reader.config.mtp_depth)  # new MTP comes later
             records = convert_model(reader, model, calibration, held_out, plan.config.conversion, partial)
-            _save_tokenizer(plan.source, partial)
+            save_texts(plan.source, partial, chat=plan.source.is_chat)
             (partial / "conversion.json").write_text(json.dumps(records, indent=1))
     return json.loads((target / "conversion.json").read_text())
 
@@ -154,7 +153,7 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
     mask = trained(run.model, run.stage.trains)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
-        _save_tokenizer(plan.source, workdir / "tokenizer")
+        save_texts(plan.source, workdir / "tokenizer", chat=plan.source.is_chat)
         return corpus
 
     loop = prepare_run(
@@ -224,10 +223,4 @@ def _merge(plan: Plan, number: int, folder: Path) -> None:
     coefficients = merge_coefficients(decay_weights("linear", count - 1))
     merged = merge_checkpoints((orbax.load_params(before, step)[0] for step in steps), coefficients)
     orbax.save_params(folder / "checkpoints", merged, plan.models[number])
-    _save_tokenizer(plan.source, folder / "tokenizer")
-
-
-def _save_tokenizer(source: ModelFolder, folder: epath.PathLike) -> None:
-    """With the chat template and the end tokens that stand beside it, if any."""
-    data.save_tokenizer(source.tokenizer, folder)
-    save_texts(source, folder, chat=source.is_chat)
+    save_texts(plan.source, folder / "tokenizer", chat=plan.source.is_chat)

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 from etils import epath
 
-from ling_jax import data
 from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
@@ -27,6 +26,7 @@ from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.evaluate.report import table, write_results
+from ling_jax.files import parse_object
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
 from ling_jax.rewards.length import EFFORT_WEIGHTS
@@ -89,7 +89,6 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     held = lock(workdir)
     try:
-        data.save_tokenizer(start.tokenizer, workdir / "tokenizer")
         save_texts(start, workdir / "tokenizer", chat=True)
         write_config(config, workdir)
         write_origins({config.start_from: start.step}, workdir)
@@ -325,7 +324,8 @@ def _short(value) -> str:
 def _by_step(path: epath.Path) -> Iterator[list[Event]]:
     """The events of one step after the other. Read only as far as asked for: the last line may have been cut off."""
     with path.open() as file:
-        for _, events in itertools.groupby(map(json.loads, file), key=lambda event: event["step"]):
+        read = (parse_object(line, str(path)) for line in file)
+        for _, events in itertools.groupby(read, key=lambda event: event["step"]):
             yield list(events)
 
 

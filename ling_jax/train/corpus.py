@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from ling_jax import data
 from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import largest_id
 from ling_jax.train.config import DataConfig, open_source
 from ling_jax.train.workdir import has_checkpoint
 
@@ -126,10 +127,10 @@ def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> T
         tokenizer, where = data.load_tokenizer(config.tokenizer), config.tokenizer
     else:
         tokenizer, where = _train_tokenizer(config, model.vocab_size), "the sources' BPE"
-    if tokenizer.get_vocab_size() > model.vocab_size:
+    if (needed := largest_id(tokenizer) + 1) > model.vocab_size:
         raise ValueError(
-            f"the tokenizer of {where} has {tokenizer.get_vocab_size()} tokens and model.vocab_size is "
-            f"{model.vocab_size}; name a smaller tokenizer or set --config.model.vocab_size"
+            f"the tokenizer of {where} has ids up to {needed - 1} and model.vocab_size is {model.vocab_size}; name a "
+            f"smaller tokenizer or set --config.model.vocab_size={needed}"
         )
     return tokenizer
 

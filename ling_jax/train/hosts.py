@@ -21,6 +21,7 @@ from typing import NoReturn, TypeVar
 import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
 
+from ling_jax.files import parse_object
 from ling_jax.train.roll_call import Place, differences, roll_call
 
 LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
@@ -109,7 +110,7 @@ def check_same(facts: Mapping[str, object]) -> None:
         missing = [name for host, name in enumerate(hosts.names) if host not in came]
         told = f"{', '.join(missing)} did not come to the comparison of {', '.join(facts)}"
         raise ValueError(f"{told} in {hosts.seconds:g} seconds; see its output") from None
-    if told := differences(json.loads(_read(key)[0]), mine, hosts.names[index()]):
+    if told := differences(parse_object(_read(key)[0], "what host 0 sent"), mine, hosts.names[index()]):
         raise ValueError(f"hosts do not agree:\n  {told}")
 
 

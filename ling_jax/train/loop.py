@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -16,11 +15,11 @@ import optax
 from etils import epath
 
 from ling_jax import data
-from ling_jax.chat.folder_template import FolderTemplate, save_template
 from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.folder import open_model
+from ling_jax.checkpoint.folder import open_model, save_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.files import parse_object
 from ling_jax.parallel import context
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
 from ling_jax.spec import Params
@@ -112,8 +111,7 @@ def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
     print(start_line(config.start_from, model, config.model), flush=True)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
-        if isinstance(model.template, FolderTemplate):
-            save_template(model.template, workdir / "tokenizer")
+        save_texts(model, workdir / "tokenizer", chat=model.is_chat)
         corpus = prepare_corpus(config.data, config.model, workdir, replace=replace, tokenizer=model.tokenizer)
         write_origins({config.start_from: model.step}, workdir)
         return corpus
@@ -208,8 +206,8 @@ def _first_state(run: Run) -> TrainState:
 
 def _enough_line(run: Run, done: int) -> dict:
     """The metrics of the last step before a checkpoint where its held-out loss ended the run, else {}."""
-    for text in (run.workdir / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
+    for text in (run.workdir / "metrics.jsonl").read_bytes().splitlines():
+        line = parse_object(text, f"{run.workdir}/metrics.jsonl")
         if line["step"] == done - 1 and line.get("held_out_loss", math.inf) <= run.enough:
             return line
     return {}

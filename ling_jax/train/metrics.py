@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from ling_jax.config import ModelConfig
-from ling_jax.files import replacing
+from ling_jax.files import parse_object, replacing
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.model.transformer import with_weighted_mtp
 from ling_jax.spec import named_leaves, path_name
@@ -191,16 +191,16 @@ def drop_lines_from(path: epath.Path, step: int) -> None:
     if not path.exists():
         return
     lines = []
-    text = path.read_text()
-    for number, line in enumerate(text.splitlines(), start=1):
+    content = path.read_bytes()
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
-            if json.loads(line)["step"] < step:
+            if parse_object(line, str(path))["step"] < step:
                 lines.append(line)
         except (ValueError, KeyError, TypeError):
-            if number <= text.count("\n"):  # only the last line may have been cut off
+            if number <= content.count(b"\n"):  # only the last line may have been cut off
                 raise ValueError(f"{path}, line {number} has no step; remove it") from None
     with replacing(path) as file:
-        file.writelines(line.encode() + b"\n" for line in lines)
+        file.writelines(line + b"\n" for line in lines)
 
 
 def to_line(step: int, metrics: dict[str, Any]) -> dict[str, Any]:

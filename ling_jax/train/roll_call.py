@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ling_jax
+from ling_jax.files import parse_json
 from ling_jax.train.config import flatten
 
 PACKAGES = ("ling_jax", "pallas_kernels", "launch")  # whose sources are the code of a run
@@ -29,6 +30,7 @@ THEIRS = (
     OSError,
     ValueError,
     TypeError,
+    OverflowError,
 )  # what another process may cause: not there yet, a lost connection, no message
 
 
@@ -157,7 +159,7 @@ class _Register:
         connection, _ = server.accept()
         with connection:
             connection.settimeout(10)
-            index, name, other = json.loads(_read_line(connection))
+            index, name, other = parse_json(_read_line(connection), "what a host sent")
             self._note(int(index), str(name), dict(other))
             connection.sendall(json.dumps(answer).encode() + b"\n")
             if answer is not None:
@@ -192,7 +194,7 @@ def _ask(place: Place, message: list[Any], seconds: float) -> dict[str, Any]:
     while time.monotonic() < end:
         with contextlib.suppress(*THEIRS), socket.create_connection(where, timeout=10) as server:
             server.sendall(json.dumps(message).encode() + b"\n")
-            answer, end = json.loads(_read_line(server)), time.monotonic() + seconds
+            answer, end = parse_json(_read_line(server), "what host 0 sent"), time.monotonic() + seconds
             if answer is not None:
                 return answer
         time.sleep(ASK_SECONDS)

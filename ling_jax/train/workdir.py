@@ -2,13 +2,12 @@
 
 import dataclasses
 import fcntl
-import json
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from etils import epath
 
-from ling_jax.files import write_json
+from ling_jax.files import read_object, write_json
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
 
@@ -49,10 +48,7 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
     path = workdir / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds checkpoints but no config.json to compare with; name another workdir")
-    try:
-        old = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}; restore it, or name another workdir") from None
+    old = read_object(path, "the config of the run; restore it, or name another workdir")
     if changed := differences(old, dataclasses.asdict(config), resumable):
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
@@ -68,7 +64,7 @@ def read_origins(workdir: epath.Path) -> dict[str, int | None]:
     A run that goes on takes these checkpoints again, although the stages that they come from may have gone on too.
     """
     path = workdir / "origins.json"
-    return json.loads(path.read_text()) if has_checkpoint(workdir) and path.exists() else {}
+    return read_object(path) if has_checkpoint(workdir) and path.exists() else {}
 
 
 def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> None:

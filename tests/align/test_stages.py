@@ -108,9 +108,11 @@ def test_a_run_begins_with_the_weights_of_the_stage_before(start, tuned, tmp_pat
     stage = load_model(tuned)
     save_hf(stage.params, stage.config, tmp_path / "hf")
     data.save_tokenizer(stage.tokenizer, tmp_path / "hf")
+    (tmp_path / "hf" / "LICENSE").write_text("MIT")
     from_hf = train(prepare_sft(sft_config(tmp_path / "hf", steps=1), tmp_path / "from_hf"))
     # Its config names no sizes of chunks, so that sums have another order.
     assert from_hf["main_loss"] == pytest.approx(from_run["main_loss"], rel=1e-4)
+    assert (tmp_path / "from_hf" / "tokenizer" / "LICENSE").read_text() == "MIT"
 
 
 def test_a_run_that_was_cut_short_ends_in_the_same_bits(start, tuned, tmp_path):

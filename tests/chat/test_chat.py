@@ -1,14 +1,14 @@
 import itertools
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.chat.folder_template import FILE_NAME, FolderTemplate, load_template, save_template
+from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import ChatTemplate, Piece, check_messages, encode, first_rewrite, opens_reasoning
 from ling_jax.chat.tool_calls import as_message, parse_either, render_call
+from ling_jax.checkpoint.side_files import copy_side_files
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
 
 TOKENIZER = train_bpe(["Be brief. What is the weather? detailed thinking off HUMAN SYSTEM ASSISTANT"] * 3, 330)
@@ -214,8 +214,8 @@ def test_a_template_finds_what_transformers_gives_it(tmp_path, source, wanted):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "[E]"}}))
     (tmp_path / "chat_template.jinja").write_text(source)
     template = load_template(tmp_path, ["[E]"])
-    save_template(template, tmp_path / "again")
-    assert load_template(tmp_path / "again", ["[E]"]) == replace(template, where=str(tmp_path / "again" / FILE_NAME))
+    copy_side_files(tmp_path, tmp_path.parent / "again")
+    assert load_template(tmp_path.parent / "again", ["[E]"]) == template
     pieces = template.render([user(), assistant("a", reasoning="r")], tools=[{"b": "é<b>", "a": 1}])
     assert text(pieces) == wanted and (Piece("[E]", special=True) in pieces) == ("[E]" in wanted)
 

@@ -1,3 +1,5 @@
+import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +13,7 @@ from ling_jax.checkpoint import hf as hf_module
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import open_model
 from tests.faults import ROOT
+from tests.refusals import run_each
 from tests.tiny import FAMILIES, random_params, tiny_config
 
 
@@ -63,10 +66,69 @@ def test_another_dtype_is_cast_and_the_bias_of_experts_stays_wide(tmp_path):
     assert moe["expert_bias"].dtype == np.float32 and moe["router"].dtype == jnp.bfloat16
 
 
+def test_official_folders_come_back_with_all_tensors_and_keys(golden, tmp_path):
+    """Hugging Face -> Orbax -> Hugging Face, side files and all."""
+    names = sorted(path.parent.name for path in golden.glob("*/config.json"))
+    assert len(names) >= 5
+    flags = [[f"--source={golden / name}", f"--target={tmp_path / 'run' / name}"] for name in names]
+    flags += [[f"--source={tmp_path / 'run' / name}", f"--target={tmp_path / 'back' / name}"] for name in names]
+    for done in run_each("launch.port", flags):
+        assert done.returncode == 0, done.stderr
+    for name in names:
+        source, back = golden / name, tmp_path / "back" / name
+        wanted, found = tensors(source), tensors(back)
+        assert wanted.keys() == found.keys()
+        for tensor in wanted:
+            assert wanted[tensor].dtype == found[tensor].dtype, f"{name}: {tensor}"
+            assert wanted[tensor].tobytes() == found[tensor].tobytes(), f"{name}: {tensor}"
+        keys, kept = (json.loads((folder / "config.json").read_text()) for folder in (source, back))
+        assert {key: kept.get(key, "missing") for key in keys} == keys, name
+        assert (back / "meta.json").read_bytes() == (source / "meta.json").read_bytes()
+
+
+def test_a_port_reports_what_is_not_finite(tmp_path):
+    """In both directions, and it goes on."""
+    config = tiny_config(compute_dtype="float32")
+    params = random_params(config, dtype="float32")
+    params["head"][0, :3] = np.nan
+    save_hf(params, config, tmp_path / "hf")
+    for source, target, name in (("hf", "run", "lm_head.weight (3)"), ("run", "back", "head (3)")):
+        done = port(tmp_path / source, tmp_path / target)
+        assert done.returncode == 0 and f"3 weights are NaN or infinite, in {name}" in done.stderr
+        assert done.stderr.count("warning") == 1
+    assert np.isnan(load_hf(tmp_path / "back")[0]["head"][0, :3]).all()
+
+
+def test_what_files_can_hold_is_one_line_and_exit_code_2(tmp_path):
+    config = tiny_config(compute_dtype="float32")
+    save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
+    index, weights = "model.safetensors.index.json", "model.safetensors"
+    cases = {
+        "config.json": (b"[" * 200_000, "is not JSON"),
+        index: (b"[" * 200_000, "is not JSON"),
+        weights: (b"\x40\x0d\x03\0\0\0\0\0" + b"[" * 200_000, "is not a whole safetensors file"),
+        "index": (json.dumps({"weight_map": {"a": "../b.safetensors"}}).encode(), "leaves the folder"),
+        "fp8": (None, "config.json: quantization_config is gptq of 4 bits"),
+    }
+    for name, (content, _) in cases.items():
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "hf", folder)
+        if content is None:
+            fields = json.loads((folder / "config.json").read_text())
+            fields["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+            content, name = json.dumps(fields).encode(), "config.json"
+        (folder / {"index": index}.get(name, name)).write_bytes(content)
+    flags = [[f"--source={tmp_path / name}", f"--target={tmp_path / 'target'}"] for name in cases]
+    for done, (_, message) in zip(run_each("launch.port", flags), cases.values(), strict=True):
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["hf", *cases])
+
+
 def test_bad_folders_are_named_and_nothing_is_written(tmp_path):
     (tmp_path / "empty").mkdir()
     done = port(tmp_path / "empty", tmp_path / "target")
-    assert done.returncode == 2 and "holds neither *.safetensors nor checkpoints/" in done.stderr
+    assert done.returncode == 2 and "holds neither checkpoints/ (a run's workdir) nor *.safetensors" in done.stderr
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     done = port(tmp_path / "empty", tmp_path / "full")

@@ -41,6 +41,7 @@ def config(request, tmp_path_factory):
     """A migration of a random model."""
     folder = tmp_path_factory.mktemp("from")
     write_source(folder / "source", **SIZES[request.param])
+    (folder / "source" / "tokenizer" / "LICENSE").write_text("MIT")
     write_corpus(folder / "corpus", 40)
     return small_config(folder / "source", folder / "corpus", target=target_config(**SIZES[request.param]))
 
@@ -79,6 +80,13 @@ def test_every_stage_reports(migrated):
     assert reports[3]["loss_converted"] != reports[3]["loss_before"]  # of rope's new theta
     assert reports[1]["loss_before"] == reports[0]["loss_after"]
     assert json.loads((plan.folder(4) / "report.json").read_text()) == reports[4]
+
+
+def test_all_files_beside_the_tokenizer_go_from_stage_to_stage(migrated):
+    plan, _ = migrated
+    for number in range(5):
+        assert (plan.folder(number) / "tokenizer" / "LICENSE").read_text() == "MIT"
+        assert not plan.converts(number) or (plan.folder(number) / "converted" / "LICENSE").exists()
 
 
 def test_frozen_means_frozen(migrated):

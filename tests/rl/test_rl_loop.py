@@ -66,6 +66,17 @@ def test_a_run_leaves_what_its_report_names(whole, capsys):
     assert config.vocab_size == params["embed"].shape[0]
 
 
+def test_all_files_beside_the_tokenizer_go_along(start, tmp_path):
+    shutil.copytree(start, tmp_path / "start")
+    (tmp_path / "start" / "tokenizer" / "LICENSE").write_text("MIT")
+    prepared(small_config(tmp_path / "start"), tmp_path / "run")
+    found, wanted = (  # a run may add what it declares of end tokens
+        {path.name: path.read_bytes() for path in (tmp_path / name / "tokenizer").iterdir()}
+        for name in ("start", "run")
+    )
+    assert found.items() <= wanted.items() and "LICENSE" in found
+
+
 def test_recorded_log_probs_are_those_of_training(whole):
     """Of tokens that the very weights of the step drew, in float32; there are some."""
     lines = lines_of(whole[0])

@@ -252,6 +252,6 @@ def test_a_model_that_no_memory_holds_is_refused_before_anything_is_written(corp
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(corpus, tmp_path):
     data.save_tokenizer(data.train_bpe([*dir(str), *dir(dataclasses)], 310), tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=r"has 310 tokens and model\.vocab_size is 300"):
+    with pytest.raises(ValueError, match=r"has ids up to 309 and model\.vocab_size is 300"):
         prepare(with_data(small_config(corpus), tokenizer=str(tmp_path / "tokenizer")), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -75,7 +75,8 @@ def test_a_number_or_a_port_that_is_taken_is_told(coordinator, monkeypatch):
 def test_words_that_are_no_message_change_nothing(coordinator):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         first = pool.submit(roll_call, Place(coordinator, 2, 0), FACTS, 60)
-        for words in (b"", b"\xff\n", b"GET / HTTP/1.1\r\n", b"[]\n", b"7\n", b"[1, 2, 3]\n"):
+        told = (b"", b"\xff\n", b"GET / HTTP/1.1\r\n", b"[]\n", b"7\n", b"[1, 2, 3]\n", b'[Infinity, "a", {}]\n')
+        for words in (*told, b"[" * 200_000 + b"\n"):
             with connected(coordinator) as line:
                 line.sendall(words)
         assert roll_call(Place(coordinator, 2, 1), FACTS, 60) == first.result()

@@ -1,0 +1,29 @@
+"""Weights that are NaN or infinite are loaded and named: whoever loads a model hears of them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ling_jax.messages import warn
+
+CHUNK = 2**18  # elements checked at a time: the temporaries stay in the processor's cache
+NAMED = 4
+
+
+def count_nonfinite(array: np.ndarray) -> int:
+    """How many elements are NaN or infinite; little memory beside the array is used."""
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    flat = array.reshape(-1)
+    finite = sum(np.count_nonzero(np.isfinite(flat[i : i + CHUNK])) for i in range(0, flat.size, CHUNK))
+    return flat.size - finite
+
+
+def report_nonfinite(where, counts: Mapping[str, int]) -> None:
+    """One warning that names the tensors with NaN or infinity and how many elements of each; none where all is 0."""
+    found = {name: count for name, count in counts.items() if count}
+    if not found:
+        return
+    named = ", ".join(f"{name} ({count})" for name, count in list(found.items())[:NAMED])
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    warn(f"{where}: {sum(found.values())} weights are NaN or infinite, in {named}{more}; they are loaded as they are")

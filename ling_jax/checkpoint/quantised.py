@@ -1,0 +1,222 @@
+"""FP8 weights of a Hugging Face folder: how its config.json says they are scaled, and their values.
+
+Two forms are released: blocks of 128 x 128 with `X.weight_scale_inv` (2.0), and output channels with `X.weight_scale`
+(compressed-tensors: 2.5 and 2.6). Both scales multiply the stored weight. Other formats are refused by their name.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ling_jax.checkpoint.nonfinite import CHUNK
+from ling_jax.checkpoint.safetensors_file import FP8
+
+SCALES = ("_scale_inv", "_scale")  # behind the weight's name
+SCALE_DTYPES = ("F32", "BF16", "F16")
+# Scales of activations and caches, which are not quantised here.
+ACTIVATION_SCALES = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
+CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
+SUPPORTED = (
+    "quantised weights are read as FP8 in blocks (weight_scale_inv) or by output channel (weight_scale); "
+    "take the BF16 or FP8 release, or dequantise the folder first"
+)
+# End of a tensor's name -> the format that stores it. The first that fits names the folder's.
+OTHER_NAMES = {
+    ".weight_packed": "packed int4 or int8 (compressed-tensors)",
+    ".weight_zero_point": "integers with zero points (compressed-tensors)",
+    ".weight_scale_2": "NVFP4 (ModelOpt)",
+    ".weight_global_scale": "NVFP4 (compressed-tensors)",
+    ".g_idx": "GPTQ",
+    ".qweight": "GPTQ or AWQ",
+    ".qzeros": "GPTQ or AWQ",
+    ".weight.absmax": "bitsandbytes",
+    ".weight.quant_map": "bitsandbytes",
+    ".SCB": "bitsandbytes (8 bit)",
+    "_blocks": "MXFP4",
+    ".biases": "MLX",
+    ".scales": "MLX",
+}
+OTHER_DTYPES = {
+    "F8_E4M3FNUZ": "FP8 of another encoding (fnuz)",
+    "F8_E5M2FNUZ": "FP8 of another encoding (fnuz)",
+    "F8_E8M0": "an MX format (scales of exponents alone)",
+    "F6_E2M3": "MXFP6",
+    "F6_E3M2": "MXFP6",
+    "F4": "FP4",
+}
+
+INTEGERS = {"I8": "int8", "U8": "8-bit integers", "I32": "packed integers", "U32": "packed integers"}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFormat:
+    """FP8 weights in blocks of rows x columns that share a scale; None: all rows or columns of the tensor."""
+
+    block_rows: int | None
+    block_columns: int | None
+
+    def scale_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What the scale of a weight [rows, columns] may be; a dimension of 1 may be left out but in blocks."""
+        rows = math.ceil(shape[0] / (self.block_rows or max(shape[0], 1)))
+        columns = math.ceil(shape[1] / (self.block_columns or max(shape[1], 1)))
+        shapes: list[tuple[int, ...]] = [(rows, columns)]
+        if self.block_columns is None:
+            shapes += [(rows,)] if self.block_rows else [(1,), ()]
+        return shapes
+
+
+PER_CHANNEL, PER_TENSOR = WeightFormat(1, None), WeightFormat(None, None)
+
+
+def weight_format(hf: Mapping[str, Any]) -> WeightFormat | None:
+    """How a config.json says that weights are quantised, None where it does not.
+
+    Raises ValueError naming the key, and the format where it is one that is not read.
+    """
+    key = next((key for key in CONFIG_KEYS if hf.get(key)), None)
+    if key is None:
+        return None
+    found, where = hf[key], f"config.json: {key}"
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is {found!r}; expected an object")
+    method = found.get("quant_method")
+    if method == "fp8":
+        return _fp8(found, where)
+    if method == "fbgemm_fp8":
+        return PER_CHANNEL
+    if method == "compressed-tensors" or "config_groups" in found:
+        return _compressed(found, where)
+    raise ValueError(f"{where} is {_method_name(found, key)}; {SUPPORTED}")
+
+
+def _method_name(found: dict[str, Any], key: str) -> str:
+    method, bits = found.get("quant_method"), found.get("bits")
+    if method is None and (key == "quantization" or {"group_size", "bits"} <= found.keys()):
+        method = "MLX"
+    if method is None and any(name.startswith(("load_in_", "bnb_")) for name in found):
+        method = "bitsandbytes"
+    if method is None:
+        return f"an object without quant_method: {', '.join(found)}"
+    return f"{method}{f' of {bits} bits' if bits else ''}"
+
+
+def _fp8(found: dict[str, Any], where: str) -> WeightFormat:
+    if (form := found.get("fmt") or "e4m3") not in ("e4m3", "e5m2"):
+        raise ValueError(f"{where}.fmt is {form!r}; expected 'e4m3' or 'e5m2'")
+    return _blocks(block, f"{where}.weight_block_size") if (block := found.get("weight_block_size")) else PER_TENSOR
+
+
+def _blocks(block: Any, where: str) -> WeightFormat:
+    sizes = block if isinstance(block, list) else []
+    if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{where} is {block!r}; expected two numbers of rows and columns, such as [128, 128]")
+    return WeightFormat(*sizes)
+
+
+def _compressed(found: dict[str, Any], where: str) -> WeightFormat | None:
+    """Of compressed-tensors; None where it only describes activations, or no quantisation at all."""
+    for name in ("sparsity_config", "transform_config"):  # pruned weights, rotated weights
+        value = found.get(name)
+        if value and not (isinstance(value, dict) and value.get("format") == "dense"):
+            raise ValueError(f"{where}.{name} is {value!r}, which is not computed here; {SUPPORTED}")
+    groups = found.get("config_groups") or {}
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise ValueError(f"{where}.config_groups is {groups!r}; expected an object of objects")
+    formats = set()
+    for name, group in groups.items():
+        if group.get("weights"):
+            form = group.get("format") or found.get("format")
+            formats.add(_group(group["weights"], f"{where}.config_groups.{name}.weights", form))
+    if len(formats) > 1:
+        raise ValueError(f"{where}.config_groups scale weights in {len(formats)} ways; one for all is read")
+    return formats.pop() if formats else None
+
+
+def _group(weights: Any, where: str, form: Any) -> WeightFormat:
+    if not isinstance(weights, dict):
+        raise ValueError(f"{where} is {weights!r}; expected an object")
+    bits, kind, strategy = (weights.get(name) for name in ("num_bits", "type", "strategy"))
+    if (bits, kind) != (8, "float") or weights.get("symmetric") is False:
+        signs = "" if weights.get("symmetric", True) else ", not symmetric"
+        raise ValueError(f"{where} are {kind}{bits} ({form or 'no format'}{signs}); {SUPPORTED}")
+    if strategy == "block":
+        return _blocks(weights.get("block_structure"), f"{where}.block_structure")
+    if strategy not in ("channel", "tensor"):
+        raise ValueError(f"{where}.strategy is {strategy!r}; expected 'channel', 'block' or 'tensor'; {SUPPORTED}")
+    return PER_CHANNEL if strategy == "channel" else PER_TENSOR
+
+
+def refuse_other_formats(dtypes: Mapping[str, str]) -> None:
+    """Raises ValueError where a tensor {name: dtype} is of a quantised format that is not read."""
+    marked = [name for name in dtypes if name.endswith(tuple(OTHER_NAMES))]
+    for end, form in OTHER_NAMES.items():
+        for name in marked:
+            if name.endswith(end):
+                raise ValueError(f"{name} is of {form}; {SUPPORTED}")
+    for name, dtype in dtypes.items():
+        if dtype in OTHER_DTYPES:
+            raise ValueError(f"{name} is {dtype}, {OTHER_DTYPES[dtype]}; {SUPPORTED}")
+        if dtype in INTEGERS and scale_of(name, dtypes):
+            raise ValueError(f"{name} is {dtype} with a scale, {INTEGERS[dtype]}; {SUPPORTED}")
+
+
+def scale_of(name: str, names: Iterable[str]) -> str | None:
+    """The name of a weight's scale among the `names` (a set or dict)."""
+    return next((name + end for end in SCALES if name + end in names), None)
+
+
+def is_activation_scale(name: str) -> bool:
+    return name.endswith(ACTIVATION_SCALES)
+
+
+def pair_scales(tensors: Mapping[str, tuple[str, tuple[int, ...]]], form: WeightFormat | None) -> dict[str, str]:
+    """{FP8 weight: its scale} of tensors {name: (dtype, shape)}; raises ValueError naming one that does not fit."""
+    pairs = {name: scale_of(name, tensors) for name, (dtype, _) in tensors.items() if dtype in FP8}
+    if pairs and form is None:
+        name = min(pairs)
+        raise ValueError(f"{name} is {tensors[name][0]}, but config.json has no quantization_config for FP8")
+    for name, scale in pairs.items():
+        if scale is None:
+            asked = " nor ".join(name + end for end in SCALES)
+            raise ValueError(f"{name} is {tensors[name][0]}, but its scale is missing: neither {asked}")
+        _check_scale(name, scale, tensors, form)
+    for name, (dtype, _) in tensors.items():
+        base = next((name.removesuffix(end) for end in SCALES if name.endswith(end)), None)
+        if base and pairs.get(base) != name and not is_activation_scale(name):
+            weight = f"{base} is {tensors[base][0]}" if base in tensors else f"{base} is missing"
+            raise ValueError(f"{name} ({dtype}) is the scale of no FP8 weight: {weight}")
+    return pairs
+
+
+def _check_scale(name: str, scale: str, tensors, form: WeightFormat) -> None:
+    (_, shape), (dtype, found) = tensors[name], tensors[scale]
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{name} is FP8 of shape {shape}; FP8 weights are matrices")
+    if dtype not in SCALE_DTYPES:
+        raise ValueError(f"{scale} is {dtype}; scales are one of {', '.join(SCALE_DTYPES)}")
+    if found not in (wanted := form.scale_shapes(shape)):
+        told = " or ".join(map(str, wanted))
+        raise ValueError(f"{scale} is {found}; quantization_config makes it {told} for {name} {shape}")
+
+
+def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_row: int, dtype) -> np.ndarray:
+    """fp32(weight) · fp32(scale), rounded once to fp32 and then to `dtype`.
+
+    `weight` are rows of a whole [rows, columns] from `first_row` on, `scale` is that of the whole.
+    """
+    rows, columns = weight.shape
+    block_rows = min(form.block_rows or first_row + rows, first_row + rows)
+    block_columns = min(form.block_columns or columns, columns)
+    scale = scale.astype(np.float32).reshape(-1, math.ceil(columns / block_columns))
+    codes, values = weight.view(np.uint8), np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
+    out = np.empty(weight.shape, dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted by the caller
+        for begin in range(0, rows, step := max(1, CHUNK // columns)):
+            end = min(begin + step, rows)
+            blocks = np.arange(first_row + begin, first_row + end) // block_rows
+            scales = np.repeat(scale[blocks], block_columns, axis=1)[:, :columns]
+            out[begin:end] = values.take(codes[begin:end], mode="clip") * scales
+    return out

@@ -1,0 +1,126 @@
+"""What a model's folder holds beside weights and config.json: tokenizer, template, licence, model card, code.
+
+In a Hugging Face folder these files stand beside the weights, in a run's workdir in tokenizer/. They go from the one
+to the other as they are; a model that was made here gets those that a reader of its export needs.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from etils import epath
+from tokenizers import Tokenizer
+
+from ling_jax import spec as specs
+from ling_jax.chat.default_source import default_source
+from ling_jax.chat.folder_template import CONFIG_NAME, FILE_NAME
+from ling_jax.chat.template import END
+from ling_jax.checkpoint.hf_config import to_hf
+from ling_jax.checkpoint.index import OTHER_WEIGHTS
+from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import EOS
+from ling_jax.files import read_object, replacing
+from ling_jax.model import model_spec
+
+BOS = "<|startoftext|>"
+GENERATION_CONFIG = "generation_config.json"
+MODEL_CARD = "README.md"
+# Of weights: a copy would say of the new ones what was true of the old.
+OF_WEIGHTS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
+WEIGHTS = (".safetensors", ".index.json", ".onnx_data", ".tflite", ".npy", *OTHER_WEIGHTS)
+SKIPPED_FOLDERS = ("original", "onnx", "gguf")  # weights in another form, with files that belong to them
+
+
+def side_files(folder: Path) -> Iterator[PurePath]:
+    """Paths in a model's folder, relative to it, of all files but weights, what describes them, and hidden ones."""
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS)
+        for name in sorted(files):
+            path = Path(root, name).relative_to(folder)
+            ours = name.startswith(".") or name.endswith(WEIGHTS) or str(path) in OF_WEIGHTS
+            if not ours and (folder / path).is_file():
+                yield path
+
+
+def copy_side_files(source: Path, target: epath.PathLike) -> None:
+    """Copies the side files of a model's folder, what links point to included; files that are there are replaced.
+
+    Nothing is done where both are one folder, or where the source is missing.
+    """
+    source, target = Path(source), epath.Path(target)
+    if source.resolve() == Path(target).resolve():
+        return
+    for path in side_files(source):
+        with (source / path).open("rb") as original, replacing(target / path) as copy:
+            shutil.copyfileobj(original, copy)
+
+
+def fill_in(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """Adds to an export what it lacks and its reader needs: token ids in config.json, generation_config.json,
+    tokenizer_config.json with the default chat template, a model card. What is there stays as it is.
+
+    Without a tokenizer only the card is added.
+    """
+    if tokenizer is not None:
+        ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
+        ids = {key: id for key, token in ids.items() if (id := tokenizer.token_to_id(token)) is not None}
+        known = read_object(folder / "config.json")
+        _write(known | ids | known, folder / "config.json")  # the file's own keys first, as they are
+        ends = [id for token in (EOS, END) if (id := tokenizer.token_to_id(token)) is not None]
+        if ends and not (folder / GENERATION_CONFIG).exists():
+            _write(ids | {"eos_token_id": ends}, folder / GENERATION_CONFIG)
+        if not (folder / CONFIG_NAME).exists():
+            _write(_tokenizer_config(folder, config, tokenizer), folder / CONFIG_NAME)
+    if not (folder / MODEL_CARD).exists():
+        (folder / MODEL_CARD).write_text(model_card(config), encoding="utf-8")
+
+
+def _tokenizer_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
+    found = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length}
+    found |= {key: token for key, token in tokens.items() if tokenizer.token_to_id(token) is not None}
+    found |= {"clean_up_tokenization_spaces": False}
+    has_turns = tokenizer.token_to_id(END) is not None
+    return found | ({"chat_template": default_source()} if has_turns and not (folder / FILE_NAME).exists() else {})
+
+
+def model_card(config: ModelConfig) -> str:
+    """A short README.md."""
+    hf, size = to_hf(config), specs.count(model_spec(config))
+    rows = {
+        "parameters": f"{size / 1e9:.3f} B" if size >= 1e8 else f"{size / 1e6:.3f} M",
+        "layers": f"{config.num_layers}, and {config.mtp_depth} for multi-token prediction",
+        "hidden size": config.hidden_size,
+        "heads": config.num_heads,
+        "experts": f"{config.num_experts}, {config.top_k} of a token",
+        "vocabulary": config.vocab_size,
+        "context": f"{config.max_length} tokens",
+        "dtype": config.compute_dtype,
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""# Model card
+
+A model of the architecture `{hf["architectures"][0]}` (Ling / Ring), written by ling_jax.
+
+| | |
+|---|---|
+{table}
+
+```python
+from ling_jax.checkpoint import load_hf
+
+params, config = load_hf("this folder")
+```
+
+`transformers` needs the official modeling files beside the weights, named by `auto_map` in config.json, and
+`trust_remote_code=True`.
+
+License: not set. Whoever publishes these weights sets it here.
+"""
+
+
+def _write(value: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

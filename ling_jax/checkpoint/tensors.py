@@ -1,0 +1,86 @@
+"""The tensors of a Hugging Face folder by their official names, read row by row; FP8 weights are dequantised."""
+
+import collections
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ling_jax.checkpoint.index import locate
+from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
+from ling_jax.checkpoint.quantised import (
+    dequantise,
+    is_activation_scale,
+    pair_scales,
+    refuse_other_formats,
+    weight_format,
+)
+from ling_jax.checkpoint.safetensors_file import DTYPES
+
+
+class Tensors:
+    """Dtypes and shapes at once, values on demand. `hf` is the folder's config.json.
+
+    Names are canonical, and scales belong to their weights. Raises FileNotFoundError, PermissionError or ValueError
+    naming the file, the key of config.json or the tensor.
+    """
+
+    def __init__(self, folder: Path, hf: dict[str, Any]):
+        self.folder = folder
+        # `absent`: tensors of files that only the index knows. `remarks`: what a user should know of the folder.
+        self._place, self.absent, self.remarks = locate(folder)
+        self._nonfinite: collections.Counter[str] = collections.Counter()
+        stored = {name: (self.stored_dtype(name), self.shape(name)) for name in self._place}
+        try:
+            self._format = weight_format(hf)
+            refuse_other_formats({name: dtype for name, (dtype, _) in stored.items()})
+            self._scales = pair_scales(stored, self._format)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+        if self._format and not self._scales:
+            self.remarks.append("config.json has a quantization_config, but no tensor is FP8: all are read as stored")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._place.clear()
+
+    def names(self) -> set[str]:
+        """Of weights and of whatever else is there, but for scales."""
+        scales = set(self._scales.values())
+        return {n for n in self._place if n not in scales and not (self._format and is_activation_scale(n))}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file, stored = self._place[name]
+        return file.shape(stored)
+
+    def stored_dtype(self, name: str) -> str:
+        """As safetensors names it, such as "BF16"."""
+        file, stored = self._place[name]
+        return file.dtype(stored)
+
+    def dtype(self, name: str, dequantised) -> np.dtype:
+        """What a weight is stored in; `dequantised` if that is FP8."""
+        return np.dtype(dequantised) if name in self._scales else DTYPES[self.stored_dtype(name)]
+
+    def read(self, name: str, rows: slice, dtype) -> np.ndarray:
+        """Rows of a tensor in `dtype`. What is not finite there is counted, for `report_nonfinite`."""
+        value = self._stored(name, rows)
+        if name in self._scales:
+            scale = self._stored(self._scales[name], slice(None))
+            value = dequantise(value, scale, self._format, rows.start or 0, dtype)
+        elif value.dtype != dtype:
+            with np.errstate(over="ignore", invalid="ignore"):
+                value = value.astype(dtype)
+        self._nonfinite[name] += count_nonfinite(value)
+        return value
+
+    def report_nonfinite(self) -> None:
+        """One warning about what was read since the last."""
+        report_nonfinite(self.folder, self._nonfinite)
+        self._nonfinite.clear()
+
+    def _stored(self, name: str, rows: slice) -> np.ndarray:
+        file, stored = self._place[name]
+        return file.read(stored, rows)
