@@ -265,7 +265,7 @@ def round_trip(stage: ModelFolder, folder: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     save_hf(params, config, folder)
     save_texts(stage, folder, chat=stage.is_chat)
-    fill_in(folder, config, stage.tokenizer)
+    fill_in(folder, config, stage.tokenizer, chat=stage.is_chat)
     back, back_config = load_hf(folder)
     forward = jax.jit(model.forward, static_argnums=2)
     tokens = np.arange(64, dtype=np.int32)[None] % config.vocab_size

@@ -18,11 +18,10 @@ from absl import flags
 
 from launch.flags import run_program, usage_errors
 from ling_jax.checkpoint import load_hf, orbax, write_hf
-from ling_jax.checkpoint.folder import check_model_folder
+from ling_jax.checkpoint.folder import check_model_folder, open_model
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
-from ling_jax.data.tokenizer import load_tokenizer
 from ling_jax.files import new_folder
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir", required=True)
@@ -44,13 +43,13 @@ def main() -> None:
 def export(source: Path, target: Path):
     """Writes a workdir's model as a Hugging Face folder; returns the parameters as they were stored."""
     beside = source / "tokenizer"
-    tokenizer = load_tokenizer(beside) if (beside / TOKENIZER_FILE).exists() else None
+    model = open_model(source, step=STEP.value) if (beside / TOKENIZER_FILE).exists() else None
     params, config = orbax.load_params(source / "checkpoints", STEP.value)
     config = in_dtype(config)
     with new_folder(target) as partial:
         write_hf(cast(params), config, partial)
         copy_side_files(beside, partial)
-        fill_in(partial, config, tokenizer)
+        fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
     return params
 
 

@@ -52,11 +52,14 @@ def load_hf_config(path, *, dtype=None) -> ModelConfig:
 
 def config_of(hf: dict, tensors: Tensors, dtype) -> ModelConfig:
     """The config of a folder: what its file says, and the slope convention that it or its tensors tell."""
-    config = from_hf(hf)
+    try:
+        config = from_hf(hf)
+    except ValueError as error:
+        raise ValueError(f"{tensors.folder}: {error}") from None
     check_sizes(config, tensors)
     if dtype is not None:
         config = dataclasses.replace(config, compute_dtype=dtype)
-    if "slope_layer_offset" not in hf:
+    if hf.get("slope_layer_offset") is None:
         config = dataclasses.replace(config, slope_layer_offset=_stored_slope_offset(tensors, config))
     return config
 

@@ -21,6 +21,7 @@ from ling_jax.checkpoint.hf_keys import (
     Key,
 )
 from ling_jax.checkpoint.hf_reading import at, overridden_factor, read_model, refusal, unread_keys
+from ling_jax.checkpoint.quantised import weight_format
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.messages import warn
 
@@ -44,6 +45,7 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
     architecture, missing keys, values out of range or in contradiction, and on what asks for another computation.
     """
     config = read_model(hf)
+    weight_format(hf)  # one that is not read is an error
     named = unread_keys(hf)
     if (overridden := overridden_factor(hf, config)) is not None:
         named.append(f"partial_rotary_factor {overridden} (rotary_dim {config.rotary_dim} wins)")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ling_jax.checkpoint.hf_keys import QUANTISATION
 from ling_jax.checkpoint.nonfinite import CHUNK
 from ling_jax.checkpoint.safetensors_file import FP8
 
@@ -18,7 +19,6 @@ SCALES = ("_scale_inv", "_scale")  # behind the weight's name
 SCALE_DTYPES = ("F32", "BF16", "F16")
 # Scales of activations and caches, which are not quantised here.
 ACTIVATION_SCALES = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
-CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 SUPPORTED = (
     "quantised weights are read as FP8 in blocks (weight_scale_inv) or by output channel (weight_scale); "
     "take the BF16 or FP8 release, or dequantise the folder first"
@@ -76,7 +76,7 @@ def weight_format(hf: Mapping[str, Any]) -> WeightFormat | None:
 
     Raises ValueError naming the key, and the format where it is one that is not read.
     """
-    key = next((key for key in CONFIG_KEYS if hf.get(key)), None)
+    key = next((key for key in QUANTISATION if hf.get(key)), None)
     if key is None:
         return None
     found, where = hf[key], f"config.json: {key}"

@@ -58,18 +58,19 @@ def copy_side_files(source: Path, target: epath.PathLike) -> None:
             shutil.copyfileobj(original, copy)
 
 
-def fill_in(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
+def fill_in(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, *, chat: bool) -> None:
     """Adds to an export what it lacks and its reader needs: token ids in config.json, generation_config.json,
     tokenizer_config.json with the default chat template, a model card. What is there stays as it is.
 
-    Without a tokenizer only the card is added.
+    `chat`: the model is tuned for conversations, and the end of a turn ends its texts. Without a tokenizer only the
+    card is added.
     """
     if tokenizer is not None:
         ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
         ids = {key: id for key, token in ids.items() if (id := tokenizer.token_to_id(token)) is not None}
         known = read_object(folder / "config.json")
         _write(known | ids | known, folder / "config.json")  # the file's own keys first, as they are
-        ends = [id for token in (EOS, END) if (id := tokenizer.token_to_id(token)) is not None]
+        ends = [id for token in (EOS, *([END] if chat else [])) if (id := tokenizer.token_to_id(token)) is not None]
         if ends and not (folder / GENERATION_CONFIG).exists():
             _write(ids | {"eos_token_id": ends}, folder / GENERATION_CONFIG)
         if not (folder / CONFIG_NAME).exists():

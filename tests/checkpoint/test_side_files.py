@@ -87,7 +87,7 @@ def test_exports_are_readable_as_the_umask_says(tmp_path, umask, mode):
     try:
         save_hf(random_params(config, dtype="float32"), config, tmp_path / "out")
         copy_side_files(tmp_path / "source", tmp_path / "out")
-        fill_in(tmp_path / "out", config, None)
+        fill_in(tmp_path / "out", config, None, chat=False)
     finally:
         os.umask(before)
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
@@ -105,7 +105,7 @@ def made_here(tmp_path_factory) -> tuple:
     config = tiny_config(compute_dtype="float32", vocab_size=263)
     save_hf(random_params(config, dtype="float32"), config, folder / "hf")
     data.save_tokenizer(tokenizer, folder / "hf")
-    fill_in(folder / "hf", config, tokenizer)
+    fill_in(folder / "hf", config, tokenizer, chat=True)
     return folder / "hf", tokenizer
 
 
@@ -145,7 +145,7 @@ def test_what_is_there_is_left_as_it_is(tmp_path):
     tokenizer, config = data.train_bpe(["some words"], 263), tiny_config(compute_dtype="float32", vocab_size=263)
     fill(tmp_path, CARRIED)
     (tmp_path / "config.json").write_text('{"eos_token_id": 7, "pad_token_id": null, "x": [1]}')
-    fill_in(tmp_path, config, tokenizer)
+    fill_in(tmp_path, config, tokenizer, chat=True)
     bos = tokenizer.token_to_id("<|startoftext|>")
     assert read(tmp_path / "config.json") == {"eos_token_id": 7, "pad_token_id": None, "x": [1], "bos_token_id": bos}
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in CARRIED} == CARRIED
@@ -156,9 +156,19 @@ def test_a_tokenizer_without_turns_gets_no_template(tmp_path):
         json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0, "<|endoftext|>": 1}, "merges": []}})
     )
     (tmp_path / "config.json").write_text("{}")
-    fill_in(tmp_path, tiny_config(), tokenizer)
+    fill_in(tmp_path, tiny_config(), tokenizer, chat=True)
     assert "chat_template" not in read(tmp_path / "tokenizer_config.json")
     assert read(tmp_path / "generation_config.json")["eos_token_id"] == [1]
+
+
+def test_a_base_model_made_here_stays_one_for_raw_prompts(made_here, tmp_path):
+    folder, tokenizer = made_here
+    assert open_model(folder).is_chat
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    fill_in(tmp_path, load_hf(folder)[1], tokenizer, chat=False)
+    assert read(tmp_path / "generation_config.json")["eos_token_id"] == [tokenizer.token_to_id("<|endoftext|>")]
+    assert "chat_template" in read(tmp_path / "tokenizer_config.json") and not open_model(tmp_path).is_chat
 
 
 # Tokenizers whose ids pass the embedding
