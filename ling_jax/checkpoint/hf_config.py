@@ -8,11 +8,15 @@ from typing import Any
 
 from ling_jax.checkpoint.hf_keys import (
     ARCHITECTURES,
+    FFN_LIST,
     KEYS,
     LINEAR,
+    LINEAR_HEADS,
+    MIXER_LISTS,
     ORIGINAL_LENGTH,
     PLACES,
     QUANTISATION,
+    REPEATED,
     ROPE,
     TABLE,
     V2,
@@ -33,7 +37,7 @@ DERIVED = (
     ("num_shared_experts", "moe_shared_expert_intermediate_size"),
 )
 DERIVED_FROM = ("hidden_size", "num_attention_heads", "head_dim", "moe_intermediate_size")
-OF_ARCHITECTURE = ("architectures", "model_type", "auto_map", "layer_types", "num_kv_heads_for_linear_attn")
+OF_ARCHITECTURE = ("architectures", "model_type", "auto_map", *REPEATED)
 
 
 def from_hf(hf: dict[str, Any]) -> ModelConfig:
@@ -145,16 +149,26 @@ def _update(hf: dict[str, Any], before: ModelConfig, config: ModelConfig) -> dic
         left_out = any(not any(at(hf, place) for place in KEYS[key].places) for key in group)
         if changed.intersection(group) or (left_out and changed.intersection(DERIVED_FROM)):
             changed |= set(group)
+    if hf.get("head_dim") not in (None, old["head_dim"]):  # that of a port, which no other code reads so
+        changed.add("head_dim")
     for key in sorted(changed, key=list(new).index):
         if key == "rope_scaling":
             _write_scaling(hf, new[key])
         else:
             _write(hf, KEYS[key], new[key])
-    if changed & {"num_hidden_layers", "layer_group_size"}:
-        hf.pop("layer_types", None)
-    if hf.get("num_kv_heads_for_linear_attn"):
-        hf["num_kv_heads_for_linear_attn"] = config.num_heads
+    _update_repeated(hf, changed, config)
     return hf
+
+
+def _update_repeated(hf: dict[str, Any], changed: set[str], config: ModelConfig) -> None:
+    """Lists of layers go where they are no longer right; numbers get the new value."""
+    stale = MIXER_LISTS if changed & {"num_hidden_layers", "layer_group_size"} else ()
+    stale += (FFN_LIST,) if changed & {"num_hidden_layers", "first_k_dense_replace"} else ()
+    for key in stale:
+        hf.pop(key, None)
+    numbers = dict.fromkeys(LINEAR_HEADS, config.num_heads)
+    numbers |= {"qk_head_dim": config.nope_dim + config.rope_dim} if config.softmax == "mla" else {}
+    hf |= {key: number for key, number in numbers.items() if hf.get(key)}
 
 
 def _write(hf: dict[str, Any], key: Key, value: Any) -> None:

@@ -60,6 +60,7 @@ ARCHITECTURES = {
 }
 PORTED = "BailingHybridForCausalLM"  # an open transformers port's name of 2.6, and transformers' own of Ling 3.0
 LING_3 = "BailingMoeV3ForCausalLM"
+LING_3_MARKS = ("short_conv_kernel_size", "gated_attention_proj_granularity_type")  # beside kda_*
 
 
 class Key(NamedTuple):
@@ -92,6 +93,10 @@ def _yarn(key: str, kind: Kind, meaning: str, *also: str) -> Key:
 # Limits are several times what any public model has: they keep absurd sizes from being built.
 LAYERS, EXPERTS, HEADS, WIDTH = 1024, 8192, 4096, 2**20
 MAX_POSITION = 2**31 - 1  # positions are int32
+EXPERTS_NAMES = ("n_routed_experts", "num_local_experts")  # DeepSeek's, Mixtral's
+TOP_K_NAMES = ("num_experts_per_token", "moe_topk", "moe_router_topk")  # the last: Megatron's
+THETA_NAMES = (*in_rope("rope_theta"), "rotary_base")  # Megatron's
+ROTARY_NAMES = (*in_rope("partial_rotary_factor"), "rotary_percent", "rotary_pct")  # Megatron's, NeoX's
 SIZES = (
     Key("vocab_size", whole(1, 2**24), "tokens of the vocabulary", "vocab_size", True),
     Key("hidden_size", whole(1, WIDTH), "width of the model", "hidden_size", True),
@@ -101,8 +106,8 @@ SIZES = (
     Key("head_dim", whole(1, WIDTH), "dims of a head; missing: hidden_size / num_attention_heads"),
     Key("intermediate_size", whole(1, 2**24), "width of dense FFNs", "ffn_size", True),
     Key("first_k_dense_replace", whole(0, LAYERS), "dense layers", "first_dense_layers", True),
-    Key("num_experts", whole(1, EXPERTS), "experts", "num_experts", True, also=("n_routed_experts",)),
-    Key("num_experts_per_tok", whole(1, EXPERTS), "experts of a token", "top_k", True),
+    Key("num_experts", whole(1, EXPERTS), "experts", "num_experts", True, also=EXPERTS_NAMES),
+    Key("num_experts_per_tok", whole(1, EXPERTS), "experts of a token", "top_k", True, also=TOP_K_NAMES),
     Key("n_group", whole(0, EXPERTS), "groups of experts; null or 0: one", needed=True),
     Key("topk_group", whole(0, EXPERTS), "groups of a token; null or 0: one", needed=True),
     Key("moe_intermediate_size", whole(1, 2**24), "width of an expert", "expert_ffn_size", True),
@@ -135,9 +140,9 @@ NUMBERS = (
 )
 ORIGINAL_LENGTH = "original_max_position_embeddings"  # some files have it on the top level
 ROTARY = (
-    Key("rope_theta", above(1, 1e15), "base of the rotary frequencies", "rope_theta", True, also=in_rope("rope_theta")),
+    Key("rope_theta", above(1, 1e15), "base of the rotary frequencies", "rope_theta", True, also=THETA_NAMES),
     Key("rotary_dim", whole(1, WIDTH), "rotated dims of a head", also=in_rope("rotary_dim")),
-    Key("partial_rotary_factor", above(0, 1), "rotated part of a head", also=in_rope("partial_rotary_factor")),
+    Key("partial_rotary_factor", above(0, 1), "rotated part of a head", also=ROTARY_NAMES),
     _yarn("rope_type", one_of("default", "yarn"), "scaling of rope", *in_rope("type")),
     _yarn("factor", at_least(1, 1e6), "YaRN's factor"),
     _yarn("original_max_position_embeddings", whole(1, MAX_POSITION), "context before YaRN", ORIGINAL_LENGTH),
@@ -181,21 +186,25 @@ OFF = (
     "full_attention_interval", "hybrid_layer_pattern", "hybrid_override_pattern", "no_rope_layers",
     "no_rope_layer_interval", "nope_layer_interval", "num_kv_shared_layers", "use_sparse_attention",
     "sparse_attention_config", "sparse_config", "mrope_section", "linear_silu", "use_linear_silu", "use_linear_gqa",
-    "multi_gate",
+    "multi_gate", "value_norm", "use_mla_nope", "use_kda_lora", "mtp_use_kda", "rotary_interleaved",
     # Norms, head and residual stream.
     "norm_head", "norm_softmax", "tie_word_embeddings", "final_logit_softcapping", "final_logit_softcap",
     "logit_softcap", "scale_depth", "dim_model_base", "postnorm", "use_post_norm", "post_norm", "sandwich_norm",
     "parallel_attn", "use_parallel_residual", "parallel_residual", "layernorm_zero_centered", "zero_centered_norm",
+    "layernorm_zero_centered_gamma", "layernorm_1p", "use_nGPT",
     # FFN and experts.
-    "mlp_bias", "moe_bias", "swiglu_limit", "swiglu_alpha", "mlp_only_layers", "zero_expert_num", "zero_expert_type",
-    "moe_latent_size", "num_hash_layers", "use_shared_expert_gate", "shared_expert_gate", "residual_mlp",
+    "mlp_bias", "moe_bias", "add_bias_linear", "swiglu_limit", "swiglu_alpha", "expert_swiglu_limit_list",
+    "share_expert_swiglu_limit_list", "up_proj_norm", "scale_router_input", "moe_router_pre_softmax",
+    "mlp_only_layers", "zero_expert_num", "zero_expert_type", "moe_latent_size", "num_hash_layers",
+    "use_shared_expert_gate", "shared_expert_gate", "residual_mlp",
     # Models of more than text.
     "is_encoder_decoder", "add_cross_attention", "vision_config", "audio_config", "text_config",
+    "llm_config", "thinker_config",
 )  # fmt: skip
 OFF_PREFIXES = ("moba_", "index_", "mamba_", "ssm_", "hc_", "engram_", "nsa_", "dsa_", "gdn_")
 ON = (
     "use_rmsnorm", "rope_interleave", "norm_topk_prob", "moe_router_enable_expert_bias", "linear_rope", "use_rope",
-    "moe_renormalize", "use_grouped_topk", "is_causal",
+    "moe_renormalize", "use_grouped_topk", "is_causal", "use_expert_bias",
 )  # fmt: skip
 SCALES = (
     "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_emb", "embed_scale",
@@ -204,23 +213,43 @@ SCALES = (
     "linear_attn_alpha_factor", "linear_attn_beta_factor", "mlp_alpha_factor", "mlp_beta_factor",
     "layernorm_full_attention_alpha", "layernorm_full_attention_beta", "layernorm_linear_attention_alpha",
     "layernorm_linear_attention_beta", "layernorm_mlp_alpha", "layernorm_mlp_beta",
-    "moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step",
+    "rope_ratio", "moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step",
 )  # fmt: skip
+SCORES = ("score_function", "scoring_func", "moe_router_activation_func", "moe_router_score_function")
 UNREAD: dict[str, Kind] = {
     **dict.fromkeys(OFF, nothing()),
     **dict.fromkeys(ON, only(True)),
     **dict.fromkeys(SCALES, ONE),
     **dict.fromkeys(("hidden_act", "hidden_activation"), only("silu", "swish")),
-    **dict.fromkeys(("score_function", "scoring_func", "moe_router_activation_func"), only("sigmoid")),
+    **dict.fromkeys(SCORES, only("sigmoid")),
     "topk_method": only("noaux_tc"),
     "router_dtype": only("fp32", "float32"),
     "position_embedding_type": only("rope", "rotary"),
     "norm_type": nothing("rmsnorm", "rms_norm"),
+    "normalization": nothing("RMSNorm"),
+    "rope_type": nothing("default"),  # on the top level, where no scaling of rope is read
+    "router_type": nothing("topN"),
     "qk_norm_type": nothing("per_head"),
     **{f"{place}.truncate": only(True) for place in ROPE},  # of YaRN's bounds
     **{f"{place}.mrope_section": nothing() for place in ROPE},
 }
+# These repeat what other keys say, and must agree with them.
+LINEAR_HEADS = ("num_kv_heads_for_linear_attn", "linear_key_value_heads", "num_linear_key_value_heads")
+MIXER_LISTS = ("layer_types", "layers_block_type", "_layers_block_type")
+FFN_LIST = "mlp_layer_types"
+REPEATED = (*LINEAR_HEADS, *MIXER_LISTS, FFN_LIST, "qk_head_dim", "full_attention_type")
 DROPOUTS = ("attention_dropout", "embedding_dropout", "output_dropout", "hidden_dropout", "router_jitter_noise")
+
+# Settings of generation and old tasks: transformers 4 keeps them in every config, and some tools write them out.
+TRANSFORMERS_4 = (
+    "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores",
+    "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values",
+    "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens", "cross_attention_hidden_size",
+    "tie_encoder_decoder", "finetuning_task", "task_specific_params", "tokenizer_class", "prefix", "sep_token_id",
+    "decoder_start_token_id", "tf_legacy_loss", "use_bfloat16",
+)  # fmt: skip
 
 QUANTISATION = ("quantization_config", "compression_config", "quantization")  # the last: MLX
 # Of the releases and of what transformers writes into every file: they change nothing that is computed.
@@ -229,6 +258,7 @@ HARMLESS = frozenset((
     "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_attentions",
     "output_hidden_states", "output_router_logits", "return_dict", "torchscript", "pruned_heads", "is_decoder",
     "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "pretraining_tp", "ep_size",
-    "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "sliding_window", "max_window_layers", "layer_types",
-    "num_kv_heads_for_linear_attn", *DROPOUTS,
+    "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "sliding_window", "max_window_layers", "attn_implementation",
+    "_attn_implementation_autoset", "_attn_implementation_internal", "_experts_implementation", "_commit_hash",
+    "unsloth_fixed", "unsloth_version", *LING_3_MARKS, *REPEATED, *DROPOUTS, *TRANSFORMERS_4,
 ))  # fmt: skip

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 from ling_jax.checkpoint.hf_keys import (
     ARCHITECTURES,
     DROPOUTS,
+    FFN_LIST,
     HARMLESS,
-    HEADS,
     KEYS,
+    LINEAR_HEADS,
     LING_3,
+    LING_3_MARKS,
+    MIXER_LISTS,
     OFF_PREFIXES,
     ORIGINAL_LENGTH,
     PLACES,
@@ -22,11 +25,16 @@ from ling_jax.checkpoint.hf_keys import (
     YARN,
     Family,
     Key,
+    Kind,
     nothing,
     one_of,
-    whole,
+    only,
 )
 from ling_jax.config import ModelConfig, Yarn
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = 60  # the names of architectures are whole
+MAX_NAMED = 50  # our choice: a line that can still be read
 
 
 class Found(NamedTuple):
@@ -52,18 +60,20 @@ def read_model(hf: dict[str, Any]) -> ModelConfig:
 
 
 def unread_keys(hf: dict[str, Any]) -> list[str]:
-    """Keys that are neither read nor known to change nothing, as a message names them."""
+    """Keys that are neither read nor known to change nothing, as a message names them: the first `MAX_NAMED`."""
     known = HARMLESS | UNREAD.keys() | {place for place in PLACES if "." not in place}
     named = [key for key in hf if key not in known and not key.startswith(OFF_PREFIXES)]
     named += [key for key in DROPOUTS if hf.get(key)]
     inside = [f"{rope}.{key}" for rope in ROPE for key in hf.get(rope) or ()]
     named += [place for place in inside if place not in PLACES and place not in UNREAD]
-    return [_name(name) for name in named]
+    more = [f"… and {len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
+    return [_name(name) for name in named[:MAX_NAMED]] + more
 
 
 def _architecture(hf: dict[str, Any]) -> str:
     found, expected = hf.get("architectures"), f"a list of names with one of {', '.join(ARCHITECTURES)}"
     marks = [key for key, value in hf.items() if key.startswith("kda_") and value is not None]
+    marks += [key for key in LING_3_MARKS if hf.get(key)]
     if marks or (isinstance(found, list) and LING_3 in found):
         by = f" with {_name(marks[0])}" if marks else ""
         raise ValueError(
@@ -91,7 +101,7 @@ def _read_as(hf: dict[str, Any], architecture: str) -> ModelConfig:
     _fill_in(found.values, family)
     _check_relations(found, family)
     config = _model(found.values, family, yarn)
-    _check_layer_types(hf.get("layer_types"), config)
+    _check_repeated(hf, config)
     return config
 
 
@@ -111,7 +121,7 @@ def _find(hf: dict[str, Any], key: Key, architecture: str) -> tuple[str, Any]:
     for place, value in found[1:]:
         if value != found[0][1]:
             first = f"{found[0][0]} is {_shown(found[0][1])}"
-            raise ValueError(f"config.json: {first} and {place} is {_shown(value)}; expected one {key.meaning}")
+            raise ValueError(f"config.json: {first} and {place} is {_shown(value)}; expected one value ({key.meaning})")
     if found:
         return found[0][0], float(found[0][1]) if key.kind.is_float else found[0][1]
     # A converter of the 2.0 family writes null for one group; a file without the key has the official class's default.
@@ -129,7 +139,7 @@ def _check_unread(hf: dict[str, Any], family: Family) -> None:
             raise refusal(rope, scaling, "an object or null")
         for key, value in (scaling or {}).items():
             if isinstance(value, dict):
-                raise refusal(f"{rope}.{key}", value, "no object: one rope of all layers")
+                raise refusal(f"{rope}.{key}", value, f"its keys in {rope} itself: one rope serves all layers")
     for place, kind in UNREAD.items():
         if not kind.accepts(value := at(hf, place)):
             raise refusal(place, value, kind.expected)
@@ -141,11 +151,8 @@ def _check_unread(hf: dict[str, Any], family: Family) -> None:
         raise refusal("sliding_window", window, f"{off.expected}, unless use_sliding_window is false")
     if not family.hybrid and not nothing(1).accepts(group := hf.get("layer_group_size")):
         raise refusal("layer_group_size", group, "null or 1: this architecture has no Lightning layers")
-    kind, heads = whole(0, HEADS), hf.get("num_attention_heads")
-    linear = hf.get("num_kv_heads_for_linear_attn")
-    if linear is not None and not (kind.accepts(linear) and linear in (0, heads)):
-        expected = f"null, 0 or num_attention_heads ({_shown(heads)}): Lightning layers have all heads"
-        raise refusal("num_kv_heads_for_linear_attn", linear, expected)
+    if not only(family.softmax).accepts(found := hf.get("full_attention_type")):
+        raise refusal("full_attention_type", found, f"{family.softmax!r}, as the architecture has it")
 
 
 def _yarn(found: Found) -> Yarn | None:
@@ -154,20 +161,26 @@ def _yarn(found: Found) -> Yarn | None:
     if found.values["rope_scaling.rope_type"] != "yarn":
         for key in ("factor", "attention_factor"):
             if given[key] not in (None, 1):
-                raise refusal(found.places[f"rope_scaling.{key}"], given[key], "none, or rope_type 'yarn'")
+                raise refusal(found.places[f"rope_scaling.{key}"], given[key], "null, or rope_type 'yarn' beside it")
         return None
     place = found.places["rope_scaling.rope_type"]
     for key in ("factor", ORIGINAL_LENGTH):
         if given[key] is None:
             expected = KEYS[f"rope_scaling.{key}"].kind.expected
             raise ValueError(f"config.json: {place} is 'yarn' without {key}; expected {expected}")
-    return Yarn(**{YARN[key]: value for key, value in given.items() if value is not None})
+    yarn = Yarn(**{YARN[key]: value for key, value in given.items() if value is not None})
+    if yarn.beta_fast <= yarn.beta_slow:
+        key = next(key for key in ("beta_fast", "beta_slow") if given[key] is not None)
+        above, below = f"above beta_slow ({yarn.beta_slow:g})", f"below beta_fast ({yarn.beta_fast:g})"
+        side = above if key == "beta_fast" else below
+        raise refusal(found.places[f"rope_scaling.{key}"], given[key], f"a number {side}")
+    return yarn
 
 
 def _fill_in(values: dict[str, Any], family: Family) -> None:
     """Defaults that follow from other keys."""
     heads = values["num_attention_heads"]
-    if values["head_dim"] is None:
+    if values["head_dim"] is None or _has_head_dim_of_port(values, family):
         if values["hidden_size"] % heads:
             size = values["hidden_size"]
             raise ValueError(f"config.json: head_dim is missing; num_attention_heads {heads} does not divide {size}")
@@ -186,6 +199,19 @@ def _fill_in(values: dict[str, Any], family: Family) -> None:
                 f"qk_rope_head_dim {values['qk_rope_head_dim']} is not the whole head_dim {values['head_dim']}"
             )
         values["rotary_dim"] = int(values["head_dim"] * (1.0 if factor is None else factor))
+
+
+def _has_head_dim_of_port(values: dict[str, Any], family: Family) -> bool:
+    """Whether head_dim is not a Lightning head's: transformers' port of 2.6 writes qk_rope_head_dim there.
+
+    The rotated part is then that of hidden_size / num_attention_heads. Where it is that of head_dim, the two mixers
+    would not share their table of rotations, which the official code cannot do.
+    """
+    factor, heads = values["partial_rotary_factor"], values["num_attention_heads"]
+    if family.softmax != "mla" or factor is None or values["head_dim"] != (rope := values["qk_rope_head_dim"]):
+        return False
+    whole = values["hidden_size"] % heads == 0 and int(values["hidden_size"] // heads * factor) == rope
+    return whole and int(rope * factor) != rope and values["rotary_dim"] in (None, rope)
 
 
 def _check_relations(found: Found, family: Family) -> None:
@@ -238,18 +264,34 @@ def _model(values: dict[str, Any], family: Family, yarn: Yarn | None) -> ModelCo
     )
 
 
-def _check_layer_types(found: Any, config: ModelConfig) -> None:
-    """A list of the layers' kinds repeats what `layer_group_size` says."""
-    if found is None:
+def _check_repeated(hf: dict[str, Any], config: ModelConfig) -> None:
+    """Keys that repeat what others say of the model."""
+    heads = config.num_heads
+    for key in LINEAR_HEADS:
+        if not nothing(heads).accepts(value := hf.get(key)):
+            expected = f"null, 0 or num_attention_heads ({heads}): Lightning layers have all heads"
+            raise refusal(key, value, expected)
+    total, found = config.nope_dim + config.rope_dim, hf.get("qk_head_dim")
+    if config.softmax == "mla" and not only(total).accepts(found):
+        raise refusal("qk_head_dim", found, f"null or qk_nope_head_dim + qk_rope_head_dim ({total})")
+    softmax, lightning = one_of("full_attention", "attention"), one_of("linear_attention", "lightning_attention")
+    mixers = [softmax if config.is_softmax_layer(layer) else lightning for layer in range(config.num_layers)]
+    for key in MIXER_LISTS:
+        _check_list(hf, key, mixers, f"softmax layers close groups of {config.layer_group_size}")
+    dense, sparse = one_of("dense"), one_of("sparse")
+    ffns = [dense if layer < config.first_dense_layers else sparse for layer in range(config.num_layers)]
+    _check_list(hf, FFN_LIST, ffns, f"first_k_dense_replace is {config.first_dense_layers}")
+
+
+def _check_list(hf: dict[str, Any], key: str, kinds: list[Kind], reason: str) -> None:
+    """A list with a name for each layer."""
+    if (found := hf.get(key)) is None:
         return
-    if not isinstance(found, list) or len(found) != config.num_layers:
-        raise refusal("layer_types", found, f"a list of num_hidden_layers ({config.num_layers}) names")
-    softmax, lightning = one_of("full_attention"), one_of("linear_attention", "lightning_attention")
-    for layer, name in enumerate(found):
-        kind = softmax if config.is_softmax_layer(layer) else lightning
+    if not isinstance(found, list) or len(found) != len(kinds):
+        raise refusal(key, found, f"a list of num_hidden_layers ({len(kinds)}) names")
+    for layer, (kind, name) in enumerate(zip(kinds, found, strict=True)):
         if not kind.accepts(name):
-            group = f"layers close groups of {config.layer_group_size}"
-            raise refusal(f"layer_types[{layer}]", name, f"{kind.expected}, as softmax {group}")
+            raise refusal(f"{key}[{layer}]", name, f"{kind.expected}, as {reason}")
 
 
 def overridden_factor(hf: dict[str, Any], config: ModelConfig) -> float | None:
@@ -267,7 +309,7 @@ def refusal(place: str, value: Any, expected: str) -> ValueError:
 
 def _name(place: str) -> str:
     """A key as it stands, unless that would break the line or fill it."""
-    return place if place.isprintable() and len(place) <= 80 else _shown(place)
+    return place if place.isprintable() and 0 < len(place) <= 80 else _shown(place)
 
 
 def _shown(value: Any) -> str:
@@ -275,6 +317,6 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     try:
-        return reprlib.repr(value)
+        return SHORT.repr(value)
     except ValueError:  # Python prints no number of more than 4300 digits
         return "a number of thousands of digits"

@@ -104,6 +104,21 @@ def test_changed_fields_take_the_place_of_the_files_keys():
     assert written == without(RELEASES["Ling-2.6-1T"], *QUANTISATION) | wanted
 
 
+def test_what_a_file_repeats_follows_what_has_changed():
+    repeated = {
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"], "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+        "qk_head_dim": 24, "linear_key_value_heads": 4, "num_local_experts": 16,
+    }  # fmt: skip
+    config = from_hf(PLAIN | repeated)
+    assert to_hf(config) == PLAIN | repeated | {"slope_layer_offset": 0}
+    changed = dataclasses.replace(config, num_layers=6, nope_dim=24, num_heads=8, num_experts=32)
+    written = to_hf(changed)
+    assert from_hf(written) == changed and not written.keys() & {"layer_types", "mlp_layer_types"}
+    assert [written[key] for key in ("qk_head_dim", "linear_key_value_heads", "num_local_experts")] == [32, 8, 32]
+    dense = to_hf(dataclasses.replace(config, first_dense_layers=2))
+    assert "mlp_layer_types" not in dense and dense["layer_types"] == repeated["layer_types"]
+
+
 def test_the_form_of_transformers_5_stays():
     hf = rope_5(PLAIN, "rope_theta", "partial_rotary_factor") | {"dtype": "float32"}
     del hf["torch_dtype"]

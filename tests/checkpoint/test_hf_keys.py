@@ -102,6 +102,15 @@ def test_absurd_sizes_are_refused_at_once():
         (dict(partial_rotary_factor=0.2), "partial_rotary_factor is 0.2; expected an even number of rotated dims"),
         (dict(head_dim=None, hidden_size=66), "head_dim is missing; num_attention_heads 4 does not divide 66"),
         (dict(num_kv_heads_for_linear_attn=2), "num_kv_heads_for_linear_attn is 2; expected null, 0 or num_attention"),
+        (dict(linear_key_value_heads=2), "linear_key_value_heads is 2; expected null, 0 or num_attention_heads (4)"),
+        (dict(qk_head_dim=16), "qk_head_dim is 16; expected null or qk_nope_head_dim + qk_rope_head_dim (24)"),
+        (dict(full_attention_type="gqa"), "full_attention_type is 'gqa'; expected 'mla'"),
+        (dict(mlp_layer_types=["sparse"] * 4), "mlp_layer_types[0] is 'sparse'; expected 'dense', as first_k_dense"),
+        (
+            dict(mlp_layer_types=["dense"]),
+            "mlp_layer_types is ['dense']; expected a list of num_hidden_layers (4)",
+        ),
+        (dict(layers_block_type=["attention"] * 4), "layers_block_type[0] is 'attention'; expected 'linear_attention'"),
         (dict(num_kv_heads_for_linear_attn="4"), "num_kv_heads_for_linear_attn is '4'; expected null, 0 or num_att"),
         (dict(mtp_shared_depths=3, num_nextn_predict_layers=2), "mtp_shared_depths is 3; expected 0, since num_nextn"),
     ],
@@ -184,6 +193,9 @@ def test_a_value_nested_beyond_what_python_can_follow_is_refused():
         dict(full_attn_alpha_factor=3.56), dict(layernorm_mlp_alpha=2.0), dict(qk_norm_type="per_layer"),
         dict(attn_type_list=[0, 1]), dict(final_logit_softcapping=30.0), dict(attn_logit_softcapping=50.0),
         dict(embedding_multiplier=12), dict(residual_multiplier=0.22), dict(logits_scaling=8), dict(scale_emb=12),
+        dict(normalization="LayerNorm"), dict(add_bias_linear=True), dict(moe_router_score_function="softmax"),
+        dict(rotary_interleaved=True), dict(rope_type="yarn"), dict(rope_ratio=8), dict(expert_swiglu_limit_list=[7.0]),
+        dict(value_norm=True), dict(use_mla_nope=True), dict(router_type="MultiRouter"), dict(llm_config={"a": 1}),
         dict(scale_depth=1.4), dict(attention_chunk_size=8192), dict(swiglu_limit=7.0), dict(vision_config={"a": 1}),
     ],
     ids=lambda keys: "-".join(map(str, next(iter(keys.items())))) if isinstance(keys, dict) else keys,
@@ -202,6 +214,11 @@ def test_what_asks_for_another_computation_is_refused_by_name(base, keys):
         dict(mlp_only_layers=[]), dict(final_logit_softcapping=None), dict(max_window_layers=28),
         dict(quantization_config={"quant_method": "fp8"}), dict(eos_token_id=[1, 2]), dict(auto_map={"a": "b.c"}),
         dict(layer_types=["linear_attention"] * 3 + ["full_attention"]),
+        dict(layers_block_type=["linear_attention"] * 3 + ["attention"]), dict(full_attention_type="mla"),
+        dict(mlp_layer_types=["dense"] + ["sparse"] * 3), dict(qk_head_dim=24), dict(num_linear_key_value_heads=4),
+        dict(temperature=1.0, top_k=50, max_length=20, tie_encoder_decoder=False, tf_legacy_loss=False),
+        dict(_attn_implementation_autoset=True, unsloth_fixed=True), dict(rope_type="default", normalization="RMSNorm"),
+        dict(short_conv_kernel_size=None, use_mla_nope=False, expert_swiglu_limit_list=None),
     ],
     ids=lambda keys: next(iter(keys)),
 )  # fmt: skip
@@ -222,10 +239,21 @@ def test_a_2_0_file_has_no_groups_of_layers():
 
 
 def test_one_line_names_the_keys_that_are_not_read(capsys):
-    strange = {"foo": 1, "two\nlines": 2, "attention_dropout": 0.1, "rope_scaling": YARN | {"bar": 1}}
+    strange = {"foo": 1, "two\nlines": 2, "": 3, "attention_dropout": 0.1, "rope_scaling": YARN | {"bar": 1}}
     for _ in range(2):  # programs read a config more than once
         assert from_hf(PLAIN | strange) == from_hf(PLAIN | {"rope_scaling": YARN})
     (line,) = capsys.readouterr().err.splitlines()
-    wanted = r"foo, 'two\nlines', attention_dropout, rope_scaling.bar"
+    wanted = r"foo, 'two\nlines', '', attention_dropout, rope_scaling.bar"
     assert line == f"warning: config.json: keys that are not read: {wanted}"
     assert to_hf(from_hf(PLAIN | strange)).items() >= strange.items()
+
+
+def test_a_line_on_thousands_of_unread_keys_can_still_be_read(capsys):
+    from_hf(FIXTURE | {f"key_{i}": i for i in range(3000)})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("key_48, key_49, … and 2950 more")
+
+
+def test_the_name_of_another_architecture_is_whole():
+    name = "BailingMM2NativeForConditionalGeneration"
+    assert f"architectures is ['{name}'], which is not supported" in refusal(FIXTURE | {"architectures": [name]})

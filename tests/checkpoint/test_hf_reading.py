@@ -28,7 +28,9 @@ def test_ling_3_is_known_by_its_name():
     assert "which is Ling 3.0" in refusal(FIXTURE | {"architectures": ["BailingMoeV3ForCausalLM"]})
 
 
-@pytest.mark.parametrize("key", ["kda_lower_bound", "kda_num_heads", "kda_use_gate"])
+@pytest.mark.parametrize(
+    "key", ["kda_lower_bound", "kda_num_heads", "short_conv_kernel_size", "gated_attention_proj_granularity_type"]
+)
 def test_any_key_of_ling_3_marks_it(key):
     assert key in refusal(FIXTURE | {key: 1})
 
@@ -37,6 +39,21 @@ def test_the_open_ports_name_of_2_6_is_2_6():
     hf = FIXTURE | {"architectures": ["BailingHybridForCausalLM"]}
     assert from_hf(hf) == from_hf(FIXTURE)
     assert to_hf(from_hf(hf))["architectures"] == ["BailingHybridForCausalLM"]
+
+
+def test_the_rotated_dims_that_the_open_port_writes_as_head_dim_are_none(capsys):
+    """It takes the head of Lightning layers from hidden_size and num_attention_heads."""
+    release = RELEASES["Ling-2.6-flash"]
+    hf = rope_5(release, "rope_theta", partial_rotary_factor=0.5) | {
+        "head_dim": 64, "qk_head_dim": 192, "linear_key_value_heads": 32, "model_type": "bailing2_5_moe",
+        "layer_types": (["linear_attention"] * 7 + ["full_attention"]) * 4,
+        "mlp_layer_types": ["dense"] + ["sparse"] * 31,
+    }  # fmt: skip
+    config = from_hf(hf)
+    assert config == from_hf(release) and capsys.readouterr().err == ""
+    assert to_hf(config) == hf | {"head_dim": 128, "slope_layer_offset": 0}
+    wider = dataclasses.replace(config, hidden_size=8192, head_dim=256, rotary_dim=64)
+    assert from_hf(to_hf(wider)) == wider
 
 
 @pytest.mark.parametrize("key", ["kv_lora_rank", "layer_group_size"])
@@ -119,11 +136,31 @@ def test_both_forms_may_repeat_each_other():
         ({"dtype": "bfloat16"}, ("torch_dtype is 'float32'", "dtype is 'bfloat16'")),
         ({"n_routed_experts": 8}, ("num_experts is 16", "n_routed_experts is 8")),
         ({"n_shared_experts": 2}, ("num_shared_experts is 1", "n_shared_experts is 2")),
+        ({"num_local_experts": 8}, ("num_experts is 16", "num_local_experts is 8")),
+        ({"moe_topk": 1}, ("num_experts_per_tok is 4", "moe_topk is 1")),
+        ({"rotary_base": 10000}, ("rope_theta is 6000000.0", "rotary_base is 10000")),
+        ({"rotary_pct": 0.25}, ("partial_rotary_factor is 0.5", "rotary_pct is 0.25")),
     ],
 )
 def test_two_values_of_one_thing_are_both_named(keys, named):
     message = refusal(FIXTURE | keys)
     assert all(part in message for part in named), message
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("num_experts", "num_local_experts"), ("num_experts", "n_routed_experts"), ("num_experts_per_tok", "moe_topk"),
+        ("num_experts_per_tok", "moe_router_topk"), ("rope_theta", "rotary_base"),
+        ("partial_rotary_factor", "rotary_percent"), ("torch_dtype", "dtype"),
+        ("num_shared_experts", "n_shared_experts"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("base", BASES)
+def test_a_key_has_the_names_that_other_tools_give_it(base, key, other):
+    hf = without(BASES[base] | {"rope_theta": 6e6}, key) | {other: (BASES[base] | {"rope_theta": 6e6})[key]}
+    assert from_hf(hf) == from_hf(BASES[base] | {"rope_theta": 6e6})
+    assert to_hf(from_hf(hf)) == hf | {"slope_layer_offset": 0}
 
 
 def test_every_layer_has_the_same_rope():
@@ -155,8 +192,8 @@ def test_yarn_is_found_under_all_its_names(name, key):
             {"type": "yarn", "factor": 2.0},
             "is 'yarn' without original_max_position_embeddings; expected a whole number",
         ),
-        ({"factor": 2.0}, "rope_scaling.factor is 2.0; expected none, or rope_type 'yarn'"),
-        ({"type": "default", "factor": 2.0}, "rope_scaling.factor is 2.0; expected none, or rope_type 'yarn'"),
+        ({"factor": 2.0}, "rope_scaling.factor is 2.0; expected null, or rope_type 'yarn'"),
+        ({"type": "default", "factor": 2.0}, "rope_scaling.factor is 2.0; expected null, or rope_type 'yarn'"),
         (YARN | {"factor": "2"}, "rope_scaling.factor is '2'; expected a number from 1"),
         (YARN | {"factor": -2}, "rope_scaling.factor is -2; expected a number from 1"),
         (YARN | {"factor": True}, "rope_scaling.factor is true; expected a number from 1"),
@@ -166,6 +203,8 @@ def test_yarn_is_found_under_all_its_names(name, key):
             YARN | {"original_max_position_embeddings": 32.0},
             "original_max_position_embeddings is 32.0; expected a whole",
         ),
+        (YARN | {"beta_fast": 1, "beta_slow": 32}, "rope_scaling.beta_fast is 1.0; expected a number above beta_slow"),
+        (YARN | {"beta_slow": 32}, "rope_scaling.beta_slow is 32.0; expected a number below beta_fast (32)"),
         (YARN | {"truncate": False}, "rope_scaling.truncate is false; expected true"),
     ],
 )
