@@ -215,6 +215,7 @@ SCALES = (
     "layernorm_linear_attention_beta", "layernorm_mlp_alpha", "layernorm_mlp_beta",
     "rope_ratio", "moe_layer_freq", "decoder_sparse_step", "interleave_moe_layer_step",
 )  # fmt: skip
+OTHER_ROPES = ("mrope_section", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "alpha")
 SCORES = ("score_function", "scoring_func", "moe_router_activation_func", "moe_router_score_function")
 UNREAD: dict[str, Kind] = {
     **dict.fromkeys(OFF, nothing()),
@@ -230,8 +231,9 @@ UNREAD: dict[str, Kind] = {
     "rope_type": nothing("default"),  # on the top level, where no scaling of rope is read
     "router_type": nothing("topN"),
     "qk_norm_type": nothing("per_head"),
-    **{f"{place}.truncate": only(True) for place in ROPE},  # of YaRN's bounds
-    **{f"{place}.mrope_section": nothing() for place in ROPE},
+    **dict.fromkeys(in_rope("truncate"), only(True)),  # of YaRN's bounds
+    **dict.fromkeys((*in_rope("extrapolation_factor"), *in_rope("attn_factor")), ONE),  # vLLM's of YaRN
+    **{place: nothing() for key in OTHER_ROPES for place in in_rope(key)},
 }
 # These repeat what other keys say, and must agree with them.
 LINEAR_HEADS = ("num_kv_heads_for_linear_attn", "linear_key_value_heads", "num_linear_key_value_heads")

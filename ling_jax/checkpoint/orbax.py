@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,15 +137,19 @@ def _damage(folder: epath.Path, advice: str = "") -> Iterator[None]:
 
 
 def load_config(folder, step: int | None = None) -> tuple[ModelConfig, int]:
-    """(config, step) of a checkpoint, the newest where `step` is None; raises FileNotFoundError where there is none."""
+    """(config, step) of a checkpoint, the newest where `step` is None.
+
+    Raises FileNotFoundError where there is none, and DamagedCheckpoint where its record of the model cannot be read.
+    """
     folder = epath.Path(folder).resolve()
     options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_by_itself())
     with ocp.CheckpointManager(folder, options=options) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    return config_from_json(meta["model"]), step
+        with _damage(folder / str(step) / "meta"):
+            meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            return config_from_json(meta["model"]), step
 
 
 def _by_itself() -> ocp.options.MultiprocessingOptions:
@@ -167,5 +172,8 @@ def _abstract(config: ModelConfig, stored, mesh: jax.sharding.Mesh | None):
 
 
 def config_from_json(fields: dict[str, Any]) -> ModelConfig:
+    """Raises an error of any kind where the fields are not those of a model."""
+    if not isinstance(json.loads(fields.get("hf_source") or "{}"), dict):
+        raise ValueError("hf_source is no JSON object")
     scaling = fields.get("rope_scaling")
     return ModelConfig(**(fields | {"rope_scaling": Yarn(**scaling) if scaling else None}))

@@ -167,13 +167,14 @@ def test_exports_say_what_the_model_is_and_keep_all_else(base, form, fields):
         config = from_hf(hf)
     except ValueError:  # the two objects of the rope contradict each other
         return
-    assert to_hf(config) == hf | {"slope_layer_offset": 0}
+    as_text = [json.dumps(keys, sort_keys=True) for keys in (to_hf(config), hf | {"slope_layer_offset": 0})]
+    assert as_text[0] == as_text[1]  # NaN is not equal to itself
     changed = dataclasses.replace(config, **fields)
     written = json.loads(json.dumps(to_hf(changed)))
     assert from_hf(written) == changed
     assert hf.keys() <= written.keys() | {"layer_types"}
     if "foo" in hf:
-        assert json.dumps(written["foo"]) == json.dumps(hf["foo"])  # NaN is not equal to itself
+        assert json.dumps(written["foo"]) == json.dumps(hf["foo"])
 
 
 def test_another_architecture_keeps_ids_and_drops_what_is_of_the_old_one():

@@ -205,6 +205,9 @@ def test_yarn_is_found_under_all_its_names(name, key):
         ),
         (YARN | {"beta_fast": 1, "beta_slow": 32}, "rope_scaling.beta_fast is 1.0; expected a number above beta_slow"),
         (YARN | {"beta_slow": 32}, "rope_scaling.beta_slow is 32.0; expected a number below beta_fast (32)"),
+        (YARN | {"attn_factor": 0.5}, "rope_scaling.attn_factor is 0.5; expected 1"),
+        ({"long_factor": [1.0]}, "rope_scaling.long_factor is [1.0]; expected null"),
+        ({"alpha": 1000.0}, "rope_scaling.alpha is 1000.0; expected null"),
         (YARN | {"truncate": False}, "rope_scaling.truncate is false; expected true"),
     ],
 )

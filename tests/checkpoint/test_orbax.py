@@ -1,5 +1,6 @@
 """A state comes back from disk as it was."""
 
+import json
 import shutil
 
 import jax
@@ -62,3 +63,25 @@ def test_a_damaged_file_is_one_error(saved, tmp_path):
             path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(orbax.DamagedCheckpoint, match="checkpoints/3/state cannot be read"):
         orbax.load_params(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"new_field": 1},
+        {"vocab_size": "256"},
+        {"vocab_size": None},
+        {"rope_scaling": "yarn"},
+        {"hf_source": "[]"},
+        None,
+    ],
+    ids=str,
+)
+def test_a_record_that_is_no_model_is_one_error(saved, tmp_path, change):
+    shutil.copytree(saved[1] / "3", tmp_path / "checkpoints" / "3")
+    meta = tmp_path / "checkpoints" / "3" / "meta" / "metadata"
+    model = json.loads(meta.read_text())["model"]
+    meta.write_text("{" if change is None else json.dumps({"model": model | change}))
+    with pytest.raises(orbax.DamagedCheckpoint, match=r"checkpoints/3/meta cannot be read: .*") as raised:
+        orbax.load_config(tmp_path / "checkpoints")
+    assert len(str(raised.value).splitlines()) == 1
