@@ -165,7 +165,8 @@ def _update_repeated(hf: dict[str, Any], changed: set[str], config: ModelConfig)
     stale = MIXER_LISTS if changed & {"num_hidden_layers", "layer_group_size"} else ()
     stale += (FFN_LIST,) if changed & {"num_hidden_layers", "first_k_dense_replace"} else ()
     for key in stale:
-        hf.pop(key, None)
+        if hf.get(key) is not None:
+            del hf[key]
     numbers = dict.fromkeys(LINEAR_HEADS, config.num_heads)
     numbers |= {"qk_head_dim": config.nope_dim + config.rope_dim} if config.softmax == "mla" else {}
     hf |= {key: number for key, number in numbers.items() if hf.get(key)}

@@ -200,6 +200,7 @@ OFF = (
     # Models of more than text.
     "is_encoder_decoder", "add_cross_attention", "vision_config", "audio_config", "text_config",
     "llm_config", "thinker_config",
+    "for_nextn_model",  # SGLang's of a draft model
 )  # fmt: skip
 OFF_PREFIXES = ("moba_", "index_", "mamba_", "ssm_", "hc_", "engram_", "nsa_", "dsa_", "gdn_")
 ON = (
@@ -262,5 +263,5 @@ HARMLESS = frozenset((
     "chunk_size_feed_forward", "id2label", "label2id", "problem_type", "pretraining_tp", "ep_size",
     "router_aux_loss_coef", "aux_loss_alpha", "seq_aux", "sliding_window", "max_window_layers", "attn_implementation",
     "_attn_implementation_autoset", "_attn_implementation_internal", "_experts_implementation", "_commit_hash",
-    "unsloth_fixed", "unsloth_version", *LING_3_MARKS, *REPEATED, *DROPOUTS, *TRANSFORMERS_4,
+    "unsloth_fixed", "unsloth_version", "linear_backend", *LING_3_MARKS, *REPEATED, *DROPOUTS, *TRANSFORMERS_4,
 ))  # fmt: skip
