@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 
 from ling_jax.rewards.answer_form import same_answer
 
-ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
-GSM8K = re.compile(r"####[ \t]*([^\n#]*\d[^\n#]*)")
+ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+BRACES = re.compile(r"\\\\(?=[{}])|\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
+GSM8K = re.compile(r"####([^\n#]*\d[^\n#]*|[^\n#]+\Z)")
+MARK = re.compile(r"####|</?answer>|\\boxed|\\fbox", re.IGNORECASE)
 WORKER = Path(__file__).with_name("answer_worker.py")
+MOST_BARE = 200  # characters of a text without any mark that may be an answer alone; our choice
 MOST_GOLD = 500  # characters; our choice
 START_SECONDS = 60.0  # to import the library, on a busy machine
 PATIENCE = 20  # a check may take so many times its processor time before the machine is called overloaded; our choice
@@ -48,15 +50,18 @@ def extract_answer(text: str) -> str | None:
 
     The last one counts, whatever stands before or behind it. A box inside `<answer>` is the answer without the words
     around it; several that differ are a list. Reasoning up to `</think>` is not looked at; one that is not closed
-    leaves no answer, as does an empty box. `#### 42`, the last of them that has a digit, is GSM8K's form.
+    leaves no answer, as does an empty box. `#### 42` is GSM8K's form: the last that has a digit or ends the text. A
+    short text without any of these marks is the answer as a whole; no number is picked out of a sentence.
     """
-    text = text.rpartition("</think>")[2]
+    text = text.rpartition("</think>")[2].strip()
     if "<think>" in text:
         return None
     blocks = ANSWER.findall(text)
     if blocks:
         boxes = list(dict.fromkeys(box.strip() for box in _boxes(blocks[-1])))
         answer = ", ".join(boxes) if boxes else blocks[-1]
+    elif not MARK.search(text):
+        answer = text if len(text) <= MOST_BARE else ""
     else:
         boxes, lines = _boxes(text), GSM8K.findall(text)
         answer = (boxes[-1] if boxes else "") or (lines[-1] if lines else "")
@@ -128,13 +133,13 @@ class AnswerChecker:
         atexit.unregister(self.close)
 
     def check(self, text: str, gold: str) -> Checked:
-        r"""Whether the final answer of `text` is `gold`, which is an answer alone ("18", "\\frac{1}{2}")."""
+        r"""Whether the final answer of `text` is `gold`: "18", "\\frac{1}{2}", or a text with marks as `text` has."""
         if not gold.strip():
             raise ValueError("gold is empty; expected the right answer: a task without one cannot be checked")
         answer = extract_answer(text)
         if answer is None:
             return Checked("wrong", None, "no answer")
-        compare = _Comparison(self)
+        gold, compare = extract_answer(gold) or gold, _Comparison(self)
         try:
             same = same_answer(answer, gold, compare)
         except _Undecided as undecided:

@@ -7,7 +7,7 @@ compares expressions. What cannot be taken apart is only equal to the same text.
 import re
 from collections.abc import Callable
 
-from ling_jax.rewards.answer_number import decimal, decimal_value, quantity, same_quantity, split_unit
+from ling_jax.rewards.answer_number import CHANGING, WORD, decimal, decimal_value, quantity, same_quantity, split_unit
 from ling_jax.rewards.answer_text import TooDeep, normalise, squeeze
 
 MOST_CHARACTERS = 4000  # our choice: a longer answer is right where it is the gold's text, or one number
@@ -15,15 +15,26 @@ MOST_EXPRESSION = 600  # characters of an expression that is worked out; our cho
 MOST_PARTS = 64  # of a list; our choice
 OPENING, CLOSING = "([{⦃", ")]}⦄"
 SEPARATOR = re.compile(r",|;|\b(?:and|or)\b")
+LINK = re.compile(r";|\b(?:and|or)\b")
 OR = re.compile(r"\bor\b")
 RELATION = re.compile(r"=|<|>|\\le |\\ge |\\ne |\\in ")
 INEQUALITY = re.compile(r"<|>|\\le |\\ge ")
 MIRRORED = {"<": ">", ">": "<", "\\le ": "\\ge ", "\\ge ": "\\le "}
-NAME = re.compile(  # x, x_{1}, f(x), (x, y), \theta, \angle ABC, \text{Area}
-    r"[A-Za-z](?:_\{\w+\})?'*(?:\([a-z](?:,[a-z])*\))?|\([a-z](?:, ?[a-z])+\)|m?\\[a-z]+ ?[A-Z]{0,3}(?:_\{\w+\})?"
+NAME = re.compile(  # x, x_{1}, f(x), f^{-1}(x), P(A), |AB|, (x, y), \theta, \angle ABC, \text{Area}
+    r"[A-Za-z](?:_\{\w+\})?'*(?:(?:\^\{-1\})?\([a-z](?:,[a-z])*\))?|[fghPE](?:\^\{-1\})?\([^()]*\)"
+    r"|\|[A-Z]{2}\||\\overline\{[A-Z]{2}\}|\([a-z](?:, ?[a-z])+\)|m?\\[a-z]+ ?[A-Z]{0,3}(?:_\{\w+\})?"
     r"|(?:\\text\{[^{}]*\}|[A-Za-z ]{2,40}):?"
 )
-TIME = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?\s*([ap]\.?m\.?)?", re.IGNORECASE)
+SUM = re.compile(r"[a-zA-Z](?: ?[-+] ?[a-zA-Z])+|\\frac\{[a-z]\}\{[a-z]\}")  # a+b, m/n: what a question asks for
+TIME = re.compile(r"(?=.*[:m])(\d{1,2})(?::([0-5]\d))?(?::([0-5]\d))?\s*([ap]\.?m\.?)?", re.IGNORECASE)
+MONTH = (
+    r"jan(?:uary|\.)?|feb(?:ruary|\.)?|mar(?:ch|\.)?|apr(?:il|\.)?|may|june?|july?|aug(?:ust|\.)?|sep(?:tember|\.)?"
+    r"|oct(?:ober|\.)?|nov(?:ember|\.)?|dec(?:ember|\.)?"
+)
+DATE = re.compile(
+    rf"(?:({MONTH}) (\d{{1,2}})(?:st|nd|rd|th)?|(\d{{1,2}})(?:st|nd|rd|th)? (?:of )?({MONTH}))(?:,? (\d{{4}}))?",
+    re.IGNORECASE,
+)
 RATIO = re.compile(r"([\d.,]+):([\d.,]+)")
 COMMANDS = frozenset({
     "frac", "sqrt", "binom", "cdot", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan",
@@ -34,6 +45,7 @@ COMMANDS = frozenset({
 })  # fmt: skip
 PRODUCT = re.compile(r"[a-np-z]{1,3}")  # letters that may be variables; our choice: "no" and "on" are words
 CHOICES = frozenset("ABCDEFGH")
+LETTERED = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice) )?(?:\(([A-H])\)|([A-H])[.):](?= |$)|(?<= )([A-H])$)\s*(.*)")
 
 Equal = Callable[[str, str], bool]  # (answer, gold) -> whether two LaTeX expressions are the same mathematics
 
@@ -58,6 +70,9 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
         return bool(answer)
     if not answer or not gold:
         return False
+    dates = _date(answer), _date(gold)
+    if None not in dates:
+        return dates[0] == dates[1]
     numbers = quantity(answer), quantity(gold)
     if None not in numbers:
         same = same_quantity(*numbers)
@@ -68,7 +83,7 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
             whole = one.replace(",", "")
             if _same(*((whole, gold) if one is answer else (answer, whole)), equal):
                 return True
-    for look in (_by_parts, _by_relation, _by_brackets, _by_clock, _by_words, _by_unit):
+    for look in (_by_parts, _by_choice, _by_relation, _by_brackets, _by_clock, _by_words, _by_unit):
         verdict = look(answer, gold, equal)
         if verdict is not None:
             return verdict
@@ -127,6 +142,8 @@ def _same_equation(found: list[str], wanted: list[str], equal: Equal) -> bool:
     """Every side that is no mere name has to be the gold's value: 9·2 = 18 is 18, and 17 = 18 is not."""
     if len(found) == 2 and NAME.fullmatch(found[1]) and not NAME.fullmatch(found[0]):
         found = found[::-1]
+    if len(wanted) == 1 and len(found) > 1 and SUM.fullmatch(found[0]):
+        found = found[1:]
     names = [sides[0] if len(sides) > 1 and NAME.fullmatch(sides[0].strip()) else None for sides in (found, wanted)]
     both = ["=".join(sides) for sides in (found, wanted)]
     if len(wanted) > 1 and names[1] is None:  # an equation that defines nothing: 2x + y = 3
@@ -166,16 +183,58 @@ def _by_brackets(answer: str, gold: str, equal: Equal) -> bool | None:
     return False if any(one and len(_parts(one[1])) > 1 for one in (found, wanted)) else None
 
 
+def _by_choice(answer: str, gold: str, equal: Equal) -> bool | None:
+    """Letters of a choice, and letters with what they stand for: (B) 18 is B, and 18."""
+    if gold.strip("().: ") in CHOICES and len(answer) < 4:
+        return answer.strip("().: ").upper() == gold.strip("().: ")
+    (letter, meant), (right, wanted) = (_lettered(text) for text in (answer, gold))
+    if not letter and not right:
+        return None
+    if letter and right:
+        return letter == right and (_same(meant, wanted, equal) if meant and wanted else not _is_hedge(meant))
+    return _same(meant, gold, equal) if letter else _same(answer, wanted, equal)
+
+
+def _lettered(text: str) -> tuple[str, str]:
+    """(the letter of a choice, what stands behind it); ("", the text) without one."""
+    if text.strip("().: ") in CHOICES:
+        return text.strip("().: "), ""
+    match = LETTERED.fullmatch(_without_fonts(text))
+    return ("".join(filter(None, match.groups()[:3])), match[4]) if match else ("", text)
+
+
+def _is_hedge(text: str) -> bool:
+    """Whether a text has a word that takes something back, or names a choice."""
+    return any(word in CHOICES or word.lower() in CHANGING for word in WORD.findall(text))
+
+
+def _without_fonts(text: str) -> str:
+    return re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip()
+
+
+def _date(text: str) -> tuple[str, int, str | None] | None:
+    """(month, day, year) of `June 20, 2020` or `20th of June`."""
+    match = DATE.fullmatch(_without_fonts(text))
+    if not match:
+        return None
+    return (match[1] or match[4]).lower()[:3], int(match[2] or match[3]), match[5]
+
+
 def _by_clock(answer: str, gold: str, equal: Equal) -> bool | None:
     """Times are equal by their hours and minutes, ratios by their value."""
     del equal
     if ":" not in answer + gold:
         return None
+    answer, gold = (_without_fonts(text) for text in (answer, gold))
     times = TIME.fullmatch(answer), TIME.fullmatch(gold)
     if None not in times:
         first, second = ([int(part or 0) for part in time.groups()[:3]] for time in times)
-        halves = {time[4].lower().replace(".", "") for time in times if time[4]}
-        return first == second and len(halves) < 2
+        if None in (times[0][4], times[1][4]) and first == second:
+            return True
+        for time, parts in zip(times, (first, second), strict=True):
+            if time[4]:
+                parts[0] = parts[0] % 12 + 12 * (time[4][0] in "pP")
+        return first == second
     if TIME.fullmatch(gold):
         return False
     values = [_ratio(text) for text in (answer, gold)]
@@ -192,13 +251,11 @@ def _ratio(text: str):
 
 
 def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
-    """Words without their case and marks; a letter of a choice too."""
+    """Words without their case and marks."""
     del equal
     found, wanted = _words(answer), _words(gold)
     if re.search("[a-z]{3}", gold.lower()) and squeeze(answer).lower() == squeeze(gold).lower() and "\\" not in gold:
         return True  # June 20
-    if gold.strip("().: ") in CHOICES and len(answer) < 4:
-        return answer.strip("().: ").upper() == gold.strip("().: ")
     both = [text for text in (found, wanted) if text]
     if not both or (found != wanted and "\\text" not in answer + gold and all(map(PRODUCT.fullmatch, both))):
         return None
@@ -224,7 +281,7 @@ def _is_expression(text: str) -> bool:
     """Whether a text can be mathematics: no words, no two numbers side by side, no units."""
     if len(text) > MOST_EXPRESSION or "\\text" in text or not COMMANDS.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
         return False
-    if re.search(r"[\d}]\s+\d|[⦃⦄$€£¥#@\"?~`%:']", re.sub(r"[_^]\{\w+\}", "", text)):
+    if re.search(r"[\d}]\s+\d|[⦃⦄$€£¥#@\"?~`%:']", re.sub(r"[_^]\{-?\w+\}", "", text)):
         return False
     plain = re.sub(r"\\(?:begin|end) \{[a-z]+\}|\\[a-zA-Z]+", " ", text)
     return not re.search(r"[^\W\d_]{4,}", plain) and plain.count("|") % 2 == 0
@@ -237,6 +294,8 @@ def _interval(text: str) -> str | None:
         return text if _inside(text) or "\\cup" in text else None
     if signs == ["\\in "]:
         return sides[1]
+    if signs == ["\\ne "] and NAME.fullmatch(sides[0]):
+        return f"(-\\infty ,{sides[1]})\\cup ({sides[1]},\\infty )"
     if any(sign not in MIRRORED for sign in signs):
         return None
     if signs[0] in (">", "\\ge "):
@@ -262,6 +321,9 @@ def _union(text: str) -> str:
 def _parts(text: str) -> list[str]:
     r"""The parts of a list that stand side by side, with both values of each `\pm`."""
     parts = [text] if _is_one_number(text) else _split(text, SEPARATOR)
+    groups = _split(text, LINK)
+    if len(groups) > 1 and all(map(quantity, groups)):  # 1,000 and 2,000
+        parts = groups
     if len(parts) > 1:
         parts = [part for part in parts if part]  # "1, 2, and 3"
     both = []

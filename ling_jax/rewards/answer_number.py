@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 MOST_EXPONENT = 100_000  # our choice: of powers that are worked out here; larger ones are left to the worker
 MOST_UNIT = 60  # characters
-DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,9})?")
 SIGNED = rf"[-+]?\s*(?:{DECIMAL})"
 NUMBER = re.compile(
@@ -17,14 +17,15 @@ NUMBER = re.compile(
     rf"|\\frac\{{\s*(?P<p3>{SIGNED})\s*\}}\{{\s*(?P<q3>{SIGNED})\s*\}}"
     rf"|(?P<p4>{DECIMAL})\s*/\s*(?P<q4>[-+]?(?:{DECIMAL}))"
     r"|(?P<stem>\d{0,100}\.\d{0,100})(?:\\overline\{(?P<period>\d+)\}|\\dot\{(?P<dotted>\d)\}|(?P<digit>\d)(?P=digit){2,}\s*\\ldots)"
+    r"|(?P<stem2>\d{0,100}\.)\((?P<bracketed>\d+)\)"  # 0.(3)
     r"|10\^\{(?P<e3>[-+]?\d{1,9})\}"
     rf"|(?P<mantissa>{DECIMAL})(?:[eE](?P<e>[-+]?\d{{1,9}})(?![\d.])|\s*\\cdot\s*10\^\{{\s*(?P<e2>[-+]?\d{{1,9}})\s*\}})?"
     r"|\((?P<inner>[-+]?[^(),]*)\)"
     r")"
 )
 CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "USD": "dollar", "EUR": "euro",
-            "GBP": "pound", "US$": "dollar"}  # fmt: skip
-BEFORE = re.compile(r"(?P<minus>[-+]?)\s*(?P<currency>US\$|USD|EUR|GBP|[$€£¥₹])\s*")
+            "GBP": "pound", "US$": "dollar", "¢": "cent", "Rs": "rupee", "Rs.": "rupee"}  # fmt: skip
+BEFORE = re.compile(r"(?P<minus>[-+]?)\s*(?P<currency>US\$|USD|EUR|GBP|Rs\.?|[$€£¥₹])\s*")
 ALIASES = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km",
     "millimeter": "mm", "millimetre": "mm", "gram": "g", "kilogram": "kg", "milligram": "mg", "liter": "l",
@@ -36,14 +37,14 @@ ALIASES = {
 }  # fmt: skip
 SHORT_UNITS = frozenset({
     "cm", "mm", "km", "kg", "mg", "ml", "mL", "ft", "in", "oz", "lb", "hr", "yd", "mi", "min", "sec", "am", "pm",
-    "mph", "kph", "usd", "USD", "EUR", "GBP", "nm", "kW", "Hz", "eV", "ms", "rad", "deg"
+    "mph", "kph", "usd", "USD", "EUR", "GBP", "nm", "kW", "Hz", "eV", "ms", "rad", "deg", "sq", "cu", "of"
 })  # fmt: skip
 CHANGING = frozenset({  # words that make another value, or no one value
     "or", "and", "not", "no", "nor", "maybe", "perhaps", "probably", "but", "if", "then", "else", "than", "more",
     "less", "least", "most", "to", "between", "versus", "vs", "instead", "rather", "either", "neither", "except",
     "without", "about", "over", "under", "below", "above", "unless", "otherwise", "is", "are", "was", "isn", "isnt",
     "wrong", "incorrect", "false", "true", "half", "halves", "quarter", "quarters", "third", "thirds", "fourth",
-    "fifth", "tenth", "tenths", "hundredth", "hundredths", "dozen", "dozens", "score", "hundred", "hundreds",
+    "fifth", "tenth", "tenths", "hundredth", "hundredths", "score", "hundred", "hundreds",
     "thousand", "thousands", "million", "millions", "billion", "billions", "trillion", "lakh", "crore", "mil", "bn",
     "k", "squared", "cubed", "factorial", "times", "plus", "minus", "divided", "point", "zero", "one", "two", "three",
     "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen",
@@ -51,6 +52,9 @@ CHANGING = frozenset({  # words that make another value, or no one value
     "eighty", "ninety", "remainder", "mod", "pi", "sqrt", "root", "twice", "double", "triple", "sum", "product",
     "approximately", "roughly", "also", "plusminus",
 })  # fmt: skip
+SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7,
+          "billion": 10**9, "trillion": 10**12}  # fmt: skip
+SCALE = re.compile(rf"(\s*(?:\\text\{{)?)\s*({'|'.join(SCALES)})s?\b")
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 UNIT = re.compile(
     rf"{WORD.pattern}(?:\^\{{-?\d\}})?(?:(?:\s*/\s*|\s+|\s*\\cdot\s*){WORD.pattern}(?:\^\{{-?\d\}})?){{0,4}}"
@@ -70,8 +74,11 @@ def quantity(text: str) -> Quantity | None:
     match = NUMBER.match(rest)
     if not match:
         return None
-    value = _value(match)
-    unit = _unit(rest[match.end() :], attached=rest[match.end() : match.end() + 1].isalpha())
+    value, rest = _value(match), rest[match.end() :]
+    scale = SCALE.match(rest)
+    if scale and value is not None:
+        value, rest = value * SCALES[scale[2]], scale[1] + rest[scale.end() :]
+    unit = _unit(rest, attached=rest[:1].isalpha())
     if value is None or unit is None or (currency and unit != currency and unit[:1] not in ("", "/")):
         return None
     return Quantity(value, currency + (unit if unit != currency else ""))
@@ -83,10 +90,10 @@ def same_quantity(answer: Quantity, gold: Quantity) -> bool:
     A unit that only one of the two has is no difference. A per cent sign is a hundredth where the other is a plain
     number, or the unit of a number of per cents: 50% is 0.5, and 50 where per cents were asked for.
     """
-    if answer.unit == gold.unit or "%" not in (answer.unit, gold.unit):
-        return answer.value == gold.value and (answer.unit == gold.unit or "" in (answer.unit, gold.unit))
-    percent, plain = (answer, gold) if answer.unit == "%" else (gold, answer)
-    return plain.unit == "" and plain.value in (percent.value, percent.value / 100)
+    if "" not in (answer.unit, gold.unit):
+        return answer == gold
+    plain, other = (answer, gold) if answer.unit == "" else (gold, answer)
+    return plain.value == other.value or (other.unit == "%" and plain.value == other.value / 100)
 
 
 def split_unit(text: str) -> tuple[str, str]:
@@ -127,7 +134,7 @@ def _value(match: re.Match) -> Fraction | None:
     if top is not None and bottom is not None:
         parts = [decimal_value(part) for part in (whole, top, bottom)]
         return sign * (parts[0] + parts[1] / parts[2]) if None not in parts and parts[2] else None
-    if "stem" in found:
+    if "stem" in found or "stem2" in found:
         return _repeating(sign, found)
     exponent = found.get("e") or found.get("e2") or found.get("e3") or "0"
     value = decimal_value(f"{found.get('mantissa', '1').rstrip('.')}e{exponent}")
@@ -135,20 +142,23 @@ def _value(match: re.Match) -> Fraction | None:
 
 
 def _repeating(sign: int, found: dict[str, str]) -> Fraction | None:
-    period = found.get("period") or found.get("dotted") or found["digit"]
-    if len(found["stem"]) > 100 or len(period) > 100 or found["stem"] == ".":
+    stem = found.get("stem") or found["stem2"]
+    period = next(found[name] for name in ("period", "dotted", "digit", "bracketed") if name in found)
+    if len(stem) > 100 or len(period) > 100 or stem == ".":
         return None
-    places = len(found["stem"].partition(".")[2])
-    return sign * (
-        Fraction(found["stem"].rstrip(".") or "0") + Fraction(int(period), (10 ** len(period) - 1) * 10**places)
-    )
+    places = len(stem.partition(".")[2])
+    return sign * (Fraction(stem.rstrip(".") or "0") + Fraction(int(period), (10 ** len(period) - 1) * 10**places))
 
 
 def _unit(text: str, attached: bool) -> str | None:
     """The canonical unit of what stands behind a number; None where that is no unit."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     is_marked, unit = plain != text, plain.strip().rstrip(".")
-    unit = re.sub(r"\s+(?=\^)", "", unit)
+    unit = re.sub(r"\s+(?=\^)", "", re.sub(r"\b(sq|cu)\.", r"\1", unit))
+    if is_marked:
+        unit = re.sub(r"^\((.*)\)$", r"\1", unit)  # 18 \text{ (cm)}
+    if is_marked or re.match(r"/\s*[a-z]{3}", unit):
+        unit = re.sub(r"^/\s*", "per ", unit)
     if not unit:
         return ""
     if len(unit) > MOST_UNIT:
@@ -157,7 +167,8 @@ def _unit(text: str, attached: bool) -> str | None:
         return unit
     if unit in CURRENCY:
         return CURRENCY[unit]
-    unit = re.sub(r"^°\s*(?=[CFK]$)", "degree ", unit)
+    if re.fullmatch(r"°\s*[CFK]", unit):
+        return f"°{unit[-1]}"
     words = WORD.findall(re.sub(r"\^\{-?\d\}", "", unit))
     if not UNIT.fullmatch(unit) or any(part in CHANGING for word in words for part in re.split("['-]", word.lower())):
         return None
@@ -168,13 +179,15 @@ def _unit(text: str, attached: bool) -> str | None:
 
 def _is_plain_unit(word: str, attached: bool, first: bool) -> bool:
     """Whether a word that is not marked as text is a unit and no product of variables."""
+    if not word.isascii():  # 18元
+        return True
     if len(word) == 1:
         return not (attached and first) and word in "mghsLla"
     return word in SHORT_UNITS or (len(word) > 2 and not (attached and first)) or word.rstrip("s") in ALIASES
 
 
 def _canonical_unit(unit: str) -> str:
-    unit = re.sub(r"\bsq(?:uare)?\.?\s+(\w+)", r"\1^{2}", re.sub(r"\bcubic\s+(\w+)", r"\1^{3}", unit))
+    unit = re.sub(r"\bsq(?:uare)?\s+(\w+)", r"\1^{2}", re.sub(r"\bcu(?:bic)?\s+(\w+)", r"\1^{3}", unit))
     unit = re.sub(r"\s*(?:\bper\b|/)\s*", "/", unit)
 
     def canonical(match: re.Match) -> str:
@@ -183,4 +196,5 @@ def _canonical_unit(unit: str) -> str:
         single = lower[:-1] if lower.endswith("s") and len(lower) > 2 else lower
         return ALIASES.get(word) or ALIASES.get(lower) or ALIASES.get(single) or single
 
-    return re.sub(r"\s*\\cdot\s*|\s+|-", " ", WORD.sub(canonical, unit))
+    unit = re.sub(r"\s*\\cdot\s*|\s+|-", " ", WORD.sub(canonical, unit))
+    return {"° celsius": "°C", "° fahrenheit": "°F"}.get(unit, unit)

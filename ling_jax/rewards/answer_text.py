@@ -15,18 +15,20 @@ SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ",
     "÷": "/", "⁄": "/", "∕": "/", "√": r"\sqrt ", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "≤": r"\le ",
     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ",
-    "…": "...", "º": "°", "’": "'", "，": ",", "：": ":",
+    "…": "...", "º": "°", "’": "'", "，": ",", "：": ":", "。": ".", "⩽": r"\le ", "⩾": r"\ge ", "≈": "=",
 }  # fmt: skip
 THIN = "\u2009\u202f\u00a0\u2007"  # spaces that stand between groups of three digits
-GROUPS = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:(?:\\[,!;:]|\\ |~|,\\!|\{{,\}}|[{THIN} ])\d{{3}})+(?![\d,/])")
+GROUPS = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:(?:\\[,!;:]|\\ |~|,\\!|\{{,\}}|[{THIN} '])\d{{3}})+(?![\d,/])")
 SPACES = re.compile(rf"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])|\\hspace\{{[^{{}}]*\}}|[{THIN}]|\s+")
 DROPPED = re.compile(
-    r"\\(?:left|right)(?![a-zA-Z])\s*\.?|\\(?:[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|bf|rm)(?![a-zA-Z])"
+    r"\\(?:left|right)(?![a-zA-Z])\s*\.?|\\(?:[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|bf|rm|tiny|small|normalsize"
+    r"|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])|\\(?:text)?color\s*\{[^{}]*\}"
 )
 NAMES = {
-    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
+    "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "nicefrac": "frac", "sfrac": "frac",
+    "bar": "overline", "dbinom": "binom", "tbinom": "binom", "leq": "le", "geq": "ge",
     "leqslant": "le", "geqslant": "ge", "neq": "ne", "times": "cdot", "ast": "cdot", "dots": "ldots", "cdots": "ldots",
-    "dotsc": "ldots", "varnothing": "emptyset", "colon": ":",
+    "dotsc": "ldots", "varnothing": "emptyset", "colon": ":", "approx": "=",
     "degree": "°", "div": "/", "lt": "<", "gt": ">", "lbrace": "⦃", "rbrace": "⦄", "euro": "€", "pounds": "£",
     "textdollar": "$", "lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrack": "[", "rbrack": "]",
 }  # fmt: skip
@@ -34,14 +36,16 @@ ESCAPED = {"%": "%", "$": "$", "#": "#", "&": "&", "_": "_", "{": "⦃", "}": "�
 FONTS = frozenset({
     "text", "textbf", "textit", "textrm", "textsf", "texttt", "textnormal", "mbox", "hbox", "mathrm", "mathbf",
     "mathit", "mathsf", "mathtt", "mathnormal", "boldsymbol", "bm", "operatorname", "emph", "underline", "boxed",
-    "fbox", "ensuremath", "mathbb"
+    "fbox", "ensuremath", "mathbb", "mathcal", "mathscr"
 })  # fmt: skip
-ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "overline": 1, "dot": 1, "vec": 1, "hat": 1, "bar": 1}
+ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1, "overline": 1, "dot": 1, "vec": 1, "hat": 1}
 SINGLE_UNITS = frozenset("mghsLlWJNVAKCF")
 TOKENS = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 WRAPPED = (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"),
            ('"', '"'), ("“", "”"), ("*", "*"))  # fmt: skip
-SAID = r"(?:so |thus |hence )?(?:the )?(?:final |correct )?answer\s*(?:is|:|=)\s*:?\s*"
+REAL_LINE = r"(-\infty ,\infty )"
+BUILDER = re.compile(rf"⦃\s*[a-z]\s*(?:\\in {re.escape(REAL_LINE)})?\s*[|:]\s*([^|⦃⦄]*)⦄")  # the x such that
+SAID = r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct )?answer\s*(?:is|:|=)\s*:?\s*"
 LABEL = re.compile(rf"^\s*(?:\\text\{{\s*{SAID}\}}\s*|{SAID})", re.IGNORECASE)
 
 
@@ -171,7 +175,7 @@ def _unfonted(name: str, content: list[str], before: str) -> str:
     r"""`\text{ cm}` for words; the content alone where it has none: `\text{13}`, `\mathrm{e}`, `\textbf{(B)}`."""
     inner = _spelled(content)
     if name == "mathbb" and inner == "R":
-        return "(-\\infty ,\\infty )"
+        return REAL_LINE
     if name in ("boxed", "fbox", "ensuremath", "underline") or re.search(r"[\\\d,;]|\b(?:and|or)\b", inner):
         return inner
     is_unit = inner.strip() in SINGLE_UNITS and re.search(r"[\d}]\s*$", before) and name.startswith(("text", "math"))
@@ -181,4 +185,7 @@ def _unfonted(name: str, content: list[str], before: str) -> str:
 def _tidy(text: str) -> str:
     text = LABEL.sub("", text)
     text = re.sub(r"(?<=[\d.])\s+(?=[.,]\d)", "", re.sub(r"\s+", " ", text)).strip()
-    return _unwrapped(re.sub(r"^[+\s]+(?=[\w\\.(])", "", text))
+    text = re.sub(r" ?(&|\\\\)(?:\[[\d.]+ ?[a-z]{2}\])? ?", r"\1", text)  # between the entries of a matrix
+    text = re.sub(r"(\\begin \{[^{}]*\}(?:\{[^{}]*\})?) ", r"\1", re.sub(r"(?:\\\\)? ?(?=\\end )", "", text))
+    text = BUILDER.sub(r"\1", text) if BUILDER.fullmatch(text) else text.replace("⦃⦄", r"\emptyset ")
+    return _unwrapped(re.sub(r"^[+=\s]+(?=[-\w\\.($])", "", text))

@@ -78,7 +78,7 @@ def read(text: str):
 
 def explicit(text: str) -> str:
     """With exact fractions for decimals, and the products written out that latex2sympy reads as mixed numbers."""
-    text = re.sub(r"\\(begin|end) \{", r"\\\1{", text)
+    text = re.sub(r"\\(begin|end) \{", r"\\\1{", text).replace(r"\lg ", r"\log_{10} ")
     text = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\\frac{\1\\pi}{180})", text)
     text = re.sub(r"(?<![a-zA-Z\\])(pi|sin|cos|tan|ln|log|exp)(?![a-zA-Z])", r"\\\1 ", text)
     text = re.sub(r"(\d*)\.(\d+)", lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}}", text)
