@@ -152,7 +152,11 @@ class AnswerChecker:
         if self.workers == 1 or len(pairs) < 2:
             return [self.check(text, gold) for text, gold in pairs]
         with ThreadPoolExecutor(self.workers) as threads:
-            return list(threads.map(lambda pair: self.check(*pair), pairs))
+            try:
+                return list(threads.map(lambda pair: self.check(*pair), pairs))
+            except BaseException:  # interrupted: what is being checked ends with its worker
+                self.close()
+                raise
 
 
 @functools.cache
@@ -188,7 +192,7 @@ class _Comparison:
             raise _Undecided("wrong", f"took longer than {limit:g} s")
         if reply.status == "died":
             raise _Undecided("wrong", reply.detail)
-        if reply.status == "failed":
+        if reply.status in ("failed", "closed"):
             raise _Undecided("failed", reply.detail)
         self.left = max(0.01, self.left - reply.seconds)
         self.detail = self.detail or reply.detail
@@ -196,9 +200,12 @@ class _Comparison:
 
 
 class _Reply(NamedTuple):
-    status: str  # "right", "wrong"; "late" and "died": the expressions' fault; "failed": the machine's
+    status: str  # "right", "wrong"; "late" and "died": the expressions' fault; "failed", "closed": not
     detail: str
     seconds: float = 0.0  # of processor time
+
+
+CLOSED = _Reply("closed", "the checker was closed")
 
 
 class _Worker:
@@ -206,15 +213,19 @@ class _Worker:
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
+        self._owner = 0  # the process that started it: a fork must not share its pipes
         self._unread = b""
 
     def compare(self, answer: str, gold: str, limit: float) -> _Reply:
+        process = None
         try:
             process = self._started()
             process.stdin.write(json.dumps([answer, gold, limit]).encode() + b"\n")
             process.stdin.flush()
             return self._reply(limit * PATIENCE + 1)
         except (OSError, ValueError) as error:  # a worker that cannot be started, died, or does not speak JSON
+            if process and process is not self._process:
+                return CLOSED
             self.close()
             return _Reply("failed", f"{type(error).__name__}: {error}")
         except BaseException:  # interrupted: a late reply would be taken for the next one's
@@ -231,7 +242,8 @@ class _Worker:
                 process.stdin.close()
 
     def _started(self) -> subprocess.Popen:
-        if self._process is None:
+        if self._process is None or self._owner != os.getpid():
+            self._owner, self._unread = os.getpid(), b""
             # -P: files beside the worker's must not hide modules of the same name.
             command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -248,6 +260,8 @@ class _Worker:
                 return _Reply("failed", f"no reply in {seconds:g} s and too little processor time: machine overloaded")
             chunk = os.read(process.stdout.fileno(), 1 << 16)
             if not chunk:
+                if process is not self._process:
+                    return CLOSED
                 self.close_dead()
                 return _ending(process.returncode)
             self._unread += chunk

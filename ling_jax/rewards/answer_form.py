@@ -355,27 +355,27 @@ def _inside(text: str) -> tuple[str, str] | None:
 
 def _split(text: str, separator: re.Pattern) -> list[str]:
     """What stands between the separators that no bracket holds."""
-    pieces, start, depth, at = [], 0, 0, 0
-    while at < len(text):
-        match = separator.match(text, at) if depth == 0 else None
-        if match:
-            pieces.append(text[start:at].strip())
-            start = at = match.end()
-            continue
-        depth += (text[at] in OPENING) - (text[at] in CLOSING)
-        at += 1
-    return [*pieces, text[start:].strip()]
+    ends = _outside(text, separator)
+    starts = [0, *(match.end() for match in ends)]
+    return [text[i:j].strip() for i, j in zip(starts, [*(match.start() for match in ends), len(text)], strict=True)]
 
 
 def _signs(text: str) -> list[str]:
-    signs, depth, at = [], 0, 0
+    return [match[0] for match in _outside(text, RELATION)]
+
+
+def _outside(text: str, pattern: re.Pattern) -> list[re.Match]:
+    """The matches that no bracket holds."""
+    matches, depth, at = [], 0, 0
     while at < len(text):
-        match = RELATION.match(text, at) if depth == 0 else None
+        match = pattern.match(text, at) if depth == 0 else None
         if match:
-            signs.append(match[0])
-        depth += (text[at] in OPENING) - (text[at] in CLOSING)
-        at += len(match[0]) if match else 1
-    return signs
+            matches.append(match)
+            at = match.end()
+        else:
+            depth += (text[at] in OPENING) - (text[at] in CLOSING)
+            at += 1
+    return matches
 
 
 def _match_ordered(found: list[str], wanted: list[str], equal: Equal) -> bool:

@@ -78,7 +78,7 @@ def quantity(text: str) -> Quantity | None:
     scale = SCALE.match(rest)
     if scale and value is not None:
         value, rest = value * SCALES[scale[2]], scale[1] + rest[scale.end() :]
-    unit = _unit(rest, attached=rest[:1].isalpha())
+    unit = _unit(re.sub(r"^/", " per ", rest) if currency else rest, attached=rest[:1].isalpha())
     if value is None or unit is None or (currency and unit != currency and unit[:1] not in ("", "/")):
         return None
     return Quantity(value, currency + (unit if unit != currency else ""))
@@ -157,8 +157,7 @@ def _unit(text: str, attached: bool) -> str | None:
     unit = re.sub(r"\s+(?=\^)", "", re.sub(r"\b(sq|cu)\.", r"\1", unit))
     if is_marked:
         unit = re.sub(r"^\((.*)\)$", r"\1", unit)  # 18 \text{ (cm)}
-    if is_marked or re.match(r"/\s*[a-z]{3}", unit):
-        unit = re.sub(r"^/\s*", "per ", unit)
+    unit = re.sub(r"^/\s*(?=[a-z]{3})", "per ", unit)
     if not unit:
         return ""
     if len(unit) > MOST_UNIT:
@@ -188,6 +187,7 @@ def _is_plain_unit(word: str, attached: bool, first: bool) -> bool:
 
 def _canonical_unit(unit: str) -> str:
     unit = re.sub(r"\bsq(?:uare)?\s+(\w+)", r"\1^{2}", re.sub(r"\bcu(?:bic)?\s+(\w+)", r"\1^{3}", unit))
+    unit = re.sub(r"\s+(\w+)\^\{-(\d)\}", r"/\1^{\2}", unit).replace("^{1}", "")
     unit = re.sub(r"\s*(?:\bper\b|/)\s*", "/", unit)
 
     def canonical(match: re.Match) -> str:

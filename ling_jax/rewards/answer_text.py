@@ -64,7 +64,7 @@ def normalise(text: str) -> str:
     )
     text = _unwrapped(re.sub(r"\\thinspace(?![a-zA-Z])\s*", r"\\,", text.replace("−", "-")))
     text = GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), _unwrapped(text))
-    text = text.replace("{,}", ",").replace("**", "^" if re.search(r"[\w)}]\*\*[\w({]", text) else "")
+    text = re.sub(r"\{([,:=<>])\}", r"\1", text).replace("**", "^" if re.search(r"[\w)}]\*\*[\w({]", text) else "")
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", "°", text)
     text = re.sub(r"<=|=<", r"\\le ", re.sub(r">=", r"\\ge ", re.sub(r"(?<![\w)])!=", r"\\ne ", text)))
     text = SPACES.sub(" ", DROPPED.sub("", text)).replace("...", r"\ldots ")
@@ -139,7 +139,7 @@ def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
     if not name:
         return token, at + 1
     if not name[0].isalpha():
-        return ESCAPED.get(name, name if name in "/°:<>⦃⦄€£$|[]" else token), at + 1
+        return ESCAPED.get(name, name if name in "/°:=<>⦃⦄€£$|[]" else token), at + 1
     return f"\\{name} ", at + 1
 
 

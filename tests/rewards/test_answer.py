@@ -138,7 +138,7 @@ def test_an_answer_that_keeps_its_worker_busy_is_wrong_and_the_next_check_works(
 
 def test_an_answer_that_needs_too_much_memory_is_wrong(monkeypatch, tmp_path):
     worker = tmp_path / "worker.py"
-    small = answer_module.WORKER.read_text().replace("MEMORY_BYTES = 4 << 30", "MEMORY_BYTES = 1 << 29")
+    small = answer_module.WORKER.read_text().replace("MEMORY_BYTES = 1 << 30", "MEMORY_BYTES = 1 << 29")
     worker.write_text(
         small.replace("def compare(", "def _compare(").replace(
             "def read(",
@@ -224,6 +224,50 @@ print(checker._all[0]._process.pid)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_an_interrupt_ends_all_checks_and_leaves_no_process():
+    program = """
+import os, signal, threading
+from ling_jax.rewards import AnswerChecker
+checker = AnswerChecker(limit=60, workers=2)
+assert checker.check_all([("\\\\boxed{1+x}", "x+1")] * 2)[0].status == "right"
+print(*(worker._process.pid for worker in checker._all if worker._process), flush=True)
+threading.Timer(0.5, lambda: os.killpg(0, signal.SIGINT)).start()  # as a terminal does
+checker.check_all([("\\\\boxed{10^{10^{10^{10}}}}", "3")] * 8)
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, start_new_session=True)
+    assert time.monotonic() - start < 50  # not one limit
+    assert done.returncode == -signal.SIGINT and done.stderr.count("Traceback") == 1
+    for pid in done.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
+def test_a_check_of_a_checker_that_another_thread_closes_fails():
+    with AnswerChecker(limit=60) as checker, ThreadPoolExecutor(1) as threads:
+        assert checker.check("\\boxed{1+x}", "x+1").status == "right"
+        late = threads.submit(checker.check, HANG, "3")
+        while not checker._idle.empty():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        checker.close()
+        assert late.result(30).status == "failed"
+        assert only_process(checker) is None
+
+
+def test_a_fork_starts_its_own_worker():
+    with AnswerChecker() as checker:
+        assert checker.check("\\boxed{1+x}", "x+1").status == "right"
+        first = only_process(checker).pid
+        child = os.fork()
+        if child == 0:
+            fine = checker.check("\\boxed{1+x}", "x+1").status == "right" and only_process(checker).pid != first
+            checker.close()
+            os._exit(0 if fine else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert checker.check("\\boxed{1+x}", "x+1").status == "right" and only_process(checker).pid == first
 
 
 def test_one_process_serves_all_checks_and_ends_with_the_checker():
