@@ -254,8 +254,9 @@ def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
     """Words without their case and marks."""
     del equal
     found, wanted = _words(answer), _words(gold)
-    if re.search("[a-z]{3}", gold.lower()) and squeeze(answer).lower() == squeeze(gold).lower() and "\\" not in gold:
-        return True  # June 20
+    plain, target = (squeeze(_without_fonts(text)).lower() for text in (answer, gold))
+    if plain == target and re.search("[a-z]{3}", target) and "\\" not in target:
+        return True  # Statement 1
     both = [text for text in (found, wanted) if text]
     if not both or (found != wanted and "\\text" not in answer + gold and all(map(PRODUCT.fullmatch, both))):
         return None

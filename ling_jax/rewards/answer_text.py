@@ -87,7 +87,8 @@ def _unwrapped(text: str) -> str:
             text = text.strip().removesuffix("\\.").rstrip(".;\\").strip()
         for opening, closing in WRAPPED:
             inner = text[len(opening) : -len(closing)]
-            if text.startswith(opening) and text.endswith(closing) and inner.strip() and opening not in inner:
+            is_whole = text.startswith(opening) and text.endswith(closing) and inner.strip()
+            if is_whole and opening not in inner.replace(f"\\{opening}", ""):
                 text = inner
                 break
     return text
