@@ -18,6 +18,7 @@ from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
 from ling_jax.checkpoint.index import INDEX_FILE, other_weights, weight_files
 from ling_jax.checkpoint.side_files import copy_side_files
 from ling_jax.config import ModelConfig
+from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
 
 
@@ -74,11 +75,12 @@ class ModelFolder(_Texts):
         return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends)
 
 
-def open_model(path, *, step: int | None = None) -> ModelFolder:
+def open_model(path, *, step: int | None = None, tokenizer: str = "") -> ModelFolder:
     """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
 
     A chat template and the files that declare end tokens stand beside the tokenizer. `step` picks a checkpoint of a
-    workdir; None takes the newest. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
+    workdir; None takes the newest. `tokenizer` is a folder or a file, read where the model's folder has no
+    tokenizer.json. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
     and model do not fit, or a file cannot be read.
     """
     folder = Path(path).expanduser()
@@ -90,10 +92,11 @@ def open_model(path, *, step: int | None = None) -> ModelFolder:
         check_model_folder(folder)
         beside, keys = folder, read_config(folder)
         config, step = load_hf_config(folder), None
-    tokenizer = data.load_tokenizer(beside)
+    where = tokenizer if tokenizer and not (beside / TOKENIZER_FILE).exists() else beside
+    tokenizer = data.load_tokenizer(where)
     if (last := largest_id(tokenizer)) >= config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {folder} has ids up to {last} ({tokenizer.id_to_token(last)!r}); the model's vocabulary "
+            f"the tokenizer of {where} has ids up to {last} ({tokenizer.id_to_token(last)!r}); the model's vocabulary "
             f"is {config.vocab_size} tokens, ids up to {config.vocab_size - 1}"
         )
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]

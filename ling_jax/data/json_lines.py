@@ -1,6 +1,7 @@
 """JSON lines: read and checked, errors name file, line and field."""
 
 import codecs
+import collections
 import itertools
 import json
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ling_jax.config import nearest
-from ling_jax.data.text_files import open_decompressed
+from ling_jax.data.text_files import FORMAT_BYTES, open_decompressed, wrong_format
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may escape one half of a surrogate pair, which no UTF-8 can hold
 MAX_LINE_BYTES = 1 << 30  # our choice: a line is held in memory as a whole, and gzip packs zeros a thousandfold
@@ -28,25 +29,27 @@ def shown(value: Any) -> str:
 def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, object) of each line of a file, gzipped or not; blank lines are left out.
 
-    A byte order mark is dropped. Raises ValueError on what is no JSON object: a NaN, an Infinity and a key that
-    stands twice among it, and a line of more than 1 GiB.
+    A byte order mark is dropped, also in front of a later line, where files were joined. Raises ValueError on what is
+    no JSON object: a NaN, an Infinity and a key that stands twice among it, on a line of more than 1 GiB, and on a file
+    of another format.
     """
-    with open_decompressed(
-        Path(path).expanduser()
-    ) as file:  # as bytes: a text's line separators are not only line ends
+    # Lines are read as bytes: in text, more than line ends would separate them.
+    with open_decompressed(Path(path).expanduser()) as file:
         for number in itertools.count(1):
             if not (line := file.readline(MAX_LINE_BYTES + 1)):
                 return
             where = f"{path}, line {number}"
             if len(line) > MAX_LINE_BYTES:
                 raise ValueError(f"{where} is longer than {MAX_LINE_BYTES} bytes; expected {expected} a line")
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if number == 1 and (reason := wrong_format(line[:FORMAT_BYTES])):
+                raise ValueError(f"{path} {reason}")
+            line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             try:
                 record = _load(line.decode())
             except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets nested by the thousand
-                raise ValueError(f"{where} is not JSON: {error}; expected {expected}") from None
+                raise ValueError(f"{where} is not JSON: {error}; expected {expected} on each line") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is a JSON {type(record).__name__}; expected {expected}")
             yield where, record
@@ -63,10 +66,8 @@ def _refuse_constant(name: str) -> None:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {shown(next(key for key in found if keys.count(key) > 1))} stands twice in an object"
-        )
+        (key, _), *_ = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(key)} stands twice in an object")
     return found
 
 

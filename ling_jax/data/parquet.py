@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ling_jax.config import nearest
+from ling_jax.data.text_files import FORMAT_BYTES, wrong_format
 
 BATCH_ROWS = 256  # held at once; a row may be a long document
 
@@ -36,16 +37,25 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
         if isinstance(error, OSError) and error.errno:  # of the disk, not of the format
             raise
         found = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is no parquet file, or damaged: {found}") from None
+        raise ValueError(f"{path} {_other_format(path) or f'is no parquet file, or damaged: {found}'}") from None
+
+
+def _other_format(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(FORMAT_BYTES)
+    return "" if start.startswith(b"PAR1") else wrong_format(start)
 
 
 def _check_column(schema, column: str, path: Path) -> None:
     names = schema.names
+    if names.count(column) > 1:
+        raise ValueError(f"{path} has {names.count(column)} columns {column!r}; expected one: rename the others")
     if column not in names:
-        found = ", ".join(names[:20]) or "none"
+        found = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "") or "none"
         raise ValueError(f"{path} has no column {column!r}{nearest(column, names)}; found {found}")
     kind = schema.field(column).type
-    kind = getattr(kind, "value_type", kind)  # of a dictionary
+    if str(kind).startswith("dictionary<"):  # lists have a value_type, too
+        kind = kind.value_type
     if str(kind) not in ("string", "large_string", "string_view"):
         raise ValueError(f"{path}: column {column!r} is {schema.field(column).type}; expected strings")
 

@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import hashlib
 import itertools
+import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ling_jax.config import nearest
-from ling_jax.data.json_lines import check_whole_characters, field, read_objects
+from ling_jax.data.json_lines import check_whole_characters, field, read_objects, shown
 from ling_jax.data.parquet import import_pyarrow, read_parquet
 from ling_jax.data.text_files import read_text_files
 from ling_jax.files import read_object
@@ -73,7 +74,7 @@ KINDS = {
     "text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles, "tokens": TokenFile, "python": PythonSources,
     "docstrings": PythonDocstrings,
 }  # fmt: skip
-JSON_LINES = ("*.jsonl", "*.jsonl.gz", "*.json.gz")  # names of files that hold them, in a folder
+JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json.gz")  # how files that hold them end, in a folder
 OPTIONS = {"path": "", "field": "text", "separator": ""}  # key -> the value that means "not given"
 TOKEN_FILES = ("meta.json", "offsets.npy", "tokens.bin")
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -128,11 +129,11 @@ def source_files(source: Source) -> dict[str, Path]:
     """The files that a source reads, by their names relative to its root, in order of these names."""
     match source:
         case TextFiles():
-            return _find(source.path, "*")
+            return _find(source.path, "")
         case JsonLines():
             return _find(source.path, *JSON_LINES)
         case ParquetFiles():
-            return _find(source.path, "*.parquet")
+            return _find(source.path, ".parquet")
         case TokenFile():
             return _token_files(Path(source.path).expanduser())
         case PythonSources() | PythonDocstrings():
@@ -220,11 +221,9 @@ def open_documents(folder: str | Path) -> TokenDocuments:
     """
     folder = Path(folder).expanduser()
     _token_files(folder)  # are all there
-    meta = read_object(folder / "meta.json")
-    if not {"vocab_size", "eos_id"} <= meta.keys() or meta.get("dtype") not in ("uint16", "uint32"):
-        raise ValueError(f"{folder / 'meta.json'} is {meta}; expected vocab_size, eos_id, and dtype uint16 or uint32")
+    meta = _read_meta(folder / "meta.json")
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    path, offsets = folder / "tokens.bin", np.load(folder / "offsets.npy")
+    path, offsets = folder / "tokens.bin", _read_offsets(folder / "offsets.npy")
     if path.stat().st_size != offsets[-1] * dtype.itemsize:
         found = f"{path} has {path.stat().st_size} bytes"
         raise ValueError(f"{found}; offsets.npy says {offsets[-1]} tokens of {dtype.itemsize} bytes each")
@@ -236,6 +235,30 @@ def open_documents(folder: str | Path) -> TokenDocuments:
     )
 
 
+def _read_meta(path: Path) -> dict:
+    meta = read_object(path)
+    if not all(type(meta.get(key)) is int for key in ("vocab_size", "eos_id")) or meta.get("dtype") not in (
+        "uint16",
+        "uint32",
+    ):
+        raise ValueError(f"{path} is {shown(meta)}; expected vocab_size, eos_id, and dtype uint16 or uint32")
+    return meta
+
+
+def _read_offsets(path: Path) -> np.ndarray:
+    """int64 [documents + 1]."""
+    try:
+        offsets = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no array of numpy: {error}; make the token folder again") from None
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or not len(offsets):
+        raise ValueError(f"{path} is {offsets.dtype}{list(offsets.shape)}; expected int64 [documents + 1]")
+    offsets = np.asarray(offsets, np.int64)
+    if offsets[0] or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{path} does not start at 0 or decreases; expected where each document starts, and the end")
+    return offsets
+
+
 def _open_trained(path: Path, num_tokens: int) -> np.ndarray | None:
     if not path.exists():
         return None
@@ -244,25 +267,47 @@ def _open_trained(path: Path, num_tokens: int) -> np.ndarray | None:
     return np.asarray(np.memmap(path, bool, "r")) if num_tokens else np.zeros(0, bool)
 
 
-def _find(path: str, *patterns: str) -> dict[str, Path]:
-    """Files at a path (a file, a folder of files with such names, or a glob) by relative name, hidden ones left out."""
+def _find(path: str, *endings: str) -> dict[str, Path]:
+    """Files at a path (a file, a folder of files that end so, or a glob) by relative name, hidden ones left out.
+
+    Links are followed. Raises FileNotFoundError on a path or a link that leads nowhere, and ValueError on no files.
+    """
     where = Path(path).expanduser()
     if where.is_file():
         return {where.name: where}
     if where.is_dir():
-        root, found = where, itertools.chain.from_iterable(map(where.rglob, patterns))
+        root, found = where, (file for file in _below(where) if file.name.lower().endswith(endings))
     elif glob.has_magic(str(where)):
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), where.parts))
-        found = map(Path, glob.glob(str(where), recursive=True))
+        # A folder may have brackets in its name: what is there is taken by its name.
+        root = next(parent for parent in where.parents if parent.is_dir() or not glob.has_magic(str(parent)))
+        pattern = str(where.relative_to(root))
+        found = (root / name for name in glob.glob(pattern, root_dir=root, recursive=True))
     else:
         raise FileNotFoundError(f"{where} does not exist; name a file, a folder or a glob such as 'data/*.txt'")
-    named = {file.relative_to(root).as_posix(): file for file in found if file.is_file()}
-    files = {name: named[name] for name in sorted(named) if not any(p.startswith(".") for p in name.split("/"))}
+    named = {file.relative_to(root).as_posix(): file for file in found}
+    files = {}
+    for name in sorted(named):
+        if any(part.startswith(".") for part in name.split("/")):
+            continue
+        if named[name].is_symlink() and not named[name].exists():
+            raise FileNotFoundError(
+                f"{named[name]} is a link to a file that does not exist; fetch it or remove the link"
+            )
+        if named[name].is_file():
+            files[name] = named[name]
     if not files:
-        raise ValueError(
-            f"{where} is an empty corpus: no file below it matches {' or '.join(patterns)}; name another path"
-        )
+        wanted = f"no file found that ends in {' or '.join(endings)}" if any(endings) else "no file found"
+        raise ValueError(f"{where} is an empty corpus: {wanted}; name another path")
     return files
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, those behind links to folders too; a folder that contains itself is entered once."""
+    entered = {}
+    for parent, names, files in os.walk(folder, followlinks=True):
+        entered[parent] = entered.get(os.path.dirname(parent), frozenset()) | {os.path.realpath(parent)}
+        names[:] = [name for name in names if os.path.realpath(os.path.join(parent, name)) not in entered[parent]]
+        yield from (Path(parent, name) for name in files)
 
 
 def _token_files(folder: Path) -> dict[str, Path]:

@@ -20,6 +20,15 @@ OTHER_MARKS = {  # UTF-32 first: its little-endian mark begins as that of UTF-16
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+OTHER_FORMATS = {  # their first bytes -> what to do with such a file
+    b"version https://git-lfs.github.com/": "is a git-lfs pointer, not the file itself: fetch it with git lfs pull",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd: unpack it with zstd -d",
+    b"\xfd7zXZ\0": "is compressed with xz: unpack it with xz -d",
+    b"BZh91AY&SY": "is compressed with bzip2: unpack it with bzip2 -d",
+    b"PK\x03\x04": "is a zip archive: unpack it",
+    b"PAR1\x15": "is a parquet file: read it with kind 'parquet'",
+}
+FORMAT_BYTES = 64  # at the start of a file, which `wrong_format` looks at
 ANY_LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 
 
@@ -40,6 +49,17 @@ def open_decompressed(path: Path) -> Iterator[BinaryIO]:
                 yield plain
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is a damaged gzip file: {error}; fetch it again or leave it out") from None
+
+
+def wrong_format(start: bytes) -> str:
+    """What a file is that is neither UTF-8 nor gzip, by its first bytes, and what to do; "" where they do not say."""
+    for first, what in OTHER_FORMATS.items():
+        if start.startswith(first):
+            return what
+    for mark, name in OTHER_MARKS.items():
+        if start.startswith(mark):
+            return f"is {name}; expected UTF-8: convert it with iconv -f {name} -t UTF-8"
+    return ""
 
 
 def read_text_files(files: dict[str, Path], separator: str | None) -> Iterator[str]:
@@ -109,9 +129,8 @@ def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
 
 def _why_not_text(content: mmap.mmap | bytes) -> str:
     """What keeps bytes from being UTF-8 text without NUL; "" where nothing does."""
-    for mark, name in OTHER_MARKS.items():
-        if content[: len(mark)] == mark:
-            return f"is {name}; expected UTF-8: convert it with iconv -f {name} -t UTF-8"
+    if reason := wrong_format(content[:FORMAT_BYTES]):
+        return reason
     if content.find(b"\0") >= 0:
         return "has NUL bytes: no text"
     decoder = codecs.getincrementaldecoder("utf-8")()

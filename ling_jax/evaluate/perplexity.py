@@ -1,6 +1,5 @@
 """How well a model predicts texts: nats per token and per byte."""
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +27,8 @@ class Window(NamedTuple):
 def read_texts(path: str | Path) -> list[str]:
     """The documents at a path: a file, a folder or a glob.
 
-    By their names files are JSON lines (*.jsonl, gzipped or not) or parquet with a field `text`, or else text.
+    By their names files are JSON lines (*.jsonl or *.ndjson, gzipped or not) or parquet with a field
+    `text`, or else text.
 
     Raises ValueError or FileNotFoundError, naming file, line and field.
     """
@@ -46,9 +46,9 @@ def _source(path: str) -> Source:
 
 
 def _kind(name: str) -> type[Source]:
-    if any(fnmatch.fnmatch(name, pattern) for pattern in JSON_LINES):
+    if name.lower().endswith(JSON_LINES):
         return JsonLines
-    return ParquetFiles if name.endswith(".parquet") else TextFiles
+    return ParquetFiles if name.lower().endswith(".parquet") else TextFiles
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Document]:

@@ -105,7 +105,7 @@ def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
         make_corpus = functools.partial(prepare_corpus, config.data, config.model)
         start = lambda mesh: orbax.load_params(own, mesh=mesh)[0]  # noqa: E731
         return prepare_run(config, config.model, workdir, make_corpus, start=start)
-    model = open_model(config.start_from)
+    model = open_model(config.start_from, tokenizer=config.data.tokenizer)
     config = with_model(config, model.config, config.start_from)
     check_tokenizer(config.data.tokenizer, model)
     print(start_line(config.start_from, model, config.model), flush=True)

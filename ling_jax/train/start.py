@@ -52,11 +52,13 @@ def with_sizes(config: PretrainConfig) -> PretrainConfig:
     if start is None:
         return config
     named = start in MODELS and not Path(start).exists()
-    return with_model(config, model_config(start) if named else open_model(start).config, start)
+    return with_model(
+        config, model_config(start) if named else open_model(start, tokenizer=config.data.tokenizer).config, start
+    )
 
 
 def check_tokenizer(named: str, start: ModelFolder) -> None:
-    """Raises ValueError where a config names another tokenizer than the model's ("": the model's)."""
+    """Raises ValueError where a config names another tokenizer than the model's own ("": the model's)."""
     if named and tokenizer_digest(data.load_tokenizer(named)) != tokenizer_digest(start.tokenizer):
         raise ValueError(
             f"data.tokenizer is {named}, and {start.path} was trained with another one; leave data.tokenizer empty, "

@@ -1,10 +1,13 @@
 """Promises of the sources: what they read, in which order, and what they say when they cannot."""
 
+import bz2
 import codecs
 import gzip
 import hashlib
 import json
+import lzma
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +119,13 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
         list(documents(TextFiles(f"{tmp_path}/a.txt")))
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 NOT_TEXT = {
+    "git-lfs": (LFS_POINTER, "is a git-lfs pointer, not the file itself: fetch it with git lfs pull"),
+    "zstd": (b"\x28\xb5\x2f\xfd\x04\x00text", "is compressed with zstd: unpack it with zstd -d"),
+    "xz": (lzma.compress(b"text"), "is compressed with xz: unpack it with xz -d"),
+    "bzip2": (bz2.compress(b"text"), "is compressed with bzip2: unpack it with bzip2 -d"),
+    "zip": (b"PK\x03\x04\x14\x00text", "is a zip archive: unpack it"),
     "utf-16": ("Ärger".encode("utf-16"), "is UTF-16; expected UTF-8: convert it with iconv -f UTF-16 -t UTF-8"),
     "utf-32": ("Ärger".encode("utf-32"), "is UTF-32; expected UTF-8"),
     "latin-1": ("Ärger".encode("latin-1"), r"is not UTF-8: invalid continuation byte \(byte 0xc4\)"),
@@ -137,6 +146,56 @@ def test_a_file_that_is_no_text_is_counted_or_is_an_error_where_it_is_all(tmp_pa
     assert capsys.readouterr().out.startswith(f"text: 2 of 3 files are left out; the first {tmp_path}/a.txt ")
 
 
+OTHER_FORMATS = ("git-lfs", "zstd", "xz", "bzip2", "zip", "utf-16")
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_json_lines_and_parquet_files_of_another_format_are_named(tmp_path, name):
+    content, why = NOT_TEXT[name]
+    for kind, file in ((JsonLines, "a.jsonl"), (JsonLines, "a.jsonl.gz"), (ParquetFiles, "a.parquet")):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{tmp_path}/{file} {why}"):
+            list(documents(kind(f"{tmp_path}/{file}")))
+
+
+@pytest.mark.parametrize("text", ["BZhang wrote this", "PAR1 is a gene", "version https://example.org/"])
+def test_a_text_that_begins_almost_as_another_format_is_text(tmp_path, text):
+    (tmp_path / "a.txt").write_text(text)
+    assert list(documents(TextFiles(str(tmp_path)))) == [text]
+
+
+def test_folders_behind_links_are_read_and_each_folder_ends(tmp_path):
+    (tmp_path / "disk" / "deep").mkdir(parents=True)
+    (tmp_path / "disk" / "deep" / "b.txt").write_text("b")
+    (tmp_path / "corpus" / "sub").mkdir(parents=True)
+    (tmp_path / "corpus" / "a.txt").write_text("a")
+    (tmp_path / "corpus" / "linked").symlink_to("../disk")
+    (tmp_path / "corpus" / "again").symlink_to("../disk/deep")
+    (tmp_path / "corpus" / "sub" / "loop").symlink_to("..")
+    assert list(source_files(TextFiles(f"{tmp_path}/corpus"))) == ["a.txt", "again/b.txt", "linked/deep/b.txt"]
+    (tmp_path / "all").symlink_to("corpus")
+    assert list(documents(TextFiles(f"{tmp_path}/all"))) == ["a", "b", "b"]
+
+
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "note.txt").symlink_to("gone")
+    assert list(documents(JsonLines(str(tmp_path)))) == ["a"]
+    (tmp_path / "b.jsonl").symlink_to("../blobs/gone")
+    for path in (tmp_path, f"{tmp_path}/*.jsonl"):
+        with pytest.raises(FileNotFoundError, match=r"b\.jsonl is a link to a file that does not exist"):
+            documents(JsonLines(str(path)))
+
+
+@pytest.mark.parametrize("folder", ["data [2024]", "[x]/what?", "a*b"])
+def test_a_folder_with_a_pattern_in_its_name_is_found(tmp_path, folder):
+    where = tmp_path / folder
+    where.mkdir(parents=True)
+    (where / "my text.txt").write_text("text")
+    for path in (where, where / "my text.txt", f"{where}/*.txt", f"{where}/**/my*"):
+        assert list(documents(TextFiles(str(path)))) == ["text"], path
+
+
 def test_reading_can_stop_in_the_middle_of_a_file(tmp_path):
     (tmp_path / "a.txt").write_text("one|two|three")
     for separator in ("|", None):
@@ -152,10 +211,10 @@ def test_gzip_is_known_by_its_first_bytes_and_split_like_text(tmp_path):
 
 
 def test_json_lines_are_found_gzipped_and_by_a_glob(tmp_path):
-    for i, name in enumerate(("a.jsonl", "b.jsonl.gz", "c.json.gz", "d.json", "e.txt.gz")):
+    for i, name in enumerate(("a.jsonl", "b.jsonl.gz", "c.json.gz", "d.json", "e.txt.gz", "f.ndjson", "G.JSONL")):
         line = json.dumps({"text": f"{i}", "id": "the same"}).encode()
         (tmp_path / name).write_bytes(gzip.compress(line) if name.endswith("gz") else line)
-    assert list(documents(JsonLines(str(tmp_path)))) == ["0", "1", "2"]
+    assert list(documents(JsonLines(str(tmp_path)))) == ["6", "0", "1", "2", "5"]
     assert list(documents(JsonLines(f"{tmp_path}/*.jsonl*"))) == ["0", "1"]
     assert list(documents(JsonLines(f"{tmp_path}/d.json"))) == ["3"]
 
@@ -188,6 +247,7 @@ BAD_PARQUET = {
     "missing": (dict(txt=["a"]), "has no column 'text', did you mean 'txt'?; found txt"),
     "number": (dict(text=[1]), "column 'text' is int64; expected strings"),
     "bytes": (dict(text=[b"a"]), "column 'text' is binary; expected strings"),
+    "list": (dict(text=[["a"]]), "column 'text' is list<element: string>; expected strings"),
     "null": (dict(text=["a"] * 7 + [None]), "row group 2, row 1: column 'text' is null; expected a string"),
 }
 
@@ -208,6 +268,13 @@ def test_a_damaged_parquet_file_is_named(tmp_path, damage):
     with pytest.raises(ValueError, match=rf"{tmp_path}/a\.parquet is no parquet file, or damaged: ") as error:
         list(documents(ParquetFiles(str(tmp_path))))
     assert "\n" not in str(error.value)
+
+
+def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has 2 columns 'text'; expected one"):
+        list(documents(ParquetFiles(str(tmp_path))))
 
 
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path, monkeypatch):
@@ -248,6 +315,21 @@ def test_bad_json_line_is_named(tmp_path, line, message):
     with pytest.raises(ValueError, match=rf"bad\.jsonl, {message}") as error:
         list(documents(JsonLines(str(tmp_path / "bad.jsonl"))))
     assert len(str(error.value)) < 400 + len(str(tmp_path)) and "\n" not in str(error.value)
+
+
+def test_joined_json_lines_may_have_a_byte_order_mark_each(tmp_path):
+    lines = codecs.BOM_UTF8 + b'{"text": "a"}\r\n' + codecs.BOM_UTF8 + b'{"text": "b"}'
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    assert list(documents(JsonLines(str(tmp_path)))) == ["a", "b"]
+
+
+def test_a_repeated_key_among_many_is_found_at_once(tmp_path):
+    keys = ", ".join(f'"k{i}": 1' for i in range(50_000))
+    (tmp_path / "a.jsonl").write_text(f'{{{keys}, "k49999": 2}}')
+    start = time.process_time()
+    with pytest.raises(ValueError, match="the key 'k49999' stands twice in an object"):
+        list(documents(JsonLines(str(tmp_path))))
+    assert time.process_time() - start < 5  # measured: 0.1 s; a search for each key took 25
 
 
 def test_a_line_of_any_length_is_not_read_into_memory(tmp_path, monkeypatch):
@@ -373,3 +455,23 @@ def test_damaged_token_folder_is_an_error(tmp_path):
         open_documents(token_folder(tmp_path, [5, 6, 0], [0, 3, 5]))
     with pytest.raises(ValueError, match="expected vocab_size, eos_id, and dtype uint16 or uint32"):
         open_documents(token_folder(tmp_path, [5], [0, 1], dtype="float32"))
+
+
+@pytest.mark.parametrize("meta", ["[]", "null", '"x"', "{", '{"dtype": "uint16", "vocab_size": "10", "eos_id": 0}'])
+def test_a_bad_meta_of_a_token_folder_is_named(tmp_path, meta):
+    (token_folder(tmp_path, [5], [0, 1]) / "meta.json").write_text(meta)
+    with pytest.raises(ValueError, match=r"meta\.json is "):
+        open_documents(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[], [0.0, 3.0], [[0, 3]], [1, 3], [0, 5, 3], [0, -1, 3], 3, ["0", "3"], b"", b"text"]
+)
+def test_bad_offsets_of_a_token_folder_are_named(tmp_path, offsets):
+    token_folder(tmp_path, [5, 6, 0], [0, 3])
+    if isinstance(offsets, bytes):
+        (tmp_path / "offsets.npy").write_bytes(offsets)
+    else:
+        np.save(tmp_path / "offsets.npy", np.array(offsets))
+    with pytest.raises(ValueError, match=r"offsets\.npy (is|does) "):
+        open_documents(tmp_path)
