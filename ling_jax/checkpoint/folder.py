@@ -110,7 +110,10 @@ def check_model_folder(folder: Path) -> None:
     if folder.is_dir() and (weight_files(folder) or (folder / INDEX_FILE).is_file()):
         return
     why = other_weights(folder) if folder.is_dir() else "; it is no folder"
-    raise FileNotFoundError(f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}")
+    raise FileNotFoundError(
+        f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}; name a local folder: a model of "
+        "the Hugging Face Hub is downloaded first, by hf download"
+    )
 
 
 def load_model(path, *, step: int | None = None) -> Loaded:

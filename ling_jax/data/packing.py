@@ -320,8 +320,9 @@ def packed_rows(folder: str | Path, sequence_length: int, seed: int) -> PackedRo
     documents = open_documents(folder)
     path = documents.folder / f"pack_{sequence_length}_{seed}.npz"
     plan = None
-    with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile, EOFError), np.load(path) as arrays:
-        plan = PackPlan(sequence_length, seed, **arrays)
+    damages = (FileNotFoundError, zipfile.BadZipFile, EOFError, ValueError, KeyError)  # a plan is made again
+    with contextlib.suppress(*damages), np.load(path) as arrays:
+        plan = PackPlan(sequence_length, seed, **{name: arrays[name] for name in PLAN_ARRAYS})
     if plan is None:
         plan = pack_plan(documents.lengths, sequence_length, seed)
         with contextlib.suppress(OSError), replacing(path) as file:  # a corpus may be read-only

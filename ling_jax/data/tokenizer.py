@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ling_jax.data.text_files import FORMAT_BYTES, wrong_format
 from ling_jax.files import replacing
 
 EOS = "<|endoftext|>"  # also the padding of base models
@@ -64,8 +65,11 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
         path = path / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a {FILE_NAME} or a folder that holds one")
+    content = path.read_bytes()
+    if reason := wrong_format(content[:FORMAT_BYTES]):
+        raise ValueError(f"{path} {reason}")
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(content.decode())
         tokenizer.encode(PROBE)  # a regular expression may fail where it is first used
     except BaseException as error:
         if not _is_library_error(error) and not isinstance(error, UnicodeDecodeError):

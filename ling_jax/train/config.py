@@ -124,7 +124,8 @@ class PretrainConfig:
     """
 
     model: ModelConfig | ModelChanges = ModelChanges()
-    start_from: str | None = None  # a run's workdir or a Hugging Face folder; its tokenizer is the run's
+    # A run's workdir or a Hugging Face folder. Its tokenizer is the run's; a folder without one needs data.tokenizer.
+    start_from: str | None = None
     data: DataConfig
     optimizer: OptimizerConfig
     train: LoopConfig

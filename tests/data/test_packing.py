@@ -265,6 +265,27 @@ def test_plan_is_kept_and_reused(corpus, tokenizer, tmp_path, monkeypatch):
         packed_rows(folder, 32, 7)
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04text", None])
+def test_a_damaged_plan_is_made_again(corpus, tokenizer, tmp_path, content):
+    tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0)
+    path = tmp_path / "out" / "train" / "pack_32_7.npz"
+    rows = packed_rows(path.parent, 32, 7)
+    if content is None:
+        np.savez(path, other=np.zeros(3))
+    else:
+        path.write_bytes(content)
+    again = packed_rows(path.parent, 32, 7)
+    assert all((again[i]["tokens"] == rows[i]["tokens"]).all() for i in range(len(rows)))
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"fing'])
+def test_a_damaged_meta_of_a_corpus_is_named(corpus, tokenizer, tmp_path, content):
+    tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0)
+    (tmp_path / "out" / "meta.json").write_text(content)
+    with pytest.raises(ValueError, match=r"out/meta\.json is .*; remove the folder, or name another"):
+        tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0, replace=True)
+
+
 def test_library_sources_pack_with_little_padding():
     lengths = np.array([path.stat().st_size // 3 for path in packing.sources.source_files(PythonSources()).values()])
     assert pack_plan(lengths, 256, 0).padding_fraction < 0.01

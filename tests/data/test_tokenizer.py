@@ -280,6 +280,9 @@ def test_saved_tokenizer_is_the_same(tokenizer, tmp_path):
 def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}/tokenizer\.json does not exist; name a tokenizer\.json"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is a git-lfs pointer, not the file itself"):
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer of the `tokenizers` library"):
         load_tokenizer(tmp_path)

@@ -166,6 +166,31 @@ def test_a_config_may_name_the_models_own_tokenizer_and_no_other(start, tmp_path
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize("name", ["hf", "ported"])
+def test_a_config_names_the_tokenizer_of_a_model_that_has_none(name, start, tmp_path):
+    shutil.copytree(start / name, tmp_path / name)
+    own = tmp_path / name / ("tokenizer.json" if name == "hf" else "tokenizer/tokenizer.json")
+    named = own.rename(tmp_path / "named.json")
+    config = dataclasses.replace(config_from(start), start_from=str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json does not exist"):
+        prepare(config, tmp_path / "refused")
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(named)))
+    run = prepare(config, tmp_path / "run")
+    unlock(run.workdir, run.lock)
+    assert run.corpus.tokenizer.to_str() == load_model(start / name).tokenizer.to_str()
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("damage", [lambda meta: shutil.rmtree(meta), lambda meta: (meta / "metadata").write_text("{")])
+def test_a_half_written_workdir_is_named(start, tmp_path, damage):
+    shutil.copytree(start / "ported", tmp_path / "half")
+    damage(tmp_path / "half" / "checkpoints" / "0" / "meta")
+    config = dataclasses.replace(config_from(start), start_from=str(tmp_path / "half"))
+    with pytest.raises(ValueError, match=r"half/checkpoints/0 cannot be read: ") as error:
+        prepare(config, tmp_path / "refused")
+    assert "\n" not in str(error.value) and not (tmp_path / "refused").exists()
+
+
 def test_a_config_of_changes_is_read_back(start):
     config = config_from(start, model=ModelChanges(max_length=64, rope_scaling=Yarn(2.0, 64)))
     assert from_dict(type(config), to_config_dict(config).to_dict()) == config
