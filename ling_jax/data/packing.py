@@ -25,7 +25,7 @@ from ling_jax.files import new_folder, read_object, replacing
 
 IGNORED_LABEL = -100
 REPORT_SECONDS = 5
-NOT_TOLD = ("fingerprint", "dtype", "vocab_size", "eos_id")  # of what makes another corpus: these follow from the rest
+DERIVED_KEYS = ("fingerprint", "dtype", "vocab_size", "eos_id")  # of meta.json: they follow from the others
 PLAN_ARRAYS = ("row_offsets", "piece_doc", "piece_start", "piece_length")
 
 
@@ -109,8 +109,8 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
         shutil.rmtree(folder)
         return None
     if found.get("fingerprint") != wanted["fingerprint"]:
-        told = [key for key in wanted if key not in NOT_TOLD and found.get(key) != wanted[key]]
-        changes = [f"{key} was {found.get(key)} and is {wanted[key]}" for key in told]
+        differ = [key for key in wanted if key not in DERIVED_KEYS and found.get(key) != wanted[key]]
+        changes = [f"{key} was {found.get(key)} and is {wanted[key]}" for key in differ]
         why = "; ".join(changes) or f"the files of {wanted['source']} have changed"
         raise ValueError(f"{folder} holds another corpus: {why}; remove the folder, or name another")
     return found

@@ -67,5 +67,5 @@ def _text(value, where: str) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8: {error.reason}") from None
     if text is None:
-        raise ValueError(f"{where} is null; expected a string")
+        raise ValueError(f"{where} is null; expected a string: leave such rows out, or make them empty")
     return text

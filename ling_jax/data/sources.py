@@ -328,7 +328,8 @@ def _json_texts(files: dict[str, Path], name: str) -> Iterator[str]:
         for where, record in read_objects(path, f"an object with a field {name!r}"):
             text = field(record, name, where)
             if not isinstance(text, str):
-                raise ValueError(f"{where}: field {name!r} is {type(text).__name__}; expected a string")
+                found = "null" if text is None else type(text).__name__
+                raise ValueError(f"{where}: field {name!r} is {found}; expected a string")
             check_whole_characters(text, f"{where}: field {name!r}")
             yield text
 

@@ -30,10 +30,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, words: Sequence[str] = (
     tokenizer. Few texts may not have enough pairs to fill the vocabulary. Raises ValueError on a vocabulary without
     room for what is no merge.
     """
-    least = len(SPECIAL_TOKENS) + 256 + len(words)
-    if vocab_size < least:
+    needed = len(SPECIAL_TOKENS) + 256 + len(words)
+    if vocab_size < needed:
         raise ValueError(
-            f"vocab_size is {vocab_size}; special tokens, the 256 bytes and {len(words)} words are {least}"
+            f"vocab_size is {vocab_size}; special tokens, the 256 bytes and {len(words)} words are {needed}"
         )
     tokenizer = Tokenizer(models.BPE())
     digits, bytes_ = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)

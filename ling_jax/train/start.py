@@ -35,11 +35,11 @@ def _check_same_model(wanted: ModelConfig, found: ModelConfig, where) -> None:
     differ = [name for name in FIXED if getattr(wanted, name) != getattr(found, name)]
     if not differ:
         return
-    told = [f"model.{name} is {getattr(wanted, name)!r}, there {getattr(found, name)!r}" for name in differ[:NAMED]]
+    shown = [f"model.{name} is {getattr(wanted, name)!r}, there {getattr(found, name)!r}" for name in differ[:NAMED]]
     more = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
     raise ValueError(
-        f"the config's model is another one than that of {where}: {'; '.join(told)}{more}; take a config that gives no "
-        "sizes, such as configs/pretrain/continue_tiny.py, or name another start_from"
+        f"the config's model is another one than that of {where}: {'; '.join(shown)}{more}; take a config that gives "
+        "no sizes, such as configs/pretrain/continue_tiny.py, or name another start_from"
     )
 
 
@@ -69,11 +69,11 @@ def check_tokenizer(named: str, start: ModelFolder) -> None:
 def start_line(path: str, start: ModelFolder, model: ModelConfig) -> str:
     """Where the parameters come from, and in what the run differs from the model there."""
 
-    def told(name: str) -> str:
+    def described(name: str) -> str:
         return f"{name} is {_short(getattr(model, name))} (there {_short(getattr(start.config, name))})"
 
     step = "" if start.step is None else f", step {start.step}"
-    changes = [told(name) for name in CHANGEABLE if getattr(model, name) != getattr(start.config, name)]
+    changes = [described(name) for name in CHANGEABLE if getattr(model, name) != getattr(start.config, name)]
     return f"starts from {path}{step}: " + (", ".join(changes) or "the model is as there")
 
 

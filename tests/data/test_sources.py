@@ -298,6 +298,7 @@ def test_json_lines(tmp_path):
         ("{text: 1}", "line 2 is not JSON.*expected an object with a field 'text'"),
         ('["text"]', "line 2 is a JSON list; expected an object"),
         ('{"txt": "a"}', "line 2 has no field 'text', did you mean 'txt'"),
+        ('{"text": null}', "line 2: field 'text' is null; expected a string"),
         ('{"text": 3}', "line 2: field 'text' is int; expected a string"),
         (r'{"text": "\ud800"}', "line 2: field 'text' holds half a surrogate pair"),
         ('{"text": NaN}', r"line 2 is not JSON: NaN is no JSON number \(null is its like\)"),
