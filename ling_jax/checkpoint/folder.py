@@ -111,8 +111,8 @@ def check_model_folder(folder: Path) -> None:
         return
     why = other_weights(folder) if folder.is_dir() else "; it is no folder"
     raise FileNotFoundError(
-        f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}; name a local folder: a model of "
-        "the Hugging Face Hub is downloaded first, by hf download"
+        f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}; name a local folder: a model "
+        "of the Hugging Face Hub is downloaded first, by hf download"
     )
 
 
