@@ -12,6 +12,7 @@
 - for generate: JSON lines {"prompt" or "messages", "answer": ...}; `verifier(text, record)` gives a bool or a number
   from 0 to 1 (ling_jax.evaluate.answers:same_answer compares numbers, units and mathematics by what they mean).
 A model that is tuned for conversations takes `prompt` as a user's message, `--raw` as plain text; a line says which.
+Where the prompt opens reasoning, the verifier gets the answer with <think> in front.
 A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json.
 """
 
@@ -24,6 +25,7 @@ import jax
 from absl import flags
 
 from launch.flags import check_sampling, define_thinking, run_program, usage_errors
+from ling_jax.chat.template import opened_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.evaluate.answers import answer_results, answers, encode_tasks, load_verifier, read_tasks, verify
@@ -140,7 +142,8 @@ def measure_generate(model: Loaded, records, prompts):
     stream = answers(generator, model.tokenizer, repeated, seeds, BATCH.value, **sampling)
     for i, completion in enumerate(with_progress(stream, "answers", len(repeated))):
         completions.append(completion)
-        verdicts.append(verify(verifier, completion.text, records[i // each][1]))
+        text = opened_reasoning(model.tokenizer, repeated[i]) + completion.text
+        verdicts.append(verify(verifier, text, records[i // each][1]))
     return answer_results(records, seeds, completions, verdicts)
 
 

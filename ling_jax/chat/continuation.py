@@ -10,6 +10,10 @@ from ling_jax.chat.tool_calls import END_THINK, THINK, as_message, parse_either
 Message = dict[str, Any]
 
 
+class UnreadableAnswer(ValueError):
+    """The words of an answer are not the form in which the template writes an answer: the model's mistake."""
+
+
 def go_on(
     template: ChatTemplate | FolderTemplate,
     messages: Sequence[Message],
@@ -27,27 +31,23 @@ def go_on(
         rendering up to the answer | words | end token | what stands behind it, the observation, the next opening
 
     The message is the one that the words parse to or, where the template writes its calls in another way, has them in
-    its content. Raises ValueError where the template changes what was read or written.
+    its content. Raises UnreadableAnswer where the template would write the words in another way, such as with an end to
+    reasoning that was never closed, and another ValueError where it changes what was read, or the words once they are
+    followed by the observation.
     """
     (opened,) = template.renderings(messages, [(len(messages), True)], tools=tools)
-    wrong = ""
+    read = _text(opened)
     for answer in _readings(words, opened, tools):
         whole = [*messages, answer, *observation]
-        parts = [(len(messages) + 1, False), (len(whole), True)]
-        closed, later = template.renderings(whole, parts, tools=tools)
-        end = _behind(closed, _text(opened) + words)
+        closed, later = template.renderings(whole, [(len(messages) + 1, False), (len(whole), True)], tools=tools)
+        end = _behind(later, read + words)
         if end and end[0].text in end_tokens:
-            break
-        if _behind(closed, _text(opened)) is None:
-            wrong = "rewrites history before an answer"
-        else:
-            wrong = "writes an answer in another way than the model did"
-    else:
-        raise ValueError(f"the chat template {wrong}")
-    behind = _behind(later, _text(opened) + words + end[0].text)
-    if behind is None or not _text(later).startswith(_text(closed)):
-        raise ValueError("the chat template rewrites history behind an answer")
-    return answer, behind
+            return answer, _behind(later, read + words + end[0].text)
+        if _behind(closed, read) is None:
+            raise ValueError("the chat template rewrites history before an answer")
+        if _behind(closed, read + words):
+            raise ValueError("the chat template rewrites history behind an answer")
+    raise UnreadableAnswer("the chat template writes an answer in another way than the model did")
 
 
 def _readings(words: str, opened: Sequence[Piece], tools: Sequence[dict]) -> list[Message]:

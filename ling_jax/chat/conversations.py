@@ -5,14 +5,14 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.records import normalise_conversation
-from ling_jax.chat.template import ChatTemplate, encode_all
+from ling_jax.chat.template import ChatTemplate, Piece, encode_all
 from ling_jax.chat.thinking import with_reasoning
 from ling_jax.data.packing import Document, write_documents
 
@@ -41,7 +41,9 @@ def tokenize_conversations(
     `records` are pairs of where it stands and {"messages", "tools"} (`chat.records`); `source` and `digest` name them.
     What the assistant says is learnt, its ends of turn included. Conversations with the same prompt are on the same
     side of the split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for
-    malformed ones and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told.
+    malformed ones and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told. A
+    conversation that the template rewrites as it grows is several documents, counted in meta["forked"] but for the
+    first.
     `padding` is the token that fills rows up, for a tokenizer without <|endoftext|>.
     """
     for name, policy in (("too_long", too_long), ("unusable", unusable)):
@@ -53,20 +55,20 @@ def tokenize_conversations(
     dropped = _Dropped({"too_long": too_long, "unusable": unusable})
 
     def documents() -> Iterator[Document]:
-        kept, usable = 0, _usable(records, template, dropped)
+        kept, forked, usable = 0, 0, _usable(records, template, dropped)
         while batch := list(itertools.islice(usable, TOGETHER)):
-            encoded = encode_all(tokenizer, [pieces for _, _, pieces in batch])
-            for (where, record, _), (ids, mask) in zip(batch, encoded, strict=True):
+            encoded = encode_all(tokenizer, [sample.pieces for sample in batch])
+            for (where, record, number, _), (ids, mask) in zip(batch, encoded, strict=True):
                 if not any(mask):
                     dropped.add("unusable", f"{where}: no token to learn: the assistant says nothing")
                 elif len(ids) > longest:
                     dropped.add("too_long", f"{where}: {len(ids)} tokens; a row has {longest}")
                 else:
-                    kept += 1
+                    kept, forked = kept + 1, forked + bool(number)
                     yield Document(prompt_of(record), np.asarray(ids, np.uint32), np.asarray(mask, bool))
-        about["dropped"] = dropped.counts()
+        about.update(dropped=dropped.counts(), forked=forked)
         told = " ".join(f"{reason}={count}" for reason, count in about["dropped"].items())
-        print(f"conversations: {kept=} dropped: {told}", flush=True)
+        print(f"conversations: {kept=} {forked=} dropped: {told}", flush=True)
         if not kept:
             raise ValueError(f"{source} has no conversation that can be learnt ({told}); name another source")
 
@@ -79,17 +81,24 @@ def prompt_of(record: Record) -> str:
     return json.dumps([list(before), list(record.get("tools", ()))], sort_keys=True, ensure_ascii=False)
 
 
-def _usable(records, template, dropped: "_Dropped"):
-    """(where, record, pieces) of those that the template can render."""
+class _Sample(NamedTuple):
+    where: str
+    record: Record
+    number: int  # of the record's samples
+    pieces: list[Piece]
+
+
+def _usable(records, template, dropped: "_Dropped") -> Iterator[_Sample]:
+    """The samples of those that the template can render."""
     for where, record in records:
         try:
             record = normalise_conversation(record, where)
             asking = with_reasoning(template, record["messages"])
-            pieces = asking.render(record["messages"], tools=record.get("tools", ()))
+            samples = asking.samples(record["messages"], tools=record.get("tools", ()))
         except ValueError as error:
             dropped.add("unusable", str(error) if str(error).startswith(where) else f"{where}: {error}")
             continue
-        yield where, record, pieces
+        yield from (_Sample(where, record, number, pieces) for number, pieces in enumerate(samples))
 
 
 class _Dropped:

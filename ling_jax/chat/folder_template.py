@@ -14,15 +14,19 @@ from ling_jax import files
 from ling_jax.chat.default_source import default_source
 from ling_jax.chat.renderer import RENDERER, Rendered
 from ling_jax.chat.template import END, Piece, check_messages
+from ling_jax.chat.tool_calls import END_THINK, THINK
+from ling_jax.data.json_lines import shown
 from ling_jax.data.tokenizer import EOS, SPECIAL_TOKENS
 
 FILE_NAME = "chat_template.jinja"
+TOOLS_NAME = "additional_chat_templates/tool_use.jinja"  # where transformers puts it
 CONFIG_NAME = "tokenizer_config.json"
 NAMED_TOKENS = ("bos_token", "eos_token")
 # Characters that mean nothing: the private areas of Unicode.
 PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 ESCAPE = re.compile(r"\\u([0-9a-f]{4})")  # of JSON; a character above U+FFFF has two
 THINKING_NAMES = ("enable_thinking", "thinking")  # what templates read; the second is DeepSeek's
+READS_REASONING = re.compile(r"""reasoning_content|\.reasoning\b|['"]reasoning['"]""")
 EFFORT_NAMES = ("reasoning_effort", "thinking_effort")  # gpt-oss's, which others took over, and Ling's own words
 
 
@@ -32,9 +36,9 @@ class FolderTemplate:
 
     The sandbox is a process with limits of time, memory and output (`ling_jax.chat.renderer`).
 
-    What it writes for an assistant is found by rendering the conversation up to there and one message further; a
-    template that rewrites what came before has no such part. This is an error, but in a prompt, of which nothing is
-    learnt. What stands behind the end token of a turn belongs to what follows.
+    What it writes for an assistant is found by rendering the conversation up to there and one message further. Where a
+    later rendering does not go on from an earlier one, such as without the reasoning of earlier turns, the conversation
+    is several samples. What stands behind the end token of a turn belongs to what follows.
     """
 
     source: str
@@ -43,22 +47,41 @@ class FolderTemplate:
     end_tokens: tuple[str, ...] = (EOS, END)  # those that end a turn
     bos_token: str = ""
     eos_token: str = ""
+    tools_source: str = ""  # the template of conversations with tools, where it is another one
     thinking: bool | None = None  # None: the template's own default, its switch is undefined
     effort: str | None = None  # as `thinking`
 
     def render(self, messages: Sequence[dict], *, tools: Sequence[dict] = (), prompt: bool = False) -> list[Piece]:
-        """Pieces of a conversation, as `ChatTemplate.render`."""
-        check_messages(messages)
-        said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        steps = [(n, n == i) for i in said for n in (i, i + 1)] + [(len(messages), prompt)]
-        mark = self._mark(messages, tools)
+        """Pieces of a conversation, as `ChatTemplate.render`.
+
+        Raises ValueError where the template rewrites history, but in a prompt, of which nothing is learnt.
+        """
         try:
-            return self._grown(self._texts(messages, tools, steps, mark), said, mark)
-        except ValueError:
-            if not prompt:
-                raise
-        (whole,) = self._texts(messages, tools, steps[-1:], mark)  # nothing of a prompt is learnt
-        return self._split(whole.added, mark)
+            first, *others = self._samples(messages, tools, prompt)
+            if not others:
+                return first
+            problem = ValueError(f"the chat template of {self.where} rewrites history; `samples` gives all of it")
+        except ValueError as error:
+            problem = error
+        if not prompt:
+            raise problem
+        return self.renderings(messages, [(len(messages), True)], tools=tools)[0]
+
+    def samples(self, messages: Sequence[dict], *, tools: Sequence[dict] = ()) -> list[list[Piece]]:
+        """Pieces of the texts to learn a conversation from: each answer is trained in one of them.
+
+        Raises ValueError where the template does not write an answer behind its own prompt, or leaves out its calls.
+        """
+        calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
+        if calling and "tool_calls" not in self._source(tools):
+            told = f"reads no tool_calls: those of messages[{calling[0]}] would be lost"
+            raise ValueError(f"the chat template of {self.where} {told}")
+        found = self._samples(messages, tools, False)
+        return [pieces for pieces in found if any(piece.trained for piece in pieces)] or found[:1]
+
+    def reads(self, names: Sequence[str]) -> bool:
+        """Whether one of its sources has one of these names."""
+        return any(name in source for source in (self.source, self.tools_source) for name in names)
 
     def renderings(
         self, messages: Sequence[dict], parts: Sequence[tuple[int, bool]], *, tools: Sequence[dict] = ()
@@ -71,39 +94,46 @@ class FolderTemplate:
             found.append(self._split(text, mark))
         return found
 
-    def _grown(self, texts: Sequence[Rendered], said: Sequence[int], mark: str) -> list[Piece]:
-        """Pieces of texts that each go on from the one before: up to an answer, the answer, up to the next, …"""
-        pieces, length, behind = [], 0, ""
-        for number, (kept, added) in enumerate(texts):
+    def _samples(self, messages: Sequence[dict], tools: Sequence[dict], prompt: bool) -> list[list[Piece]]:
+        """Of texts up to an answer, the answer, up to the next, …; one that does not go on begins a sample."""
+        check_messages(messages)
+        said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        steps = [(n, n == i) for i in said for n in (i, i + 1)] + [(len(messages), prompt)]
+        mark = self._mark(messages, tools)
+        found, length, behind = [[]], 0, ""
+        for number, (kept, added) in enumerate(self._texts(messages, tools, steps, mark)):
+            answer = number % 2 == 1
+            if kept < length and answer:
+                told = f"it does not write messages[{said[number // 2]}] behind its own prompt"
+                raise ValueError(f"the chat template of {self.where} rewrites history: {told}")
             if kept < length:
-                at = f"at message {said[number // 2]}" if number // 2 < len(said) else "after the last answer"
-                raise ValueError(f"the chat template of {self.where} rewrites history {at}")
-            length, answer = kept + len(added), number % 2 == 1
-            text, behind = behind + added, ""
-            if answer and (ends := [match.end() for match in self._ends.finditer(text)]):
-                text, behind = text[: ends[-1]], text[ends[-1] :]
-            pieces += self._split(text, mark, trained=answer)
-        return pieces
+                found, behind = [*found, []], ""
+            length, text, behind = kept + len(added), behind + added, ""
+            if answer and (end := self._ends.search(text)):  # the first: no model writes further
+                text, behind = text[: end.end()], text[end.end() :]
+            found[-1] += self._split(text, mark, trained=answer)
+        return found
 
     def _texts(self, messages: Sequence[dict], tools: Sequence[dict], parts, mark: str) -> list[Rendered]:
         """What the template writes, with the mark in every special token that a text spells."""
-        values = {name: token for name in NAMED_TOKENS if (token := getattr(self, name))}
+        values, source = {name: token for name in NAMED_TOKENS if (token := getattr(self, name))}, self._source(tools)
         try:
-            messages, tools = _marked([_fields(messages), list(tools)], self._special, mark)
+            messages, tools = _marked([list(messages), list(tools)], self._special, mark)
         except RecursionError:
             raise ValueError("messages or tools are nested too deeply for a chat template") from None
+        messages = _fields(messages, reasoning_apart=READS_REASONING.search(source) is not None)
         values |= {"tools": tools or None, "documents": None}
         values |= dict.fromkeys(THINKING_NAMES, self.thinking) if self.thinking is not None else {}
         values |= dict.fromkeys(EFFORT_NAMES, self.effort) if self.effort is not None else {}
         try:
-            return RENDERER.texts(self.source, messages, values, parts)
+            return RENDERER.texts(source, messages, values, parts)
         except ValueError as error:
             raise ValueError(f"the chat template of {self.where} {error}") from None
 
     def _mark(self, messages: Sequence[dict], tools: Sequence[dict]) -> str:
         """A character that occurs nowhere, neither as it is nor as JSON escapes it."""
         try:
-            told = json.dumps([list(messages), list(tools), self.source], default=str)
+            told = json.dumps([list(messages), list(tools), self.source, self.tools_source], default=str)
         except RecursionError:
             raise ValueError("messages or tools are nested too deeply for a chat template") from None
         used = set(ESCAPE.findall(told))
@@ -118,6 +148,9 @@ class FolderTemplate:
         special_tokens = frozenset(self.special_tokens)
         parts = [(part, part in special_tokens) for part in self._special.split(text) if part]
         return [Piece(_without(mark, part), special=special, trained=trained) for part, special in parts]
+
+    def _source(self, tools: Sequence[dict]) -> str:
+        return self.tools_source if tools and self.tools_source else self.source
 
     @property
     def _special(self) -> re.Pattern:
@@ -134,14 +167,19 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
-def _fields(messages: Sequence[dict]) -> list[dict]:
+def _fields(messages: Sequence[dict], *, reasoning_apart: bool) -> list[dict]:
     """The messages under the names that templates know, without what is null.
 
-    A call has OpenAI's form, {"type", "function": {"name", "arguments"}}, and the two fields of `function` beside it.
+    Reasoning is a field where the template reads one, else <think>…</think> before the content. A call has OpenAI's
+    form, {"type", "function": {"name", "arguments"}}, and the two fields of `function` beside it.
     """
     found = []
     for message in messages:
-        message = message | {"reasoning_content": message.get("reasoning")}
+        reasoning = message.get("reasoning")
+        if reasoning_apart or reasoning is None:
+            message = message | {"reasoning_content": reasoning}
+        else:
+            message = message | {"reasoning": None, "content": THINK + reasoning + END_THINK + message["content"]}
         if calls := message.get("tool_calls"):
             message["tool_calls"] = [{"type": "function", "function": call} | call for call in calls]
         found.append({key: value for key, value in message.items() if value is not None})
@@ -169,6 +207,7 @@ def load_template(
 ) -> FolderTemplate | None:
     """The template of chat_template.jinja, or of tokenizer_config.json's `chat_template`; None where there is none.
 
+    One that is named tool_use, in a list there or in additional_chat_templates/, is for conversations with tools.
     It is None for the default template too, which exports carry: `ChatTemplate` has more options.
 
     `special_tokens` and `end_tokens` are the tokenizer's, beside those of Ling and Ring. Raises ValueError naming a
@@ -176,23 +215,31 @@ def load_template(
     """
     path, config_path = Path(folder) / FILE_NAME, Path(folder) / CONFIG_NAME
     config = read_object(config_path)
+    sources, where = _sources(config.get("chat_template"), config_path), config_path
     if path.is_file():
-        source, where = _text(path), path
-    else:
-        source, where = _source(config.get("chat_template"), config_path), config_path
-    if not source or source == default_source():
+        sources, where = {"default": _text(path)}, path
+    if (tools_path := Path(folder) / TOOLS_NAME).is_file():
+        sources["tool_use"] = _text(tools_path)
+    if not sources or sources == {"default": default_source()}:
         return None
+    if not sources.get("default"):
+        raise ValueError(f"{where} has no default chat template, only {', '.join(sources)}; name one 'default'")
     tokens = {name: token_text(config.get(name)) for name in NAMED_TOKENS}
     ends = tuple(dict.fromkeys((EOS, END, *end_tokens, *filter(None, [tokens["eos_token"]]))))
     special = tuple(dict.fromkeys((*SPECIAL_TOKENS, *special_tokens, *ends)))
-    return FolderTemplate(source, str(where), special, ends, **tokens)
+    return FolderTemplate(
+        sources["default"], str(where), special, ends, **tokens, tools_source=sources.get("tool_use", "")
+    )
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected a chat template, or no such file")
+    return text
 
 
 def read_object(path: epath.PathLike) -> dict:
@@ -201,13 +248,15 @@ def read_object(path: epath.PathLike) -> dict:
     return files.read_object(path) if path.is_file() else {}
 
 
-def _source(value, path: Path) -> str | None:
-    """A template, or the default one of [{"name", "template"}]."""
-    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        value = next((entry.get("template", entry) for entry in value if entry.get("name") == "default"), None)
-    if not isinstance(value, str | None):
-        raise ValueError(f"{path}: chat_template is {value!r}; expected text, or a list of objects name and template")
-    return value
+def _sources(value, path: Path) -> dict[str, str]:
+    """Templates by name, of a text, which is the default one, or of [{"name", "template"}]."""
+    entries = value if isinstance(value, list) else [{"name": "default", "template": value}] if value else []
+    for entry in entries:
+        fields = [entry.get("name"), entry.get("template")] if isinstance(entry, dict) else [None]
+        if not all(isinstance(field, str) for field in fields):
+            expected = "expected text, or a list of objects name and template"
+            raise ValueError(f"{path}: chat_template is {shown(value)}; {expected}")
+    return {entry["name"]: entry["template"] for entry in entries}
 
 
 def token_text(value) -> str:

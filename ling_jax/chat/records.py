@@ -173,7 +173,7 @@ def _normalise_reasoning(message: dict[str, Any], where: str) -> None:
     content = message.get("content")
     if not isinstance(content, str) or not content.lstrip().startswith(THINK):
         return
-    if "reasoning" in message:
+    if message.get("reasoning"):
         raise ValueError(f"{where} has reasoning, and content that begins with {THINK}; expected one of them")
     reasoning, end, content = content.lstrip().removeprefix(THINK).partition(END_THINK)
     if not end:

@@ -20,6 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 1 << 30  # our choice: a text that doubles in a loop must fail here, not fill the machine
 MAX_CHARACTERS = 16 << 20  # of one text; our choice: a conversation of a million tokens has a quarter of it
+MAX_REPLY = 64 << 20  # characters of all texts of a request, which the caller holds at once; our choice
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
     for line in sys.stdin.buffer:
         try:
             for reply in rendered(json.loads(line)):
-                print(json.dumps(reply), file=replies)
+                print(json.dumps(reply), file=replies, flush=True)  # a sign of life, text by text
         except MemoryError:
             print(json.dumps(f"needs more than {MEMORY_BYTES >> 30} GiB of memory"), file=replies)
         except Exception as error:  # a template may run anything that the sandbox allows
@@ -47,7 +48,7 @@ def rendered(request: dict) -> Iterator[list | str]:
 
     Each may take `seconds` of processor time; SIGPROF then ends this process, in the middle of C code too.
     """
-    before = ""
+    before, replied = "", 0
     for count, prompt in request["texts"]:
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         try:
@@ -59,7 +60,12 @@ def rendered(request: dict) -> Iterator[list | str]:
         if text is None:
             yield f"writes more than {MAX_CHARACTERS >> 20} million characters"
             return
+        text.encode()  # half a surrogate pair is an error here, not in a tokenizer
         kept = len(before) if text.startswith(before) else 0
+        replied += len(text) - kept
+        if replied > MAX_REPLY:
+            yield f"writes more than {MAX_REPLY >> 20} million characters in the texts of one conversation"
+            return
         yield [kept, text[kept:]]
         before = text
 

@@ -91,6 +91,10 @@ class ChatTemplate:
                 pieces += _turn(message["role"], [Piece(message["content"])])
         return pieces + (_role("assistant") if prompt else [])
 
+    def samples(self, messages: Sequence[dict], *, tools: Sequence[dict] = ()) -> list[list[Piece]]:
+        """Pieces of the texts to learn a conversation from: one, since history only grows."""
+        return [self.render(messages, tools=tools)]
+
     def renderings(
         self, messages: Sequence[dict], parts: Sequence[tuple[int, bool]], *, tools: Sequence[dict] = ()
     ) -> list[list[Piece]]:
@@ -141,6 +145,12 @@ def _tool_result(turns: Sequence[dict], i: int) -> list[Piece]:
 def opens_reasoning(prompt: Sequence[Piece]) -> bool:
     """Whether a prompt ends inside <think>, as some templates' do, so that the answer begins with reasoning."""
     return "".join(piece.text for piece in prompt).rstrip().endswith(THINK)
+
+
+def opened_reasoning(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
+    """<think> where a prompt of tokens ends inside it, else ""; with it in front, an answer is read as it is meant."""
+    ending = tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)  # <think> may be several tokens
+    return THINK if ending.rstrip().endswith(THINK) else ""
 
 
 def encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:

@@ -31,7 +31,7 @@ def with_thinking(
         ("thinking", CHOICES[thinking] is not None and thinking, THINKING_NAMES),
         ("effort", effort, EFFORT_NAMES),
     ):
-        if value and isinstance(template, FolderTemplate) and not any(name in template.source for name in names):
+        if value and isinstance(template, FolderTemplate) and not template.reads(names):
             raise ValueError(
                 f"{asked} is {value!r}, and the chat template of {template.where} reads none of {', '.join(names)}: it "
                 f"would change nothing; leave {asked} out"

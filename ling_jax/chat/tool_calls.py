@@ -116,7 +116,9 @@ def _is_unclosed(text: str, stopped: int) -> bool:
 def _read_call(text: str, start: int, properties) -> tuple[Call | None, int]:
     """(call, its end) of what follows a <tool_call>, or (None, the mark or the end of the text at which it stopped)."""
     start = BLANKS.match(text, start).end()
-    return _read_json_call(text, start) if text.startswith("{", start) else _read_xml_call(text, start, properties)
+    return (
+        _read_json_call(text, start) if text.startswith(("{", "["), start) else _read_xml_call(text, start, properties)
+    )
 
 
 def _read_json_call(text: str, start: int) -> tuple[Call | None, int]:
@@ -131,8 +133,10 @@ def _read_json_call(text: str, start: int) -> tuple[Call | None, int]:
     return (None, mark.start()) if call is None else (call, mark.end())
 
 
-def _json_call(value: dict[str, Any]) -> Call | None:
+def _json_call(value: Any) -> Call | None:
     """Of an object with name and arguments and nothing else; arguments may be text that holds an object."""
+    if not isinstance(value, dict):
+        return None
     name, arguments = value.get("name"), value.get("arguments", {})
     if isinstance(arguments, str):
         arguments = read_json(arguments)
@@ -229,9 +233,9 @@ def render_call(call: Call, tool_format: str) -> str:
         raise ValueError(f"name is {name!r}; expected the name of a function")
     if tool_format == "json":
         return f"{CALL}\n{_dumps({'name': name, 'arguments': arguments}, name)}\n{END_CALL}"
-    if name != name.strip() or "\n" in name or name.startswith("{") or MARK.search(name):
+    if name != name.strip() or "\n" in name or name.startswith(("{", "[")) or MARK.search(name):
         raise ValueError(
-            f"name is {name!r}; expected one line without blanks around it, a leading {{ or <tool_call> tags"
+            f"name is {name!r}; expected one line without blanks around it, a leading {{ or [, or <tool_call> tags"
         )
     newline = "\n" if tool_format == "xml_lines" else ""
     parts = [

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ling_jax.chat.records import check_text, normalise_prompt
+from ling_jax.chat.template import opened_reasoning
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data import encode_documents
 from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
@@ -52,11 +53,15 @@ def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]],
     """Every choice of every record, in order, with its prompt; `raw` as `encode_prompts`.
 
     A choice is encoded by itself and put behind the prompt's tokens, so what is scored is the same tokens whatever the
-    prompt ends with; a space between them belongs into the choice. Raises ValueError naming what passes the context.
+    prompt ends with; a space between them belongs into the choice. Raises ValueError naming what passes the context,
+    and a prompt that ends inside <think>: a choice is an answer, not the start of reasoning.
     """
     encoded = encode_documents(model.tokenizer, (choice for _, record in records for choice in record["choices"]))
     choices, prompts = [], encode_prompts(model, records, raw=raw)
     for question, ((where, record), prompt) in enumerate(zip(records, prompts, strict=True)):
+        if ("messages" in record or not raw) and (think := opened_reasoning(model.tokenizer, prompt)):
+            told = "a choice would be scored as reasoning; give --thinking=off"
+            raise ValueError(f"{where}: the prompt ends with {think}, and {told}")
         for i in range(len(record["choices"])):
             tokens = next(encoded).tolist()
             if len(prompt) + len(tokens) > model.config.max_length:

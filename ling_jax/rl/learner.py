@@ -186,6 +186,7 @@ def reward_metrics(groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[
         "accuracy": _mean([[episode.outcome for episode in paid]]),
         "tokens_per_answer": _mean([[episode.drawn for episode in paid]]),
         "cut_off": _mean([[episode.trajectory.status == "truncated" for episode in paid]]),
+        "unreadable": _mean([[bool(episode.error) for episode in paid]]),
         "answers": len(paid),
         "groups": len(groups),
     }

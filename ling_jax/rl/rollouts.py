@@ -237,8 +237,8 @@ def _with_history(episode: Episode, record: Mapping[str, Any], reader: Reader) -
     for _, stop in record["turns"]:
         if status != "failed" and whole.completion_ids[stop - 1] in reader.end_ids:
             episode = answer(dataclasses.replace(episode, trajectory=_prefix(whole, stop)), reader)[0]
-            if episode.trajectory.status == "failed":
-                status, error = "failed", episode.error
+            if episode.error:
+                status, error = episode.trajectory.status, episode.error
     return dataclasses.replace(episode, trajectory=dataclasses.replace(whole, status=status), error=error)
 
 

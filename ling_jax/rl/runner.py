@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from ling_jax.chat.continuation import go_on
+from ling_jax.chat.continuation import UnreadableAnswer, go_on
 from ling_jax.chat.end_tokens import token_texts
 from ling_jax.chat.folder_template import FolderTemplate
-from ling_jax.chat.template import ChatTemplate, Piece, encode_all
-from ling_jax.chat.tool_calls import parse_either
+from ling_jax.chat.template import ChatTemplate, Piece, encode_all, opened_reasoning, opens_reasoning
+from ling_jax.chat.tool_calls import END_THINK, THINK, parse_either
 from ling_jax.checkpoint.folder import Loaded, ModelFolder
 from ling_jax.config import ModelConfig
 from ling_jax.data.token_bytes import token_bytes
@@ -41,7 +41,7 @@ class Episode:
     history: tuple[Message, ...] = ()  # the same as the template gets it: reasoning and calls are apart
     effort: str | None = None  # the thinking effort that its prompt asks for
     rewards: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the environment, once it has ended
-    error: str = ""  # what broke, of a failed one
+    error: str = ""  # what broke, of a failed one; why the conversation cannot go on from the policy's words
 
     @property
     def running(self) -> bool:
@@ -125,7 +125,7 @@ class Reader:
         return ids
 
     def go_on(self, episode: Episode, words: str, observation: Sequence[Message]) -> tuple[Message, list[Piece]]:
-        """`chat.continuation.go_on` behind the episode's history; ValueError where the template rewrites it."""
+        """`chat.continuation.go_on` behind the episode's history, with its errors."""
         ends = token_texts(self.tokenizer, self.end_ids)
         template, tools = self._template(episode.effort), episode.task.tools
         return go_on(template, episode.history, words, observation, tools=tools, end_tokens=ends)
@@ -173,7 +173,9 @@ def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[
     """(the episode with what weights `version` drew, what it has to read before it can go on).
 
     Where a turn has ended the environment answers it; one that raises makes the episode "failed", and so does a chat
-    template that rewrites what the policy has read or written.
+    template that rewrites what the policy has read or written. Words that are no answer in the template's form are the
+    policy's mistake: they make it "truncated", an episode without success, or hiding would pay better than an honest
+    wrong answer.
     """
     trajectory = append_segment(episode.trajectory, drawn.tokens, drawn.logps, version)
     episode = dataclasses.replace(episode, trajectory=trajectory)
@@ -187,25 +189,36 @@ def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[
 def answer(episode: Episode, reader: Reader) -> tuple[Episode, list[Piece]]:
     """(the episode after the environment answered its last turn, what it has to read before it can go on)."""
     start, stop = turn_spans(episode.trajectory)[-1]
-    return _answered(episode, reader.text(episode.trajectory.completion_ids[start : stop - 1]), reader)
+    size = len(episode.trajectory.prompt_ids) + start
+    opened = opened_reasoning(reader.tokenizer, episode.context[:size])
+    return _answered(episode, opened, reader.text(episode.trajectory.completion_ids[start : stop - 1]), reader)
 
 
 def rehearse(episode: Episode, reader: Reader) -> Episode:
-    """A fresh episode in which the task's own solution is said. Raises ValueError where the template cannot go on."""
+    """A fresh episode in which the task's own solution is said, behind no reasoning where a prompt opens it.
+
+    Raises ValueError where the template cannot go on.
+    """
+    opened = opened_reasoning(reader.tokenizer, episode.context)
     for turn in ENVIRONMENTS[episode.task.environment].solution(episode.task):
         if episode.running:
-            before, (episode, observation) = episode, _acted(episode, turn)
+            words = (END_THINK if opened else "") + turn
+            before, (episode, observation) = episode, _acted(episode, opened + words)
             if episode.running:
-                episode, _ = _went_on(before, episode, turn, observation, reader)
+                episode, pieces = _went_on(before, episode, words, observation, reader)
+                opened = THINK if opens_reasoning(pieces) else ""
     return episode
 
 
-def _answered(episode: Episode, action: str, reader: Reader) -> tuple[Episode, list[Piece]]:
-    after, observation = _acted(episode, action)
+def _answered(episode: Episode, opened: str, words: str, reader: Reader) -> tuple[Episode, list[Piece]]:
+    """`opened` is <think> where the prompt ended with it: the environment gets it in front of the words."""
+    after, observation = _acted(episode, opened + words)
     if not after.running:
         return after, []
     try:
-        return _went_on(episode, after, action, observation, reader)
+        return _went_on(episode, after, words, observation, reader)
+    except UnreadableAnswer as error:
+        return _ended(dataclasses.replace(after, error=str(error)), "truncated"), []
     except ValueError as error:  # the template rewrites what the policy has read or written
         return _failed(after, error), []
 
@@ -230,7 +243,7 @@ def _acted(episode: Episode, action: str) -> tuple[Episode, Sequence[Message]]:
 def _went_on(
     before: Episode, after: Episode, action: str, observation: Sequence[Message], reader: Reader
 ) -> tuple[Episode, list[Piece]]:
-    """(the episode with its history, what the policy has to read); ValueError where the template rewrites history."""
+    """(the episode with its history, what the policy has to read); errors as `Reader.go_on`."""
     message, pieces = reader.go_on(before, action, observation)
     return dataclasses.replace(after, history=(*before.history, message, *observation)), pieces
 

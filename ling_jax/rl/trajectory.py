@@ -9,8 +9,9 @@ import numpy as np
 
 from ling_jax.config import nearest
 
-# running: not ended yet; finished: the policy or its environment ended it; truncated: a limit did; failed: the world
-# broke (a sandbox, a server), which says nothing about the policy.
+# running: not ended yet; finished: the policy or its environment ended it; truncated: a limit did, or words that are no
+# answer in the chat template's form; failed: the world broke (a sandbox, a server, a template that rewrites history),
+# which says nothing about the policy.
 STATUSES = ("running", "finished", "truncated", "failed")
 
 

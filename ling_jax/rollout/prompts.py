@@ -35,6 +35,8 @@ def prompt_report(model: Loaded, *, raw: bool = False) -> str:
 def _pieces(model: Loaded, where: str, record: Record, in_turns: bool) -> list[Piece]:
     if "prompt" in record and not in_turns:
         return [Piece(record["prompt"])]
+    if record.get("tools") and isinstance(model.template, FolderTemplate) and not model.template.reads(["tools"]):
+        raise ValueError(f"{where}: the chat template of {model.template.where} reads no tools; leave them out")
     messages = [{"role": "user", "content": record["prompt"]}] if "prompt" in record else record["messages"]
     try:
         template = with_reasoning(model.template, messages)

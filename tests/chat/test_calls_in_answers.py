@@ -133,6 +133,8 @@ MALFORMED = [
     '<tool_call>{"name": "f", "arguments": {"k": 1}</tool_call>',
     '<tool_call>{"name": "f", "arguments": {"k": "a\nb"}}</tool_call>',
     "<tool_call>{'name': 'f'}</tool_call>",
+    '<tool_call>[{"name": "f", "arguments": {}}]</tool_call>',
+    "<tool_call>\n[]\n</tool_call>",
 ]
 
 
@@ -327,7 +329,7 @@ def test_what_is_rendered_is_parsed_back_or_refused(content, reasoning, calls, t
     assert (as_message(parsed), parsed.errors) == (message, ())
 
 
-WORD = st.text(st.characters(codec="utf-8", exclude_characters="<>{"), min_size=1, max_size=8)
+WORD = st.text(st.characters(codec="utf-8", exclude_characters="<>{["), min_size=1, max_size=8)
 
 
 @given(WORD.filter(lambda name: name == name.strip() and "\n" not in name), st.dictionaries(WORD, JSON, max_size=3))

@@ -5,11 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ling_jax.chat.conversations import tokenize_conversations
 from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import ChatTemplate, Piece, check_messages, encode, first_rewrite, opens_reasoning
 from ling_jax.chat.tool_calls import as_message, parse_either, render_call
 from ling_jax.checkpoint.side_files import copy_side_files
 from ling_jax.data.tokenizer import SPECIAL_TOKENS, train_bpe
+from tests.chat.test_official_forms import plain
 
 TOKENIZER = train_bpe(["Be brief. What is the weather? detailed thinking off HUMAN SYSTEM ASSISTANT"] * 3, 330)
 SYSTEM = "<role>SYSTEM</role>detailed thinking off<|role_end|>"
@@ -207,7 +209,10 @@ def test_private_characters_of_a_template_or_a_text_are_kept():
         ("{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}", "Hi"),
         ("{{ strftime_now('%%') }}{{ bos_token }}{{ eos_token }}{{ pad_token }}", "%<s>[E]"),
         ("{% for m in messages %}{{ m.reasoning_content }}{{ m.reasoning }}{% endfor %}", "rr"),
-        ("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}", "Hia"),
+        (
+            "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+            "Hi<think>r</think>a",
+        ),
     ],
 )
 def test_a_template_finds_what_transformers_gives_it(tmp_path, source, wanted):
@@ -236,12 +241,82 @@ def test_a_prompt_may_rewrite_history_a_text_to_learn_may_not():
         template.render(messages)
 
 
+def test_a_template_that_reads_no_reasoning_gets_it_in_the_content():
+    """As data sets keep it and as a policy writes it: it would be lost without a word."""
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|role_end|>{% endfor %}"
+    messages = [user(), assistant("a", reasoning="r")]
+    pieces = FolderTemplate(source, "folder").render(messages)
+    assert [piece.text for piece in pieces if piece.special and piece.trained] == [
+        "<think>",
+        "</think>",
+        "<|role_end|>",
+    ]
+    assert text(pieces) == "user: Hi<|role_end|>assistant: <think>r</think>a<|role_end|>"
+
+
+def test_calls_that_a_template_leaves_out_are_not_learnt_as_silence():
+    source = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|role_end|>{% endfor %}"
+    messages = [user(), assistant("", tool_calls=[WEATHER])]
+    with pytest.raises(ValueError, match=r"folder reads no tool_calls: those of messages\[1\] would be lost"):
+        FolderTemplate(source, "folder").samples(messages)
+
+
+def test_a_template_for_tools_is_taken_where_there_are_tools(tmp_path):
+    """Of a list in tokenizer_config.json, or of transformers' folder beside chat_template.jinja."""
+    entries = [{"name": "tool_use", "template": "{{ tools | length }}"}, {"name": "default", "template": "plain"}]
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text("\ufeff" + json.dumps({"chat_template": entries}))
+    stored = load_template(tmp_path)
+    copy_side_files(tmp_path, tmp_path.parent / "copied")
+    for template in (stored, load_template(tmp_path.parent / "copied")):
+        assert rendered([user()], template) == "plain" and rendered([user()], template, tools=[{}, {}]) == "2"
+        assert template.reads(["no", "length"]) and not template.reads(["no"])
+    config.write_text(json.dumps({"chat_template": entries[:1]}))
+    with pytest.raises(ValueError, match=r"tokenizer_config.json has no default chat template, only tool_use"):
+        load_template(tmp_path)
+    for content, message in (("", "is empty"), ("\ufeff \n", "is empty")):
+        (tmp_path / "chat_template.jinja").write_text(content)
+        with pytest.raises(ValueError, match=f"chat_template.jinja {message}"):
+            load_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("\ufeffx")
+    assert rendered([user()], load_template(tmp_path)) == "x"
+
+
+QWEN = """{% for m in messages %}<role>{{ m.role }}</role>
+{%- if m.role == 'assistant' and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}
+{{- m.content }}<|role_end|>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<role>assistant</role>{% endif %}"""
+PHI = "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}{{ m.content }}<|role_end|>{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant:{% else %}<|endoftext|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("source", "learnt"),
+    [
+        (QWEN, ["<think>r</think>a<|role_end|>", "<think>s</think>c<|role_end|>"]),
+        (PHI, ["ra<|role_end|>", "sc<|role_end|>"]),
+    ],
+)
+def test_a_conversation_that_is_rewritten_is_learnt_as_several_samples(tmp_path, source, learnt):
+    """The reasoning of earlier turns is left out, or an end of the text is written behind the last answer."""
+    template = FolderTemplate(source, "folder")
+    messages = [user(), assistant("a", reasoning="r"), user("b"), assistant("c", reasoning="s")]
+    samples = template.samples(messages)
+    assert [text([piece for piece in pieces if piece.trained]) for pieces in samples] == learnt
+    for pieces, length in zip(samples, (2, 4), strict=True):
+        given = [message | {"reasoning_content": message.get("reasoning", "")} for message in messages[:length]]
+        assert plain(source).render(messages=given).startswith(text(pieces))
+    options = dict(source="", digest="", longest=300, held_out_fraction=0.0)
+    meta = tokenize_conversations([("r", {"messages": messages})], TOKENIZER, template, tmp_path / "out", **options)
+    assert meta["forked"] == 1 and meta["train"]["documents"] == 2
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ("{", "is not JSON"),
         ("[]", "is a JSON list; expected an object"),
-        ('{"chat_template": [{"name": "default"}]}', "chat_template is {'name': 'default'}; expected text"),
+        ('{"chat_template": [{"name": "default"}]}', "chat_template is .{'name': 'default'}.; expected text"),
         ('{"chat_template": ["text"]}', "chat_template is .'text'.; expected text"),
     ],
 )

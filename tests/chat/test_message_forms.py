@@ -66,6 +66,7 @@ CALLED = [user(), assistant("", tool_calls=[RING]), {"role": "tool", "content": 
             [user(), assistant()],
         ),
         ([user(), assistant("<think>r</think>b")], [user(), assistant("b", reasoning="r")]),
+        ([user(), assistant("<think>r</think>b", reasoning_content="")], [user(), assistant("b", reasoning="r")]),
         ([user(), assistant("\n <think>\nr\n</think>\n\nb")], [user(), assistant("\n\nb", reasoning="\nr\n")]),
         ([user(), assistant("<think></think>b</think>")], [user(), assistant("b</think>", reasoning="")]),
         (

@@ -29,6 +29,8 @@ HOSTILE = {
     "brackets": ("{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}", ""),
     "a filter": ("{{ range(99999) | list | batch(1) | list | join('x' * 9999) }}", ""),
     "a way out": ("{{ messages.__class__.__mro__ }}", "fails: SecurityError"),
+    "an include": ("{% include '/etc/passwd' %}", "fails: TypeError: no loader"),
+    "half a character": ("{{ '\\ud83d' }}", "fails: UnicodeEncodeError"),
     "a refusal of many lines": ("{{ raise_exception('no\\n\\ntools') }}", "fails: TemplateError: no tools"),
 }
 
@@ -104,6 +106,13 @@ def test_a_conversation_of_many_turns_is_one_request(quick, monkeypatch):
     messages = [{"role": role, "content": "x"} for _ in range(50) for role in ("user", "assistant")]
     template = FolderTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", "folder")
     assert [piece.trained for piece in template.render(messages)] == [False, True] * 50 and len(sent) == 1
+
+
+def test_all_texts_of_a_conversation_together_are_bounded():
+    """Each alone is within the limit; a template that rewrites its history gives them all anew."""
+    template = FolderTemplate("{{ messages | length }}{{ 'x' * 16000000 }}", "FOLDER")
+    with pytest.raises(ValueError, match="FOLDER writes more than 64 million characters in the texts of one conv"):
+        template.renderings(HI * 6, [(count, False) for count in range(1, 7)])
 
 
 def test_what_is_no_json_and_what_is_nested_too_deeply_is_one_line(quick):

@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 
 from ling_jax import data
+from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate
+from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
+from tests.chat.official_forms import LING_2_6
 from tests.tiny import tiny_config
 
 TOKENIZER = data.train_bpe(["some words of a text"], 270)
@@ -41,6 +44,15 @@ def test_a_choice_follows_its_prompt_and_is_scored_alone():
     assert (samples[1]["chosen"], samples[1]["chosen_per_byte"]) == (1, 2)
     assert (accuracy.value, per_byte.value) == (0.0, 0.5) and accuracy.n == per_byte.n == 2
     np.testing.assert_allclose(per_byte.interval, (0.0945, 0.9055), atol=5e-5)  # Wilson of 1 in 2
+
+
+def test_a_choice_is_not_scored_as_reasoning():
+    template = FolderTemplate(LING_2_6, "FOLDER")
+    thinks = dataclasses.replace(LOADED, template=template, config=tiny_config(vocab_size=300, max_length=400))
+    for record in RECORDS:
+        with pytest.raises(ValueError, match=r"line \d: the prompt ends with <think>, and a choice .* --thinking=off"):
+            encode_choices(thinks, [record])
+    assert len(encode_choices(dataclasses.replace(thinks, template=with_thinking(template, "off")), RECORDS)) == 5
 
 
 def test_what_passes_the_context_is_named():

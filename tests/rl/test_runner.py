@@ -9,12 +9,14 @@ import pytest
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate, encode
+from ling_jax.chat.tool_calls import parse_either
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl import runner
 from ling_jax.rl.rollouts import _episode_json, _with_history
 from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
 from ling_jax.rollout.slots import Drawn
+from tests.chat.official_forms import FORMS
 from tests.rl_run import tokenizer
 
 CONTEXT = 1200
@@ -163,6 +165,32 @@ def test_a_policys_words_that_the_template_rewrites_fail_the_episode_and_its_res
         (fresh,) = used.begin([Ask(0, 0, task, seed=0)])
         again = _with_history(fresh, _episode_json(episode) | {"status": status}, used)
         assert again.trajectory.status == "failed" and again.error == episode.error
+
+
+@pytest.mark.parametrize("words", ["hm <tool_call>lookup", "<tool_call>lookup</tool_call>"])
+def test_an_answer_that_breaks_the_templates_form_pays_no_better_than_a_wrong_one(played, words):
+    """Here it never closes the reasoning that the prompt opened; no reward at all would beat an honest mistake."""
+    template, task = FolderTemplate(FORMS["2.6"], "folder"), ENVIRONMENTS["lookup"].make_task(5, 2)
+    episode = played(task, (words,), template=template)
+    assert (episode.trajectory.status, episode.outcome) == ("truncated", 0)
+    assert "writes an answer in another way" in episode.error
+    used = reader(template=template)
+    (fresh,) = used.begin([Ask(0, 0, task, seed=0)])
+    again = _with_history(fresh, _episode_json(episode), used)
+    assert (again.trajectory.status, again.error, again.outcome) == ("truncated", episode.error, 0)
+
+
+@pytest.mark.parametrize("name", ["running_sums", "lookup", "tools"])
+def test_a_policy_goes_on_where_every_prompt_opens_the_reasoning(played, name):
+    """As the template of the 2.6 models does: what is learnt from begins behind <think>, what is judged with it."""
+    template, env = FolderTemplate(FORMS["2.6"], "folder"), ENVIRONMENTS[name]
+    task = env.make_task(5, 2)
+    used = reader(template=template, context=5000)
+    (fresh,) = used.begin([Ask(0, 0, task, seed=0)])
+    assert rehearse(fresh, used).outcome == 1
+    episode = played(task, [f"hm</think>{turn}" for turn in env.solution(task)], template=template, context=5000)
+    assert episode.outcome == 1 and not episode.error
+    assert all(parse_either(turn).reasoning == "hm" for turn in episode.turns)
 
 
 STRIPS_REASONING = """{% for m in messages %}<role>{{ m.role }}</role>

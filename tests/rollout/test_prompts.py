@@ -51,6 +51,13 @@ def test_thinking_is_what_is_asked_for_and_on_behind_reasoning():
     assert "detailed thinking off" in texts(off, ("here", {"messages": reasons}))[0]
 
 
+def test_tools_that_a_template_does_not_read_are_not_left_out_silently():
+    model = dataclasses.replace(BASE, template=FolderTemplate("{{ messages[0].content }}", "FOLDER"))
+    with pytest.raises(ValueError, match="here: the chat template of FOLDER reads no tools"):
+        encode_prompts(model, [("here", MESSAGES[1] | {"tools": [{"type": "function"}]})])
+    assert texts(model, ("here", MESSAGES[1] | {"tools": []})) == ["Hi"]
+
+
 def test_a_template_that_refuses_is_named_with_the_record():
     model = dataclasses.replace(BASE, template=FolderTemplate("{{ raise_exception('no') }}", "FOLDER"))
     with pytest.raises(ValueError, match="here: the chat template of FOLDER fails: TemplateError: no"):
