@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ BATCH_CHARACTERS = 1 << 20  # encoded at once: enough for all threads, little to
 PIECE_CHARACTERS = 1 << 18  # of a long text
 AHEAD = 4  # words; the usual regular expressions look one word ahead
 MARGIN = 1024  # characters: longer than any added token
+_PLAIN: weakref.WeakKeyDictionary[Tokenizer, tuple[tuple, Tokenizer]] = weakref.WeakKeyDictionary()
 PROBE = "It's 42 words,\n\n  or\tnot… größer 日本 " + "a" * 64
 
 
@@ -110,7 +112,7 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
     A text of more than PIECE_CHARACTERS is encoded in pieces (see `_encode_in_pieces`), so that time is linear and
     memory bounded: the library holds about 100 bytes a character.
     """
-    plain = _plain(tokenizer)
+    plain = _kept_plain(tokenizer)
     for batch in _batches(texts):
         if len(batch[0]) > PIECE_CHARACTERS:
             yield np.concatenate(list(_encode_in_pieces(plain, batch[0])))
@@ -119,6 +121,15 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
             encodings = plain.encode_batch_fast(batch, add_special_tokens=False)
         for encoding in encodings:
             yield np.array(encoding.ids, dtype=np.uint32)
+
+
+def _kept_plain(tokenizer: Tokenizer) -> Tokenizer:
+    """`_plain`, made once as long as the tokenizer stays as it is: many calls have a few words each."""
+    state = (tokenizer.get_vocab_size(), repr(tokenizer.normalizer), repr(tokenizer.pre_tokenizer))
+    kept = _PLAIN.get(tokenizer)
+    if kept is None or kept[0] != state:
+        kept = _PLAIN[tokenizer] = (state, _plain(tokenizer))
+    return kept[1]
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
