@@ -19,6 +19,7 @@ from absl import flags
 from launch.flags import run_program, usage_errors
 from ling_jax.checkpoint import load_hf, orbax, write_hf
 from ling_jax.checkpoint.folder import check_model_folder, open_model
+from ling_jax.checkpoint.index import is_workdir
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -35,31 +36,32 @@ def main() -> None:
     with usage_errors():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{target} exists and is not empty; name a new folder")
-        params = export(source, target) if (source / "checkpoints").is_dir() else ingest(source, target)
+        with new_folder(target) as partial:  # it comes first: a name that cannot be is refused before the work
+            params = export(source, partial) if is_workdir(source) else ingest(source, partial)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{size / 1e6:.2f}M parameters in {time.monotonic() - start:.1f} s: {source} -> {target}")
 
 
 def export(source: Path, target: Path):
-    """Writes a workdir's model as a Hugging Face folder; returns the parameters as they were stored."""
+    """Fills an empty folder with a workdir's model in Hugging Face's format; returns the parameters as stored."""
     beside = source / "tokenizer"
     model = open_model(source, step=STEP.value) if (beside / TOKENIZER_FILE).exists() else None
     params, config = orbax.load_params(source / "checkpoints", STEP.value)
     config = in_dtype(config)
-    with new_folder(target) as partial:
-        write_hf(cast(params), config, partial)
-        copy_side_files(beside, partial)
-        fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
+    write_hf(cast(params), config, target)
+    copy_side_files(beside, target)
+    fill_in(target, config, model and model.tokenizer, chat=model is not None and model.is_chat)
     return params
 
 
 def ingest(source: Path, target: Path):
-    """Writes a Hugging Face folder's model as a workdir; returns the parameters as they were stored."""
+    """Fills an empty folder with a Hugging Face folder's model as a workdir; returns the parameters as stored."""
     check_model_folder(source)
+    if STEP.value is not None:
+        raise ValueError(f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out")
     params, config = load_hf(source)
-    with new_folder(target) as partial:
-        orbax.save_params(partial / "checkpoints", cast(params), in_dtype(config))
-        copy_side_files(source, partial / "tokenizer")
+    orbax.save_params(target / "checkpoints", cast(params), in_dtype(config))
+    copy_side_files(source, target / "tokenizer")
     return params
 
 

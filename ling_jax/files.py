@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 from etils import epath
 
 MAX_JSON_BYTES = 2**28  # our choice: the index of a model of 1T parameters has about 2**24
+LFS_POINTER = b"version https://git-lfs"  # such a file begins with it
+LFS_ADVICE = "a Git LFS pointer, which stands for the file; run `git lfs pull` in its folder"
 
 
 @contextlib.contextmanager
@@ -51,23 +53,44 @@ def parse_object(text: str | bytes, where: str, expected: str = "an object") -> 
 
 
 def parse_json(text: str | bytes, where: str, expected: str = "JSON") -> Any:
-    """A JSON value from outside of the program; all that can be wrong with the text is a ValueError."""
+    """A JSON value from outside of the program; all that can be wrong with the text is a ValueError.
+
+    So is a key that stands twice in an object with two values: readers differ in which of them they take.
+    """
+    start = text[: len(LFS_POINTER)]
+    if (start.encode(errors="replace") if isinstance(start, str) else start) == LFS_POINTER:
+        raise ValueError(f"{where} is {LFS_ADVICE}")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets nested by the thousand
         raise ValueError(f"{where} is not JSON: {error}; expected {expected}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"{key!r:.200} stands twice, as {value!r:.80} and as {found[key]!r:.80}")
+    return found
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when the block ends well and vanishes when it does not.
 
-    Raises OSError at the end where the name is taken by anything but an empty folder.
+    Folders above it are made where they are missing, and vanish with it; links are followed. Raises OSError at the end
+    where the name is taken by anything but an empty folder.
     """
+    path = path.resolve()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir(parents=True)
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
+        partial.mkdir(parents=True)
         yield partial
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it holds the new folder, or was not made
+                parent.rmdir()

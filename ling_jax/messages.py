@@ -1,8 +1,24 @@
 """What a program says beside its output."""
 
+import reprlib
 import sys
+from typing import Any
 
 
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know and that ends nothing."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """A text that a file holds, escaped or cut where it would break the line of a message or fill it."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def shown(value: Any) -> str:
+    """A value that a file holds, as a message shows it: short and on one line."""
+    try:
+        return one_line(reprlib.repr(value))
+    except ValueError:  # Python prints no number of more than 4300 digits
+        return "a number of thousands of digits"

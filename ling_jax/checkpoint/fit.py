@@ -8,7 +8,7 @@ from ling_jax.checkpoint.names import IGNORED, MTP_NAMES, Slot
 from ling_jax.checkpoint.safetensors_file import DTYPES
 from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.config import ModelConfig
-from ling_jax.messages import warn
+from ling_jax.messages import one_line, warn
 
 LAYER = re.compile(r"model\.layers\.(\d{1,9})\.(.+)")
 EXPERT = re.compile(r"\.mlp\.experts\.(\d{1,9})\.")
@@ -31,7 +31,8 @@ def check_sizes(config: ModelConfig, tensors: Tensors) -> None:
     if len(trunk) < count or (not depth and layers - trunk - mtp):
         raise ValueError(
             f"{tensors.folder}: num_hidden_layers of config.json is {count}, the tensors have {len(layers - mtp)} "
-            f"layers ({_span('model.layers', layers - mtp)}); a file is missing, or config.json is of another model"
+            f"layers ({_span('model.layers', layers - mtp) if layers else f'they are {_some(sorted(names))}'}); a file "
+            "is missing, or config.json is of another model"
         )
     if (behind := len(layers - trunk)) < depth:
         raise ValueError(
@@ -115,5 +116,4 @@ def _span(prefix: str, numbers: set[int]) -> str:
 
 def _some(names: list[str]) -> str:
     """The first few; a name that a file makes up may hold anything."""
-    shown = [name if name.isprintable() else ascii(name) for name in names[:NAMED]]
-    return ", ".join(shown) + (", …" if len(names) > NAMED else "")
+    return ", ".join(map(one_line, names[:NAMED])) + (", …" if len(names) > NAMED else "")

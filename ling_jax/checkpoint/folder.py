@@ -15,7 +15,7 @@ from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import END, ChatTemplate
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
-from ling_jax.checkpoint.index import INDEX_FILE, other_weights, weight_files
+from ling_jax.checkpoint.index import INDEX_FILE, is_workdir, other_weights, weight_files
 from ling_jax.checkpoint.side_files import copy_side_files
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -84,7 +84,7 @@ def open_model(path, *, step: int | None = None, tokenizer: str = "") -> ModelFo
     and model do not fit, or a file cannot be read.
     """
     folder = Path(path).expanduser()
-    if (folder / "checkpoints").is_dir():
+    if is_workdir(folder):
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
         keys = json.loads(config.hf_source or "{}")  # of the folder that the model came from, once

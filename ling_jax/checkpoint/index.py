@@ -1,16 +1,18 @@
 """Which file of a Hugging Face folder holds which tensor: its index decides, and headers where there is no good one."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ling_jax.checkpoint.names import IGNORED, canonical
 from ling_jax.checkpoint.safetensors_file import SafetensorsFile
 from ling_jax.files import read_object
+from ling_jax.messages import one_line
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"  # of PEFT: a LoRA, which belongs to a base model
 OTHER_WEIGHTS = (".gguf", ".ggml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz")
 
 
@@ -31,34 +33,61 @@ def locate(folder: Path) -> Location:
     if not index.is_file():
         if not beside:
             raise FileNotFoundError(f"{folder / SINGLE_FILE} is missing{other_weights(folder)}")
-        return Location(_from_headers(_open(folder, beside), folder, "no index decides"), {}, [])
+        return Location(_from_headers(_open(folder, beside), folder, "no index decides"), {}, _adapter(folder))
     weight_map = read_index(index)
-    files = _open(folder, (name for name in set(weight_map.values()) if (folder / name).is_file()))
+    files = _open(folder, (name for name in set(weight_map.values()) if os.path.isfile(folder / name)))
     lost = {name: file for name, file in weight_map.items() if file not in files or name not in files[file]}
-    if not lost:
-        unnamed = [name for name in beside if name not in files]
-        remarks = [f"{', '.join(unnamed)} ignored: {INDEX_FILE} does not name it"] if unnamed else []
+    headers = ((name, file) for file, opened in files.items() for name in opened.names())
+    unnamed = [(name, file) for name, file in headers if name not in weight_map and not IGNORED.search(name)]
+    if lost:
+        files |= _open(folder, (name for name in beside if name not in files))
+    ignored, remarks = [name for name in beside if name not in files], _adapter(folder)
+    if ignored:
+        remarks.append(f"{', '.join(map(one_line, ignored))} ignored: {INDEX_FILE} does not name it")
+    if not lost and not unnamed:
         return Location(_placed((files[file], name) for name, file in weight_map.items()), {}, remarks)
-    files |= _open(folder, (name for name in beside if name not in files))
     place = _from_headers(files, folder, f"{INDEX_FILE} is stale")
     absent = {canonical(name): file for name, file in lost.items() if file not in files}
     absent = {name: file for name, file in absent.items() if name not in place}
-    first = min(lost)
-    why = f"{first} is not in {lost[first]}" if lost[first] in files else f"{lost[first]} is not there"
-    remark = f"{INDEX_FILE} is stale ({why}); the headers of {len(files)} files are read instead"
-    return Location(place, absent, [remark])
+    why = _first_difference(lost, unnamed, files)
+    remarks.append(f"{INDEX_FILE} is stale ({why}); the headers of {len(files)} files are read instead")
+    return Location(place, absent, remarks)
+
+
+def _first_difference(lost: dict[str, str], unnamed: list[tuple[str, str]], files: Container[str]) -> str:
+    """Of an index and the headers of the `files` that it names."""
+    name, file = min(lost.items()) if lost else min(unnamed)
+    if not lost:
+        return f"{one_line(name)} of {one_line(file)} is not in it"
+    return f"{one_line(name)} is not in {one_line(file)}" if file in files else f"{one_line(file)} is not there"
+
+
+def _adapter(folder: Path) -> list[str]:
+    return [f"{ADAPTER} ignored: an adapter is not merged into the weights"] if (folder / ADAPTER).is_file() else []
+
+
+def is_workdir(folder: Path) -> bool:
+    """Whether a model's folder is a run's workdir, and no Hugging Face folder with checkpoints of another program."""
+    return (folder / "checkpoints").is_dir() and not weight_files(folder)
 
 
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files in a folder; hidden ones are a file system's or a download's own."""
     names = (name for name in os.listdir(folder) if name.endswith(".safetensors") and not name.startswith("."))
-    return sorted(name for name in names if (folder / name).is_file())
+    return sorted(name for name in names if name != ADAPTER and (folder / name).is_file())
 
 
 def other_weights(folder: Path) -> str:
-    """ "; …" about weights of formats that are not read, or ""."""
-    found = sorted(name for name in os.listdir(folder) if name.endswith(OTHER_WEIGHTS))
-    return f"; found {found[0]}, and only safetensors files are read" if found else ""
+    """ "; …" about what else a folder without safetensors files holds of weights, or ""."""
+    for name in sorted(os.listdir(folder)):
+        path = folder / name
+        if name == ADAPTER:
+            return f"; found {name}, an adapter: merge it into its base model first"
+        if name.endswith(".safetensors") and not name.startswith(".") and not path.is_file():
+            return f"; {name} is a {'link to a file that is not there' if path.is_symlink() else 'folder'}"
+        if name.lower().endswith((*OTHER_WEIGHTS, ".safetensors")):
+            return f"; found {name}, and only *.safetensors files are read"
+    return ""
 
 
 def read_index(index: Path) -> dict[str, str]:
@@ -69,8 +98,8 @@ def read_index(index: Path) -> dict[str, str]:
         raise ValueError(f"{index}: weight_map is {found}; expected an object of tensor -> file name")
     for name, file in weight_map.items():
         if problem := _file_name_problem(file):
-            raise ValueError(f"{index}: weight_map[{name!r}] is {file!r:.200}, {problem}")
-    return weight_map
+            raise ValueError(f"{index}: weight_map[{name!r:.200}] is {file!r:.200}, {problem}")
+    return {name: str(PurePosixPath(file)) for name, file in weight_map.items()}  # ./a is a
 
 
 def _file_name_problem(file: Any) -> str | None:
@@ -92,7 +121,8 @@ def _from_headers(files: dict[str, SafetensorsFile], folder: Path, why: str) -> 
         for name in opened.names():
             if name in seen and not IGNORED.search(name):
                 raise ValueError(
-                    f"{folder}: {name} is in {seen[name]} and in {file}, and {why}; remove the file that is left over"
+                    f"{folder}: {one_line(name)} is in {one_line(seen[name])} and in {one_line(file)}, and {why}; "
+                    "remove the file that is left over"
                 )
             seen[name] = file
     return _placed((files[file], name) for name, file in seen.items())
@@ -103,5 +133,6 @@ def _placed(tensors: Iterable[tuple[SafetensorsFile, str]]) -> dict[str, tuple[S
     for file, name in tensors:
         other_file, other = place.setdefault(canonical(name), (file, name))
         if other != name:
+            name, other = one_line(name), one_line(other)
             raise ValueError(f"{file.path}: {name} is {other} of {other_file.path} under another name; remove one")
     return place

@@ -16,6 +16,7 @@ from flax import traverse_util
 from ling_jax.checkpoint import hf, orbax
 from ling_jax.checkpoint.fit import check_tensors
 from ling_jax.checkpoint.hf_config import to_hf
+from ling_jax.checkpoint.index import is_workdir
 from ling_jax.checkpoint.names import Slot, slots
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.checkpoint.tensors import Tensors
@@ -131,7 +132,7 @@ class HfReader:
 def open_layers(path, step: int | None = None) -> LayerReader:
     """Of a run's workdir (checkpoints/) or a Hugging Face folder."""
     folder = Path(path).expanduser()
-    return OrbaxReader(folder / "checkpoints", step) if (folder / "checkpoints").is_dir() else HfReader(folder)
+    return OrbaxReader(folder / "checkpoints", step) if is_workdir(folder) else HfReader(folder)
 
 
 class HfWriter:

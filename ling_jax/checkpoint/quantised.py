@@ -6,6 +6,7 @@ Two forms are released: blocks of 128 x 128 with `X.weight_scale_inv` (2.0), and
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 from ling_jax.checkpoint.hf_keys import QUANTISATION
 from ling_jax.checkpoint.nonfinite import CHUNK
 from ling_jax.checkpoint.safetensors_file import FP8
+from ling_jax.messages import one_line, shown
 
 SCALES = ("_scale_inv", "_scale")  # behind the weight's name
 SCALE_DTYPES = ("F32", "BF16", "F16")
-# Scales of activations and caches, which are not quantised here.
-ACTIVATION_SCALES = (".input_scale", ".output_scale", ".k_scale", ".v_scale")
+# Scales and zero points of activations and caches, which are not quantised here.
+ACTIVATION_SCALES = (
+    ".input_scale", ".input_zero_point", ".output_scale", ".output_zero_point", ".q_scale", ".k_scale", ".v_scale",
+)  # fmt: skip
 SUPPORTED = (
     "quantised weights are read as FP8 in blocks (weight_scale_inv) or by output channel (weight_scale); "
     "take the BF16 or FP8 release, or dequantise the folder first"
@@ -81,7 +85,7 @@ def weight_format(hf: Mapping[str, Any]) -> WeightFormat | None:
         return None
     found, where = hf[key], f"config.json: {key}"
     if not isinstance(found, dict):
-        raise ValueError(f"{where} is {found!r}; expected an object")
+        raise ValueError(f"{where} is {shown(found)}; expected an object")
     method = found.get("quant_method")
     if method == "fp8":
         return _fp8(found, where)
@@ -99,20 +103,27 @@ def _method_name(found: dict[str, Any], key: str) -> str:
     if method is None and any(name.startswith(("load_in_", "bnb_")) for name in found):
         method = "bitsandbytes"
     if method is None:
-        return f"an object without quant_method: {', '.join(found)}"
-    return f"{method}{f' of {bits} bits' if bits else ''}"
+        return one_line(f"an object without quant_method: {', '.join(found)}")
+    return f"{_plain(method)}{f' of {_plain(bits)} bits' if bits else ''}"
+
+
+def _plain(value: Any) -> str:
+    """Text without quotes, all else as `shown`."""
+    return one_line(value) if isinstance(value, str) else shown(value)
 
 
 def _fp8(found: dict[str, Any], where: str) -> WeightFormat:
     if (form := found.get("fmt") or "e4m3") not in ("e4m3", "e5m2"):
-        raise ValueError(f"{where}.fmt is {form!r}; expected 'e4m3' or 'e5m2'")
+        raise ValueError(f"{where}.fmt is {shown(form)}; expected 'e4m3' or 'e5m2'")
     return _blocks(block, f"{where}.weight_block_size") if (block := found.get("weight_block_size")) else PER_TENSOR
 
 
 def _blocks(block: Any, where: str) -> WeightFormat:
+    if isinstance(block, str) and re.fullmatch(r"[0-9]{1,9}x[0-9]{1,9}", block):  # of older compressed-tensors
+        block = [int(size) for size in block.split("x")]
     sizes = block if isinstance(block, list) else []
     if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
-        raise ValueError(f"{where} is {block!r}; expected two numbers of rows and columns, such as [128, 128]")
+        raise ValueError(f"{where} is {shown(block)}; expected two numbers of rows and columns, such as [128, 128]")
     return WeightFormat(*sizes)
 
 
@@ -121,10 +132,10 @@ def _compressed(found: dict[str, Any], where: str) -> WeightFormat | None:
     for name in ("sparsity_config", "transform_config"):  # pruned weights, rotated weights
         value = found.get(name)
         if value and not (isinstance(value, dict) and value.get("format") == "dense"):
-            raise ValueError(f"{where}.{name} is {value!r}, which is not computed here; {SUPPORTED}")
+            raise ValueError(f"{where}.{name} is {shown(value)}, which is not computed here; {SUPPORTED}")
     groups = found.get("config_groups") or {}
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
-        raise ValueError(f"{where}.config_groups is {groups!r}; expected an object of objects")
+        raise ValueError(f"{where}.config_groups is {shown(groups)}; expected an object of objects")
     formats = set()
     for name, group in groups.items():
         if group.get("weights"):
@@ -137,15 +148,17 @@ def _compressed(found: dict[str, Any], where: str) -> WeightFormat | None:
 
 def _group(weights: Any, where: str, form: Any) -> WeightFormat:
     if not isinstance(weights, dict):
-        raise ValueError(f"{where} is {weights!r}; expected an object")
+        raise ValueError(f"{where} is {shown(weights)}; expected an object")
     bits, kind, strategy = (weights.get(name) for name in ("num_bits", "type", "strategy"))
     if (bits, kind) != (8, "float") or weights.get("symmetric") is False:
         signs = "" if weights.get("symmetric", True) else ", not symmetric"
-        raise ValueError(f"{where} are {kind}{bits} ({form or 'no format'}{signs}); {SUPPORTED}")
+        raise ValueError(
+            f"{where} are {_plain(kind)}{_plain(bits)} ({_plain(form or 'no format')}{signs}); {SUPPORTED}"
+        )
     if strategy == "block":
         return _blocks(weights.get("block_structure"), f"{where}.block_structure")
     if strategy not in ("channel", "tensor"):
-        raise ValueError(f"{where}.strategy is {strategy!r}; expected 'channel', 'block' or 'tensor'; {SUPPORTED}")
+        raise ValueError(f"{where}.strategy is {shown(strategy)}; expected 'channel', 'block' or 'tensor'; {SUPPORTED}")
     return PER_CHANNEL if strategy == "channel" else PER_TENSOR
 
 
@@ -218,5 +231,7 @@ def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_
             end = min(begin + step, rows)
             blocks = np.arange(first_row + begin, first_row + end) // block_rows
             scales = np.repeat(scale[blocks], block_columns, axis=1)[:, :columns]
-            out[begin:end] = values.take(codes[begin:end], mode="clip") * scales
+            part = values.take(codes[begin:end], mode="clip")
+            part *= scales
+            out[begin:end] = part
     return out

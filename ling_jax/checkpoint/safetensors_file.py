@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from ling_jax.files import LFS_ADVICE, LFS_POINTER
+
 FP8 = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -59,6 +61,9 @@ def _read_header(path: Path) -> tuple[int, dict]:
     except PermissionError:
         raise PermissionError(f"{path} cannot be read: permission denied; change its mode or owner") from None
     except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{path} is {LFS_ADVICE}") from None
         size = path.stat().st_size
         reason = " ".join(str(error).split())[:300]  # it quotes the header
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ling_jax.checkpoint.index import locate
+from ling_jax.checkpoint.names import IGNORED
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.checkpoint.quantised import (
     dequantise,
@@ -16,6 +17,7 @@ from ling_jax.checkpoint.quantised import (
     weight_format,
 )
 from ling_jax.checkpoint.safetensors_file import DTYPES
+from ling_jax.messages import one_line
 
 
 class Tensors:
@@ -30,13 +32,14 @@ class Tensors:
         # `absent`: tensors of files that only the index knows. `remarks`: what a user should know of the folder.
         self._place, self.absent, self.remarks = locate(folder)
         self._nonfinite: collections.Counter[str] = collections.Counter()
-        stored = {name: (self.stored_dtype(name), self.shape(name)) for name in self._place}
+        read = (name for name in self._place if not IGNORED.search(name))
+        stored = {name: (self.stored_dtype(name), self.shape(name)) for name in read}
         try:
             self._format = weight_format(hf)
             refuse_other_formats({name: dtype for name, (dtype, _) in stored.items()})
             self._scales = pair_scales(stored, self._format)
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+            raise ValueError(f"{folder}: {one_line(str(error), 1000)}") from None
         if self._format and not self._scales:
             self.remarks.append("config.json has a quantization_config, but no tensor is FP8: all are read as stored")
 
@@ -49,7 +52,7 @@ class Tensors:
     def names(self) -> set[str]:
         """Of weights and of whatever else is there, but for scales."""
         scales = set(self._scales.values())
-        return {n for n in self._place if n not in scales and not (self._format and is_activation_scale(n))}
+        return {name for name in self._place if name not in scales and not is_activation_scale(name)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         file, stored = self._place[name]

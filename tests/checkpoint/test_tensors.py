@@ -214,7 +214,7 @@ def test_a_header_that_lies_is_one_line(folder, entry):
 
 def test_weights_of_other_formats_are_named(folder):
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-    assert_refused(folder, "found pytorch_model.bin, and only safetensors files are read", FileNotFoundError)
+    assert_refused(folder, r"found pytorch_model.bin, and only \*.safetensors files are read", FileNotFoundError)
 
 
 def test_hidden_files_are_no_shards(folder):
@@ -266,7 +266,7 @@ def test_sizes_are_compared_with_the_tensors_before_anything_is_built(folder, fi
 
 
 def test_layer_numbers_that_a_file_makes_up_are_named(folder):
-    name = f"model.layers.{'9' * 5000}.x\n"
+    name = f"model.layers.{'9' * 50}.x\n"
     edit_tensors(folder, lambda t: t | {name: np.zeros(1, np.float32)})
     assert_refused(folder, r"1 tensors belong to no part of the model: 'model.layers.9+.x\\n'", readers=WHOLE)
 
