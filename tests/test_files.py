@@ -14,6 +14,7 @@ BROKEN = {
     "brackets": b"[" * 200_000,
     "braces": b'{"a":' * 200_000,
     "no UTF-8": b'{"a": "\xff"}',
+    "a key twice": b'{"a": 1, "b": {"c": 2, "c": 3}}',
     "a number of thousands of digits": b'{"a": ' + b"9" * 5000 + b"}",
 }
 
@@ -21,6 +22,28 @@ BROKEN = {
 def test_an_object_is_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa9"}')
     assert read_object(tmp_path / "a.json") == {"a": "é"} == parse_object('{"a": "é"}', "here")
+
+
+def test_a_key_that_repeats_its_value_is_no_contradiction():
+    assert parse_object('{"a": [1], "b": 2, "a": [1]}', "here") == {"a": [1], "b": 2}
+
+
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\n", b"version https://git-lfs"])
+def test_a_git_lfs_pointer_is_called_so(text):
+    with pytest.raises(ValueError, match=r"^here is a Git LFS pointer.*git lfs pull"):
+        parse_object(text, "here")
+
+
+def test_a_new_folder_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    for place in ("a/b/c", "link"):
+        with pytest.raises(ValueError, match=r"^stop$"), files.new_folder(tmp_path / place) as folder:
+            (folder / "file").touch()
+            raise ValueError("stop")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+    with files.new_folder(tmp_path / "link") as folder:
+        (folder / "file").touch()
+    assert (tmp_path / "target" / "file").is_file() and (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)

@@ -96,10 +96,14 @@ def read_index(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         found = "missing" if weight_map is None else f"a JSON {type(weight_map).__name__} of {weight_map!r:.40}"
         raise ValueError(f"{index}: weight_map is {found}; expected an object of tensor -> file name")
+    plain: dict[str, str] = {}  # ./a is a
     for name, file in weight_map.items():
+        if isinstance(file, str) and file in plain:
+            continue
         if problem := _file_name_problem(file):
             raise ValueError(f"{index}: weight_map[{name!r:.200}] is {file!r:.200}, {problem}")
-    return {name: str(PurePosixPath(file)) for name, file in weight_map.items()}  # ./a is a
+        plain[file] = str(PurePosixPath(file))
+    return {name: plain[file] for name, file in weight_map.items()}
 
 
 def _file_name_problem(file: Any) -> str | None:

@@ -16,17 +16,17 @@ from tokenizers import Tokenizer
 
 from ling_jax import spec as specs
 from ling_jax.chat.default_source import default_source
-from ling_jax.chat.folder_template import CONFIG_NAME, FILE_NAME
+from ling_jax.chat.end_tokens import GENERATION_CONFIG, KEY
+from ling_jax.chat.folder_template import CONFIG_NAME, FILE_NAME, read_object
 from ling_jax.chat.template import END
 from ling_jax.checkpoint.hf_config import to_hf
 from ling_jax.checkpoint.index import OTHER_WEIGHTS
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import EOS
-from ling_jax.files import read_object, replacing
+from ling_jax.files import replacing
 from ling_jax.model import model_spec
 
 BOS = "<|startoftext|>"
-GENERATION_CONFIG = "generation_config.json"
 MODEL_CARD = "README.md"
 # Of weights: a copy would say of the new ones what was true of the old.
 OF_WEIGHTS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -62,30 +62,42 @@ def fill_in(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, *, c
     """Adds to an export what it lacks and its reader needs: token ids in config.json, generation_config.json,
     tokenizer_config.json with the default chat template, a model card. What is there stays as it is.
 
-    `chat`: the model is tuned for conversations, and the end of a turn ends its texts. Without a tokenizer only the
-    card is added.
+    `chat`: the model is tuned for conversations: the end of a turn ends its texts, and a tokenizer_config.json without
+    a template gets the default one. Without a tokenizer only the card is added.
     """
     if tokenizer is not None:
-        ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
-        ids = {key: id for key, token in ids.items() if (id := tokenizer.token_to_id(token)) is not None}
+        ids = _ids(tokenizer, {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS})
         known = read_object(folder / "config.json")
         _write(known | ids | known, folder / "config.json")  # the file's own keys first, as they are
-        ends = [id for token in (EOS, *([END] if chat else [])) if (id := tokenizer.token_to_id(token)) is not None]
-        if ends and not (folder / GENERATION_CONFIG).exists():
-            _write(ids | {"eos_token_id": ends}, folder / GENERATION_CONFIG)
+        ends = list(_ids(tokenizer, {EOS: EOS} | ({END: END} if chat else {})).values())
+        noted = read_object(folder / GENERATION_CONFIG)
+        if ends and noted.keys() <= {KEY}:  # none, or the end tokens that a run noted
+            _write(ids | {KEY: ends} | noted, folder / GENERATION_CONFIG)
+        known, template = read_object(folder / CONFIG_NAME), _template(folder, tokenizer)
         if not (folder / CONFIG_NAME).exists():
-            _write(_tokenizer_config(folder, config, tokenizer), folder / CONFIG_NAME)
+            _write(_tokenizer_config(config, tokenizer) | template, folder / CONFIG_NAME)
+        elif chat and template and not known.get("chat_template"):
+            _write(known | template, folder / CONFIG_NAME)
     if not (folder / MODEL_CARD).exists():
         (folder / MODEL_CARD).write_text(model_card(config), encoding="utf-8")
 
 
-def _tokenizer_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def _ids(tokenizer: Tokenizer, tokens: dict[str, str]) -> dict[str, int]:
+    """The ids of the tokens that the tokenizer has."""
+    return {key: id for key, token in tokens.items() if (id := tokenizer.token_to_id(token)) is not None}
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS}
     found = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.max_length}
-    found |= {key: token for key, token in tokens.items() if tokenizer.token_to_id(token) is not None}
-    found |= {"clean_up_tokenization_spaces": False}
-    has_turns = tokenizer.token_to_id(END) is not None
-    return found | ({"chat_template": default_source()} if has_turns and not (folder / FILE_NAME).exists() else {})
+    found |= {key: tokens[key] for key in _ids(tokenizer, tokens)}
+    return found | {"clean_up_tokenization_spaces": False}
+
+
+def _template(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """The default template as a key of tokenizer_config.json, for a tokenizer with turns and no template of its own."""
+    needed = tokenizer.token_to_id(END) is not None and not (folder / FILE_NAME).exists()
+    return {"chat_template": default_source()} if needed else {}
 
 
 def model_card(config: ModelConfig) -> str:

@@ -85,3 +85,16 @@ def test_a_record_that_is_no_model_is_one_error(saved, tmp_path, change):
     with pytest.raises(orbax.DamagedCheckpoint, match=r"checkpoints/3/meta cannot be read: .*") as raised:
         orbax.load_config(tmp_path / "checkpoints")
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["[", "3", '{"model": 3}', '{"model": {"x": 1}}', "[" * 200_000, None])
+def test_a_damaged_record_of_the_config_is_one_error(saved, tmp_path, content):
+    shutil.copytree(saved[1], tmp_path / "checkpoints")
+    (record,) = (tmp_path / "checkpoints" / "3" / "meta").glob("metadata")
+    if content is None:
+        record.unlink()
+    else:
+        record.write_text(content)
+    with pytest.raises(orbax.DamagedCheckpoint, match="checkpoints/3/meta cannot be read") as error:
+        orbax.load_config(tmp_path / "checkpoints")
+    assert "\n" not in str(error.value)

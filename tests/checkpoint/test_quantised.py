@@ -11,7 +11,7 @@ import pytest
 from ling_jax import model
 from ling_jax.checkpoint import load_hf, load_hf_config, save_hf
 from ling_jax.checkpoint.layers import TOP, TreeReader, open_layers
-from ling_jax.checkpoint.quantised import weight_format
+from ling_jax.checkpoint.quantised import WeightFormat, weight_format
 from ling_jax.checkpoint.safetensors_file import SafetensorsFile
 from ling_jax.spec import named_leaves
 from tests.conftest import FIXTURES, QUICK
@@ -176,6 +176,24 @@ def test_scales_of_activations_are_passed_over(ragged, tmp_path):
     assert_trees_equal(load_hf(fp8, dtype="float32")[0], load_hf(plain, dtype="float32")[0])
 
 
+def test_a_quantised_cache_leaves_weights_as_they_are(ragged, tmp_path):
+    """Its scales are passed over, whether weights are FP8 or not."""
+    fp8, plain = quantise_folder(ragged, tmp_path, "blocks")
+    layer = "model.layers.1.attention"
+    scales = {f"{layer}.{name}": np.ones(1, "f4") for name in ("q_scale", "k_scale", "v_scale", "dense.input_scale")}
+    for folder in (fp8, plain):
+        edit_tensors(folder, lambda t: t | scales | {f"{layer}.dense.input_zero_point": np.zeros(1, "int8")})
+    edit_config(plain, quantization_config=compressed_config() | {"config_groups": {}, "kv_cache_scheme": {}})
+    assert_trees_equal(load_hf(fp8, dtype="float32")[0], load_hf(plain, dtype="float32")[0])
+
+
+def test_what_is_ignored_may_have_any_format(ragged, tmp_path):
+    _, plain = quantise_folder(ragged, tmp_path, "blocks")
+    wanted = load_hf(plain)[0]
+    edit_tensors(plain, lambda t: t | {"model.mtp.layers.0.x.weight": np.zeros((3, 3), E4M3)})
+    assert_trees_equal(load_hf(plain)[0], wanted)
+
+
 def test_nothing_is_left_of_the_format_in_an_export(ragged, tmp_path):
     fp8, _ = quantise_folder(ragged, tmp_path, "blocks")
     save_hf(*load_hf(fp8), tmp_path / "out")
@@ -300,18 +318,28 @@ OTHER = [
     (compressed_config() | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is .*not computed"),
     (compressed_config() | {"transform_config": {"config_groups": {}}}, "transform_config is .*not computed here"),
     (compressed_config() | {"config_groups": []}, None),
+    ({"quant_method": "a\nb" * 1000}, r"is 'a\\nba"),
+    ({"quant_method": "x", "bits": 10**5000}, "is x of a number of thousands of digits bits"),
+    (10**5000, "is a number of thousands of digits"),
+    (compressed_config(num_bits=10**5000), "are floata number of thousands of digits"),
     (compressed_config() | {"config_groups": [1]}, r"config_groups is \[1\]; expected an object of objects"),
 ]
 
 
-@pytest.mark.parametrize(("found", "message"), OTHER)
+@pytest.mark.parametrize(("found", "message"), OTHER, ids=range(len(OTHER)))  # pytest prints no huge number
 def test_formats_that_are_not_read_are_refused_by_name(found, message):
     if message is None:
         assert weight_format({"quantization_config": found}) is None
         return
     with pytest.raises(ValueError, match=f"config.json: quantization_config.* ?{message}") as error:
         weight_format({"quantization_config": found})
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700
+
+
+def test_blocks_may_be_written_as_older_compressed_tensors_do():
+    assert weight_format({"quantization_config": compressed_config("block", structure="128x96")}) == (
+        WeightFormat(128, 96)
+    )
 
 
 def test_mlx_is_refused_by_its_own_key():

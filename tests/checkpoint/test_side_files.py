@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from ling_jax import data
 from ling_jax.chat.default_source import default_source
+from ling_jax.chat.end_tokens import save_end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import load_model, open_model
@@ -149,6 +150,30 @@ def test_what_is_there_is_left_as_it_is(tmp_path):
     bos = tokenizer.token_to_id("<|startoftext|>")
     assert read(tmp_path / "config.json") == {"eos_token_id": 7, "pad_token_id": None, "x": [1], "bos_token_id": bos}
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in CARRIED} == CARRIED
+
+
+def test_a_model_that_was_tuned_here_gets_the_template_that_its_source_lacked(tmp_path):
+    """Its source declares no end of a turn either; what else the source says stays."""
+    tokenizer, config = data.train_bpe(["some words"], 263), tiny_config(compute_dtype="float32", vocab_size=263)
+    fill(tmp_path, ["generation_config.json"])
+    (tmp_path / "config.json").write_text("{}")
+    for chat in (False, True):
+        (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "x": 1}')
+        fill_in(tmp_path, config, tokenizer, chat=chat)
+        template = {"chat_template": default_source()} if chat else {}
+        assert read(tmp_path / "tokenizer_config.json") == {"eos_token": "<|endoftext|>", "x": 1} | template
+    assert (tmp_path / "generation_config.json").read_text() == CARRIED["generation_config.json"]
+
+
+def test_end_tokens_that_a_run_noted_get_the_other_ids(tmp_path):
+    tokenizer, config = data.train_bpe(["some words"], 263), tiny_config(compute_dtype="float32", vocab_size=263)
+    (tmp_path / "config.json").write_text("{}")
+    save_end_ids([0, 2, 9], tmp_path)
+    fill_in(tmp_path, config, tokenizer, chat=True)
+    found = read(tmp_path / "generation_config.json")
+    assert found == {"bos_token_id": tokenizer.token_to_id("<|startoftext|>"), "pad_token_id": 0} | {
+        "eos_token_id": [0, 2, 9]
+    }
 
 
 def test_a_tokenizer_without_turns_gets_no_template(tmp_path):

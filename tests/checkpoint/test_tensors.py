@@ -167,6 +167,45 @@ def test_a_missing_shard_is_named_whatever_else_is_there(sharded):
     assert_refused(sharded, message, FileNotFoundError, readers=WHOLE)
 
 
+def test_a_tensor_that_only_the_index_lacks_is_read_with_a_warning(sharded, capfd):
+    weight_map = read_index(sharded)
+    file = weight_map.pop(NORM)
+    write_index(sharded, weight_map)
+    assert_is_source(sharded)
+    (line,) = warnings(capfd)
+    assert f"{INDEX} is stale ({NORM} of {file} is not in it)" in line
+
+
+def test_an_index_may_spell_one_file_in_several_ways(sharded, capfd):
+    weight_map = read_index(sharded)
+    write_index(sharded, {name: "./" * (i % 2) + file for i, (name, file) in enumerate(weight_map.items())})
+    assert_is_source(sharded)
+    assert not warnings(capfd)
+
+
+def test_an_index_that_names_two_files_for_a_tensor_is_refused(sharded):
+    text = (sharded / INDEX).read_text()
+    (sharded / INDEX).write_text(text.replace('"weight_map": {', f'"weight_map": {{"{NORM}": "other.safetensors", '))
+    assert_refused(sharded, rf"{INDEX} is not JSON: '{NORM}' stands twice, as 'other.safetensors' and as 'model-0")
+
+
+@pytest.mark.parametrize("file", ["a\nb.safetensors", "a" * 5000 + ".safetensors", "\ud800.safetensors"])
+def test_a_stale_index_with_odd_names_is_one_short_line(sharded, capfd, file):
+    write_index(sharded, read_index(sharded) | {"x.inv_freq": file})
+    assert_is_source(sharded)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{INDEX} is stale" in line and len(line) < 700
+
+
+def test_an_adapter_beside_the_weights_is_left_out_and_said(folder, capfd):
+    write_tensors(folder / "adapter_model.safetensors", {"base_model.x.lora_A.weight": np.zeros((2, 2), np.float32)})
+    assert_is_source(folder)
+    (line,) = warnings(capfd)
+    assert "adapter_model.safetensors ignored: an adapter is not merged" in line
+    (folder / WEIGHTS).unlink()
+    assert_refused(folder, "found adapter_model.safetensors, an adapter: merge it into its base", FileNotFoundError)
+
+
 def test_a_stale_index_and_a_tensor_twice_are_refused(sharded):
     write_tensors(sharded / "old.safetensors", {NORM: np.zeros(64, np.float32)})
     write_index(sharded, read_index(sharded) | {NORM: "gone.safetensors"})
@@ -187,6 +226,7 @@ def test_a_tensor_under_two_names_is_refused(folder):
         (struct.pack("<Q", 200_000) + b"[" * 200_000, "is not a whole safetensors file"),
         (struct.pack("<Q", 2) + b"[]", "is not a whole safetensors file"),
         (struct.pack("<Q", 101_000_000) + b" " * 1000, "is not a whole safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer.*git lfs pull"),
     ],
 )
 def test_a_broken_header_is_one_line(folder, content, message):
@@ -215,6 +255,37 @@ def test_a_header_that_lies_is_one_line(folder, entry):
 def test_weights_of_other_formats_are_named(folder):
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
     assert_refused(folder, r"found pytorch_model.bin, and only \*.safetensors files are read", FileNotFoundError)
+
+
+def test_names_without_a_file_behind_them_are_named(folder):
+    (folder / WEIGHTS).rename(folder / "MODEL.SAFETENSORS")
+    assert_refused(folder, r"found MODEL.SAFETENSORS, and only \*.safetensors files are read", FileNotFoundError)
+    (folder / WEIGHTS).symlink_to("../../blobs/gone")
+    assert_refused(folder, "found MODEL|model.safetensors is a link to a file that is not there", FileNotFoundError)
+    (folder / "MODEL.SAFETENSORS").unlink()
+    assert_refused(folder, "model.safetensors is a link to a file that is not there", FileNotFoundError)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+    assert_refused(folder, "model.safetensors is a folder", FileNotFoundError)
+
+
+def test_tensor_names_cannot_break_or_fill_a_message(folder):
+    write_tensors(folder / "a.safetensors", {"x\ny": np.zeros(1, np.float32)})
+    write_tensors(folder / "b.safetensors", {"x\ny": np.zeros(1, np.float32)})
+    assert_refused(folder, r"'x\\ny' is in a.safetensors and in b.safetensors")
+    (folder / "b.safetensors").unlink()
+    write_tensors(folder / "a.safetensors", {"x" * 100_000: np.zeros(1, np.float32)})
+    assert_refused(folder, "1 tensors belong to no part of the model: x{200}…$", readers=WHOLE)
+
+
+def test_names_of_another_layout_are_shown(folder):
+    edit_tensors(folder, lambda t: {name.removeprefix("model."): value for name, value in t.items()})
+    assert_refused(folder, r"the tensors have 0 layers \(they are layers.0.attention.dense.weight, layers.0")
+
+
+def test_checkpoints_of_another_program_make_no_workdir_of_a_folder(folder):
+    (folder / "checkpoints").mkdir()
+    assert_trees_equal(open_layers(folder).layer(0), open_layers(SOURCE).layer(0))
 
 
 def test_hidden_files_are_no_shards(folder):

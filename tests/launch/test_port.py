@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,21 @@ def test_what_files_can_hold_is_one_line_and_exit_code_2(tmp_path):
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["hf", *cases])
+
+
+def test_what_flags_cannot_mean_is_refused_before_the_work(tmp_path):
+    config = tiny_config(compute_dtype="float32")
+    save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
+    (tmp_path / "file").touch()
+    cases = {
+        "step": ([f"--target={tmp_path / 'a/b'}", "--step=3"], "--step=3: .* is no run's workdir"),
+        "below a file": ([f"--target={tmp_path / 'file' / 'x'}"], "Not a directory"),
+        "long": ([f"--target={tmp_path / ('x' * 300)}"], "File name too long"),
+    }
+    results = run_each("launch.port", [[f"--source={tmp_path / 'hf'}", *flags] for flags, _ in cases.values()])
+    for done, (_, message) in zip(results, cases.values(), strict=True):
+        assert done.returncode == 2 and re.search(message, done.stderr) and done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "hf"]
 
 
 def test_bad_folders_are_named_and_nothing_is_written(tmp_path):
