@@ -59,6 +59,8 @@ def ingest(source: Path, target: Path):
     check_model_folder(source)
     if STEP.value is not None:
         raise ValueError(f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out")
+    if (source / TOKENIZER_FILE).exists():
+        open_model(source)  # an export reads its files too: what is wrong with them is said before the work
     params, config = load_hf(source)
     orbax.save_params(target / "checkpoints", cast(params), in_dtype(config))
     copy_side_files(source, target / "tokenizer")

@@ -6,6 +6,7 @@ to the other as they are; a model that was made here gets those that a reader of
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -30,18 +31,20 @@ BOS = "<|startoftext|>"
 MODEL_CARD = "README.md"
 # Of weights: a copy would say of the new ones what was true of the old.
 OF_WEIGHTS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
-WEIGHTS = (".safetensors", ".index.json", ".onnx_data", ".tflite", ".npy", *OTHER_WEIGHTS)
-SKIPPED_FOLDERS = ("original", "onnx", "gguf")  # weights in another form, with files that belong to them
+WEIGHTS = (".index.json", ".onnx_data", ".onnx.data", ".tflite", ".npy", ".distcp", ".ot", *OTHER_WEIGHTS)
+# Weights in another form or of another step, with files that belong to them.
+SKIPPED_FOLDERS = re.compile(r"original|onnx|gguf|checkpoints|(checkpoint-|global_step)\d+")
 
 
 def side_files(folder: Path) -> Iterator[PurePath]:
     """Paths in a model's folder, relative to it, of all files but weights, what describes them, and hidden ones."""
     for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in SKIPPED_FOLDERS)
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and not SKIPPED_FOLDERS.fullmatch(n))
         for name in sorted(files):
             path = Path(root, name).relative_to(folder)
-            ours = name.startswith(".") or name.endswith(WEIGHTS) or str(path) in OF_WEIGHTS
-            if not ours and (folder / path).is_file():
+            # Downloads that broke off and backups have an ending of their own behind ".safetensors".
+            left_out = name.startswith(".") or ".safetensors" in name or name.endswith(WEIGHTS)
+            if not left_out and str(path) not in OF_WEIGHTS and (folder / path).is_file():
                 yield path
 
 

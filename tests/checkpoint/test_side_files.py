@@ -39,6 +39,8 @@ LEFT_OUT = (
     "pytorch_model.bin", "pytorch_model.bin.index.json", "a.gguf", "a.pt", "a.onnx", "original/params.json",
     "original/consolidated.00.pth", ".cache/huggingface/x.metadata", ".git/HEAD", ".gitattributes",
     "hf_quant_config.json", "quantize_config.json", "mtp/model.safetensors",
+    "model.safetensors.crdownload", "__0_0.distcp", "checkpoint-500/trainer_state.json", "global_step5/latest",
+    "checkpoints/notes.txt",
 )  # fmt: skip
 
 

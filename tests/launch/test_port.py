@@ -141,6 +141,19 @@ def test_what_flags_cannot_mean_is_refused_before_the_work(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "hf"]
 
 
+def test_side_files_that_an_export_could_not_read_are_refused_on_the_way_in(tmp_path):
+    config = tiny_config(compute_dtype="float32", vocab_size=262)
+    save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
+    data.save_tokenizer(data.train_bpe(["words"], 263), tmp_path / "hf")
+    shutil.copytree(tmp_path / "hf", tmp_path / "pointer")
+    (tmp_path / "pointer" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    cases = {"hf": "has ids up to 262 .*; the model's vocabulary is 262 tokens", "pointer": "is not a tokenizer"}
+    flags = [[f"--source={tmp_path / name}", f"--target={tmp_path / 'target'}"] for name in cases]
+    for done, message in zip(run_each("launch.port", flags), cases.values(), strict=True):
+        assert done.returncode == 2 and re.search(message, done.stderr) and done.stderr.count("\n") == 1, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "pointer"]
+
+
 def test_bad_folders_are_named_and_nothing_is_written(tmp_path):
     (tmp_path / "empty").mkdir()
     done = port(tmp_path / "empty", tmp_path / "target")
