@@ -12,6 +12,7 @@ from ling_jax.messages import one_line
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+MAX_NAME_BYTES = 255  # of a file on Linux and macOS
 ADAPTER = "adapter_model.safetensors"  # of PEFT: a LoRA, which belongs to a base model
 OTHER_WEIGHTS = (".gguf", ".ggml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".npz")
 
@@ -35,7 +36,7 @@ def locate(folder: Path) -> Location:
             raise FileNotFoundError(f"{folder / SINGLE_FILE} is missing{other_weights(folder)}")
         return Location(_from_headers(_open(folder, beside), folder, "no index decides"), {}, _adapter(folder))
     weight_map = read_index(index)
-    files = _open(folder, (name for name in set(weight_map.values()) if os.path.isfile(folder / name)))
+    files = _open(folder, (name for name in set(weight_map.values()) if (folder / name).is_file()))
     lost = {name: file for name, file in weight_map.items() if file not in files or name not in files[file]}
     headers = ((name, file) for file, opened in files.items() for name in opened.names())
     unnamed = [(name, file) for name, file in headers if name not in weight_map and not IGNORED.search(name)]
@@ -112,6 +113,8 @@ def _file_name_problem(file: Any) -> str | None:
     parts = PurePosixPath(file).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in file:
         return "which leaves the folder; expected the name of a file in it"
+    if any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in parts):
+        return f"longer than {MAX_NAME_BYTES} bytes; expected the name of a file in the folder"
     return None if file.endswith(".safetensors") else "no safetensors file; only those are read"
 
 
