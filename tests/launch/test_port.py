@@ -147,7 +147,7 @@ def test_side_files_that_an_export_could_not_read_are_refused_on_the_way_in(tmp_
     data.save_tokenizer(data.train_bpe(["words"], 263), tmp_path / "hf")
     shutil.copytree(tmp_path / "hf", tmp_path / "pointer")
     (tmp_path / "pointer" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    cases = {"hf": "has ids up to 262 .*; the model's vocabulary is 262 tokens", "pointer": "is not a tokenizer"}
+    cases = {"hf": "has ids up to 262 .*; the model's vocabulary is 262 tokens", "pointer": "is a git-lfs pointer"}
     flags = [[f"--source={tmp_path / name}", f"--target={tmp_path / 'target'}"] for name in cases]
     for done, message in zip(run_each("launch.port", flags), cases.values(), strict=True):
         assert done.returncode == 2 and re.search(message, done.stderr) and done.stderr.count("\n") == 1, done.stderr
