@@ -4,6 +4,10 @@ import reprlib
 import sys
 from typing import Any
 
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
+SHORT.maxdict = SHORT.maxlist = SHORT.maxlevel = 4
+
 
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know and that ends nothing."""
@@ -19,6 +23,6 @@ def one_line(text: str, limit: int = 200) -> str:
 def shown(value: Any) -> str:
     """A value that a file holds, as a message shows it: short and on one line."""
     try:
-        return one_line(reprlib.repr(value))
+        return one_line(SHORT.repr(value))
     except ValueError:  # Python prints no number of more than 4300 digits
         return "a number of thousands of digits"

@@ -15,8 +15,8 @@ from ling_jax.chat.default_source import default_source
 from ling_jax.chat.renderer import RENDERER, Rendered
 from ling_jax.chat.template import END, Piece, check_messages
 from ling_jax.chat.tool_calls import END_THINK, THINK
-from ling_jax.data.json_lines import shown
 from ling_jax.data.tokenizer import EOS, SPECIAL_TOKENS
+from ling_jax.messages import shown
 
 FILE_NAME = "chat_template.jinja"
 TOOLS_NAME = "additional_chat_templates/tool_use.jinja"  # where transformers puts it

@@ -1,7 +1,6 @@
 """Hugging Face's config.json -> ModelConfig: what the file has, whether it fits, and what is left out."""
 
 import json
-import reprlib
 from typing import Any, NamedTuple
 
 from ling_jax.checkpoint.hf_keys import (
@@ -31,9 +30,8 @@ from ling_jax.checkpoint.hf_keys import (
     only,
 )
 from ling_jax.config import ModelConfig, Yarn
+from ling_jax.messages import shown
 
-SHORT = reprlib.Repr()
-SHORT.maxstring = 60  # the names of architectures are whole
 MAX_NAMED = 50  # our choice: a line that can still be read
 
 
@@ -316,7 +314,4 @@ def _shown(value: Any) -> str:
     """On one line and short, whatever it is."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    try:
-        return SHORT.repr(value)
-    except ValueError:  # Python prints no number of more than 4300 digits
-        return "a number of thousands of digits"
+    return shown(value)

@@ -5,25 +5,16 @@ import collections
 import itertools
 import json
 import re
-import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ling_jax.config import nearest
 from ling_jax.data.text_files import FORMAT_BYTES, open_decompressed, wrong_format
+from ling_jax.messages import shown
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may escape one half of a surrogate pair, which no UTF-8 can hold
 MAX_LINE_BYTES = 1 << 30  # our choice: a line is held in memory as a whole, and gzip packs zeros a thousandfold
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 100
-_short.maxdict = _short.maxlist = _short.maxlevel = 4
-
-
-def shown(value: Any) -> str:
-    """The repr of a value that a file holds, shortened so that an error stays a line."""
-    return _short.repr(value)
 
 
 def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from ling_jax.config import nearest
-from ling_jax.data.json_lines import check_whole_characters, field, read_objects, shown
+from ling_jax.data.json_lines import check_whole_characters, field, read_objects
 from ling_jax.data.parquet import import_pyarrow, read_parquet
 from ling_jax.data.text_files import read_text_files
 from ling_jax.files import read_object
+from ling_jax.messages import shown
 
 
 @dataclasses.dataclass(frozen=True)

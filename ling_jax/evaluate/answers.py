@@ -11,10 +11,11 @@ import numpy as np
 from ling_jax.chat.records import normalise_prompt
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.config import nearest
-from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
+from ling_jax.data.json_lines import field, read_objects, with_unique_ids
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
+from ling_jax.messages import shown
 from ling_jax.rewards import gold_answer, shared_checker
 from ling_jax.rollout.prompts import encode_prompts
 from ling_jax.rollout.text import Completion, complete_all

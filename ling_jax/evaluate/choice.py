@@ -10,9 +10,10 @@ from ling_jax.chat.records import check_text, normalise_prompt
 from ling_jax.chat.template import opened_reasoning
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data import encode_documents
-from ling_jax.data.json_lines import field, read_objects, shown, with_unique_ids
+from ling_jax.data.json_lines import field, read_objects, with_unique_ids
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.statistics import wilson_interval
+from ling_jax.messages import shown
 from ling_jax.rollout.prompts import encode_prompts
 
 

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from ling_jax.data.json_lines import read_objects, shown, with_unique_ids
+from ling_jax.data.json_lines import read_objects, with_unique_ids
 from ling_jax.evaluate.answers import exact_match, read_tasks
 from ling_jax.evaluate.choice import read_questions
+from ling_jax.messages import shown
 
 
 @pytest.mark.parametrize("ids", [["a", "b", "a"], [7, None, 7], [[1], 3, [1]], [{"x": 1, "y": 2}, 3, {"y": 2, "x": 1}]])
