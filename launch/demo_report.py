@@ -7,7 +7,6 @@ import base64
 import html
 import io
 import itertools
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import machine
+from ling_jax.data.json_lines import read_objects
 from ling_jax.evaluate.statistics import Z95, wilson_interval
 from ling_jax.files import replacing, write_json
 
@@ -89,7 +89,7 @@ def read_metrics(workdir: Path) -> Answers:
 
 
 def read_lines(path: Path) -> Answers:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for _, line in read_objects(path)] if path.exists() else []
 
 
 def describe(stage: str, metrics: Answers, answers: Answers, seconds: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from launch.flags import check_sampling, define_thinking, run_program, usage_errors
+from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
 from ling_jax.chat.template import opened_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import Loaded, load_model
@@ -36,6 +36,7 @@ from ling_jax.evaluate.scoring import next_token_logps, score_rows
 from ling_jax.rollout import Generator
 from ling_jax.rollout.prompts import prompt_report
 
+define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
 TASK = flags.DEFINE_enum("task", None, ["perplexity", "choice", "generate"], "what to evaluate", required=True)

@@ -41,10 +41,24 @@ def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 def run_program(main: Callable[[], None]) -> None:
     """Runs a program whose `main` takes no arguments. Libraries' own progress shows with `--verbosity=0`."""
     try:
-        app.run(lambda argv: main(), flags_parser=_parse)
+        app.run(lambda argv: _main(main), flags_parser=_parse)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)  # no waiting for threads that compile
+
+
+def define_checks() -> None:
+    """`--no_verify` and `--strict`, of how the checkpoints that a program reads are looked at."""
+    flags.DEFINE_bool("no_verify", False, "read checkpoints without comparing their files with their manifests")
+    flags.DEFINE_bool("strict", False, "a damaged newest checkpoint is an error; else the newest whole one is read")
+
+
+def _main(main: Callable[[], None]) -> None:
+    if "no_verify" in flags.FLAGS:
+        from ling_jax.sums import checks
+
+        checks.verify, checks.strict = not flags.FLAGS.no_verify, flags.FLAGS.strict
+    main()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags
 
-from launch.flags import check_sampling, define_thinking, run_program, usage_errors
+from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
 from ling_jax.chat.records import check_text, normalise_prompt
 from ling_jax.chat.template import encode, opens_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
@@ -32,6 +32,7 @@ from ling_jax.rollout import Generator
 from ling_jax.rollout.prompts import encode_prompts, prompt_report
 from ling_jax.rollout.text import Completion, complete, complete_all
 
+define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
 PROMPT = flags.DEFINE_string("prompt", None, "what a user says, or text to go on from")

@@ -1,86 +1,206 @@
-"""Hugging Face folder <-> Orbax checkpoint.
+"""Hugging Face folder <-> Orbax checkpoint, through little memory.
 
     python -m launch.port --source=Ling-2.6-flash --target=runs/flash --dtype=bfloat16
     python -m launch.port --source=runs/demo/pretrain --target=exported
+    python -m launch.port --source=Ling-2.6-1T --target=runs/1t --max_host_gb=16 --dry_run
 
 A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), one with checkpoints/ becomes a Hugging
 Face folder. All files that are neither weights nor config.json go along, and an export gets what it lacks
 (docs/checkpoints.md). FP8 weights become those of the config's dtype.
+
+The target appears when it is whole. Until then it is `.NAME.partial` beside it, and the same command goes on there
+after an interruption. `--layers=N` makes a smaller model of the first N layers: try the path before the hours.
 """
 
 import dataclasses
+import os
+import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
-from launch.flags import run_program, usage_errors
-from ling_jax.checkpoint import load_hf, orbax, write_hf
-from ling_jax.checkpoint.folder import check_model_folder, open_model
+from launch.flags import define_checks, run_program, usage_errors
+from ling_jax.checkpoint import port
+from ling_jax.checkpoint.first_layers import FirstLayers
+from ling_jax.checkpoint.folder import ModelFolder, check_model_folder, open_model
+from ling_jax.checkpoint.hf_reader import HfReader
+from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.index import is_workdir
+from ling_jax.checkpoint.layers import open_layers
+from ling_jax.checkpoint.orbax import load_config
+from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
+from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
+from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
-from ling_jax.files import new_folder
 
+define_checks()
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir", required=True)
 TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet", required=True)
-DTYPE = flags.DEFINE_enum("dtype", None, ["bfloat16", "float32"], "of the target; as stored if not given")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["bfloat16", "float32", "float8"],
+    "of the target; as stored if not given; float8: linear layers of a Hugging Face target, in blocks of 128 x 128",
+)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
+MAX_HOST_GB = flags.DEFINE_float("max_host_gb", None, "memory of this process, in GB; one batch per CPU if not given")
+SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "the largest file of a Hugging Face target, in GB", lower_bound=1e-6)
+LAYERS = flags.DEFINE_integer("layers", None, "only the first N layers", lower_bound=1)
+MTP = flags.DEFINE_bool("mtp", True, "with --layers: keep the MTP layers")
+DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan, from headers alone, and end")
+RESUME = flags.DEFINE_bool("resume", True, "go on with what an interrupted port to this target left")
+VERIFY = flags.DEFINE_bool("verify", False, "read both sides again and compare every number; a target there is checked")
+
+
+FP8 = "float8"
 
 
 def main() -> None:
-    source, target, start = Path(SOURCE.value).expanduser(), Path(TARGET.value).expanduser(), time.monotonic()
+    source, target = Path(SOURCE.value).expanduser(), Path(TARGET.value).expanduser()
     with usage_errors():
+        _check_paths(target)
+        workdir = is_workdir(source)
+        step = load_config(source / "checkpoints", STEP.value)[1] if workdir else None
+        if VERIFY.value and target.is_dir() and any(target.iterdir()):
+            _verify(_open(source, step), target, target)
+            return
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{target} exists and is not empty; name a new folder")
-        with new_folder(target) as partial:  # it comes first: a name that cannot be is refused before the work
-            params = export(source, partial) if is_workdir(source) else ingest(source, partial)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{size / 1e6:.2f}M parameters in {time.monotonic() - start:.1f} s: {source} -> {target}")
+        if workdir:
+            has_texts = (source / "tokenizer" / TOKENIZER_FILE).exists()
+            _export(source, step, target, open_model(source, step=step) if has_texts else None)
+        else:
+            check_model_folder(source)
+            if DTYPE.value == FP8:
+                raise ValueError("--dtype=float8 is of Hugging Face targets; a workdir is bfloat16 or float32")
+            if STEP.value is not None:
+                raise ValueError(
+                    f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out"
+                )
+            if (source / TOKENIZER_FILE).exists():
+                open_model(source)  # an export reads its files too: what is wrong with them is said before the work
+            _ingest(source, target)
 
 
-def export(source: Path, target: Path):
-    """Fills an empty folder with a workdir's model in Hugging Face's format; returns the parameters as stored."""
-    beside = source / "tokenizer"
-    model = open_model(source, step=STEP.value) if (beside / TOKENIZER_FILE).exists() else None
-    params, config = orbax.load_params(source / "checkpoints", STEP.value)
-    config = in_dtype(config)
-    write_hf(cast(params), config, target)
-    copy_side_files(beside, target)
-    fill_in(target, config, model and model.tokenizer, chat=model is not None and model.is_chat)
-    return params
+def _check_paths(target: Path) -> None:
+    if VERIFY.value and DTYPE.value == FP8:
+        raise ValueError("--verify compares bits, which --dtype=float8 does not keep; leave one out")
+    for flag, path in (("source", SOURCE.value), ("target", TARGET.value)):
+        if "://" in path:
+            raise ValueError(f"--{flag}={path}: ports are between local folders; copy it here first")
+    if target.resolve() == Path(SOURCE.value).expanduser().resolve():
+        raise ValueError(f"--target={TARGET.value} is the source; name a new folder")
 
 
-def ingest(source: Path, target: Path):
-    """Fills an empty folder with a Hugging Face folder's model as a workdir; returns the parameters as stored."""
-    check_model_folder(source)
-    if STEP.value is not None:
-        raise ValueError(f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out")
-    if (source / TOKENIZER_FILE).exists():
-        open_model(source)  # an export reads its files too: what is wrong with them is said before the work
-    params, config = load_hf(source)
-    orbax.save_params(target / "checkpoints", cast(params), in_dtype(config))
-    copy_side_files(source, target / "tokenizer")
-    return params
+def _open(source: Path, step: int | None) -> Reader:
+    reader = HfReader(source) if step is None else OrbaxReader(source / "checkpoints", step)
+    return reader if LAYERS.value is None else FirstLayers(reader, LAYERS.value, mtp=MTP.value)
 
 
-def in_dtype(config: ModelConfig) -> ModelConfig:
-    return config if DTYPE.value is None else dataclasses.replace(config, compute_dtype=DTYPE.value)
+def _export(source: Path, step: int, target: Path, model: ModelFolder | None) -> None:
+    reader = _open(source, step)
+    config, dtypes = _in_dtype(reader.config), _cast(reader.dtypes)
+    plan = _plan(reader, config, dtypes, target)
+
+    def writer(folder: Path) -> Writer:
+        limit = int(SHARD_GB.value * port.GB)
+        return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=DTYPE.value == FP8)
+
+    if DRY_RUN.value:
+        _estimate(reader, writer, plan, target)
+        return
+    with port.resumable_folder(target, _record(source, step), resume=RESUME.value) as partial:
+        _move(reader, writer(partial), plan)
+        copy_side_files(source / "tokenizer", partial)
+        fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
+        if VERIFY.value:
+            _verify(reader, partial, target)
+    print(f"{source} -> {target}")
 
 
-def cast(params):
-    """In the dtype that was asked for; what selects experts stays float32, as official checkpoints have it."""
-    if DTYPE.value is None:
-        return params
+def _ingest(source: Path, target: Path) -> None:
+    reader = _open(source, None)
+    config, dtypes = _in_dtype(reader.config), _cast(reader.dtypes)
+    plan = _plan(reader, config, dtypes, target)
 
-    def leaf(path, array):
-        wide = jax.tree_util.keystr(path).endswith("['expert_bias']")
-        return array.astype(jnp.float32 if wide else DTYPE.value)
+    def writer(folder: Path) -> Writer:
+        return OrbaxWriter(folder / "checkpoints", config, dtypes)
 
-    return jax.tree_util.tree_map_with_path(leaf, params)
+    if DRY_RUN.value:
+        _estimate(reader, writer, plan, target)
+        return
+    with port.resumable_folder(target, _record(source, None), resume=RESUME.value) as partial:
+        _move(reader, writer(partial), plan)
+        copy_side_files(source, partial / "tokenizer")
+        if VERIFY.value:
+            _verify(reader, partial, target)
+    print(f"{source} -> {target}")
+
+
+def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], target: Path) -> port.Plan:
+    """Prints what the port takes; raises where memory or disk does not do."""
+    limit = None if MAX_HOST_GB.value is None else int(MAX_HOST_GB.value * port.GB)
+    plan = port.make_plan(reader, config, dtypes, limit, len(os.sched_getaffinity(0)), fp8=DTYPE.value == FP8)
+    print(
+        f"{plan.num_tensors} tensors, {plan.nbytes} bytes ({plan.nbytes / port.GB:.2f} GB) to write; memory "
+        f"{plan.memory / port.GB:.2f} GB with {plan.threads} threads; the least --max_host_gb is "
+        f"{port.least_gb(plan.least_bytes)}",
+        flush=True,
+    )
+    missing = port.missing_space(target.with_name(f".{target.name}.partial"), plan.nbytes)
+    print(f"disk: {missing / port.GB:.2f} GB too little" if missing else "disk: enough is free", flush=True)
+    if missing and not DRY_RUN.value:
+        raise OSError(f"{target}: {missing / port.GB:.2f} GB of disk are missing; free them or name another place")
+    return plan
+
+
+def _estimate(reader: Reader, writer: Callable[[Path], Writer], plan: port.Plan, target: Path) -> None:
+    """Prints how long the port would take, by a few batches that are written beside the target and removed."""
+    folder = next(folder for folder in target.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as scratch:
+        rate = port.measured_rate(reader, writer(Path(scratch)), plan.threads)
+    print(f"time: {port.duration(plan.moved_bytes / rate)} at {rate / 1e6:.0f} MB/s, measured here on a few batches")
+
+
+def _record(source: Path, step: int | None) -> dict:
+    """What a port has to have in common with the one that it goes on with."""
+    chosen = {"dtype": DTYPE.value, "layers": LAYERS.value, "mtp": MTP.value, "shard_gb": SHARD_GB.value}
+    return chosen | port.source_identity(source, step)
+
+
+def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
+    start = time.monotonic()
+    try:
+        transfer(reader, writer, threads=plan.threads, progress=port.Progress(plan.moved_bytes))
+    except OSError as error:
+        raise OSError(f"{error}; when that is mended the same command goes on from there") from error
+    seconds = time.monotonic() - start
+    print(f"{plan.nbytes / port.GB:.2f} GB in {port.duration(seconds)}", flush=True)
+
+
+def _verify(reader: Reader, folder: Path, target: Path) -> None:
+    """Raises ValueError naming the leaves of the target, which lies in `folder`, that are not the source's."""
+    found = port.different_parts(reader, open_layers(folder))
+    if found:
+        named = ", ".join(f"{leaf} (largest difference {error:.3g})" for leaf, error in list(found.items())[:4])
+        raise ValueError(f"{target}: {len(found)} leaves are not those of the source: {named}; port again")
+    print(f"verified: all numbers of {target} are those of the source", flush=True)
+
+
+def _in_dtype(config: ModelConfig) -> ModelConfig:
+    return config if DTYPE.value in (None, FP8) else dataclasses.replace(config, compute_dtype=DTYPE.value)
+
+
+def _cast(dtypes: Mapping[str, np.dtype]) -> dict[str, np.dtype]:
+    """Of the leaves, as asked for; what selects experts stays float32, as official checkpoints have it."""
+    if DTYPE.value in (None, FP8):
+        return dict(dtypes)
+    return {leaf: np.dtype("float32" if leaf.endswith("/expert_bias") else DTYPE.value) for leaf in dtypes}
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from typing import Any
 
 from absl import flags
 
+from launch.flags import define_checks
 from ling_jax.checkpoint.orbax import DamagedCheckpoint
 from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.roll_call import facts, find_place
 from pallas_kernels.lightning_attention.self_check import KernelError
 
+define_checks()
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
     os.environ.get("JAX_COORDINATOR_ADDRESS"),

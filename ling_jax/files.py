@@ -75,6 +75,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def remove_folder(path: epath.PathLike, root: epath.PathLike) -> None:
+    """Removes a folder that lies below `root`, with all that it holds.
+
+    Raises ValueError where a link leads from `root` to a folder elsewhere: that one is not ours to remove.
+    """
+    path = epath.Path(path)
+    if "://" not in str(root) and not (there := Path(path).resolve()).is_relative_to(Path(root).resolve()):
+        raise ValueError(f"{path} is to be replaced and lies outside of {root}, in {there}; remove the link")
+    path.rmtree()
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when the block ends well and vanishes when it does not.

@@ -65,6 +65,11 @@ def named_leaves(tree) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in leaves}
 
 
+def tree_of(spec: Spec, leaves) -> Any:
+    """The tree of a spec's form with other leaves, in the order of `named_leaves`."""
+    return jax.tree.unflatten(jax.tree.structure(spec, is_leaf=lambda x: isinstance(x, Leaf)), list(leaves))
+
+
 def init(key: jax.Array, spec: Spec) -> Params:
     """Random parameters. A leaf's key depends on its path alone, so adding a leaf changes no other."""
 

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ling_jax.checkpoint.steps import newest_step
 from ling_jax.spec import named_leaves
 
 # What depends on the clock and not on the data.
@@ -90,7 +91,7 @@ def step_seconds(workdir: Path) -> float:
 
 def final_state(workdir: Path) -> dict[str, np.ndarray]:
     """All arrays of the newest checkpoint by path, whatever devices it was written from."""
-    state = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name)) / "state"
+    state = workdir / "checkpoints" / str(newest_step(workdir / "checkpoints")) / "state"
     stored = ocp.PyTreeCheckpointHandler().metadata(state).tree
     as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), stored)
     with ocp.PyTreeCheckpointer() as checkpointer:

@@ -76,3 +76,15 @@ def test_files_of_an_absurd_size_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_JSON_BYTES", 100)
     with pytest.raises(ValueError, match=r"a\.json has 101 bytes; JSON of at most 100 bytes is read"):
         read_object(tmp_path / "a.json")
+
+
+def test_a_folder_behind_a_link_is_not_removed(tmp_path):
+    (tmp_path / "other" / "data" / "1").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "1").mkdir(parents=True)
+    files.remove_folder(tmp_path / "run" / "data" / "1", tmp_path / "run")
+    assert not (tmp_path / "run" / "data" / "1").exists()
+    (tmp_path / "run" / "data").rmdir()
+    (tmp_path / "run" / "data").symlink_to(tmp_path / "other" / "data")
+    with pytest.raises(ValueError, match=r"run/data/1 is to be replaced and lies outside of .*; remove the link"):
+        files.remove_folder(tmp_path / "run" / "data" / "1", tmp_path / "run")
+    assert (tmp_path / "other" / "data" / "1").is_dir()

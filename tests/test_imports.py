@@ -20,6 +20,7 @@ ORDER = (
     ("data", "model"),
     ("parallel",),
     ("pallas_kernels",),
+    ("sums",),
     ("objectives", "rewards", "spec", "config", "files", "messages"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -16,7 +16,10 @@ from ling_jax.chat.template import END, ChatTemplate
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
 from ling_jax.checkpoint.index import INDEX_FILE, is_workdir, other_weights, weight_files
+from ling_jax.checkpoint.manifest import DamagedCheckpoint
 from ling_jax.checkpoint.side_files import copy_side_files
+from ling_jax.checkpoint.steps import ATTEMPTS
+from ling_jax.checkpoint.workdir_sums import check_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
@@ -69,7 +72,7 @@ class ModelFolder(_Texts):
         """The weights as they are stored: a workdir's on the mesh (None: on the first device), others on the host."""
         if self.step is None:
             return load_hf(self.path)[0]
-        return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh)[0]
+        return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh, verify=False)[0]
 
     def load(self) -> Loaded:
         return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends)
@@ -87,6 +90,7 @@ def open_model(path, *, step: int | None = None, tokenizer: str = "") -> ModelFo
     if is_workdir(folder):
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
+        check_texts(folder, step)
         keys = json.loads(config.hf_source or "{}")  # of the folder that the model came from, once
     else:
         check_model_folder(folder)
@@ -117,7 +121,14 @@ def check_model_folder(folder: Path) -> None:
 
 
 def load_model(path, *, step: int | None = None) -> Loaded:
-    """`open_model` with its weights."""
+    """`open_model` with its weights. Where a run deletes its newest checkpoint meanwhile, the then newest is taken."""
+    for _ in range(ATTEMPTS - 1):
+        model = open_model(path, step=step)
+        try:
+            return model.load()
+        except DamagedCheckpoint:
+            if step is not None or (model.path / "checkpoints" / str(model.step)).exists():
+                raise
     return open_model(path, step=step).load()
 
 

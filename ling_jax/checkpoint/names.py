@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ling_jax.checkpoint.chunks import Index
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_numbers
 from ling_jax.spec import Leaf, named_leaves
@@ -70,6 +71,8 @@ ALIASES = {
 # Buffers and copies that some exporters write beside the weights; `.slope` is read for its values.
 IGNORED = re.compile(r"\.(inv_freq|slope)$|^model\.mtp")
 LAYER_OF = "model.layers.{layer}."
+NUMBER = re.compile(r"model\.layers\.(\d+)\.")
+STRIP = 64  # rows that are transposed at a time: five times faster than all at once, measured on a CPU
 
 
 def canonical(name: str) -> str:
@@ -83,7 +86,7 @@ class Slot(NamedTuple):
     """One official tensor's worth of one leaf."""
 
     leaf: str  # path in the parameters
-    index: tuple[int, ...]  # where in the leaf's stacked dimensions
+    index: Index  # where in the leaf: its stacked dimensions, and more of a part of a tensor
     name: str  # official name
     row: int  # first official row
     shape: tuple[int, ...]  # of the leaf at `index`
@@ -151,3 +154,61 @@ def _with_rows(ordered: list[Slot]) -> list[Slot]:
         placed.append(slot._replace(row=rows.get(slot.name, 0)))
         rows[slot.name] = rows.get(slot.name, 0) + slot.official[0]
     return placed
+
+
+def in_file_order(places: list[Slot]) -> list[Slot]:
+    """The embedding, layer after layer, what follows them."""
+
+    def order(slot: Slot) -> tuple[int, int]:
+        if match := NUMBER.match(slot.name):
+            return 1, int(match[1])
+        return (0 if slot.leaf == "embed" else 2), 0
+
+    return sorted(places, key=order)
+
+
+def row_dim(slot: Slot) -> int:
+    """The dimension of `slot.shape` that the official rows follow first."""
+    return _input_dims(slot.leaf) if _is_transposed(slot) else 0
+
+
+def narrowed(slot: Slot, rest: Index) -> Slot:
+    """The slot of fewer rows: `rest` is an index into `slot.shape` that cuts no dimension but `row_dim`."""
+    dim = row_dim(slot)
+    if len(rest) <= dim:
+        return slot
+    size = slot.shape[dim]
+    begin, end, _ = rest[dim].indices(size)
+    rows = slot.official[0] // size
+    return slot._replace(
+        index=(*slot.index, *rest),
+        row=slot.row + begin * rows,
+        shape=(*slot.shape[:dim], end - begin, *slot.shape[dim + 1 :]),
+        official=((end - begin) * rows, *slot.official[1:]),
+    )
+
+
+def from_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+    """A slot's rows of an official tensor in our layout."""
+    return (transposed(value) if _is_transposed(slot) else value).reshape(slot.shape)
+
+
+def to_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+    """The inverse of `from_official`."""
+    if not _is_transposed(slot):
+        return np.ascontiguousarray(value).reshape(slot.official)
+    return transposed(value.reshape(slot.official[::-1]))
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """A contiguous copy of the transpose."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    bits = f"u{matrix.dtype.itemsize}"  # numpy copies dtypes that it does not know one by one
+    source, target = matrix.view(bits), out.view(bits)
+    for first in range(0, len(source), STRIP):
+        target[:, first : first + STRIP] = source[first : first + STRIP].T
+    return out
+
+
+def _is_transposed(slot: Slot) -> bool:
+    return len(slot.official) == 2 and slot.leaf != "embed"

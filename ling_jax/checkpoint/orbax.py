@@ -1,9 +1,11 @@
 """Orbax checkpoints of a run: asynchronous saves, the newest whole one restored onto any mesh."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,16 +15,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from ling_jax import spec as specs
+from ling_jax.checkpoint import chunks, manifest, steps
+from ling_jax.checkpoint.manifest import META_FILE
+from ling_jax.checkpoint.manifest import DamagedCheckpoint as DamagedCheckpoint
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.config import ModelConfig, Yarn
+from ling_jax.files import read_object
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
-
-CHUNK_BYTES = 64 * 2**20  # our choice
-
-
-class DamagedCheckpoint(ValueError):
-    """A checkpoint that is there and cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,32 @@ class _Newest:
     every: int
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        stay = {*steps[-self.keep :], *[step for step in steps if step % self.every == 0][-self.keep :]}
-        return [step in stay for step in steps]
+        found = [checkpoint.step for checkpoint in checkpoints]
+        stay = {*found[-self.keep :], *[step for step in found if step % self.every == 0][-self.keep :]}
+        return [step in stay for step in found]
+
+
+class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """An Orbax folder that takes its name when all is written, its manifest last."""
+
+    @classmethod
+    def from_final(cls, final_path, *, checkpoint_metadata_store=None, **options):
+        path = super().from_final(final_path, checkpoint_metadata_store=checkpoint_metadata_store, **options)
+        path.metadata_store = checkpoint_metadata_store
+        return path
+
+    async def finalize(self) -> None:
+        await asyncio.to_thread(self._finalize)
+
+    def _finalize(self) -> None:
+        if self.metadata_store is not None:
+            self.metadata_store.wait_until_finished()  # nothing may be written after the manifest
+        folder, final = Path(self.get()), Path(self.get_final())
+        (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).write_text("This checkpoint is whole.\n")
+        if (folder / META_FILE).exists():  # a step, not one of its items
+            manifest.write(folder)
+        folder.rename(final)
+        manifest.flush_folder(final.parent)
 
 
 def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
@@ -45,6 +68,7 @@ def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Newest(keep, every),
+        temporary_path_class=None if "://" in str(folder) else _WithManifest,  # object stores keep sums themselves
         create=True,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
@@ -52,20 +76,36 @@ def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)  # it takes no relative path
 
 
-def save(manager: ocp.CheckpointManager, step: int, state, model: ModelConfig, **records: dict[str, Any]) -> None:
-    """Starts the save of a state under its step, with JSON objects by name; returns when the arrays are copied."""
-    records = {"meta": {"model": dataclasses.asdict(model)}} | records
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state,
+    model: ModelConfig,
+    *,
+    run: dict[str, Any] | None = None,
+    **records: dict[str, Any],
+) -> None:
+    """Starts the save of a state under its step, with JSON objects by name; returns when the arrays are copied.
+
+    `run` is what the checkpoint notes about its run: config, data position, `workdir_sums`.
+    """
+    records = {"meta": meta_record(model) | ({"run": run} if run else {})} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
     state_item = ocp.args.StandardSave(state, save_args=jax.tree_util.tree_map_with_path(_chunks, state))
     manager.save(step, args=ocp.args.Composite(state=state_item, **items))
 
 
+def meta_record(model: ModelConfig) -> dict[str, Any]:
+    """What META_FILE holds: the model, and that a manifest stands beside it."""
+    return {"model": dataclasses.asdict(model), "has_manifest": True}
+
+
 def _chunks(path, leaf) -> ocp.SaveArgs:
-    """Large leaves are stored layer by layer, so that one layer can be read without the others."""
-    stacked = 2 if "segments" in (names := specs.path_name(path).split("/")) else int("mtp" in names)
+    """Large leaves are stored by layers and experts, so that one can be read without the others."""
+    stacked = chunks.stacked_dims(specs.path_name(path))
     if stacked >= jnp.ndim(leaf):
         return ocp.SaveArgs()
-    return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=tuple(range(stacked)))
+    return ocp.SaveArgs(chunk_byte_size=chunks.CHUNK_BYTES, shard_axes=tuple(range(stacked)))
 
 
 def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
@@ -77,8 +117,8 @@ def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
 def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = None):
     """The state of `step` (None: the newest), laid out as `abstract_state`'s shardings say.
 
-    Raises DamagedCheckpoint where it cannot be read. Bytes that changed inside a file are not noticed: Orbax keeps no
-    sums.
+    Raises DamagedCheckpoint where it cannot be read. Bytes that changed inside a file are not noticed here: see
+    `steps.resume_step`.
     """
     step = manager.latest_step() if step is None else step
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
@@ -96,18 +136,23 @@ def save_params(folder, params, model: ModelConfig) -> None:
         save(manager, 0, {"params": params}, model)
 
 
-def load_params(folder, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None) -> tuple[Any, ModelConfig]:
+def load_params(
+    folder, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None, verify: bool = True
+) -> tuple[Any, ModelConfig]:
     """(parameters as they are stored, config) of a run's checkpoints folder, on this host's first device or a mesh.
 
     Weights that are not finite are named on stderr. Raises FileNotFoundError where there is none, ValueError where the
-    mesh cannot split a parameter, and DamagedCheckpoint where it cannot be read.
+    mesh cannot split a parameter, and DamagedCheckpoint where it cannot be read. `verify` as in `load_config`.
     """
     folder = epath.Path(folder).resolve()
-    config, step = load_config(folder, step)
+    config, step = load_config(folder, step, verify=verify)
     state = folder / str(step) / "state"
     with _damage(state):
         # Not the checkpointer's own `metadata`: it warns of a file that only a checkpoint without a manager has.
         stored = ocp.PyTreeCheckpointHandler().metadata(state).tree["params"]
+        names = specs.named_leaves(model_spec(config)).keys()
+        if other := sorted(specs.named_leaves(stored).keys() ^ names):
+            raise ValueError(f"its parameters are not those of its model: {other[0]} is in only one of them")
     abstract = {"params": _abstract(config, stored, mesh)}
     arguments = ocp.args.PyTreeRestore(
         item=abstract,
@@ -132,24 +177,25 @@ def _damage(folder: epath.Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if not folder.exists():
+            gone = (
+                "was removed while it was read: a run keeps its newest checkpoints only; start again, for a newer one"
+            )
+            raise DamagedCheckpoint(f"{folder} {gone}") from None
         reason = (str(error).splitlines() or [""])[0][:200]
         raise DamagedCheckpoint(f"{folder} cannot be read: {type(error).__name__}: {reason}{advice}") from error
 
 
-def load_config(folder, step: int | None = None) -> tuple[ModelConfig, int]:
-    """(config, step) of a checkpoint, the newest where `step` is None.
+def load_config(folder, step: int | None = None, *, verify: bool = True) -> tuple[ModelConfig, int]:
+    """(config, step) of a checkpoint, the newest whole one where `step` is None (`steps.choose_step`).
 
+    `verify`: its files are compared with its manifest, all of them; not needed for a step that `load_config` returned.
     Raises FileNotFoundError where there is none, and DamagedCheckpoint where its record of the model cannot be read.
     """
     folder = epath.Path(folder).resolve()
-    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=_by_itself())
-    with ocp.CheckpointManager(folder, options=options) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
-        with _damage(folder / str(step) / "meta"):
-            meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-            return config_from_json(meta["model"]), step
+    step = steps.choose_step(folder, step, verify=verify)
+    with _damage(folder / str(step) / "meta"):
+        return config_from_json(read_object(folder / str(step) / META_FILE)["model"]), step
 
 
 def _by_itself() -> ocp.options.MultiprocessingOptions:

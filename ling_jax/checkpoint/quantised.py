@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from ling_jax.checkpoint.hf_keys import QUANTISATION
@@ -235,3 +236,39 @@ def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_
             part *= scales
             out[begin:end] = part
     return out
+
+
+# Linear layers of the releases in FP8; router, norms, embedding and head stay wide.
+QUANTISED_NAMES = re.compile(
+    r"\.(attention\.(query_key_value|dense|g_proj|q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)"
+    r"|mlp(\.shared_experts|\.experts\.\d+)?\.(gate|up|down)_proj)\.weight$"
+)
+BLOCK = 128
+BLOCK_CONFIG = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [BLOCK, BLOCK],
+}
+E4M3 = FP8["F8_E4M3"]
+LARGEST = float(ml_dtypes.finfo(E4M3).max)
+
+
+def quantise(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(E4M3 weight, fp32 scale [rows/128, columns/128]) of whole blocks of a matrix; the last ones may be ragged.
+
+    The largest element of a block becomes the largest code, so that quantising what was dequantised changes nothing.
+    Raises ValueError on what is not finite.
+    """
+    rows, columns = value.shape
+    wide = np.zeros((-(-rows // BLOCK) * BLOCK, -(-columns // BLOCK) * BLOCK), np.float32)
+    wide[:rows, :columns] = value
+    blocks = wide.reshape(len(wide) // BLOCK, BLOCK, -1, BLOCK)
+    largest = np.abs(blocks).max(axis=(1, 3))
+    if not np.isfinite(largest).all():
+        raise ValueError("a block has NaN or infinity, which FP8 cannot hold; export in bfloat16")
+    largest = np.maximum(largest, np.finfo(np.float32).tiny * LARGEST)  # a block of zeros
+    scale = largest / np.float32(LARGEST)
+    scale = (scale * np.float32(LARGEST)) / np.float32(LARGEST)  # a fixed point of dequantising in fp32
+    codes = np.clip(blocks / scale[:, None, :, None], -LARGEST, LARGEST).astype(E4M3)
+    return codes.reshape(wide.shape)[:rows, :columns], scale

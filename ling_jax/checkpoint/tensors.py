@@ -1,6 +1,7 @@
 """The tensors of a Hugging Face folder by their official names, read row by row; FP8 weights are dequantised."""
 
 import collections
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Tensors:
         # `absent`: tensors of files that only the index knows. `remarks`: what a user should know of the folder.
         self._place, self.absent, self.remarks = locate(folder)
         self._nonfinite: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
         read = (name for name in self._place if not IGNORED.search(name))
         stored = {name: (self.stored_dtype(name), self.shape(name)) for name in read}
         try:
@@ -76,7 +78,9 @@ class Tensors:
         elif value.dtype != dtype:
             with np.errstate(over="ignore", invalid="ignore"):
                 value = value.astype(dtype)
-        self._nonfinite[name] += count_nonfinite(value)
+        count = count_nonfinite(value)
+        with self._lock:  # several threads may read
+            self._nonfinite[name] += count
         return value
 
     def report_nonfinite(self) -> None:

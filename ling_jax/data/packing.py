@@ -6,9 +6,11 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
+import re
 import shutil
+import sys
 import time
-import zipfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,11 +24,15 @@ from ling_jax.data.small_splits import SPLITS, split_by_position
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
 from ling_jax.data.tokenizer import encode_documents, eos_id, largest_id, tokenizer_digest
 from ling_jax.files import new_folder, read_object, replacing
+from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sealed, sums_of
 
 IGNORED_LABEL = -100
 REPORT_SECONDS = 5
 DERIVED_KEYS = ("fingerprint", "dtype", "vocab_size", "eos_id")  # of meta.json: they follow from the others
 PLAN_ARRAYS = ("row_offsets", "piece_doc", "piece_start", "piece_length")
+CORPUS_FILES = re.compile(
+    r"meta\.json|(train|held_out)(/(meta\.json|offsets\.npy|tokens\.bin|trained\.bin|\.?pack_\d+_\d+\.npz.*))?"
+)
 
 
 class Document(NamedTuple):
@@ -74,7 +80,12 @@ def write_documents(
     try:
         with new_folder(folder) as partial:
             meta |= _write_splits(documents, partial, meta) | about
-            (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+            written = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
+            meta["files"] = sums_of(partial, written, flush=True)
+            with replacing(partial / "meta.json") as file:
+                file.write(sealed(meta))
+                file.flush()
+                os.fsync(file.fileno())
     except OSError:  # another process was first, which is well if it wrote the same
         if not _present_meta(folder, meta):
             raise
@@ -104,16 +115,51 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
         return None
     if not (folder / "meta.json").is_file():
         raise ValueError(f"{folder} is there, but without a meta.json: not a tokenised corpus; name another folder")
-    found = read_object(folder / "meta.json", "that of a tokenised corpus; remove the folder, or name another")
-    if replace and found.get("fingerprint") != wanted["fingerprint"]:
-        shutil.rmtree(folder)
+    found = _read_meta(folder)
+    if replace and found.get("fingerprint", wanted["fingerprint"]) != wanted["fingerprint"]:
+        _remove_corpus(folder)
         return None
     if found.get("fingerprint") != wanted["fingerprint"]:
         differ = [key for key in wanted if key not in DERIVED_KEYS and found.get(key) != wanted[key]]
         changes = [f"{key} was {found.get(key)} and is {wanted[key]}" for key in differ]
         why = "; ".join(changes) or f"the files of {wanted['source']} have changed"
         raise ValueError(f"{folder} holds another corpus: {why}; remove the folder, or name another")
+    if checks.verify and "files" in found:
+        with _advice(folder):
+            compare(folder, found["files"])
     return found
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """meta.json without its own sum, which those of earlier versions do not have."""
+    path, expected = folder / "meta.json", "that of a tokenised corpus; remove the folder, or name another"
+    found = read_object(path, expected)
+    if "crc32c" in found or "files" in found:
+        with _advice(folder):
+            return read_sealed(path, expected)
+    if "fingerprint" in found:
+        print(f"{folder} was tokenised by an earlier version: its bytes are not verified", file=sys.stderr, flush=True)
+    return found
+
+
+@contextlib.contextmanager
+def _advice(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (DamagedFile, KeyError) as error:
+        raise DamagedFile(f"{error}; remove {folder}, and the same command makes it again") from None
+
+
+def _remove_corpus(folder: Path) -> None:
+    """Removes a tokenised corpus. Raises ValueError, and removes nothing, where a link or a file of others is there."""
+    found = [folder, *folder.rglob("*")]
+    foreign = [path for path in found[1:] if not CORPUS_FILES.fullmatch(path.relative_to(folder).as_posix())]
+    if other := [path for path in found if path.is_symlink()] + foreign:
+        raise ValueError(
+            f"{folder} is to be replaced by another corpus and {other[0]} is no file of one; move it away, or name "
+            "another folder"
+        )
+    shutil.rmtree(folder)
 
 
 def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> dict:
@@ -319,17 +365,29 @@ def packed_rows(folder: str | Path, sequence_length: int, seed: int) -> PackedRo
     """Rows of a token folder; the plan is kept beside the tokens, and reused."""
     documents = open_documents(folder)
     path = documents.folder / f"pack_{sequence_length}_{seed}.npz"
-    plan = None
-    damages = (FileNotFoundError, zipfile.BadZipFile, EOFError, ValueError, KeyError)  # a plan is made again
-    with contextlib.suppress(*damages), np.load(path) as arrays:
-        plan = PackPlan(sequence_length, seed, **{name: arrays[name] for name in PLAN_ARRAYS})
+    made_for = np.array([sequence_length, seed, len(documents), documents.num_tokens])
+    plan = _kept_plan(path, made_for)
     if plan is None:
         plan = pack_plan(documents.lengths, sequence_length, seed)
         with contextlib.suppress(OSError), replacing(path) as file:  # a corpus may be read-only
-            np.savez(file, **{name: getattr(plan, name) for name in PLAN_ARRAYS})
+            np.savez(file, made_for=made_for, **{name: getattr(plan, name) for name in PLAN_ARRAYS})
     if plan.num_tokens != documents.num_tokens:
         raise ValueError(f"{path} plans {plan.num_tokens} tokens; {folder} has {documents.num_tokens}; remove the plan")
     return PackedRows(documents, plan)
+
+
+def _kept_plan(path: Path, made_for: np.ndarray) -> PackPlan | None:
+    """The plan of a file; None where there is none that can be used: it takes seconds to make."""
+    try:
+        with np.load(path) as arrays:  # a zip archive, which has sums
+            if "made_for" in arrays and not np.array_equal(arrays["made_for"], made_for):
+                return None
+            return PackPlan(*made_for[:2].tolist(), **{name: arrays[name] for name in PLAN_ARRAYS})
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # of many kinds, by what is damaged
+        print(f"{path} is damaged ({type(error).__name__}) and is made again", file=sys.stderr, flush=True)
+        return None
 
 
 def validate_batch(batch: dict[str, np.ndarray], *, vocab_size: int, max_length: int) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ling_jax.checkpoint.layers import TOP, HfWriter, LayerReader
+from ling_jax.checkpoint.hf_writer import HfWriter
+from ling_jax.checkpoint.parts import TOP, Reader, layer_places
 from ling_jax.config import ModelConfig, nearest
 from ling_jax.data import Batch
 from ling_jax.migrate.qk_fusion import fuse_qk_norm, fused_config, head_squares
@@ -94,7 +95,7 @@ def check_calibration(target: ModelConfig, tokens: int) -> None:
 
 
 def convert_model(
-    reader: LayerReader,
+    reader: Reader,
     target: ModelConfig,
     calibration: Sequence[Batch],
     held_out: Sequence[Batch],
@@ -110,7 +111,7 @@ def convert_model(
     that are not finite.
     """
     check_calibration(target, sum(int((rows["segment_ids"] > 0).sum()) for rows in calibration))
-    writer, records = HfWriter(folder, target), []
+    writer, records = HfWriter(folder, target, _target_dtypes(reader, target)), []
     for name in TOP:
         writer.top(name, reader.top(name))
     for visit in walk(reader, [*calibration, *held_out]):
@@ -120,6 +121,17 @@ def convert_model(
         del visit, params  # or this layer would be held while the next is read
     writer.close()
     return records
+
+
+def _target_dtypes(reader: Reader, target: ModelConfig) -> dict[str, np.dtype]:
+    """Of every leaf: those of its layers in the source, new ones as the queries of their layer."""
+    found = {name: reader.dtypes[name] for name in TOP}
+    for old, new in zip(layer_places(reader.config), layer_places(target), strict=True):
+        for name, place in new.items():
+            like = old[name] if name in old else old["layer/mixer/q" if "layer/mixer/q" in old else "mixer/q"]
+            dtype = reader.dtypes[like.leaf]
+            found[place.leaf] = np.promote_types(found.get(place.leaf, dtype), dtype)
+    return found
 
 
 def _convert_layer(

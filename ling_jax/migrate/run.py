@@ -8,7 +8,6 @@ done. A stage starts from what the one before it left.
 import dataclasses
 import json
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
-from ling_jax.files import new_folder, read_object, write_json
+from ling_jax.data.json_lines import read_objects
+from ling_jax.files import new_folder, parse_json, read_object, remove_folder, write_json
 from ling_jax.migrate.config import StageRun, stage_run, trained
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
 from ling_jax.migrate.plan import Plan, samples, weights
@@ -35,7 +35,7 @@ from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coeffic
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import compile_eval_step, use_compilation_cache
 from ling_jax.train.state import abstract_state
-from ling_jax.train.workdir import unlock
+from ling_jax.train.workdir import has_checkpoint, unlock
 
 RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
 
@@ -103,8 +103,9 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
     """The records of `convert_model`; the folder is written unless it is there."""
     if not target.exists():
         for left_over in target.parent.glob(".*.partial"):  # of a process that was killed
-            shutil.rmtree(left_over)
+            remove_folder(left_over, target.parent)
         calibration, held_out = samples(plan)
+        target.parent.mkdir(parents=True, exist_ok=True)  # the stage has begun: a restart takes the same source
         with new_folder(target) as partial:
             reader = open_layers(start.path, start.step)
             reader.config = _as_run(reader.config, plan.models[number])
@@ -112,7 +113,7 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
             records = convert_model(reader, model, calibration, held_out, plan.config.conversion, partial)
             save_texts(plan.source, partial, chat=plan.source.is_chat)
             (partial / "conversion.json").write_text(json.dumps(records, indent=1))
-    return json.loads((target / "conversion.json").read_text())
+    return parse_json((target / "conversion.json").read_bytes(), str(target / "conversion.json"))
 
 
 def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
@@ -153,7 +154,8 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
     mask = trained(run.model, run.stage.trains)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
-        save_texts(plan.source, workdir / "tokenizer", chat=plan.source.is_chat)
+        if not has_checkpoint(workdir):
+            save_texts(plan.source, workdir / "tokenizer", chat=plan.source.is_chat)
         return corpus
 
     loop = prepare_run(
@@ -166,7 +168,7 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
         enough=enough,
     )
     train(loop)
-    lines = [json.loads(text) for text in (plan.folder(number) / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for _, line in read_objects(plan.folder(number) / "metrics.jsonl")]
     leaves = specs.named_leaves(model_spec(run.model))
     chosen = [math.prod(leaf.shape) for leaf, keep in zip(leaves.values(), jax.tree.leaves(mask), strict=True) if keep]
     return {
@@ -215,7 +217,7 @@ def _merge(plan: Plan, number: int, folder: Path) -> None:
     """
     count, before = plan.config.stages[number].merges, plan.folder(number - 1) / "checkpoints"
     if (folder / "checkpoints").exists():
-        shutil.rmtree(folder / "checkpoints")  # of a process that was killed: the stage has no report yet
+        remove_folder(folder / "checkpoints", folder)  # of a process that was killed: the stage has no report yet
     steps = sorted(int(path.name) for path in before.iterdir() if path.name.isdigit())
     steps = [step for step in steps if step % plan.config.train.save_every == 0][-count:]
     if len(steps) < count:

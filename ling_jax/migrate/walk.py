@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ling_jax.checkpoint.layers import LayerReader
+from ling_jax.checkpoint.parts import Reader
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.model.layers import MIXERS, Kind, layer, layer_kind
@@ -38,7 +38,7 @@ class Visit(NamedTuple):
         return self.params | {"mixer": mixer}
 
 
-def walk(reader: LayerReader, batches: Sequence[Batch]) -> Iterator[Visit]:
+def walk(reader: Reader, batches: Sequence[Batch]) -> Iterator[Visit]:
     """Every layer in order, MTP depths last, with the inputs that the model as it is gives its mixer."""
     config, decays = reader.config, log_decays(reader.config)
     embed = np.asarray(reader.top("embed")[np.stack([batch["tokens"] for batch in batches])], config.compute_dtype)

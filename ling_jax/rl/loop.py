@@ -24,9 +24,11 @@ from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
+from ling_jax.checkpoint.steps import resume_step
+from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
 from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.evaluate.report import table, write_results
-from ling_jax.files import parse_object
+from ling_jax.files import parse_object, remove_folder
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
 from ling_jax.rewards.length import EFFORT_WEIGHTS
@@ -54,6 +56,7 @@ from ling_jax.train.workdir import (
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
 GENERATING_SECONDS = 10  # between two lines about a generation that takes longer
+LOGS = ("metrics", "samples", "events")
 PROBES = 16  # tasks of each source that are tried on the context before the work starts
 
 
@@ -112,12 +115,13 @@ def train(run: Run) -> dict[str, Any]:
     The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, checkpoints/, and
     evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
     {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and `TooManyBadSteps`, both after a
-    save; `DamagedCheckpoint` where the newest one cannot be read.
+    save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
     """
     use_compilation_cache()
     try:
+        start = resume_step(run.workdir / "checkpoints")
+        check_logs(run.workdir, start)
         with orbax.open_manager(run.workdir / "checkpoints", keep=run.config.train.keep) as manager:
-            start = manager.latest_step() or 0
             print(start_report(run, start), flush=True)
             if start >= run.config.train.steps:
                 print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
@@ -236,7 +240,9 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
                 _evaluate(run, learner.state.params, done)
             if ends or too_bad or stop is not None or done % train.save_every == 0:
                 print(f"saving step={done} in {run.workdir / 'checkpoints' / str(done)}", flush=True)
-                orbax.save(manager, done, learner.state, run.start.config, learner=learner.to_json())
+                record = {"config": dataclasses.asdict(run.config), "data": {"step": done}}
+                record |= workdir_sums(run.workdir, [f"{name}.jsonl" for name in LOGS])
+                orbax.save(manager, done, learner.state, run.start.config, run=record, learner=learner.to_json())
                 manager.wait_until_finished()  # the next step uses the state up
                 print(f"saved step={done}", flush=True)
             if too_bad:
@@ -259,7 +265,7 @@ def _evaluate(run: Run, params, step: int) -> None:
     metrics = summarise(records)
     print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)
     if folder.exists():
-        folder.rmtree()
+        remove_folder(folder, run.workdir)
     write_results(folder, records, metrics, {"step": step})
 
 
@@ -269,7 +275,7 @@ class _Log:
     def __init__(self, run: Run, start: int):
         self._run, self._start, self._begun = run, start, time.perf_counter()
         self._told = self._begun
-        for name in ("metrics", "samples", "events"):
+        for name in LOGS:
             drop_lines_from(run.workdir / f"{name}.jsonl", start)
         steps = run.config.train.steps
         self._rates = np.asarray(jax.jit(learning_rate(run.config.optimizer, steps))(np.arange(steps)))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from ling_jax import data
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import largest_id
+from ling_jax.files import remove_folder
 from ling_jax.train.config import DataConfig, open_source
 from ling_jax.train.workdir import has_checkpoint
 
@@ -69,7 +69,7 @@ def local_folder(named: str, workdir: epath.Path) -> Path:
     folder = Path(named or workdir / "data").expanduser()
     if not named:
         for left_over in folder.glob(".*.partial"):  # of a process that was killed: the workdir is ours alone
-            shutil.rmtree(left_over)
+            remove_folder(left_over, workdir)
     return folder
 
 

@@ -17,6 +17,8 @@ from etils import epath
 from ling_jax import data
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import open_model, save_texts
+from ling_jax.checkpoint.steps import newest_step, resume_step
+from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_sums
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.files import parse_object
@@ -147,7 +149,8 @@ def prepare_run(
         if hosts.index() and not (workdir / "config.json").exists():
             raise ValueError(f"{workdir} has not what host 0 wrote into its own; name a workdir that all hosts share")
         corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
-        if not hosts.index():
+        kept = has_checkpoint(workdir) and (workdir / "tokenizer" / "tokenizer.json").exists()
+        if not hosts.index() and not kept:  # checkpoints have its sum, and the library may write it otherwise by now
             data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
         write_config(config, workdir)
         return corpus
@@ -167,14 +170,15 @@ def train(run: Run, *, profile: bool = False) -> dict:
 
     Prints a report and then progress; the workdir gets metrics.jsonl, tensorboard/ and checkpoints/. Returns the last
     line of metrics.jsonl, or {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and
-    `TooManyBadSteps`, both after a save; `DamagedCheckpoint` where the newest one cannot be read.
+    `TooManyBadSteps`, both after a save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
     """
     use_compilation_cache()
     config, compiler = run.config, concurrent.futures.ThreadPoolExecutor(1)
     try:
-        keep = dict(keep=config.train.keep, every=config.train.save_every)
-        with orbax.open_manager(run.workdir / "checkpoints", **keep) as manager:
-            start = manager.latest_step() or 0
+        keep, folder = dict(keep=config.train.keep, every=config.train.save_every), run.workdir / "checkpoints"
+        # Host 0 looks for damage and sets it aside; the others find what it left.
+        start = hosts.first_host_first(lambda: newest_step(folder) if hosts.index() else _checked_step(run.workdir))
+        with orbax.open_manager(folder, **keep) as manager:
             rows = dict(rows=run.corpus.train_rows, tokens=run.corpus.train_tokens)
             hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.corpus.tokenizer)) | rows)
             print(start_report(config, run.model, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
@@ -196,6 +200,14 @@ def train(run: Run, *, profile: bool = False) -> dict:
     finally:
         compiler.shutdown(wait=False, cancel_futures=True)
         unlock(run.workdir, run.lock)
+
+
+def _checked_step(workdir: epath.Path) -> int:
+    """The step that the run goes on from, 0 for none. Raises where it cannot, warns where something else is damaged."""
+    step = resume_step(workdir / "checkpoints")
+    check_texts(workdir, step)
+    check_logs(workdir, step)
+    return step
 
 
 def _first_state(run: Run) -> TrainState:
@@ -269,12 +281,18 @@ class _Loop:
         line = log.flush(**measured)  # before a save, so that no step before the checkpoint lacks its line
         if saves or stops:
             print(f"saving step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
-            orbax.save(self.manager, done, state, self.run.model)
+            orbax.save(self.manager, done, state, self.run.model, run=self._record(done))
         if ends or stops:
             self.manager.wait_until_finished()
             print(f"saved step={done}", flush=True)
         log.restart_clock()
         return line, enough
+
+    def _record(self, done: int) -> dict[str, Any]:
+        """What a checkpoint notes about the run. Host 0 writes it, and has the logs."""
+        rows = done * self.run.config.train.batch_size  # of the mixture
+        record = {"config": dataclasses.asdict(self.run.config), "data": {"step": done, "rows": rows}}
+        return record | (workdir_sums(self.run.workdir, ["metrics.jsonl"]) if not hosts.index() else {})
 
     def held_out_loss(self, params) -> dict[str, float]:
         """{} where no document is held out."""

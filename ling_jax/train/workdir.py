@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
@@ -11,7 +12,7 @@ from ling_jax.files import read_object, write_json
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
 
-FOLDERS = ("checkpoints", "data", "tensorboard", "tokenizer")
+FOLDERS = ("checkpoints", "data", "evaluation", "tensorboard", "tokenizer")
 FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
 
 
@@ -23,12 +24,23 @@ def open_workdir(workdir) -> epath.Path:
     for name in ("", *FOLDERS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is not a folder; name another workdir")
+        _check_inside(workdir / name, workdir)
     for name in FILES:
         if (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is a folder where a run has a file; name another workdir")
     if workdir.is_dir() and any(workdir.glob("*.safetensors")):  # a run would replace its config.json
         raise ValueError(f"{workdir} holds a model (*.safetensors); name another workdir")
     return workdir
+
+
+def _check_inside(path: epath.Path, workdir: epath.Path) -> None:
+    """A run removes files of its own in its folders, and must not reach another run's through a link."""
+    if "://" in str(workdir) or Path(path).resolve().is_relative_to(Path(workdir).resolve()):
+        return
+    raise ValueError(
+        f"{path} is a link to {Path(path).resolve()}, outside of the workdir; remove the link (data.folder names a "
+        "folder for tokens, and the workdir as a whole may be a link)"
+    )
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from ling_jax import spec
-from ling_jax.checkpoint import hf, hf_tensors, load_hf, save_hf
+from ling_jax.checkpoint import hf_tensors, hf_writer, load_hf, save_hf
 from ling_jax.config import Yarn
 from ling_jax.model import model_spec
 from tests.conftest import FIXTURES
@@ -64,7 +64,7 @@ def round_to_bfloat16(tensors):
 def test_every_tensor_survives_byte_for_byte(folder, tmp_path, monkeypatch, stored, shard_bytes):
     if stored == "bfloat16":
         edit_tensors(folder, round_to_bfloat16)
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(hf_writer, "MAX_SHARD_BYTES", shard_bytes)
     params, config = load_hf(folder)
     save_hf(params, config, tmp_path / "out")
     assert_tensors_equal(stored_tensors(tmp_path / "out"), stored_tensors(folder))
@@ -118,7 +118,7 @@ def test_dtype_is_of_the_parameters_and_of_compute(dtype):
 
 @pytest.fixture
 def sharded(tmp_path, monkeypatch):
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(hf_writer, "MAX_SHARD_BYTES", 100_000)
     save_hf(*load_hf(SOURCE), tmp_path / "sharded")
     return tmp_path / "sharded"
 
@@ -271,13 +271,13 @@ def test_damage_is_named(folder, damage, message):
 # Saving
 
 
-@pytest.mark.parametrize("failing", ["_write_shards", "hf_tensors", "to_hf"])
+@pytest.mark.parametrize("failing", ["_begin", "_end", "close"])
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "empty folder"])
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, failing, exists):
     params, config = load_hf(SOURCE)
     if exists:
         (tmp_path / "out").mkdir()
-    monkeypatch.setattr(hf, failing, lambda *_: 1 / 0)
+    monkeypatch.setattr(hf_writer.HfWriter, failing, lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_hf(params, config, tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("*")] == (["out"] if exists else [])
@@ -286,16 +286,15 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch, failing, exists):
 def test_a_save_that_fails_between_shards_leaves_nothing(tmp_path, monkeypatch):
     """The second file cannot be written: a folder stands where it should go."""
     params, config = load_hf(SOURCE)
-    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 500_000)
-    real = hf._write_shards
+    monkeypatch.setattr(hf_writer, "MAX_SHARD_BYTES", 500_000)
+    real = hf_writer.HfWriter._end
 
-    def write(tensors, folder):
-        count = len(list(hf.split_shards(tensors)))
-        (folder / f"model-00002-of-{count:05d}.safetensors").mkdir()
-        real(tensors, folder)
+    def end(writer, shard):
+        (writer._folder / f"{writer.shards[1].file}.partial").mkdir(exist_ok=True)
+        real(writer, shard)
 
-    monkeypatch.setattr(hf, "_write_shards", write)
-    with pytest.raises(Exception, match=r"(?i)is a directory"):
+    monkeypatch.setattr(hf_writer.HfWriter, "_end", end)
+    with pytest.raises(IsADirectoryError):
         save_hf(params, config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

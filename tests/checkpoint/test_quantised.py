@@ -10,7 +10,8 @@ import pytest
 
 from ling_jax import model
 from ling_jax.checkpoint import load_hf, load_hf_config, save_hf
-from ling_jax.checkpoint.layers import TOP, TreeReader, open_layers
+from ling_jax.checkpoint.layers import open_layers
+from ling_jax.checkpoint.parts import TOP, TreeReader
 from ling_jax.checkpoint.quantised import WeightFormat, weight_format
 from ling_jax.checkpoint.safetensors_file import SafetensorsFile
 from ling_jax.spec import named_leaves

@@ -1,7 +1,9 @@
 """Promises of the token folders and of the packing plan."""
 
 import json
+import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from ling_jax.data import packing
 from ling_jax.data.packing import PackedRows, pack_plan, packed_rows, tokenize, validate_batch
 from ling_jax.data.sources import PythonSources, TextFiles, TokenDocuments, TokenFile, is_held_out, open_documents
 from ling_jax.data.tokenizer import train_bpe
+from ling_jax.sums import read_sealed
+from tests.damage import DAMAGES, damage
 
 TEXTS = [f"document {i}: " + "word " * (i % 7) for i in range(40)]
 LENGTHS = st.lists(st.integers(0, 40), max_size=30).map(lambda lengths: np.array(lengths, int))
@@ -40,7 +44,7 @@ def rows_of(lengths: np.ndarray, sequence_length: int, seed: int) -> PackedRows:
 
 def test_every_document_lands_in_one_split_with_its_eos(corpus, tokenizer, tmp_path):
     meta = tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0.3)
-    assert meta == json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta == read_sealed(tmp_path / "out" / "meta.json", "an object")
     assert meta["dtype"] == "uint16" and meta["vocab_size"] == 272
     for split, held_out in (("train", False), ("held_out", True)):
         expected = [text for text in TEXTS if is_held_out(text, 0.3) == held_out]
@@ -80,6 +84,40 @@ def test_same_corpus_is_reused_and_another_is_refused(corpus, tokenizer, tmp_pat
         tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0.3)
 
 
+@pytest.mark.parametrize("kind", sorted(DAMAGES))
+def test_no_damage_of_a_prepared_corpus_is_silent(corpus, tokenizer, tmp_path, kind):
+    tokenize(corpus, tokenizer, tmp_path / "whole", held_out_fraction=0.3)
+    for seed in range(15):
+        folder = shutil.copytree(tmp_path / "whole", tmp_path / str(seed))
+        damage(kind, folder, random.Random(seed))
+        with pytest.raises((ValueError, OSError)) as raised:
+            tokenize(corpus, tokenizer, folder, held_out_fraction=0.3)
+        assert str(folder) in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut"])
+def test_a_damaged_plan_is_made_again(corpus, tokenizer, tmp_path, kind):
+    tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0)
+    folder = tmp_path / "out" / "train"
+    rows, path = packed_rows(folder, 32, 7), folder / "pack_32_7.npz"
+    whole = path.read_bytes()
+    for seed in range(40):
+        path.write_bytes(whole)
+        DAMAGES[kind]([path], random.Random(seed))
+        again = packed_rows(folder, 32, 7)
+        for name in packing.PLAN_ARRAYS:
+            np.testing.assert_array_equal(getattr(again.plan, name), getattr(rows.plan, name))
+
+
+def test_a_corpus_of_an_earlier_version_is_used_with_a_line(corpus, tokenizer, tmp_path, capsys):
+    meta = tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0.3)
+    del meta["files"]
+    (tmp_path / "out" / "meta.json").write_text(json.dumps(meta))
+    assert tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0.3) == meta
+    assert "tokenised by an earlier version: its bytes are not verified" in capsys.readouterr().err
+
+
 def test_foreign_folder_is_left_alone(corpus, tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
@@ -109,7 +147,7 @@ def test_the_slower_of_two_processes_takes_what_the_faster_wrote(corpus, tokeniz
 
     monkeypatch.setattr(packing, "_write_splits", overtaken)
     meta = tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0.3)
-    assert meta == json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta == read_sealed(tmp_path / "out" / "meta.json", "an object")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "out"]
 
 
@@ -266,7 +304,7 @@ def test_plan_is_kept_and_reused(corpus, tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04text", None])
-def test_a_damaged_plan_is_made_again(corpus, tokenizer, tmp_path, content):
+def test_a_file_that_is_no_plan_is_made_again(corpus, tokenizer, tmp_path, content):
     tokenize(corpus, tokenizer, tmp_path / "out", held_out_fraction=0)
     path = tmp_path / "out" / "train" / "pack_32_7.npz"
     rows = packed_rows(path.parent, 32, 7)

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from ling_jax import data
-from ling_jax.checkpoint import save_hf
+from ling_jax.checkpoint import orbax, save_hf
 from tests.chat.official_forms import LING_2_6
+from tests.damage import damage
 from tests.faults import ROOT
 from tests.refusals import run_each
 from tests.tiny import random_params, tiny_config
@@ -149,6 +151,21 @@ def test_bad_values_are_told_before_a_model_is_loaded(tmp_path):
 def test_a_prompt_that_is_too_long_is_not_shown(folder):
     done = generate(folder, f"--prompt={'word ' * 400}")
     assert done.returncode == 2 and "pass the model's context of 512" in done.stderr and not done.stdout
+
+
+def test_a_damaged_checkpoint_is_named_and_strict_refuses_it(tmp_path):
+    config = tiny_config(vocab_size=300)
+    with orbax.open_manager(tmp_path / "checkpoints", keep=2) as manager:
+        for step in (1, 2):
+            orbax.save(manager, step, {"params": {"embed": np.zeros((300, 8))}}, config)
+    data.save_tokenizer(data.train_bpe(["some words"], 270), tmp_path / "tokenizer")
+    damage("flip", tmp_path / "checkpoints" / "2", random.Random(0))
+    commands = [[f"--model={tmp_path}", "--prompt=x", *more] for more in ([], ["--strict"], ["--no_verify"])]
+    fallback, strict, blind = run_each("launch.generate", commands)
+    assert [done.returncode for done in (fallback, strict, blind)] == [2, 2, 2]  # they are no models, after all
+    assert fallback.stderr.startswith("WARNING: DAMAGED CHECKPOINT: ") and "checkpoint 1 is read" in fallback.stderr
+    assert strict.stderr.startswith(f"error: {tmp_path}/checkpoints/2/") and len(strict.stderr.splitlines()) == 1
+    assert "its parameters are not those of its model" in blind.stderr and len(blind.stderr.splitlines()) == 1
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):

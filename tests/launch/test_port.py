@@ -3,6 +3,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,7 @@ import pytest
 import safetensors.numpy
 
 from ling_jax import data
-from ling_jax.checkpoint import hf as hf_module
-from ling_jax.checkpoint import load_hf, orbax, save_hf
+from ling_jax.checkpoint import hf_writer, load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import open_model
 from tests.faults import ROOT
 from tests.refusals import run_each
@@ -35,7 +36,7 @@ def tensors(folder):
 def test_hf_to_orbax_to_hf_keeps_every_byte(tmp_path, family, dtype, monkeypatch):
     config = tiny_config(family, compute_dtype=dtype, mtp_depth=1, vocab_size=263)
     params = random_params(config, dtype=jnp.dtype(dtype))
-    monkeypatch.setattr(hf_module, "MAX_SHARD_BYTES", 10_000)  # so that there is an index
+    monkeypatch.setattr(hf_writer, "MAX_SHARD_BYTES", 10_000)  # so that there is an index
     save_hf(params, config, tmp_path / "hf")
     assert (tmp_path / "hf" / "model.safetensors.index.json").is_file()
     data.save_tokenizer(data.train_bpe(["words"], 263), tmp_path / "hf")
@@ -163,3 +164,64 @@ def test_bad_folders_are_named_and_nothing_is_written(tmp_path):
     done = port(tmp_path / "empty", tmp_path / "full")
     assert done.returncode == 2 and "exists and is not empty" in done.stderr
     assert not (tmp_path / "target").exists()
+
+
+def test_plans_refusals_and_verification(tmp_path):
+    config = tiny_config(compute_dtype="float32")
+    save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
+    command = [f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'run'}"]
+    cases = [
+        (["--dry_run", "--max_host_gb=16"], 0, "the least --max_host_gb is 1.1"),
+        (["--max_host_gb=0.5"], 2, "--max_host_gb=0.5 is too little memory; the least that works is 1.1"),
+        (["--step=3"], 2, "is no run's workdir and has no checkpoints; leave --step out"),
+        (["--layers=3"], 2, "--layers=3: the first layers of this model"),
+        ([command[0].replace("source", "target")], 2, "is the source; name a new folder"),
+        (["--target=gs://bucket/run"], 2, "--target=gs://bucket/run: ports are between local folders"),
+        (["--dtype=float8"], 2, "--dtype=float8 is of Hugging Face targets"),
+        (["--verify"], 0, "verified: all numbers"),
+        ([f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'fp8'}", "--dtype=float8"], 0, "fp8"),
+        (["--verify"], 0, "verified: all numbers"),
+        (["--verify", "--layers=2"], 2, "is of another model"),
+        ([], 2, "exists and is not empty"),
+    ]
+    for (_, code, message), done in zip(
+        cases, run_each("launch.port", [[*command, *more] for more, *_ in cases]), strict=True
+    ):
+        assert done.returncode == code and message in done.stdout + done.stderr, done
+        assert code == 0 or done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fp8", "hf", "run"]
+    assert "quantization_config" in json.loads((tmp_path / "fp8" / "config.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_port_holds_less_than_its_model_and_survives_kills(tmp_path):
+    """1.3 GB through the least memory that is allowed, with kills on the way."""
+    fields = dict(hidden_size=1024, expert_ffn_size=1024, num_experts=32, vocab_size=20_000, num_expert_groups=4)
+    config = tiny_config(num_layers=6, compute_dtype="float32", **fields)
+    save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
+    flags = ["--max_host_gb=1.11", "--shard_gb=0.2"]
+    for source, target in (("hf", "run"), ("run", "back")):
+        command = [f"--source={tmp_path / source}", f"--target={tmp_path / target}", *flags]
+        peaks, seconds = [], 8
+        while not (tmp_path / target).exists():
+            peaks.append(peak_memory(command, seconds))
+            seconds *= 1.5
+        assert max(peaks) < 1.11e9, peaks
+    for file in (tmp_path / "hf").glob("*.safetensors"):
+        wanted = safetensors.numpy.load_file(file)
+    found = tensors(tmp_path / "back")
+    assert wanted.keys() == found.keys()
+    assert all(tensor.tobytes() == found[name].tobytes() for name, tensor in wanted.items())
+
+
+def peak_memory(flags, seconds):
+    """Of anonymous pages, in bytes, until the program ends or is killed."""
+    program = subprocess.Popen([sys.executable, "-m", "launch.port", *flags], cwd=ROOT)
+    end, peak = time.monotonic() + seconds, 0
+    while program.poll() is None and time.monotonic() < end:
+        found = re.findall(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{program.pid}/status").read_text())
+        peak = max([peak, *(1024 * int(value) for value in found)])
+        time.sleep(0.05)
+    program.kill()
+    program.wait()
+    return peak

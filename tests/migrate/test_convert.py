@@ -9,7 +9,7 @@ import pytest
 
 from ling_jax import model
 from ling_jax.checkpoint import load_hf
-from ling_jax.checkpoint.layers import TreeReader
+from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.migrate.convert import Conversion, convert_model, converted_layers, form_config
 from ling_jax.migrate.walk import walk
 from ling_jax.model import mla

@@ -230,6 +230,7 @@ def test_an_interrupt_ends_all_checks_and_leaves_no_process():
     program = """
 import os, signal, threading
 from ling_jax.rewards import AnswerChecker
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a program in the background does not have
 checker = AnswerChecker(limit=60, workers=2)
 assert checker.check_all([("\\\\boxed{1+x}", "x+1")] * 2)[0].status == "right"
 print(*(worker._process.pid for worker in checker._all if worker._process), flush=True)

@@ -1,19 +1,22 @@
 import dataclasses
 import json
+import random
 import shutil
 import time
 
 import pytest
 
 from ling_jax import data
-from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint import manifest, orbax
+from ling_jax.checkpoint.steps import resume_step
 from ling_jax.config import model_config
 from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
 from ling_jax.train.workdir import unlock
 from tests.compiled import shared_between_starts
-from tests.faults import final_state, metrics_of
+from tests.damage import DAMAGES, damage, files_below
+from tests.faults import assert_same_end, final_state, metrics_of
 from tests.small_run import small_config, write_corpus
 from tests.tiny import tiny_config
 
@@ -48,6 +51,9 @@ def test_a_run_leaves_what_its_report_names(whole):
     assert {"grad_norm/lightning", "update_norm/experts", "load_max_over_mean", "mtp_loss_0"} <= lines[0].keys()
     assert sorted(folder.name for folder in (workdir / "checkpoints").iterdir()) == ["12", "9"]  # `keep` is 2
     assert any((workdir / "tensorboard").iterdir())
+    record = manifest.read(workdir / "checkpoints" / "12")["meta"]["run"]
+    assert record["data"] == {"step": 12, "rows": 48} and record["config"]["train"]["batch_size"] == 4
+    assert record["logs"].keys() == {"metrics.jsonl"} and record["texts"].keys() == {"tokenizer/tokenizer.json"}
     params, config = orbax.load_params(workdir / "checkpoints")
     assert config == small_config("anywhere").model
     assert data.load_tokenizer(workdir / "tokenizer").get_vocab_size() <= config.vocab_size == params["embed"].shape[0]
@@ -61,6 +67,68 @@ def test_resume_is_bit_exact(whole, corpus, tmp_path):
     assert wanted == {step: evaluated[step] for step in wanted}
     wanted, found = final_state(whole[0]), final_state(tmp_path)
     assert {name: x.tobytes() for name, x in wanted.items()} == {name: x.tobytes() for name, x in found.items()}
+
+
+def test_a_run_goes_on_from_the_newest_whole_checkpoint(whole, corpus, tmp_path, capsys):
+    shutil.copytree(whole[0], tmp_path / "run")
+    damage("flip", tmp_path / "run" / "checkpoints" / "12", random.Random(0))
+    train(prepare(small_config(corpus), tmp_path / "run"))
+    warnings = capsys.readouterr().err.splitlines()
+    assert any("WARNING: DAMAGED CHECKPOINT" in line and "checkpoint 9 is read" in line for line in warnings)
+    assert (tmp_path / "run" / "checkpoints" / "12.damaged").is_dir()
+    assert_same_end(whole[0], tmp_path / "run")
+
+
+def goes_on_damaged(whole, corpus, workdir, seed, names, capsys, *, trains: bool) -> str:
+    """Starts a copy of a run again after one damage of the files that it reads; returns what was damaged and what came.
+
+    Nothing is silent: an error or a warning names what is damaged, or the run ends as if nothing had happened. Steps
+    that a damaged checkpoint has lost are computed again only where it `trains`.
+    """
+    rng = random.Random(seed)
+    shutil.copytree(whole[0], workdir)
+    files = [workdir / name for name in sorted(files_below(workdir)) if name.startswith(names)]
+    kind = rng.choice(sorted(DAMAGES))
+    changed = DAMAGES[kind](files, rng)
+    told = f"seed {seed}: {kind} {', '.join(str(path.relative_to(workdir)) for path in changed)}"
+    capsys.readouterr()
+    try:
+        run = prepare(small_config(corpus), workdir)
+        if not trains and any("checkpoints" in path.parts for path in changed):
+            unlock(run.workdir, run.lock)
+            assert resume_step(workdir / "checkpoints") == 9, told
+            err = capsys.readouterr().err
+            assert any(path.name in err for path in changed), told
+            return f"{told}: {err}"
+        train(run)
+    except (ValueError, OSError) as error:
+        assert len(str(error).splitlines()) == 1 or "holds another run" in str(error), told
+        assert any(str(path.parent) in str(error) for path in changed) or str(workdir) in str(error), told
+        return f"{told}: {error}"
+    err = capsys.readouterr().err
+    if "WARNING" in err:
+        assert any(path.name in err for path in changed), told
+        if "DAMAGED LOG" in err:
+            return f"{told}: {err}"
+    assert_same_end(whole[0], workdir)
+    return f"{told}: the same end; {err}"
+
+
+READ = ("checkpoints/12/", "config.json", "data/", "metrics.jsonl", "tokenizer/")  # by a run that goes on
+
+
+def test_no_damage_changes_a_run_in_silence(whole, corpus, tmp_path, capsys):
+    for seed in range(20):
+        goes_on_damaged(whole, corpus, tmp_path / str(seed), seed, READ, capsys, trains=False)
+
+
+@pytest.mark.slow
+def test_no_damage_of_two_hundred_changes_a_run_in_silence(whole, corpus, tmp_path, capsys):
+    for seed in range(200):
+        told = goes_on_damaged(whole, corpus, tmp_path / "run", seed, READ, capsys, trains=seed % 10 == 0)
+        with capsys.disabled():
+            print(told, flush=True)
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_a_finished_run_does_nothing_more(whole, corpus, capsys):
@@ -132,6 +200,44 @@ def test_a_workdir_of_the_wrong_kind_is_named(corpus, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             prepare(small_config(corpus), workdir)
+
+
+@pytest.mark.parametrize("name", ["data", "checkpoints", "tokenizer"])
+def test_a_link_to_another_runs_folder_is_refused_and_nothing_there_is_removed(whole, corpus, tmp_path, name):
+    shutil.copytree(whole[0], tmp_path / "other")
+    there = files_below(tmp_path / "other")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "other" / name)
+    with pytest.raises(ValueError, match=f"run/{name} is a link to .*/other/{name}, outside of the workdir; remove"):
+        prepare(with_data(small_config(corpus), held_out_fraction=0.5), tmp_path / "run")
+    assert files_below(tmp_path / "other") == there
+
+
+def test_the_workdir_itself_may_be_a_link(corpus, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    run = prepare(small_config(corpus), tmp_path / "run")
+    unlock(run.workdir, run.lock)
+    assert {"config.json", "data", "tokenizer"} <= {path.name for path in (tmp_path / "disk").iterdir()}
+
+
+def test_a_corpus_with_files_of_others_is_not_replaced(corpus, tmp_path):
+    run = prepare(small_config(corpus), tmp_path)
+    unlock(run.workdir, run.lock)
+    notes = tmp_path / "data" / "0_text" / "train" / "notes.txt"
+    notes.write_text("mine")
+    there = files_below(tmp_path / "data")
+    with pytest.raises(ValueError, match=r"0_text is to be replaced by another .*notes\.txt is no file of one"):
+        prepare(with_data(small_config(corpus), held_out_fraction=0.5), tmp_path)
+    assert files_below(tmp_path / "data") == there
+
+
+def test_a_foreign_folder_with_a_meta_json_is_not_replaced(corpus, tmp_path):
+    (tmp_path / "data" / "0_text").mkdir(parents=True)
+    (tmp_path / "data" / "0_text" / "meta.json").write_text("{}")
+    with pytest.raises(ValueError, match="0_text holds another corpus"):
+        prepare(small_config(corpus), tmp_path)
+    assert (tmp_path / "data" / "0_text" / "meta.json").read_text() == "{}"
 
 
 def test_a_home_folder_is_found(corpus, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def test_a_half_written_workdir_is_named(start, tmp_path, damage):
     shutil.copytree(start / "ported", tmp_path / "half")
     damage(tmp_path / "half" / "checkpoints" / "0" / "meta")
     config = dataclasses.replace(config_from(start), start_from=str(tmp_path / "half"))
-    with pytest.raises(ValueError, match=r"half/checkpoints/0/meta cannot be read: ") as error:
+    with pytest.raises(ValueError, match=r"half/checkpoints/0/meta") as error:
         prepare(config, tmp_path / "refused")
     assert "\n" not in str(error.value) and not (tmp_path / "refused").exists()
 

@@ -1,0 +1,95 @@
+"""A Hugging Face folder, read part by part."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from ling_jax.checkpoint.chunks import Index
+from ling_jax.checkpoint.fit import check_sizes, check_tensors
+from ling_jax.checkpoint.hf_config import from_hf
+from ling_jax.checkpoint.names import Slot, from_official, narrowed, slots
+from ling_jax.checkpoint.parts import Reader
+from ling_jax.checkpoint.safetensors_file import DTYPES
+from ling_jax.checkpoint.tensors import Tensors
+from ling_jax.config import ModelConfig
+from ling_jax.files import read_object
+from ling_jax.model.lightning import log_decays
+from ling_jax.model.transformer import model_spec
+from ling_jax.spec import named_leaves
+
+
+class HfReader(Reader):
+    """Of a folder of the official format; `dtype` as in `load_hf`.
+
+    Raises FileNotFoundError, PermissionError or ValueError, naming the file or tensor, before anything large is read.
+    """
+
+    def __init__(self, folder, *, dtype=None):
+        content = read_config(Path(folder))
+        self._tensors = Tensors(Path(folder), content)
+        config = config_of(content, self._tensors, dtype)
+        places = slots(model_spec(config), config)
+        check_tensors(self._tensors, places, config)
+        self._slots = {(slot.leaf, slot.index): slot for slot in places}
+        self._depth = {slot.leaf: len(slot.index) for slot in places}
+        self._shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(config)).items()}
+        super().__init__(config, self._stored_dtypes(places, config, dtype))
+
+    def read(self, leaf: str, index: Index = ()) -> np.ndarray:
+        if len(index) < self._depth[leaf]:
+            return np.stack([self.read(leaf, (*index, i)) for i in range(self._shapes[leaf][len(index)])])
+        depth = self._depth[leaf]
+        slot = narrowed(self._slots[leaf, index[:depth]], index[depth:])
+        rows = slice(slot.row, slot.row + slot.official[0])
+        return from_official(self._tensors.read(slot.name, rows, self.dtypes[leaf]), slot)
+
+    def report_nonfinite(self, where: str = "") -> None:
+        self._tensors.report_nonfinite()
+
+    def _stored_dtypes(self, places: list[Slot], config: ModelConfig, dtype) -> dict[str, np.dtype]:
+        """Of each leaf; the wider one where its tensors have several, so that no value changes."""
+        found: dict[str, np.dtype] = {}
+        for slot in places:
+            stored = self._tensors.dtype(slot.name, config.compute_dtype) if dtype is None else np.dtype(dtype)
+            found[slot.leaf] = np.promote_types(found.get(slot.leaf, stored), stored)
+        return found
+
+
+def read_config(folder: Path) -> dict:
+    """The folder's config.json; errors name the file."""
+    file = folder / "config.json"
+    try:
+        return read_object(file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{file} is missing: {folder} is not a Hugging Face model folder") from None
+
+
+def config_of(hf: dict, tensors: Tensors, dtype) -> ModelConfig:
+    """The config of a folder: what its file says, and the slope convention that it or its tensors tell."""
+    try:
+        config = from_hf(hf)
+    except ValueError as error:
+        raise ValueError(f"{tensors.folder}: {error}") from None
+    check_sizes(config, tensors)
+    if dtype is not None:
+        config = dataclasses.replace(config, compute_dtype=dtype)
+    if hf.get("slope_layer_offset") is None:
+        config = dataclasses.replace(config, slope_layer_offset=_stored_slope_offset(tensors, config))
+    return config
+
+
+def _stored_slope_offset(tensors: Tensors, config: ModelConfig) -> int:
+    """The convention that a stored slope of a Lightning layer fits; 0 without one."""
+    lightning = [n for n in range(config.num_layers) if not config.is_softmax_layer(n)]
+    slopes, names = {f"model.layers.{n}.attention.slope": n for n in lightning}, tensors.names()
+    stored = [name for name in slopes if name in names and tensors.stored_dtype(name) in DTYPES]
+    for name in stored[-1:]:  # the last layers differ most
+        layer = slopes[name]
+        value = np.abs(tensors.read(name, slice(None), np.float64)).reshape(-1)
+        for offset in (0, -1):
+            expected = -log_decays(dataclasses.replace(config, slope_layer_offset=offset))[layer]
+            if value.shape == expected.shape and np.allclose(value, expected, rtol=5e-3):
+                return offset
+        raise ValueError(f"{name} fits neither slope convention of layer {layer} (slope_layer_offset 0 or -1)")
+    return 0

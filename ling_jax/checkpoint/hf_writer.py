@@ -1,0 +1,211 @@
+"""A Hugging Face folder that is written part by part, into shards whose layout is known beforehand."""
+
+import json
+import math
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ling_jax.checkpoint.chunks import Index
+from ling_jax.checkpoint.hf_config import to_hf
+from ling_jax.checkpoint.index import INDEX_FILE, SINGLE_FILE
+from ling_jax.checkpoint.names import Slot, in_file_order, narrowed, slots, to_official
+from ling_jax.checkpoint.parts import Part, Writer
+from ling_jax.checkpoint.quantised import BLOCK, BLOCK_CONFIG, E4M3, QUANTISED_NAMES, SCALES, quantise
+from ling_jax.checkpoint.safetensors_file import DTYPES
+from ling_jax.config import ModelConfig
+from ling_jax.model.transformer import model_spec
+
+MAX_SHARD_BYTES = 5 * 2**30
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class Tensor(NamedTuple):
+    """An official tensor in its shard."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int  # first byte behind the header
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Shard(NamedTuple):
+    file: str
+    tensors: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Without the header."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def header(self) -> bytes:
+        """As the format has it, padded to 8 bytes."""
+        entries: dict = {"__metadata__": {"format": "pt"}}
+        for name, tensor in self.tensors.items():
+            ends = [tensor.begin, tensor.begin + tensor.nbytes]
+            entries[name] = {"dtype": NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": ends}
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+class HfWriter(Writer):
+    """Fills a folder that is there with the files that `load_hf` and the official code read.
+
+    A shard has another name until it is whole and on the disk; `close` writes the index. The folder may hold whole
+    shards of an interrupted writer of the same config, dtypes and sizes: these stay.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ModelConfig,
+        dtypes: Mapping[str, np.dtype],
+        *,
+        max_shard_bytes: int | None = None,
+        fp8: bool = False,
+    ):
+        """`fp8`: linear layers as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others."""
+        super().__init__(config, dtypes)
+        self._folder, places = folder, slots(model_spec(config), config)
+        self.shards = shard_layout(places, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8)
+        self._shard_of = {name: shard for shard in self.shards for name in shard.tensors}
+        self._slots = {(slot.leaf, slot.index): slot for slot in places}
+        self._depth = {slot.leaf: len(slot.index) for slot in places}
+        self._whole = {shard.file for shard in self.shards if (folder / shard.file).exists()}
+        self._left = {shard.file: shard.nbytes for shard in self.shards if shard.file not in self._whole}
+        self._open: dict[str, tuple[int, int]] = {}  # descriptor, first byte behind the header
+        self._lock = threading.Lock()
+        content = to_hf(config) | ({"quantization_config": BLOCK_CONFIG} if fp8 else {})
+        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+    def write(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            for slot, values in self._slots_of(part):
+                if values.shape != slot.shape:
+                    raise ValueError(f"{slot.name}: {slot.leaf} is {values.shape}; the config makes it {slot.shape}")
+                self._write(slot, to_official(values, slot))
+
+    def is_written(self, leaf: str, index: Index) -> bool:
+        return self._shard_of[self._slots[leaf, index[: self._depth[leaf]]].name].file in self._whole
+
+    def close(self) -> None:
+        if missing := [shard.file for shard in self.shards if shard.file not in self._whole]:
+            raise RuntimeError(f"{self._folder}: {', '.join(missing)} lack tensors that were never written")
+        if len(self.shards) > 1:
+            weight_map = {name: shard.file for shard in self.shards for name in shard.tensors}
+            index = {"metadata": {"total_size": sum(s.nbytes for s in self.shards)}, "weight_map": weight_map}
+            (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _slots_of(self, part: Part) -> Iterator[tuple[Slot, np.ndarray]]:
+        """The official tensors of a part, each with its values; experts are tensors of their own."""
+        depth, values = self._depth[part.leaf], np.asarray(part.values)
+        if len(part.index) >= depth:
+            yield narrowed(self._slots[part.leaf, part.index[:depth]], part.index[depth:]), values
+            return
+        for index in np.ndindex(values.shape[: depth - len(part.index)]):
+            yield self._slots[part.leaf, (*part.index, *index)], values[index]
+
+    def _write(self, slot: Slot, value: np.ndarray) -> None:
+        tensor = self._shard_of[slot.name].tensors[slot.name]
+        if tensor.dtype != E4M3:
+            self._write_rows(slot.name, slot.row, value.astype(tensor.dtype, copy=False))
+            return
+        try:
+            codes, scale = quantise(value)
+        except ValueError as error:
+            raise ValueError(f"{slot.name}: {error}") from None
+        self._write_rows(slot.name, slot.row, codes)
+        self._write_rows(slot.name + SCALES[0], slot.row // BLOCK, scale)
+
+    def _write_rows(self, name: str, row: int, value: np.ndarray) -> None:
+        """Rows of an official tensor, from `row` on."""
+        shard = self._shard_of[name]
+        tensor = shard.tensors[name]
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        with self._lock:
+            descriptor, start = self._open.get(shard.file) or self._begin(shard)
+        row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+        try:
+            _write_all(descriptor, data, start + tensor.begin + row * row_bytes)
+        except OSError as error:
+            raise OSError(f"{self._folder / shard.file} cannot be written: {error.strerror}") from error
+        with self._lock:
+            self._left[shard.file] -= data.nbytes
+            done = self._left[shard.file] == 0
+        if done:
+            self._end(shard)
+
+    def _begin(self, shard: Shard) -> tuple[int, int]:
+        header = shard.header()
+        descriptor = os.open(self._partial(shard), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.write(descriptor, header)
+        self._open[shard.file] = descriptor, len(header)
+        return self._open[shard.file]
+
+    def _end(self, shard: Shard) -> None:
+        descriptor, _ = self._open.pop(shard.file)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        self._partial(shard).rename(self._folder / shard.file)
+        self._whole.add(shard.file)
+
+    def _partial(self, shard: Shard) -> Path:
+        return self._folder / f"{shard.file}.partial"
+
+
+def shard_layout(
+    places: list[Slot], dtypes: Mapping[str, np.dtype], max_bytes: int, *, fp8: bool = False
+) -> list[Shard]:
+    """The official tensors in the order of layers, cut where the next would pass `max_bytes`.
+
+    A scale is in the file of its weight. With `fp8`, a linear layer whose parts begin within a block stays wide.
+    """
+    whole: dict[str, Tensor] = {}
+    ragged = set()
+    for slot in in_file_order(places):
+        before = whole.get(slot.name, Tensor(dtypes[slot.leaf], (0, *slot.official[1:]), 0))
+        dtype = np.promote_types(before.dtype, dtypes[slot.leaf])
+        whole[slot.name] = Tensor(dtype, (slot.row + slot.official[0], *slot.official[1:]), 0)
+        ragged |= {slot.name} if slot.row % BLOCK else set()
+    groups: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in whole.items():
+        group = {name: tensor}
+        if fp8 and name not in ragged and QUANTISED_NAMES.search(name):
+            blocks = tuple(-(-length // BLOCK) for length in tensor.shape)
+            group = {name: tensor._replace(dtype=E4M3), name + SCALES[0]: Tensor(np.dtype(np.float32), blocks, 0)}
+        nbytes = sum(one.nbytes for one in group.values())
+        if groups[-1] and size + nbytes > max_bytes:
+            groups.append({})
+            size = 0
+        groups[-1] |= group
+        size += nbytes
+    return [Shard(shard_name(n, len(groups)), _placed(group)) for n, group in enumerate(groups, start=1)]
+
+
+def shard_name(number: int, count: int) -> str:
+    return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _placed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Wide dtypes first, which keeps every tensor aligned."""
+    placed, begin = {}, 0
+    for name in sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize):
+        placed[name] = tensors[name]._replace(begin=begin)
+        begin += tensors[name].nbytes
+    return placed
+
+
+def _write_all(descriptor: int, data: np.ndarray, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,136 @@
+"""Orbax checkpoints, read and written part by part: no leaf is ever whole in memory."""
+
+import collections
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore
+
+from ling_jax import spec as specs
+from ling_jax.checkpoint import manifest, orbax
+from ling_jax.checkpoint.chunks import Index, chunk_numbers, chunk_shape
+from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
+from ling_jax.checkpoint.parts import Part, Reader, Writer
+from ling_jax.config import ModelConfig
+from ling_jax.model import model_spec
+
+# What is written is not read again: a cache would only hold memory.
+NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
+
+
+class OrbaxReader(Reader):
+    """Of a checkpoint in a run's checkpoints folder, the newest if `step` is None.
+
+    Raises as `orbax.load_config`, and DamagedCheckpoint where a leaf cannot be read or is not that of the model.
+    """
+
+    def __init__(self, folder, step: int | None = None):
+        config, step = orbax.load_config(folder, step)
+        self._state, context = Path(folder).absolute() / str(step) / "state", tensorstore.Context(NO_CACHE)
+        leaves = specs.named_leaves(model_spec(config))
+        opened = {path: tensorstore.open(zarr(self._state, path), open=True, context=context) for path in leaves}
+        self._arrays = {path: self._result(path, array) for path, array in opened.items()}
+        for path, leaf in leaves.items():
+            if (found := self._arrays[path].shape) != leaf.shape:
+                raise orbax.DamagedCheckpoint(f"{self._state}: {path} is {found}; its model makes it {leaf.shape}")
+        super().__init__(config, {path: array.dtype.numpy_dtype for path, array in self._arrays.items()})
+        self._nonfinite: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+
+    def read(self, leaf: str, index: Index = ()) -> np.ndarray:
+        array = self._arrays[leaf]
+        value = np.asarray(self._result(leaf, (array[index] if index else array).read()))
+        count = count_nonfinite(value)
+        with self._lock:
+            self._nonfinite[leaf] += count
+        return value
+
+    def report_nonfinite(self, where: str = "") -> None:
+        report_nonfinite(self._state, {where + name: count for name, count in self._nonfinite.items()})
+        self._nonfinite.clear()
+
+    def _result(self, leaf: str, future: tensorstore.Future):
+        try:
+            return future.result()
+        except Exception as error:  # of many kinds, by what is damaged
+            reason = str(error).splitlines()[0][:200]
+            raise orbax.DamagedCheckpoint(f"{self._state}: {leaf} cannot be read: {reason}") from error
+
+
+class OrbaxWriter(Writer):
+    """Step 0 of a checkpoints folder, which `orbax.load_params` and Orbax itself restore.
+
+    Orbax writes the structure, with scalars as leaves. Each leaf is then created in its place with its own shape, in
+    the chunks of `orbax.save`, and filled part by part. `folder` is new, or holds what an interrupted writer of the
+    same config and dtypes left there: `is_written` says what is done.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
+        super().__init__(config, dtypes)
+        leaves = specs.named_leaves(model_spec(config))
+        self._state = Path(folder).absolute() / "0" / "state"
+        if not self._state.is_dir():
+            scalars = [np.zeros((), dtypes[path]) for path in leaves]
+            orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config)
+        self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
+        self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
+        self._arrays = self._open(dtypes)
+        self._done = {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
+
+    def write(self, parts: Iterable[Part]) -> None:
+        """Writes parts in one commit, which makes one file of them.
+
+        Parts of whole chunks are never read back. Several threads may write at once. Raises OSError where the disk
+        does not take them.
+        """
+        commit = tensorstore.Transaction()
+        for part in parts:
+            array = self._arrays[part.leaf].with_transaction(commit)
+            (array[part.index] if part.index else array).write(np.asarray(part.values)).result()
+        try:
+            commit.commit_async().result()
+        except Exception as error:  # of kinds of its own
+            reason = str(error).splitlines()[0][:200]
+            raise OSError(f"{self._state} cannot be written: {reason}") from error
+
+    def is_written(self, leaf: str, index: Index) -> bool:
+        numbers = chunk_numbers(self._shapes[leaf], self._chunks[leaf], index)
+        keys = (".".join(map(str, number)) or "0" for number in numbers)
+        return all(f"{stored_name(leaf)}/{key}" in self._done for key in keys)
+
+    def close(self) -> None:
+        """Every commit is whole by itself; the manifest, which readers compare, is that of all of them."""
+        manifest.write(self._state.parent)
+
+    def _open(self, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
+        context = tensorstore.Context(NO_CACHE)
+        arrays = {path: self._array(path, context) for path in self._shapes}
+        new = [path for path, array in arrays.items() if array.shape != self._shapes[path]]
+        with tensorstore.Transaction() as commit:  # one file for all of them
+            for path in new:
+                metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
+                spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+                how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
+                tensorstore.open(spec, transaction=commit, context=context, **how).result()
+        return arrays | {path: self._array(path, context) for path in new}
+
+    def _array(self, path: str, context: tensorstore.Context):
+        spec = zarr(self._state, path) | {"store_data_equal_to_fill_value": True}
+        return tensorstore.open(spec, context=context).result()
+
+
+def stored_name(path: str) -> str:
+    """Orbax's name of a leaf of the parameters."""
+    return ".".join(["params", *path.split("/")])
+
+
+def zarr(state: Path, path: str) -> dict[str, Any]:
+    """The tensorstore spec of a leaf in the state folder of a checkpoint."""
+    return {"driver": "zarr", "kvstore": _place(state) | {"path": f"{stored_name(path)}/"}}
+
+
+def _place(state: Path) -> dict[str, Any]:
+    return {"driver": "ocdbt", "base": f"file://{state}/"}

@@ -1,0 +1,143 @@
+"""A model part by part: what every reader and writer of a format does.
+
+A part is a leaf of the parameters and an index into its leading dimensions: a layer, an expert, or a band of a matrix.
+A layer is the tree that `model.layers.layer_spec` declares; MTP depth d is layer `num_layers` + d, with the tree of
+`model.mtp.mtp_spec`. What belongs to no layer has its name in the parameters: `embed`, `final_norm`, `head`.
+"""
+
+import abc
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from ling_jax.checkpoint.chunks import Index
+from ling_jax.config import ModelConfig
+from ling_jax.model.layers import layer_numbers
+from ling_jax.model.transformer import model_spec
+from ling_jax.spec import Params, named_leaves, tree_of
+
+TOP = ("embed", "final_norm", "head")
+
+
+class Place(NamedTuple):
+    """Where one layer's part of a stacked leaf is."""
+
+    leaf: str  # path in the parameters
+    index: tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """Values of a leaf at an index of its leading dimensions."""
+
+    leaf: str
+    index: Index
+    values: Any
+
+
+def layer_places(config: ModelConfig) -> list[dict[str, Place]]:
+    """For every layer, MTP depths behind the others: name in the layer -> its place."""
+    layers: list[dict[str, Place]] = [{} for _ in range(config.num_layers + config.mtp_depth)]
+    numbers = layer_numbers(config)
+    for path in named_leaves(model_spec(config)):
+        parts = path.split("/")
+        if parts[0] == "segments":
+            for index, layer in np.ndenumerate(numbers[parts[1], parts[2]]):
+                layers[layer]["/".join(parts[3:])] = Place(path, index)
+        elif parts[0] == "mtp":
+            for depth in range(config.mtp_depth):
+                layers[config.num_layers + depth]["/".join(parts[1:])] = Place(path, (depth,))
+    return layers
+
+
+class Reader(abc.ABC):
+    """A model that is read part by part, by several threads if need be."""
+
+    def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
+        self.config = config
+        self.dtypes = dtypes  # of every leaf, by its path in the parameters
+        self._layers = layer_places(config)
+
+    @abc.abstractmethod
+    def read(self, leaf: str, index: Index = ()) -> np.ndarray:
+        """A part of a leaf, in the leaf's dtype and our layout."""
+
+    @abc.abstractmethod
+    def report_nonfinite(self, where: str = "") -> None:
+        """One warning about NaN and infinity in what was read since the last."""
+
+    def top(self, name: str) -> np.ndarray:
+        value = self.read(name)
+        self.report_nonfinite()
+        return value
+
+    def layer(self, number: int) -> Params:
+        leaves = {name: self.read(*place) for name, place in self._layers[number].items()}
+        self.report_nonfinite(f"layer {number}: ")
+        return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+class TreeReader(Reader):
+    """Of parameters in memory."""
+
+    def __init__(self, params: Params, config: ModelConfig):
+        self._leaves = {path: np.asarray(leaf) for path, leaf in named_leaves(params).items()}
+        super().__init__(config, {path: leaf.dtype for path, leaf in self._leaves.items()})
+
+    def read(self, leaf: str, index: Index = ()) -> np.ndarray:
+        return self._leaves[leaf][index]
+
+    def report_nonfinite(self, where: str = "") -> None:
+        """None: whoever read the parameters has said it."""
+
+
+class Writer(abc.ABC):
+    """A model that is written part by part, in any order, by several threads if need be."""
+
+    def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
+        self.config = config
+        self.dtypes = dtypes  # of every leaf, by its path in the parameters
+        self._layers = layer_places(config)
+
+    @abc.abstractmethod
+    def write(self, parts: Iterable[Part]) -> None:
+        """Writes parts in our layout. Each is written once."""
+
+    def is_written(self, leaf: str, index: Index) -> bool:
+        """Whether an interrupted writer before this one has written a part."""
+        return False
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Ends a model of which every part is written."""
+
+    def top(self, name: str, array: Any) -> None:
+        self.write([Part(name, (), array)])
+
+    def layer(self, number: int, params: Params) -> None:
+        """Raises ValueError where the tree is not that of the layer."""
+        leaves, places = named_leaves(params), self._layers[number]
+        if leaves.keys() != places.keys():
+            raise ValueError(f"layer {number}: {sorted(leaves.keys() ^ places.keys())} are in only one of it and spec")
+        self.write(Part(*places[name], leaf) for name, leaf in leaves.items())
+
+
+class TreeWriter(Writer):
+    """Into memory."""
+
+    def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
+        super().__init__(config, dtypes)
+        self._spec = model_spec(config)
+        self._leaves = {path: np.empty(leaf.shape, dtypes[path]) for path, leaf in named_leaves(self._spec).items()}
+
+    @property
+    def params(self) -> Params:
+        return tree_of(self._spec, self._leaves.values())
+
+    def write(self, parts: Iterable[Part]) -> None:
+        for part in parts:
+            self._leaves[part.leaf][part.index] = part.values
+
+    def close(self) -> None:
+        """Nothing is left to do."""

@@ -1,0 +1,212 @@
+"""What a port between formats takes, and how it goes on after an interruption."""
+
+import contextlib
+import fcntl
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ling_jax import spec as specs
+from ling_jax.checkpoint.hf_writer import shard_layout
+from ling_jax.checkpoint.names import slots
+from ling_jax.checkpoint.parts import Reader, Writer
+from ling_jax.checkpoint.transfer import BATCH_BYTES, bands, batches, moved
+from ling_jax.config import ModelConfig
+from ling_jax.files import read_object, write_json
+from ling_jax.model.transformer import model_spec
+
+GB = 10**9
+BASE_BYTES = 700 * 10**6  # of Python with its libraries and the plan of 1T; measured: 0.3 to 0.6 GB
+COPIES = 3  # of a batch: as read, converted, on its way to the disk; measured: up to 2.6
+RECORD = ".port.json"
+RECORD_VERSION = 1
+PROGRESS_SECONDS = 10
+
+
+class Plan(NamedTuple):
+    """What headers alone tell of a port."""
+
+    num_tensors: int
+    nbytes: int  # that are written, without headers and compression
+    moved_bytes: int  # in the wider of the dtypes of source and target: what progress counts
+    least_bytes: int  # of host memory
+    threads: int
+    memory: int  # with all threads
+
+
+def make_plan(
+    reader: Reader,
+    config: ModelConfig,
+    dtypes: Mapping[str, np.dtype],
+    max_host_bytes: int | None,
+    cpus: int,
+    *,
+    fp8: bool = False,
+) -> Plan:
+    """Raises ValueError where the memory is too little, with the least that does."""
+    (layout,) = shard_layout(slots(model_spec(config), config), dtypes, 2**63, fp8=fp8)
+    sizes = [band.nbytes for band in bands(reader, config, dtypes)]
+    batch = max(BATCH_BYTES, *sizes)
+    least = BASE_BYTES + COPIES * batch
+    threads = cpus
+    if max_host_bytes is not None:
+        if max_host_bytes < least:
+            raise ValueError(
+                f"--max_host_gb={max_host_bytes / GB:g} is too little memory; the least that works is {least_gb(least)}"
+            )
+        threads = min(cpus, (max_host_bytes - BASE_BYTES) // (COPIES * batch))
+    return Plan(
+        num_tensors=len(layout.tensors),
+        nbytes=layout.nbytes,
+        moved_bytes=sum(sizes),
+        least_bytes=least,
+        threads=threads,
+        memory=BASE_BYTES + threads * COPIES * batch,
+    )
+
+
+def least_gb(nbytes: int) -> str:
+    """In GB, rounded up, so that a flag with this value is enough."""
+    return f"{math.ceil(nbytes / GB * 100) / 100:.2f}"
+
+
+def missing_space(partial: Path, needed: int) -> int:
+    """Bytes that the disk lacks for a target of `needed` bytes, some of which an interrupted port may have written."""
+    folder = partial.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return max(0, needed - folder_bytes(partial) - shutil.disk_usage(folder).free)
+
+
+@contextlib.contextmanager
+def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool) -> Iterator[Path]:
+    """A folder to fill that is named `target` when the block ends well, and stays for the next try when it does not.
+
+    What an interrupted port left there is gone on with where its record is the same, and removed if not `resume`.
+    Raises ValueError naming what differs, and OSError where another process fills it.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    if partial.is_dir() and not resume:
+        with _locked(partial):
+            _check_ours(partial)
+            shutil.rmtree(partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _locked(partial):
+        _check_record(partial, {"version": RECORD_VERSION} | record)
+        yield partial
+        if target.is_dir():
+            target.rmdir()  # empty, or an error
+        partial.rename(target)
+        (target / RECORD).unlink()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files below; 0 without a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def measured_rate(reader: Reader, writer: Writer, threads: int) -> float:
+    """Bytes a second of a few batches that are read, converted and written."""
+    every = batches(bands(reader, writer.config, writer.dtypes))
+    start = time.monotonic()
+    nbytes = sum(moved(reader, writer, itertools.islice(every, 2 * threads), threads))
+    return nbytes / (time.monotonic() - start)
+
+
+class Progress:
+    """Prints how far a transfer is, its rate and the time left, every `PROGRESS_SECONDS`."""
+
+    def __init__(self, nbytes: int):
+        self._total, self._done = nbytes, 0
+        self._start = self._said = time.monotonic()
+
+    def __call__(self, nbytes: int) -> None:
+        self._done, now = self._done + nbytes, time.monotonic()
+        if now - self._said < PROGRESS_SECONDS:
+            return
+        self._said, rate = now, self._done / (now - self._start)
+        left = max(0, self._total - self._done) / rate
+        print(
+            f"{self._done / GB:.2f} of {self._total / GB:.2f} GB, {rate / 1e6:.0f} MB/s, {duration(left)} left",
+            flush=True,
+        )
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def different_parts(reader: Reader, written: Reader) -> dict[str, float]:
+    """{leaf: largest difference} of the leaves that are not bit-equal; both are read band by band.
+
+    Raises ValueError where the two are models of different parameters.
+    """
+    one, other = (specs.named_leaves(model_spec(r.config)) for r in (reader, written))
+    for leaf in one.keys() | other.keys():
+        if leaf not in one or leaf not in other or one[leaf].shape != other[leaf].shape:
+            raise ValueError(f"the target is of another model than the source: {leaf} is not the same in both")
+    found: dict[str, float] = {}
+    for band in bands(reader, written.config, written.dtypes):
+        wanted = reader.read(band.leaf, band.index).astype(written.dtypes[band.leaf], copy=False)
+        value = written.read(band.leaf, band.index)
+        if wanted.tobytes() != value.tobytes():
+            with np.errstate(invalid="ignore"):
+                error = np.abs(value.astype(np.float64) - wanted.astype(np.float64))
+            largest = float(np.max(np.nan_to_num(error, nan=np.inf)))
+            found[band.leaf] = max(largest, found.get(band.leaf, 0.0))
+    return found
+
+
+def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
+    """What tells the weights of a source from others: names, sizes and times of their files."""
+    if step is None:
+        weights, files = folder, [folder / "config.json", *folder.glob("*.safetensors")]
+    else:
+        weights = folder / "checkpoints" / str(step)
+        files = [path for path in weights.rglob("*") if path.is_file()]
+    listed = sorted((str(path.relative_to(weights)), path.stat()) for path in files)
+    return {"source": str(folder.resolve()), "files": [[name, s.st_size, s.st_mtime_ns] for name, s in listed]}
+
+
+def _check_record(partial: Path, record: dict[str, Any]) -> None:
+    _check_ours(partial)
+    file, record = partial / RECORD, json.loads(json.dumps(record))
+    if not file.exists():
+        write_json(record, file)
+        return
+    found = read_object(file)
+    if differing := [key for key in sorted(record.keys() | found.keys()) if found.get(key) != record.get(key)]:
+        key = "version" if "version" in differing else differing[0]
+        raise ValueError(
+            f"{partial} was begun with another {key}: {found.get(key)!r:.80}, now {record.get(key)!r:.80}; go on with "
+            "that, or start anew with --noresume"
+        )
+
+
+def _check_ours(partial: Path) -> None:
+    for left_over in partial.glob(f".{RECORD}.*.partial"):  # of a process that was killed while it wrote its record
+        left_over.unlink()
+    if any(partial.iterdir()) and not (partial / RECORD).exists():
+        raise ValueError(f"{partial} is no interrupted port; remove it, or name another target")
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{partial} is being written by another process; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,113 @@
+"""Which checkpoint of a run is read: the newest that is whole."""
+
+import sys
+
+from etils import epath
+from orbax.checkpoint.path import atomicity
+
+from ling_jax.checkpoint import manifest
+from ling_jax.checkpoint.manifest import DamagedCheckpoint
+from ling_jax.files import read_object
+from ling_jax.sums import checks
+
+DAMAGED_SUFFIX = ".damaged"
+ATTEMPTS = 5  # our choice: a run may delete old checkpoints while they are looked at
+
+
+def steps_in(folder: epath.PathLike) -> list[int]:
+    """The steps of all checkpoints in a folder that were written to their end, in order."""
+    folder = epath.Path(folder)
+    if not folder.exists():
+        return []
+    found = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+    if "://" in str(folder):  # no store renames a folder: the file is written last
+        found = [path for path in found if (path / atomicity.COMMIT_SUCCESS_FILE).exists()]
+    return sorted(int(path.name) for path in found)
+
+
+def newest_step(folder: epath.PathLike) -> int:
+    """The newest step, unverified; 0 where there is no checkpoint."""
+    return max(steps_in(folder), default=0)
+
+
+def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool = True) -> int:
+    """The step itself where one is named, else the newest of which every file is as it was saved.
+
+    A damaged one is named on stderr. Raises FileNotFoundError where there is no such checkpoint, and DamagedCheckpoint
+    where none is whole, where the named one is not, and with `checks.strict` where the newest is not.
+    """
+    folder = epath.Path(folder)
+    for attempt in range(ATTEMPTS):
+        present = steps_in(folder)
+        if not present or step not in (None, *present):
+            raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
+        if not (verify and checks.verify):
+            return present[-1] if step is None else step
+        wanted = present[::-1] if step is None else [step]
+        try:
+            chosen, damage = _first_whole(folder, wanted)
+        except DamagedCheckpoint:
+            if attempt + 1 < ATTEMPTS and steps_in(folder) != present:  # the run has deleted it in the meantime
+                continue
+            raise
+        if damage:
+            print(_warning(damage, f"checkpoint {chosen} is read, the newest whole one"), file=sys.stderr, flush=True)
+        return chosen
+    raise AssertionError("the last attempt returns or raises")
+
+
+def resume_step(folder: epath.PathLike) -> int:
+    """The step that a run goes on from: `choose_step`, or 0 where there is no checkpoint.
+
+    Damaged checkpoints that are newer get another name, so that the run can save these steps again; nothing is deleted.
+    """
+    folder = epath.Path(folder)
+    if not steps_in(folder):
+        return 0
+    chosen = choose_step(folder)
+    for step in steps_in(folder):
+        if step > chosen:
+            _set_aside(folder / str(step))
+    return chosen
+
+
+def _first_whole(folder: epath.Path, candidates: list[int]) -> tuple[int, list[DamagedCheckpoint]]:
+    """(the first candidate that is whole, the damage of those before it)."""
+    damage: list[DamagedCheckpoint] = []
+    for step in candidates:
+        try:
+            check(folder / str(step))
+            return step, damage
+        except DamagedCheckpoint as error:
+            damage.append(error)
+            older = candidates[len(damage) :]
+            if checks.strict and older:
+                raise DamagedCheckpoint(f"{error}; without --strict an older one is used, if it is whole") from None
+    advice = "; no older one is whole" if len(candidates) > 1 else ""
+    raise DamagedCheckpoint(f"{damage[0]}{advice} (--no_verify reads it all the same)") from None
+
+
+def check(folder: epath.Path) -> None:
+    """Raises DamagedCheckpoint where a checkpoint's files are not as they were saved, as far as it can be known."""
+    if "://" in str(folder) or manifest.verify(folder):
+        return
+    try:
+        has_manifest = read_object(folder / manifest.META_FILE).get("has_manifest", False)
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"{folder} has neither {manifest.FILE_NAME} nor a record: {error}") from None
+    if has_manifest:
+        raise DamagedCheckpoint(f"{folder / manifest.FILE_NAME} is missing")
+    why = f"{folder} is of an earlier version and has no {manifest.FILE_NAME}: its bytes are not verified"
+    print(why, file=sys.stderr, flush=True)
+
+
+def _set_aside(folder: epath.Path) -> None:
+    damaged = folder.with_name(folder.name + DAMAGED_SUFFIX)
+    if damaged.exists():  # of an earlier try to reach this step
+        damaged.rmtree()
+    folder.rename(damaged)
+    print(f"WARNING: {folder} is now {damaged.name}; remove it when you have looked at it", file=sys.stderr, flush=True)
+
+
+def _warning(damage: list[DamagedCheckpoint], instead: str) -> str:
+    return "\n".join(f"WARNING: DAMAGED CHECKPOINT: {error}; {instead}" for error in damage)

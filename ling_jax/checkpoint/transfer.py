@@ -1,0 +1,85 @@
+"""A model from a reader to a writer, in bands that are small whatever the size of its tensors."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from ling_jax.checkpoint.chunks import Index, chunk_shape
+from ling_jax.checkpoint.names import in_file_order, row_dim, slots
+from ling_jax.checkpoint.parts import Part, Reader, Writer
+from ling_jax.checkpoint.quantised import BLOCK, QUANTISED_NAMES
+from ling_jax.config import ModelConfig
+from ling_jax.model.transformer import model_spec
+from ling_jax.spec import named_leaves
+
+BATCH_BYTES = 128 * 2**20  # what a thread holds, if a band is not larger; our choice
+
+
+class Band(NamedTuple):
+    """Whole chunks of one leaf that are contiguous rows of one official tensor."""
+
+    leaf: str
+    index: Index
+    nbytes: int  # in the wider of the two dtypes
+
+
+def transfer(
+    reader: Reader, writer: Writer, *, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None
+) -> None:
+    """Writes what the reader has, but for what `writer.is_written`, and closes the writer.
+
+    Each thread reads, converts and writes a batch of its own. `progress` gets the bytes of every batch that is written.
+    """
+    every = bands(reader, writer.config, writer.dtypes)
+    left = (band for band in every if not writer.is_written(band.leaf, band.index))
+    for nbytes in moved(reader, writer, batches(left), threads):
+        progress(nbytes)
+    reader.report_nonfinite()
+    writer.close()
+
+
+def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: int) -> Iterator[int]:
+    """Moves batches; yields the bytes of each that is written, in order."""
+
+    def move(batch: list[Band]) -> int:
+        values = ((band, reader.read(band.leaf, band.index)) for band in batch)
+        writer.write(Part(b.leaf, b.index, value.astype(writer.dtypes[b.leaf], copy=False)) for b, value in values)
+        return sum(band.nbytes for band in batch)
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(move, every)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def bands(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype]) -> Iterator[Band]:
+    """Every number of the model once, layer by layer; `config` and `dtypes` are those of what is written."""
+    shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(config)).items()}
+    for slot in in_file_order(slots(model_spec(config), config)):
+        itemsize = dtypes[slot.leaf].itemsize
+        widest = max(itemsize, reader.dtypes[slot.leaf].itemsize)
+        dim = row_dim(slot)
+        step = chunk_shape(slot.leaf, shapes[slot.leaf], itemsize)[len(slot.index) + dim]
+        if QUANTISED_NAMES.search(slot.name):  # whole blocks
+            rows = step * (slot.official[0] // slot.shape[dim])
+            step *= math.lcm(rows, BLOCK) // rows
+        for first in range(0, slot.shape[dim], step):
+            last = min(first + step, slot.shape[dim])
+            index = (*slot.index, *[slice(None)] * dim, slice(first, last))
+            yield Band(slot.leaf, index, math.prod(slot.shape) // slot.shape[dim] * (last - first) * widest)
+
+
+def batches(every: Iterable[Band]) -> Iterator[list[Band]]:
+    """In order, together at most `BATCH_BYTES`, or one that is larger."""
+    batch: list[Band] = []
+    for band in every:
+        if batch and sum(b.nbytes for b in batch) + band.nbytes > BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append(band)
+    if batch:
+        yield batch

@@ -1,0 +1,67 @@
+"""What a checkpoint notes about the other files of its workdir, and the comparison when it is read.
+
+Logs grow after a save, and the part that was there must still be; the tokenizer and what stands beside it must not
+change, or the model would read other texts than it was trained on.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from ling_jax.checkpoint import manifest
+from ling_jax.files import read_object
+from ling_jax.sums import DamagedFile, checks, compare, sums_of
+
+
+def workdir_sums(workdir: epath.PathLike, logs: Sequence[str]) -> dict[str, Any]:
+    """{"logs", "texts"}: sums of the named logs and of tokenizer/, all on the disk when this returns.
+
+    Of an object store nothing: it keeps sums itself.
+    """
+    if "://" in str(workdir):
+        return {}
+    workdir = Path(workdir)
+    texts = (path for path in (workdir / "tokenizer").rglob("*") if path.is_file() and not path.name.startswith("."))
+    names = sorted(path.relative_to(workdir).as_posix() for path in texts)
+    sums = {
+        "logs": sums_of(workdir, [name for name in logs if (workdir / name).exists()], flush=True),
+        "texts": sums_of(workdir, names, flush=True),
+    }
+    manifest.flush_folder(workdir)
+    return sums
+
+
+def check_texts(workdir: epath.PathLike, step: int) -> None:
+    """Raises DamagedFile where the tokenizer or a file beside it is not as it was when a checkpoint was saved."""
+    sums = _noted(workdir, step).get("texts", {})
+    try:
+        compare(Path(workdir), sums)
+    except DamagedFile as error:
+        raise DamagedFile(
+            f"{error}; checkpoint {step} was saved with it: restore the file (--no_verify reads what is there)"
+        ) from None
+
+
+def check_logs(workdir: epath.PathLike, step: int) -> None:
+    """Warns on stderr where the logs lack something that they held when a checkpoint was saved.
+
+    With `checks.strict` that is a DamagedFile.
+    """
+    for name, wanted in _noted(workdir, step).get("logs", {}).items():
+        try:
+            compare(Path(workdir), {name: wanted}, may_be_longer=True)
+        except DamagedFile as error:
+            if checks.strict:
+                raise
+            effect = f"the run goes on from checkpoint {step}, and lines of earlier steps are missing or changed"
+            print(f"WARNING: DAMAGED LOG: {error}; {effect}", file=sys.stderr, flush=True)
+
+
+def _noted(workdir: epath.PathLike, step: int) -> dict[str, Any]:
+    """What `workdir_sums` gave for a checkpoint; {} for those of earlier versions, and where nothing is verified."""
+    if not checks.verify or "://" in str(workdir) or not step:
+        return {}
+    return read_object(Path(workdir) / "checkpoints" / str(step) / manifest.META_FILE).get("run", {})

@@ -1,0 +1,96 @@
+"""Sums of files: size and crc32c of each, recorded when it was written and compared before it is relied on."""
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import crc32c
+
+from ling_jax.files import read_object
+
+BLOCK_BYTES = 8 * 2**20  # our choice
+THREADS = min(8, os.cpu_count() or 1)  # crc32c lets other threads run
+
+Sum = dict[str, Any]  # {"bytes": size, "crc32c": eight hexadecimal digits}
+
+
+@dataclasses.dataclass
+class Checks:
+    """How this process reads what it wrote earlier; programs set it once, from --no_verify and --strict."""
+
+    verify: bool = True  # compare files with their sums
+    strict: bool = False  # damage is an error, although the run could go on without what is damaged
+
+
+checks = Checks()
+
+
+class DamagedFile(ValueError):
+    """A file that is not as it was written."""
+
+
+def sums_of(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[str, Sum]:
+    """{name: sum} of files of a folder. `flush`: what the system still holds of them goes to the disk.
+
+    Raises DamagedFile where one cannot be read.
+    """
+    names = list(names)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(lambda name: _sum(folder / name, flush=flush), names), strict=True))
+
+
+def compare(folder: Path, sums: Mapping[str, Sum], *, may_be_longer: bool = False) -> None:
+    """Raises DamagedFile, which names the first file that is missing, cut or another.
+
+    `may_be_longer`: lines may have been added since, and only the part that was summed is compared.
+    """
+    for name, wanted in sums.items():  # sizes first: they cost nothing
+        _check_size(folder / name, wanted["bytes"], may_be_longer=may_be_longer)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda name: _sum(folder / name, sums[name]["bytes"])["crc32c"], sums)
+        for (name, wanted), crc in zip(sums.items(), found, strict=True):
+            if crc != wanted["crc32c"]:
+                told = f"its crc32c is {crc} and was {wanted['crc32c']}"
+                raise DamagedFile(f"{folder / name} has changed since it was written: {told}")
+
+
+def sealed(content: dict[str, Any]) -> bytes:
+    """JSON with its own sum as last field. There is but one way to write it, so that any other byte is noticed."""
+    body = json.dumps(content, indent=1).encode()
+    return json.dumps(content | {"crc32c": f"{crc32c.crc32c(body):08x}"}, indent=1).encode()
+
+
+def read_sealed(path: Path, expected: str) -> dict[str, Any]:
+    """The object that `sealed` wrote. Raises OSError, ValueError on what is no object, and DamagedFile."""
+    content = read_object(path, expected)
+    del content["crc32c"]
+    if sealed(content) != path.read_bytes():
+        raise DamagedFile(f"{path} has changed since it was written: its own crc32c is another")
+    return content
+
+
+def _check_size(path: Path, wanted: int, *, may_be_longer: bool) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from None
+    if found < wanted or (found > wanted and not may_be_longer):
+        raise DamagedFile(f"{path} has {found} bytes; {wanted} were written")
+
+
+def _sum(path: Path, limit: int | None = None, *, flush: bool = False) -> Sum:
+    """Of a file, or of so many bytes from its start."""
+    block, size, crc = memoryview(bytearray(BLOCK_BYTES)), 0, 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            while count := file.readinto(block if limit is None else block[: limit - size]):
+                size, crc = size + count, crc32c.crc32c(block[:count], crc)
+            if flush:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from None
+    return {"bytes": size, "crc32c": f"{crc:08x}"}

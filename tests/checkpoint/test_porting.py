@@ -1,0 +1,158 @@
+"""What a port takes is known beforehand, and an interruption loses little."""
+
+import numpy as np
+import pytest
+
+from ling_jax.checkpoint import chunks, load_hf, orbax, port, transfer
+from ling_jax.checkpoint.first_layers import FirstLayers
+from ling_jax.checkpoint.hf_writer import HfWriter
+from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
+from ling_jax.checkpoint.parts import TreeReader
+from ling_jax.config import model_config
+from ling_jax.model import model_spec
+from ling_jax.spec import count, named_leaves
+from tests.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
+
+CONFIG = tiny_config("2.6", mtp_depth=1, compute_dtype="float32")
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """So that a tiny model takes many of them, and its matrices several bands."""
+    monkeypatch.setattr(transfer, "BATCH_BYTES", 3000)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 300)
+
+
+class Interrupted(BaseException):
+    pass
+
+
+class Stop:
+    """Progress that interrupts the work after some batches; never if 0."""
+
+    def __init__(self, after):
+        self.left = after
+
+    def __call__(self, nbytes):
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("form", ["hf", "orbax"])
+def test_an_interrupted_port_goes_on_and_ends_with_the_same_bytes(tmp_path, small_batches, form):
+    reader = TreeReader(random_params(CONFIG, dtype="float32"), CONFIG)
+
+    def move(folder, progress):
+        if form == "hf":
+            writer = HfWriter(folder, CONFIG, reader.dtypes, max_shard_bytes=10_000)
+        else:
+            writer = OrbaxWriter(folder, CONFIG, reader.dtypes)
+        left = [b for b in transfer.bands(reader, CONFIG, reader.dtypes) if not writer.is_written(b.leaf, b.index)]
+        transfer.transfer(reader, writer, progress=progress)
+        return len(left)
+
+    (tmp_path / "whole").mkdir()
+    every, lefts = move(tmp_path / "whole", Stop(0)), []
+    for after in (3, 4, 5):
+        with pytest.raises(Interrupted):
+            fill(tmp_path / "out", {}, end=lambda partial: move(partial, Stop(after)))  # noqa: B023
+    fill(tmp_path / "out", {}, end=lambda partial: lefts.append(move(partial, Stop(0))))
+    assert not (tmp_path / ".out.partial").exists()
+    if form == "hf":
+        files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == files
+    else:
+        assert_trees_equal(orbax.load_params(tmp_path / "out")[0], orbax.load_params(tmp_path / "whole")[0])
+    assert 0 < lefts[0] < every
+
+
+def fill(target, record, *, resume=True, end=lambda partial: None):
+    with port.resumable_folder(target, record, resume=resume) as partial:
+        end(partial)
+
+
+def interrupt(partial):
+    raise Interrupted
+
+
+def test_a_port_of_another_source_is_not_gone_on_with(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(Interrupted):
+        fill(target, {"dtype": None}, end=interrupt)
+    with pytest.raises(ValueError, match=r"another dtype: None, now 'bfloat16'; go on with that, or .* --noresume"):
+        fill(target, {"dtype": "bfloat16"})
+    with port.resumable_folder(target, {"dtype": "bfloat16"}, resume=False) as partial:
+        with pytest.raises(OSError, match="is being written by another process"):
+            fill(target, {"dtype": "bfloat16"})
+        (partial / "file").touch()
+    assert [path.name for path in target.iterdir()] == ["file"]
+
+
+def test_a_folder_of_the_user_is_not_gone_on_with(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "notes").touch()
+    with pytest.raises(ValueError, match="is no interrupted port"):
+        fill(tmp_path / "out", {})
+    assert (tmp_path / ".out.partial" / "notes").exists()
+
+
+@pytest.fixture(scope="module")
+def one_t():
+    """A reader of headers alone."""
+    config = model_config("ling-2.6-1t")
+    leaves = {path: np.dtype("V2") for path in named_leaves(model_spec(config))}
+    reader = TreeReader.__new__(TreeReader)
+    reader.config, reader.dtypes = config, leaves
+    return reader
+
+
+def test_1t_goes_through_16_gb(one_t):
+    config = one_t.config
+    plan = port.make_plan(one_t, config, one_t.dtypes, 16 * port.GB, cpus=32)
+    assert plan.nbytes == 2 * count(model_spec(config)) > 2e12
+    assert plan.num_tensors == 60_199  # 76 x (256 + 1) x 3 of experts, and the others
+    assert plan.least_bytes < 2 * port.GB and plan.memory <= 16 * port.GB and plan.threads > 8
+    with pytest.raises(ValueError, match=r"--max_host_gb=1 is too little memory; the least that works is 1\.\d\d$"):
+        port.make_plan(one_t, config, one_t.dtypes, 10**9, cpus=1)
+
+
+def test_bands_are_every_number_once(small_batches):
+    reader = TreeReader(random_params(CONFIG, dtype="float32"), CONFIG)
+    seen = {path: np.zeros(leaf.shape, int) for path, leaf in named_leaves(model_spec(CONFIG)).items()}
+    for band in transfer.bands(reader, CONFIG, reader.dtypes):
+        seen[band.leaf][band.index] += 1
+        assert band.nbytes == 4 * seen[band.leaf][band.index].size
+    assert all((times == 1).all() for times in seen.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_layers_are_a_model(tmp_path, family):
+    config = tiny_config(family, num_layers=6, mtp_depth=1, compute_dtype="float32")
+    reader = TreeReader(random_params(config, dtype="float32"), config)
+    for mtp in (True, False):
+        small = FirstLayers(reader, 4, mtp=mtp)
+        folder = tmp_path / str(mtp)
+        folder.mkdir()
+        transfer.transfer(small, HfWriter(folder, small.config, small.dtypes))
+        params, found = load_hf(folder)
+        assert (found.num_layers, found.mtp_depth) == (4, int(mtp))
+        for number in range(4):
+            assert_trees_equal(TreeReader(params, found).layer(number), reader.layer(number))
+        if mtp:
+            assert_trees_equal(TreeReader(params, found).layer(4), reader.layer(6))
+
+
+def test_a_number_of_layers_that_makes_another_model_is_refused():
+    config = tiny_config("2.6", num_layers=4)
+    with pytest.raises(ValueError, match=r"--layers=3: .* of the same kinds of layers for 2, 4$"):
+        FirstLayers(TreeReader(random_params(config), config), 3, mtp=True)
+
+
+def test_a_number_that_differs_is_found(tmp_path):
+    params = random_params(CONFIG, dtype="float32")
+    reader = TreeReader(params, CONFIG)
+    transfer.transfer(reader, OrbaxWriter(tmp_path, CONFIG, reader.dtypes))
+    assert port.different_parts(reader, OrbaxReader(tmp_path)) == {}
+    params["head"][3, 4] += 0.5
+    assert port.different_parts(reader, OrbaxReader(tmp_path)) == {"head": pytest.approx(0.5)}
