@@ -107,6 +107,7 @@ def one_t():
     return reader
 
 
+@pytest.mark.slow
 def test_1t_goes_through_16_gb(one_t):
     config = one_t.config
     plan = port.make_plan(one_t, config, one_t.dtypes, 16 * port.GB, cpus=32)
