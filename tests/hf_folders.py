@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from tests.conftest import FIXTURES
+
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3",
     "float8_e5m2": "F8_E5M2", "int8": "I8", "uint8": "U8", "int32": "I32", "uint32": "U32", "int64": "I64",
 }  # fmt: skip
+SOURCE = FIXTURES / "v25_yarn_mscale"
+WEIGHTS = "model.safetensors"
 E4M3 = ml_dtypes.float8_e4m3fn
 # What FP8 releases leave as it is: routers, norms, embedding, head.
 LINEAR = re.compile(r"\.(mlp\.(experts|shared_experts)\.|mlp\.(gate|up|down)_proj\.|attention\.\w+\.weight|eh_proj\.)")
@@ -92,3 +97,19 @@ def compressed_config(strategy="channel", *, structure=None, num_bits=8, kind="f
         "kv_cache_scheme": None, "quant_method": "compressed-tensors", "quantization_status": "compressed",
         "sparsity_config": {}, "transform_config": {}, "version": "0.12.2",
     }  # fmt: skip
+
+
+def copy_of_source(tmp_path: Path) -> Path:
+    """A folder with the fixture SOURCE, to be changed."""
+    (tmp_path / "model").mkdir()
+    for name in ("config.json", WEIGHTS):
+        shutil.copyfile(SOURCE / name, tmp_path / "model" / name)
+    return tmp_path / "model"
+
+
+def edit_tensors(folder: Path, edit) -> None:
+    write_tensors(folder / WEIGHTS, edit(read_tensors(folder)))
+
+
+def warnings(capfd) -> list[str]:
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]

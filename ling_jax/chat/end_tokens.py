@@ -1,7 +1,6 @@
 """Which tokens end an answer: those that a folder's files declare, and those of Ling and Ring."""
 
 import json
-import reprlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ling_jax.chat.folder_template import CONFIG_NAME, FolderTemplate, read_obje
 from ling_jax.chat.template import END, ChatTemplate, encode
 from ling_jax.data.tokenizer import EOS
 from ling_jax.files import replacing
+from ling_jax.messages import shown
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENS_MAP = "special_tokens_map.json"
@@ -42,7 +42,7 @@ def _ids(config: Mapping[str, Any], where: str, vocab_size: int) -> set[int]:
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             expected = f"the id of a token, below {vocab_size}, or a list of them"
-            raise ValueError(f"{where}: {KEY} is {reprlib.repr(value)}; expected {expected}")
+            raise ValueError(f"{where}: {KEY} is {shown(value)}; expected {expected}")
     return set(ids)
 
 

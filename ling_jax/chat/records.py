@@ -3,7 +3,6 @@
 Messages may be as OpenAI's clients write them; `normalise_messages` says what becomes of that.
 """
 
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ling_jax.chat.json_text import check_json, read_json
 from ling_jax.chat.template import check_messages
 from ling_jax.chat.tool_calls import END_THINK, THINK
 from ling_jax.data.json_lines import check_whole_characters, read_objects
+from ling_jax.messages import shown
 
 EXPECTED = "an object with a field 'messages'"
 ROLES = {"developer": "system", "function": "tool"}  # OpenAI's other names
@@ -60,7 +60,7 @@ def normalise_messages(messages: Any, where: str = "messages") -> list[dict[str,
     template to say.
     """
     if not isinstance(messages, list | tuple):
-        raise ValueError(f"{where} is {reprlib.repr(messages)}; expected a list of messages, at least one")
+        raise ValueError(f"{where} is {shown(messages)}; expected a list of messages, at least one")
     found = [_normalise_message(message, f"{where}[{i}]") for i, message in enumerate(messages)]
     check_messages(found, where)
     return _in_order_of_calls(messages, found, where)
@@ -74,7 +74,7 @@ def read_conversations(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def check_text(text: Any, where: str) -> None:
     if not isinstance(text, str) or not text:
-        raise ValueError(f"{where} is {reprlib.repr(text)}; expected text")
+        raise ValueError(f"{where} is {shown(text)}; expected text")
     check_whole_characters(text, where)
 
 
@@ -91,7 +91,7 @@ def _with_tools(record: dict[str, Any], where: str) -> dict[str, Any]:
     if (tools := record.get("tools")) is None:
         return {key: value for key, value in record.items() if key != "tools"}
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
-        raise ValueError(f"{where}: tools is {reprlib.repr(tools)}; expected a list of objects")
+        raise ValueError(f"{where}: tools is {shown(tools)}; expected a list of objects")
     check_json(tools, f"{where}: tools")
     return record
 
@@ -124,8 +124,7 @@ def _join_parts(parts: Sequence[Any], where: str) -> str:
         if fields.get("type") != "text" or not isinstance(fields.get("text"), str) or len(fields) != 2:
             kind = fields.get("type", type(part).__name__)
             raise ValueError(
-                f"{where}[{i}] is of type {kind!r}: {reprlib.repr(part)}; expected {{'type': 'text', 'text': …}}, "
-                "text only"
+                f"{where}[{i}] is of type {kind!r}: {shown(part)}; expected {{'type': 'text', 'text': …}}, text only"
             )
         texts.append(fields["text"])
     return "".join(texts)
@@ -145,7 +144,7 @@ def _normalise_call(call: Any, where: str) -> Any:
         return call  # check_messages names it
     fields = _present(call, but=("id", "index"))
     if (kind := fields.pop("type", "function")) != "function":
-        raise ValueError(f"{where}.type is {reprlib.repr(kind)}; expected 'function'")
+        raise ValueError(f"{where}.type is {shown(kind)}; expected 'function'")
     if isinstance(fields.get("function"), dict) and len(fields) == 1:
         fields, where = _present(fields["function"]), f"{where}.function"
     if fields.keys() != {"name", "arguments"}:
@@ -157,11 +156,9 @@ def _normalise_call(call: Any, where: str) -> Any:
         try:
             arguments = read_json(arguments)
         except ValueError as error:
-            raise ValueError(
-                f"{where}.arguments is {reprlib.repr(fields['arguments'])}; expected JSON: {error}"
-            ) from None
+            raise ValueError(f"{where}.arguments is {shown(fields['arguments'])}; expected JSON: {error}") from None
     if not isinstance(arguments, dict):
-        raise ValueError(f"{where}.arguments is {reprlib.repr(fields['arguments'])}; expected an object, or its JSON")
+        raise ValueError(f"{where}.arguments is {shown(fields['arguments'])}; expected an object, or its JSON")
     return {"name": fields["name"], "arguments": arguments}
 
 
@@ -194,7 +191,7 @@ def _in_order_of_calls(given: Sequence[dict], messages: list[dict[str, Any]], wh
         start = i
         while i < len(given) and messages[i]["role"] == "tool" and given[i].get("tool_call_id") is not None:
             if given[i]["tool_call_id"] not in ids:
-                told = f"{where}[{i}].tool_call_id is {reprlib.repr(given[i]['tool_call_id'])}"
+                told = f"{where}[{i}].tool_call_id is {shown(given[i]['tool_call_id'])}"
                 raise ValueError(f"{told}; the calls before it are {', '.join(ids)}")
             i += 1
         order = sorted(range(start, i), key=lambda at: ids.index(given[at]["tool_call_id"]))

@@ -1,7 +1,6 @@
 """Renders chat templates in a process that is killed where one takes too long: they come with downloaded folders."""
 
 import atexit
-import contextlib
 import json
 import os
 import signal
@@ -13,6 +12,8 @@ from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ling_jax.processes import end_worker, start_worker
 
 WORKER = Path(__file__).with_name("render_worker.py")
 SECONDS = 5.0  # of processor time for one text: our choice; a conversation of 400 messages takes milliseconds
@@ -66,20 +67,13 @@ class Renderer:
     def _close(self) -> None:
         worker, self._worker, self._unread = self._worker, None, b""
         if worker:
-            worker.kill()
-            worker.wait()
-            worker.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                worker.stdin.close()
+            end_worker(worker)
 
     def _answered(self, line: bytes, count: int) -> list[Rendered] | str:
         """The texts, or what is wrong with the template."""
         for attempt in range(2):  # a process that someone else has ended is started again
             if self._worker is None:
-                # -P: files beside the worker's must not hide modules of the same name.
-                command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
-                pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-                self._worker = subprocess.Popen(command, **pipes)
+                self._worker = start_worker(WORKER, stderr=subprocess.DEVNULL)
             try:
                 self._worker.stdin.write(line)
                 self._worker.stdin.flush()

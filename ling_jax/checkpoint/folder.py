@@ -91,7 +91,7 @@ def open_model(path, *, step: int | None = None, tokenizer: str = "") -> ModelFo
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
         check_texts(folder, step)
-        keys = json.loads(config.hf_source or "{}")  # of the folder that the model came from, once
+        keys = json.loads(config.hf_source or "{}")  # the config.json that the model was read from, if any
     else:
         check_model_folder(folder)
         beside, keys = folder, read_config(folder)

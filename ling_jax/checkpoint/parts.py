@@ -51,13 +51,17 @@ def layer_places(config: ModelConfig) -> list[dict[str, Place]]:
     return layers
 
 
-class Reader(abc.ABC):
-    """A model that is read part by part, by several threads if need be."""
+class _Parts:
+    """What a reader and a writer know of a model."""
 
     def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
         self.config = config
         self.dtypes = dtypes  # of every leaf, by its path in the parameters
         self._layers = layer_places(config)
+
+
+class Reader(_Parts, abc.ABC):
+    """A model that is read part by part, by several threads if need be."""
 
     @abc.abstractmethod
     def read(self, leaf: str, index: Index = ()) -> np.ndarray:
@@ -92,13 +96,8 @@ class TreeReader(Reader):
         """None: whoever read the parameters has said it."""
 
 
-class Writer(abc.ABC):
+class Writer(_Parts, abc.ABC):
     """A model that is written part by part, in any order, by several threads if need be."""
-
-    def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
-        self.config = config
-        self.dtypes = dtypes  # of every leaf, by its path in the parameters
-        self._layers = layer_places(config)
 
     @abc.abstractmethod
     def write(self, parts: Iterable[Part]) -> None:

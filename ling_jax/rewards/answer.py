@@ -13,7 +13,6 @@ import queue
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ling_jax.processes import end_worker, start_worker
 from ling_jax.rewards.answer_form import same_answer
 
 ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -235,18 +235,12 @@ class _Worker:
     def close(self) -> None:
         process, self._process, self._unread = self._process, None, b""
         if process:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+            end_worker(process)
 
     def _started(self) -> subprocess.Popen:
         if self._process is None or self._owner != os.getpid():
             self._owner, self._unread = os.getpid(), b""
-            # -P: files beside the worker's must not hide modules of the same name.
-            command = [sys.executable, "-P", "-W", "ignore", str(WORKER)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self._process = start_worker(WORKER)
             reply = self._reply(START_SECONDS)
             if reply.status != "ready":
                 raise OSError(f"the answer worker did not start: {reply.detail}; `python {WORKER}` says why")

@@ -105,7 +105,10 @@ def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
         own = workdir / "checkpoints"
         config = with_model(config, orbax.load_config(own)[0], workdir)
         make_corpus = functools.partial(prepare_corpus, config.data, config.model)
-        start = lambda mesh: orbax.load_params(own, mesh=mesh)[0]  # noqa: E731
+
+        def start(mesh: jax.sharding.Mesh) -> Params:
+            return orbax.load_params(own, mesh=mesh)[0]
+
         return prepare_run(config, config.model, workdir, make_corpus, start=start)
     model = open_model(config.start_from, tokenizer=config.data.tokenizer)
     config = with_model(config, model.config, config.start_from)

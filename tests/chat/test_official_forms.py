@@ -50,8 +50,11 @@ def plain(source: str):
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    dumps = lambda value, ensure_ascii=False: json.dumps(value, ensure_ascii=ensure_ascii)  # noqa: E731
-    environment.filters["tojson"] = dumps
+
+    def to_json(value, ensure_ascii=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii)
+
+    environment.filters["tojson"] = to_json
     return environment.from_string(source)
 
 

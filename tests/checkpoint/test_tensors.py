@@ -1,4 +1,4 @@
-"""Which tensors a folder has: index, duplicates, sizes, MTP, dtypes, and weights that are not finite."""
+"""Which tensors a folder has: index, duplicates, sizes, MTP and dtypes."""
 
 import json
 import os
@@ -8,20 +8,26 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from ling_jax.checkpoint import load_hf, load_hf_config, orbax, save_hf
+from ling_jax.checkpoint import load_hf, load_hf_config, save_hf
 from ling_jax.checkpoint.layers import open_layers
-from ling_jax.checkpoint.nonfinite import CHUNK, count_nonfinite
-from tests.conftest import FIXTURES
-from tests.hf_folders import edit_config, read_tensors, write_raw, write_tensors
+from tests.hf_folders import (
+    SOURCE,
+    WEIGHTS,
+    copy_of_source,
+    edit_config,
+    edit_tensors,
+    read_tensors,
+    warnings,
+    write_raw,
+    write_tensors,
+)
 from tests.tiny import assert_trees_equal, random_params, tiny_config
 
-SOURCE = FIXTURES / "v25_yarn_mscale"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 NORM = "model.norm.weight"
 WHOLE = (load_hf, open_layers)
 READERS = (*WHOLE, load_hf_config)
@@ -30,10 +36,7 @@ READERS = (*WHOLE, load_hf_config)
 @pytest.fixture
 def folder(tmp_path):
     """A copy of the fixture, to be damaged."""
-    (tmp_path / "model").mkdir()
-    for name in ("config.json", WEIGHTS):
-        shutil.copyfile(SOURCE / name, tmp_path / "model" / name)
-    return tmp_path / "model"
+    return copy_of_source(tmp_path)
 
 
 @pytest.fixture
@@ -59,10 +62,6 @@ def read_index(folder):
     return json.loads((folder / INDEX).read_text())["weight_map"]
 
 
-def edit_tensors(folder, edit):
-    write_tensors(folder / WEIGHTS, edit(read_tensors(folder)))
-
-
 def assert_refused(folder, message, error=ValueError, readers=READERS):
     """By every reader, in one line that names the folder, and at once."""
     for reader in readers:
@@ -73,12 +72,18 @@ def assert_refused(folder, message, error=ValueError, readers=READERS):
         assert time.monotonic() - begun < 2
 
 
+def assert_not_permitted(folder):
+    """To a user who may not read what root may."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        assert_refused(folder, "(?i)permission denied", PermissionError)
+    finally:
+        os.seteuid(os.getuid())
+
+
 def assert_is_source(folder):
     assert_trees_equal(load_hf(folder)[0], load_hf(SOURCE)[0])
-
-
-def warnings(capfd) -> list[str]:
-    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
 
 
 # Files and the index
@@ -308,12 +313,7 @@ def test_permissions_are_called_permissions():
             (folder / file).chmod(0o644)
         for file in (WEIGHTS, "config.json"):
             (folder / file).chmod(0)
-            if os.geteuid() == 0:
-                os.seteuid(65534)
-            try:
-                assert_refused(folder, "(?i)permission denied", PermissionError)
-            finally:
-                os.seteuid(os.getuid())
+            assert_not_permitted(folder)
             (folder / file).chmod(0o644)
 
 
@@ -327,12 +327,9 @@ def test_weights_behind_a_closed_folder_are_no_missing_weights():
         shutil.copyfile(SOURCE / WEIGHTS, blobs / "0")
         (folder / WEIGHTS).symlink_to("blobs/0")
         blobs.chmod(0)
-        if os.geteuid() == 0:
-            os.seteuid(65534)
         try:
-            assert_refused(folder, "(?i)permission denied", PermissionError)
+            assert_not_permitted(folder)
         finally:
-            os.seteuid(os.getuid())
             blobs.chmod(0o755)
 
 
@@ -445,70 +442,3 @@ def test_a_leaf_of_several_dtypes_is_kept_in_the_wider(folder):
     edit_tensors(folder, lambda t: t | {name: wanted})
     save_hf(*load_hf(folder), folder.parent / "out")
     np.testing.assert_array_equal(read_tensors(folder.parent / "out")[name], wanted)
-
-
-# Weights that are not finite
-
-BAD = "model.layers.2.mlp.experts.5.up_proj.weight"
-BIAS = "model.layers.3.mlp.gate.expert_bias"
-
-
-@pytest.fixture
-def spoilt(folder):
-    def spoil(tensors):
-        tensors[BAD][:2, 0] = np.nan, -np.inf
-        tensors[BIAS][4] = np.inf
-        return tensors
-
-    edit_tensors(folder, spoil)
-    return folder
-
-
-def test_weights_that_are_not_finite_are_loaded_and_named_in_one_line(spoilt, capfd):
-    params, config = load_hf(spoilt)
-    (line,) = warnings(capfd)
-    assert f"3 weights are NaN or infinite, in {BAD} (2), {BIAS} (1);" in line and str(spoilt) in line
-    save_hf(params, config, spoilt.parent / "out")
-    np.testing.assert_array_equal(read_tensors(spoilt.parent / "out")[BAD], read_tensors(spoilt)[BAD])
-
-
-def test_a_part_of_a_tensor_is_counted_once(folder, capfd):
-    def spoil(tensors):
-        tensors["model.layers.0.attention.query_key_value.weight"][::64] = np.nan
-        return tensors
-
-    edit_tensors(folder, spoil)
-    load_hf(folder)
-    (line,) = warnings(capfd)
-    assert "query_key_value.weight (192)" in line
-
-
-def test_many_such_tensors_are_summed_up(folder, capfd):
-    edit_tensors(folder, lambda t: {n: np.full_like(v, np.nan) if ".experts." in n else v for n, v in t.items()})
-    load_hf(folder)
-    (line,) = warnings(capfd)
-    assert line.count("_proj.weight (1024)") == 4 and "and 140 more" in line
-
-
-def test_layer_by_layer_they_are_named_with_their_layer(spoilt, capfd):
-    reader = open_layers(spoilt)
-    assert [bool(reader.layer(number)) and len(warnings(capfd)) for number in range(4)] == [0, 0, 1, 1]
-
-
-def test_those_of_a_checkpoint_are_named_by_every_reader(spoilt, tmp_path, capfd):
-    params, config = load_hf(spoilt)
-    orbax.save_params(tmp_path / "run" / "checkpoints", jax.tree.map(jax.numpy.asarray, params), config)
-    capfd.readouterr()
-    orbax.load_params(tmp_path / "run" / "checkpoints")
-    (line,) = warnings(capfd)
-    assert "3 weights are NaN or infinite" in line and "ffn/expert_bias (1)" in line
-    reader = open_layers(tmp_path / "run")
-    assert [bool(reader.layer(number)) and len(warnings(capfd)) for number in range(4)] == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
-def test_every_element_is_looked_at(dtype):
-    array = np.zeros((3, CHUNK // 2 + 1), np.dtype(dtype))
-    array[0, 0], array[1, -1], array[2, -1] = np.nan, np.inf, -np.inf
-    assert count_nonfinite(array) == count_nonfinite(array.T) == 3
-    assert count_nonfinite(array[:0]) == 0

@@ -80,7 +80,10 @@ def test_mtp_without_a_weight_costs_nothing():
     """It is not computed, so its parameters count neither among the FLOPs nor among what freezing saves."""
     config, without = model_config("tiny-2.6", mtp_loss_weight=0.0), model_config("tiny-2.6", mtp_depth=0)
     assert flops_per_token(config, 256) == flops_per_token(without, 256)
-    nothing = lambda config: spec.tree_map(lambda _: False, model_spec(config))  # noqa: E731
+
+    def nothing(config):
+        return spec.tree_map(lambda _: False, model_spec(config))
+
     assert frozen_flops_per_token(config, nothing(config)) == frozen_flops_per_token(without, nothing(without))
 
 
