@@ -17,5 +17,5 @@ def get_config():
     config.start_from = "Ling-2.6-flash-base"
     # The released file gives MTP's loss the weight 0; 0.1 is report §2.3.1's.
     config.model = to_config_dict(ModelChanges(loss_chunk=512, mtp_loss_weight=0.1))
-    config.optimizer.warmup_steps = 200  # our choice: AdamW's moments start anew, and 200 steps are 7B tokens
+    config.optimizer.warmup_steps = 200  # our choice: AdamW starts without moments; 200 steps are 7B tokens
     return config
