@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import fnmatch
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,8 +65,13 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
     """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay.
 
-    So do as many at multiples of `every`: those that signals add in between push none of them out.
+    So do as many at multiples of `every`: those that signals add in between push none of them out. Raises ValueError
+    where Orbax would not find again what it saves there.
     """
+    folder = epath.Path(folder).resolve()  # Orbax takes no relative path
+    # It looks for what its processes wrote by a pattern of names, and tensorstore takes \\ for /.
+    if "\\" in str(folder) or not fnmatch.fnmatchcase(str(folder), str(folder)):
+        raise ValueError(f"Orbax cannot save below {folder}: its name has a backslash or [...]; name another folder")
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Newest(keep, every),
         temporary_path_class=None if "://" in str(folder) else _WithManifest,  # object stores keep sums themselves
@@ -73,7 +79,7 @@ def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(epath.Path(folder).resolve(), options=options)  # it takes no relative path
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def save(
@@ -124,7 +130,7 @@ def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = N
     arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
     older = [other for other in manager.all_steps() if other < step]
     advice = f"; remove that folder to go on from {max(older)}" if older else "; no older one is there"
-    with _damage(epath.Path(manager.directory) / str(step), advice):
+    with damage(epath.Path(manager.directory) / str(step), advice=advice):
         return manager.restore(step, args=arguments)["state"]
 
 
@@ -147,12 +153,8 @@ def load_params(
     folder = epath.Path(folder).resolve()
     config, step = load_config(folder, step, verify=verify)
     state = folder / str(step) / "state"
-    with _damage(state):
-        # Not the checkpointer's own `metadata`: it warns of a file that only a checkpoint without a manager has.
-        stored = ocp.PyTreeCheckpointHandler().metadata(state).tree["params"]
-        names = specs.named_leaves(model_spec(config)).keys()
-        if other := sorted(specs.named_leaves(stored).keys() ^ names):
-            raise ValueError(f"its parameters are not those of its model: {other[0]} is in only one of them")
+    with damage(state):
+        stored = stored_params(state, config)
     abstract = {"params": _abstract(config, stored, mesh)}
     arguments = ocp.args.PyTreeRestore(
         item=abstract,
@@ -160,10 +162,23 @@ def load_params(
         partial_restore=True,
     )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_by_itself())
-    with ocp.Checkpointer(handler, multiprocessing_options=_by_itself()) as checkpointer, _damage(state):
+    with ocp.Checkpointer(handler, multiprocessing_options=_by_itself()) as checkpointer, damage(state):
         params = checkpointer.restore(state, args=arguments)["params"]
     report_nonfinite(state, {name: _count_nonfinite(leaf) for name, leaf in specs.named_leaves(params).items()})
     return params, config
+
+
+def stored_params(state: epath.PathLike, config: ModelConfig):
+    """Orbax's metadata of the parameters in the state folder of a checkpoint, of which nothing else is read.
+
+    Raises an error of any kind where they are not those of the model.
+    """
+    # Not the checkpointer's own `metadata`: it warns of a file that only a checkpoint without a manager has.
+    stored = ocp.PyTreeCheckpointHandler().metadata(epath.Path(state)).tree["params"]
+    names = specs.named_leaves(model_spec(config)).keys()
+    if other := sorted(specs.named_leaves(stored).keys() ^ names):
+        raise ValueError(f"its parameters are not those of its model: {other[0]} is in only one of them")
+    return stored
 
 
 def _count_nonfinite(leaf: jax.Array) -> int:
@@ -172,8 +187,9 @@ def _count_nonfinite(leaf: jax.Array) -> int:
 
 
 @contextlib.contextmanager
-def _damage(folder: epath.Path, advice: str = "") -> Iterator[None]:
+def damage(folder: epath.PathLike, *, leaf: str = "", advice: str = "") -> Iterator[None]:
     """Whatever goes wrong in the block, of many kinds by what is damaged, as DamagedCheckpoint."""
+    folder = epath.Path(folder)
     try:
         yield
     except Exception as error:
@@ -183,7 +199,8 @@ def _damage(folder: epath.Path, advice: str = "") -> Iterator[None]:
             )
             raise DamagedCheckpoint(f"{folder} {gone}") from None
         reason = (str(error).splitlines() or [""])[0][:200]
-        raise DamagedCheckpoint(f"{folder} cannot be read: {type(error).__name__}: {reason}{advice}") from error
+        where = f"{folder}: {leaf}" if leaf else folder
+        raise DamagedCheckpoint(f"{where} cannot be read: {type(error).__name__}: {reason}{advice}") from error
 
 
 def load_config(folder, step: int | None = None, *, verify: bool = True) -> tuple[ModelConfig, int]:
@@ -194,7 +211,7 @@ def load_config(folder, step: int | None = None, *, verify: bool = True) -> tupl
     """
     folder = epath.Path(folder).resolve()
     step = steps.choose_step(folder, step, verify=verify)
-    with _damage(folder / str(step) / "meta"):
+    with damage(folder / str(step) / "meta"):
         return config_from_json(read_object(folder / str(step) / META_FILE)["model"]), step
 
 

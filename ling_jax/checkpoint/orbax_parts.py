@@ -15,23 +15,26 @@ from ling_jax.checkpoint.chunks import Index, chunk_numbers, chunk_shape
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.checkpoint.parts import Part, Reader, Writer
 from ling_jax.config import ModelConfig
+from ling_jax.files import read_object
 from ling_jax.model import model_spec
 
 # What is written is not read again: a cache would only hold memory.
 NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
+ORBAX_RECORD = "_METADATA"  # in the state folder: in which format the arrays are
 
 
 class OrbaxReader(Reader):
     """Of a checkpoint in a run's checkpoints folder, the newest if `step` is None.
 
-    Raises as `orbax.load_config`, and DamagedCheckpoint where a leaf cannot be read or is not that of the model.
+    It reads what Orbax saves on any devices, in any of its formats. Raises as `orbax.load_config`, and
+    DamagedCheckpoint where a leaf cannot be read or is not that of the model.
     """
 
     def __init__(self, folder, step: int | None = None):
         config, step = orbax.load_config(folder, step)
         self._state, context = Path(folder).absolute() / str(step) / "state", tensorstore.Context(NO_CACHE)
-        leaves = specs.named_leaves(model_spec(config))
-        opened = {path: tensorstore.open(zarr(self._state, path), open=True, context=context) for path in leaves}
+        leaves, stored = specs.named_leaves(model_spec(config)), self._stored_specs(config)
+        opened = {path: tensorstore.open(stored[path], open=True, context=context) for path in leaves}
         self._arrays = {path: self._result(path, array) for path, array in opened.items()}
         for path, leaf in leaves.items():
             if (found := self._arrays[path].shape) != leaf.shape:
@@ -52,12 +55,24 @@ class OrbaxReader(Reader):
         report_nonfinite(self._state, {where + name: count for name, count in self._nonfinite.items()})
         self._nonfinite.clear()
 
+    def _stored_specs(self, config: ModelConfig) -> dict[str, dict[str, Any]]:
+        """The tensorstore spec of every leaf, in the format that the checkpoint's own record names."""
+        with orbax.damage(self._state):
+            orbax.stored_params(self._state, config)
+            record = read_object(self._state / ORBAX_RECORD)
+        form = {
+            "driver": "zarr3" if record.get("use_zarr3") else "zarr",
+            # Where chunks of zeros are stored too, one that is missing is damage: the checkpoint is being removed.
+            "fill_missing_data_reads": not record.get("store_array_data_equal_to_fill_value"),
+        }
+        stored = {path: zarr(self._state, path) | form for path in specs.named_leaves(model_spec(config))}
+        if record.get("use_ocdbt") is False:
+            stored = {p: spec | {"kvstore": _file(self._state / stored_name(p))} for p, spec in stored.items()}
+        return stored
+
     def _result(self, leaf: str, future: tensorstore.Future):
-        try:
+        with orbax.damage(self._state, leaf=leaf):
             return future.result()
-        except Exception as error:  # of many kinds, by what is damaged
-            reason = str(error).splitlines()[0][:200]
-            raise orbax.DamagedCheckpoint(f"{self._state}: {leaf} cannot be read: {reason}") from error
 
 
 class OrbaxWriter(Writer):
@@ -71,14 +86,20 @@ class OrbaxWriter(Writer):
     def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
         super().__init__(config, dtypes)
         leaves = specs.named_leaves(model_spec(config))
-        self._state = Path(folder).absolute() / "0" / "state"
-        if not self._state.is_dir():
+        self._state, self._context = Path(folder).absolute() / "0" / "state", tensorstore.Context(NO_CACHE)
+        if not (self._state.is_dir() and (self._state.parent / manifest.META_FILE).exists()):
             scalars = [np.zeros((), dtypes[path]) for path in leaves]
             orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
-        self._arrays = self._open(dtypes)
-        self._done = {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
+        with orbax.damage(self._state, advice="; start anew with --noresume"):
+            keys = self._keys()
+            there = {path: self._array(path) for path in leaves if f"{stored_name(path)}/.zarray" in keys}
+        # The scalars that Orbax wrote, and what an interruption left out here.
+        new = [path for path in leaves if path not in there or there[path].shape != self._shapes[path]]
+        self._create(new, dtypes)
+        self._arrays = there | {path: self._array(path) for path in new}
+        self._done = self._keys()
 
     def write(self, parts: Iterable[Part]) -> None:
         """Writes parts in one commit, which makes one file of them.
@@ -90,11 +111,7 @@ class OrbaxWriter(Writer):
         for part in parts:
             array = self._arrays[part.leaf].with_transaction(commit)
             (array[part.index] if part.index else array).write(np.asarray(part.values)).result()
-        try:
-            commit.commit_async().result()
-        except Exception as error:  # of kinds of its own
-            reason = str(error).splitlines()[0][:200]
-            raise OSError(f"{self._state} cannot be written: {reason}") from error
+        self._finish(commit)
 
     def is_written(self, leaf: str, index: Index) -> bool:
         numbers = chunk_numbers(self._shapes[leaf], self._chunks[leaf], index)
@@ -105,21 +122,29 @@ class OrbaxWriter(Writer):
         """Every commit is whole by itself; the manifest, which readers compare, is that of all of them."""
         manifest.write(self._state.parent)
 
-    def _open(self, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
-        context = tensorstore.Context(NO_CACHE)
-        arrays = {path: self._array(path, context) for path in self._shapes}
-        new = [path for path, array in arrays.items() if array.shape != self._shapes[path]]
-        with tensorstore.Transaction() as commit:  # one file for all of them
-            for path in new:
-                metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
-                spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-                how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
-                tensorstore.open(spec, transaction=commit, context=context, **how).result()
-        return arrays | {path: self._array(path, context) for path in new}
+    def _keys(self) -> set[str]:
+        """Of metadata and of chunks that are written."""
+        return {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
 
-    def _array(self, path: str, context: tensorstore.Context):
+    def _create(self, paths: list[str], dtypes: Mapping[str, np.dtype]) -> None:
+        commit = tensorstore.Transaction()  # one file for all of them
+        for path in paths:
+            metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
+            spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+            how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
+            tensorstore.open(spec, transaction=commit, context=self._context, **how).result()
+        self._finish(commit)
+
+    def _finish(self, commit: tensorstore.Transaction) -> None:
+        try:
+            commit.commit_async().result()
+        except Exception as error:  # of kinds of its own
+            reason = str(error).splitlines()[0][:200]
+            raise OSError(f"{self._state} cannot be written: {reason}") from error
+
+    def _array(self, path: str):
         spec = zarr(self._state, path) | {"store_data_equal_to_fill_value": True}
-        return tensorstore.open(spec, context=context).result()
+        return tensorstore.open(spec, context=self._context).result()
 
 
 def stored_name(path: str) -> str:
@@ -133,4 +158,9 @@ def zarr(state: Path, path: str) -> dict[str, Any]:
 
 
 def _place(state: Path) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": f"file://{state}/"}
+    return {"driver": "ocdbt", "base": _file(state)}
+
+
+def _file(folder: Path) -> dict[str, Any]:
+    """No URL: a path may hold % and #."""
+    return {"driver": "file", "path": f"{folder}/"}

@@ -1,6 +1,7 @@
 """A checkpoint that is written part by part is one that Orbax restores."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -123,3 +124,65 @@ def test_chunks_of_the_releases_hold_one_expert_and_little_memory(config):
         assert np.prod(chunk) * 2 <= chunks.CHUNK_BYTES and not np.mod(leaf.shape, chunk).any(), path
         assert chunk[: chunks.stacked_dims(path)] == (1,) * chunks.stacked_dims(path) or len(leaf.shape) == 2
     assert stored_name("a/b") == "params.a.b"
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_does_not_become_zeros(tmp_path):
+    write(tmp_path, random_params(CONFIG, dtype="float32"))
+    reader = OrbaxReader(tmp_path)
+    reader.read("final_norm")
+    (tmp_path / "0" / "state" / "manifest.ocdbt").unlink()
+    with pytest.raises(orbax.DamagedCheckpoint, match="0/state: head cannot be read: "):
+        reader.read("head")
+    shutil.rmtree(tmp_path / "0")
+    with pytest.raises(orbax.DamagedCheckpoint, match="was removed while it was read"):
+        reader.read("head")
+
+
+@pytest.mark.parametrize("form", [{"use_ocdbt": False}, {"use_zarr3": True}], ids=str)
+def test_other_formats_of_orbax_are_read(tmp_path, form):
+    params = mixed_params()
+    handlers = {"state": ocp.PyTreeCheckpointHandler(**form), "meta": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(tmp_path, item_handlers=handlers) as manager:
+        saved = {"state": ocp.args.PyTreeSave({"params": params}), "meta": ocp.args.JsonSave(record())}
+        manager.save(3, args=ocp.args.Composite(**saved))
+    reader = OrbaxReader(tmp_path)
+    for path, leaf in named_leaves(params).items():
+        assert reader.read(path).tobytes() == leaf.tobytes(), path
+
+
+def record():
+    return {"model": orbax.meta_record(CONFIG)["model"]}
+
+
+def test_names_of_folders_are_taken_as_they_are(tmp_path):
+    params, folder = random_params(CONFIG, dtype="float32"), tmp_path / "50%25 off" / "a|b ü #1?"
+    write(folder, params)
+    assert OrbaxReader(folder).read("head").tobytes() == params["head"].tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["50%25 off"]
+
+
+@pytest.mark.parametrize("name", ["run[1]", "back\\slash"])
+def test_a_folder_in_which_orbax_loses_what_it_saves_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="Orbax cannot save below"):
+        orbax.open_manager(tmp_path / name, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parameters_that_the_model_does_not_have_are_named(tmp_path):
+    write(tmp_path, random_params(CONFIG, dtype="float32"))
+    fewer = json.dumps({"model": record()["model"] | {"mtp_depth": 0}})
+    (tmp_path / "0" / "meta" / "metadata").write_text(fewer)
+    (tmp_path / "0" / "manifest.json").unlink()
+    with pytest.raises(orbax.DamagedCheckpoint, match=r"not those of its model: mtp/\S+ is in only one of them"):
+        OrbaxReader(tmp_path)
+
+
+def test_a_writer_that_was_interrupted_before_the_first_part_is_gone_on_with(tmp_path):
+    params = random_params(CONFIG, dtype="float32")
+    dtypes = {path: leaf.dtype for path, leaf in named_leaves(params).items()}
+    OrbaxWriter(tmp_path, CONFIG, dtypes)
+    state = tmp_path / "0" / "state"
+    stored = tensorstore.KvStore.open(zarr(state, "head")["kvstore"]).result()
+    stored.delete_range(tensorstore.KvStore.KeyRange(".zarray", ".zarraz")).result()
+    write(tmp_path, params)
+    assert_trees_equal(orbax.load_params(tmp_path)[0], params)
