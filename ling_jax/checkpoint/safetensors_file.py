@@ -3,7 +3,10 @@
 The `safetensors` library checks the header. The bytes are read here, because its numpy framework has no float8.
 """
 
+import errno
 import json
+import math
+import os
 from pathlib import Path
 
 import ml_dtypes
@@ -26,10 +29,9 @@ class SafetensorsFile:
     """Raises FileNotFoundError, PermissionError, or ValueError where the file is no whole safetensors file."""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self._version = path, _version(os.stat(path))
         header_size, self._header = _read_header(path)
         self._header.pop("__metadata__", None)
-        self._bytes = np.memmap(path, np.uint8, mode="r")
         self._first = 8 + header_size
 
     def __contains__(self, name: str) -> bool:
@@ -46,10 +48,42 @@ class SafetensorsFile:
         return tuple(self._header[name]["shape"])
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """A view of the mapped file: the rows are read when they are used, and nothing else of the file."""
-        begin, end = (self._first + offset for offset in self._header[name]["data_offsets"])
-        array = np.asarray(self._bytes[begin:end]).view(DTYPES[self.dtype(name)]).reshape(self.shape(name))
-        return array[rows] if array.ndim else array
+        """Rows of a tensor, read from the disk now: a mapped file would end the process where the disk fails.
+
+        Raises OSError naming the file where it cannot be read, and ValueError where it has changed since it was opened.
+        """
+        shape, dtype = self.shape(name), DTYPES[self.dtype(name)]
+        first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
+        shape = (max(0, last - first), *shape[1:]) if shape else ()
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        data = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
+        begin = self._first + self._header[name]["data_offsets"][0] + first * row_bytes
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                self._check_version(file.fileno())
+                _fill(data, file.fileno(), begin)
+                self._check_version(file.fileno())
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be read: {error.strerror}") from error
+        return data.view(dtype).reshape(shape)
+
+    def _check_version(self, descriptor: int) -> None:
+        if _version(os.fstat(descriptor)) != self._version:
+            raise ValueError(f"{self.path} has changed while it was read; start again when nothing writes it")
+
+
+def _version(found: os.stat_result) -> tuple[int, ...]:
+    """What is another where a file is another."""
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _fill(data: np.ndarray, descriptor: int, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if not count:
+            raise OSError(errno.EIO, "it ends too early")
+        view, offset = view[count:], offset + count
 
 
 def _read_header(path: Path) -> tuple[int, dict]:
