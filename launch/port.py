@@ -56,14 +56,16 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan, from headers alon
 RESUME = flags.DEFINE_bool("resume", True, "go on with what an interrupted port to this target left")
 VERIFY = flags.DEFINE_bool("verify", False, "read both sides again and compare every number; a target there is checked")
 
-
 FP8 = "float8"
+LARGEST_GB = 1e9  # of a flag: more than any machine has
 
 
 def main() -> None:
-    source, target = Path(SOURCE.value).expanduser(), Path(TARGET.value).expanduser()
+    # Not Path.expanduser, which raises where ~ is of an unknown user.
+    source, target = (Path(os.path.expanduser(flag.value)) for flag in (SOURCE, TARGET))
     with usage_errors():
-        _check_paths(target)
+        _check_flags()
+        _check_paths(source, target)
         workdir = is_workdir(source)
         step = load_config(source / "checkpoints", STEP.value)[1] if workdir else None
         if VERIFY.value and target.is_dir() and any(target.iterdir()):
@@ -71,6 +73,8 @@ def main() -> None:
             return
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{target} exists and is not empty; name a new folder")
+        if target.is_mount():
+            raise ValueError(f"{target} is a mount point, whose name no other folder can take; name a folder in it")
         if workdir:
             has_texts = (source / "tokenizer" / TOKENIZER_FILE).exists()
             _export(source, step, target, open_model(source, step=step) if has_texts else None)
@@ -87,13 +91,21 @@ def main() -> None:
             _ingest(source, target)
 
 
-def _check_paths(target: Path) -> None:
+def _check_flags() -> None:
     if VERIFY.value and DTYPE.value == FP8:
         raise ValueError("--verify compares bits, which --dtype=float8 does not keep; leave one out")
+    if not MTP.value and LAYERS.value is None:
+        raise ValueError("--nomtp is of --layers=N; with the number of all layers it only leaves MTP out")
+    for flag in (MAX_HOST_GB, SHARD_GB):
+        if flag.value is not None and not abs(flag.value) <= LARGEST_GB:
+            raise ValueError(f"--{flag.name}={flag.value:g} is no amount of memory or disk; expected a number of GB")
+
+
+def _check_paths(source: Path, target: Path) -> None:
     for flag, path in (("source", SOURCE.value), ("target", TARGET.value)):
         if "://" in path:
             raise ValueError(f"--{flag}={path}: ports are between local folders; copy it here first")
-    if target.resolve() == Path(SOURCE.value).expanduser().resolve():
+    if target.resolve() == source.resolve():
         raise ValueError(f"--target={TARGET.value} is the source; name a new folder")
 
 
@@ -153,9 +165,9 @@ def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], t
         flush=True,
     )
     missing = port.missing_space(target.with_name(f".{target.name}.partial"), plan.nbytes)
-    print(f"disk: {missing / port.GB:.2f} GB too little" if missing else "disk: enough is free", flush=True)
+    print(f"disk: {port.least_gb(missing)} GB too little" if missing else "disk: enough is free", flush=True)
     if missing and not DRY_RUN.value:
-        raise OSError(f"{target}: {missing / port.GB:.2f} GB of disk are missing; free them or name another place")
+        raise OSError(f"{target}: {port.least_gb(missing)} GB of disk are missing; free them or name another place")
     return plan
 
 
@@ -169,8 +181,10 @@ def _estimate(reader: Reader, writer: Callable[[Path], Writer], plan: port.Plan,
 
 def _record(source: Path, step: int | None) -> dict:
     """What a port has to have in common with the one that it goes on with."""
-    chosen = {"dtype": DTYPE.value, "layers": LAYERS.value, "mtp": MTP.value, "shard_gb": SHARD_GB.value}
-    return chosen | port.source_identity(source, step)
+    chosen = {"dtype": DTYPE.value, "layers": LAYERS.value, "mtp": MTP.value}
+    if step is not None:  # an Orbax target has no shards
+        chosen["shard_gb"] = SHARD_GB.value
+    return port.source_identity(source, step) | chosen
 
 
 def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:

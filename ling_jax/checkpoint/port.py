@@ -16,6 +16,7 @@ import numpy as np
 
 from ling_jax import spec as specs
 from ling_jax.checkpoint.hf_writer import shard_layout
+from ling_jax.checkpoint.index import INDEX_FILE
 from ling_jax.checkpoint.names import slots
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.transfer import BATCH_BYTES, bands, batches, moved
@@ -109,8 +110,8 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool) -> I
 
 
 def folder_bytes(folder: Path) -> int:
-    """Of all files below; 0 without a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """What all files below take of the disk, holes not counted; 0 without a folder."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def measured_rate(reader: Reader, writer: Writer, threads: int) -> float:
@@ -167,14 +168,18 @@ def different_parts(reader: Reader, written: Reader) -> dict[str, float]:
 
 
 def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
-    """What tells the weights of a source from others: names, sizes and times of their files."""
+    """What tells the weights of a source from others: where it is, and the size and time of each file, by its name.
+
+    Links are followed.
+    """
     if step is None:
-        weights, files = folder, [folder / "config.json", *folder.glob("*.safetensors")]
+        weights, files = folder, [folder / "config.json", folder / INDEX_FILE, *folder.rglob("*.safetensors")]
     else:
         weights = folder / "checkpoints" / str(step)
-        files = [path for path in weights.rglob("*") if path.is_file()]
-    listed = sorted((str(path.relative_to(weights)), path.stat()) for path in files)
-    return {"source": str(folder.resolve()), "files": [[name, s.st_size, s.st_mtime_ns] for name, s in listed]}
+        files = list(weights.rglob("*"))
+    found = {str(path.relative_to(weights)): path.stat() for path in sorted(files) if path.is_file()}
+    listed = {f"file {name}": f"{s.st_size} bytes of {s.st_mtime_ns} ns" for name, s in found.items()}
+    return {"source": str(folder.resolve()), "step": step} | listed
 
 
 def _check_record(partial: Path, record: dict[str, Any]) -> None:
@@ -184,8 +189,8 @@ def _check_record(partial: Path, record: dict[str, Any]) -> None:
         write_json(record, file)
         return
     found = read_object(file)
-    if differing := [key for key in sorted(record.keys() | found.keys()) if found.get(key) != record.get(key)]:
-        key = "version" if "version" in differing else differing[0]
+    if differing := [key for key in dict.fromkeys((*record, *found)) if found.get(key) != record.get(key)]:
+        key = differing[0]
         raise ValueError(
             f"{partial} was begun with another {key}: {found.get(key)!r:.80}, now {record.get(key)!r:.80}; go on with "
             "that, or start anew with --noresume"
