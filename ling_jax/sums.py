@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import crc32c
@@ -58,6 +58,17 @@ def compare(folder: Path, sums: Mapping[str, Sum], *, may_be_longer: bool = Fals
                 raise DamagedFile(f"{folder / name} has changed since it was written: {told}")
 
 
+def is_sums(value: Any) -> bool:
+    """Whether a value that a file holds is {name of a file below: Sum}."""
+    return isinstance(value, dict) and all(map(_is_sum, value.keys(), value.values()))
+
+
+def _is_sum(name: str, value: Any) -> bool:
+    path = PurePosixPath(name)
+    below = "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    return below and isinstance(value, dict) and isinstance(value.get("bytes"), int) and "crc32c" in value
+
+
 def sealed(content: dict[str, Any]) -> bytes:
     """JSON with its own sum as last field. There is but one way to write it, so that any other byte is noticed."""
     body = json.dumps(content, indent=1).encode()
@@ -67,7 +78,7 @@ def sealed(content: dict[str, Any]) -> bytes:
 def read_sealed(path: Path, expected: str) -> dict[str, Any]:
     """The object that `sealed` wrote. Raises OSError, ValueError on what is no object, and DamagedFile."""
     content = read_object(path, expected)
-    del content["crc32c"]
+    content.pop("crc32c", None)
     if sealed(content) != path.read_bytes():
         raise DamagedFile(f"{path} has changed since it was written: its own crc32c is another")
     return content

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -81,7 +81,7 @@ class HfWriter(Writer):
         self._depth = {slot.leaf: len(slot.index) for slot in places}
         self._whole = {shard.file for shard in self.shards if (folder / shard.file).exists()}
         self._left = {shard.file: shard.nbytes for shard in self.shards if shard.file not in self._whole}
-        self._open: dict[str, tuple[int, int]] = {}  # descriptor, first byte behind the header
+        self._open: dict[str, tuple[BinaryIO, int]] = {}  # file, first byte behind the header
         self._lock = threading.Lock()
         content = to_hf(config) | ({"quantization_config": BLOCK_CONFIG} if fp8 else {})
         (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -130,30 +130,29 @@ class HfWriter(Writer):
         shard = self._shard_of[name]
         tensor = shard.tensors[name]
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        with self._lock:
-            descriptor, start = self._open.get(shard.file) or self._begin(shard)
         row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
         try:
-            _write_all(descriptor, data, start + tensor.begin + row * row_bytes)
+            with self._lock:
+                file, start = self._open.get(shard.file) or self._begin(shard)
+            _write_all(file.fileno(), data, start + tensor.begin + row * row_bytes)
+            with self._lock:
+                self._left[shard.file] -= data.nbytes
+                done = self._left[shard.file] == 0
+            if done:
+                self._end(shard)
         except OSError as error:
             raise OSError(f"{self._folder / shard.file} cannot be written: {error.strerror}") from error
-        with self._lock:
-            self._left[shard.file] -= data.nbytes
-            done = self._left[shard.file] == 0
-        if done:
-            self._end(shard)
 
-    def _begin(self, shard: Shard) -> tuple[int, int]:
+    def _begin(self, shard: Shard) -> tuple[BinaryIO, int]:
         header = shard.header()
-        descriptor = os.open(self._partial(shard), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.write(descriptor, header)
-        self._open[shard.file] = descriptor, len(header)
+        file = self._partial(shard).open("wb", buffering=0)  # closed with the writer, if it is never whole
+        self._open[shard.file] = file, len(header)
+        _write_all(file.fileno(), np.frombuffer(header, np.uint8), 0)
         return self._open[shard.file]
 
     def _end(self, shard: Shard) -> None:
-        descriptor, _ = self._open.pop(shard.file)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        with self._open.pop(shard.file)[0] as file:
+            os.fsync(file.fileno())
         self._partial(shard).rename(self._folder / shard.file)
         self._whole.add(shard.file)
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ling_jax import __version__
 from ling_jax.files import read_object, replacing
-from ling_jax.sums import DamagedFile, compare, read_sealed, sealed, sums_of
+from ling_jax.messages import shown
+from ling_jax.sums import DamagedFile, compare, is_sums, read_sealed, sealed, sums_of
 
 FILE_NAME = "manifest.json"
 META_FILE = "meta/metadata"  # the record of the model and the run, as Orbax names it
@@ -30,6 +31,8 @@ def write(folder: Path) -> None:
     and before the folder takes its name; a manifest that is there is replaced.
     """
     meta = read_object(folder / META_FILE)
+    for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process that was killed while it wrote one
+        left_over.unlink()
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = sums_of(folder, [name for name in names if name != FILE_NAME], flush=True)
     with replacing(folder / FILE_NAME) as file:
@@ -61,10 +64,14 @@ def read(folder: Path) -> dict[str, Any]:
     path = Path(folder) / FILE_NAME
     try:
         content = read_sealed(path, "the manifest of a checkpoint")
-    except (OSError, ValueError, KeyError) as error:
+    except DamagedFile as error:
+        raise DamagedCheckpoint(str(error)) from None
+    except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{path} has changed since it was written: {error}") from None
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path} is of format {content['format']}; this version of ling_jax reads format {FORMAT}")
+    if (found := content.get("format")) != FORMAT:
+        raise ValueError(f"{path} is of format {shown(found)}; this version of ling_jax reads format {FORMAT}")
+    if not is_sums(content.get("files")):
+        raise DamagedCheckpoint(f"{path} is no manifest: its files are {shown(content.get('files'))}")
     return content
 
 

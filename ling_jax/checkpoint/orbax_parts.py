@@ -93,13 +93,11 @@ class OrbaxWriter(Writer):
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
         with orbax.damage(self._state, advice="; start anew with --noresume"):
-            keys = self._keys()
-            there = {path: self._array(path) for path in leaves if f"{stored_name(path)}/.zarray" in keys}
-        # The scalars that Orbax wrote, and what an interruption left out here.
-        new = [path for path in leaves if path not in there or there[path].shape != self._shapes[path]]
+            self._arrays = {path: self._array(path) for path in leaves}
+        new = [path for path, array in self._arrays.items() if array.shape != self._shapes[path]]  # Orbax's scalars
         self._create(new, dtypes)
-        self._arrays = there | {path: self._array(path) for path in new}
-        self._done = self._keys()
+        self._arrays |= {path: self._array(path) for path in new}
+        self._done = {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
 
     def write(self, parts: Iterable[Part]) -> None:
         """Writes parts in one commit, which makes one file of them.
@@ -122,12 +120,8 @@ class OrbaxWriter(Writer):
         """Every commit is whole by itself; the manifest, which readers compare, is that of all of them."""
         manifest.write(self._state.parent)
 
-    def _keys(self) -> set[str]:
-        """Of metadata and of chunks that are written."""
-        return {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
-
     def _create(self, paths: list[str], dtypes: Mapping[str, np.dtype]) -> None:
-        commit = tensorstore.Transaction()  # one file for all of them
+        commit = tensorstore.Transaction(atomic=True)  # one file for all of them, or none
         for path in paths:
             metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
             spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}

@@ -1,5 +1,6 @@
 """Which checkpoint of a run is read: the newest that is whole."""
 
+import re
 import sys
 
 from etils import epath
@@ -11,6 +12,7 @@ from ling_jax.files import read_object
 from ling_jax.sums import checks
 
 DAMAGED_SUFFIX = ".damaged"
+STEP = re.compile("0|[1-9][0-9]*")
 ATTEMPTS = 5  # our choice: a run may delete old checkpoints while they are looked at
 
 
@@ -19,7 +21,7 @@ def steps_in(folder: epath.PathLike) -> list[int]:
     folder = epath.Path(folder)
     if not folder.exists():
         return []
-    found = [path for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+    found = [path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
     if "://" in str(folder):  # no store renames a folder: the file is written last
         found = [path for path in found if (path / atomicity.COMMIT_SUCCESS_FILE).exists()]
     return sorted(int(path.name) for path in found)

@@ -1,7 +1,8 @@
 """A model from a reader to a writer, in bands that are small whatever the size of its tensors."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -35,14 +36,15 @@ def transfer(
     """
     every = bands(reader, writer.config, writer.dtypes)
     left = (band for band in every if not writer.is_written(band.leaf, band.index))
-    for nbytes in moved(reader, writer, batches(left), threads):
-        progress(nbytes)
+    with contextlib.closing(moved(reader, writer, batches(left), threads)) as every_batch:
+        for nbytes in every_batch:
+            progress(nbytes)
     reader.report_nonfinite()
     writer.close()
 
 
-def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: int) -> Iterator[int]:
-    """Moves batches; yields the bytes of each that is written, in order."""
+def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: int) -> Generator[int]:
+    """Moves batches; yields the bytes of each that is written, in order. No thread works on when it is closed."""
 
     def move(batch: list[Band]) -> int:
         values = ((band, reader.read(band.leaf, band.index)) for band in batch)

@@ -13,7 +13,8 @@ from etils import epath
 
 from ling_jax.checkpoint import manifest
 from ling_jax.files import read_object
-from ling_jax.sums import DamagedFile, checks, compare, sums_of
+from ling_jax.messages import shown
+from ling_jax.sums import DamagedFile, checks, compare, is_sums, sums_of
 
 
 def workdir_sums(workdir: epath.PathLike, logs: Sequence[str]) -> dict[str, Any]:
@@ -64,4 +65,8 @@ def _noted(workdir: epath.PathLike, step: int) -> dict[str, Any]:
     """What `workdir_sums` gave for a checkpoint; {} for those of earlier versions, and where nothing is verified."""
     if not checks.verify or "://" in str(workdir) or not step:
         return {}
-    return read_object(Path(workdir) / "checkpoints" / str(step) / manifest.META_FILE).get("run", {})
+    file = Path(workdir) / "checkpoints" / str(step) / manifest.META_FILE
+    noted = read_object(file).get("run", {})
+    if not isinstance(noted, dict) or not all(is_sums(noted.get(name, {})) for name in ("logs", "texts")):
+        raise manifest.DamagedCheckpoint(f"{file}: run is {shown(noted)}; expected what a save notes about its run")
+    return noted

@@ -175,14 +175,3 @@ def test_parameters_that_the_model_does_not_have_are_named(tmp_path):
     (tmp_path / "0" / "manifest.json").unlink()
     with pytest.raises(orbax.DamagedCheckpoint, match=r"not those of its model: mtp/\S+ is in only one of them"):
         OrbaxReader(tmp_path)
-
-
-def test_a_writer_that_was_interrupted_before_the_first_part_is_gone_on_with(tmp_path):
-    params = random_params(CONFIG, dtype="float32")
-    dtypes = {path: leaf.dtype for path, leaf in named_leaves(params).items()}
-    OrbaxWriter(tmp_path, CONFIG, dtypes)
-    state = tmp_path / "0" / "state"
-    stored = tensorstore.KvStore.open(zarr(state, "head")["kvstore"]).result()
-    stored.delete_range(tensorstore.KvStore.KeyRange(".zarray", ".zarraz")).result()
-    write(tmp_path, params)
-    assert_trees_equal(orbax.load_params(tmp_path)[0], params)
