@@ -11,6 +11,7 @@ from typing import Any
 import crc32c
 
 from ling_jax.files import read_object
+from ling_jax.messages import shown
 
 BLOCK_BYTES = 8 * 2**20  # our choice
 THREADS = min(8, os.cpu_count() or 1)  # crc32c lets other threads run
@@ -44,10 +45,12 @@ def sums_of(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[
 
 
 def compare(folder: Path, sums: Mapping[str, Sum], *, may_be_longer: bool = False) -> None:
-    """Raises DamagedFile, which names the first file that is missing, cut or another.
+    """Raises DamagedFile, which names the first file that is missing, cut or another, or says that `sums` are none.
 
     `may_be_longer`: lines may have been added since, and only the part that was summed is compared.
     """
+    if not isinstance(sums, dict) or not all(map(_is_sum, sums.keys(), sums.values())):
+        raise DamagedFile(f"{folder}: the sums of its files are {shown(sums)}; expected the size and crc32c of each")
     for name, wanted in sums.items():  # sizes first: they cost nothing
         _check_size(folder / name, wanted["bytes"], may_be_longer=may_be_longer)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
@@ -58,12 +61,8 @@ def compare(folder: Path, sums: Mapping[str, Sum], *, may_be_longer: bool = Fals
                 raise DamagedFile(f"{folder / name} has changed since it was written: {told}")
 
 
-def is_sums(value: Any) -> bool:
-    """Whether a value that a file holds is {name of a file below: Sum}."""
-    return isinstance(value, dict) and all(map(_is_sum, value.keys(), value.values()))
-
-
 def _is_sum(name: str, value: Any) -> bool:
+    """Whether an entry that a file holds is that of a file below a folder."""
     path = PurePosixPath(name)
     below = "\0" not in name and not path.is_absolute() and ".." not in path.parts
     return below and isinstance(value, dict) and isinstance(value.get("bytes"), int) and "crc32c" in value

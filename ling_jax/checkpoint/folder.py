@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
 from ling_jax.checkpoint.index import INDEX_FILE, is_workdir, other_weights, weight_files
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
 from ling_jax.checkpoint.side_files import copy_side_files
-from ling_jax.checkpoint.steps import ATTEMPTS
+from ling_jax.checkpoint.steps import ATTEMPTS, steps_in
 from ling_jax.checkpoint.workdir_sums import check_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -86,7 +87,7 @@ def open_model(path, *, step: int | None = None, tokenizer: str = "") -> ModelFo
     tokenizer.json. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
     and model do not fit, or a file cannot be read.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))  # as it stands where ~ is of an unknown user
     if is_workdir(folder):
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step)
@@ -113,6 +114,11 @@ def check_model_folder(folder: Path) -> None:
     """Raises FileNotFoundError where the folder holds no model that can be read."""
     if folder.is_dir() and (weight_files(folder) or (folder / INDEX_FILE).is_file()):
         return
+    for inside in (folder, folder.parent):
+        if inside.name == "checkpoints" and steps_in(inside):
+            raise FileNotFoundError(
+                f"{folder} is inside of a workdir; name {inside.parent}, and a checkpoint by --step"
+            )
     why = other_weights(folder) if folder.is_dir() else "; it is no folder"
     raise FileNotFoundError(
         f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}; name a local folder: a model "

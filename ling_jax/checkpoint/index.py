@@ -82,6 +82,8 @@ def other_weights(folder: Path) -> str:
     """ "; …" about what else a folder without safetensors files holds of weights, or ""."""
     for name in sorted(os.listdir(folder)):
         path = folder / name
+        if name == "snapshots" and any(path.glob("*/config.json")):
+            return f"; it is a cache of the Hub: name {min(path.glob('*/config.json')).parent}"
         if name == ADAPTER:
             return f"; found {name}, an adapter: merge it into its base model first"
         if name.endswith(".safetensors") and not name.startswith(".") and not path.is_file():

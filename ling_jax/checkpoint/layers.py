@@ -1,5 +1,6 @@
 """Which reader a model on disk has."""
 
+import os
 from pathlib import Path
 
 from ling_jax.checkpoint.hf_reader import HfReader
@@ -10,5 +11,5 @@ from ling_jax.checkpoint.parts import Reader
 
 def open_layers(path, step: int | None = None) -> Reader:
     """Of a run's workdir (checkpoints/) or a Hugging Face folder; raises as `load_hf` and `orbax.load_config`."""
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     return OrbaxReader(folder / "checkpoints", step) if is_workdir(folder) else HfReader(folder)

@@ -137,10 +137,31 @@ def test_a_manifest_of_another_format_is_named(run, monkeypatch):
         orbax.load_config(run)
 
 
+@pytest.mark.parametrize(
+    "files",
+    [None, [1], {"state/_METADATA": None}, {"../x": {"bytes": 1, "crc32c": ""}}, {"a": {"bytes": "1"}}],
+    ids=str,
+)
+def test_a_manifest_that_says_nothing_of_files_is_damage(run, files, capsys):
+    """Even where somebody has made its sum anew."""
+    content = {"format": manifest.FORMAT, "files": files}
+    (run / "2" / "manifest.json").write_bytes(sums.sealed(content))
+    assert steps.choose_step(run) == 1
+    assert "checkpoints/2: the sums of its files are " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["003", "²", "٣", "3 ", "3.damaged", "-3"])
+def test_only_names_of_steps_are_steps(run, name):
+    (run / "2").rename(run / name)
+    assert steps.steps_in(run) == [1] and steps.choose_step(run) == 1
+
+
 def test_a_manifest_is_written_anew_for_what_was_added(run):
     (run / "2" / "state" / "more").write_bytes(b"parts")
+    (run / "2" / ".manifest.json.1a.partial").write_bytes(b"of a process that was killed")
     flip(largest(run / "2"))
     manifest.write(run / "2")
+    assert not list(run.rglob("*.partial"))
     assert manifest.verify(run / "2") and "state/more" in manifest.read(run / "2")["files"]
 
 

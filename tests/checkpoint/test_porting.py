@@ -1,5 +1,10 @@
 """What a port takes is known beforehand, and an interruption loses little."""
 
+import gc
+import os
+import resource
+import threading
+
 import numpy as np
 import pytest
 
@@ -87,6 +92,53 @@ def test_a_port_of_another_source_is_not_gone_on_with(tmp_path):
             fill(target, {"dtype": "bfloat16"})
         (partial / "file").touch()
     assert [path.name for path in target.iterdir()] == ["file"]
+
+
+def test_a_source_that_changed_is_named_by_its_file(tmp_path):
+    source = tmp_path / "hf"
+    (source / "more").mkdir(parents=True)
+    for name in ("config.json", "a.safetensors", "more/b.safetensors"):
+        (source / name).write_bytes(b"1234")
+    (source / "gone.safetensors").symlink_to("nowhere")  # a link of an incomplete download that no index names
+    with pytest.raises(Interrupted):
+        fill(tmp_path / "out", port.source_identity(source, None), end=interrupt)
+    (source / "more" / "b.safetensors").write_bytes(b"12345")
+    with pytest.raises(ValueError, match=r"another file more/b\.safetensors: '4 bytes .*, now '5 bytes "):
+        fill(tmp_path / "out", port.source_identity(source, None))
+
+
+def test_holes_of_a_shard_are_space_that_is_missing_still(tmp_path):
+    with (tmp_path / "shard").open("wb") as file:
+        file.truncate(10**9)
+    assert port.folder_bytes(tmp_path) < 10**6
+
+
+def test_no_thread_works_on_after_an_interruption(tmp_path, small_batches):
+    reader = TreeReader(random_params(CONFIG, dtype="float32"), CONFIG)
+    writer = OrbaxWriter(tmp_path, CONFIG, reader.dtypes)
+    with pytest.raises(Interrupted) as raised:
+        transfer.transfer(reader, writer, threads=2, progress=Stop(2))
+    assert raised.traceback and not [t for t in threading.enumerate() if "ThreadPoolExecutor" in t.name]
+
+
+def test_a_write_that_fails_is_named_and_closes_its_files(tmp_path, small_batches):
+    """A limit of file sizes stands for a full disk; the same port then goes on."""
+    params = random_params(CONFIG, dtype="float32")
+    reader = TreeReader(params, CONFIG)
+    before, limits = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (10, 3000):  # within a header, within a tensor
+        writer = HfWriter(tmp_path, CONFIG, reader.dtypes, max_shard_bytes=4000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OSError, match=r"model-\d+-of-\d+\.safetensors cannot be written: File too large"):
+                transfer.transfer(reader, writer, threads=2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        del writer
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+    transfer.transfer(reader, HfWriter(tmp_path, CONFIG, reader.dtypes, max_shard_bytes=4000), threads=2)
+    assert_trees_equal(load_hf(tmp_path)[0], params)
 
 
 def test_a_folder_of_the_user_is_not_gone_on_with(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from ling_jax.checkpoint import load_hf, load_hf_config, save_hf
+from ling_jax.checkpoint.folder import check_model_folder
 from ling_jax.checkpoint.layers import open_layers
 from tests.hf_folders import (
     SOURCE,
@@ -442,3 +443,25 @@ def test_a_leaf_of_several_dtypes_is_kept_in_the_wider(folder):
     edit_tensors(folder, lambda t: t | {name: wanted})
     save_hf(*load_hf(folder), folder.parent / "out")
     np.testing.assert_array_equal(read_tensors(folder.parent / "out")[name], wanted)
+
+
+@pytest.mark.parametrize("change", ["cut", "written in place", "replaced", "removed"])
+def test_a_file_that_changes_while_it_is_read_is_named(folder, change):
+    reader, path = open_layers(folder), folder / "model.safetensors"
+    content = path.read_bytes()
+    if change == "replaced":
+        (folder / "new").write_bytes(content)
+        (folder / "new").replace(path)
+    elif change == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(content[:2000] if change == "cut" else content[:-4] + b"1234")
+    message = "model.safetensors cannot be read: No such file" if change == "removed" else "has changed while it was"
+    with pytest.raises((OSError, ValueError), match=message):
+        reader.top("head")
+
+
+def test_a_cache_of_the_hub_names_its_snapshot(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "cache" / "snapshots" / "1a2b")
+    with pytest.raises(FileNotFoundError, match=r"a cache of the Hub: name .*/snapshots/1a2b"):
+        check_model_folder(tmp_path / "cache")

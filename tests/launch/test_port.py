@@ -131,8 +131,14 @@ def test_what_flags_cannot_mean_is_refused_before_the_work(tmp_path):
     config = tiny_config(compute_dtype="float32")
     save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
     (tmp_path / "file").touch()
+    new = f"--target={tmp_path / 'a/b'}"
     cases = {
-        "step": ([f"--target={tmp_path / 'a/b'}", "--step=3"], "--step=3: .* is no run's workdir"),
+        "step": ([new, "--step=3"], "--step=3: .* is no run's workdir"),
+        "no number": ([new, "--max_host_gb=nan"], "--max_host_gb=nan is no amount of memory"),
+        "no end": ([new, "--max_host_gb=inf"], "--max_host_gb=inf is no amount of memory"),
+        "no end of shards": ([new, "--shard_gb=1e300"], r"--shard_gb=1e\+300 is no amount of memory or disk"),
+        "no MTP": ([new, "--nomtp"], "--nomtp is of --layers=N"),
+        "unknown user": (["--source=~nobody_here/x", new], "~nobody_here/x holds neither"),
         "below a file": ([f"--target={tmp_path / 'file' / 'x'}"], "Not a directory"),
         "long": ([f"--target={tmp_path / ('x' * 300)}"], "File name too long"),
     }
