@@ -30,7 +30,7 @@ from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.index import is_workdir
 from ling_jax.checkpoint.layers import open_layers
-from ling_jax.checkpoint.orbax import load_config
+from ling_jax.checkpoint.orbax import check_path, load_config
 from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
@@ -86,6 +86,7 @@ def main() -> None:
                 raise ValueError(
                     f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out"
                 )
+            check_path(target)
             if (source / TOKENIZER_FILE).exists():
                 open_model(source)  # an export reads its files too: what is wrong with them is said before the work
             _ingest(source, target)

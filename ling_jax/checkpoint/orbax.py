@@ -65,13 +65,11 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
 def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
     """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay.
 
-    So do as many at multiples of `every`: those that signals add in between push none of them out. Raises ValueError
-    where Orbax would not find again what it saves there.
+    So do as many at multiples of `every`: those that signals add in between push none of them out. Raises as
+    `check_path`.
     """
     folder = epath.Path(folder).resolve()  # Orbax takes no relative path
-    # It looks for what its processes wrote by a pattern of names, and tensorstore takes \\ for /.
-    if "\\" in str(folder) or not fnmatch.fnmatchcase(str(folder), str(folder)):
-        raise ValueError(f"Orbax cannot save below {folder}: its name has a backslash or [...]; name another folder")
+    check_path(folder)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Newest(keep, every),
         temporary_path_class=None if "://" in str(folder) else _WithManifest,  # object stores keep sums themselves
@@ -80,6 +78,16 @@ def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
         cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def check_path(folder: epath.PathLike) -> None:
+    """Raises ValueError where Orbax would not find again what it saves below a folder.
+
+    It looks for what its processes wrote by a pattern of names, and tensorstore takes a backslash for /.
+    """
+    path = str(epath.Path(folder).resolve())
+    if "\\" in path or not fnmatch.fnmatchcase(path, path):
+        raise ValueError(f"Orbax cannot save below {path}: its name has a backslash or [...]; name another folder")
 
 
 def save(

@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from ling_jax.checkpoint.orbax import check_path
 from ling_jax.files import read_object, write_json
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
@@ -21,6 +22,7 @@ def open_workdir(workdir) -> epath.Path:
     if not str(workdir):
         raise ValueError("the workdir is empty; name a folder")
     workdir = epath.Path(workdir).expanduser()
+    check_path(workdir)
     for name in ("", *FOLDERS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is not a folder; name another workdir")

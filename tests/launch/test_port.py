@@ -138,6 +138,7 @@ def test_what_flags_cannot_mean_is_refused_before_the_work(tmp_path):
         "no end": ([new, "--max_host_gb=inf"], "--max_host_gb=inf is no amount of memory"),
         "no end of shards": ([new, "--shard_gb=1e300"], r"--shard_gb=1e\+300 is no amount of memory or disk"),
         "no MTP": ([new, "--nomtp"], "--nomtp is of --layers=N"),
+        "a pattern": ([f"--target={tmp_path / 'run[1]'}"], r"Orbax cannot save below .*/run\[1\]: its name has"),
         "unknown user": (["--source=~nobody_here/x", new], "~nobody_here/x holds neither"),
         "below a file": ([f"--target={tmp_path / 'file' / 'x'}"], "Not a directory"),
         "long": ([f"--target={tmp_path / ('x' * 300)}"], "File name too long"),
