@@ -258,8 +258,18 @@ def quantise(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(E4M3 weight, fp32 scale [rows/128, columns/128]) of whole blocks of a matrix; the last ones may be ragged.
 
     The largest element of a block becomes the largest code, so that quantising what was dequantised changes nothing.
-    Raises ValueError on what is not finite.
+    Raises ValueError on what is not finite. Little memory beside the result is used.
     """
+    codes = np.empty(value.shape, E4M3)
+    scale = np.empty(tuple(-(-size // BLOCK) for size in value.shape), np.float32)
+    for row in range(len(scale)):
+        rows = slice(row * BLOCK, (row + 1) * BLOCK)
+        codes[rows], scale[row] = _quantise_row(value[rows])
+    return codes, scale
+
+
+def _quantise_row(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of one row of blocks."""
     rows, columns = value.shape
     wide = np.zeros((-(-rows // BLOCK) * BLOCK, -(-columns // BLOCK) * BLOCK), np.float32)
     wide[:rows, :columns] = value
@@ -271,4 +281,4 @@ def quantise(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = largest / np.float32(LARGEST)
     scale = (scale * np.float32(LARGEST)) / np.float32(LARGEST)  # a fixed point of dequantising in fp32
     codes = np.clip(blocks / scale[:, None, :, None], -LARGEST, LARGEST).astype(E4M3)
-    return codes.reshape(wide.shape)[:rows, :columns], scale
+    return codes.reshape(wide.shape)[:rows, :columns], scale[0]
