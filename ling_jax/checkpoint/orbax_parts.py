@@ -86,17 +86,13 @@ class OrbaxWriter(Writer):
     def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
         super().__init__(config, dtypes)
         leaves = specs.named_leaves(model_spec(config))
-        self._state, self._context = Path(folder).absolute() / "0" / "state", tensorstore.Context(NO_CACHE)
-        if not (self._state.is_dir() and (self._state.parent / manifest.META_FILE).exists()):
+        self._state = Path(folder).absolute() / "0" / "state"
+        if not self._state.is_dir():
             scalars = [np.zeros((), dtypes[path]) for path in leaves]
             orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
-        with orbax.damage(self._state, advice="; start anew with --noresume"):
-            self._arrays = {path: self._array(path) for path in leaves}
-        new = [path for path, array in self._arrays.items() if array.shape != self._shapes[path]]  # Orbax's scalars
-        self._create(new, dtypes)
-        self._arrays |= {path: self._array(path) for path in new}
+        self._arrays = self._open(dtypes)
         self._done = {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
 
     def write(self, parts: Iterable[Part]) -> None:
@@ -109,7 +105,11 @@ class OrbaxWriter(Writer):
         for part in parts:
             array = self._arrays[part.leaf].with_transaction(commit)
             (array[part.index] if part.index else array).write(np.asarray(part.values)).result()
-        self._finish(commit)
+        try:
+            commit.commit_async().result()
+        except Exception as error:  # of kinds of its own
+            reason = str(error).splitlines()[0][:200]
+            raise OSError(f"{self._state} cannot be written: {reason}") from error
 
     def is_written(self, leaf: str, index: Index) -> bool:
         numbers = chunk_numbers(self._shapes[leaf], self._chunks[leaf], index)
@@ -120,25 +120,22 @@ class OrbaxWriter(Writer):
         """Every commit is whole by itself; the manifest, which readers compare, is that of all of them."""
         manifest.write(self._state.parent)
 
-    def _create(self, paths: list[str], dtypes: Mapping[str, np.dtype]) -> None:
-        commit = tensorstore.Transaction(atomic=True)  # one file for all of them, or none
-        for path in paths:
-            metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
-            spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-            how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
-            tensorstore.open(spec, transaction=commit, context=self._context, **how).result()
-        self._finish(commit)
+    def _open(self, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
+        context = tensorstore.Context(NO_CACHE)
+        arrays = {path: self._array(path, context) for path in self._shapes}
+        new = [path for path, array in arrays.items() if array.shape != self._shapes[path]]
+        with tensorstore.Transaction(atomic=True) as commit:  # one file for all of them, or none
+            for path in new:
+                metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
+                spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+                how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
+                tensorstore.open(spec, transaction=commit, context=context, **how).result()
+        return arrays | {path: self._array(path, context) for path in new}
 
-    def _finish(self, commit: tensorstore.Transaction) -> None:
-        try:
-            commit.commit_async().result()
-        except Exception as error:  # of kinds of its own
-            reason = str(error).splitlines()[0][:200]
-            raise OSError(f"{self._state} cannot be written: {reason}") from error
-
-    def _array(self, path: str):
+    def _array(self, path: str, context: tensorstore.Context):
         spec = zarr(self._state, path) | {"store_data_equal_to_fill_value": True}
-        return tensorstore.open(spec, context=self._context).result()
+        with orbax.damage(self._state, leaf=path, advice="; start anew with --noresume"):
+            return tensorstore.open(spec, context=context).result()
 
 
 def stored_name(path: str) -> str:
