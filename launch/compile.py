@@ -34,7 +34,7 @@ from ling_jax.migrate.outline import source_config  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
 from ling_jax.train.start import with_sizes  # noqa: E402
 
-CONFIG = define_config()
+CONFIG = define_config(PretrainConfig, MigrateConfig)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16", required=True)
 SLICES = flags.DEFINE_integer("slices", 1, "so many of the topology, joined by their hosts' network", lower_bound=1)
 STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")

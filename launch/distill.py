@@ -14,7 +14,7 @@ from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.train.config import from_dict
 
-CONFIG = define_config()
+CONFIG = define_config(DistillConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
 PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
 

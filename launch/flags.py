@@ -5,24 +5,30 @@ import math
 import os
 import re
 import sys
-import traceback
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-import ml_collections
 from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
-from ml_collections.config_flags import config_path
 
-from ling_jax.config import nearest
+from launch.config_fields import field_lines
+from launch.overrides import EXAMPLE, check_overrides, meant_fields
 
-EXAMPLE = "configs/pretrain/tiny_2_6.py"
-OVERRIDE = re.compile(r"--?config\.([^=]+)")
+HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
+NUMBER = re.compile(r"flag (--\S+?)=(.*): invalid literal for int\(\) with base 10: .*")
+MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value")
+_config_classes: tuple[type, ...] = ()  # of the program's config: set once, by its `define_config`
 
 
-def define_config() -> flags.FlagHolder:
-    """`--config FILE`, whose fields `--config.a.b=value` and `--config.a[0].b=value` override."""
+def define_config(*classes: type) -> flags.FlagHolder:
+    """`--config FILE`, whose fields `--config.a.b=value` and `--config.a[0].b=value` override.
+
+    The file's config is of one of `classes`, whose fields --help lists.
+    """
+    global _config_classes
+    _config_classes = classes
     holder = config_flags.DEFINE_config_file("config", help_string=f"the experiment, a file such as {EXAMPLE}")
     flags.mark_flag_as_required("config")
     return holder
@@ -95,60 +101,51 @@ def _fail(error) -> NoReturn:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    if any(arg in HELP for arg in argv):
+        print(_help())
+        sys.exit(0)
     try:
-        if "config" in flags.FLAGS:
-            _check_overrides(argv)
+        if _config_classes:
+            check_overrides(argv, _config_classes)
         left = flags.FLAGS(argv)
         if len(left) > 1:
             raise flags.Error(f"{left[1]!r} is no flag; write --name=value")
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = logging.WARNING  # set, or absl makes it INFO
         return left
+    except flags.UnrecognizedFlagError as error:
+        _fail(f"{error}{meant_fields(error.flagname, _config_classes)} (--help lists the flags)")
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        _fail(error)
+        _fail(_missing(str(error), argv) or NUMBER.sub(r"\1=\2 is no whole number", str(error)))
 
 
-def _load(path: str):
-    """The config of a file; whatever goes wrong in it is told with its line."""
-    file = path.split(":")[0]
-    if not os.path.isfile(file):
-        raise flags.Error(f"--config={path}: {file} does not exist; name a file such as {EXAMPLE}")
-    try:
-        config = flags.FLAGS["config"].parser.parse(path)
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
-        where = f"{file}, line {lines[-1]}" if lines else file
-        raise flags.Error(f"{where}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise flags.Error(f"{file}: get_config() gives a {type(config).__name__}; it must give a ConfigDict")
-    return config
+def _missing(error: str, argv: Sequence[str]) -> str:
+    """The line for required flags that a command lacks; "" if the error is another one."""
+    names = MISSING.findall(error)
+    if not names:
+        return ""
+    lines = [f"--{name} is missing: {' '.join(flags.FLAGS[name].help.split())}" for name in names]
+    if stray := next((arg for arg in argv[1:] if not arg.startswith("-")), None):
+        lines.append(f"{stray!r} is no flag; write --name=value")
+    return "; ".join(lines) + " (--help lists the flags)"
 
 
-def _check_overrides(argv: list[str]) -> None:
-    """Their names against the config that they change; the flag itself would only say which part of one is unknown."""
-    names = flags.FlagValues()
-    flags.DEFINE_string("config", None, "", flag_values=names)
-    names(argv, known_only=True)
-    if names.config is None:
-        return
-    config = _load(names.config)
-    for name in (match[1] for match in map(OVERRIDE.match, argv) if match):
-        node, where = config, "config"
-        for part in config_path.split(name):
-            if isinstance(part, int):
-                if not isinstance(node, (tuple, list)) or not 0 <= part < len(node):
-                    raise flags.Error(f"--config.{name}: {where} has no item {part}")
-                where += f"[{part}]"
-            else:
-                if not isinstance(part, str):
-                    raise flags.Error(f"--config.{name}: items have numbers, as in {where}[0]")
-                if not hasattr(node, "keys"):
-                    raise flags.Error(f"--{where} is a value; it has no field {part!r}")
-                if part not in node:
-                    raise flags.Error(f"--config.{name}: {where} has no field {part!r}{nearest(part, node.keys())}")
-                where += f".{part}"
-            node = node[part]
-        if where.endswith("]"):
-            raise flags.Error(
-                f"--config.{name} is a whole item; override its fields, or all of {where.rpartition('[')[0]}"
-            )
+def _help() -> str:
+    """What the program does, its flags, and the fields of its config."""
+    module = sys.modules["__main__"]
+    text = [(module.__doc__ or "").strip(), "", "Flags (--name=value):"]
+    for name in sorted(_own_flags(sys.argv[0])):
+        flag = flags.FLAGS[name]
+        default = "" if flag.default is None else f" (default: {flag.default_as_str})"
+        text.append(textwrap.fill(f"--{name}: {' '.join(flag.help.split())}{default}", 118, subsequent_indent="    "))
+    if _config_classes:
+        text += ["", "Fields of the config (--config.NAME=value; one without a default stands in the file):"]
+        text += field_lines(_config_classes)
+    return "\n".join(text)
+
+
+def _own_flags(program: str) -> set[str]:
+    """Names of the flags that the modules of this folder define."""
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    ours = (defined for name, defined in modules if name == program or name.startswith("launch."))
+    return {flag.name for defined in ours for flag in defined} | ({"config"} if _config_classes else set())

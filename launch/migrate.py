@@ -18,7 +18,7 @@ from ling_jax.migrate.plan import prepare_plan
 from ling_jax.migrate.run import run_plan
 from ling_jax.train.config import from_dict
 
-CONFIG = define_config()
+CONFIG = define_config(MigrateConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "where the migration's files go; one that is there goes on")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the stages with their tokens, memory and checkpoints, and end")
 

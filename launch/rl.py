@@ -16,7 +16,7 @@ from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loop import check_replay, prepare, replay, train
 from ling_jax.train.config import from_dict
 
-CONFIG = define_config()
+CONFIG = define_config(RLConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
 REPLAY = flags.DEFINE_bool("replay", False, "compare the run in the workdir with itself, run again")
 

@@ -14,7 +14,7 @@ from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.train.config import from_dict
 
-CONFIG = define_config()
+CONFIG = define_config(SftConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
 PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
 

@@ -72,9 +72,9 @@ class ModelConfig:
     slope_layer_offset: int = 0  # 0: training and serving engines; -1: the official HF file (§5)
     init_std: float = 0.006  # Ling 2.0 report §3.2.1
     # How the model is run. None of these changes a stored parameter.
-    compute_dtype: Any = "bfloat16"
-    remat: str = "full"
-    scan_layers: bool = True
+    compute_dtype: Any = "bfloat16"  # of products; norms, softmax, router, head and losses have at least float32
+    remat: str = "full"  # what the backward pass computes again: "none", "full", "dots" or "ffn"
+    scan_layers: bool = True  # False: one program piece a layer, slower to compile
     lightning_chunk: int | None = None  # None: the kernel's own choice
     loss_chunk: int = 128  # tokens of each row whose logits exist at one time
     # The config.json that the model was read from, as text: exports keep its keys (`checkpoint.to_hf`). It says nothing

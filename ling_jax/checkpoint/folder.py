@@ -16,10 +16,11 @@ from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import END, ChatTemplate
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.hf import load_hf, load_hf_config, read_config
-from ling_jax.checkpoint.index import INDEX_FILE, is_workdir, other_weights, weight_files
+from ling_jax.checkpoint.index import INDEX_FILE, is_workdir, weight_files
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
+from ling_jax.checkpoint.near_models import near_models
 from ling_jax.checkpoint.side_files import copy_side_files
-from ling_jax.checkpoint.steps import ATTEMPTS, steps_in
+from ling_jax.checkpoint.steps import ATTEMPTS
 from ling_jax.checkpoint.workdir_sums import check_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -114,15 +115,8 @@ def check_model_folder(folder: Path) -> None:
     """Raises FileNotFoundError where the folder holds no model that can be read."""
     if folder.is_dir() and (weight_files(folder) or (folder / INDEX_FILE).is_file()):
         return
-    for inside in (folder, folder.parent):
-        if inside.name == "checkpoints" and steps_in(inside):
-            raise FileNotFoundError(
-                f"{folder} is inside of a workdir; name {inside.parent}, and a checkpoint by --step"
-            )
-    why = other_weights(folder) if folder.is_dir() else "; it is no folder"
     raise FileNotFoundError(
-        f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{why}; name a local folder: a model "
-        "of the Hugging Face Hub is downloaded first, by hf download"
+        f"{folder} holds neither checkpoints/ (a run's workdir) nor *.safetensors{near_models(folder)}"
     )
 
 

@@ -104,6 +104,21 @@ def source_from_config(config: dict) -> Source:
     return KINDS[kind](**given)
 
 
+def kind_of(path: str) -> str:
+    """The kind of source that a path is by the names of its files: "tokens", "parquet", "jsonl" or "text".
+
+    Raises FileNotFoundError or ValueError where there are no files, or where a folder holds parquet and JSON lines.
+    """
+    files = _find(path, "")
+    if files.keys() >= set(TOKEN_FILES):
+        return "tokens"
+    endings = {"parquet": ".parquet", "jsonl": JSON_LINES}
+    found = [kind for kind, ends in endings.items() if any(name.lower().endswith(ends) for name in files)]
+    if len(found) > 1:
+        raise ValueError(f"{path} holds parquet files and JSON lines; name a source for each in the config")
+    return found[0] if found else "text"
+
+
 def documents(source: Source) -> Iterator[str]:
     """The source's documents in a fixed order; blank ones are left out.
 

@@ -250,7 +250,8 @@ def from_dict(cls, values: Any, where: str = "config"):
     if dataclasses.is_dataclass(values):
         return values
     if not hasattr(values, "items"):
-        raise ValueError(f"{where} is {values!r}; expected a dict of {cls.__name__}'s fields")
+        example = ", ".join(repr(name) + ": …" for name in _required(cls) or _settings(cls))
+        raise ValueError(f"{where} is {values!r}; expected a dict of {cls.__name__}'s fields, such as {{{example}}}")
     hints = _settings(cls)
     for key in values:
         if key not in hints:

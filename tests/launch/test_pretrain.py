@@ -64,7 +64,7 @@ BAD_FLAGS = {
     "--config.data.sources[0]=x": "is a whole item; override its fields, or all of config.data.sources",
     "--config.data.sources[0].pth=x": "config.data.sources[0] has no field 'pth', did you mean 'path'?",
     "--config.data.sources[0].kind=test": "'test' is unknown, did you mean 'text'?",
-    "--config.train.steps=many": "flag --config.train.steps=many: invalid literal for int()",
+    "--config.train.steps=many": "--config.train.steps=many is no whole number",
     "--config.train.steps=0": "train.steps is 0; it must be positive",
     "--config.model.num_norm_groups=3": "num_norm_groups 3 does not divide",
     "--config.data.sequence_length=1000": "data.sequence_length is 1000; the model's context",
