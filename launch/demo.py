@@ -32,7 +32,7 @@ from ling_jax import data, model
 from ling_jax.align.records import ChatSource, records, texts, write_records
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.tool_calls import MARKUP
-from ling_jax.checkpoint import load_hf, save_hf
+from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.side_files import fill_in
 from ling_jax.envs.sources import held_out_tasks
@@ -116,7 +116,24 @@ def run(folder: Path, preset: str) -> None:
     title("Export of the last model to the Hugging Face format, and back")
     print(round_trip(open_model(folder / STAGES[-1].name), folder / "hf"))
     title("What was learned")
-    print(demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder)))
+    names = {"base": "pretrain", "hybrid": STAGES[-1].name}
+    models = {kind: orbax.load_config(folder / name / "checkpoints")[0] for kind, name in names.items()}
+    print(demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder), models))
+    print(ending(folder))
+
+
+def ending(folder: Path) -> str:
+    """The last lines: where the page is, and what to do next; green on a terminal."""
+    done = f"done: every stage ran. Open {folder}/report.html in a browser; report.json has the same numbers."
+    last = folder / STAGES[-1].name
+    commands = {
+        "talk to the last model": f"python -m launch.generate --model={last} --chat",
+        "export it": f"python -m launch.port --source={last} --target=exported",
+        "train on your own texts": "python -m launch.pretrain --config=configs/pretrain/tiny_2_6.py "
+        "--workdir=runs/own --data=FOLDER",
+    }
+    green, plain = ("\033[32m", "\033[0m") if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ("", "")
+    return "\n".join([f"\n{green}{done}{plain}", *(f"next: {command}  # {what}" for what, command in commands.items())])
 
 
 def title(text: str) -> None:

@@ -333,7 +333,8 @@ def play(player: Player, episodes: Iterable[Episode], version: int = 0) -> Itera
 
 def evaluate(player: Player, params, tasks: Sequence[Task]) -> list[dict[str, Any]]:
     """What the weights do with each task, in order: a JSON object with outcome (0 or 1), tokens, calls, superfluous
-    calls, status and the turns. With a player of temperature 0, the likeliest answers."""
+    calls, status, the messages after the prompt, and the answer that is expected. With a player of temperature 0, the
+    likeliest answers."""
     player.load(params)
     asks = [Ask(i, i, task, seed=i) for i, task in enumerate(tasks)]
     playing = ([episode] for episode in play(player, player.reader.begin(asks)))
@@ -354,7 +355,8 @@ def describe(episode: Episode) -> dict[str, Any]:
         "calls": len(episode.calls),
         "superfluous_calls": episode.superfluous_calls,
         "status": episode.trajectory.status,
-        "turns": episode.turns,
+        "messages": [{"role": m["role"], "content": m["content"]} for m in episode.messages[len(task.messages) :]],
+        "expected": task.hidden.get("answer"),
     }
 
 
