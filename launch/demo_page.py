@@ -31,9 +31,10 @@ main{max-width:1080px;margin:0 auto;padding:20px 16px 60px}h1{font-size:28px;mar
 margin:2em 0 .5em}h3{font-size:15px;margin:1.2em 0 .4em}p{max-width:75ch}.muted{color:var(--muted)}
 .card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-top:10px}.facts b{display:block;font-size:18px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(290px,1fr));gap:12px}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:12px}
+.wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
 svg{width:100%;height:auto;display:block;font-family:inherit}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:13.5px;min-width:100%}td,th{padding:6px 10px;text-align:left;
+table{border-collapse:collapse;font-size:13.5px;min-width:100%}td,th{padding:6px 8px;vertical-align:top;text-align:left;
 border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}
 .badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 9px;font-size:12px;
 font-weight:600}.none{color:var(--none)}.said{background:var(--said);border-radius:8px;padding:6px 9px;margin:5px 0;
@@ -113,7 +114,7 @@ def hero(stages: Sequence[Mapping[str, Any]]) -> str:
         chart("Accuracy, with 95 % intervals", accuracy, x_names=names, y_range=(0, 1), percent=True, width=520),
         chart("Tokens per answer", tokens, x_names=names, width=520),
     ]
-    return f'<div class="grid" style="margin-top:14px">{"".join(card(one) for one in charts)}</div>'
+    return f'<div class="grid wide" style="margin-top:14px">{"".join(card(one) for one in charts)}</div>'
 
 
 def card(content: str) -> str:
@@ -143,7 +144,7 @@ def _accuracy(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     (low, high), kind = now["ci95"], ""
     if before:
         kind = "good" if low > before["ci95"][1] else "bad" if high < before["ci95"][0] else ""
-    return f'<b class="{kind}">{now["accuracy"]:.1%}</b> <span class=muted>{low:.0%}-{high:.0%}</span>'
+    return f'<b class="{kind}">{now["accuracy"]:.1%}</b><br><span class=muted>{low:.0%} to {high:.0%}</span>'
 
 
 def conversations(answers: Mapping[str, Answers]) -> str:

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 34  # margins around the plot
+WIDTH, HEIGHT = 360, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 40, 34  # margins around the plot
 TICKS = 4
+DODGE = 5  # pixels between series over named places
 
 
 class Series(NamedTuple):
@@ -40,14 +41,15 @@ def chart(
     ys = [y for one in series for pair in (*one.intervals, [y for _, y in one.points]) for y in pair]
     low, high = y_range or _padded(min(ys), max(ys))
     height = HEIGHT + (24 if x_names else 0)
-    place_x = _scale(min(xs), max(xs), LEFT, width - RIGHT, pad=10 if x_names else 0)
+    place_x = _scale(min(xs), max(xs), LEFT, width - RIGHT, pad=16 if x_names else 0)
     place_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
     parts = [_text(LEFT, 14, title, size=13, weight=600)]
     parts += _y_axis(low, high, place_y, width, percent=percent)
     parts += _x_axis(xs, x_names, x_label, place_x, width)
     for number, one in enumerate(series):
-        parts += _drawn(one, f"var(--c{number % 4})", place_x, place_y)
-    parts += _legend([one.name for one in series], width) if len(series) > 1 else []
+        aside = DODGE * (number - (len(series) - 1) / 2) if x_names else 0  # intervals of one place stay apart
+        parts += _drawn(one, f"var(--c{number % 4})", lambda x, aside=aside: place_x(x) + aside, place_y)
+    parts += _legend([one.name for one in series]) if len(series) > 1 else []
     return _svg(width, height, title, parts)
 
 
@@ -124,12 +126,12 @@ def _x_axis(xs: Sequence[float], names: Sequence[str], label: str, place: Callab
     return [*parts, _text(width - RIGHT, HEIGHT - 4, label, anchor="end")] if label else parts
 
 
-def _legend(names: Sequence[str], width: int) -> list[str]:
-    parts, x = [], width - RIGHT
-    for number, name in reversed(list(enumerate(names))):
-        x -= 7 * len(name) + 22
-        parts.append(f'<rect x="{x}" y="18" width="10" height="3" fill="var(--c{number % 4})"/>')
-        parts.append(_text(x + 14, 23, name))
+def _legend(names: Sequence[str]) -> list[str]:
+    parts, x = [], LEFT
+    for number, name in enumerate(names):
+        parts.append(f'<rect x="{x}" y="25" width="10" height="3" fill="var(--c{number % 4})"/>')
+        parts.append(_text(x + 14, 30, name))
+        x += 7 * len(name) + 26
     return parts
 
 
