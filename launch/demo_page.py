@@ -18,6 +18,7 @@ PANELS = {
     "accuracy": "Accuracy of samples",
     "tokens_per_answer": "Tokens per answer",
 }
+CALL_LINE = ">\n<"  # between the parts of a tool call, which take a line each
 SHOWN_STAGES = 3  # conversations of a task side by side: the first stage, the middle one and the last
 STYLE = """
 :root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--text:#1c1c1e;--muted:#6a6a70;--grid:#e4e4e2;--line:#dcdcda;
@@ -35,7 +36,7 @@ margin:2em 0 .5em}h3{font-size:15px;margin:1.2em 0 .4em}p{max-width:75ch}.muted{
 .wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
 svg{width:100%;height:auto;display:block;font-family:inherit}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13.5px;min-width:100%}td,th{padding:6px 8px;vertical-align:top;text-align:left;
-border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600}.good{color:var(--good)}.bad{color:var(--bad)}
+border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600}tr>th:first-child{white-space:normal}.good{color:var(--good)}.bad{color:var(--bad)}
 .badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 9px;font-size:12px;
 font-weight:600}.none{color:var(--none)}.said{background:var(--said);border-radius:8px;padding:6px 9px;margin:5px 0;
 font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
@@ -179,7 +180,7 @@ def _conversation(stage: str, answer: Mapping[str, Any]) -> str:
     said = [f'<div class="said muted">{html.escape(answer["prompt"])}</div>']
     for message in answer["messages"]:
         kind = "said tool" if message["role"] == "tool" else "said"
-        said.append(f'<div class="{kind}">{html.escape(message["content"])}</div>')
+        said.append(f'<div class="{kind}">{html.escape(message["content"].replace(CALL_LINE, "> <"))}</div>')
     verdict = f'<span class="{"good" if right else "bad"}">{"right" if right else "wrong"}</span>'
     if not answer["messages"]:
         said.append('<div class="said muted">(cut off by the limit of tokens)</div>')
@@ -210,9 +211,9 @@ def migrated(migration: Sequence[Mapping[str, Any]], models: Mapping[str, ModelC
         for name, config in (("base", base), ("hybrid", hybrid))
     ]
     charts = [
-        chart("Held-out loss, nats per token", series, x_names=names, width=480),
+        chart("Held-out loss, nats per token", series, x_names=names),
         strip("Kinds of layers", rows, used),
-        chart("What decoding keeps of a text, MB", caches, x_label="thousand tokens", width=480),
+        chart("What decoding keeps of a text, MB", caches, x_label="thousand tokens"),
     ]
     return f"<div class=grid>{''.join(map(card, charts))}</div>"
 
