@@ -36,7 +36,8 @@ margin:2em 0 .5em}h3{font-size:15px;margin:1.2em 0 .4em}p{max-width:75ch}.muted{
 .wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
 svg{width:100%;height:auto;display:block;font-family:inherit}.scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:13.5px;min-width:100%}td,th{padding:6px 8px;vertical-align:top;text-align:left;
-border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600}tr>th:first-child{white-space:normal}.good{color:var(--good)}.bad{color:var(--bad)}
+border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600}tr>th:first-child{white-space:normal}
+.good{color:var(--good)}.bad{color:var(--bad)}
 .badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 9px;font-size:12px;
 font-weight:600}.none{color:var(--none)}.said{background:var(--said);border-radius:8px;padding:6px 9px;margin:5px 0;
 font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}

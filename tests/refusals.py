@@ -30,13 +30,19 @@ def run_each(module: str, commands: list[list[str]], *, path: str = "") -> list[
     return [subprocess.CompletedProcess(*result) for result in zip(commands, *zip(*results, strict=True), strict=True)]
 
 
+def parse_each(module: str, commands: list[list[str]]) -> list[subprocess.CompletedProcess]:
+    """Reads the flags of each command, configs and overrides included, and runs nothing."""
+    return run_each(module, [["--only_parse", *command] for command in commands])
+
+
 def _run(main, flags: list[str], outputs: list[Path]) -> None:
     from launch.flags import run_program
 
     for descriptor, output in enumerate(outputs, start=1):
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
-    sys.argv = ["program", *flags]
-    run_program(main)
+    only_parse = flags[:1] == ["--only_parse"]
+    sys.argv = ["program", *flags[only_parse:]]
+    run_program((lambda: None) if only_parse else main)
 
 
 def _main() -> None:
