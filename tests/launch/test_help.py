@@ -81,7 +81,8 @@ def test_every_field_of_a_config_is_listed_with_its_default():
 def test_several_models_in_a_folder_are_named(tmp_path):
     for stage in ("sft", "kpop"):
         (tmp_path / stage / "checkpoints" / "3").mkdir(parents=True)
-    near = {tmp_path: "name one of {0}/kpop, {0}/sft", tmp_path / "sft" / "checkpoints": "name the workdir, {0}/sft"}
+    inside = "name {0}/sft, and a checkpoint by --step"
+    near = {tmp_path: "name one of {0}/kpop, {0}/sft", tmp_path / "sft" / "checkpoints": inside}
     near[tmp_path / "sft" / "checkpoints" / "3"] = near[tmp_path / "sft" / "checkpoints"]
     results = run_each("launch.generate", [[f"--model={path}", "--prompt=x"] for path in near])
     for done, answer in zip(results, near.values(), strict=True):
