@@ -3,6 +3,7 @@
     python -m launch.port --source=Ling-2.6-flash --target=runs/flash --dtype=bfloat16
     python -m launch.port --source=runs/demo/pretrain --target=exported
     python -m launch.port --source=Ling-2.6-1T --target=runs/1t --max_host_gb=16 --dry_run
+    python -m launch.port --compare=Ling-2.6-flash,runs/flash
 
 A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), one with checkpoints/ becomes a Hugging
 Face folder. All files that are neither weights nor config.json go along, and an export gets what it lacks
@@ -10,10 +11,12 @@ Face folder. All files that are neither weights nor config.json go along, and an
 
 The target appears when it is whole. Until then it is `.NAME.partial` beside it, and the same command goes on there
 after an interruption. `--layers=N` makes a smaller model of the first N layers: try the path before the hours.
+`--compare` runs two models on the same tokens, layer by layer, and names the first part that departs.
 """
 
 import dataclasses
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -35,12 +38,15 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
 from ling_jax.checkpoint.transfer import transfer
+from ling_jax.checkpoint.verify import check_same_shapes, compare_models
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
+from ling_jax.evaluate.compare import compare_folders
+from ling_jax.evaluate.layer_errors import config_differences
 
 define_checks()
-SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir", required=True)
-TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet", required=True)
+SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir")
+TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -54,13 +60,23 @@ LAYERS = flags.DEFINE_integer("layers", None, "only the first N layers", lower_b
 MTP = flags.DEFINE_bool("mtp", True, "with --layers: keep the MTP layers")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan, from headers alone, and end")
 RESUME = flags.DEFINE_bool("resume", True, "go on with what an interrupted port to this target left")
-VERIFY = flags.DEFINE_bool("verify", False, "read both sides again and compare every number; a target there is checked")
+VERIFY = flags.DEFINE_bool(
+    "verify", False, "read both sides again and compare every number; of a target that is there, too"
+)
+COMPARE = flags.DEFINE_list("compare", [], "A,B: run two models on the same tokens layer by layer, and nothing else")
+PROMPT = flags.DEFINE_string("prompt", "", "the text of --compare; random tokens if not given")
+TOKENS = flags.DEFINE_integer("tokens", 512, "of --compare, at most", lower_bound=1)
 
 FP8 = "float8"
 LARGEST_GB = 1e9  # of a flag: more than any machine has
 
 
 def main() -> None:
+    with usage_errors():
+        if _compares():
+            for line in compare_folders(*COMPARE.value, num_tokens=TOKENS.value, prompt=PROMPT.value):
+                print(line, flush=True)
+            return
     # Not Path.expanduser, which raises where ~ is of an unknown user.
     source, target = (Path(os.path.expanduser(flag.value)) for flag in (SOURCE, TARGET))
     with usage_errors():
@@ -69,7 +85,7 @@ def main() -> None:
         workdir = is_workdir(source)
         step = load_config(source / "checkpoints", STEP.value)[1] if workdir else None
         if VERIFY.value and target.is_dir() and any(target.iterdir()):
-            _verify(_open(source, step), target, target)
+            _verify(_open(source, step), open_layers(target), target)
             return
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"{target} exists and is not empty; name a new folder")
@@ -92,9 +108,17 @@ def main() -> None:
             _ingest(source, target)
 
 
+def _compares() -> bool:
+    """Whether to compare two models, rather than to port one."""
+    if COMPARE.value and (len(COMPARE.value) != 2 or SOURCE.value or TARGET.value):
+        named = ",".join(COMPARE.value)
+        raise ValueError(f"--compare={named}: name two models, A,B, and neither --source nor --target")
+    if not COMPARE.value and not (SOURCE.value and TARGET.value):
+        raise ValueError("name --source and --target, or two models to --compare")
+    return bool(COMPARE.value)
+
+
 def _check_flags() -> None:
-    if VERIFY.value and DTYPE.value == FP8:
-        raise ValueError("--verify compares bits, which --dtype=float8 does not keep; leave one out")
     if not MTP.value and LAYERS.value is None:
         raise ValueError("--nomtp is of --layers=N; with the number of all layers it only leaves MTP out")
     for flag in (MAX_HOST_GB, SHARD_GB):
@@ -132,7 +156,7 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
         copy_side_files(source / "tokenizer", partial)
         fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
         if VERIFY.value:
-            _verify(reader, partial, target)
+            _verify(reader, open_layers(partial), target)
     print(f"{source} -> {target}")
 
 
@@ -151,14 +175,13 @@ def _ingest(source: Path, target: Path) -> None:
         _move(reader, writer(partial), plan)
         copy_side_files(source, partial / "tokenizer")
         if VERIFY.value:
-            _verify(reader, partial, target)
+            _verify(reader, open_layers(partial), target)
     print(f"{source} -> {target}")
 
 
 def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], target: Path) -> port.Plan:
     """Prints what the port takes; raises where memory or disk does not do."""
-    limit = None if MAX_HOST_GB.value is None else int(MAX_HOST_GB.value * port.GB)
-    plan = port.make_plan(reader, config, dtypes, limit, len(os.sched_getaffinity(0)), fp8=DTYPE.value == FP8)
+    plan = port.make_plan(reader, config, dtypes, _max_bytes(), _cpus(), fp8=DTYPE.value == FP8)
     print(
         f"{plan.num_tensors} tensors, {plan.nbytes} bytes ({plan.nbytes / port.GB:.2f} GB) to write; memory "
         f"{plan.memory / port.GB:.2f} GB with {plan.threads} threads; the least --max_host_gb is "
@@ -198,13 +221,24 @@ def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
     print(f"{plan.nbytes / port.GB:.2f} GB in {port.duration(seconds)}", flush=True)
 
 
-def _verify(reader: Reader, folder: Path, target: Path) -> None:
-    """Raises ValueError naming the leaves of the target, which lies in `folder`, that are not the source's."""
-    found = port.different_parts(reader, open_layers(folder))
-    if found:
-        named = ", ".join(f"{leaf} (largest difference {error:.3g})" for leaf, error in list(found.items())[:4])
-        raise ValueError(f"{target}: {len(found)} leaves are not those of the source: {named}; port again")
-    print(f"verified: all numbers of {target} are those of the source", flush=True)
+def _verify(reader: Reader, written: Reader, target: Path) -> None:
+    """Raises ValueError naming the tensors of the target, read by `written`, that are not the source's."""
+    check_same_shapes(reader, written)
+    for text in config_differences(reader.config, written.config):
+        print(f"warning: the configs of source and target differ: {text}", file=sys.stderr, flush=True)
+    plan, start = port.make_plan(reader, written.config, written.dtypes, _max_bytes(), _cpus()), time.monotonic()
+    found = compare_models(reader, written, threads=plan.threads, progress=port.Progress(plan.moved_bytes))
+    found.check(target)
+    seconds = port.duration(time.monotonic() - start)
+    print(f"verified: {found} of {target} are those of the source; {plan.nbytes / port.GB:.2f} GB in {seconds}")
+
+
+def _max_bytes() -> int | None:
+    return None if MAX_HOST_GB.value is None else int(MAX_HOST_GB.value * port.GB)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _in_dtype(config: ModelConfig) -> ModelConfig:

@@ -4,17 +4,19 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import crc32c
 
-from ling_jax.files import read_object
+from ling_jax.files import read_object, replacing
 from ling_jax.messages import shown
 
 BLOCK_BYTES = 8 * 2**20  # our choice
 THREADS = min(8, os.cpu_count() or 1)  # crc32c lets other threads run
+FOLDER_SUMS = ".sums.json"
 
 Sum = dict[str, Any]  # {"bytes": size, "crc32c": eight hexadecimal digits}
 
@@ -74,11 +76,40 @@ def sealed(content: dict[str, Any]) -> bytes:
     return json.dumps(content | {"crc32c": f"{crc32c.crc32c(body):08x}"}, indent=1).encode()
 
 
+def write_sealed(content: dict[str, Any], path: Path) -> None:
+    """Writes `sealed` JSON, which is on the disk when this returns."""
+    with replacing(path) as file:
+        file.write(sealed(content))
+        file.flush()
+        if "://" not in str(path):
+            os.fsync(file.fileno())
+
+
+def write_folder_sums(folder: Path) -> None:
+    """Writes the sums of all files below a folder into it, as `FOLDER_SUMS`; to be called when all else is written."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = sums_of(folder, [name for name in names if name != FOLDER_SUMS], flush=True)
+    write_sealed({"files": files}, folder / FOLDER_SUMS)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises DamagedFile where a file below is not as it was at `write_folder_sums`.
+
+    Folders of earlier versions have no sums, which a line on stderr says.
+    """
+    if not checks.verify:
+        return
+    path = folder / FOLDER_SUMS
+    if not path.exists():
+        print(f"{path} is missing, as in earlier versions: the folder is not verified", file=sys.stderr, flush=True)
+        return
+    compare(folder, read_sealed(path, "the sums of a folder's files")["files"])
+
+
 def read_sealed(path: Path, expected: str) -> dict[str, Any]:
     """The object that `sealed` wrote. Raises OSError, ValueError on what is no object, and DamagedFile."""
     content = read_object(path, expected)
-    content.pop("crc32c", None)
-    if sealed(content) != path.read_bytes():
+    if content.pop("crc32c", None) is None or sealed(content) != path.read_bytes():
         raise DamagedFile(f"{path} has changed since it was written: its own crc32c is another")
     return content
 

@@ -6,6 +6,7 @@ its own domain, and the model is fine-tuned on what is right and shortest of all
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.envs.sources import TaskSource, check_tasks
-from ling_jax.files import write_json
+from ling_jax.files import read_object
+from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
 from ling_jax.train.loop import Run
 from ling_jax.train.programs import use_compilation_cache
@@ -97,24 +99,50 @@ def prepare_distillation(config: DistillConfig, workdir) -> Run:
 def answer_files(
     config: DistillConfig, student: ModelFolder, origins: Mapping[str, int | None], folder: Path
 ) -> list[ChatSource]:
-    """A source for each teacher's answers: a file that is there is whole and is used again.
+    """A source for each teacher's answers: a file that is there is used again.
 
-    `origins` says which checkpoint of a teacher answers.
+    Its figures stand beside it with its sum, and are written last. `origins` says which checkpoint of a teacher
+    answers. Raises DamagedFile where a file that is there is not as it was written.
     """
     sources = []
     for number, teacher in enumerate(config.teachers):
         step = origins[teacher.model]
         path = folder / f"answers_{number}_{_digest(config, teacher, step, student)}.jsonl"
-        if not path.exists():
-            print(f"teacher {number}: {teacher.model} answers", flush=True)
-            model = load_model(teacher.model, step=step)
-            records, figures = shortest_correct(model, teacher.tasks, student, config.sampling)
-            print(f"teacher {number}: {_told(figures)}", flush=True)
-            _check_kept(teacher, figures)
-            write_json(figures._asdict(), path.with_suffix(".json"))
-            write_records(records, path)
+        if not _are_there(path):
+            _ask(teacher, step, config, student, path)
         sources.append(ChatSource(path=str(path), weight=teacher.weight))
     return sources
+
+
+def _ask(teacher: Teacher, step: int | None, config: DistillConfig, student: ModelFolder, path: Path) -> None:
+    """Writes a teacher's answers, and beside them the figures with their sum."""
+    print(f"{teacher.model} answers", flush=True)
+    model = load_model(teacher.model, step=step)
+    records, figures = shortest_correct(model, teacher.tasks, student, config.sampling)
+    print(f"{teacher.model}: {_told(figures)}", flush=True)
+    _check_kept(teacher, figures)
+    write_records(records, path)
+    write_sealed(figures._asdict() | {"files": sums_of(path.parent, [path.name])}, path.with_suffix(".json"))
+
+
+def _are_there(path: Path) -> bool:
+    """Whether a teacher's answers are there. Raises DamagedFile where they are not as they were written."""
+    beside, expected = path.with_suffix(".json"), "the figures of a teacher's answers"
+    missing = [file for file in (path, beside) if not file.exists()]
+    if len(missing) == 1:
+        print(f"WARNING: DAMAGED FILE: {missing[0]} is missing; the teacher answers again", file=sys.stderr, flush=True)
+    if missing or not checks.verify:
+        return not missing
+    try:
+        if read_object(beside, expected).keys() == set(Figures._fields):
+            print(f"{path} is of an earlier version: its bytes are not verified", file=sys.stderr, flush=True)
+        else:
+            compare(path.parent, read_sealed(beside, expected)["files"])
+    except ValueError as error:
+        raise DamagedFile(
+            f"{error}; remove {path}, and the same command asks the teacher again (--no_verify reads what is there)"
+        ) from None
+    return True
 
 
 def _digest(config: DistillConfig, teacher: Teacher, step: int | None, student: ModelFolder) -> str:

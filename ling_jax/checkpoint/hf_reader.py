@@ -8,8 +8,9 @@ import numpy as np
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.fit import check_sizes, check_tensors
 from ling_jax.checkpoint.hf_config import from_hf
-from ling_jax.checkpoint.names import Slot, from_official, narrowed, slots
+from ling_jax.checkpoint.names import Slot, from_official, narrowed, slots, to_official
 from ling_jax.checkpoint.parts import Reader
+from ling_jax.checkpoint.quantised import rounded
 from ling_jax.checkpoint.safetensors_file import DTYPES
 from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.config import ModelConfig
@@ -32,6 +33,7 @@ class HfReader(Reader):
         places = slots(model_spec(config), config)
         check_tensors(self._tensors, places, config)
         self._slots = {(slot.leaf, slot.index): slot for slot in places}
+        self._quantised = {slot.leaf for slot in places if self._tensors.format_of(slot.name)}
         self._depth = {slot.leaf: len(slot.index) for slot in places}
         self._shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(config)).items()}
         super().__init__(config, self._stored_dtypes(places, config, dtype))
@@ -43,6 +45,24 @@ class HfReader(Reader):
         slot = narrowed(self._slots[leaf, index[:depth]], index[depth:])
         rows = slice(slot.row, slot.row + slot.official[0])
         return from_official(self._tensors.read(slot.name, rows, self.dtypes[leaf]), slot)
+
+    def as_stored(self, value: np.ndarray, leaf: str, index: Index = ()) -> np.ndarray:
+        """As in `Reader`. FP8 in its blocks, of which the part has whole ones, in the dtype that this model is read in.
+
+        Raises ValueError on what FP8 cannot hold.
+        """
+        if leaf not in self._quantised:
+            return super().as_stored(value, leaf, index)
+        depth = self._depth[leaf]
+        if len(index) < depth:
+            return np.stack([self.as_stored(part, leaf, (*index, i)) for i, part in enumerate(value)])
+        slot = narrowed(self._slots[leaf, index[:depth]], index[depth:])
+        if (form := self._tensors.format_of(slot.name)) is None:
+            return super().as_stored(value, leaf, index)
+        return from_official(rounded(to_official(value, slot), form, self.dtypes[leaf]), slot)
+
+    def is_quantised(self, leaf: str, index: Index = ()) -> bool:
+        return self._tensors.format_of(self._slots[leaf, index[: self._depth[leaf]]].name) is not None
 
     def report_nonfinite(self, where: str = "") -> None:
         self._tensors.report_nonfinite()

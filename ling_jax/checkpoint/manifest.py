@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ling_jax import __version__
-from ling_jax.files import read_object, replacing
+from ling_jax.files import read_object
 from ling_jax.messages import shown
-from ling_jax.sums import DamagedFile, compare, read_sealed, sealed, sums_of
+from ling_jax.sums import DamagedFile, compare, read_sealed, sums_of, write_sealed
 
 FILE_NAME = "manifest.json"
 META_FILE = "meta/metadata"  # the record of the model and the run, as Orbax names it
@@ -35,10 +35,7 @@ def write(folder: Path) -> None:
         left_over.unlink()
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     files = sums_of(folder, [name for name in names if name != FILE_NAME], flush=True)
-    with replacing(folder / FILE_NAME) as file:
-        file.write(sealed({"format": FORMAT, "code": code_version(), "meta": meta, "files": files}))
-        file.flush()
-        os.fsync(file.fileno())
+    write_sealed({"format": FORMAT, "code": code_version(), "meta": meta, "files": files}, folder / FILE_NAME)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         flush_folder(path)
 
@@ -47,16 +44,31 @@ def verify(folder: Path) -> bool:
     """Compares every file with the manifest; False where there is none, as in checkpoints of earlier versions.
 
     Raises DamagedCheckpoint, which names the first file that is missing, cut or another, and ValueError on a manifest
-    of another format. Files that the manifest does not name are left alone.
+    of another format. Files that the manifest does not name are left alone. What this process has compared, and no one
+    has touched since, is not read again.
     """
     folder = Path(folder)
     if not (folder / FILE_NAME).exists():
         return False
     try:
-        compare(folder, read(folder).get("files"))
-    except DamagedFile as error:
+        _compare(folder, _stats(folder))
+    except (DamagedFile, OSError) as error:
         raise DamagedCheckpoint(str(error)) from None
     return True
+
+
+def _stats(folder: Path) -> tuple:
+    """What tells whether files were touched: a name, size, time of change and inode each."""
+    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
+    return tuple(
+        (str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path in files for s in [path.stat()]
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _compare(folder: Path, stats: tuple) -> None:
+    """Reads all files of a checkpoint; in a process once, unless one of them was touched since."""
+    compare(folder, read(folder).get("files"))
 
 
 def read(folder: Path) -> dict[str, Any]:

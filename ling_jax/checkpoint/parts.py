@@ -71,6 +71,18 @@ class Reader(_Parts, abc.ABC):
     def report_nonfinite(self, where: str = "") -> None:
         """One warning about NaN and infinity in what was read since the last."""
 
+    def as_stored(self, value: np.ndarray, leaf: str, index: Index = ()) -> np.ndarray:
+        """A part of another model with this one's shapes, rounded as this one's storage would round it.
+
+        That is the value itself where the storage holds every number of its dtype.
+        """
+        wider = np.promote_types(value.dtype, self.dtypes[leaf]) == self.dtypes[leaf]
+        return value if wider else value.astype(self.dtypes[leaf])
+
+    def is_quantised(self, leaf: str, index: Index = ()) -> bool:
+        """Whether a part of one layer and expert is FP8."""
+        return False
+
     def top(self, name: str) -> np.ndarray:
         value = self.read(name)
         self.report_nonfinite()

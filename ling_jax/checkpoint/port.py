@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ling_jax import spec as specs
 from ling_jax.checkpoint.hf_writer import shard_layout
 from ling_jax.checkpoint.index import INDEX_FILE
 from ling_jax.checkpoint.names import slots
@@ -144,27 +143,6 @@ class Progress:
 def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def different_parts(reader: Reader, written: Reader) -> dict[str, float]:
-    """{leaf: largest difference} of the leaves that are not bit-equal; both are read band by band.
-
-    Raises ValueError where the two are models of different parameters.
-    """
-    one, other = (specs.named_leaves(model_spec(r.config)) for r in (reader, written))
-    for leaf in one.keys() | other.keys():
-        if leaf not in one or leaf not in other or one[leaf].shape != other[leaf].shape:
-            raise ValueError(f"the target is of another model than the source: {leaf} is not the same in both")
-    found: dict[str, float] = {}
-    for band in bands(reader, written.config, written.dtypes):
-        wanted = reader.read(band.leaf, band.index).astype(written.dtypes[band.leaf], copy=False)
-        value = written.read(band.leaf, band.index)
-        if wanted.tobytes() != value.tobytes():
-            with np.errstate(invalid="ignore"):
-                error = np.abs(value.astype(np.float64) - wanted.astype(np.float64))
-            largest = float(np.max(np.nan_to_num(error, nan=np.inf)))
-            found[band.leaf] = max(largest, found.get(band.leaf, 0.0))
-    return found
 
 
 def source_identity(folder: Path, step: int | None) -> dict[str, Any]:

@@ -250,30 +250,33 @@ BLOCK_CONFIG = {
     "activation_scheme": "dynamic",
     "weight_block_size": [BLOCK, BLOCK],
 }
+BLOCKS = WeightFormat(BLOCK, BLOCK)
 E4M3 = FP8["F8_E4M3"]
 LARGEST = float(ml_dtypes.finfo(E4M3).max)
 
 
-def quantise(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(E4M3 weight, fp32 scale [rows/128, columns/128]) of whole blocks of a matrix; the last ones may be ragged.
+def quantise(value: np.ndarray, form: WeightFormat = BLOCKS) -> tuple[np.ndarray, np.ndarray]:
+    """(E4M3 weight, fp32 scale of each block) of whole blocks of a matrix; the last ones may be ragged.
 
     The largest element of a block becomes the largest code, so that quantising what was dequantised changes nothing.
     Raises ValueError on what is not finite. Little memory beside the result is used.
     """
+    high, broad = form.block_rows or len(value), form.block_columns or value.shape[1]
     codes = np.empty(value.shape, E4M3)
-    scale = np.empty(tuple(-(-size // BLOCK) for size in value.shape), np.float32)
-    for row in range(len(scale)):
-        rows = slice(row * BLOCK, (row + 1) * BLOCK)
-        codes[rows], scale[row] = _quantise_row(value[rows])
+    scale = np.empty((-(-len(value) // high), -(-value.shape[1] // broad)), np.float32)
+    step = max(1, BLOCK // high)  # rows of blocks
+    for row in range(0, len(scale), step):
+        rows = slice(row * high, (row + step) * high)
+        codes[rows], scale[row : row + step] = _quantise_rows(value[rows], high, broad)
     return codes, scale
 
 
-def _quantise_row(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of one row of blocks."""
+def _quantise_rows(value: np.ndarray, high: int, broad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a few rows of blocks, so many rows and columns each."""
     rows, columns = value.shape
-    wide = np.zeros((-(-rows // BLOCK) * BLOCK, -(-columns // BLOCK) * BLOCK), np.float32)
+    wide = np.zeros((-(-rows // high) * high, -(-columns // broad) * broad), np.float32)
     wide[:rows, :columns] = value
-    blocks = wide.reshape(len(wide) // BLOCK, BLOCK, -1, BLOCK)
+    blocks = wide.reshape(len(wide) // high, high, -1, broad)
     largest = np.abs(blocks).max(axis=(1, 3))
     if not np.isfinite(largest).all():
         raise ValueError("a block has NaN or infinity, which FP8 cannot hold; export in bfloat16")
@@ -281,4 +284,9 @@ def _quantise_row(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = largest / np.float32(LARGEST)
     scale = (scale * np.float32(LARGEST)) / np.float32(LARGEST)  # a fixed point of dequantising in fp32
     codes = np.clip(blocks / scale[:, None, :, None], -LARGEST, LARGEST).astype(E4M3)
-    return codes.reshape(wide.shape)[:rows, :columns], scale[0]
+    return codes.reshape(wide.shape)[:rows, :columns], scale
+
+
+def rounded(value: np.ndarray, form: WeightFormat, dtype) -> np.ndarray:
+    """What whole blocks of a matrix are after they were quantised and dequantised. Raises as `quantise`."""
+    return dequantise(*quantise(value, form), form, 0, dtype)

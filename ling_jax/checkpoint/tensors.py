@@ -11,6 +11,7 @@ from ling_jax.checkpoint.index import locate
 from ling_jax.checkpoint.names import IGNORED
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.checkpoint.quantised import (
+    WeightFormat,
     dequantise,
     is_activation_scale,
     pair_scales,
@@ -64,6 +65,10 @@ class Tensors:
         """As safetensors names it, such as "BF16"."""
         file, stored = self._place[name]
         return file.dtype(stored)
+
+    def format_of(self, name: str) -> WeightFormat | None:
+        """How a weight is quantised; None: not at all."""
+        return self._format if name in self._scales else None
 
     def dtype(self, name: str, dequantised) -> np.dtype:
         """What a weight is stored in; `dequantised` if that is FP8."""

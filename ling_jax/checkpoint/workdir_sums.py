@@ -16,23 +16,30 @@ from ling_jax.files import read_object
 from ling_jax.messages import shown
 from ling_jax.sums import DamagedFile, checks, compare, sums_of
 
+# Also logs: files that grow, or that are written once.
+ALSO = ("origins.json", "tensorboard/*", "evaluation/**/*")
+
 
 def workdir_sums(workdir: epath.PathLike, logs: Sequence[str]) -> dict[str, Any]:
-    """{"logs", "texts"}: sums of the named logs and of tokenizer/, all on the disk when this returns.
+    """{"logs", "texts"}: sums of the named logs, `ALSO`, and tokenizer/, all on the disk when this returns.
 
     Of an object store nothing: it keeps sums itself.
     """
     if "://" in str(workdir):
         return {}
     workdir = Path(workdir)
-    texts = (path for path in (workdir / "tokenizer").rglob("*") if path.is_file() and not path.name.startswith("."))
-    names = sorted(path.relative_to(workdir).as_posix() for path in texts)
+    also = [name for pattern in ALSO for name in _files(workdir, pattern)]
     sums = {
-        "logs": sums_of(workdir, [name for name in logs if (workdir / name).exists()], flush=True),
-        "texts": sums_of(workdir, names, flush=True),
+        "logs": sums_of(workdir, [name for name in logs if (workdir / name).exists()] + also, flush=True),
+        "texts": sums_of(workdir, _files(workdir, "tokenizer/**/*"), flush=True),
     }
     manifest.flush_folder(workdir)
     return sums
+
+
+def _files(workdir: Path, pattern: str) -> list[str]:
+    found = (path for path in workdir.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(workdir).as_posix() for path in found)
 
 
 def check_texts(workdir: epath.PathLike, step: int) -> None:
@@ -56,7 +63,7 @@ def check_logs(workdir: epath.PathLike, step: int) -> None:
         except DamagedFile as error:
             if checks.strict:
                 raise
-            effect = f"the run goes on from checkpoint {step}, and lines of earlier steps are missing or changed"
+            effect = f"the run goes on from checkpoint {step}, and what was there before it is missing or changed"
             print(f"WARNING: DAMAGED LOG: {error}; {effect}", file=sys.stderr, flush=True)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
 import sys
@@ -24,7 +23,7 @@ from ling_jax.data.small_splits import SPLITS, split_by_position
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
 from ling_jax.data.tokenizer import encode_documents, eos_id, largest_id, tokenizer_digest
 from ling_jax.files import new_folder, read_object, replacing
-from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sealed, sums_of
+from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 
 IGNORED_LABEL = -100
 REPORT_SECONDS = 5
@@ -82,10 +81,7 @@ def write_documents(
             meta |= _write_splits(documents, partial, meta) | about
             written = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
             meta["files"] = sums_of(partial, written, flush=True)
-            with replacing(partial / "meta.json") as file:
-                file.write(sealed(meta))
-                file.flush()
-                os.fsync(file.fileno())
+            write_sealed(meta, partial / "meta.json")
     except OSError:  # another process was first, which is well if it wrote the same
         if not _present_meta(folder, meta):
             raise
@@ -146,7 +142,7 @@ def _read_meta(folder: Path) -> dict[str, Any]:
 def _advice(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (DamagedFile, KeyError) as error:
+    except DamagedFile as error:
         raise DamagedFile(f"{error}; remove {folder}, and the same command makes it again") from None
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ling_jax.checkpoint.hf_writer import HfWriter
+from ling_jax.checkpoint.layerwise import LayerActivations, layerwise_forward, outputs
 from ling_jax.checkpoint.parts import TOP, Reader, layer_places
 from ling_jax.config import ModelConfig, nearest
 from ling_jax.data import Batch
 from ling_jax.migrate.qk_fusion import fuse_qk_norm, fused_config, head_squares
 from ling_jax.migrate.transmla import PCAS, gqa_to_mla, mla_config
-from ling_jax.migrate.walk import Visit, outputs, walk
 from ling_jax.migrate.widen import KV_HEADS, gqa_to_lightning, hybrid_config
 from ling_jax.model.layers import Kind, layer_kind
 from ling_jax.spec import Params
@@ -114,11 +114,11 @@ def convert_model(
     writer, records = HfWriter(folder, target, _target_dtypes(reader, target)), []
     for name in TOP:
         writer.top(name, reader.top(name))
-    for visit in walk(reader, [*calibration, *held_out]):
-        params, record = _convert_layer(visit, reader.config, target, calibration, held_out, conversion)
-        writer.layer(visit.number, params)
+    for layer in layerwise_forward(reader, [*calibration, *held_out]):
+        params, record = _convert_layer(layer, reader.config, target, calibration, held_out, conversion)
+        writer.layer(layer.number, params)
         records += [record] if record else []
-        del visit, params  # or this layer would be held while the next is read
+        del layer, params  # or this layer would be held while the next is read
     writer.close()
     return records
 
@@ -135,25 +135,25 @@ def _target_dtypes(reader: Reader, target: ModelConfig) -> dict[str, np.dtype]:
 
 
 def _convert_layer(
-    visit: Visit, source: ModelConfig, target: ModelConfig, calibration, held_out, conversion: Conversion
+    layer: LayerActivations, source: ModelConfig, target: ModelConfig, calibration, held_out, conversion: Conversion
 ) -> tuple[Params, dict[str, Any]]:
     """(the layer's parameters in the target, its record; {} where it stays as it is)."""
-    kind = kind_of(target, visit.number)
-    if not _changes(visit.kind, kind, source, target):
-        return visit.params, {}
+    kind = kind_of(target, layer.number)
+    if not _changes(layer.kind, kind, source, target):
+        return layer.params, {}
     try:
-        mixer, kept = _convert_mixer(visit, kind, calibration, source, target, conversion)
+        mixer, kept = _convert_mixer(layer, kind, calibration, source, target, conversion)
     except ValueError as error:
-        raise ValueError(f"layer {visit.number}: {error}") from None
-    seen = visit._replace(inputs=visit.inputs[len(calibration) :])
-    before = outputs(visit.mixer, seen, held_out, source, visit.kind)
+        raise ValueError(f"layer {layer.number}: {error}") from None
+    seen = layer._replace(inputs=layer.inputs[len(calibration) :])
+    before = outputs(layer.mixer, seen, held_out, source, layer.kind)
     if not np.isfinite(before).all():
-        raise ValueError(f"layer {visit.number}: its output on held-out tokens holds NaN or infinity before conversion")
+        raise ValueError(f"layer {layer.number}: its output on held-out tokens holds NaN or infinity before conversion")
     off, size = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before), np.linalg.norm(before)
-    record = {"layer": visit.number, "from": visit.kind.mixer, "to": kind.mixer}
+    record = {"layer": layer.number, "from": layer.kind.mixer, "to": kind.mixer}
     record |= {"output_error": float(off / size) if size else None} | kept  # no JSON has infinity
     print(" ".join(f"{name}={_short(value)}" for name, value in record.items()), flush=True)
-    return visit.with_mixer(mixer), record
+    return layer.with_mixer(mixer), record
 
 
 def converted_layers(source: ModelConfig, target: ModelConfig) -> list[int]:
@@ -172,14 +172,14 @@ def _changes(old: Kind, new: Kind, source: ModelConfig, target: ModelConfig) -> 
 
 
 def _convert_mixer(
-    visit: Visit, kind: Kind, calibration, source: ModelConfig, target: ModelConfig, conversion: Conversion
+    layer: LayerActivations, kind: Kind, calibration, source: ModelConfig, target: ModelConfig, conversion: Conversion
 ) -> tuple[Params, dict[str, float]]:
     """(the new mixer, energy kept by name)."""
-    mixer = visit.mixer
+    mixer = layer.mixer
     if kind.mixer == "lightning":
-        rng = np.random.default_rng([conversion.seed, visit.number])
+        rng = np.random.default_rng([conversion.seed, layer.number])
         return gqa_to_lightning(mixer, rng, source, kv_heads=conversion.kv_heads), {}
-    inputs = list(zip(visit.inputs, calibration))  # noqa: B905  held-out batches come behind those of calibration
+    inputs = list(zip(layer.inputs, calibration))  # noqa: B905  held-out batches come behind those of calibration
     if "q_norm" in mixer:
         mixer = _without_norm(mixer, inputs, source, conversion.qk_norm)
     if kind.mixer == "gqa":

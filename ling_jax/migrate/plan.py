@@ -18,14 +18,17 @@ from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
+from ling_jax.sums import DamagedFile, check_folder
 from ling_jax.train.config import differences, open_source
 from ling_jax.train.corpus import held_out_batches, packed_corpus, tokenize_sources
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import abstract_state
-from ling_jax.train.workdir import lock, open_workdir, unlock, write_config, write_origins
+from ling_jax.train.workdir import lock, open_workdir, read_config, unlock, write_config, write_origins
 
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
 RESUMABLE = ("train.log_every", "train.max_bad_steps", "mesh", "stages.*.context", "target.remat", "target.scan_layers")
+
+CONVERTED = "converted"  # the folder of a stage's converted model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +53,26 @@ class Plan:
         if number < 0:
             return self.source.path
         stage, folder = self.config.stages[number], self.folder(number)
-        return folder if stage.trains or stage.merges else folder / "converted"
+        return folder if stage.trains or stage.merges else folder / CONVERTED
 
     def opened(self, number: int) -> ModelFolder:
         """What `result` names, of the source the checkpoint that the migration began with."""
-        return open_model(self.result(number)) if number >= 0 else self.source
+        if number < 0:
+            return self.source
+        result = self.result(number)
+        return open_converted(result) if result.name == CONVERTED else open_model(result)
 
     def converts(self, number: int) -> bool:
         return bool(converted_layers(self.model_before(number), self.models[number]))
+
+
+def open_converted(folder: Path) -> ModelFolder:
+    """What a conversion wrote. Raises DamagedFile where a file is not as it was written."""
+    try:
+        check_folder(folder)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; remove {folder}, and the same command converts again") from None
+    return open_model(folder)
 
 
 def prepare_plan(config: MigrateConfig, workdir) -> Plan:
@@ -113,7 +128,7 @@ def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    old = read_object(path)
+    old = read_config(path)
     if "stages" not in old:
         raise ValueError(f"{workdir} holds a model or another run, such as the source; name a workdir of its own")
     if not any(workdir.glob("[0-9]*_*")):

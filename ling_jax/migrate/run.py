@@ -22,13 +22,14 @@ from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
-from ling_jax.files import new_folder, parse_json, read_object, remove_folder, write_json
+from ling_jax.files import new_folder, parse_json, read_object, remove_folder
 from ling_jax.migrate.config import StageRun, stage_run, trained
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
-from ling_jax.migrate.plan import Plan, samples, weights
+from ling_jax.migrate.plan import CONVERTED, Plan, open_converted, samples, weights
 from ling_jax.model import model_spec
 from ling_jax.model.mtp import mtp_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
+from ling_jax.sums import DamagedFile, checks, read_sealed, write_folder_sums, write_sealed
 from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
 from ling_jax.train.loop import held_out_loss, prepare_run, train
 from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coefficients
@@ -37,6 +38,7 @@ from ling_jax.train.programs import compile_eval_step, use_compilation_cache
 from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import has_checkpoint, unlock
 
+EXPECTED = "the report of a stage; remove it, and the same command makes it again"
 RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
 
 
@@ -54,16 +56,16 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     path = folder / "report.json"
     if path.exists():
         print(f"stage {number} {stage.name}: done", flush=True)
-        return read_object(path)
+        return read_report(path)
     print(f"stage {number} {stage.name}: {stage.form}", flush=True)
     begun, run = time.monotonic(), stage_run(plan.config, number, plan.models[number])
     report: dict[str, Any] = {"stage": stage.name, "form": stage.form, "trains": list(stage.trains)}
     report["sequence_length"] = run.data.sequence_length
-    report["loss_before"] = _loss_before(plan, number, run)
     start = plan.opened(number - 1)
+    report["loss_before"] = _loss_before(plan, number, run, start)
     if plan.converts(number):
-        report["layers"] = _convert(plan, number, start, folder / "converted")
-        start = open_model(folder / "converted")
+        report["layers"] = _convert(plan, number, start, folder / CONVERTED)
+        start = open_converted(folder / CONVERTED)
     if plan.converts(number) or plan.model_before(number).rope_theta != run.model.rope_theta:
         report["loss_converted"] = measure(start, plan, run)
     if stage.trains:
@@ -74,23 +76,35 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     else:
         report["loss_after"] = report["loss_converted"]
     report["seconds"] = time.monotonic() - begun  # of the process that finished the stage
-    write_json(report, path)
+    write_sealed(report, path)
     print(" ".join(f"{name}={report[name]:.4f}" for name in report if name.startswith("loss_")), flush=True)
     return report
 
 
-def _loss_before(plan: Plan, number: int, run: StageRun) -> float:
+def read_report(path: Path) -> dict[str, Any]:
+    """The report of a stage that is done. Raises DamagedFile where it is not as it was written."""
+    report = read_object(path, EXPECTED)
+    if not checks.verify or "crc32c" not in report:  # as in earlier versions
+        report.pop("crc32c", None)
+        return report
+    try:
+        return read_sealed(path, EXPECTED)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}; remove it, and the same command makes it again") from None
+
+
+def _loss_before(plan: Plan, number: int, run: StageRun, start: ModelFolder) -> float:
     """Of the model that the stage starts from, in rows of this stage; the report of the stage before may have it."""
     if number and plan.config.stages[number - 1].sequence_length == plan.config.stages[number].sequence_length:
-        return read_object(plan.folder(number - 1) / "report.json")["loss_after"]
+        return read_report(plan.folder(number - 1) / "report.json")["loss_after"]
     before = plan.model_before(number)
-    return measure(plan.opened(number - 1), plan, dataclasses.replace(run, model=_as_run(before, run.model)))
+    return measure(start, plan, dataclasses.replace(run, model=_as_run(before, run.model)))
 
 
 def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
     """The loss at which a stage has recovered: by the source's, or what each stage may lose would add up."""
     first = plan.folder(0) / "report.json"
-    of_source = read_object(first)["loss_before"] if first.exists() else before
+    of_source = read_report(first)["loss_before"] if first.exists() else before
     return RECOVERED * of_source if run.stage.recovers else None
 
 
@@ -113,6 +127,7 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
             records = convert_model(reader, model, calibration, held_out, plan.config.conversion, partial)
             save_texts(plan.source, partial, chat=plan.source.is_chat)
             (partial / "conversion.json").write_text(json.dumps(records, indent=1))
+            write_folder_sums(partial)
     return parse_json((target / "conversion.json").read_bytes(), str(target / "conversion.json"))
 
 

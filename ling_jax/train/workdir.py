@@ -2,14 +2,18 @@
 
 import dataclasses
 import fcntl
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
 
+from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.orbax import check_path
+from ling_jax.checkpoint.steps import newest_step
 from ling_jax.files import read_object, write_json
+from ling_jax.sums import checks, read_sealed, write_sealed
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
 
@@ -59,17 +63,52 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
     """
     if not has_checkpoint(workdir):
         return
-    path = workdir / "config.json"
-    if not path.exists():
-        raise ValueError(f"{workdir} holds checkpoints but no config.json to compare with; name another workdir")
-    old = read_object(path, "the config of the run; restore it, or name another workdir")
-    if changed := differences(old, dataclasses.asdict(config), resumable):
+    if changed := differences(_config_of(workdir), dataclasses.asdict(config), resumable):
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
 
 
+def _config_of(workdir: epath.Path) -> dict[str, Any]:
+    """The config of a run that has a checkpoint: where config.json is damaged, the one that the checkpoint notes.
+
+    A warning says so; with `checks.strict` it is an error.
+    """
+    path = workdir / "config.json"
+    try:
+        if not path.exists():
+            raise ValueError(f"{workdir} holds checkpoints but no config.json to compare with; name another workdir")
+        return read_config(path)
+    except (OSError, ValueError) as error:
+        step = newest_step(workdir / "checkpoints")
+        noted = None if checks.strict else _noted_config(workdir / "checkpoints" / str(step) / META_FILE)
+        if noted is None:
+            raise
+        instead = f"the config that checkpoint {step} notes is compared, and written anew"
+        print(f"WARNING: DAMAGED FILE: {error}; {instead}", file=sys.stderr, flush=True)
+        return noted
+
+
+def read_config(path: epath.Path) -> dict[str, Any]:
+    """A run's config.json. Raises OSError, ValueError, and DamagedFile where it is not as it was written."""
+    expected = "the config of the run; restore it, or name another workdir"
+    found = read_object(path, expected)
+    if checks.verify and "crc32c" in found:  # earlier versions wrote none
+        return read_sealed(path, expected)
+    found.pop("crc32c", None)
+    return found
+
+
+def _noted_config(record: epath.Path) -> dict[str, Any] | None:
+    """What `checkpoint.orbax.save` got as config of the run; None where there is none that can be read."""
+    try:
+        return read_object(record)["run"]["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def write_config(config: Any, workdir: epath.Path) -> None:
-    _write_on_first_host(dataclasses.asdict(config), workdir / "config.json")
+    if not hosts.index():
+        write_sealed(dataclasses.asdict(config), workdir / "config.json")
 
 
 def read_origins(workdir: epath.Path) -> dict[str, int | None]:
@@ -86,13 +125,8 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
 
     A run that has a checkpoint has begun, and keeps its note.
     """
-    if not has_checkpoint(workdir):
-        _write_on_first_host(dict(origins), workdir / "origins.json")
-
-
-def _write_on_first_host(value: dict[str, Any], path: epath.Path) -> None:
-    if hosts.index() == 0:
-        write_json(value, path)
+    if not has_checkpoint(workdir) and not hosts.index():
+        write_json(dict(origins), workdir / "origins.json")
 
 
 def lock(workdir: epath.Path) -> IO[bytes] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -154,6 +155,24 @@ def test_a_manifest_that_says_nothing_of_files_is_damage(run, files, capsys):
 def test_only_names_of_steps_are_steps(run, name):
     (run / "2").rename(run / name)
     assert steps.steps_in(run) == [1] and steps.choose_step(run) == 1
+
+
+def test_a_process_reads_a_checkpoint_once_to_compare_it_unless_it_was_touched(run, monkeypatch):
+    compared, compare = [], manifest.compare
+
+    def counted(folder, files):
+        compared.append(folder)
+        compare(folder, files)
+
+    monkeypatch.setattr(manifest, "compare", counted)
+    orbax.load_config(run)
+    OrbaxReader(run)
+    assert steps.resume_step(run) == 2 and compared == [run / "2"]
+    os.utime(largest(run / "2"))
+    orbax.load_config(run)
+    assert len(compared) == 2
+    flip(largest(run / "2"))
+    assert steps.resume_step(run) == 1
 
 
 def test_a_manifest_is_written_anew_for_what_was_added(run):

@@ -9,6 +9,7 @@ from configs.migrate import tiny
 from ling_jax.checkpoint import load_hf
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.config import model_config
+from ling_jax.migrate.run import read_report
 from tests.faults import ROOT, run_with_kills
 from tests.refusals import run_each
 from tests.small_migration import write_source
@@ -52,7 +53,7 @@ def test_a_plan_that_is_killed_ten_times_ends_in_the_same_bits(tmp_path):
     stages = sorted(path.name for path in (tmp_path / "a").glob("[0-9]*_*"))
     assert len(stages) == 5
     for stage in stages:
-        reports = [json.loads((tmp_path / name / stage / "report.json").read_text()) for name in "ab"]
+        reports = [read_report(tmp_path / name / stage / "report.json") for name in "ab"]
         for report in reports:
             del report["seconds"]
         assert reports[0] == reports[1]

@@ -173,6 +173,9 @@ def test_bad_folders_are_named_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "target").exists()
 
 
+FP8 = ["--dtype=float8", "--verify"]
+
+
 def test_plans_refusals_and_verification(tmp_path):
     config = tiny_config(compute_dtype="float32")
     save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
@@ -185,9 +188,9 @@ def test_plans_refusals_and_verification(tmp_path):
         ([command[0].replace("source", "target")], 2, "is the source; name a new folder"),
         (["--target=gs://bucket/run"], 2, "--target=gs://bucket/run: ports are between local folders"),
         (["--dtype=float8"], 2, "--dtype=float8 is of Hugging Face targets"),
-        (["--verify"], 0, "verified: all numbers"),
-        ([f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'fp8'}", "--dtype=float8"], 0, "fp8"),
-        (["--verify"], 0, "verified: all numbers"),
+        (["--verify"], 0, "verified: 127 tensors"),
+        ([f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'fp8'}", *FP8], 0, "of them rounded to float8"),
+        (["--verify"], 0, "verified: 127 tensors"),
         (["--verify", "--layers=2"], 2, "is of another model"),
         ([], 2, "exists and is not empty"),
     ]
@@ -198,6 +201,46 @@ def test_plans_refusals_and_verification(tmp_path):
         assert code == 0 or done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fp8", "hf", "run"]
     assert "quantization_config" in json.loads((tmp_path / "fp8" / "config.json").read_text())
+
+
+def test_two_models_are_compared_on_the_same_tokens(tmp_path):
+    config = tiny_config(num_layers=2, compute_dtype="float32")
+    params = random_params(config, dtype="float32")
+    save_hf(params, config, tmp_path / "a")
+    params["segments"]["0"]["1_mla_moe"]["mixer"]["out"][0, 0, 1, 2, 3] += 1e-3
+    save_hf(params, config, tmp_path / "b")
+    wide = tiny_config(num_layers=2, vocab_size=41, compute_dtype="float32")
+    save_hf(random_params(wide, dtype="float32"), wide, tmp_path / "wide")
+    a, b, other = (str(tmp_path / name) for name in ("a", "b", "wide"))
+    cases = [
+        ([], 2, "name --source and --target, or two models to --compare"),
+        ([f"--compare={a}"], 2, "name two models, A,B"),
+        ([f"--compare={a},{b}", f"--source={a}"], 2, "and neither --source nor --target"),
+        ([f"--compare={a},{other}"], 2, "cannot be compared layer by layer: vocab_size is 40 and 41"),
+        ([f"--compare={a},{tmp_path / 'none'}"], 2, "holds neither checkpoints/"),
+        ([f"--compare={a},{b}", "--prompt=words"], 2, "has a tokenizer.json for --prompt; leave it out"),
+        ([f"--compare={a},{b}", "--tokens=16"], 0, "the first part that departs: layer 1 (mla, moe), whose own error"),
+    ]
+    for (_, code, message), done in zip(cases, run_each("launch.port", [flags for flags, *_ in cases]), strict=True):
+        assert done.returncode == code and message in done.stdout + done.stderr, done
+        assert code == 0 or (done.stderr.count("\n") == 1 and not done.stdout)
+    assert (
+        f"A {a}, B {b}; 16 tokens" in done.stdout and "layer 0           lightning, dense  0         0" in done.stdout
+    )
+
+
+@pytest.mark.slow
+def test_a_comparison_holds_a_layer_of_each_model(tmp_path):
+    """Twice as many layers take hardly more memory, and less than a model has."""
+    fields = dict(hidden_size=256, expert_ffn_size=512, num_experts=16, vocab_size=1000, num_expert_groups=4)
+    peaks = []
+    for layers in (20, 40):
+        config = tiny_config(num_layers=layers, compute_dtype="float32", **fields)
+        save_hf(random_params(config, dtype="float32"), config, tmp_path / str(layers))
+        nbytes = (tmp_path / str(layers) / "model.safetensors").stat().st_size
+        peaks.append(peak_memory([f"--compare={tmp_path / str(layers)},{tmp_path / str(layers)}"], 600))
+        print(f"{layers} layers, {nbytes / 1e9:.2f} GB each: {peaks[-1] / 1e9:.2f} GB of memory")
+    assert peaks[1] - peaks[0] < 0.1 * nbytes and peaks[1] < 0.5 * nbytes
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 
 from ling_jax import model
 from ling_jax.checkpoint import load_hf
+from ling_jax.checkpoint.layerwise import layerwise_forward
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.migrate.convert import Conversion, convert_model, converted_layers, form_config
-from ling_jax.migrate.walk import walk
 from ling_jax.model import mla
 from ling_jax.spec import named_leaves
 from tests.golden_numbers import quick_jit
@@ -86,18 +86,18 @@ def test_only_what_a_form_changes_is_changed(tmp_path, start, end):
 def test_a_mixers_inputs_are_those_of_the_forward_pass(x64):
     source = forms(dict(compute_dtype="float64"), WIDE, size={})["gqa"]
     params = random_params(source, dtype="float64", std=0.2)
-    visits = list(walk(TreeReader(params, source), HELD_OUT))
-    assert [visit.number for visit in visits] == [0, 1]
+    layers = list(layerwise_forward(TreeReader(params, source), HELD_OUT))
+    assert [layer.number for layer in layers] == [0, 1]
     changed = jax.tree.map(np.copy, params)
     norm = changed["segments"]["0"]["0_gqa_dense"]["mixer_norm"]
     norm[1] *= 2  # layer 1: its normed inputs double, and nothing before it changes
-    doubled = list(walk(TreeReader(changed, source), HELD_OUT))
-    np.testing.assert_allclose(doubled[1].inputs[0], 2 * visits[1].inputs[0], rtol=1e-12)
-    np.testing.assert_array_equal(doubled[0].inputs[0], visits[0].inputs[0])
+    doubled = list(layerwise_forward(TreeReader(changed, source), HELD_OUT))
+    np.testing.assert_allclose(doubled[1].inputs[0], 2 * layers[1].inputs[0], rtol=1e-12)
+    np.testing.assert_array_equal(doubled[0].inputs[0], layers[0].inputs[0])
     first = params["embed"][HELD_OUT[0]["tokens"]]
     rms = np.sqrt(np.mean(first**2, axis=-1, keepdims=True) + source.norm_eps)
     (run, *_) = params["segments"]["0"].values()
-    np.testing.assert_allclose(visits[0].inputs[0], first / rms * run["mixer_norm"][0, 0], rtol=1e-12)
+    np.testing.assert_allclose(layers[0].inputs[0], first / rms * run["mixer_norm"][0, 0], rtol=1e-12)
 
 
 def test_one_layer_is_held_at_a_time(tmp_path):

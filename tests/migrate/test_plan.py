@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 import shutil
 
 import numpy as np
@@ -13,13 +14,15 @@ from ling_jax.checkpoint.folder import load_model
 from ling_jax.data import save_tokenizer
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.outline import as_text, outline
-from ling_jax.migrate.plan import prepare_plan
-from ling_jax.migrate.run import run_plan, with_mtp_modules
+from ling_jax.migrate.plan import open_converted, prepare_plan
+from ling_jax.migrate.run import read_report, run_plan, with_mtp_modules
 from ling_jax.model import forward
 from ling_jax.rollout import Generator
+from ling_jax.sums import DamagedFile
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
 from tests.compiled import shared_between_starts
+from tests.damage import DAMAGES, damage
 from tests.faults import final_state
 from tests.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source
 from tests.small_run import write_corpus
@@ -79,7 +82,31 @@ def test_every_stage_reports(migrated):
     assert [r["sequence_length"] for r in reports] == [32, 32, 32, 64, 64]
     assert reports[3]["loss_converted"] != reports[3]["loss_before"]  # of rope's new theta
     assert reports[1]["loss_before"] == reports[0]["loss_after"]
-    assert json.loads((plan.folder(4) / "report.json").read_text()) == reports[4]
+    assert read_report(plan.folder(4) / "report.json") == reports[4]
+
+
+def test_damage_of_a_conversion_or_a_report_is_named(migrated, tmp_path):
+    plan, _ = migrated
+    for seed, kind in enumerate(DAMAGES):
+        folder = shutil.copytree(plan.folder(0) / "converted", tmp_path / kind)
+        open_converted(folder)
+        (folder / ".sums.json").rename(tmp_path / ".sums.json")  # damaged below
+        changed = damage(kind, folder, random.Random(seed))
+        (tmp_path / ".sums.json").rename(folder / ".sums.json")
+        with pytest.raises(DamagedFile, match=r"and the same command converts again$") as error:
+            open_converted(folder)
+        assert any(str(path) in str(error.value) for path in changed)
+    with pytest.raises(DamagedFile, match=r"sums\.json has changed since it was written"):
+        (folder / ".sums.json").write_bytes(
+            (folder / ".sums.json").read_bytes().replace(b'"bytes": ', b'"bytes": 1', 1)
+        )
+        open_converted(folder)
+    report = tmp_path / "report.json"
+    report.write_bytes((plan.folder(0) / "report.json").read_bytes().replace(b"linear", b"lineaR", 1))
+    with pytest.raises(
+        DamagedFile, match=r"report\.json has changed .*; remove it, and the same command makes it again"
+    ):
+        read_report(report)
 
 
 def test_all_files_beside_the_tokenizer_go_from_stage_to_stage(migrated):

@@ -10,6 +10,7 @@ from ling_jax import data
 from ling_jax.checkpoint import manifest, orbax
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.config import model_config
+from ling_jax.sums import checks
 from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
@@ -53,7 +54,8 @@ def test_a_run_leaves_what_its_report_names(whole):
     assert any((workdir / "tensorboard").iterdir())
     record = manifest.read(workdir / "checkpoints" / "12")["meta"]["run"]
     assert record["data"] == {"step": 12, "rows": 48} and record["config"]["train"]["batch_size"] == 4
-    assert record["logs"].keys() == {"metrics.jsonl"} and record["texts"].keys() == {"tokenizer/tokenizer.json"}
+    events = f"tensorboard/{next((workdir / 'tensorboard').iterdir()).name}"
+    assert record["logs"].keys() == {"metrics.jsonl", events} and record["texts"].keys() == {"tokenizer/tokenizer.json"}
     params, config = orbax.load_params(workdir / "checkpoints")
     assert config == small_config("anywhere").model
     assert data.load_tokenizer(workdir / "tokenizer").get_vocab_size() <= config.vocab_size == params["embed"].shape[0]
@@ -108,13 +110,13 @@ def goes_on_damaged(whole, corpus, workdir, seed, names, capsys, *, trains: bool
     err = capsys.readouterr().err
     if "WARNING" in err:
         assert any(path.name in err for path in changed), told
-        if "DAMAGED LOG" in err:
+        if "DAMAGED LOG" in err or "DAMAGED FILE" in err:
             return f"{told}: {err}"
     assert_same_end(whole[0], workdir)
     return f"{told}: the same end; {err}"
 
 
-READ = ("checkpoints/12/", "config.json", "data/", "metrics.jsonl", "tokenizer/")  # by a run that goes on
+READ = ("checkpoints/12/", "config.json", "data/", "metrics.jsonl", "tensorboard/", "tokenizer/")
 
 
 def test_no_damage_changes_a_run_in_silence(whole, corpus, tmp_path, capsys):
@@ -179,14 +181,33 @@ def test_before_the_first_checkpoint_any_config_may_take_over(corpus, tmp_path):
     assert run.corpus.train_tokens < first.corpus.train_tokens
 
 
-def test_checkpoints_without_a_config_are_refused(whole, corpus, tmp_path):
+def test_checkpoints_without_a_config_are_refused_if_strict(whole, corpus, tmp_path, monkeypatch):
     shutil.copytree(whole[0], tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
+    monkeypatch.setattr(checks, "strict", True)
     with pytest.raises(ValueError, match=r"holds checkpoints but no config\.json"):
         prepare(small_config(corpus), tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text('{"model": ')
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         prepare(small_config(corpus), tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_config_is_replaced_by_what_the_checkpoint_notes(whole, corpus, tmp_path, capsys, damage):
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    content = path.read_text()
+    path.write_text(
+        {"cut": content[:100], "changed": content.replace('"log_every": 2', '"log_every": 3')}.get(damage, "")
+    )
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(ValueError, match=r"train\.seed: 0 in the workdir, 1 now"):
+        prepare(small_config(corpus, seed=1), tmp_path / "run")
+    assert "WARNING: DAMAGED FILE: " in (err := capsys.readouterr().err) and "config.json" in err
+    run = prepare(small_config(corpus), tmp_path / "run")
+    unlock(run.workdir, run.lock)
+    assert path.read_text() == content and "checkpoint 12 notes" in capsys.readouterr().err
 
 
 def test_a_workdir_of_the_wrong_kind_is_named(corpus, tmp_path):

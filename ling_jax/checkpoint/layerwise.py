@@ -1,4 +1,4 @@
-"""A forward pass over samples that holds one layer at a time, and shows what each mixer reads and makes."""
+"""A forward pass of a model on disk that holds one layer at a time."""
 
 import functools
 import gc
@@ -19,7 +19,7 @@ from ling_jax.model.transformer import make_sequence
 from ling_jax.spec import Params
 
 
-class Visit(NamedTuple):
+class LayerActivations(NamedTuple):
     """One layer; an MTP depth comes behind the others, with the layer inside of it."""
 
     number: int
@@ -38,47 +38,52 @@ class Visit(NamedTuple):
         return self.params | {"mixer": mixer}
 
 
-def walk(reader: Reader, batches: Sequence[Batch]) -> Iterator[Visit]:
+def layerwise_forward(reader: Reader, batches: Sequence[Batch]) -> Iterator[LayerActivations]:
     """Every layer in order, MTP depths last, with the inputs that the model as it is gives its mixer."""
     config, decays = reader.config, log_decays(reader.config)
-    embed = np.asarray(reader.top("embed")[np.stack([batch["tokens"] for batch in batches])], config.compute_dtype)
-    x, kind = list(embed), None
+    x, kind = list(embedded(reader, np.stack([batch["tokens"] for batch in batches]), config)), None
     for number in range(config.num_layers):
         params, kind = reader.layer(number), layer_kind(config, number)
-        yield Visit(number, kind, params, [_normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
+        yield LayerActivations(number, kind, params, [normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
         x = _through(params, x, decays[number], batches, config, kind)
         del params  # before the next layer is read
-        gc.collect()  # which is when JAX lets go of arrays that it read without a copy
+        gc.collect(0)  # any collection is when JAX lets go of arrays that it read without a copy
     if not config.mtp_depth:
         return
-    hidden, kind = [_normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], Kind(config.softmax, "moe")
+    hidden, kind = [normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], Kind(config.softmax, "moe")
     for depth in range(config.mtp_depth):
         params, x = reader.layer(config.num_layers + depth), []
         for hidden_BTD, rows in zip(hidden, batches, strict=True):
-            shifted_BT = np.asarray(_shifted(rows, depth + 1, config))
-            embedded = np.asarray(reader.top("embed")[shifted_BT], config.compute_dtype)
-            x.append(_module_input(params, embedded, hidden_BTD, config))
-        inputs = [_normed(params["layer"]["mixer_norm"], x_BTD, config) for x_BTD in x]
-        yield Visit(config.num_layers + depth, kind, params, inputs)
+            embedded_BTD = embedded(reader, shifted_tokens(rows, depth + 1, config), config)
+            x.append(mtp_input(params, embedded_BTD, hidden_BTD, config))
+        inputs = [normed(params["layer"]["mixer_norm"], x_BTD, config) for x_BTD in x]
+        yield LayerActivations(config.num_layers + depth, kind, params, inputs)
         x = _through(params["layer"], x, None, batches, config, kind)
-        hidden = [_normed(params["final_norm"], x_BTD, config) for x_BTD in x]
+        hidden = [normed(params["final_norm"], x_BTD, config) for x_BTD in x]
         del params
-        gc.collect()
+        gc.collect(0)
 
 
-def outputs(mixer: Params, visit: Visit, batches: Sequence[Batch], config: ModelConfig, kind: Kind) -> np.ndarray:
+def outputs(
+    mixer: Params, seen: LayerActivations, batches: Sequence[Batch], config: ModelConfig, kind: Kind
+) -> np.ndarray:
     """[N, D] float64: what a mixer of that config and kind makes of the layer's inputs, at live tokens."""
-    decay_H = log_decays(config)[visit.number] if visit.number < config.num_layers else None
+    decay_H = log_decays(config)[seen.number] if seen.number < config.num_layers else None
     made = []
-    for x_BTD, rows in zip(visit.inputs, batches, strict=True):
+    for x_BTD, rows in zip(seen.inputs, batches, strict=True):
         y_BTD = _mixed(mixer, x_BTD, decay_H, rows, config, kind.mixer)
         made.append(np.asarray(y_BTD, np.float64)[rows["segment_ids"] > 0])
     return np.concatenate(made)
 
 
+def embedded(reader: Reader, tokens, config: ModelConfig) -> np.ndarray:
+    """[…, D] of tokens […]; the table is held as long as this takes."""
+    return np.asarray(reader.top("embed")[np.asarray(tokens)], config.compute_dtype)
+
+
 def _through(params, x, log_decay_H, batches: Sequence[Batch], config: ModelConfig, kind: Kind) -> list[Any]:
     """All batches behind a layer, which nothing refers to any more when they are there."""
-    outs = [_layer(params, x_BTD, log_decay_H, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+    outs = [run_layer(params, x_BTD, log_decay_H, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
     return jax.block_until_ready(outs)
 
 
@@ -87,12 +92,12 @@ def _sequence(rows: Batch, config: ModelConfig):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _normed(weight_D, x_BTD, config: ModelConfig):
+def normed(weight_D, x_BTD, config: ModelConfig):
     return rms_norm(x_BTD, weight_D, config.norm_eps)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def _layer(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, kind: Kind):
+def run_layer(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, kind: Kind):
     return layer(params, x_BTD, log_decay_H, None, _sequence(rows, config), config, kind)[0]
 
 
@@ -102,10 +107,10 @@ def _mixed(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, mixer: 
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _module_input(params, embedded_BTD, hidden_BTD, config: ModelConfig):
+def mtp_input(params, embedded_BTD, hidden_BTD, config: ModelConfig):
     return module_input(params, embedded_BTD, hidden_BTD, config)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _shifted(rows: Batch, by: int, config: ModelConfig):
+def shifted_tokens(rows: Batch, by: int, config: ModelConfig):
     return shift_tokens(rows["tokens"], _sequence(rows, config).docs, by)

@@ -1,0 +1,145 @@
+"""Two models on disk, compared number by number: whether a port's target holds what its source does."""
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ling_jax.checkpoint.chunks import stacked_dims
+from ling_jax.checkpoint.names import slots
+from ling_jax.checkpoint.parts import Reader
+from ling_jax.checkpoint.transfer import Band, bands, batches
+from ling_jax.model.transformer import model_spec
+from ling_jax.spec import named_leaves
+
+CHUNK = 2**22  # numbers that are compared at a time; our choice
+NAMED = 4  # tensors that a message names
+FLOAT8 = "float8"
+# E4M3 has three bits of mantissa, and is off by at most 1/16 of a number (a bit more when it is read as bfloat16), or
+# by half of its smallest number, 2^-10 of the scale, which is 1/448 of the largest number of a block.
+FLOAT8_ERROR, FLOAT8_SMALLEST = 1 / 15, 2.0**-18
+
+
+@dataclasses.dataclass
+class Difference:
+    """How a tensor of the target is another than the source makes it."""
+
+    size: int = 0  # numbers of the parts that were compared
+    count: int = 0  # of them that differ
+    largest: float = 0.0  # absolute difference; infinite where one side is NaN and the other is not
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.size} numbers, by at most {self.largest:.3g}"
+
+
+@dataclasses.dataclass
+class Verification:
+    """What a comparison of all tensors found, by their official names."""
+
+    tensors: dict[str, Difference]
+    roundings: dict[str, set[str]]  # dtype -> tensors that the target holds rounded to it
+    float8_squares: np.ndarray  # sums of squares of the errors of float8, and of the numbers
+
+    @property
+    def different(self) -> dict[str, Difference]:
+        return {name: found for name, found in self.tensors.items() if found.count}
+
+    def check(self, target: Path) -> None:
+        """Raises ValueError that names the first tensors that differ."""
+        if found := self.different:
+            named = "; ".join(f"{name}: {difference}" for name, difference in list(found.items())[:NAMED])
+            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            raise ValueError(
+                f"{target}: {len(found)} of {len(self.tensors)} tensors are not those of the source: {named}{more}; "
+                "port again"
+            )
+
+    def __str__(self) -> str:
+        """What was compared, and what of it is the same only after rounding."""
+        rounded = [f"{len(names)} of them rounded to {dtype}" for dtype, names in sorted(self.roundings.items())]
+        if FLOAT8 in self.roundings:
+            error, size = self.float8_squares
+            rounded[-1] += f" (root mean square error {(error / size) ** 0.5 if size else 0:.2%})"
+        return ", ".join([f"{len(self.tensors)} tensors", *rounded])
+
+
+def compare_models(
+    reader: Reader, written: Reader, *, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None
+) -> Verification:
+    """Compares every number of `written` with what its storage makes of the reader's.
+
+    That is the same bits where it holds all numbers of the source's dtype, else the source's number rounded once, and
+    in FP8 what our quantiser gives, within the error of the format. Each thread reads a batch of bands from both sides,
+    of which it holds one band at a time; `progress` gets the bytes of every batch. Raises ValueError where the two are
+    models of different parameters.
+    """
+    check_same_shapes(reader, written)
+    names = {(slot.leaf, slot.index): slot.name for slot in slots(model_spec(written.config), written.config)}
+    found, lock = Verification({name: Difference() for name in names.values()}, {}, np.zeros(2)), threading.Lock()
+
+    def compare(batch: list[Band]) -> int:
+        for band in batch:
+            name = names[band.leaf, band.index[: stacked_dims(band.leaf)]]
+            _compare_band(reader, written, band, name, found, lock)
+        return sum(band.nbytes for band in batch)
+
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for nbytes in pool.map(compare, batches(bands(reader, written.config, written.dtypes))):
+            progress(nbytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return found
+
+
+def check_same_shapes(reader: Reader, written: Reader) -> None:
+    """Raises ValueError where the two are models of different parameters."""
+    one, other = (named_leaves(model_spec(r.config)) for r in (reader, written))
+    for leaf in sorted(one.keys() | other.keys()):
+        if leaf not in one or leaf not in other or one[leaf].shape != other[leaf].shape:
+            shapes = " and ".join(str(leaves[leaf].shape) if leaf in leaves else "missing" for leaves in (other, one))
+            raise ValueError(f"the target is of another model than the source: {leaf} is {shapes} there")
+
+
+def _compare_band(
+    reader: Reader, written: Reader, band: Band, name: str, found: Verification, lock: threading.Lock
+) -> None:
+    source, value = reader.read(band.leaf, band.index), written.read(band.leaf, band.index)
+    is_float8 = written.is_quantised(band.leaf, band.index)
+    try:
+        stored = written.as_stored(source, band.leaf, band.index)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    wanted = stored.astype(value.dtype, copy=False)
+    difference = _difference(value, wanted)
+    squares = np.zeros(2)
+    if is_float8:
+        error, size = np.abs(value.astype(np.float32) - source), np.abs(source.astype(np.float32))
+        outside = int((error > size * FLOAT8_ERROR + size.max() * FLOAT8_SMALLEST).sum())
+        difference.count = max(difference.count, outside)
+        squares = np.array([np.square(x, dtype=np.float64).sum() for x in (error, size)])
+    with lock:
+        of_tensor = found.tensors[name]
+        of_tensor.size += difference.size
+        of_tensor.count += difference.count
+        of_tensor.largest = max(of_tensor.largest, difference.largest)
+        if is_float8 or stored is not source:
+            found.roundings.setdefault(FLOAT8 if is_float8 else value.dtype.name, set()).add(name)
+        found.float8_squares += squares
+
+
+def _difference(value: np.ndarray, wanted: np.ndarray) -> Difference:
+    bits, found = f"u{value.dtype.itemsize}", Difference(value.size)
+    value, wanted = (np.ascontiguousarray(x).reshape(-1) for x in (value, wanted))
+    for first in range(0, value.size, CHUNK):
+        one, other = value[first : first + CHUNK], wanted[first : first + CHUNK]
+        differ = one.view(bits) != other.view(bits)
+        if differ.any():
+            with np.errstate(invalid="ignore"):
+                error = np.abs(one[differ].astype(np.float64) - other[differ].astype(np.float64))
+            found.count += len(error)
+            found.largest = max(found.largest, float(np.max(np.nan_to_num(error, nan=np.inf))))
+    return found
