@@ -103,7 +103,7 @@ def check_folder(folder: Path) -> None:
     if not path.exists():
         print(f"{path} is missing, as in earlier versions: the folder is not verified", file=sys.stderr, flush=True)
         return
-    compare(folder, read_sealed(path, "the sums of a folder's files")["files"])
+    compare(folder, read_sealed(path, "the sums of a folder's files").get("files"))
 
 
 def read_sealed(path: Path, expected: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _are_there(path: Path) -> bool:
         if read_object(beside, expected).keys() == set(Figures._fields):
             print(f"{path} is of an earlier version: its bytes are not verified", file=sys.stderr, flush=True)
         else:
-            compare(path.parent, read_sealed(beside, expected)["files"])
+            compare(path.parent, read_sealed(beside, expected).get("files"))
     except ValueError as error:
         raise DamagedFile(
             f"{error}; remove {path}, and the same command asks the teacher again (--no_verify reads what is there)"

@@ -70,7 +70,7 @@ def open_converted(folder: Path) -> ModelFolder:
     """What a conversion wrote. Raises DamagedFile where a file is not as it was written."""
     try:
         check_folder(folder)
-    except DamagedFile as error:
+    except ValueError as error:
         raise DamagedFile(f"{error}; remove {folder}, and the same command converts again") from None
     return open_model(folder)
 
