@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from launch.flags import define_checks
-from ling_jax.checkpoint.orbax import DamagedCheckpoint
+from ling_jax.checkpoint.orbax import DamagedCheckpoint, SaveFailed
 from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.roll_call import facts, find_place
@@ -66,7 +66,7 @@ def training_errors() -> Iterator[None]:
         print(stop, flush=True)
         hosts.leave()
         sys.exit(128 + stop.number)
-    except (TooManyBadSteps, DamagedCheckpoint, KernelError, ValueError) as error:
+    except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

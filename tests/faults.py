@@ -25,7 +25,9 @@ from ling_jax.checkpoint.steps import newest_step
 from ling_jax.spec import named_leaves
 
 # What depends on the clock and not on the data.
-MEASURED = ("time", "tokens_per_second", "mfu", "generate_seconds", "train_seconds")
+MEASURED = (
+    "time", "tokens_per_second", "mfu", "generate_seconds", "train_seconds", "host_memory_gb", "host_memory_growth_gb",
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 
 

@@ -17,6 +17,8 @@ from etils import epath
 
 from ling_jax import spec as specs
 from ling_jax.checkpoint import chunks, manifest, steps
+from ling_jax.checkpoint.failed_saves import Manager
+from ling_jax.checkpoint.failed_saves import SaveFailed as SaveFailed
 from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.manifest import DamagedCheckpoint as DamagedCheckpoint
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
@@ -62,7 +64,7 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
         manifest.flush_folder(final.parent)
 
 
-def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
+def open_manager(folder, *, keep: int, every: int = 1) -> Manager:
     """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay.
 
     So do as many at multiples of `every`: those that signals add in between push none of them out. Raises as
@@ -77,7 +79,7 @@ def open_manager(folder, *, keep: int, every: int = 1) -> ocp.CheckpointManager:
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(folder, options=options)
+    return Manager(folder, options=options)
 
 
 def check_path(folder: epath.PathLike) -> None:
@@ -91,7 +93,7 @@ def check_path(folder: epath.PathLike) -> None:
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     step: int,
     state,
     model: ModelConfig,
@@ -101,12 +103,17 @@ def save(
 ) -> None:
     """Starts the save of a state under its step, with JSON objects by name; returns when the arrays are copied.
 
+    A save that is still being written is waited for first: memory holds one copy of a state at a time. Raises
+    SaveFailed where that one, or the beginning of this one, fails.
     `run` is what the checkpoint notes about its run: config, data position, `workdir_sums`.
     """
     records = {"meta": meta_record(model) | ({"run": run} if run else {})} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
     state_item = ocp.args.StandardSave(state, save_args=jax.tree_util.tree_map_with_path(_chunks, state))
-    manager.save(step, args=ocp.args.Composite(state=state_item, **items))
+    if manager.is_saving_in_progress():
+        print("waiting for the save before, which is still being written", flush=True)
+    with manager.named_failures():
+        manager.save(step, args=ocp.args.Composite(state=state_item, **items))
 
 
 def meta_record(model: ModelConfig) -> dict[str, Any]:
@@ -126,6 +133,14 @@ def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
     """A JSON object that the newest checkpoint was saved with."""
     arguments = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
     return manager.restore(manager.latest_step(), args=arguments)[name]
+
+
+def stored_shapes(manager: ocp.CheckpointManager) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the arrays of the newest checkpoint's state. Raises DamagedCheckpoint."""
+    folder = epath.Path(manager.directory) / str(manager.latest_step())
+    with _damage(folder):
+        stored = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
+        return {name: leaf.shape for name, leaf in specs.named_leaves(stored).items()}
 
 
 def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = None):

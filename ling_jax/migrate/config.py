@@ -13,6 +13,7 @@ from ling_jax.migrate.convert import FORMS, Conversion, check_calibration, conve
 from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows
 from ling_jax.train.config import (
+    GUARDS,
     OPTIMIZER,
     DataConfig,
     LoopConfig,
@@ -74,6 +75,9 @@ class StageLoop:
     microbatches: int = 1
     seed: int = 0
     max_bad_steps: int = 10
+    spike_sigmas: float = 0.0
+    spike_window: int = 128
+    hang_seconds: float = 1800.0
     log_every: int = 10
     eval_every: int = 100  # which is also how often a stage may find that it has recovered
     eval_batches: int = 16
@@ -140,6 +144,7 @@ RULES: tuple[Rule, ...] = (
         "must be positive",
     ),
     (("data.seed", "train.seed", "conversion.seed"), lambda x: 0 <= x < 2**32, "must be 0 to 2^32 - 1"),
+    *GUARDS,
     (("seen_tokens",), lambda x: x >= 0, "must not be negative"),
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
 )

@@ -26,7 +26,10 @@ from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import lock, open_workdir, read_config, unlock, write_config, write_origins
 
 # Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
-RESUMABLE = ("train.log_every", "train.max_bad_steps", "mesh", "stages.*.context", "target.remat", "target.scan_layers")
+RESUMABLE = (
+    "train.log_every", "train.max_bad_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "mesh",
+    "stages.*.context", "target.remat", "target.scan_layers",
+)  # fmt: skip
 
 CONVERTED = "converted"  # the folder of a stage's converted model
 
@@ -133,7 +136,7 @@ def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
         raise ValueError(f"{workdir} holds a model or another run, such as the source; name a workdir of its own")
     if not any(workdir.glob("[0-9]*_*")):
         return
-    if changed := differences(old, dataclasses.asdict(config), RESUMABLE):
+    if changed := differences(old, config, RESUMABLE):
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another migration; name another workdir, or undo these:\n  {lines}")
 

@@ -60,6 +60,9 @@ class LoopConfig:
     seed: int = 0
     router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training
     max_bad_steps: int = 10  # a run stops after so many steps with a loss or gradient that is not finite
+    spike_sigmas: float = 0.0  # steps so far above the last ones are skipped (train/spikes.py); 0: none, 6: as OLMo 2
+    spike_window: int = 128  # steps that a step is compared with, as OLMo 2
+    hang_seconds: float = 1800.0  # the run ends where no step ends in so many (train/watchdog.py; our choice); 0: never
     log_every: int = 10
     eval_every: int = 0  # 0: at the end only
     eval_batches: int = 16
@@ -135,17 +138,24 @@ class PretrainConfig:
         check_config(self)
 
 
-# What may differ between a run and its resumption: how long it is, what is told and kept, and where and in which order
-# the same sums are computed (so bits may change with these, and no more than bits). All else makes it another run.
+# What may differ between a run and its resumption: how long it is, what is told and kept, which steps are skipped from
+# there on, and where and in which order the same sums are computed (so bits may change with these, and no more than
+# bits). All else makes it another run.
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
-    "train.max_bad_steps", "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
+    "train.max_bad_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "train.profile_step",
+    "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
     "stage.context",  # of a migration's stage: a part of its mesh
 )  # fmt: skip
 
 
 Rule = tuple[Sequence[str], Callable[[Any], bool], str]  # (fields, what is good, how it is said)
 
+GUARDS: tuple[Rule, ...] = (
+    (("train.hang_seconds",), lambda x: x == 0 or 1 <= x < math.inf, "must be 0 (no watchdog), or at least 1"),
+    (("train.spike_sigmas",), lambda x: 0 <= x < math.inf, "must not be negative, and finite; 0 skips nothing"),
+    (("train.spike_window",), lambda x: x >= 8, "must be at least 8: a median of fewer steps says little"),
+)
 TRAINING: tuple[Rule, ...] = (
     (
         (
@@ -164,6 +174,7 @@ TRAINING: tuple[Rule, ...] = (
         "must be positive",
     ),
     (("data.seed", "train.seed"), lambda x: x < 2**32, "must be below 2^32"),
+    *GUARDS,
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
 )  # fmt: skip
 OPTIMIZER: tuple[Rule, ...] = (
@@ -351,9 +362,27 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The default of every field of a config that has one, as `flatten` names them."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{prefix}{field.name}"
+        parts = {name: value} if dataclasses.is_dataclass(value) else {}
+        if isinstance(value, tuple):
+            parts = {f"{name}.{i}": item for i, item in enumerate(value) if dataclasses.is_dataclass(item)}
+        for where, part in parts.items():
+            found |= _defaults(part, f"{where}.")
+        if not parts and field.default is not dataclasses.MISSING:
+            found |= flatten(field.default, name)
+    return found
+
+
 def differences(old: Any, new: Any, resumable: Sequence[str] = RESUMABLE) -> list[str]:
-    """Fields of two configs that differ and may not on resumption, a line each; `resumable` are patterns."""
-    old, new = flatten(old), flatten(new)
+    """Fields of two configs that differ and may not on resumption, a line each; `resumable` are patterns.
+
+    Of a config dataclass `new`, a field that `old` lacks has its default there: it was written before the field was.
+    """
+    old, new = (_defaults(new) if dataclasses.is_dataclass(new) else {}) | flatten(old), flatten(new)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     # A cosine ends at train.steps: with another end, every learning rate is another.
     may_differ = [name for name in resumable if (name, new["optimizer.schedule"]) != ("train.steps", "cosine")]

@@ -22,12 +22,13 @@ import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
 
 from ling_jax.files import parse_object
-from ling_jax.train.roll_call import Place, differences, roll_call
+from ling_jax.train.roll_call import Place, differences, own_name, roll_call
 
 LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
 BACKSTOP = 3  # time-outs until JAX's own heartbeats give up, which would end all without saying for whom
 LONGEST_SECONDS = 7 * 24 * 3600  # of work that host 0 does for all; while it lives there is no reason to give up
 DONE = "done"
+EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a step did not end, and the same command may go on
 Result = TypeVar("Result")
 
 
@@ -42,6 +43,7 @@ class _Hosts:
 
 _joined: list[_Hosts] = []  # one or none: JAX's service is joined once
 _handlers: list = []  # of C, which nothing else keeps alive
+_write_stacks: list[Callable[[], None]] = []  # one or none
 
 
 def several() -> bool:
@@ -138,6 +140,23 @@ def leave() -> None:
         _write("ended", DONE)
 
 
+def on_hang(write_stacks: Callable[[], None] | None) -> None:
+    """What this process does before it ends because another host hangs; None: nothing."""
+    _write_stacks[:] = [write_stacks] if write_stacks else []
+
+
+def end_hung(why: str) -> NoReturn:
+    """Ends this process and all others with `EXIT_HUNG`, the others after their `on_hang`."""
+    print(f"error: {why}", file=sys.stderr, flush=True)
+    if several():
+        message = f"{own_name(index())}: {why}"
+        # In a thread: the service does not answer where host 0 is suspended.
+        telling = threading.Thread(target=_end, args=(message, EXIT_HUNG), kwargs={"others": EXIT_HUNG}, daemon=True)
+        telling.start()
+        telling.join(8 * _joined[0].seconds / LOOKS)
+    os._exit(EXIT_HUNG)
+
+
 def fail(error: BaseException, code: int = 1) -> None:
     """Tells an error and ends this process with the code, and the others with a message about it; returns where it is
     alone.
@@ -182,26 +201,32 @@ def _watch(hosts: _Hosts) -> None:
             return
         for message in ended.values():
             if message != DONE:
-                _tell_end(message)
+                code, _, why = message.partition(" ")
+                _tell_end(why, int(code))
         # Looks are counted and not seconds: while this process is suspended nobody else grows older.
         for host, (sign, count) in looks.items():
             looks[host] = (sign, count + 1) if signs.get(host, "") == sign else (signs[host], 0)
         lost = [hosts.names[host] for host, (_, count) in looks.items() if count > LOOKS and host not in ended]
         if lost:
-            _tell_end(f"{', '.join(lost)}: no sign of life in {hosts.seconds:g} seconds")
+            _tell_end(f"{', '.join(lost)}: no sign of life in {hosts.seconds:g} seconds", 1)
         hosts.looks += 1
 
 
-def _tell_end(why: str) -> NoReturn:
+def _tell_end(why: str, code: int) -> NoReturn:
+    if code == EXIT_HUNG and _write_stacks:
+        _write_stacks[0]()
     print(f"error: {why}; {_joined[0].names[index()]} ends too", file=sys.stderr, flush=True)
-    _end(why, 1)
+    _end(why, code, others=code)
 
 
-def _end(message: str, code: int) -> NoReturn:
-    """No exit by the interpreter: it would wait for hosts that wait for this one in the middle of a step."""
+def _end(message: str, code: int, *, others: int = 1) -> NoReturn:
+    """Ends this process, and the others with a message and a code of theirs.
+
+    No exit by the interpreter: it would wait for hosts that wait for this one in the middle of a step.
+    """
     _joined[0].leaving.set()  # what the watch sees from here on are the effects
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _write("ended", message)
+        _write("ended", f"{others} {message}")
         if index() == 0:  # the service is in this process: the others must read why
             deadline = time.monotonic() + 4 * _joined[0].seconds / LOOKS
             while len(_read("ended")) < len(_joined[0].names) and time.monotonic() < deadline:

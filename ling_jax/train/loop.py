@@ -36,13 +36,16 @@ from ling_jax.train.programs import (
     device_rows,
     host_rows,
     random_state,
+    restored_state,
     state_of,
     use_compilation_cache,
 )
 from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
+from ling_jax.train.spikes import with_sigmas
 from ling_jax.train.start import check_tokenizer, start_line, with_model
-from ling_jax.train.state import TrainState, abstract_state, check_memory
+from ling_jax.train.state import GuardedState, abstract_state, check_memory
 from ling_jax.train.stop import stop_signals
+from ling_jax.train.watchdog import watch_steps
 from ling_jax.train.workdir import (
     check_workdir,
     has_checkpoint,
@@ -78,7 +81,7 @@ class Run:
     workdir: epath.Path
     mesh: jax.sharding.Mesh
     optimizer: optax.GradientTransformation
-    abstract: TrainState
+    abstract: GuardedState
     corpus: Corpus
     start: Callable[[jax.sharding.Mesh], Params] | None  # loads the parameters before step 0; None: random ones
     lock: IO[bytes] | None
@@ -145,7 +148,7 @@ def prepare_run(
     context.check_rows(config.data.sequence_length, mesh.shape["context"])
     _say_padding(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = abstract_state(model, optimizer, mesh, trainable)
+    abstract = abstract_state(model, optimizer, mesh, trainable, spike_window=config.train.spike_window)
     check_memory(abstract, mesh)
 
     def fill_workdir() -> Corpus:
@@ -197,7 +200,8 @@ def train(run: Run, *, profile: bool = False) -> dict:
                 compile_train_step, *of_rows, run.optimizer, run.abstract, run.mesh, run.trainable
             )
             eval_step = compiler.submit(compile_eval_step, *of_rows, run.abstract, run.mesh)
-            state = orbax.restore(manager, run.abstract) if start else _first_state(run)
+            state = restored_state(manager, run.abstract) if start else _first_state(run)
+            state = state.replace(spikes=with_sigmas(state.spikes, config.train.spike_sigmas))
             loop = _Loop(run, manager, train_step.result(), eval_step, peak)
             return loop.steps(state, start, profile=profile)
     finally:
@@ -213,7 +217,7 @@ def _checked_step(workdir: epath.Path) -> int:
     return step
 
 
-def _first_state(run: Run) -> TrainState:
+def _first_state(run: Run) -> GuardedState:
     if run.start is None:
         return random_state(run.config.train.seed, run.model, run.optimizer, run.abstract, run.trainable)
     return state_of(run.start(run.mesh), run.model, run.optimizer, run.abstract, run.trainable)
@@ -231,16 +235,16 @@ def _enough_line(run: Run, done: int) -> dict:
 @dataclasses.dataclass(frozen=True)
 class _Loop:
     run: Run
-    manager: orbax.ocp.CheckpointManager
+    manager: orbax.Manager
     train_step: Callable
     eval_step: concurrent.futures.Future
     peak: float  # FLOP/s of all devices
 
-    def steps(self, state: TrainState, start: int, *, profile: bool) -> dict:
+    def steps(self, state: GuardedState, start: int, *, profile: bool) -> dict:
         train = self.run.config.train
         rows = device_rows(train.batch_size, train.microbatches, self.run.mesh)
         writer = MetricsWriter(self.run.workdir, first_step=start)
-        log = ProgressLog(self.run.config, self.run.model, writer, bad_steps=int(state.bad_steps), peak=self.peak)
+        log = ProgressLog(self.run.config, self.run.model, writer, state=state, peak=self.peak)
         self._check_bad_steps(log, start)
         batches = data.batches(
             self.run.corpus.train,
@@ -250,9 +254,15 @@ class _Loop:
             part=host_rows(rows, self.run.mesh),
         )
         line = {}
-        with contextlib.closing(writer), stop_signals() as stopped, self._trace(start, enabled=profile) as trace:
+        with (
+            contextlib.closing(writer),
+            stop_signals() as stopped,
+            watch_steps(self.run.workdir, train.hang_seconds) as ended,
+            self._trace(start, enabled=profile) as trace,
+        ):
             for step, batch in batches:
                 trace(step)
+                self.manager.check_saves()
                 state, metrics = self.train_step(state, _on_devices(batch, rows, self.run.model, self.run.mesh))
                 log.add(step, metrics)
                 # A host reads the metrics of IN_FLIGHT steps ago before this, which all have computed together.
@@ -260,13 +270,14 @@ class _Loop:
                 stop = hosts.stop_after(step + 1, stop, ahead=IN_FLIGHT + 1)
                 line, enough = self._after(state, step + 1, log, stops=stop is not None)
                 self._check_bad_steps(log, step + 1)
+                ended()
                 if enough:
                     break
                 if stop is not None and step + 1 < train.steps:
                     raise Interrupted(stop, step + 1)
         return line
 
-    def _after(self, state: TrainState, done: int, log: ProgressLog, *, stops: bool) -> tuple[dict, bool]:
+    def _after(self, state: GuardedState, done: int, log: ProgressLog, *, stops: bool) -> tuple[dict, bool]:
         """Evaluates and saves where that is due; returns the step's metrics if so, and whether its loss is enough."""
         train, wanted = self.run.config.train, self.run.enough
         ends = done == train.steps

@@ -176,7 +176,7 @@ class MetricsWriter:
         for line in lines:
             if REPORTED.isdisjoint(line):
                 continue
-            for name in line.keys() - {"step", "time", "bad"}:
+            for name in line.keys() - {"step", "time", "bad", "spike"}:
                 if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
                     self._tensorboard.add_scalar(name, line[name], line["step"], walltime=line["time"])
         self._tensorboard.flush()

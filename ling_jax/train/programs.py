@@ -5,15 +5,18 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ling_jax import data, model
 from ling_jax import spec as specs
+from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
 from ling_jax.parallel.exchange import compiler_options
 from ling_jax.parallel.sharding import batch_sharding, mesh_ways, partition_spec
 from ling_jax.train.config import LoopConfig
-from ling_jax.train.state import TrainState, create_state
+from ling_jax.train.spikes import empty_history
+from ling_jax.train.state import GuardedState, TrainState, create_state, guarded
 from ling_jax.train.step import make_eval_step, make_train_step
 
 
@@ -24,13 +27,13 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
 
 
-def random_state(seed: int, config: ModelConfig, optimizer, abstract: TrainState, trainable=None) -> TrainState:
+def random_state(seed: int, config: ModelConfig, optimizer, abstract: GuardedState, trainable=None) -> GuardedState:
     """The state before step 0 with random parameters."""
     trainable = specs.trainable(model.model_spec(config)) if trainable is None else trainable
     return _first_state(lambda key: model.init(key, config), jax.random.key(seed), trainable, optimizer, abstract)
 
 
-def state_of(params, config: ModelConfig, optimizer, abstract: TrainState, trainable=None) -> TrainState:
+def state_of(params, config: ModelConfig, optimizer, abstract: GuardedState, trainable=None) -> GuardedState:
     """The state before step 0 with these parameters, as master weights: in the spec's dtypes, whatever was stored.
 
     Of arrays on the host each device gets its part alone.
@@ -42,9 +45,30 @@ def state_of(params, config: ModelConfig, optimizer, abstract: TrainState, train
     return _first_state(cast, params, trainable, optimizer, abstract)
 
 
-def _first_state(make_params, argument, trainable, optimizer, abstract: TrainState) -> TrainState:
+def restored_state(manager: orbax.Manager, abstract: GuardedState) -> GuardedState:
+    """The state of the newest checkpoint.
+
+    The history of spikes begins anew where its window is another, and in checkpoints of earlier versions.
+    """
+    wanted, (_, found) = abstract.spikes.values.shape[1], orbax.stored_shapes(manager).get("spikes/values", (2, 0))
+    if wanted == found:
+        return orbax.restore(manager, abstract)
+    empty = jax.device_put(empty_history(wanted), abstract.step.sharding)
+    if not found:
+        earlier = TrainState(abstract.step, abstract.bad_steps, abstract.params, abstract.opt_state)
+        return guarded(orbax.restore(manager, earlier), empty)
+    values = jax.ShapeDtypeStruct((2, found), jnp.float32, sharding=abstract.step.sharding)
+    state = orbax.restore(manager, abstract.replace(spikes=abstract.spikes.replace(values=values)))
+    return state.replace(spikes=empty.replace(skipped=state.spikes.skipped))
+
+
+def _first_state(make_params, argument, trainable, optimizer, abstract: GuardedState) -> GuardedState:
     """Made where it will lie."""
-    create = lambda argument: create_state(make_params(argument), optimizer, trainable)  # noqa: E731
+    window = abstract.spikes.values.shape[1]
+
+    def create(argument) -> GuardedState:
+        return guarded(create_state(make_params(argument), optimizer, trainable), empty_history(window))
+
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # This program runs once. On a CPU its random numbers take LLVM longer to optimise than to draw.
     on_cpu = next(iter(jax.tree.leaves(shardings)[0].device_set)).platform == "cpu"

@@ -13,9 +13,10 @@ from ling_jax.config import ModelConfig
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.train.config import TrainingConfig
 from ling_jax.train.corpus import Corpus
+from ling_jax.train.memory import MemoryUse
 from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
 from ling_jax.train.optimizer import learning_rate
-from ling_jax.train.state import TrainState, state_bytes
+from ling_jax.train.state import GuardedState, TrainState, state_bytes
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
 IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
@@ -84,7 +85,7 @@ class ProgressLog:
     """
 
     def __init__(
-        self, config: TrainingConfig, model: ModelConfig, writer: MetricsWriter, *, bad_steps: int, peak: float
+        self, config: TrainingConfig, model: ModelConfig, writer: MetricsWriter, *, state: GuardedState, peak: float
     ):
         self._config, self._writer, self._peak = config, writer, peak
         self._flops = flops_per_token(model, config.data.sequence_length)
@@ -93,7 +94,9 @@ class ProgressLog:
         self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
         steps = np.arange(config.train.steps)
         self._learning_rates = np.asarray(learning_rate(config.optimizer, config.train.steps)(steps))
-        self.bad_steps = bad_steps
+        self._memory = MemoryUse()
+        self._spikes = int(state.spikes.skipped)
+        self.bad_steps = int(state.bad_steps) - self._spikes  # not finite
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
         self._running.append((step, metrics))
@@ -122,17 +125,18 @@ class ProgressLog:
         step, metrics = self._running.popleft()
         line = to_line(step, jax.device_get(metrics)) | {"time": time.time()}
         # Steps that were not applied did not move the optimizer's count either.
-        line["learning_rate"] = float(self._learning_rates[step - self.bad_steps])
+        line["learning_rate"] = float(self._learning_rates[step - self.bad_steps - self._spikes])
         self._lines.append(line)
         self._window_tokens += line["tokens"]
         self._window_steps += 1
-        if line["bad"]:
-            self.bad_steps += 1
-            _print_bad(line, self._config)
+        if line["bad"] or line["spike"]:
+            self.bad_steps += line["bad"]
+            self._spikes += line["spike"]
+            _print_not_applied(line, self._config)
         if (step + 1) % self._config.train.log_every == 0:
             seconds = time.perf_counter() - self._window_start
             speed = self._window_tokens / seconds
-            line |= {"tokens_per_second": speed, "mfu": speed * self._flops / self._peak}
+            line |= {"tokens_per_second": speed, "mfu": speed * self._flops / self._peak} | self._memory.measure()
             _print_progress(line, self._config.train.steps, seconds / self._window_steps)
             self._write(self._lines[:-1])  # the last waits for what may still be measured after its step
             self.restart_clock()
@@ -154,9 +158,9 @@ def _round(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print_bad(line: dict[str, Any], config: TrainingConfig) -> None:
+def _print_not_applied(line: dict[str, Any], config: TrainingConfig) -> None:
     size = config.train.batch_size
     rows = f"rows {line['step'] * size} to {(line['step'] + 1) * size - 1} of the mixture with data.seed"
     found = f"loss={line['loss']} grad_norm={line['grad_norm']}"
-    where = f"bad step={line['step'] + 1}/{config.train.steps}"
+    where = f"{'bad' if line['bad'] else 'spike'} step={line['step'] + 1}/{config.train.steps}"
     print(f"{where} {found}: not applied; its batch is {rows} {config.data.seed}", flush=True)

@@ -14,14 +14,22 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
+from ling_jax.train.spikes import SpikeHistory, empty_history
 
 
 @flax.struct.dataclass
 class TrainState:
     step: jax.Array  # batches consumed: the data position
-    bad_steps: jax.Array  # of them, those whose loss or gradient was not finite and that changed nothing
+    bad_steps: jax.Array  # of them, those that changed nothing: not finite, or a spike
     params: Any
     opt_state: Any  # None where `params` are not trained
+
+
+@flax.struct.dataclass
+class GuardedState(TrainState):
+    """Of the loop of training, whose steps may be spikes (ling_jax.train.spikes)."""
+
+    spikes: SpikeHistory
 
 
 def create_state(params, optimizer: optax.GradientTransformation, trainable) -> TrainState:
@@ -31,12 +39,17 @@ def create_state(params, optimizer: optax.GradientTransformation, trainable) -> 
     return TrainState(step=step, bad_steps=bad_steps, params=params, opt_state=optimizer.init(trained))
 
 
+def guarded(state: TrainState, spikes: SpikeHistory) -> GuardedState:
+    """The state with this history."""
+    return GuardedState(state.step, state.bad_steps, state.params, state.opt_state, spikes)
+
+
 def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraArgs, grads, trained, frozen, good):
     """(the state after a step with these gradients of `trained`, the updates); where the step is not `good`, all but
     the two counts is what it was. `frozen` are the other parameters as they will be."""
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
-    after = TrainState(
+    after = state.replace(
         step=state.step + 1,
         bad_steps=state.bad_steps + ~good,
         params=specs.combine(optax.apply_updates(trained, updates), frozen),
@@ -45,7 +58,9 @@ def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraAr
     return after, updates
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh, trainable=None) -> TrainState:
+def abstract_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh, trainable=None, *, spike_window: int = 128
+) -> GuardedState:
     """The whole state as ShapeDtypeStructs that say where it lies; the optimiser's moments lie as their parameters do.
 
     `trainable` is a tree of bools, None: all that the spec declares so. The optimiser has no state of other leaves.
@@ -54,7 +69,11 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
     """
     spec = model_spec(config)
     trainable = specs.trainable(spec) if trainable is None else trainable
-    abstract = jax.eval_shape(lambda p: create_state(p, optimizer, trainable), specs.abstract(spec))
+
+    def create(params) -> GuardedState:
+        return guarded(create_state(params, optimizer, trainable), empty_history(spike_window))
+
+    abstract = jax.eval_shape(create, specs.abstract(spec))
     by_path = {f"/{name}": sharding for name, sharding in specs.named_leaves(shardings(spec, mesh)).items()}
     replicated = NamedSharding(mesh, PartitionSpec())
 

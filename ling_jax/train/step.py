@@ -12,7 +12,8 @@ from ling_jax.model import model_spec
 from ling_jax.model.moe import Router
 from ling_jax.model.transformer import loss_counts, loss_sums, total_loss
 from ling_jax.train.metrics import group_norms
-from ling_jax.train.state import TrainState, next_state
+from ling_jax.train.spikes import judge
+from ling_jax.train.state import GuardedState, TrainState, next_state
 
 
 def make_train_step(
@@ -27,7 +28,8 @@ def make_train_step(
 
     `batch` has tokens, labels, segment_ids and positions, [B, T] each. Microbatches give the gradient of the whole
     batch: sums are divided by the batch's counts, not the microbatch's. A loss or gradient that is not finite leaves
-    everything but the data position and the count of bad steps as it was. `trainable` is a tree of bools (None: all
+    everything but the data position and the count of bad steps as it was; so does a spike of a GuardedState
+    (ling_jax.train.spikes). `trainable` is a tree of bools (None: all
     that the spec declares so); other leaves keep their bits, experts' biases too where their rate is 0.
     """
     trainable = specs.trainable(model_spec(config)) if trainable is None else trainable
@@ -45,12 +47,17 @@ def make_train_step(
 
         grads, (loss, (sums, loads)) = _accumulate(total, trained, batch, microbatches)
         grad_norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        good = finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if isinstance(state, GuardedState):
+            history, spike = judge(state.spikes, loss, grad_norm, finite)
+            state, good = state.replace(spikes=history), finite & ~spike
         if router_bias_rate:
             biases = update_expert_bias(frozen, loads, router_bias_rate)
             frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
         state, updates = next_state(state, optimizer, grads, trained, frozen, good)
-        metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads) | {"grad_norm": grad_norm, "bad": ~good}
+        metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads) | {"grad_norm": grad_norm, "bad": ~finite}
+        if isinstance(state, GuardedState):
+            metrics |= {"spike": spike, "spikes": history.skipped}
         return state, metrics | group_norms("grad_norm", grads) | group_norms("update_norm", updates)
 
     return step

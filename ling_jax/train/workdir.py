@@ -63,7 +63,7 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
     """
     if not has_checkpoint(workdir):
         return
-    if changed := differences(_config_of(workdir), dataclasses.asdict(config), resumable):
+    if changed := differences(_config_of(workdir), config, resumable):
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
 

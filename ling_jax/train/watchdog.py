@@ -1,0 +1,84 @@
+"""A watchdog for steps that hang: it writes the stacks of every thread of every host, and ends the run.
+
+A collective that lacks a host, a disk that does not answer or a data source that gives nothing blocks the main thread
+for ever, while the process looks alive. The exit code is `hosts.EXIT_HUNG`, on which launchers start the run again.
+"""
+
+import contextlib
+import faulthandler
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+from etils import epath
+
+from ling_jax.train import hosts
+from ling_jax.train.roll_call import own_name
+
+LOOKS = 20  # of the watchdog in a time-out
+FIRST_STEPS = 3  # our choice: the first ones are not watched
+WRITE_SECONDS = 10  # for the file, whose disk may be what hangs
+
+
+@contextlib.contextmanager
+def watch_steps(workdir: epath.PathLike, seconds: float) -> Iterator[Callable[[], None]]:
+    """Yields what is to be called whenever something has ended: a step, an evaluation, a save.
+
+    Where no call comes in `seconds` (0: for ever), and the first steps are over, the process writes its stacks to
+    stderr and to WORKDIR/stacks/host_N.txt, and ends; so do all other hosts.
+    """
+    if not seconds:
+        yield lambda: None
+        return
+    watchdog = _Watchdog(epath.Path(workdir), seconds)
+    hosts.on_hang(watchdog.write_stacks)
+    thread = threading.Thread(target=watchdog.run, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield watchdog.note_end
+    finally:
+        watchdog.leaving.set()
+        hosts.on_hang(None)
+
+
+class _Watchdog:
+    def __init__(self, workdir: epath.Path, seconds: float):
+        self.file = workdir / "stacks" / f"host_{hosts.index()}.txt"
+        self.seconds, self.ends, self.leaving = seconds, 0, threading.Event()
+        self._writing = threading.Lock()
+
+    def note_end(self) -> None:
+        self.ends += 1
+
+    def run(self) -> None:
+        # Looks are counted and not seconds: a process that was suspended has not hung.
+        seen, looks = 0, 0
+        while not self.leaving.wait(self.seconds / LOOKS):
+            looks = looks + 1 if self.ends == seen and self.ends >= FIRST_STEPS else 0
+            seen = self.ends
+            if looks > LOOKS:
+                self.write_stacks()
+                hosts.end_hung(
+                    f"no step ended in {self.seconds:g} seconds (train.hang_seconds); the stacks of all threads are "
+                    f"above and in {self.file.parent}; the same command goes on from the newest checkpoint"
+                )
+
+    def write_stacks(self) -> None:
+        """Of this process, once."""
+        if not self._writing.acquire(blocking=False):
+            return
+        with tempfile.TemporaryFile() as file:  # faulthandler needs a file of the system
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            text = f"stacks of {own_name(hosts.index())}:\n{file.read().decode(errors='replace')}"
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        writer = threading.Thread(target=self._write_file, args=(text,), daemon=True)
+        writer.start()
+        writer.join(WRITE_SECONDS)
+
+    def _write_file(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(text)
