@@ -1,1 +1,12 @@
 """Programs, run from a checkout: `python -m launch.NAME --help`."""
+
+import signal
+import sys
+
+from launch.interrupts import NUMBERS, end_at_once
+from launch.memory import check_address_space
+
+if sys.argv[0] == "-m":  # a program begins, and its imports take seconds; not in a module that imports this package
+    for number in NUMBERS:
+        signal.signal(number, end_at_once)
+    check_address_space()

@@ -14,6 +14,8 @@ from etils import epath
 from ml_collections import config_flags
 
 from launch.config_fields import field_lines
+from launch.interrupts import Stopped, end, handle_signals
+from launch.memory import out_of_memory
 from launch.overrides import EXAMPLE, check_overrides, meant_fields
 
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
@@ -46,11 +48,15 @@ def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 def run_program(main: Callable[[], None]) -> None:
     """Runs a program whose `main` takes no arguments. Libraries' own progress shows with `--verbosity=0`."""
+    handle_signals()
     try:
         app.run(lambda argv: _main(main), flags_parser=_parse)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        os._exit(130)  # no waiting for threads that compile
+    except Stopped as stopped:
+        end(stopped)
+    except Exception as error:
+        if not (told := out_of_memory(error)):
+            raise
+        _fail(told)
 
 
 def define_checks() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from launch.flags import define_checks
+from launch.interrupts import Stopped
 from ling_jax.checkpoint.orbax import DamagedCheckpoint, SaveFailed
 from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
@@ -46,9 +47,12 @@ def check_one_host(what: str) -> None:
 
 @contextlib.contextmanager
 def starting_errors() -> Iterator[None]:
-    """Around what prepares a run, inside `usage_errors`: an error of one host ends all."""
+    """Around what prepares a run, inside `usage_errors`: an error of one host, or a signal to it, ends all."""
     try:
         yield
+    except Stopped as stopped:
+        hosts.end_all(str(stopped), 128 + stopped.number)
+        raise
     except Exception as error:
         hosts.fail(error, code=2)
         raise
@@ -66,6 +70,9 @@ def training_errors() -> Iterator[None]:
         print(stop, flush=True)
         hosts.leave()
         sys.exit(128 + stop.number)
+    except Stopped as stopped:  # before the first step
+        hosts.end_all(str(stopped), 128 + stopped.number)
+        raise
     except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -372,7 +372,7 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
             parts = {f"{name}.{i}": item for i, item in enumerate(value) if dataclasses.is_dataclass(item)}
         for where, part in parts.items():
             found |= _defaults(part, f"{where}.")
-        if not parts and field.default is not dataclasses.MISSING:
+        if not parts and not isinstance(field.default, (tuple, type(dataclasses.MISSING))):
             found |= flatten(field.default, name)
     return found
 

@@ -157,6 +157,13 @@ def end_hung(why: str) -> NoReturn:
     os._exit(EXIT_HUNG)
 
 
+def end_all(why: str, code: int) -> None:
+    """Ends this process and all others with a message and a code; returns where it is alone."""
+    if several():
+        print(why, file=sys.stderr, flush=True)
+        _end(f"{_joined[0].names[index()]}: {why}", code, others=code)
+
+
 def fail(error: BaseException, code: int = 1) -> None:
     """Tells an error and ends this process with the code, and the others with a message about it; returns where it is
     alone.

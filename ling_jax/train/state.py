@@ -2,6 +2,8 @@
 
 import math
 import os
+import resource
+from pathlib import Path
 from typing import Any
 
 import flax.struct
@@ -92,16 +94,25 @@ def state_bytes(abstract) -> int:
     return sum(sizes)
 
 
+def _address_space_left() -> float:
+    """Bytes that `ulimit -v` leaves to this process."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or not (status := Path("/proc/self/statm")).exists():
+        return math.inf
+    return max(limit - int(status.read_text().split()[0]) * resource.getpagesize(), 0)
+
+
 def check_memory(abstract: TrainState, mesh) -> None:
     """Raises ValueError where a device of this host cannot hold its part of the state; says nothing where its memory is
-    unknown. CPU devices share the machine's."""
+    unknown. CPU devices share the machine's, or what `ulimit -v` leaves of it."""
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+        memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _address_space_left()) / len(devices)
     else:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
     if (needed := state_bytes(abstract)) > memory:
         raise ValueError(
-            f"parameters and optimizer take {needed / 1e9:.1f} GB of every device, which has {memory / 1e9:.1f} GB; "
+            f"not enough memory: parameters and optimizer take {needed / 1e9:.1f} GB of every device, which has "
+            f"{memory / 1e9:.1f} GB; "
             "split them over more devices (mesh.fsdp, mesh.expert), or train a smaller model"
         )

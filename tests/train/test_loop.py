@@ -372,7 +372,9 @@ def test_bad_input_ends_before_anything_is_written(name, corpus, tmp_path):
 
 def test_a_model_that_no_memory_holds_is_refused_before_anything_is_written(corpus, tmp_path):
     config = dataclasses.replace(small_config(corpus), model=model_config("ling-2.6-1t"))
-    with pytest.raises(ValueError, match=r"parameters and optimizer take 1230\d\.\d GB of every device, which has"):
+    with pytest.raises(
+        ValueError, match=r"not enough memory: parameters and optimizer take 1230\d\.\d GB of every device, which has"
+    ):
         prepare(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
