@@ -22,7 +22,7 @@ import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
 
 from ling_jax.files import parse_object
-from ling_jax.train.roll_call import Place, differences, own_name, roll_call
+from ling_jax.train.roll_call import Place, differences, listening_addresses, own_name, roll_call
 
 LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
 BACKSTOP = 3  # time-outs until JAX's own heartbeats give up, which would end all without saying for whom
@@ -69,6 +69,7 @@ def join(place: Place, facts: Mapping[str, str], seconds: float) -> None:
         place.coordinator,
         place.count,
         place.index,
+        coordinator_bind_address=place.coordinator if listening_addresses(place.coordinator) else None,
         local_device_ids=place.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=round(seconds),

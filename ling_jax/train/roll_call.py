@@ -3,11 +3,17 @@
 A process is called a host here, although several may share a machine. Host 0 listens at the coordinator's address and
 the others ask there until all are known; then JAX's own service takes the port. JAX alone would end a run that lacks a
 host without saying which.
+
+A message is a line of at most 1 MB: an HMAC and a JSON object. Its key is LING_JAX_TOKEN, or the launcher's number of
+the job, so that other jobs, and with a secret token other people, cannot take part.
 """
 
+import asyncio
 import contextlib
 import hashlib
+import hmac
 import importlib.metadata
+import ipaddress
 import json
 import os
 import platform
@@ -18,18 +24,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ling_jax
-from ling_jax.files import parse_json
+from ling_jax.files import parse_object
+from ling_jax.messages import one_line
 from ling_jax.train.config import flatten
 
 PACKAGES = ("ling_jax", "pallas_kernels", "launch")  # whose sources are the code of a run
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 ASK_SECONDS = 0.5  # between two questions of a host to host 0
+CLIENT_SECONDS = 10  # for a client to send its line, and to read the answer
+MAX_LINE_BYTES = 2**20  # our choice; all files and fields of a run take 40 kB
+TOKEN = "LING_JAX_TOKEN"  # of the environment
+JOB_IDS = ("SLURM_JOB_ID", "PMIX_NAMESPACE")
 LAST_SECONDS = 10  # for those that came to ask once more, when the outcome is known
 MOST_TOLD = 8  # differences in one message
 THEIRS = (
     OSError,
     ValueError,
     TypeError,
+    KeyError,
     OverflowError,
 )  # what another process may cause: not there yet, a lost connection, no message
 
@@ -115,12 +127,37 @@ def roll_call(place: Place, own_facts: Mapping[str, str], seconds: float) -> tup
     Raises ValueError, on all hosts that came, naming those that did not come in so many seconds or what differs.
     """
     if place.index:
-        answer = _ask(place, [place.index, own_name(place.index), dict(own_facts)], seconds)
+        message = {"host": place.index, "name": own_name(place.index), "facts": dict(own_facts)}
+        answer = _ask(place, message, seconds)
     else:
-        answer = _Register(place, own_facts).serve(seconds)
+        answer = asyncio.run(_Register(place, own_facts).serve(seconds))
     if answer["error"]:
         raise ValueError(answer["error"])
     return tuple(answer["names"])
+
+
+def listening_addresses(coordinator: str) -> list[str]:
+    """The addresses of this machine at which host 0 listens: those that the coordinator's name stands for.
+
+    [] means all: the name stands for addresses that this machine does not have (it is behind another one), or for the
+    machine itself alone where others ask for it by name (/etc/hosts has 127.0.1.1 then).
+    """
+    name = coordinator.rpartition(":")[0].strip("[]")
+    try:
+        found = [ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except (OSError, ValueError):
+        return []
+    means_itself = name == "localhost" or name in map(str, found)
+    return sorted({str(ip) for ip in found if (means_itself or not ip.is_loopback) and _is_ours(str(ip))})
+
+
+def _is_ours(address: str) -> bool:
+    """Whether this machine has an address."""
+    try:
+        with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
+            return True
+    except OSError:
+        return False
 
 
 class _Register:
@@ -130,80 +167,111 @@ class _Register:
         self.place, self.facts = place, own_facts
         self.names, self.errors = {0: own_name(0)}, []
         self.came, self.told = {own_name(0)}, {own_name(0)}
+        self.answer: dict[str, Any] | None = None
 
-    def serve(self, seconds: float) -> dict[str, Any]:
+    async def serve(self, seconds: float) -> dict[str, Any]:
         """Answers until all are there or the time is over, and then until all that came know the outcome."""
-        end, answer = time.monotonic() + seconds, None
-        with self._listen() as server:
-            server.settimeout(ASK_SECONDS)
-            while answer is None or (self.told != self.came and time.monotonic() < end):
-                if answer is None and (len(self.names) == self.place.count or time.monotonic() > end):
-                    answer, end = self._answer(seconds), time.monotonic() + LAST_SECONDS
-                with contextlib.suppress(*THEIRS):
-                    self._meet(server, answer)
-        return answer
+        end = time.monotonic() + seconds
+        server = await self._listen()
+        while len(self.names) < self.place.count and time.monotonic() < end:
+            await asyncio.sleep(ASK_SECONDS / 10)
+        self.answer, end = self._outcome(seconds), time.monotonic() + LAST_SECONDS
+        while self.told != self.came and time.monotonic() < end:
+            await asyncio.sleep(ASK_SECONDS / 10)
+        server.close()  # without waiting for clients that are silent
+        return self.answer
 
-    def _listen(self) -> socket.socket:
-        port = int(self.place.coordinator.rpartition(":")[2])
-        dual = socket.has_dualstack_ipv6()
+    async def _listen(self) -> asyncio.Server:
+        port, addresses = int(self.place.coordinator.rpartition(":")[2]), listening_addresses(self.place.coordinator)
         try:
-            family = socket.AF_INET6 if dual else socket.AF_INET
-            return socket.create_server(("", port), family=family, dualstack_ipv6=dual, backlog=1024)
+            # asyncio reads all clients at once: a slow one holds up nobody.
+            return await asyncio.start_server(self._meet, addresses or None, port, limit=MAX_LINE_BYTES, backlog=1024)
         except OSError as error:
             raise ValueError(
-                f"host 0 cannot listen at port {port} of the coordinator {self.place.coordinator} ({error.strerror}); "
-                "name a port that is free, and one process alone as host 0"
+                f"host 0 cannot listen at port {port} of the coordinator {self.place.coordinator} "
+                f"({os.strerror(error.errno)}); name a port that is free, and one process alone as host 0"
             ) from None
 
-    def _meet(self, server: socket.socket, answer: dict[str, Any] | None) -> None:
-        connection, _ = server.accept()
-        with connection:
-            connection.settimeout(10)
-            index, name, other = parse_json(_read_line(connection), "what a host sent")
-            self._note(int(index), str(name), dict(other))
-            connection.sendall(json.dumps(answer).encode() + b"\n")
+    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client, which may be anybody: whatever it does ends nothing but its own connection."""
+        with contextlib.suppress(*THEIRS, asyncio.CancelledError):  # the server ends
+            name = self._note(opened(await asyncio.wait_for(reader.readline(), CLIENT_SECONDS), "what a host sent"))
+            answer = self.answer  # it may come while this client reads
+            writer.write(sealed({"answer": answer}))
+            await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
             if answer is not None:
                 self.told.add(name)
+        writer.close()
 
-    def _note(self, index: int, name: str, other: Mapping[str, str]) -> None:
+    def _note(self, message: Mapping[str, Any]) -> str:
+        """Takes a host's message down; returns its name. Raises ValueError or KeyError where it is none."""
+        index, name, other = message["host"], message["name"], message["facts"]
+        if type(index) is not int or type(name) is not str or type(other) is not dict:
+            raise ValueError("no message of a host")
+        name = one_line(name)
         self.came.add(name)
         known = self.names.setdefault(index, name)
         if known != name:
             self.errors.append(f"two processes are host {index}: {known} and {name}; give each a number of its own")
-        elif index >= self.place.count:
+        elif not 0 < index < self.place.count:
             self.errors.append(f"{name} is none of {self.place.count} hosts; give all hosts the same num_hosts")
         elif told := differences(self.facts, other, name):
             self.errors.append(f"{name} would not train what host 0 does; make these the same:\n  {told}")
+        return name
 
-    def _answer(self, seconds: float) -> dict[str, Any]:
+    def _outcome(self, seconds: float) -> dict[str, Any]:
         missing = [f"host {index}" for index in range(self.place.count) if index not in self.names]
         error = self.errors[0] if self.errors else ""
         if missing and not error:
             error = (
                 f"{', '.join(missing)} of {self.place.count} did not come to {self.place.coordinator} in {seconds:g} "
-                "seconds; start the same command on all hosts, or give them more time (--host_timeout)"
+                f"seconds; start the same command on all hosts, with the same {TOKEN} or none, or give them more time "
+                "(--host_timeout)"
             )
         return {"names": [self.names.get(index, "") for index in range(self.place.count)], "error": error}
 
 
-def _ask(place: Place, message: list[Any], seconds: float) -> dict[str, Any]:
+def _ask(place: Place, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """A host's side: asks until it is told the outcome, or for so many seconds nobody answers."""
     address, _, port = place.coordinator.rpartition(":")
     where = (address.strip("[]"), int(port))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(*THEIRS), socket.create_connection(where, timeout=10) as server:
-            server.sendall(json.dumps(message).encode() + b"\n")
-            answer, end = parse_json(_read_line(server), "what host 0 sent"), time.monotonic() + seconds
+        with contextlib.suppress(*THEIRS), socket.create_connection(where, timeout=CLIENT_SECONDS) as server:
+            server.sendall(sealed(message))
+            answer, end = opened(_read_line(server), "what host 0 sent")["answer"], time.monotonic() + seconds
             if answer is not None:
                 return answer
         time.sleep(ASK_SECONDS)
     raise ValueError(
         f"host 0 of {place.count} did not answer {own_name(place.index)} at {place.coordinator} in {seconds:g} "
-        "seconds; start the same command there, check the address, or give it more time (--host_timeout)"
+        f"seconds; start the same command there, check the address and {TOKEN}, or give it more time (--host_timeout)"
     )
 
 
 def _read_line(connection: socket.socket) -> bytes:
     with connection.makefile("rb") as file:
-        return file.readline()
+        return file.readline(MAX_LINE_BYTES)
+
+
+def sealed(message: Mapping[str, Any]) -> bytes:
+    """A line for another host: the message as JSON behind its HMAC, whose key is the token of this job."""
+    text = json.dumps(message).encode()
+    return _sum(text) + b" " + text + b"\n"
+
+
+def opened(line: bytes, where: str) -> dict[str, Any]:
+    """The message of a line. Raises ValueError where it is no line of a host with this job's token."""
+    found, _, text = line.rstrip(b"\n").partition(b" ")
+    if not hmac.compare_digest(found, _sum(text)):
+        raise ValueError(f"{where} is not of this job")
+    return parse_object(text, where)
+
+
+def _sum(text: bytes) -> bytes:
+    return hmac.new(_token(), text, hashlib.sha256).hexdigest().encode()
+
+
+def _token() -> bytes:
+    """What the hosts of a job share: a secret, else the launcher's number of the job, else nothing."""
+    return next((value.encode() for name in (TOKEN, *JOB_IDS) if (value := os.environ.get(name))), b"")

@@ -3,6 +3,9 @@
 import concurrent.futures
 import contextlib
 import socket
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -72,14 +75,84 @@ def test_a_number_or_a_port_that_is_taken_is_told(coordinator, monkeypatch):
         assert "cannot listen at port" in str(told) and "name a port that is free" in str(told)
 
 
-def test_words_that_are_no_message_change_nothing(coordinator):
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+def no_message(message: bytes) -> bytes:
+    """A line as a host with the token would send it, of something that is no message."""
+    return rolls._sum(message) + b" " + message + b"\n"
+
+
+HOSTILE = [
+    b"", b"\n", b"\xff\n", b"GET / HTTP/1.1\r\n", b"[]\n", b"7\n", b'{"host": 1}\n', b"[" * 200_000 + b"\n",
+    b"x" * 3_000_000,
+    b'[Infinity, "a", {}]\n', b"0" * 64 + b' {"host": 1, "name": "a", "facts": {}}\n',
+    no_message(b""), no_message(b"[]"), no_message(b"{}"), no_message(b"[" * 200_000), no_message(b'{"host": 1e400}'),
+    no_message(b'{"host": true, "name": "a", "facts": {}}'), no_message(b'{"host": 1, "name": 7, "facts": {}}'),
+    no_message(b'{"host": 1, "name": "a", "facts": []}'), no_message(b'{"host": "1", "name": "a", "facts": {}}'),
+    no_message(b'{"host": 1, "host": 2, "name": "a", "facts": {}}'), no_message(b"\x80\x81"),
+    no_message(b'{"host": 1, "name": "' + b"a" * 2_000_000 + b'", "facts": {}}'),
+]  # fmt: skip
+
+
+def test_hostile_clients_change_nothing_and_silent_ones_hold_up_nobody(coordinator):
+    """23 that send what is no message, and 20 that send nothing or the beginning of a line."""
+    begun = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as open_lines:
         first = pool.submit(roll_call, Place(coordinator, 2, 0), FACTS, 60)
-        told = (b"", b"\xff\n", b"GET / HTTP/1.1\r\n", b"[]\n", b"7\n", b"[1, 2, 3]\n", b'[Infinity, "a", {}]\n')
-        for words in (*told, b"[" * 200_000 + b"\n"):
-            with connected(coordinator) as line:
+        for i in range(20):
+            open_lines.enter_context(connected(coordinator)).sendall(b"" if i % 2 else b"123")
+        for words in HOSTILE:
+            with connected(coordinator) as line, contextlib.suppress(ConnectionError):  # cut off after 1 MB
                 line.sendall(words)
         assert roll_call(Place(coordinator, 2, 1), FACTS, 60) == first.result()
+    assert time.monotonic() - begun < rolls.CLIENT_SECONDS
+
+
+def test_a_process_without_the_token_does_not_take_part(coordinator, monkeypatch):
+    """The threads of this process share an environment, so each message is sealed with the token of its host."""
+    sums = {0: b"secret", 1: b"secret", 2: b"guessed"}
+    monkeypatch.setattr(rolls, "_token", lambda: sums[int(threading.current_thread().name[-1])])
+
+    def call(host):
+        threading.current_thread().name = f"host {host}"
+        patched = Place(coordinator, 2, min(host, 1))
+        return roll_call(patched, FACTS if host < 2 else {}, 1 if host == 2 else 60)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        first, stranger = pool.submit(call, 0), pool.submit(call, 2)
+        assert "check the address and LING_JAX_TOKEN" in str(stranger.exception())
+        assert pool.submit(call, 1).result() == first.result()
+
+
+def test_the_token_is_the_secret_else_the_number_of_the_job(environment):
+    for name in (rolls.TOKEN, *rolls.JOB_IDS):
+        environment.delenv(name, raising=False)
+    alone = rolls.sealed({})
+    environment.setenv("SLURM_JOB_ID", "7")
+    of_job = rolls.sealed({})
+    environment.setenv("LING_JAX_TOKEN", "secret")
+    assert len({alone, of_job, rolls.sealed({})}) == 3 and rolls.opened(rolls.sealed({"a": 1}), "it") == {"a": 1}
+    with pytest.raises(ValueError, match="what a host sent is not of this job"):
+        rolls.opened(of_job, "what a host sent")
+
+
+def test_host_0_listens_at_the_coordinators_address_alone(coordinator):
+    port = int(coordinator.split(":")[1])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        first = pool.submit(roll_call, Place(coordinator, 2, 0), FACTS, 60)
+        connected(coordinator).close()
+        listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        places = {line.split()[1] for line in listening.splitlines() if line.split()[3] == "0A"}
+        found = {place.split(":")[0] for place in places if place.endswith(f":{port:04X}")}
+        assert "0100007F" in found and not any(set(address) == {"0"} for address in found)
+        roll_call(Place(coordinator, 2, 1), FACTS, 60)
+        first.result()
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "found"),
+    [("127.0.0.1:1", ["127.0.0.1"]), ("192.0.2.1:1", []), ("no.such.host.invalid:1", []), ("0.0.0.0:1", ["0.0.0.0"])],
+)
+def test_a_name_that_stands_for_no_address_of_this_machine_means_all(coordinator, found):
+    assert rolls.listening_addresses(coordinator) == found
 
 
 def connected(coordinator) -> socket.socket:
