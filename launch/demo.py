@@ -39,7 +39,7 @@ from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import read_object, write_json
 from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
-from ling_jax.train.programs import use_compilation_cache
+from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the demo's files go; runs/demo, or runs/demo_quick, if not given")

@@ -115,7 +115,7 @@ def compilation_cache() -> str:
     import jax
     from etils import epath
 
-    from ling_jax.train.programs import use_compilation_cache
+    from ling_jax.train.program_cache import use_compilation_cache
 
     use_compilation_cache()
     folder = epath.Path(jax.config.jax_compilation_cache_dir)

@@ -20,7 +20,7 @@ from ling_jax.files import read_object
 from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
 from ling_jax.train.loop import Run
-from ling_jax.train.programs import use_compilation_cache
+from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.workdir import open_workdir, read_origins
 
 

@@ -34,7 +34,8 @@ from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
 from ling_jax.train.loop import held_out_loss, prepare_run, train
 from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coefficients
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.programs import compile_eval_step, use_compilation_cache
+from ling_jax.train.program_cache import use_compilation_cache
+from ling_jax.train.programs import compile_eval_step
 from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import has_checkpoint, unlock
 

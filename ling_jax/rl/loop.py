@@ -40,7 +40,7 @@ from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, mak
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
-from ling_jax.train.programs import use_compilation_cache
+from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.workdir import (

@@ -30,6 +30,7 @@ from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, op
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
 from ling_jax.train.metrics import MetricsWriter, peak_flops
 from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.programs import (
     compile_eval_step,
     compile_train_step,
@@ -38,7 +39,6 @@ from ling_jax.train.programs import (
     random_state,
     restored_state,
     state_of,
-    use_compilation_cache,
 )
 from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
 from ling_jax.train.spikes import with_sigmas

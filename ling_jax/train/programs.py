@@ -1,8 +1,6 @@
-"""The programs of a run, compiled ahead of its first step, and where compiled programs are kept."""
+"""The programs of a run, compiled ahead of its first step, and its state at the start."""
 
-import os
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +16,6 @@ from ling_jax.train.config import LoopConfig
 from ling_jax.train.spikes import empty_history
 from ling_jax.train.state import GuardedState, TrainState, create_state, guarded
 from ling_jax.train.step import make_eval_step, make_train_step
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs for the next start: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
 
 
 def random_state(seed: int, config: ModelConfig, optimizer, abstract: GuardedState, trainable=None) -> GuardedState:

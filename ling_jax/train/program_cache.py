@@ -1,0 +1,83 @@
+"""The folder of compiled programs, where a damaged one is named, removed and compiled again.
+
+JAX alone warns of an entry that it cannot read at every start, and never replaces it; it runs one that is another's as
+if it were right. So each entry has a file of its sum beside it.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import crc32c
+import jax
+from jax._src import compilation_cache  # JAX has no public way to look at entries before it reads them
+from jax._src.lru_cache import LRUCache
+
+from ling_jax.files import replacing
+from ling_jax.messages import warn
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next start: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
+    compilation_cache.get_file_cache = _open_cache
+    if not isinstance(compilation_cache._cache, CheckedCache):  # JAX opens it for its first program
+        compilation_cache.reset_cache()
+
+
+def _open_cache(folder: str) -> tuple[LRUCache, str] | None:
+    """What JAX uses for its folder; None, with a warning, where the folder cannot be used."""
+    try:
+        return CheckedCache(folder, max_size=jax.config.jax_compilation_cache_max_size), folder
+    except OSError as error:
+        warn(f"compiled programs are not kept: {error}")
+        return None
+
+
+class CheckedCache(LRUCache):
+    """JAX's folder of files KEY-cache, each with a file KEY-sum."""
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            content = super().get(key)
+        except OSError as error:
+            warn(f"a compiled program cannot be read and is compiled again: {error}")
+            return None
+        if content is None or self._is_whole(key, content):
+            return content
+        warn(f"{self.path / key}-cache is damaged; it is removed, and the program is compiled and kept again")
+        (self.path / f"{key}-cache").unlink(missing_ok=True)
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        try:
+            self._write_sum(key, value)  # first: without an entry it means nothing
+            if not self.eviction_enabled:
+                with replacing(self.path / f"{key}-cache") as file:  # other programs read the folder, too
+                    file.write(value)
+            else:
+                super().put(key, value)
+        except OSError as error:
+            warn(f"a compiled program is not kept: {error}")
+
+    def _is_whole(self, key: str, content: bytes) -> bool:
+        path = self.path / f"{key}-sum"
+        if path.exists():
+            return path.read_bytes() == _sum(key, content)
+        try:
+            compilation_cache.decompress_executable(content)  # of JAX alone, which keeps no sum
+        except Exception:  # of the library that compressed it
+            return False
+        with contextlib.suppress(OSError):  # a folder that is only read
+            self._write_sum(key, content)
+        return True
+
+    def _write_sum(self, key: str, content: bytes) -> None:
+        with replacing(self.path / f"{key}-sum") as file:
+            file.write(_sum(key, content))
+
+
+def _sum(key: str, content: bytes) -> bytes:
+    return b"%08x\n" % crc32c.crc32c(content, crc32c.crc32c(key.encode()))

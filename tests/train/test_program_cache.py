@@ -1,0 +1,75 @@
+"""A damaged folder of compiled programs changes no result, is named once, and is whole again after one start."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src import compilation_cache
+
+from ling_jax.train.program_cache import use_compilation_cache
+from tests.damage import DAMAGES, files_below
+
+X = jnp.arange(8.0)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder that JAX uses in the test."""
+    monkeypatch.setattr(compilation_cache, "get_file_cache", compilation_cache.get_file_cache)
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    use_compilation_cache()
+    yield tmp_path / "compiled"
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+    compilation_cache.reset_cache()
+
+
+def results():
+    """Of two programs, as another start has them."""
+    jax.clear_caches()
+    return [np.asarray(jax.jit(function)(X)) for function in (lambda x: x * 2 + 1, lambda x: jnp.sin(x).sum())]
+
+
+def test_thirty_damages_are_mended(folder, capsys):
+    wanted, whole = results(), files_below(folder)
+    assert sum(name.endswith("-cache") for name in whole) >= 2
+    for seed in range(30):
+        rng = random.Random(seed)
+        kind = rng.choice(sorted(DAMAGES))
+        changed = DAMAGES[kind](sorted(folder.iterdir()), rng)
+        entries = {path.name for path in changed if path.exists() and path.name.endswith("-cache")}
+        capsys.readouterr()
+        np.testing.assert_equal(results(), wanted)
+        told = capsys.readouterr().err
+        assert all(f"{name} is damaged; it is removed" in told for name in entries), (seed, kind)
+        np.testing.assert_equal(results(), wanted)
+        assert "damaged" not in capsys.readouterr().err
+        assert {name for name in files_below(folder) if name.endswith("-cache")} >= {n for n in whole if "-cache" in n}
+
+
+def test_an_entry_of_jax_alone_is_read_and_a_damaged_one_is_mended(folder, capsys):
+    wanted = results()
+    for path in folder.glob("*-sum"):
+        path.unlink()
+    np.testing.assert_equal(results(), wanted)
+    assert len(list(folder.glob("*-sum"))) >= 2 and not capsys.readouterr().err
+    for path in folder.glob("*-sum"):
+        path.unlink()
+    entry = next(folder.glob("*-cache"))
+    entry.write_bytes(entry.read_bytes()[:-3])
+    np.testing.assert_equal(results(), wanted)
+    assert f"{entry} is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_one_is_a_warning(folder, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file"))
+    compilation_cache.reset_cache()
+    results()
+    told = capsys.readouterr().err
+    assert told.count("compiled programs are not kept") == 1 and len(told.splitlines()) == 1
