@@ -13,7 +13,7 @@ from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl import staleness, token_budget
 from ling_jax.rl.step import make_objective
-from ling_jax.train.config import OptimizerConfig, Rule, check_fields, check_optimizer
+from ling_jax.train.config import HANG, OptimizerConfig, Rule, check_fields, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class LoopConfig:
     save_every: int = 10
     keep: int = 2  # checkpoints
     max_bad_steps: int = 10  # a run stops after so many that changed nothing
+    hang_seconds: float = 1800.0  # the run ends where nothing is generated or learnt in so many (our choice); 0: never
     samples: int = 2  # answers that each step writes to samples.jsonl
     eval_tasks: int = 0  # held-out tasks of each source, answered greedily at the start and at the end
     dpr_steps: int = 0  # draw tasks by their pass rates, which takes a tenth of so many steps for early; 0: uniformly
@@ -76,8 +77,8 @@ class RLConfig:
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
-    "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_bad_steps", "train.samples",
-    "train.eval_tasks",
+    "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_bad_steps", "train.hang_seconds",
+    "train.samples", "train.eval_tasks",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -98,6 +99,7 @@ FIELDS: tuple[Rule, ...] = (
         "must not be negative",
     ),
     (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
+    HANG,
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
     (("start_from",), bool, "must name the workdir of the stage before, or a Hugging Face folder"),

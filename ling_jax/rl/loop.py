@@ -38,11 +38,13 @@ from ling_jax.rl.reward import Reward
 from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.memory import MemoryUse
 from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.stop import stop_signals
+from ling_jax.train.watchdog import watch_steps
 from ling_jax.train.workdir import (
     check_workdir,
     has_checkpoint,
@@ -229,9 +231,14 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
     if start == 0:
         _evaluate(run, learner.state.params, 0)
     log = _Log(run, start)
-    with stop_signals() as stopped:
+    with stop_signals() as stopped, watch_steps(run.workdir, train.hang_seconds) as ended:
+
+        def generated(*progress: int) -> None:
+            ended()
+            log.generating(*progress)
+
         for step in range(start, train.steps):
-            result = learner.step(log.generating)
+            result = learner.step(generated)
             line = log.add(step, result, bad_steps=int(learner.state.bad_steps))
             stop = stopped[0] if stopped else None  # read once: it may come at any moment
             done, ends = step + 1, step + 1 == train.steps
@@ -251,6 +258,7 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
                 )
             if stop is not None and not ends:
                 raise Interrupted(stop, done)
+            ended()
     return line
 
 
@@ -274,7 +282,7 @@ class _Log:
 
     def __init__(self, run: Run, start: int):
         self._run, self._start, self._begun = run, start, time.perf_counter()
-        self._told = self._begun
+        self._told, self._memory = self._begun, MemoryUse()
         for name in LOGS:
             drop_lines_from(run.workdir / f"{name}.jsonl", start)
         steps = run.config.train.steps
@@ -289,6 +297,7 @@ class _Log:
             "tokens_per_second": metrics["generated_tokens"] / seconds,
             "time": time.time(),
         }
+        line |= self._memory.measure()
         self._append("metrics", step, [line])
         self._append("samples", step, result.samples)
         self._append("events", step, result.events)

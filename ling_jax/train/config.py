@@ -151,8 +151,9 @@ RESUMABLE = (
 
 Rule = tuple[Sequence[str], Callable[[Any], bool], str]  # (fields, what is good, how it is said)
 
+HANG: Rule = (("train.hang_seconds",), lambda x: x == 0 or 1 <= x < math.inf, "must be 0 (no watchdog), or at least 1")
 GUARDS: tuple[Rule, ...] = (
-    (("train.hang_seconds",), lambda x: x == 0 or 1 <= x < math.inf, "must be 0 (no watchdog), or at least 1"),
+    HANG,
     (("train.spike_sigmas",), lambda x: 0 <= x < math.inf, "must not be negative, and finite; 0 skips nothing"),
     (("train.spike_window",), lambda x: x >= 8, "must be at least 8: a median of fewer steps says little"),
 )
@@ -373,7 +374,7 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
         for where, part in parts.items():
             found |= _defaults(part, f"{where}.")
         if not parts and not isinstance(field.default, (tuple, type(dataclasses.MISSING))):
-            found |= flatten(field.default, name)
+            found |= flatten({field.name: field.default}, prefix[:-1])
     return found
 
 

@@ -169,6 +169,19 @@ def test_logging_saving_and_length_may_change(corpus):
     assert differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)))
 
 
+def test_a_field_that_an_older_config_lacks_has_its_default(whole, corpus):
+    written = json.loads((whole[0] / "config.json").read_text())
+    config = small_config(corpus)
+    assert not differences(written, config)
+    for lacks in (("train", "router_bias_rate"), ("optimizer", "weight_decay"), ("model", "z_loss_weight")):
+        older = json.loads((whole[0] / "config.json").read_text())
+        del older[lacks[0]][lacks[1]]
+        assert not differences(older, config)
+    del written["train"]["router_bias_rate"]
+    changed = dataclasses.replace(config, train=dataclasses.replace(config.train, router_bias_rate=0.5))
+    assert differences(written, changed) == ["train.router_bias_rate: 0.001 in the workdir, 0.5 now"]
+
+
 def test_before_the_first_checkpoint_any_config_may_take_over(corpus, tmp_path):
     config = small_config(corpus)
     first = prepare(config, tmp_path)
