@@ -7,7 +7,8 @@
 #     launch/pod.sh stop my-pod us-east5-a                                            # saves; `run` goes on
 #
 # JAX finds coordinator and number of hosts in the pod's metadata. Host 0 tells the progress; every host tells its
-# errors. Output stays in ~/ling_jax/run.log on each host, and the run lives on when the connection ends.
+# errors. A run in which a step hangs ends with code 75 and is started again (docs/guards.md). Output stays in
+# ~/ling_jax/run.log on each host, and the run lives on when the connection ends.
 set -euo pipefail
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -26,11 +27,13 @@ case $action in
   run)
     [ $# -ge 1 ] || usage
     command=$(printf '%q ' "$@")
-    on_all "cd ling_jax && { setsid nohup .venv/bin/python $command > run.log 2>&1 < /dev/null & echo \$! > run.pid; }
+    # The shell waits for the program when a signal comes, and the program gets it too: they share a process group.
+    again="trap : TERM; until .venv/bin/python $command; [ \$? -ne 75 ]; do echo started again; done"
+    on_all "cd ling_jax && { setsid nohup bash -c $(printf %q "$again") > run.log 2>&1 < /dev/null & echo \$! > run.pid; }
       exec tail --pid=\$(cat run.pid) -n +1 -f run.log"
     ;;
   stop)
-    on_all "cd ling_jax && kill -TERM \$(cat run.pid)"
+    on_all "cd ling_jax && kill -TERM -- -\$(cat run.pid)"
     ;;
   *) usage ;;
 esac
