@@ -30,7 +30,8 @@ case $action in
     # The shell waits for the program when a signal comes, and the program gets it too: they share a process group.
     again="trap : TERM; until .venv/bin/python $command; [ \$? -ne 75 ]; do echo started again; done"
     on_all "cd ling_jax && { setsid nohup bash -c $(printf %q "$again") > run.log 2>&1 < /dev/null & echo \$! > run.pid; }
-      exec tail --pid=\$(cat run.pid) -n +1 -f run.log"
+      tail --pid=\$(cat run.pid) -n +1 -f run.log
+      wait"  # by the shell that has started it: tail would wait for a process that has ended and that nobody asks for
     ;;
   stop)
     on_all "cd ling_jax && kill -TERM -- -\$(cat run.pid)"

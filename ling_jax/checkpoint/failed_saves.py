@@ -54,7 +54,9 @@ class Manager(ocp.CheckpointManager):
             super().close()
 
     def _failed(self, error: BaseException) -> SaveFailed:
-        kept = steps_in(epath.Path(self.directory))
+        kept: list[int] = []
+        with contextlib.suppress(OSError):  # of the folder, which may be why the save failed
+            kept = steps_in(epath.Path(self.directory))
         newest = f"the newest whole one is {kept[-1]}" if kept else "there is no other one"
         reason = one_line(next(iter(str(error).splitlines()), "") or type(error).__name__, 300)
         return SaveFailed(
