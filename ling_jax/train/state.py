@@ -113,6 +113,5 @@ def check_memory(abstract: TrainState, mesh) -> None:
     if (needed := state_bytes(abstract)) > memory:
         raise ValueError(
             f"not enough memory: parameters and optimizer take {needed / 1e9:.1f} GB of every device, which has "
-            f"{memory / 1e9:.1f} GB; "
-            "split them over more devices (mesh.fsdp, mesh.expert), or train a smaller model"
+            f"{memory / 1e9:.1f} GB; split them over more devices (mesh.fsdp, mesh.expert), or train a smaller model"
         )

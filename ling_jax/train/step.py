@@ -29,8 +29,8 @@ def make_train_step(
     `batch` has tokens, labels, segment_ids and positions, [B, T] each. Microbatches give the gradient of the whole
     batch: sums are divided by the batch's counts, not the microbatch's. A loss or gradient that is not finite leaves
     everything but the data position and the count of bad steps as it was; so does a spike of a GuardedState
-    (ling_jax.train.spikes). `trainable` is a tree of bools (None: all
-    that the spec declares so); other leaves keep their bits, experts' biases too where their rate is 0.
+    (ling_jax.train.spikes). `trainable` is a tree of bools (None: all that the spec declares so); other leaves keep
+    their bits, experts' biases too where their rate is 0.
     """
     trainable = specs.trainable(model_spec(config)) if trainable is None else trainable
 

@@ -26,13 +26,14 @@ def main():
 run_program(main)
 """
 BUSY = """
+import hashlib
 from launch import interrupts
 from launch.flags import run_program
 
 def main():
     interrupts.CLEAN_SECONDS = 0.2
     print("working", flush=True)
-    pow(7, 10**8)  # a library that does not look at signals
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # a library that does not look at signals
 
 run_program(main)
 """
