@@ -340,7 +340,7 @@ def _by_step(path: epath.Path) -> Iterator[list[Event]]:
     """The events of one step after the other. Read only as far as asked for: the last line may have been cut off."""
     with path.open() as file:
         read = (parse_object(line, str(path)) for line in file)
-        for _, events in itertools.groupby(read, key=lambda event: event["step"]):
+        for _, events in itertools.groupby(read, key=lambda event: event.get("step")):
             yield list(events)
 
 

@@ -227,7 +227,8 @@ def _enough_line(run: Run, done: int) -> dict:
     """The metrics of the last step before a checkpoint where its held-out loss ended the run, else {}."""
     for text in (run.workdir / "metrics.jsonl").read_bytes().splitlines():
         line = parse_object(text, f"{run.workdir}/metrics.jsonl")
-        if line["step"] == done - 1 and line.get("held_out_loss", math.inf) <= run.enough:
+        loss = line.get("held_out_loss")  # text where it was not finite
+        if line.get("step") == done - 1 and isinstance(loss, float) and loss <= run.enough:
             return line
     return {}
 

@@ -63,7 +63,11 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
     """
     if not has_checkpoint(workdir):
         return
-    if changed := differences(_config_of(workdir), config, resumable):
+    try:
+        changed = differences(_config_of(workdir), config, resumable)
+    except RecursionError:
+        raise ValueError(f"{workdir / 'config.json'} is nested too deeply; restore it, or name another workdir") from None
+    if changed:
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
 

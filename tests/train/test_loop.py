@@ -14,6 +14,7 @@ from ling_jax.sums import checks
 from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
+from ling_jax.train.metrics import drop_lines_from
 from ling_jax.train.workdir import unlock
 from tests.compiled import shared_between_starts
 from tests.damage import DAMAGES, damage, files_below
@@ -49,6 +50,7 @@ def test_a_run_leaves_what_its_report_names(whole):
     assert [line["step"] for line in lines if "held_out_loss" in line] == [4, 9, 11]
     assert last == lines[-1] and lines[-1]["held_out_loss"] < lines[0]["main_loss"]
     assert all(line["drops"] == 0 and line["tokens_per_second"] > 0 for line in lines if "mfu" in line)
+    assert {"host_memory_gb", "host_memory_growth_gb"} <= lines[1].keys() and lines[1]["host_memory_gb"] > 0.05
     assert {"grad_norm/lightning", "update_norm/experts", "load_max_over_mean", "mtp_loss_0"} <= lines[0].keys()
     assert sorted(folder.name for folder in (workdir / "checkpoints").iterdir()) == ["12", "9"]  # `keep` is 2
     assert any((workdir / "tensorboard").iterdir())
@@ -221,6 +223,16 @@ def test_a_damaged_config_is_replaced_by_what_the_checkpoint_notes(whole, corpus
     run = prepare(small_config(corpus), tmp_path / "run")
     unlock(run.workdir, run.lock)
     assert path.read_text() == content and "checkpoint 12 notes" in capsys.readouterr().err
+
+
+NO_LINE = {"brackets": b"[" * 200_000, "depth": b'{"a":' * 900 + b"{}" + b"}" * 900, "number": b"7", "bytes": b"\xff"}
+
+
+@pytest.mark.parametrize("content", NO_LINE.values(), ids=NO_LINE)
+def test_a_line_of_metrics_that_is_none_is_named(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content + b"\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1 has no step"):
+        drop_lines_from(tmp_path / "metrics.jsonl", 12)
 
 
 def test_a_workdir_of_the_wrong_kind_is_named(corpus, tmp_path):
