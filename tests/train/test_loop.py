@@ -348,7 +348,7 @@ def test_a_loss_that_is_not_finite_is_reported_and_ends_the_run(corpus, tmp_path
     bad = [line["step"] for line in metrics_of(tmp_path) if line["bad"]]
     state = final_state(tmp_path)
     assert state["bad_steps"] == len(bad) >= 3 and state["step"] == bad[-1] + 1
-    assert all((abs(x) < float("inf")).all() for x in state.values())
+    assert all((abs(x) < float("inf")).all() for name, x in state.items() if not name.startswith("spikes/"))
     with pytest.raises(TooManyBadSteps):  # as long as the limit is what it is
         train(prepare(config, tmp_path))
 
