@@ -138,7 +138,7 @@ def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
 def stored_shapes(manager: ocp.CheckpointManager) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the arrays of the newest checkpoint's state. Raises DamagedCheckpoint."""
     folder = epath.Path(manager.directory) / str(manager.latest_step())
-    with _damage(folder):
+    with damage(folder):
         stored = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
         return {name: leaf.shape for name, leaf in specs.named_leaves(stored).items()}
 
