@@ -66,7 +66,9 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
     try:
         changed = differences(_config_of(workdir), config, resumable)
     except RecursionError:
-        raise ValueError(f"{workdir / 'config.json'} is nested too deeply; restore it, or name another workdir") from None
+        raise ValueError(
+            f"{workdir / 'config.json'} is nested too deeply; restore it, or name another workdir"
+        ) from None
     if changed:
         lines = "\n  ".join(changed)
         raise ValueError(f"{workdir} holds another run; name another workdir, or undo these:\n  {lines}")
