@@ -15,7 +15,7 @@ from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
 from ling_jax.train.metrics import drop_lines_from
-from ling_jax.train.workdir import unlock
+from ling_jax.train.workdir import read_config, unlock
 from tests.compiled import shared_between_starts
 from tests.damage import DAMAGES, damage, files_below
 from tests.faults import assert_same_end, final_state, metrics_of
@@ -172,11 +172,11 @@ def test_logging_saving_and_length_may_change(corpus):
 
 
 def test_a_field_that_an_older_config_lacks_has_its_default(whole, corpus):
-    written = json.loads((whole[0] / "config.json").read_text())
+    written = read_config(whole[0] / "config.json")
     config = small_config(corpus)
     assert not differences(written, config)
     for lacks in (("train", "router_bias_rate"), ("optimizer", "weight_decay"), ("model", "z_loss_weight")):
-        older = json.loads((whole[0] / "config.json").read_text())
+        older = read_config(whole[0] / "config.json")
         del older[lacks[0]][lacks[1]]
         assert not differences(older, config)
     del written["train"]["router_bias_rate"]
