@@ -9,6 +9,9 @@ A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), on
 Face folder. All files that are neither weights nor config.json go along, and an export gets what it lacks
 (docs/checkpoints.md). FP8 weights become those of the config's dtype.
 
+Several processes, such as the hosts of a pod, port one model together: the same command on each, as for
+`launch.pretrain` (docs/clusters.md), with a target that all share. Each writes its part.
+
 The target appears when it is whole. Until then it is `.NAME.partial` beside it, and the same command goes on there
 after an interruption. `--layers=N` makes a smaller model of the first N layers: try the path before the hours.
 `--compare` runs two models on the same tokens, layer by layer, and names the first part that departs.
@@ -22,10 +25,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
-from launch.flags import define_checks, run_program, usage_errors
+from launch.flags import run_program, usage_errors
+from launch.training import join_hosts, starting_errors
 from ling_jax.checkpoint import port
 from ling_jax.checkpoint.first_layers import FirstLayers
 from ling_jax.checkpoint.folder import ModelFolder, check_model_folder, open_model
@@ -43,8 +48,9 @@ from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.evaluate.compare import compare_folders
 from ling_jax.evaluate.layer_errors import config_differences
+from ling_jax.parallel.peers import ALONE, Peers, all_peers
+from ling_jax.train import hosts
 
-define_checks()
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir")
 TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet")
 DTYPE = flags.DEFINE_enum(
@@ -69,6 +75,7 @@ TOKENS = flags.DEFINE_integer("tokens", 512, "of --compare, at most", lower_boun
 
 FP8 = "float8"
 LARGEST_GB = 1e9  # of a flag: more than any machine has
+SAME_ON_ALL = (SOURCE, TARGET, DTYPE, STEP, SHARD_GB, LAYERS, MTP, DRY_RUN, RESUME, VERIFY)  # of several processes
 
 
 def main() -> None:
@@ -79,33 +86,42 @@ def main() -> None:
             return
     # Not Path.expanduser, which raises where ~ is of an unknown user.
     source, target = (Path(os.path.expanduser(flag.value)) for flag in (SOURCE, TARGET))
-    with usage_errors():
+    with usage_errors(), starting_errors():
         _check_flags()
         _check_paths(source, target)
-        workdir = is_workdir(source)
-        step = load_config(source / "checkpoints", STEP.value)[1] if workdir else None
-        if VERIFY.value and target.is_dir() and any(target.iterdir()):
-            _verify(_open(source, step), open_layers(target), target)
-            return
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"{target} exists and is not empty; name a new folder")
-        if target.is_mount():
-            raise ValueError(f"{target} is a mount point, whose name no other folder can take; name a folder in it")
-        if workdir:
-            has_texts = (source / "tokenizer" / TOKENIZER_FILE).exists()
-            _export(source, step, target, open_model(source, step=step) if has_texts else None)
-        else:
-            check_model_folder(source)
-            if DTYPE.value == FP8:
-                raise ValueError("--dtype=float8 is of Hugging Face targets; a workdir is bfloat16 or float32")
-            if STEP.value is not None:
-                raise ValueError(
-                    f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out"
-                )
-            check_path(target)
-            if (source / TOKENIZER_FILE).exists():
-                open_model(source)  # an export reads its files too: what is wrong with them is said before the work
-            _ingest(source, target)
+        join_hosts({}, **{flag.name: flag.value for flag in SAME_ON_ALL})
+        if hosts.several():
+            jax.config.update("jax_platforms", "cpu")  # a port needs no accelerator, which another program may use
+            jax.devices()  # all processes come to this together
+        _port(source, target)
+        hosts.leave()
+
+
+def _port(source: Path, target: Path) -> None:
+    workdir = is_workdir(source)
+    step = load_config(source / "checkpoints", STEP.value, peers=all_peers())[1] if workdir else None
+    if VERIFY.value and target.is_dir() and any(target.iterdir()):
+        _verify(_open(source, step), open_layers(target), target)
+        return
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists and is not empty; name a new folder")
+    if target.is_mount():
+        raise ValueError(f"{target} is a mount point, whose name no other folder can take; name a folder in it")
+    if workdir:
+        has_texts = (source / "tokenizer" / TOKENIZER_FILE).exists()
+        _export(source, step, target, open_model(source, step=step) if has_texts else None)
+    else:
+        check_model_folder(source)
+        if DTYPE.value == FP8:
+            raise ValueError("--dtype=float8 is of Hugging Face targets; a workdir is bfloat16 or float32")
+        if STEP.value is not None:
+            raise ValueError(
+                f"--step={STEP.value}: {source} is no run's workdir and has no checkpoints; leave --step out"
+            )
+        check_path(target)
+        if (source / TOKENIZER_FILE).exists():
+            open_model(source)  # an export reads its files too: what is wrong with them is said before the work
+        _ingest(source, target)
 
 
 def _compares() -> bool:
@@ -135,7 +151,7 @@ def _check_paths(source: Path, target: Path) -> None:
 
 
 def _open(source: Path, step: int | None) -> Reader:
-    reader = HfReader(source) if step is None else OrbaxReader(source / "checkpoints", step)
+    reader = HfReader(source) if step is None else OrbaxReader(source / "checkpoints", step, verify=False)
     return reader if LAYERS.value is None else FirstLayers(reader, LAYERS.value, mtp=MTP.value)
 
 
@@ -144,18 +160,20 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
     config, dtypes = _in_dtype(reader.config), _cast(reader.dtypes)
     plan = _plan(reader, config, dtypes, target)
 
-    def writer(folder: Path) -> Writer:
+    def writer(folder: Path, peers: Peers) -> Writer:
         limit = int(SHARD_GB.value * port.GB)
-        return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=DTYPE.value == FP8)
+        return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=DTYPE.value == FP8, peers=peers)
 
     if DRY_RUN.value:
         _estimate(reader, writer, plan, target)
         return
-    with port.resumable_folder(target, _record(source, step), resume=RESUME.value) as partial:
-        _move(reader, writer(partial), plan)
-        copy_side_files(source / "tokenizer", partial)
-        fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
-        if VERIFY.value:
+    peers = all_peers()
+    with port.resumable_folder(target, _record(source, step), resume=RESUME.value, peers=peers) as partial:
+        _move(reader, writer(partial, peers), plan)
+        if not peers.index:
+            copy_side_files(source / "tokenizer", partial)
+            fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
+        if VERIFY.value and not peers.index:
             _verify(reader, open_layers(partial), target)
     print(f"{source} -> {target}")
 
@@ -165,16 +183,18 @@ def _ingest(source: Path, target: Path) -> None:
     config, dtypes = _in_dtype(reader.config), _cast(reader.dtypes)
     plan = _plan(reader, config, dtypes, target)
 
-    def writer(folder: Path) -> Writer:
-        return OrbaxWriter(folder / "checkpoints", config, dtypes)
+    def writer(folder: Path, peers: Peers) -> Writer:
+        return OrbaxWriter(folder / "checkpoints", config, dtypes, peers=peers)
 
     if DRY_RUN.value:
         _estimate(reader, writer, plan, target)
         return
-    with port.resumable_folder(target, _record(source, None), resume=RESUME.value) as partial:
-        _move(reader, writer(partial), plan)
-        copy_side_files(source, partial / "tokenizer")
-        if VERIFY.value:
+    peers = all_peers()
+    with port.resumable_folder(target, _record(source, None), resume=RESUME.value, peers=peers) as partial:
+        _move(reader, writer(partial, peers), plan)
+        if not peers.index:
+            copy_side_files(source, partial / "tokenizer")
+        if VERIFY.value and not peers.index:
             _verify(reader, open_layers(partial), target)
     print(f"{source} -> {target}")
 
@@ -188,6 +208,8 @@ def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], t
         f"{port.least_gb(plan.least_bytes)}",
         flush=True,
     )
+    if all_peers().index:
+        return plan
     missing = port.missing_space(target.with_name(f".{target.name}.partial"), plan.nbytes)
     print(f"disk: {port.least_gb(missing)} GB too little" if missing else "disk: enough is free", flush=True)
     if missing and not DRY_RUN.value:
@@ -195,11 +217,11 @@ def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], t
     return plan
 
 
-def _estimate(reader: Reader, writer: Callable[[Path], Writer], plan: port.Plan, target: Path) -> None:
+def _estimate(reader: Reader, writer: Callable[[Path, Peers], Writer], plan: port.Plan, target: Path) -> None:
     """Prints how long the port would take, by a few batches that are written beside the target and removed."""
     folder = next(folder for folder in target.absolute().parents if folder.is_dir())
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as scratch:
-        rate = port.measured_rate(reader, writer(Path(scratch)), plan.threads)
+        rate = sum(all_peers().gather(port.measured_rate(reader, writer(Path(scratch), ALONE), plan.threads), "rates"))
     print(f"time: {port.duration(plan.moved_bytes / rate)} at {rate / 1e6:.0f} MB/s, measured here on a few batches")
 
 
@@ -213,8 +235,9 @@ def _record(source: Path, step: int | None) -> dict:
 
 def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
     start = time.monotonic()
+    progress = port.Progress(plan.moved_bytes // writer.peers.count)  # of this process's share
     try:
-        transfer(reader, writer, threads=plan.threads, progress=port.Progress(plan.moved_bytes))
+        transfer(reader, writer, threads=plan.threads, progress=progress)
     except OSError as error:
         raise OSError(f"{error}; when that is mended the same command goes on from there") from error
     seconds = time.monotonic() - start

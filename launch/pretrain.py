@@ -29,7 +29,7 @@ def main() -> None:
         if DATA.value is not None:
             values["data"]["sources"] = ({"kind": kind_of(DATA.value), "path": DATA.value},)
         config = from_dict(PretrainConfig, values)
-        join_hosts(config, WORKDIR.value)
+        join_hosts(config, workdir=WORKDIR.value)
         run = prepare(config, WORKDIR.value)
     with training_errors():
         train(run, profile=PROFILE.value)

@@ -22,7 +22,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/pr
 def main() -> None:
     with usage_errors(), starting_errors():
         config = from_dict(SftConfig, CONFIG.value.to_dict())
-        join_hosts(config, WORKDIR.value)
+        join_hosts(config, workdir=WORKDIR.value)
         run = prepare_sft(config, WORKDIR.value)
     with training_errors():
         tune(run, samples=config.samples, profile=PROFILE.value)

@@ -29,14 +29,14 @@ HOST_TIMEOUT = flags.DEFINE_float(
 )
 
 
-def join_hosts(config: Any, workdir: str) -> None:
+def join_hosts(config: Any, **flags: Any) -> None:
     """Where this process is one of several: waits for the others, which must be about to do the same.
 
-    Raises ValueError where one does not come, or has another config, workdir or code. To be called before any device
-    is touched.
+    Raises ValueError where one does not come, or has another config, other code or another value of one of `flags`. To
+    be called before any device is touched.
     """
     if place := find_place(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
-        hosts.join(place, facts(config, workdir=workdir), HOST_TIMEOUT.value)
+        hosts.join(place, facts(config, **flags), HOST_TIMEOUT.value)
 
 
 def check_one_host(what: str) -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 from tests.faults import ROOT
 
 
-def run_each(module: str, commands: list[list[str]], *, path: str = "") -> list[subprocess.CompletedProcess]:
+def run_each(
+    module: str, commands: list[list[str]], *, path: str = "", together: int = 1
+) -> list[subprocess.CompletedProcess]:
     """What `python -m module` does with the flags of each command, from a checkout; `path` comes first on PYTHONPATH.
 
-    Its imports are done once, and each command runs in a fork of that process. None may compute before the forks.
+    Its imports are done once, and each command runs in a fork of that process, so many at the same time. None may
+    compute before the forks.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.refusals", module],
+        [sys.executable, "-m", "tests.refusals", module, str(together)],
         input=json.dumps(commands),
         env=os.environ | {"PYTHONPATH": f"{path}:{ROOT}"},
         capture_output=True,
@@ -42,19 +45,26 @@ def _run(main, flags: list[str], outputs: list[Path]) -> None:
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
     only_parse = flags[:1] == ["--only_parse"]
     sys.argv = ["program", *flags[only_parse:]]
-    run_program((lambda: None) if only_parse else main)
+    try:
+        run_program((lambda: None) if only_parse else main)
+    finally:
+        if "jax" in sys.modules:  # which does this at the exit of a process, but not of a fork
+            sys.modules["jax"].distributed.shutdown()
 
 
 def _main() -> None:
-    main = importlib.import_module(sys.argv[1]).main
+    main, together, commands = importlib.import_module(sys.argv[1]).main, int(sys.argv[2]), json.load(sys.stdin)
     fork, results = multiprocessing.get_context("fork"), []
-    with tempfile.TemporaryDirectory() as folder:
-        for i, flags in enumerate(json.load(sys.stdin)):
-            outputs = [Path(folder, f"{i}.{name}") for name in ("stdout", "stderr")]
-            program = fork.Process(target=_run, args=(main, flags, outputs))
-            program.start()
-            program.join()
-            results.append([program.exitcode, *(output.read_text() for output in outputs)])
+    for first in range(0, len(commands), together):
+        with tempfile.TemporaryDirectory() as folder:
+            programs = []
+            for i, flags in enumerate(commands[first : first + together]):
+                outputs = [Path(folder, f"{i}.{name}") for name in ("stdout", "stderr")]
+                programs.append((fork.Process(target=_run, args=(main, flags, outputs)), outputs))
+                programs[-1][0].start()
+            for program, outputs in programs:
+                program.join()
+                results.append([program.exitcode, *(output.read_text() for output in outputs)])
     json.dump(results, sys.stdout)
 
 

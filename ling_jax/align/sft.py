@@ -19,6 +19,7 @@ from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save_texts
 from ling_jax.data.tokenizer import EOS
 from ling_jax.files import parse_object, replacing
+from ling_jax.parallel.peers import all_peers
 from ling_jax.rollout import Generator
 from ling_jax.rollout.text import complete
 from ling_jax.train import hosts
@@ -96,7 +97,9 @@ def open_start(config, workdir) -> ModelFolder:
     Raises ValueError where the template cannot be asked, or ends no turn.
     """
     workdir = open_workdir(workdir)
-    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
+    peers = all_peers()
+    goes_on = peers.first(has_checkpoint(workdir), "has a checkpoint")
+    start = open_model(workdir, peers=peers) if goes_on else open_model(config.start_from)
     check_turns_end(start.template, start.tokenizer, start.end_ids)
     return dataclasses.replace(start, template=with_thinking(start.template, config.thinking, config.effort))
 

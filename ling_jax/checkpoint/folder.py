@@ -25,6 +25,7 @@ from ling_jax.checkpoint.workdir_sums import check_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
+from ling_jax.parallel.peers import ALONE, Peers
 
 
 class _Texts:
@@ -71,27 +72,28 @@ class ModelFolder(_Texts):
         return self.path if self.step is None else self.path / "tokenizer"
 
     def params(self, mesh: jax.sharding.Mesh | None = None):
-        """The weights as they are stored: a workdir's on the mesh (None: on the first device), others on the host."""
+        """The weights as they are stored, on the mesh. None: a workdir's on the first device, others on the host."""
         if self.step is None:
-            return load_hf(self.path)[0]
+            return load_hf(self.path, mesh=mesh)[0]
         return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh, verify=False)[0]
 
     def load(self) -> Loaded:
         return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends)
 
 
-def open_model(path, *, step: int | None = None, tokenizer: str = "") -> ModelFolder:
+def open_model(path, *, step: int | None = None, tokenizer: str = "", peers: Peers = ALONE) -> ModelFolder:
     """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
 
     A chat template and the files that declare end tokens stand beside the tokenizer. `step` picks a checkpoint of a
     workdir; None takes the newest. `tokenizer` is a folder or a file, read where the model's folder has no
-    tokenizer.json. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
+    tokenizer.json. Where all `peers` call it for a folder that they share, each verifies a part of the
+    checkpoint. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
     and model do not fit, or a file cannot be read.
     """
     folder = Path(os.path.expanduser(path))  # as it stands where ~ is of an unknown user
     if is_workdir(folder):
         beside = folder / "tokenizer"
-        config, step = orbax.load_config(folder / "checkpoints", step)
+        config, step = orbax.load_config(folder / "checkpoints", step, peers=peers)
         check_texts(folder, step)
         keys = json.loads(config.hf_source or "{}")  # the config.json that the model was read from, if any
     else:

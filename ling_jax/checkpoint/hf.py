@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from ling_jax.checkpoint.hf_reader import HfReader, config_of, read_config
 from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.names import slots, to_official
 from ling_jax.checkpoint.parts import TreeReader, TreeWriter
+from ling_jax.checkpoint.placed import load_onto
 from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
@@ -16,17 +18,20 @@ from ling_jax.model.transformer import model_spec
 from ling_jax.spec import named_leaves
 
 
-def load_hf(path, *, dtype=None):
+def load_hf(path, *, dtype=None, mesh: jax.sharding.Mesh | None = None):
     """(params, config) of a Hugging Face folder of the official format.
 
-    Arrays are on the host. `dtype` is for both the parameters and `config.compute_dtype`; None keeps what is stored
-    and computes in the config's `torch_dtype`, which FP8 weights are dequantised to (docs/checkpoints.md). The slope
-    convention is the config's `slope_layer_offset`, else what a stored `*.slope` tensor fits, else 0. What is odd about
-    the folder, weights that are not finite among it, is said on stderr.
+    Arrays are on the host, or on the mesh: each process then reads what its devices hold. `dtype` is for both the
+    parameters and `config.compute_dtype`; None keeps what is stored and computes in the config's `torch_dtype`, which
+    FP8 weights are dequantised to (docs/checkpoints.md). The slope convention is the config's `slope_layer_offset`,
+    else what a stored `*.slope` tensor fits, else 0. What is odd about the folder, weights that are not finite among
+    it, is said on stderr.
 
     Raises FileNotFoundError, PermissionError or ValueError, naming the file or tensor, before anything large is read.
     """
     reader = HfReader(path, dtype=dtype)
+    if mesh is not None:
+        return load_onto(reader, mesh), reader.config
     writer = TreeWriter(reader.config, reader.dtypes)
     transfer(reader, writer)
     return writer.params, reader.config

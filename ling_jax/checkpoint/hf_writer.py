@@ -19,6 +19,7 @@ from ling_jax.checkpoint.quantised import BLOCK, BLOCK_CONFIG, E4M3, QUANTISED_N
 from ling_jax.checkpoint.safetensors_file import DTYPES
 from ling_jax.config import ModelConfig
 from ling_jax.model.transformer import model_spec
+from ling_jax.parallel.peers import ALONE, Peers
 
 MAX_SHARD_BYTES = 5 * 2**30
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -60,7 +61,8 @@ class HfWriter(Writer):
     """Fills a folder that is there with the files that `load_hf` and the official code read.
 
     A shard has another name until it is whole and on the disk; `close` writes the index. The folder may hold whole
-    shards of an interrupted writer of the same config, dtypes and sizes: these stay.
+    shards of an interrupted writer of the same config, dtypes and sizes: these stay. Of several processes each writes
+    whole shards, and the first one all else.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class HfWriter(Writer):
         *,
         max_shard_bytes: int | None = None,
         fp8: bool = False,
+        peers: Peers = ALONE,
     ):
         """`fp8`: linear layers as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others."""
         super().__init__(config, dtypes)
-        self._folder, places = folder, slots(model_spec(config), config)
+        self.peers, self._folder, places = peers, folder, slots(model_spec(config), config)
         self.shards = shard_layout(places, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8)
         self._shard_of = {name: shard for shard in self.shards for name in shard.tensors}
+        self._number = {shard.file: number for number, shard in enumerate(self.shards)}
         self._slots = {(slot.leaf, slot.index): slot for slot in places}
         self._depth = {slot.leaf: len(slot.index) for slot in places}
         self._whole = {shard.file for shard in self.shards if (folder / shard.file).exists()}
@@ -84,7 +88,8 @@ class HfWriter(Writer):
         self._open: dict[str, tuple[BinaryIO, int]] = {}  # file, first byte behind the header
         self._lock = threading.Lock()
         content = to_hf(config) | ({"quantization_config": BLOCK_CONFIG} if fp8 else {})
-        (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        if not peers.index:
+            (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
 
     def write(self, parts: Iterable[Part]) -> None:
         for part in parts:
@@ -94,15 +99,22 @@ class HfWriter(Writer):
                 self._write(slot, to_official(values, slot))
 
     def is_written(self, leaf: str, index: Index) -> bool:
-        return self._shard_of[self._slots[leaf, index[: self._depth[leaf]]].name].file in self._whole
+        return self._shard_file(leaf, index) in self._whole
+
+    def file_number(self, leaf: str, index: Index) -> int:
+        return self._number[self._shard_file(leaf, index)]
 
     def close(self) -> None:
-        if missing := [shard.file for shard in self.shards if shard.file not in self._whole]:
+        whole = set().union(*self.peers.gather(sorted(self._whole), "whole shards"))
+        if missing := [shard.file for shard in self.shards if shard.file not in whole]:
             raise RuntimeError(f"{self._folder}: {', '.join(missing)} lack tensors that were never written")
-        if len(self.shards) > 1:
+        if len(self.shards) > 1 and not self.peers.index:
             weight_map = {name: shard.file for shard in self.shards for name in shard.tensors}
             index = {"metadata": {"total_size": sum(s.nbytes for s in self.shards)}, "weight_map": weight_map}
             (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _shard_file(self, leaf: str, index: Index) -> str:
+        return self._shard_of[self._slots[leaf, index[: self._depth[leaf]]].name].file
 
     def _slots_of(self, part: Part) -> Iterator[tuple[Slot, np.ndarray]]:
         """The official tensors of a part, each with its values; experts are tensors of their own."""

@@ -4,44 +4,89 @@ Orbax keeps no sums of the arrays' bytes: a bit that a disk flips is another wei
 `manifest.json` in the folder of a step; `write` makes it, `verify` compares the folder with it.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from ling_jax import __version__
 from ling_jax.files import read_object
 from ling_jax.messages import shown
-from ling_jax.sums import DamagedFile, compare, read_sealed, sums_of, write_sealed
+from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.sums import DamagedFile, Sum, compare, read_sealed, sums_of, write_sealed
 
 FILE_NAME = "manifest.json"
 META_FILE = "meta/metadata"  # the record of the model and the run, as Orbax names it
 FORMAT = 1
+OF_PROCESS = re.compile(r"ocdbt\.process_([0-9]+)")
 
 
 class DamagedCheckpoint(ValueError):
     """A checkpoint that is there and cannot be read."""
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, peers: Peers = ALONE) -> None:
     """Writes the manifest of a step's local folder: all its files but the manifest itself, flushed to the disk before.
 
     It repeats the checkpoint's record (META_FILE, of `orbax.meta_record`). To be called when everything else is written
-    and before the folder takes its name; a manifest that is there is replaced.
+    and before the folder takes its name; a manifest that is there is replaced. All `peers` call it: each sums and
+    flushes the files that it wrote, and the first one writes. Where one of them cannot, the others raise DamagedFile.
     """
-    meta = read_object(folder / META_FILE)
-    for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process that was killed while it wrote one
-        left_over.unlink()
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = sums_of(folder, [name for name in names if name != FILE_NAME], flush=True)
+    sums, problem = {}, None
+    try:
+        if not peers.index:
+            for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process killed while it wrote one
+                left_over.unlink()
+        sums = _own_sums(folder, peers)
+    except (OSError, DamagedFile) as error:
+        problem = error
+    found = peers.gather([sums, problem and str(problem)], "sums")
+    if problem:
+        raise problem
+    for _, problem in found:
+        if problem:
+            raise DamagedFile(problem)
+    if peers.index:
+        return
+    meta, files = read_object(folder / META_FILE), dict(sorted(item for part, _ in found for item in part.items()))
     write_sealed({"format": FORMAT, "code": code_version(), "meta": meta, "files": files}, folder / FILE_NAME)
-    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        flush_folder(path)
+    flush_folder(folder)
 
 
-def verify(folder: Path) -> bool:
-    """Compares every file with the manifest; False where there is none, as in checkpoints of earlier versions.
+def write_of_save(folder: Path, peers: Peers) -> None:
+    """`write` for a save that process 0 ends, while `help_write` waits for it in the others."""
+    write(Path(peers.first(str(folder), "saved folder")), peers)
+
+
+def help_write(peers: Peers) -> None:
+    """In a thread of the other processes: sums of what they wrote of the next save that process 0 ends."""
+    with contextlib.suppress(OSError, DamagedFile):  # which process 0 raises
+        write(Path(peers.first(None, "saved folder")), peers)
+
+
+def _own_sums(folder: Path, peers: Peers) -> dict[str, Sum]:
+    """Of the files that this process wrote, or that are left of one with a higher number."""
+    paths = [path for path in folder.rglob("*") if _writer(path.relative_to(folder)) % peers.count == peers.index]
+    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
+    sums = sums_of(folder, [name for name in names if name != FILE_NAME], flush=True)
+    for path in paths:
+        if path.is_dir():
+            flush_folder(path)
+    return sums
+
+
+def _writer(path: Path) -> int:
+    """The number of the process that wrote a file of a checkpoint: Orbax gives each a folder."""
+    return next((int(match[1]) for name in path.parts if (match := OF_PROCESS.fullmatch(name))), 0)
+
+
+def verify(folder: Path, peers: Peers = ALONE) -> bool:
+    """Compares every file with the manifest, of several processes each its share.
+
+    False where there is no manifest, as in checkpoints of earlier versions.
 
     Raises DamagedCheckpoint, which names the first file that is missing, cut or another, and ValueError on a manifest
     of another format. Files that the manifest does not name are left alone. What this process has compared, and no one
@@ -51,7 +96,7 @@ def verify(folder: Path) -> bool:
     if not (folder / FILE_NAME).exists():
         return False
     try:
-        _compare(folder, _stats(folder))
+        _compare(folder, _stats(folder), peers)
     except (DamagedFile, OSError) as error:
         raise DamagedCheckpoint(str(error)) from None
     return True
@@ -66,9 +111,10 @@ def _stats(folder: Path) -> tuple:
 
 
 @functools.lru_cache(maxsize=16)
-def _compare(folder: Path, stats: tuple) -> None:
-    """Reads all files of a checkpoint; in a process once, unless one of them was touched since."""
-    compare(folder, read(folder).get("files"))
+def _compare(folder: Path, stats: tuple, peers: Peers) -> None:
+    """Reads this process's share of a checkpoint's files; in a process once, unless a file was touched since."""
+    files = read(folder).get("files")
+    compare(folder, dict(peers.share(files.items())) if isinstance(files, dict) else files)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
+from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.parallel.sharding import shardings
 
 
@@ -42,7 +44,12 @@ class _Newest:
 
 
 class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """An Orbax folder that takes its name when all is written, its manifest last."""
+    """An Orbax folder that takes its name when all is written, its manifest last.
+
+    Process 0 ends a save; the others sum what they wrote in a thread that `save` starts.
+    """
+
+    by_itself = False
 
     @classmethod
     def from_final(cls, final_path, *, checkpoint_metadata_store=None, **options):
@@ -59,25 +66,36 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
         folder, final = Path(self.get()), Path(self.get_final())
         (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).write_text("This checkpoint is whole.\n")
         if (folder / META_FILE).exists():  # a step, not one of its items
-            manifest.write(folder)
+            manifest.write_of_save(folder, ALONE if self.by_itself else all_peers())
         folder.rename(final)
         manifest.flush_folder(final.parent)
 
 
-def open_manager(folder, *, keep: int, every: int = 1) -> Manager:
+class _WithOwnManifest(_WithManifest):
+    """Of one process among several, which saves without the others."""
+
+    by_itself = True
+
+
+def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) -> Manager:
     """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay.
 
-    So do as many at multiples of `every`: those that signals add in between push none of them out. Raises as
-    `check_path`.
+    So do as many at multiples of `every`: those that signals add in between push none of them out. `by_itself`: of
+    several processes this one alone uses it. Raises as `check_path`.
     """
     folder = epath.Path(folder).resolve()  # Orbax takes no relative path
     check_path(folder)
+    multiprocessing, path_class = {}, _WithOwnManifest if by_itself else _WithManifest
+    if by_itself:
+        folder.mkdir(parents=True, exist_ok=True)  # which the manager does only where all processes are
+        multiprocessing = {"multiprocessing_options": _by_itself()}
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Newest(keep, every),
-        temporary_path_class=None if "://" in str(folder) else _WithManifest,  # object stores keep sums themselves
-        create=True,
+        temporary_path_class=None if "://" in str(folder) else path_class,  # object stores keep sums themselves
+        create=not by_itself,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
+        **multiprocessing,
     )
     return Manager(folder, options=options)
 
@@ -109,6 +127,9 @@ def save(
     """
     records = {"meta": meta_record(model) | ({"run": run} if run else {})} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
+    peers = all_peers()
+    if peers.index and "://" not in str(manager.directory):
+        threading.Thread(target=manifest.help_write, args=(peers,), name="sums", daemon=True).start()
     state_item = ocp.args.StandardSave(state, save_args=jax.tree_util.tree_map_with_path(_chunks, state))
     if manager.is_saving_in_progress():
         print("waiting for the save before, which is still being written", flush=True)
@@ -157,9 +178,12 @@ def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = N
         return manager.restore(step, args=arguments)["state"]
 
 
-def save_params(folder, params, model: ModelConfig) -> None:
-    """Writes parameters alone as step 0 of a new checkpoints folder, which `load_params` reads."""
-    with open_manager(folder, keep=1) as manager:
+def save_params(folder, params, model: ModelConfig, *, by_itself: bool = False) -> None:
+    """Writes parameters alone as step 0 of a new checkpoints folder, which `load_params` reads.
+
+    All processes call it, or where `by_itself` this one alone.
+    """
+    with open_manager(folder, keep=1, by_itself=by_itself) as manager:
         if manager.latest_step() is not None:
             raise FileExistsError(f"{folder} holds checkpoints already; save into a new folder")
         save(manager, 0, {"params": params}, model)
@@ -226,14 +250,17 @@ def damage(folder: epath.PathLike, *, leaf: str = "", advice: str = "") -> Itera
         raise DamagedCheckpoint(f"{where} cannot be read: {type(error).__name__}: {reason}{advice}") from error
 
 
-def load_config(folder, step: int | None = None, *, verify: bool = True) -> tuple[ModelConfig, int]:
+def load_config(
+    folder, step: int | None = None, *, verify: bool = True, peers: Peers = ALONE
+) -> tuple[ModelConfig, int]:
     """(config, step) of a checkpoint, the newest whole one where `step` is None (`steps.choose_step`).
 
     `verify`: its files are compared with its manifest, all of them; not needed for a step that `load_config` returned.
+    Where all `peers` call it, each compares a share.
     Raises FileNotFoundError where there is none, and DamagedCheckpoint where its record of the model cannot be read.
     """
     folder = epath.Path(folder).resolve()
-    step = steps.choose_step(folder, step, verify=verify)
+    step = steps.choose_step(folder, step, verify=verify, peers=peers)
     with damage(folder / str(step) / "meta"):
         return config_from_json(read_object(folder / str(step) / META_FILE)["model"]), step
 

@@ -1,6 +1,7 @@
 """Orbax checkpoints, read and written part by part: no leaf is ever whole in memory."""
 
 import collections
+import math
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,10 +18,12 @@ from ling_jax.checkpoint.parts import Part, Reader, Writer
 from ling_jax.config import ModelConfig
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
+from ling_jax.parallel.peers import ALONE, Peers
 
 # What is written is not read again: a cache would only hold memory.
 NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
 ORBAX_RECORD = "_METADATA"  # in the state folder: in which format the arrays are
+DATABASE = "ocdbt.process_{}"  # as Orbax names that of one process; `manifest.OF_PROCESS`
 
 
 class OrbaxReader(Reader):
@@ -30,8 +33,9 @@ class OrbaxReader(Reader):
     DamagedCheckpoint where a leaf cannot be read or is not that of the model.
     """
 
-    def __init__(self, folder, step: int | None = None):
-        config, step = orbax.load_config(folder, step)
+    def __init__(self, folder, step: int | None = None, *, verify: bool = True):
+        """`verify` as in `orbax.load_config`."""
+        config, step = orbax.load_config(folder, step, verify=verify)
         self._state, context = Path(folder).absolute() / str(step) / "state", tensorstore.Context(NO_CACHE)
         leaves, stored = specs.named_leaves(model_spec(config)), self._stored_specs(config)
         opened = {path: tensorstore.open(stored[path], open=True, context=context) for path in leaves}
@@ -81,19 +85,29 @@ class OrbaxWriter(Writer):
     Orbax writes the structure, with scalars as leaves. Each leaf is then created in its place with its own shape, in
     the chunks of `orbax.save`, and filled part by part. `folder` is new, or holds what an interrupted writer of the
     same config and dtypes left there: `is_written` says what is done.
+
+    Of several processes the first one makes all that, and each of the others commits to a database of its own, as in
+    a save of Orbax; `close` merges them, which copies references and no values. Two processes that commit to one
+    database give the same result on a local disk, at the same rate with commits of 64 MB; but with small commits every
+    third is tried again and leaves a file that nothing refers to, the locks of network file systems are not always
+    there, and an object store takes one new version of a database's manifest a second.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
+    def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype], *, peers: Peers = ALONE):
         super().__init__(config, dtypes)
-        leaves = specs.named_leaves(model_spec(config))
+        self.peers, leaves = peers, specs.named_leaves(model_spec(config))
         self._state = Path(folder).absolute() / "0" / "state"
-        if not self._state.is_dir():
+        if not peers.index and not self._state.is_dir():
             scalars = [np.zeros((), dtypes[path]) for path in leaves]
-            orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config)
+            orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config, by_itself=peers.count > 1)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
-        self._arrays = self._open(dtypes)
-        self._done = {key.decode() for key in tensorstore.KvStore.open(_place(self._state)).result().list().result()}
+        if not peers.index:
+            self._arrays = self._open(dtypes)
+        peers.wait("arrays")
+        if peers.index:
+            self._arrays = self._open_own(self._state / DATABASE.format(peers.index))
+        self._done = set().union(*map(_keys, [self._state, *_databases(self._state)]))
 
     def write(self, parts: Iterable[Part]) -> None:
         """Writes parts in one commit, which makes one file of them.
@@ -118,7 +132,19 @@ class OrbaxWriter(Writer):
 
     def close(self) -> None:
         """Every commit is whole by itself; the manifest, which readers compare, is that of all of them."""
-        manifest.write(self._state.parent)
+        self.peers.wait("parts")
+        if not self.peers.index:
+            _merge(self._state)
+            self._check_whole()
+        manifest.write(self._state.parent, self.peers)
+
+    def _check_whole(self) -> None:
+        """Raises RuntimeError where a chunk is missing."""
+        found = collections.Counter(key.rpartition("/")[0] for key in _keys(self._state))
+        for path, shape in self._shapes.items():
+            chunks = math.prod(-(-size // step) for size, step in zip(shape, self._chunks[path], strict=True))
+            if (stored := found[stored_name(path)] - 1) != chunks:  # besides the metadata
+                raise RuntimeError(f"{self._state}: {path} has {stored} of {chunks} chunks; the others are not written")
 
     def _open(self, dtypes: Mapping[str, np.dtype]) -> dict[str, Any]:
         context = tensorstore.Context(NO_CACHE)
@@ -131,6 +157,14 @@ class OrbaxWriter(Writer):
                 how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
                 tensorstore.open(spec, transaction=commit, context=context, **how).result()
         return arrays | {path: self._array(path, context) for path in new}
+
+    def _open_own(self, database: Path) -> dict[str, Any]:
+        """The same arrays, whose values go into another database."""
+        context, arrays = tensorstore.Context(NO_CACHE), {}
+        for path in self._shapes:
+            spec = self._array(path, context).spec().to_json() | {"kvstore": zarr(database, path)["kvstore"]}
+            arrays[path] = tensorstore.open(spec | {"open": True, "assume_metadata": True}, context=context).result()
+        return arrays
 
     def _array(self, path: str, context: tensorstore.Context):
         spec = zarr(self._state, path) | {"store_data_equal_to_fill_value": True}
@@ -155,3 +189,23 @@ def _place(state: Path) -> dict[str, Any]:
 def _file(folder: Path) -> dict[str, Any]:
     """No URL: a path may hold % and #."""
     return {"driver": "file", "path": f"{folder}/"}
+
+
+def _databases(state: Path) -> list[Path]:
+    """Of the processes but the first, which has the state's own, as far as they are there."""
+    found = (path for path in state.iterdir() if manifest.OF_PROCESS.fullmatch(path.name))
+    return [path for path in found if path.name != DATABASE.format(0) and (path / "manifest.ocdbt").exists()]
+
+
+def _keys(database: Path) -> set[str]:
+    return {key.decode() for key in tensorstore.KvStore.open(_place(database)).result().list().result()}
+
+
+def _merge(state: Path) -> None:
+    """The state's database gets what those of single processes hold, in one commit."""
+    context = tensorstore.Context()
+    whole = tensorstore.KvStore.open(_place(state), context=context).result()
+    with tensorstore.Transaction(atomic=True) as commit:
+        for database in _databases(state):
+            part = tensorstore.KvStore.open(_place(database), context=context).result()
+            part.experimental_copy_range_to(whole.with_transaction(commit)).result()

@@ -16,6 +16,7 @@ from ling_jax.checkpoint.chunks import Index
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_numbers
 from ling_jax.model.transformer import model_spec
+from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.spec import Params, named_leaves, tree_of
 
 TOP = ("embed", "final_norm", "head")
@@ -109,7 +110,13 @@ class TreeReader(Reader):
 
 
 class Writer(_Parts, abc.ABC):
-    """A model that is written part by part, in any order, by several threads if need be."""
+    """A model that is written part by part, in any order, by several threads if need be.
+
+    Where several processes write one model, each makes a writer, writes other parts (`transfer.own_share`) and closes
+    its writer, which waits for the others.
+    """
+
+    peers: Peers = ALONE  # who writes
 
     @abc.abstractmethod
     def write(self, parts: Iterable[Part]) -> None:
@@ -118,6 +125,10 @@ class Writer(_Parts, abc.ABC):
     def is_written(self, leaf: str, index: Index) -> bool:
         """Whether an interrupted writer before this one has written a part."""
         return False
+
+    def file_number(self, leaf: str, index: Index) -> int | None:
+        """Of the file that a part goes into and that one process alone may write; None: any process writes any part."""
+        return None
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -22,6 +22,7 @@ from ling_jax.checkpoint.transfer import BATCH_BYTES, bands, batches, moved
 from ling_jax.config import ModelConfig
 from ling_jax.files import read_object, write_json
 from ling_jax.model.transformer import model_spec
+from ling_jax.parallel.peers import ALONE, Peers
 
 GB = 10**9
 BASE_BYTES = 700 * 10**6  # of Python with its libraries and the plan of 1T; measured: 0.3 to 0.6 GB
@@ -87,13 +88,21 @@ def missing_space(partial: Path, needed: int) -> int:
 
 
 @contextlib.contextmanager
-def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool) -> Iterator[Path]:
+def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peers: Peers = ALONE) -> Iterator[Path]:
     """A folder to fill that is named `target` when the block ends well, and stays for the next try when it does not.
 
     What an interrupted port left there is gone on with where its record is the same, and removed if not `resume`.
+    Several processes that share the folder fill it together; the first one makes and names it.
     Raises ValueError naming what differs, and OSError where another process fills it.
     """
     partial = target.with_name(f".{target.name}.partial")
+    if peers.index:
+        peers.wait("folder made")
+        if not (partial / RECORD).exists():
+            raise ValueError(f"{partial} has not what host 0 wrote there; name a target that all hosts share")
+        yield partial
+        peers.wait("folder named")
+        return
     if partial.is_dir() and not resume:
         with _locked(partial):
             _check_ours(partial)
@@ -101,11 +110,13 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool) -> I
     partial.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
         _check_record(partial, {"version": RECORD_VERSION} | record)
+        peers.wait("folder made")
         yield partial
         if target.is_dir():
             target.rmdir()  # empty, or an error
         partial.rename(target)
         (target / RECORD).unlink()
+        peers.wait("folder named")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 
 from etils import epath
 from orbax.checkpoint.path import atomicity
@@ -9,11 +10,13 @@ from orbax.checkpoint.path import atomicity
 from ling_jax.checkpoint import manifest
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
 from ling_jax.files import read_object
+from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.sums import checks
 
 DAMAGED_SUFFIX = ".damaged"
 STEP = re.compile("0|[1-9][0-9]*")
 ATTEMPTS = 5  # our choice: a run may delete old checkpoints while they are looked at
+LISTING_SECONDS, POLL_SECONDS = 60, 2  # our choice: a network file system may show an old listing for a minute
 
 
 def steps_in(folder: epath.PathLike) -> list[int]:
@@ -32,53 +35,69 @@ def newest_step(folder: epath.PathLike) -> int:
     return max(steps_in(folder), default=0)
 
 
-def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool = True) -> int:
+def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool = True, peers: Peers = ALONE) -> int:
     """The step itself where one is named, else the newest of which every file is as it was saved.
 
-    A damaged one is named on stderr. Raises FileNotFoundError where there is no such checkpoint, and DamagedCheckpoint
-    where none is whole, where the named one is not, and with `checks.strict` where the newest is not.
+    All `peers`, which share the folder, call it, and each compares a part of the files. A damaged one is named on
+    stderr. Raises FileNotFoundError where there is no such checkpoint, and DamagedCheckpoint where none is whole,
+    where the named one is not, and with `checks.strict` where the newest is not.
     """
     folder = epath.Path(folder)
     for attempt in range(ATTEMPTS):
-        present = steps_in(folder)
+        present = _steps_of_all(folder, peers)
         if not present or step not in (None, *present):
             raise FileNotFoundError(f"{folder} holds no checkpoint{'' if step is None else f' of step {step}'}")
         if not (verify and checks.verify):
             return present[-1] if step is None else step
         wanted = present[::-1] if step is None else [step]
         try:
-            chosen, damage = _first_whole(folder, wanted)
+            chosen, damage = _first_whole(folder, wanted, peers)
         except DamagedCheckpoint:
-            if attempt + 1 < ATTEMPTS and steps_in(folder) != present:  # the run has deleted it in the meantime
+            if attempt + 1 < ATTEMPTS and _steps_of_all(folder, peers) != present:  # the run has deleted it meanwhile
                 continue
             raise
-        if damage:
+        if damage and not peers.index:
             print(_warning(damage, f"checkpoint {chosen} is read, the newest whole one"), file=sys.stderr, flush=True)
         return chosen
     raise AssertionError("the last attempt returns or raises")
 
 
-def resume_step(folder: epath.PathLike) -> int:
+def resume_step(folder: epath.PathLike, peers: Peers = ALONE) -> int:
     """The step that a run goes on from: `choose_step`, or 0 where there is no checkpoint.
 
     Damaged checkpoints that are newer get another name, so that the run can save these steps again; nothing is deleted.
     """
     folder = epath.Path(folder)
-    if not steps_in(folder):
+    if not _steps_of_all(folder, peers):
         return 0
-    chosen = choose_step(folder)
-    for step in steps_in(folder):
+    chosen = choose_step(folder, peers=peers)
+    for step in [] if peers.index else steps_in(folder):
         if step > chosen:
             _set_aside(folder / str(step))
+    peers.wait("damage set aside")
     return chosen
 
 
-def _first_whole(folder: epath.Path, candidates: list[int]) -> tuple[int, list[DamagedCheckpoint]]:
+def _steps_of_all(folder: epath.Path, peers: Peers) -> list[int]:
+    """`steps_in` as all processes see it. Raises ValueError where they see different ones for a long time."""
+    for _ in range(LISTING_SECONDS // POLL_SECONDS):
+        views = peers.gather(steps_in(folder), "steps")
+        differing = [host for host, view in enumerate(views) if view != views[0]]
+        if not differing:
+            return views[0]
+        time.sleep(POLL_SECONDS)
+    raise ValueError(
+        f"{folder} holds checkpoints {views[0]} on host 0 and {views[differing[0]]} on host {differing[0]}; name a "
+        "folder that all hosts share"
+    )
+
+
+def _first_whole(folder: epath.Path, candidates: list[int], peers: Peers) -> tuple[int, list[DamagedCheckpoint]]:
     """(the first candidate that is whole, the damage of those before it)."""
     damage: list[DamagedCheckpoint] = []
     for step in candidates:
         try:
-            check(folder / str(step))
+            check(folder / str(step), peers)
             return step, damage
         except DamagedCheckpoint as error:
             damage.append(error)
@@ -89,9 +108,23 @@ def _first_whole(folder: epath.Path, candidates: list[int]) -> tuple[int, list[D
     raise DamagedCheckpoint(f"{damage[0]}{advice} (--no_verify reads it all the same)") from None
 
 
-def check(folder: epath.Path) -> None:
-    """Raises DamagedCheckpoint where a checkpoint's files are not as they were saved, as far as it can be known."""
-    if "://" in str(folder) or manifest.verify(folder):
+def check(folder: epath.Path, peers: Peers = ALONE) -> None:
+    """Raises DamagedCheckpoint where a checkpoint's files are not as they were saved, as far as it can be known.
+
+    All `peers` call it: each compares a share of the files, and what one finds is raised in all.
+    """
+    damage = None
+    try:
+        _check_share(folder, peers)
+    except DamagedCheckpoint as error:
+        damage = str(error)
+    for found in peers.gather(damage, "damage"):
+        if found is not None:
+            raise DamagedCheckpoint(found)
+
+
+def _check_share(folder: epath.Path, peers: Peers) -> None:
+    if "://" in str(folder) or manifest.verify(folder, peers):
         return
     try:
         has_manifest = read_object(folder / manifest.META_FILE).get("has_manifest", False)
@@ -99,8 +132,9 @@ def check(folder: epath.Path) -> None:
         raise DamagedCheckpoint(f"{folder} has neither {manifest.FILE_NAME} nor a record: {error}") from None
     if has_manifest:
         raise DamagedCheckpoint(f"{folder / manifest.FILE_NAME} is missing")
-    why = f"{folder} is of an earlier version and has no {manifest.FILE_NAME}: its bytes are not verified"
-    print(why, file=sys.stderr, flush=True)
+    if not peers.index:
+        why = f"{folder} is of an earlier version and has no {manifest.FILE_NAME}: its bytes are not verified"
+        print(why, file=sys.stderr, flush=True)
 
 
 def _set_aside(folder: epath.Path) -> None:

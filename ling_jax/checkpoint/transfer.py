@@ -17,6 +17,7 @@ from ling_jax.model.transformer import model_spec
 from ling_jax.spec import named_leaves
 
 BATCH_BYTES = 128 * 2**20  # what a thread holds, if a band is not larger; our choice
+TURN_BYTES = 16 * 2**20  # what processes that write one database take in turn; our choice
 
 
 class Band(NamedTuple):
@@ -30,17 +31,30 @@ class Band(NamedTuple):
 def transfer(
     reader: Reader, writer: Writer, *, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None
 ) -> None:
-    """Writes what the reader has, but for what `writer.is_written`, and closes the writer.
+    """Writes this process's share of what the reader has, but for what `writer.is_written`, and closes the writer.
 
     Each thread reads, converts and writes a batch of its own. `progress` gets the bytes of every batch that is written.
     """
-    every = bands(reader, writer.config, writer.dtypes)
-    left = (band for band in every if not writer.is_written(band.leaf, band.index))
+    own = own_share(bands(reader, writer.config, writer.dtypes), writer)
+    left = (band for band in own if not writer.is_written(band.leaf, band.index))
     with contextlib.closing(moved(reader, writer, batches(left), threads)) as every_batch:
         for nbytes in every_batch:
             progress(nbytes)
     reader.report_nonfinite()
     writer.close()
+
+
+def own_share(every: Iterable[Band], writer: Writer) -> Iterator[Band]:
+    """The bands that this process writes: whole files where a file has one writer, else `TURN_BYTES` in turn.
+
+    It does not depend on what is written already: the processes need not see the same of it.
+    """
+    peers = writer.peers
+    for number, batch in enumerate(batches(every, TURN_BYTES)):
+        for band in batch:
+            file = writer.file_number(band.leaf, band.index)
+            if (number if file is None else file) % peers.count == peers.index:
+                yield band
 
 
 def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: int) -> Generator[int]:
@@ -75,11 +89,12 @@ def bands(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype]) -
             yield Band(slot.leaf, index, math.prod(slot.shape) // slot.shape[dim] * (last - first) * widest)
 
 
-def batches(every: Iterable[Band]) -> Iterator[list[Band]]:
-    """In order, together at most `BATCH_BYTES`, or one that is larger."""
+def batches(every: Iterable[Band], limit: int | None = None) -> Iterator[list[Band]]:
+    """In order, together at most `limit` bytes (None: `BATCH_BYTES`), or one that is larger."""
+    limit = limit or BATCH_BYTES
     batch: list[Band] = []
     for band in every:
-        if batch and sum(b.nbytes for b in batch) + band.nbytes > BATCH_BYTES:
+        if batch and sum(b.nbytes for b in batch) + band.nbytes > limit:
             yield batch
             batch = []
         batch.append(band)

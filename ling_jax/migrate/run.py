@@ -17,9 +17,11 @@ import numpy as np
 from etils import epath
 
 from ling_jax import spec as specs
-from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.layers import open_layers
+from ling_jax.checkpoint.merged import MergedReader
+from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
+from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
 from ling_jax.files import new_folder, parse_json, read_object, remove_folder
@@ -32,7 +34,7 @@ from ling_jax.parallel.sharding import make_mesh, shardings
 from ling_jax.sums import DamagedFile, checks, read_sealed, write_folder_sums, write_sealed
 from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
 from ling_jax.train.loop import held_out_loss, prepare_run, train
-from ling_jax.train.merge import decay_weights, merge_checkpoints, merge_coefficients
+from ling_jax.train.merge import decay_weights, merge_coefficients
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.programs import compile_eval_step
@@ -239,6 +241,6 @@ def _merge(plan: Plan, number: int, folder: Path) -> None:
     if len(steps) < count:
         raise ValueError(f"{before} holds {len(steps)} checkpoints, {count} are to be merged; lower train.save_every")
     coefficients = merge_coefficients(decay_weights("linear", count - 1))
-    merged = merge_checkpoints((orbax.load_params(before, step)[0] for step in steps), coefficients)
-    orbax.save_params(folder / "checkpoints", merged, plan.models[number])
+    merged = MergedReader([OrbaxReader(before, step) for step in steps], coefficients)
+    transfer(merged, OrbaxWriter(folder / "checkpoints", plan.models[number], merged.dtypes))
     save_texts(plan.source, folder / "tokenizer", chat=plan.source.is_chat)

@@ -17,12 +17,13 @@ from etils import epath
 from ling_jax import data
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import open_model, save_texts
-from ling_jax.checkpoint.steps import newest_step, resume_step
+from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_sums
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.files import parse_object
 from ling_jax.parallel import context
+from ling_jax.parallel.peers import all_peers
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
 from ling_jax.spec import Params
 from ling_jax.train import hosts
@@ -104,9 +105,10 @@ def prepare(config: PretrainConfig, workdir) -> Run:
 def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
     """`prepare` with the parameters of `start_from`, or with those of the run's own checkpoint: a run that has one
     needs nothing else, and the folder that it started from may be gone."""
-    if has_checkpoint(workdir):
+    peers = all_peers()
+    if peers.first(has_checkpoint(workdir), "has a checkpoint"):
         own = workdir / "checkpoints"
-        config = with_model(config, orbax.load_config(own)[0], workdir)
+        config = with_model(config, orbax.load_config(own, peers=peers)[0], workdir)
         make_corpus = functools.partial(prepare_corpus, config.data, config.model)
 
         def start(mesh: jax.sharding.Mesh) -> Params:
@@ -182,8 +184,7 @@ def train(run: Run, *, profile: bool = False) -> dict:
     config, compiler = run.config, concurrent.futures.ThreadPoolExecutor(1)
     try:
         keep, folder = dict(keep=config.train.keep, every=config.train.save_every), run.workdir / "checkpoints"
-        # Host 0 looks for damage and sets it aside; the others find what it left.
-        start = hosts.first_host_first(lambda: newest_step(folder) if hosts.index() else _checked_step(run.workdir))
+        start = _checked_step(run.workdir)
         with orbax.open_manager(folder, **keep) as manager:
             rows = dict(rows=run.corpus.train_rows, tokens=run.corpus.train_tokens)
             hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.corpus.tokenizer)) | rows)
@@ -210,10 +211,16 @@ def train(run: Run, *, profile: bool = False) -> dict:
 
 
 def _checked_step(workdir: epath.Path) -> int:
-    """The step that the run goes on from, 0 for none. Raises where it cannot, warns where something else is damaged."""
-    step = resume_step(workdir / "checkpoints")
-    check_texts(workdir, step)
-    check_logs(workdir, step)
+    """The step that the run goes on from, 0 for none. Raises where it cannot, warns where something else is damaged.
+
+    Each host compares a share of the checkpoint's files, and host 0 the few others.
+    """
+    peers = all_peers()
+    step = resume_step(workdir / "checkpoints", peers)
+    if not peers.index:
+        check_texts(workdir, step)
+        check_logs(workdir, step)
+    peers.wait("texts checked")
     return step
 
 

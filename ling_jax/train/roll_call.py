@@ -216,7 +216,7 @@ class _Register:
         elif not 0 < index < self.place.count:
             self.errors.append(f"{name} is none of {self.place.count} hosts; give all hosts the same num_hosts")
         elif told := differences(self.facts, other, name):
-            self.errors.append(f"{name} would not train what host 0 does; make these the same:\n  {told}")
+            self.errors.append(f"{name} would not do what host 0 does; make these the same:\n  {told}")
         return name
 
     def _outcome(self, seconds: float) -> dict[str, Any]:

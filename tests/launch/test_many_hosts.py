@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ling_jax.checkpoint import manifest
+from tests import damage
 from tests.faults import ROOT, final_state, metrics_of
 from tests.small_run import write_corpus
 from tests.small_stage import write_stage
@@ -123,6 +126,26 @@ def test_two_hosts_train_what_one_does(command, alone, tmp_path):
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert_same_run(alone, tmp_path / "run")
     assert "step=30/30" in first.stdout and "step=" not in second.stdout
+    checkpoint = tmp_path / "run" / "checkpoints" / "30"
+    files = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
+    assert manifest.read(checkpoint)["files"].keys() == files - {manifest.FILE_NAME}
+    assert any("process_1/" in name for name in files) and manifest.verify(checkpoint)
+
+
+@pytest.mark.slow
+def test_damage_that_one_host_finds_sends_all_to_the_checkpoint_before(command, alone, tmp_path):
+    """The hosts divide the files: none of them looks at all."""
+    workdir = tmp_path / "run"
+    run_hosts(command, 2, workdir)
+    for number in (0, 1):
+        of_host = sorted((workdir / "checkpoints" / "30" / "state" / f"ocdbt.process_{number}").rglob("*"))
+        damage.flip_bit([path for path in of_host if path.is_file()], random.Random(number))
+        first, second = run_hosts(command, 2, workdir)
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        assert f"ocdbt.process_{number}/" in first.stderr and "checkpoint 20 is read" in first.stderr
+        assert "WARNING" not in second.stderr
+        assert manifest.verify(workdir / "checkpoints" / "30")
+        assert_same_run(alone, workdir)
 
 
 @pytest.mark.slow
@@ -191,7 +214,7 @@ def test_a_host_that_would_train_something_else_is_named(command, tmp_path):
     programs = run_hosts(command, 2, tmp_path / "run", each=each.get)
     for program in programs:
         assert program.returncode == 2
-        assert "would not train what host 0 does" in program.stderr
+        assert "would not do what host 0 does" in program.stderr
         assert "config.train.steps: 30 on host 0, 31 on host 1 (" in program.stderr
         assert "config.optimizer.peak_lr: 0.01 on host 0, 0.5 on host 1 (" in program.stderr
         assert program.stderr.count("error:") == 1 and "Traceback" not in program.stderr

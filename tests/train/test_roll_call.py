@@ -54,7 +54,7 @@ def test_a_first_host_that_does_not_come_is_named(coordinator):
 def test_what_differs_is_told_on_both_sides(coordinator):
     other = {"config.train.steps": "31", "ling_jax/b.py": "5678"}
     for told in call_all(coordinator, [(0, FACTS), (1, other), (2, FACTS)], 3, 60):
-        assert "host 1 (" in str(told) and "would not train what host 0 does" in str(told)
+        assert "host 1 (" in str(told) and "would not do what host 0 does" in str(told)
         assert "config.train.steps: 30 on host 0, 31 on host 1" in str(told)
         assert "ling_jax/a.py: 1234 on host 0, missing on host 1" in str(told)
         assert "ling_jax/b.py: missing on host 0, 5678 on host 1" in str(told)

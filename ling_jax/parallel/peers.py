@@ -1,0 +1,61 @@
+"""Work that the processes of a program divide: each does its share, and all learn what the others found.
+
+Everything goes through the key-value store of JAX's coordination service, which `train.hosts.join` starts and watches:
+where a process fails or dies the others end, so nothing here has a time-out of its own.
+"""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from jax._src.distributed import global_state  # the coordination service has no public name
+
+LONGEST_MS = 7 * 24 * 3600 * 1000
+_uses: collections.Counter[str] = collections.Counter()  # of each `what`: the service knows no key twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """This process and those that work with it. A process alone does everything, at once.
+
+    `gather`, `first` and `wait` are called by all of them, in the same order for the same `what`; threads that call
+    at the same time need another `what`.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def share(self, items: Iterable[Any]) -> list[Any]:
+        """This process's items, of which each belongs to one process."""
+        return list(items)[self.index :: self.count]
+
+    def gather(self, value: Any, what: str) -> list[Any]:
+        """The JSON values of all processes, in their order; a barrier."""
+        if self.count == 1:
+            return [value]
+        _uses[what] += 1
+        client, key = global_state.client, f"ling_jax/peers/{what}/{_uses[what]}"
+        client.key_value_set(f"{key}/{self.index}", json.dumps(value))
+        client.wait_at_barrier(f"{key} written", LONGEST_MS)
+        found = {int(name.rpartition("/")[2]): text for name, text in client.key_value_dir_get(f"{key}/")}
+        client.wait_at_barrier(f"{key} read", LONGEST_MS)
+        client.key_value_delete(f"{key}/{self.index}")
+        return [json.loads(found[index]) for index in range(self.count)]
+
+    def first(self, value: Any, what: str) -> Any:
+        """The JSON value of process 0; that of the others counts for nothing."""
+        return self.gather(None if self.index else value, what)[0]
+
+    def wait(self, what: str) -> None:
+        """Until all processes are here."""
+        self.gather(None, what)
+
+
+ALONE = Peers()
+
+
+def all_peers() -> Peers:
+    """All processes that were joined (`train.hosts`)."""
+    return Peers(global_state.process_id, global_state.num_processes)
