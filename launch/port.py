@@ -173,7 +173,8 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
         if not peers.index:
             copy_side_files(source / "tokenizer", partial)
             fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
-        if VERIFY.value and not peers.index:
+        peers.wait("all is written")
+        if VERIFY.value:
             _verify(reader, open_layers(partial), target)
     print(f"{source} -> {target}")
 
@@ -194,7 +195,8 @@ def _ingest(source: Path, target: Path) -> None:
         _move(reader, writer(partial, peers), plan)
         if not peers.index:
             copy_side_files(source, partial / "tokenizer")
-        if VERIFY.value and not peers.index:
+        peers.wait("all is written")
+        if VERIFY.value:
             _verify(reader, open_layers(partial), target)
     print(f"{source} -> {target}")
 
@@ -250,7 +252,9 @@ def _verify(reader: Reader, written: Reader, target: Path) -> None:
     for text in config_differences(reader.config, written.config):
         print(f"warning: the configs of source and target differ: {text}", file=sys.stderr, flush=True)
     plan, start = port.make_plan(reader, written.config, written.dtypes, _max_bytes(), _cpus()), time.monotonic()
-    found = compare_models(reader, written, threads=plan.threads, progress=port.Progress(plan.moved_bytes))
+    peers = all_peers()
+    progress = port.Progress(plan.moved_bytes // peers.count)
+    found = compare_models(reader, written, threads=plan.threads, progress=progress, peers=peers)
     found.check(target)
     seconds = port.duration(time.monotonic() - start)
     print(f"verified: {found} of {target} are those of the source; {plan.nbytes / port.GB:.2f} GB in {seconds}")

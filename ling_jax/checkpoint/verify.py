@@ -13,6 +13,7 @@ from ling_jax.checkpoint.names import slots
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.checkpoint.transfer import Band, bands, batches
 from ling_jax.model.transformer import model_spec
+from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.spec import named_leaves
 
 CHUNK = 2**22  # numbers that are compared at a time; our choice
@@ -67,13 +68,19 @@ class Verification:
 
 
 def compare_models(
-    reader: Reader, written: Reader, *, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None
+    reader: Reader,
+    written: Reader,
+    *,
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    peers: Peers = ALONE,
 ) -> Verification:
     """Compares every number of `written` with what its storage makes of the reader's.
 
     That is the same bits where it holds all numbers of the source's dtype, else the source's number rounded once, and
     in FP8 what our quantiser gives, within the error of the format. Each thread reads a batch of bands from both sides,
-    of which it holds one band at a time; `progress` gets the bytes of every batch. Raises ValueError where the two are
+    of which it holds one band at a time; `progress` gets the bytes of every batch. All `peers` call it: each compares
+    a share, and all return what was found together. Raises ValueError where the two are
     models of different parameters.
     """
     check_same_shapes(reader, written)
@@ -88,11 +95,27 @@ def compare_models(
 
     pool = ThreadPoolExecutor(threads)
     try:
-        for nbytes in pool.map(compare, batches(bands(reader, written.config, written.dtypes))):
+        for nbytes in pool.map(compare, peers.share(batches(bands(reader, written.config, written.dtypes)))):
             progress(nbytes)
     finally:
         pool.shutdown(cancel_futures=True)
-    return found
+    return _of_all(found, peers)
+
+
+def _of_all(own: Verification, peers: Peers) -> Verification:
+    """What all processes found."""
+    tensors = {name: dataclasses.astuple(found) for name, found in own.tensors.items()}
+    roundings = {dtype: sorted(names) for dtype, names in own.roundings.items()}
+    parts = peers.gather([tensors, roundings, own.float8_squares.tolist()], "differences")
+    merged = Verification({name: Difference() for name in tensors}, {}, np.zeros(2))
+    for tensors, roundings, squares in parts:
+        for name, (size, count, largest) in tensors.items():
+            so_far = merged.tensors[name]
+            merged.tensors[name] = Difference(so_far.size + size, so_far.count + count, max(so_far.largest, largest))
+        for dtype, names in roundings.items():
+            merged.roundings.setdefault(dtype, set()).update(names)
+        merged.float8_squares += squares
+    return merged
 
 
 def check_same_shapes(reader: Reader, written: Reader) -> None:

@@ -46,10 +46,11 @@ def source(tmp_path_factory):
 
 
 def test_two_processes_leave_what_one_leaves_both_ways(source, tmp_path):
-    to_run = [f"--source={source}", f"--target={tmp_path / 'run'}"]
+    to_run = [f"--source={source}", f"--target={tmp_path / 'run'}", "--verify"]
     to_back = [f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'back'}", "--shard_gb=0.00003"]
     first, second, *_ = port(2, to_run, to_back)
     assert f"{source} -> {tmp_path / 'run'}" in first.stdout and "->" not in second.stdout
+    assert "verified: " in first.stdout
     checkpoint = tmp_path / "run" / "checkpoints" / "0"
     assert verify(checkpoint)
     files = read(checkpoint)["files"]
