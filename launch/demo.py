@@ -38,6 +38,7 @@ from ling_jax.checkpoint.side_files import fill_in
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import read_object, write_json
+from ling_jax.paths import is_remote
 from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
@@ -95,6 +96,8 @@ HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment
 
 def main() -> None:
     with usage_errors():
+        if is_remote(WORKDIR.value or ""):
+            raise ValueError(f"--workdir={WORKDIR.value}: the demo's folder is a local one")
         folder = open_workdir(WORKDIR.value or {"full": "runs/demo", "quick": "runs/demo_quick"}[PRESET.value])
         held = lock(folder)
     try:

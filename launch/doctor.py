@@ -51,6 +51,7 @@ def checks() -> list[Check]:
     return [
         Check("python", python_version, "name a newer one: make install PYTHON=python3.12"),
         *(Check(name, partial(package_version, name), install) for name in PACKAGES),
+        Check("gs:// paths", object_store, "pip install gcsfs, or name local paths only"),
         Check("devices", devices, "set JAX_PLATFORMS to what is there (cpu, cuda, tpu) and install its jaxlib"),
         Check("compiled programs", compilation_cache, "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"),
         Check("training step", training_step, "run make test; the versions of requirements.lock are the tested ones"),
@@ -87,6 +88,17 @@ def package_version(name: str) -> str:
     return version
 
 
+def object_store() -> str:
+    """A machine that names local paths alone needs nothing for others."""
+    from ling_jax.paths import store
+
+    try:
+        store()
+    except ValueError as error:
+        return f"not read here: {error}"
+    return f"read by gcsfs {importlib.metadata.version('gcsfs')}"
+
+
 def requirement(field: str):
     return tomllib.loads(PYPROJECT.read_text())["project"][field]
 
@@ -113,12 +125,12 @@ def devices() -> str:
 
 def compilation_cache() -> str:
     import jax
-    from etils import epath
 
+    from ling_jax.paths import as_path
     from ling_jax.train.program_cache import use_compilation_cache
 
     use_compilation_cache()
-    folder = epath.Path(jax.config.jax_compilation_cache_dir)
+    folder = as_path(jax.config.jax_compilation_cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".doctor.{uuid.uuid4().hex}"
     probe.write_text("")

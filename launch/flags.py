@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 from launch.config_fields import field_lines
 from launch.interrupts import Stopped, end, handle_signals
 from launch.memory import out_of_memory
 from launch.overrides import EXAMPLE, check_overrides, meant_fields
+from ling_jax.paths import as_path, check_writable, is_remote, store_errors
 
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 NUMBER = re.compile(r"flag (--\S+?)=(.*): invalid literal for int\(\) with base 10: .*")
@@ -78,7 +78,7 @@ def usage_errors() -> Iterator[None]:
     """Around what reads the user's input: ValueError and OSError there end the program with exit code 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, *store_errors()) as error:
         _fail(error)
 
 
@@ -93,11 +93,16 @@ def check_sampling(temperature: float, top_p: float, stop: Sequence[str]) -> Non
 
 def check_output(flag: str, file: str) -> None:
     """Raises ValueError where a file to write (or "") cannot be one: before the work that fills it."""
-    if file and epath.Path(file).is_dir():
+    if not file:
+        return
+    path = as_path(file)
+    if path.is_dir():
         raise ValueError(f"--{flag}={file} is a folder; name a file in it")
-    if file and not (folder := epath.Path(file).absolute().parent).is_dir():
+    if is_remote(path):
+        check_writable(path.parent)
+    elif not (folder := path.absolute().parent).is_dir():
         raise ValueError(f"--{flag}={file}: its folder does not exist")
-    if file and "://" not in file and not os.access(folder, os.W_OK):
+    elif not os.access(folder, os.W_OK):
         raise ValueError(f"--{flag}={file}: nothing can be written into its folder")
 
 

@@ -15,7 +15,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -28,6 +27,7 @@ from ling_jax.chat.tool_calls import THINK, as_message, parse_either
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.data.json_lines import read_objects, with_unique_ids
 from ling_jax.files import replacing
+from ling_jax.paths import as_path, check_writable
 from ling_jax.rollout import Generator
 from ling_jax.rollout.prompts import encode_prompts, prompt_report
 from ling_jax.rollout.text import Completion, complete, complete_all
@@ -74,18 +74,16 @@ def main() -> None:
 
 def check_values() -> None:
     """Of flags: what their types cannot say, before a model is loaded."""
-    if OUT.value is not None and out_path().is_dir():
+    if OUT.value is not None and as_path(OUT.value).is_dir():
         raise ValueError(f"--out={OUT.value} is a folder; name a file")
+    if OUT.value is not None:
+        check_writable(as_path(OUT.value).parent)
     if PROMPT.value is not None:
         check_text(PROMPT.value, "--prompt")
     if RAW.value and CHAT.value:
         raise ValueError("--raw and --chat exclude each other: a conversation is written by the chat template")
     check_thinking(THINKING.value, EFFORT.value)
     check_sampling(TEMPERATURE.value, TOP_P.value, STOP.value)
-
-
-def out_path() -> Path:
-    return Path(OUT.value).expanduser()
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -125,7 +123,7 @@ def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dic
         print(prompt_report(model, raw=RAW.value), flush=True)
     seeds = range(SEED.value, SEED.value + len(records))
     left = iter(records)
-    with replacing(out_path()) as file:
+    with replacing(OUT.value) as file:
         for answers in complete_all(generator, model.tokenizer, prompts, seeds, BATCH.value, **sampling()):
             for answer in answers:
                 line = json.dumps(next(left)[1] | vars(answer), ensure_ascii=False)

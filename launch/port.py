@@ -49,6 +49,7 @@ from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.evaluate.compare import compare_folders
 from ling_jax.evaluate.layer_errors import config_differences
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
+from ling_jax.paths import as_path, is_remote, resolved
 from ling_jax.train import hosts
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir")
@@ -84,10 +85,9 @@ def main() -> None:
             for line in compare_folders(*COMPARE.value, num_tokens=TOKENS.value, prompt=PROMPT.value):
                 print(line, flush=True)
             return
-    # Not Path.expanduser, which raises where ~ is of an unknown user.
-    source, target = (Path(os.path.expanduser(flag.value)) for flag in (SOURCE, TARGET))
     with usage_errors(), starting_errors():
         _check_flags()
+        source, target = as_path(SOURCE.value), as_path(TARGET.value)
         _check_paths(source, target)
         join_hosts({}, **{flag.name: flag.value for flag in SAME_ON_ALL})
         if hosts.several():
@@ -100,12 +100,13 @@ def main() -> None:
 def _port(source: Path, target: Path) -> None:
     workdir = is_workdir(source)
     step = load_config(source / "checkpoints", STEP.value, peers=all_peers())[1] if workdir else None
-    if VERIFY.value and target.is_dir() and any(target.iterdir()):
+    interrupted = port.is_interrupted(target)
+    if VERIFY.value and not interrupted and target.is_dir() and any(target.iterdir()):
         _verify(_open(source, step), open_layers(target), target)
         return
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not interrupted and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not empty; name a new folder")
-    if target.is_mount():
+    if not is_remote(target) and target.is_mount():
         raise ValueError(f"{target} is a mount point, whose name no other folder can take; name a folder in it")
     if workdir:
         has_texts = (source / "tokenizer" / TOKENIZER_FILE).exists()
@@ -143,10 +144,7 @@ def _check_flags() -> None:
 
 
 def _check_paths(source: Path, target: Path) -> None:
-    for flag, path in (("source", SOURCE.value), ("target", TARGET.value)):
-        if "://" in path:
-            raise ValueError(f"--{flag}={path}: ports are between local folders; copy it here first")
-    if target.resolve() == source.resolve():
+    if resolved(target) == resolved(source):
         raise ValueError(f"--target={TARGET.value} is the source; name a new folder")
 
 
@@ -162,17 +160,20 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
 
     def writer(folder: Path, peers: Peers) -> Writer:
         limit = int(SHARD_GB.value * port.GB)
-        return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=DTYPE.value == FP8, peers=peers)
+        store = target if is_remote(target) else None
+        fp8 = DTYPE.value == FP8
+        return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=fp8, store=store, peers=peers)
 
     if DRY_RUN.value:
         _estimate(reader, writer, plan, target)
         return
     peers = all_peers()
     with port.resumable_folder(target, _record(source, step), resume=RESUME.value, peers=peers) as partial:
-        _move(reader, writer(partial, peers), plan)
-        if not peers.index:
-            copy_side_files(source / "tokenizer", partial)
-            fill_in(partial, config, model and model.tokenizer, chat=model is not None and model.is_chat)
+        with port.staged_folder(partial, peers) as folder:
+            _move(reader, writer(folder, peers), plan)
+            if not peers.index:
+                copy_side_files(source / "tokenizer", folder)
+                fill_in(folder, config, model and model.tokenizer, chat=model is not None and model.is_chat)
         peers.wait("all is written")
         if VERIFY.value:
             _verify(reader, open_layers(partial), target)
@@ -192,9 +193,9 @@ def _ingest(source: Path, target: Path) -> None:
         return
     peers = all_peers()
     with port.resumable_folder(target, _record(source, None), resume=RESUME.value, peers=peers) as partial:
-        _move(reader, writer(partial, peers), plan)
         if not peers.index:
             copy_side_files(source, partial / "tokenizer")
+        _move(reader, writer(partial, peers), plan)
         peers.wait("all is written")
         if VERIFY.value:
             _verify(reader, open_layers(partial), target)
@@ -220,11 +221,16 @@ def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], t
 
 
 def _estimate(reader: Reader, writer: Callable[[Path, Peers], Writer], plan: port.Plan, target: Path) -> None:
-    """Prints how long the port would take, by a few batches that are written beside the target and removed."""
-    folder = next(folder for folder in target.absolute().parents if folder.is_dir())
+    """Prints how long the port would take, by a few batches that are written beside the target and removed.
+
+    Those for a store are written here.
+    """
+    remote = is_remote(target)
+    folder = None if remote else next(folder for folder in target.absolute().parents if folder.is_dir())
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as scratch:
         rate = sum(all_peers().gather(port.measured_rate(reader, writer(Path(scratch), ALONE), plan.threads), "rates"))
-    print(f"time: {port.duration(plan.moved_bytes / rate)} at {rate / 1e6:.0f} MB/s, measured here on a few batches")
+    how = "measured here on a few batches" + (", without the upload" if remote else "")
+    print(f"time: {port.duration(plan.moved_bytes / rate)} at {rate / 1e6:.0f} MB/s, {how}")
 
 
 def _record(source: Path, step: int | None) -> dict:

@@ -11,6 +11,7 @@ from absl import flags
 from launch.flags import define_checks
 from launch.interrupts import Stopped
 from ling_jax.checkpoint.orbax import DamagedCheckpoint, SaveFailed
+from ling_jax.paths import store_errors
 from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
 from ling_jax.train.roll_call import facts, find_place
@@ -73,7 +74,7 @@ def training_errors() -> Iterator[None]:
     except Stopped as stopped:  # before the first step
         hosts.end_all(str(stopped), 128 + stopped.number)
         raise
-    except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError) as error:
+    except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError, *store_errors()) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

@@ -3,12 +3,15 @@
 import contextlib
 import json
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from etils import epath
+
+from ling_jax.paths import as_path, file_size, files_below, is_remote, upload
 
 MAX_JSON_BYTES = 2**28  # our choice: the index of a model of 1T parameters has about 2**24
 LFS_POINTER = b"version https://git-lfs"  # such a file begins with it
@@ -17,8 +20,17 @@ LFS_ADVICE = "a Git LFS pointer, which stands for the file; run `git lfs pull` i
 
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
-    """A file to write, which takes its name when the block ends well and vanishes when it does not."""
-    path = epath.Path(path)
+    """A file to write, which takes its name when the block ends well and vanishes when it does not.
+
+    That of a store is written on the local disk and uploaded when the block ends.
+    """
+    path = as_path(path)
+    if is_remote(path):
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            upload(Path(file.name), path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -37,8 +49,8 @@ def write_json(value: Any, path: epath.PathLike) -> None:
 
 def read_object(path: epath.PathLike, expected: str = "an object") -> dict[str, Any]:
     """The JSON object of a file. Raises FileNotFoundError, PermissionError, or ValueError on what is no JSON object."""
-    path = epath.Path(path)
-    size = path.stat().length
+    path = as_path(path)
+    size = file_size(path)
     if size > MAX_JSON_BYTES:
         raise ValueError(f"{path} has {size} bytes; JSON of at most {MAX_JSON_BYTES} bytes is read")
     return parse_object(path.read_bytes(), str(path), expected)
@@ -80,19 +92,27 @@ def remove_folder(path: epath.PathLike, root: epath.PathLike) -> None:
 
     Raises ValueError where a link leads from `root` to a folder elsewhere: that one is not ours to remove.
     """
-    path = epath.Path(path)
-    if "://" not in str(root) and not (there := Path(path).resolve()).is_relative_to(Path(root).resolve()):
+    if not is_remote(root) and not (there := Path(path).resolve()).is_relative_to(Path(root).resolve()):
         raise ValueError(f"{path} is to be replaced and lies outside of {root}, in {there}; remove the link")
-    path.rmtree()
+    epath.Path(path).rmtree()
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when the block ends well and vanishes when it does not.
+def new_folder(path: epath.PathLike) -> Iterator[Path]:
+    """A local folder to fill, which takes its name when the block ends well and vanishes when it does not.
 
     Folders above it are made where they are missing, and vanish with it; links are followed. Raises OSError at the end
-    where the name is taken by anything but an empty folder.
+    where the name is taken by anything but an empty folder. A folder of a store gets the files when the block ends, in
+    the order in which they were written: a file that says what is in the others comes behind them.
     """
+    path = as_path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            if path.exists():
+                raise FileExistsError(f"{path} exists; name a new folder")
+            upload_folder(Path(folder), path)
+        return
     path = path.resolve()
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     made = [parent for parent in path.parents if not parent.exists()]
@@ -105,3 +125,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # it holds the new folder, or was not made
                 parent.rmdir()
+
+
+def upload_folder(folder: Path, target: epath.PathLike) -> None:
+    """Copies the files below a local folder into a store, in the order in which they were written."""
+    for name in sorted(files_below(folder), key=lambda name: (folder / name).stat().st_mtime_ns):
+        upload(folder / name, epath.Path(target) / name)

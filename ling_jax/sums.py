@@ -2,17 +2,22 @@
 
 import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import crc32c
+from etils import epath
 
 from ling_jax.files import read_object, replacing
 from ling_jax.messages import shown
+from ling_jax.paths import cache_folder, download, file_size, is_remote, objects_below, objects_in, read_range
 
 BLOCK_BYTES = 8 * 2**20  # our choice
 THREADS = min(8, os.cpu_count() or 1)  # crc32c lets other threads run
@@ -36,30 +41,43 @@ class DamagedFile(ValueError):
     """A file that is not as it was written."""
 
 
-def sums_of(folder: Path, names: Iterable[str], *, flush: bool = False) -> dict[str, Sum]:
+def sums_of(folder: epath.PathLike, names: Iterable[str], *, flush: bool = False) -> dict[str, Sum]:
     """{name: sum} of files of a folder. `flush`: what the system still holds of them goes to the disk.
 
-    Raises DamagedFile where one cannot be read.
+    Those of a store are as the store has them: nothing is read. Raises DamagedFile where one cannot be read.
     """
     names = list(names)
+    if is_remote(folder):
+        known = _stored_sums(folder, names)
+        if missing := [name for name in names if name not in known]:
+            raise DamagedFile(f"{folder / missing[0]} cannot be read: it is not there")
+        return {name: known[name] for name in names}
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _sum(folder / name, flush=flush), names), strict=True))
 
 
-def compare(folder: Path, sums: Mapping[str, Sum], *, may_be_longer: bool = False) -> None:
+def compare(folder: epath.PathLike, sums: Mapping[str, Sum], *, may_be_longer: bool = False) -> None:
     """Raises DamagedFile, which names the first file that is missing, cut or another, or says that `sums` are none.
 
-    `may_be_longer`: lines may have been added since, and only the part that was summed is compared.
+    `may_be_longer`: lines may have been added since, and only the part that was summed is compared. Objects of a store
+    are compared by the sums that the store has, which it keeps and checks itself.
     """
     if not isinstance(sums, dict) or not all(map(_is_sum, sums.keys(), sums.values())):
         raise DamagedFile(f"{folder}: the sums of its files are {shown(sums)}; expected the size and crc32c of each")
+    known = _stored_sums(folder, sums) if is_remote(folder) else {}
     for name, wanted in sums.items():  # sizes first: they cost nothing
-        _check_size(folder / name, wanted["bytes"], may_be_longer=may_be_longer)
+        found = known[name]["bytes"] if name in known else _size(folder / name)
+        if found < wanted["bytes"] or (found > wanted["bytes"] and not may_be_longer):
+            raise DamagedFile(f"{folder / name} has {found} bytes; {wanted['bytes']} were written")
+
+    def found_sum(name: str) -> Sum:
+        same_size = name in known and known[name]["bytes"] == sums[name]["bytes"]
+        return known[name] if same_size else _sum(folder / name, sums[name]["bytes"])
+
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda name: _sum(folder / name, sums[name]["bytes"])["crc32c"], sums)
-        for (name, wanted), crc in zip(sums.items(), found, strict=True):
-            if crc != wanted["crc32c"]:
-                told = f"its crc32c is {crc} and was {wanted['crc32c']}"
+        for (name, wanted), found in zip(sums.items(), pool.map(found_sum, sums), strict=True):
+            if found["crc32c"] != wanted["crc32c"]:
+                told = f"its crc32c is {found['crc32c']} and was {wanted['crc32c']}"
                 raise DamagedFile(f"{folder / name} has changed since it was written: {told}")
 
 
@@ -68,6 +86,40 @@ def _is_sum(name: str, value: Any) -> bool:
     path = PurePosixPath(name)
     below = "\0" not in name and not path.is_absolute() and ".." not in path.parts
     return below and isinstance(value, dict) and isinstance(value.get("bytes"), int) and "crc32c" in value
+
+
+def local_copy(folder: epath.PathLike) -> Path:
+    """A local folder itself; of one in a store a copy on this machine, which is made once of the same content.
+
+    Copies are in the user's cache folder and may be removed when no program reads them. One that was damaged is made
+    again.
+    """
+    if not is_remote(folder):
+        return Path(folder)
+    stored = {name: {"bytes": size, "crc32c": crc} for name, (size, crc) in objects_below(folder).items()}
+    digest = hashlib.blake2b(json.dumps([os.fspath(folder), stored], sort_keys=True).encode(), digest_size=16)
+    copy = cache_folder() / "copies" / digest.hexdigest()
+    try:
+        if copy.is_dir():
+            if checks.verify:
+                compare(copy, stored)
+            return copy
+    except DamagedFile as error:
+        print(f"WARNING: {error}; it is copied again from {folder}", file=sys.stderr, flush=True)
+        shutil.rmtree(copy)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".") as partial:
+        whole = Path(partial, "copy")
+        for name in stored:
+            (whole / name).parent.mkdir(parents=True, exist_ok=True)
+            download(epath.Path(folder) / name, whole / name)
+        compare(whole, stored)
+        try:
+            whole.rename(copy)
+        except OSError:  # another process was first
+            if not copy.is_dir():
+                raise
+    return copy
 
 
 def sealed(content: dict[str, Any]) -> bytes:
@@ -81,7 +133,7 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
     with replacing(path) as file:
         file.write(sealed(content))
         file.flush()
-        if "://" not in str(path):
+        if not is_remote(path):
             os.fsync(file.fileno())
 
 
@@ -114,24 +166,49 @@ def read_sealed(path: Path, expected: str) -> dict[str, Any]:
     return content
 
 
-def _check_size(path: Path, wanted: int, *, may_be_longer: bool) -> None:
+def _stored_sums(folder: epath.PathLike, names: Iterable[str]) -> dict[str, Sum]:
+    """Of those objects of a store that are there."""
+    parents = sorted({str(PurePosixPath(name).parent) for name in names})
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        listed = pool.map(lambda parent: objects_in(folder / parent), parents)
+        found = {
+            str(PurePosixPath(p, name)): about
+            for p, here in zip(parents, listed, strict=True)
+            for name, about in here.items()
+        }
+    return {name: {"bytes": size, "crc32c": crc} for name, (size, crc) in found.items()}
+
+
+def _size(path: epath.PathLike) -> int:
     try:
-        found = path.stat().st_size
+        return file_size(path)
     except OSError as error:
-        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from None
-    if found < wanted or (found > wanted and not may_be_longer):
-        raise DamagedFile(f"{path} has {found} bytes; {wanted} were written")
+        raise DamagedFile(f"{path} cannot be read: {error.strerror or 'it is not there'}") from None
 
 
-def _sum(path: Path, limit: int | None = None, *, flush: bool = False) -> Sum:
+def _sum(path: epath.PathLike, limit: int | None = None, *, flush: bool = False) -> Sum:
     """Of a file, or of so many bytes from its start."""
-    block, size, crc = memoryview(bytearray(BLOCK_BYTES)), 0, 0
+    size, crc = 0, 0
     try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(block if limit is None else block[: limit - size]):
-                size, crc = size + count, crc32c.crc32c(block[:count], crc)
-            if flush:
-                os.fsync(file.fileno())
+        for block in _blocks_of_object(path, limit) if is_remote(path) else _blocks(path, limit, flush=flush):
+            size, crc = size + len(block), crc32c.crc32c(block, crc)
     except OSError as error:
-        raise DamagedFile(f"{path} cannot be read: {error.strerror}") from None
+        raise DamagedFile(f"{path} cannot be read: {error.strerror or error}") from None
     return {"bytes": size, "crc32c": f"{crc:08x}"}
+
+
+def _blocks(path: Path, limit: int | None, *, flush: bool) -> Iterator[memoryview]:
+    """Pieces of a local file, each valid until the next is asked for."""
+    block, left = memoryview(bytearray(BLOCK_BYTES)), BLOCK_BYTES if limit is None else limit
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block[:left]):
+            yield block[:count]
+            left -= 0 if limit is None else count
+        if flush:
+            os.fsync(file.fileno())
+
+
+def _blocks_of_object(path: epath.PathLike, limit: int | None) -> Iterator[bytes]:
+    size = file_size(path) if limit is None else limit
+    for begin in range(0, size, BLOCK_BYTES):
+        yield read_range(path, begin, min(begin + BLOCK_BYTES, size))

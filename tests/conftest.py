@@ -3,11 +3,16 @@
 import gzip
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import settings
+
+from ling_jax.paths import as_path
+from tests.gcs_emulator import BUCKET, emulator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
@@ -56,6 +61,20 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip("no data sets: set LING_JAX_DATA to a folder that has gsm8k/ and bfcl/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory) -> dict[str, str]:
+    """The emulator of Google Cloud Storage, in the place of the service for this process; its environment."""
+    with emulator(tmp_path_factory.mktemp("objects")) as environment:
+        os.environ.update(environment)
+        yield environment
+
+
+@pytest.fixture
+def gs(object_store) -> epath.Path:
+    """A new folder of a bucket."""
+    return as_path(f"gs://{BUCKET}/{uuid.uuid4().hex}")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ ORDER = (
     ("pallas_kernels",),
     ("sums",),
     ("objectives", "rewards", "spec", "config", "files", "messages"),
-    ("processes",),
+    ("processes", "paths"),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(file for top in ("ling_jax", "pallas_kernels", "launch") for file in (ROOT / top).rglob("*.py"))

@@ -31,7 +31,7 @@ from ling_jax.train.config import (
     check_sequence_length,
     check_training,
 )
-from ling_jax.train.corpus import Corpus, local_folder, packed_corpus
+from ling_jax.train.corpus import Corpus, packed_corpus, token_folder
 from ling_jax.train.loop import Run, prepare_run, train
 from ling_jax.train.workdir import has_checkpoint, open_workdir, write_origins
 
@@ -124,7 +124,7 @@ def prepare_from(
     check_sequence_length(config.data.sequence_length, start.config)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
-        folder = local_folder(config.data.folder, workdir)
+        folder = token_folder(config.data.folder, workdir)
         replaces = replace and not config.data.folder
         corpus = chat_corpus(make_sources(folder), config.data, start, folder, replace=replaces)
         save_texts(start, workdir / "tokenizer", chat=True)

@@ -13,6 +13,7 @@ from ling_jax.chat.template import END, ChatTemplate, encode
 from ling_jax.data.tokenizer import EOS
 from ling_jax.files import replacing
 from ling_jax.messages import shown
+from ling_jax.paths import as_path
 
 GENERATION_CONFIG = "generation_config.json"
 TOKENS_MAP = "special_tokens_map.json"
@@ -27,7 +28,7 @@ def declared_end_ids(
 
     Raises ValueError naming file and value of what is no id below the model's `vocab_size`.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     generation = read_object(folder / GENERATION_CONFIG)
     found = _ids(config, "config.json", vocab_size) | _ids(generation, str(folder / GENERATION_CONFIG), vocab_size)
     for name in (CONFIG_NAME, TOKENS_MAP):
@@ -67,7 +68,7 @@ def token_texts(tokenizer: Tokenizer, ids: Collection[int]) -> list[str]:
 
 def save_end_ids(ids: Collection[int], folder: epath.PathLike) -> None:
     """Writes the generation_config.json that `declared_end_ids` reads, whole or not at all; its other keys stay."""
-    path = epath.Path(folder) / GENERATION_CONFIG
+    path = as_path(folder) / GENERATION_CONFIG
     known = read_object(path)
     with replacing(path) as file:
         file.write(json.dumps(known | {KEY: sorted(ids)}, indent=1).encode())

@@ -17,6 +17,7 @@ from ling_jax.chat.template import END, Piece, check_messages
 from ling_jax.chat.tool_calls import END_THINK, THINK
 from ling_jax.data.tokenizer import EOS, SPECIAL_TOKENS
 from ling_jax.messages import shown
+from ling_jax.paths import as_path
 
 FILE_NAME = "chat_template.jinja"
 TOOLS_NAME = "additional_chat_templates/tool_use.jinja"  # where transformers puts it
@@ -213,12 +214,13 @@ def load_template(
     `special_tokens` and `end_tokens` are the tokenizer's, beside those of Ling and Ring. Raises ValueError naming a
     file that cannot be read.
     """
-    path, config_path = Path(folder) / FILE_NAME, Path(folder) / CONFIG_NAME
+    folder = as_path(folder)
+    path, config_path = folder / FILE_NAME, folder / CONFIG_NAME
     config = read_object(config_path)
     sources, where = _sources(config.get("chat_template"), config_path), config_path
     if path.is_file():
         sources, where = {"default": _text(path)}, path
-    if (tools_path := Path(folder) / TOOLS_NAME).is_file():
+    if (tools_path := folder / TOOLS_NAME).is_file():
         sources["tool_use"] = _text(tools_path)
     if not sources or sources == {"default": default_source()}:
         return None
@@ -234,7 +236,7 @@ def load_template(
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
     if not text.strip():
@@ -244,7 +246,7 @@ def _text(path: Path) -> str:
 
 def read_object(path: epath.PathLike) -> dict:
     """The object of a JSON file, {} where there is none; raises ValueError on anything else."""
-    path = epath.Path(path)
+    path = as_path(path)
     return files.read_object(path) if path.is_file() else {}
 
 

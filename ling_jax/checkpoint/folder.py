@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.paths import as_path
 
 
 class _Texts:
@@ -90,7 +90,7 @@ def open_model(path, *, step: int | None = None, tokenizer: str = "", peers: Pee
     checkpoint. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
     and model do not fit, or a file cannot be read.
     """
-    folder = Path(os.path.expanduser(path))  # as it stands where ~ is of an unknown user
+    folder = as_path(path)
     if is_workdir(folder):
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step, peers=peers)

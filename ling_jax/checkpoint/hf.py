@@ -1,7 +1,5 @@
 """Hugging Face folders (config.json + safetensors) <-> parameters."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -15,6 +13,7 @@ from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
 from ling_jax.files import new_folder
 from ling_jax.model.transformer import model_spec
+from ling_jax.paths import as_path
 from ling_jax.spec import named_leaves
 
 
@@ -39,8 +38,9 @@ def load_hf(path, *, dtype=None, mesh: jax.sharding.Mesh | None = None):
 
 def load_hf_config(path, *, dtype=None) -> ModelConfig:
     """The config that `load_hf` gives, without the parameters."""
-    hf = read_config(Path(path))
-    with Tensors(Path(path), hf) as tensors:
+    folder = as_path(path)
+    hf = read_config(folder)
+    with Tensors(folder, hf) as tensors:
         return config_of(hf, tensors, dtype)
 
 
@@ -50,7 +50,7 @@ def save_hf(params, config: ModelConfig, path) -> None:
     `slope_layer_offset` stands in config.json; 0 says that the official HF code, which assumes -1, needs a patch.
     The folder appears whole or not at all; an existing one is an error.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; save into a new folder")
     with new_folder(folder) as partial:

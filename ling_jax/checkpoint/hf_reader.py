@@ -17,6 +17,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import read_object
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.transformer import model_spec
+from ling_jax.paths import as_path
 from ling_jax.spec import named_leaves
 
 
@@ -27,8 +28,9 @@ class HfReader(Reader):
     """
 
     def __init__(self, folder, *, dtype=None):
-        content = read_config(Path(folder))
-        self._tensors = Tensors(Path(folder), content)
+        folder = as_path(folder)
+        content = read_config(folder)
+        self._tensors = Tensors(folder, content)
         config = config_of(content, self._tensors, dtype)
         places = slots(model_spec(config), config)
         check_tensors(self._tensors, places, config)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.hf_config import to_hf
@@ -20,6 +21,7 @@ from ling_jax.checkpoint.safetensors_file import DTYPES
 from ling_jax.config import ModelConfig
 from ling_jax.model.transformer import model_spec
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.paths import names_in, upload
 
 MAX_SHARD_BYTES = 5 * 2**30
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -73,17 +75,22 @@ class HfWriter(Writer):
         *,
         max_shard_bytes: int | None = None,
         fp8: bool = False,
+        store: epath.Path | None = None,
         peers: Peers = ALONE,
     ):
-        """`fp8`: linear layers as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others."""
+        """`store`: a folder of a store, which gets whole shards in the place of `folder`.
+
+        `fp8`: linear layers as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others.
+        """
         super().__init__(config, dtypes)
-        self.peers, self._folder, places = peers, folder, slots(model_spec(config), config)
+        self.peers, self._folder, self._store = peers, folder, store
+        places = slots(model_spec(config), config)
         self.shards = shard_layout(places, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8)
         self._shard_of = {name: shard for shard in self.shards for name in shard.tensors}
         self._number = {shard.file: number for number, shard in enumerate(self.shards)}
         self._slots = {(slot.leaf, slot.index): slot for slot in places}
         self._depth = {slot.leaf: len(slot.index) for slot in places}
-        self._whole = {shard.file for shard in self.shards if (folder / shard.file).exists()}
+        self._whole = {shard.file for shard in self.shards} & set(names_in(store or folder))
         self._left = {shard.file: shard.nbytes for shard in self.shards if shard.file not in self._whole}
         self._open: dict[str, tuple[BinaryIO, int]] = {}  # file, first byte behind the header
         self._lock = threading.Lock()
@@ -165,7 +172,10 @@ class HfWriter(Writer):
     def _end(self, shard: Shard) -> None:
         with self._open.pop(shard.file)[0] as file:
             os.fsync(file.fileno())
-        self._partial(shard).rename(self._folder / shard.file)
+        whole = self._partial(shard).rename(self._folder / shard.file)
+        if self._store is not None:
+            upload(whole, self._store / shard.file)
+            whole.unlink()
         self._whole.add(shard.file)
 
     def _partial(self, shard: Shard) -> Path:

@@ -1,7 +1,7 @@
 """Which file of a Hugging Face folder holds which tensor: its index decides, and headers where there is no good one."""
 
-import os
 from collections.abc import Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ from ling_jax.checkpoint.names import IGNORED, canonical
 from ling_jax.checkpoint.safetensors_file import SafetensorsFile
 from ling_jax.files import read_object
 from ling_jax.messages import one_line
+from ling_jax.paths import MAX_REQUESTS, is_remote, names_in
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -74,13 +75,13 @@ def is_workdir(folder: Path) -> bool:
 
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files in a folder; hidden ones are a file system's or a download's own."""
-    names = (name for name in os.listdir(folder) if name.endswith(".safetensors") and not name.startswith("."))
-    return sorted(name for name in names if name != ADAPTER and (folder / name).is_file())
+    names = (name for name in names_in(folder) if name.endswith(".safetensors") and not name.startswith("."))
+    return sorted(name for name in names if name != ADAPTER and (is_remote(folder) or (folder / name).is_file()))
 
 
 def other_weights(folder: Path) -> str:
     """ "; …" about what else a folder without safetensors files holds of weights, or ""."""
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(names_in(folder)):
         path = folder / name
         if name == "snapshots" and any(path.glob("*/config.json")):
             return f"; it is a cache of the Hub: name {min(path.glob('*/config.json')).parent}"
@@ -121,7 +122,9 @@ def _file_name_problem(file: Any) -> str | None:
 
 
 def _open(folder: Path, names: Iterable[str]) -> dict[str, SafetensorsFile]:
-    return {name: SafetensorsFile(folder / name) for name in sorted(names)}
+    names = sorted(names)
+    with ThreadPoolExecutor(MAX_REQUESTS if is_remote(folder) else 1) as pool:
+        return dict(zip(names, pool.map(lambda name: SafetensorsFile(folder / name), names), strict=True))
 
 
 def _from_headers(files: dict[str, SafetensorsFile], folder: Path, why: str) -> dict[str, tuple[SafetensorsFile, str]]:

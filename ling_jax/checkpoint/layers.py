@@ -1,15 +1,13 @@
 """Which reader a model on disk has."""
 
-import os
-from pathlib import Path
-
 from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.index import is_workdir
 from ling_jax.checkpoint.orbax_parts import OrbaxReader
 from ling_jax.checkpoint.parts import Reader
+from ling_jax.paths import as_path
 
 
 def open_layers(path, step: int | None = None) -> Reader:
     """Of a run's workdir (checkpoints/) or a Hugging Face folder; raises as `load_hf` and `orbax.load_config`."""
-    folder = Path(os.path.expanduser(path))
+    folder = as_path(path)
     return OrbaxReader(folder / "checkpoints", step) if is_workdir(folder) else HfReader(folder)

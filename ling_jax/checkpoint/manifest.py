@@ -9,13 +9,16 @@ import functools
 import hashlib
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+from etils import epath
 
 from ling_jax import __version__
 from ling_jax.files import read_object
 from ling_jax.messages import shown
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.paths import as_path, files_below, is_remote, objects_below
 from ling_jax.sums import DamagedFile, Sum, compare, read_sealed, sums_of, write_sealed
 
 FILE_NAME = "manifest.json"
@@ -28,8 +31,8 @@ class DamagedCheckpoint(ValueError):
     """A checkpoint that is there and cannot be read."""
 
 
-def write(folder: Path, peers: Peers = ALONE) -> None:
-    """Writes the manifest of a step's local folder: all its files but the manifest itself, flushed to the disk before.
+def write(folder: Path | epath.Path, peers: Peers = ALONE) -> None:
+    """Writes the manifest of a step's folder: all its files but the manifest itself, flushed to the disk before.
 
     It repeats the checkpoint's record (META_FILE, of `orbax.meta_record`). To be called when everything else is written
     and before the folder takes its name; a manifest that is there is replaced. All `peers` call it: each sums and
@@ -37,7 +40,7 @@ def write(folder: Path, peers: Peers = ALONE) -> None:
     """
     sums, problem = {}, None
     try:
-        if not peers.index:
+        if not peers.index and not is_remote(folder):
             for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process killed while it wrote one
                 left_over.unlink()
         sums = _own_sums(folder, peers)
@@ -53,37 +56,42 @@ def write(folder: Path, peers: Peers = ALONE) -> None:
         return
     meta, files = read_object(folder / META_FILE), dict(sorted(item for part, _ in found for item in part.items()))
     write_sealed({"format": FORMAT, "code": code_version(), "meta": meta, "files": files}, folder / FILE_NAME)
-    flush_folder(folder)
+    if not is_remote(folder):
+        flush_folder(folder)
 
 
-def write_of_save(folder: Path, peers: Peers) -> None:
+def write_of_save(folder: Path | epath.Path, peers: Peers) -> None:
     """`write` for a save that process 0 ends, while `help_write` waits for it in the others."""
-    write(Path(peers.first(str(folder), "saved folder")), peers)
+    write(as_path(peers.first(str(folder), "saved folder")), peers)
 
 
 def help_write(peers: Peers) -> None:
     """In a thread of the other processes: sums of what they wrote of the next save that process 0 ends."""
     with contextlib.suppress(OSError, DamagedFile):  # which process 0 raises
-        write(Path(peers.first(None, "saved folder")), peers)
+        write(as_path(peers.first(None, "saved folder")), peers)
 
 
-def _own_sums(folder: Path, peers: Peers) -> dict[str, Sum]:
+def _own_sums(folder: Path | epath.Path, peers: Peers) -> dict[str, Sum]:
     """Of the files that this process wrote, or that are left of one with a higher number."""
-    paths = [path for path in folder.rglob("*") if _writer(path.relative_to(folder)) % peers.count == peers.index]
-    names = (path.relative_to(folder).as_posix() for path in paths if path.is_file())
-    sums = sums_of(folder, [name for name in names if name != FILE_NAME], flush=True)
-    for path in paths:
-        if path.is_dir():
-            flush_folder(path)
+
+    def is_ours(path: PurePath) -> bool:
+        return _writer(path) % peers.count == peers.index
+
+    names = [name for name in files_below(folder) if name != FILE_NAME and is_ours(PurePath(name))]
+    sums = sums_of(folder, names, flush=True)
+    if not is_remote(folder):
+        for path in folder.rglob("*"):
+            if path.is_dir() and is_ours(path.relative_to(folder)):
+                flush_folder(path)
     return sums
 
 
-def _writer(path: Path) -> int:
+def _writer(path: PurePath) -> int:
     """The number of the process that wrote a file of a checkpoint: Orbax gives each a folder."""
     return next((int(match[1]) for name in path.parts if (match := OF_PROCESS.fullmatch(name))), 0)
 
 
-def verify(folder: Path, peers: Peers = ALONE) -> bool:
+def verify(folder: Path | epath.Path, peers: Peers = ALONE) -> bool:
     """Compares every file with the manifest, of several processes each its share.
 
     False where there is no manifest, as in checkpoints of earlier versions.
@@ -92,7 +100,6 @@ def verify(folder: Path, peers: Peers = ALONE) -> bool:
     of another format. Files that the manifest does not name are left alone. What this process has compared, and no one
     has touched since, is not read again.
     """
-    folder = Path(folder)
     if not (folder / FILE_NAME).exists():
         return False
     try:
@@ -102,8 +109,10 @@ def verify(folder: Path, peers: Peers = ALONE) -> bool:
     return True
 
 
-def _stats(folder: Path) -> tuple:
-    """What tells whether files were touched: a name, size, time of change and inode each."""
+def _stats(folder: Path | epath.Path) -> tuple:
+    """What tells whether files were touched: a name, size, time of change and inode each; of objects their sums."""
+    if is_remote(folder):
+        return tuple(sorted(objects_below(folder).items()))
     files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
     return tuple(
         (str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path in files for s in [path.stat()]
@@ -111,15 +120,15 @@ def _stats(folder: Path) -> tuple:
 
 
 @functools.lru_cache(maxsize=16)
-def _compare(folder: Path, stats: tuple, peers: Peers) -> None:
+def _compare(folder: Path | epath.Path, stats: tuple, peers: Peers) -> None:
     """Reads this process's share of a checkpoint's files; in a process once, unless a file was touched since."""
     files = read(folder).get("files")
     compare(folder, dict(peers.share(files.items())) if isinstance(files, dict) else files)
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path | epath.Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises as `verify`."""
-    path = Path(folder) / FILE_NAME
+    path = folder / FILE_NAME
     try:
         content = read_sealed(path, "the manifest of a checkpoint")
     except DamagedFile as error:

@@ -28,6 +28,7 @@ from ling_jax.files import read_object
 from ling_jax.model import model_spec
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.parallel.sharding import shardings
+from ling_jax.paths import is_remote, resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,21 +78,48 @@ class _WithOwnManifest(_WithManifest):
     by_itself = True
 
 
+class _InStore(ocp.path.atomicity.CommitFileTemporaryPath):
+    """An Orbax folder in a store, which renames none: the manifest is written last but for the file of the commit."""
+
+    by_itself = False
+
+    async def finalize(self) -> None:
+        await asyncio.to_thread(self._finalize)
+
+    def _finalize(self) -> None:
+        folder = self.get()
+        if self._checkpoint_metadata_store is not None:
+            self._checkpoint_metadata_store.wait_until_finished()  # nothing may be written after the manifest
+        if (folder / META_FILE).exists():  # a step, not one of its items
+            manifest.write_of_save(folder, ALONE if self.by_itself else all_peers())
+        (folder / ocp.path.atomicity.COMMIT_SUCCESS_FILE).write_text("This checkpoint is whole.\n")
+
+
+class _OwnInStore(_InStore):
+    """Of one process among several, which saves without the others."""
+
+    by_itself = True
+
+
 def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) -> Manager:
-    """Checkpoints below `folder` (any path of epath, gs:// too); the newest `keep` stay.
+    """Checkpoints below `folder`; the newest `keep` stay.
 
     So do as many at multiples of `every`: those that signals add in between push none of them out. `by_itself`: of
     several processes this one alone uses it. Raises as `check_path`.
     """
-    folder = epath.Path(folder).resolve()  # Orbax takes no relative path
+    folder = epath.Path(resolved(folder))  # Orbax takes no relative path
     check_path(folder)
-    multiprocessing, path_class = {}, _WithOwnManifest if by_itself else _WithManifest
+    multiprocessing, (shared, own) = (
+        {},
+        (_InStore, _OwnInStore) if is_remote(folder) else (_WithManifest, _WithOwnManifest),
+    )
+    path_class = own if by_itself else shared
     if by_itself:
         folder.mkdir(parents=True, exist_ok=True)  # which the manager does only where all processes are
         multiprocessing = {"multiprocessing_options": _by_itself()}
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Newest(keep, every),
-        temporary_path_class=None if "://" in str(folder) else path_class,  # object stores keep sums themselves
+        temporary_path_class=own if by_itself else shared,
         create=not by_itself,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
@@ -105,7 +133,7 @@ def check_path(folder: epath.PathLike) -> None:
 
     It looks for what its processes wrote by a pattern of names, and tensorstore takes a backslash for /.
     """
-    path = str(epath.Path(folder).resolve())
+    path = str(epath.Path(resolved(folder)))
     if "\\" in path or not fnmatch.fnmatchcase(path, path):
         raise ValueError(f"Orbax cannot save below {path}: its name has a backslash or [...]; name another folder")
 
@@ -128,7 +156,7 @@ def save(
     records = {"meta": meta_record(model) | ({"run": run} if run else {})} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
     peers = all_peers()
-    if peers.index and "://" not in str(manager.directory):
+    if peers.index:
         threading.Thread(target=manifest.help_write, args=(peers,), name="sums", daemon=True).start()
     state_item = ocp.args.StandardSave(state, save_args=jax.tree_util.tree_map_with_path(_chunks, state))
     if manager.is_saving_in_progress():
@@ -197,7 +225,7 @@ def load_params(
     Weights that are not finite are named on stderr. Raises FileNotFoundError where there is none, ValueError where the
     mesh cannot split a parameter, and DamagedCheckpoint where it cannot be read. `verify` as in `load_config`.
     """
-    folder = epath.Path(folder).resolve()
+    folder = epath.Path(resolved(folder))
     config, step = load_config(folder, step, verify=verify)
     state = folder / str(step) / "state"
     with damage(state):
@@ -259,7 +287,7 @@ def load_config(
     Where all `peers` call it, each compares a share.
     Raises FileNotFoundError where there is none, and DamagedCheckpoint where its record of the model cannot be read.
     """
-    folder = epath.Path(folder).resolve()
+    folder = epath.Path(resolved(folder))
     step = steps.choose_step(folder, step, verify=verify, peers=peers)
     with damage(folder / str(step) / "meta"):
         return config_from_json(read_object(folder / str(step) / META_FILE)["model"]), step

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from orbax.checkpoint.path import atomicity
 
 from ling_jax import spec as specs
 from ling_jax.checkpoint import manifest, orbax
@@ -19,6 +20,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.paths import SCHEME, is_remote, resolved
 
 # What is written is not read again: a cache would only hold memory.
 NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
@@ -36,7 +38,7 @@ class OrbaxReader(Reader):
     def __init__(self, folder, step: int | None = None, *, verify: bool = True):
         """`verify` as in `orbax.load_config`."""
         config, step = orbax.load_config(folder, step, verify=verify)
-        self._state, context = Path(folder).absolute() / str(step) / "state", tensorstore.Context(NO_CACHE)
+        self._state, context = resolved(folder) / str(step) / "state", tensorstore.Context(NO_CACHE)
         leaves, stored = specs.named_leaves(model_spec(config)), self._stored_specs(config)
         opened = {path: tensorstore.open(stored[path], open=True, context=context) for path in leaves}
         self._arrays = {path: self._result(path, array) for path, array in opened.items()}
@@ -71,7 +73,7 @@ class OrbaxReader(Reader):
         }
         stored = {path: zarr(self._state, path) | form for path in specs.named_leaves(model_spec(config))}
         if record.get("use_ocdbt") is False:
-            stored = {p: spec | {"kvstore": _file(self._state / stored_name(p))} for p, spec in stored.items()}
+            stored = {p: spec | {"kvstore": _base(self._state / stored_name(p))} for p, spec in stored.items()}
         return stored
 
     def _result(self, leaf: str, future: tensorstore.Future):
@@ -96,10 +98,13 @@ class OrbaxWriter(Writer):
     def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype], *, peers: Peers = ALONE):
         super().__init__(config, dtypes)
         self.peers, leaves = peers, specs.named_leaves(model_spec(config))
-        self._state = Path(folder).absolute() / "0" / "state"
-        if not peers.index and not self._state.is_dir():
-            scalars = [np.zeros((), dtypes[path]) for path in leaves]
-            orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config, by_itself=peers.count > 1)
+        self._state = resolved(folder) / "0" / "state"
+        if not peers.index:
+            if not (self._state.parent / manifest.FILE_NAME).exists():
+                scalars = [np.zeros((), dtypes[path]) for path in leaves]
+                orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config, by_itself=peers.count > 1)
+            if is_remote(self._state):  # it is no checkpoint again until it is whole
+                self._commit.unlink(missing_ok=True)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
         if not peers.index:
@@ -137,6 +142,13 @@ class OrbaxWriter(Writer):
             _merge(self._state)
             self._check_whole()
         manifest.write(self._state.parent, self.peers)
+        if is_remote(self._state) and not self.peers.index:
+            self._commit.write_text("This checkpoint is whole.\n")
+
+    @property
+    def _commit(self):
+        """The file without which a folder in a store is no checkpoint."""
+        return self._state.parent / atomicity.COMMIT_SUCCESS_FILE
 
     def _check_whole(self) -> None:
         """Raises RuntimeError where a chunk is missing."""
@@ -183,11 +195,14 @@ def zarr(state: Path, path: str) -> dict[str, Any]:
 
 
 def _place(state: Path) -> dict[str, Any]:
-    return {"driver": "ocdbt", "base": _file(state)}
+    return {"driver": "ocdbt", "base": _base(state)}
 
 
-def _file(folder: Path) -> dict[str, Any]:
-    """No URL: a path may hold % and #."""
+def _base(folder: Path) -> dict[str, Any]:
+    """Of a local folder no URL: its path may hold % and #."""
+    if is_remote(folder):
+        bucket, _, path = str(folder).removeprefix(SCHEME).partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
     return {"driver": "file", "path": f"{folder}/"}
 
 

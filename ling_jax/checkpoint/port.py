@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import read_object, write_json
 from ling_jax.model.transformer import model_spec
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.paths import check_writable, files_below, is_remote, names_in, objects_below, resolved, upload
 
 GB = 10**9
 BASE_BYTES = 700 * 10**6  # of Python with its libraries and the plan of 1T; measured: 0.3 to 0.6 GB
@@ -80,7 +82,12 @@ def least_gb(nbytes: int) -> str:
 
 
 def missing_space(partial: Path, needed: int) -> int:
-    """Bytes that the disk lacks for a target of `needed` bytes, some of which an interrupted port may have written."""
+    """Bytes that the disk lacks for a target of `needed` bytes, some of which an interrupted port may have written.
+
+    A store lacks none.
+    """
+    if is_remote(partial):
+        return 0
     folder = partial.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -94,7 +101,21 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
     What an interrupted port left there is gone on with where its record is the same, and removed if not `resume`.
     Several processes that share the folder fill it together; the first one makes and names it.
     Raises ValueError naming what differs, and OSError where another process fills it.
+
+    In a store it is the target itself, which holds the record until the block ends well.
     """
+    if is_remote(target):
+        if not peers.index:
+            check_writable(target)
+            if not resume and is_interrupted(target):
+                target.rmtree()
+            _check_record(target, {"version": RECORD_VERSION} | record)
+        peers.wait("folder made")
+        yield target
+        if not peers.index:
+            (target / RECORD).unlink()
+        peers.wait("folder named")
+        return
     partial = target.with_name(f".{target.name}.partial")
     if peers.index:
         peers.wait("folder made")
@@ -117,6 +138,29 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
         partial.rename(target)
         (target / RECORD).unlink()
         peers.wait("folder named")
+
+
+def is_interrupted(target: Path) -> bool:
+    """Whether a folder of a store is the target of a port that has not ended."""
+    return is_remote(target) and (target / RECORD).exists()
+
+
+@contextlib.contextmanager
+def staged_folder(folder: Path, peers: Peers) -> Iterator[Path]:
+    """Where the files of a Hugging Face folder are written: the folder itself, or a local one for that of a store.
+
+    From there they are uploaded when the block ends, config.json last: without it a folder is no model. Shards go
+    before, by `HfWriter`, so that the disk (TMPDIR) holds only those that are being written.
+    """
+    if not is_remote(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="ling_jax_port_") as staged:
+        yield Path(staged)
+        peers.wait("shards uploaded")
+        for name in sorted(files_below(staged), key=lambda name: name == "config.json"):
+            if not peers.index:
+                upload(Path(staged, name), folder / name)
 
 
 def folder_bytes(folder: Path) -> int:
@@ -159,16 +203,24 @@ def duration(seconds: float) -> str:
 def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
     """What tells the weights of a source from others: where it is, and the size and time of each file, by its name.
 
-    Links are followed.
+    Links are followed. Of the objects of a store it is their size and crc32c.
     """
+    weights = folder if step is None else folder / "checkpoints" / str(step)
+    about = {"source": str(resolved(folder)), "step": step}
+    if is_remote(weights):
+        stored = {name: f"{size} bytes of crc32c {crc}" for name, (size, crc) in objects_below(weights).items()}
+        wanted = [name for name in stored if step is not None or _is_of_weights(name)]
+        return about | {f"file {name}": stored[name] for name in sorted(wanted)}
     if step is None:
-        weights, files = folder, [folder / "config.json", folder / INDEX_FILE, *folder.rglob("*.safetensors")]
+        files = [folder / "config.json", folder / INDEX_FILE, *folder.rglob("*.safetensors")]
     else:
-        weights = folder / "checkpoints" / str(step)
         files = list(weights.rglob("*"))
     found = {str(path.relative_to(weights)): path.stat() for path in sorted(files) if path.is_file()}
-    listed = {f"file {name}": f"{s.st_size} bytes of {s.st_mtime_ns} ns" for name, s in found.items()}
-    return {"source": str(folder.resolve()), "step": step} | listed
+    return about | {f"file {name}": f"{s.st_size} bytes of {s.st_mtime_ns} ns" for name, s in found.items()}
+
+
+def _is_of_weights(name: str) -> bool:
+    return name in ("config.json", INDEX_FILE) or name.endswith(".safetensors")
 
 
 def _check_record(partial: Path, record: dict[str, Any]) -> None:
@@ -187,9 +239,10 @@ def _check_record(partial: Path, record: dict[str, Any]) -> None:
 
 
 def _check_ours(partial: Path) -> None:
-    for left_over in partial.glob(f".{RECORD}.*.partial"):  # of a process that was killed while it wrote its record
-        left_over.unlink()
-    if any(partial.iterdir()) and not (partial / RECORD).exists():
+    if not is_remote(partial):
+        for left_over in partial.glob(f".{RECORD}.*.partial"):  # of a process that was killed while it wrote its record
+            left_over.unlink()
+    if names_in(partial) and not (partial / RECORD).exists():
         raise ValueError(f"{partial} is no interrupted port; remove it, or name another target")
 
 

@@ -5,11 +5,10 @@ to the other as they are; a model that was made here gets those that a reader of
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from etils import epath
@@ -26,6 +25,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import EOS
 from ling_jax.files import replacing
 from ling_jax.model import model_spec
+from ling_jax.paths import as_path, files_below, resolved
 
 BOS = "<|startoftext|>"
 MODEL_CARD = "README.md"
@@ -36,25 +36,23 @@ WEIGHTS = (".index.json", ".onnx_data", ".onnx.data", ".tflite", ".npy", ".distc
 SKIPPED_FOLDERS = re.compile(r"original|onnx|gguf|checkpoints|(checkpoint-|global_step)\d+")
 
 
-def side_files(folder: Path) -> Iterator[PurePath]:
+def side_files(folder: epath.PathLike) -> Iterator[PurePosixPath]:
     """Paths in a model's folder, relative to it, of all files but weights, what describes them, and hidden ones."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and not SKIPPED_FOLDERS.fullmatch(n))
-        for name in sorted(files):
-            path = Path(root, name).relative_to(folder)
-            # Downloads that broke off and backups have an ending of their own behind ".safetensors".
-            left_out = name.startswith(".") or ".safetensors" in name or name.endswith(WEIGHTS)
-            if not left_out and str(path) not in OF_WEIGHTS and (folder / path).is_file():
-                yield path
+    for path in map(PurePosixPath, files_below(folder)):
+        skipped = any(name.startswith(".") or SKIPPED_FOLDERS.fullmatch(name) for name in path.parts[:-1])
+        # Downloads that broke off and backups have an ending of their own behind ".safetensors".
+        left_out = path.name.startswith(".") or ".safetensors" in path.name or path.name.endswith(WEIGHTS)
+        if not skipped and not left_out and str(path) not in OF_WEIGHTS:
+            yield path
 
 
-def copy_side_files(source: Path, target: epath.PathLike) -> None:
+def copy_side_files(source: epath.PathLike, target: epath.PathLike) -> None:
     """Copies the side files of a model's folder, what links point to included; files that are there are replaced.
 
     Nothing is done where both are one folder, or where the source is missing.
     """
-    source, target = Path(source), epath.Path(target)
-    if source.resolve() == Path(target).resolve():
+    source, target = as_path(source), as_path(target)
+    if resolved(source) == resolved(target):
         return
     for path in side_files(source):
         with (source / path).open("rb") as original, replacing(target / path) as copy:

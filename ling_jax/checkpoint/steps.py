@@ -11,6 +11,7 @@ from ling_jax.checkpoint import manifest
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
 from ling_jax.files import read_object
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.paths import is_remote
 from ling_jax.sums import checks
 
 DAMAGED_SUFFIX = ".damaged"
@@ -25,7 +26,7 @@ def steps_in(folder: epath.PathLike) -> list[int]:
     if not folder.exists():
         return []
     found = [path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
-    if "://" in str(folder):  # no store renames a folder: the file is written last
+    if is_remote(folder):  # no store renames a folder: the file is written last
         found = [path for path in found if (path / atomicity.COMMIT_SUCCESS_FILE).exists()]
     return sorted(int(path.name) for path in found)
 
@@ -124,7 +125,7 @@ def check(folder: epath.Path, peers: Peers = ALONE) -> None:
 
 
 def _check_share(folder: epath.Path, peers: Peers) -> None:
-    if "://" in str(folder) or manifest.verify(folder, peers):
+    if manifest.verify(folder, peers):
         return
     try:
         has_manifest = read_object(folder / manifest.META_FILE).get("has_manifest", False)

@@ -6,7 +6,7 @@ change, or the model would read other texts than it was trained on.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 from etils import epath
@@ -14,38 +14,37 @@ from etils import epath
 from ling_jax.checkpoint import manifest
 from ling_jax.files import read_object
 from ling_jax.messages import shown
+from ling_jax.paths import files_below, is_remote
 from ling_jax.sums import DamagedFile, checks, compare, sums_of
 
 # Also logs: files that grow, or that are written once.
-ALSO = ("origins.json", "tensorboard/*", "evaluation/**/*")
+ALSO = ("origins.json",)
+FOLDERS = ("tensorboard", "evaluation")
 
 
 def workdir_sums(workdir: epath.PathLike, logs: Sequence[str]) -> dict[str, Any]:
-    """{"logs", "texts"}: sums of the named logs, `ALSO`, and tokenizer/, all on the disk when this returns.
-
-    Of an object store nothing: it keeps sums itself.
-    """
-    if "://" in str(workdir):
-        return {}
-    workdir = Path(workdir)
-    also = [name for pattern in ALSO for name in _files(workdir, pattern)]
+    """{"logs", "texts"}: sums of the named logs, `ALSO`, and tokenizer/, all on the disk when this returns."""
+    workdir = epath.Path(workdir)
+    logs = [name for name in (*logs, *ALSO) if (workdir / name).exists()]
+    also = [name for folder in FOLDERS for name in _files(workdir, folder)]
     sums = {
-        "logs": sums_of(workdir, [name for name in logs if (workdir / name).exists()] + also, flush=True),
-        "texts": sums_of(workdir, _files(workdir, "tokenizer/**/*"), flush=True),
+        "logs": sums_of(workdir, logs + also, flush=True),
+        "texts": sums_of(workdir, _files(workdir, "tokenizer"), flush=True),
     }
-    manifest.flush_folder(workdir)
+    if not is_remote(workdir):
+        manifest.flush_folder(workdir)
     return sums
 
 
-def _files(workdir: Path, pattern: str) -> list[str]:
-    found = (path for path in workdir.glob(pattern) if path.is_file() and not path.name.startswith("."))
-    return sorted(path.relative_to(workdir).as_posix() for path in found)
+def _files(workdir: epath.Path, folder: str) -> list[str]:
+    found = (PurePosixPath(folder, name) for name in files_below(workdir / folder))
+    return [str(path) for path in found if not path.name.startswith(".")]
 
 
 def check_texts(workdir: epath.PathLike, step: int) -> None:
     """Raises DamagedFile where the tokenizer or a file beside it is not as it was when a checkpoint was saved."""
     try:
-        compare(Path(workdir), _noted(workdir, step, "texts"))
+        compare(epath.Path(workdir), _noted(workdir, step, "texts"))
     except DamagedFile as error:
         raise DamagedFile(
             f"{error}; checkpoint {step} was saved with it: restore the file (--no_verify reads what is there)"
@@ -59,7 +58,7 @@ def check_logs(workdir: epath.PathLike, step: int) -> None:
     """
     for name, wanted in _noted(workdir, step, "logs").items():
         try:
-            compare(Path(workdir), {name: wanted}, may_be_longer=True)
+            compare(epath.Path(workdir), {name: wanted}, may_be_longer=True)
         except DamagedFile as error:
             if checks.strict:
                 raise
@@ -69,9 +68,9 @@ def check_logs(workdir: epath.PathLike, step: int) -> None:
 
 def _noted(workdir: epath.PathLike, step: int, kind: str) -> dict[str, Any]:
     """What `workdir_sums` gave for a checkpoint; {} for those of earlier versions, and where nothing is verified."""
-    if not checks.verify or "://" in str(workdir) or not step:
+    if not checks.verify or not step:
         return {}
-    file = Path(workdir) / "checkpoints" / str(step) / manifest.META_FILE
+    file = epath.Path(workdir) / "checkpoints" / str(step) / manifest.META_FILE
     run = read_object(file).get("run", {})
     noted = run.get(kind, {}) if isinstance(run, dict) else None
     if not isinstance(noted, dict):

@@ -12,6 +12,7 @@ from typing import Any
 from ling_jax.config import nearest
 from ling_jax.data.text_files import FORMAT_BYTES, open_decompressed, wrong_format
 from ling_jax.messages import shown
+from ling_jax.paths import as_path
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may escape one half of a surrogate pair, which no UTF-8 can hold
 MAX_LINE_BYTES = 1 << 30  # our choice: a line is held in memory as a whole, and gzip packs zeros a thousandfold
@@ -25,7 +26,7 @@ def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tupl
     of another format.
     """
     # Lines are read as bytes: in text, more than line ends would separate them.
-    with open_decompressed(Path(path).expanduser()) as file:
+    with open_decompressed(as_path(path)) as file:
         for number in itertools.count(1):
             if not (line := file.readline(MAX_LINE_BYTES + 1)):
                 return

@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import json
 import re
-import shutil
 import sys
 import time
 from array import array
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from tokenizers import Tokenizer
 
 from ling_jax.data import sources
@@ -23,6 +23,7 @@ from ling_jax.data.small_splits import SPLITS, split_by_position
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
 from ling_jax.data.tokenizer import encode_documents, eos_id, largest_id, tokenizer_digest
 from ling_jax.files import new_folder, read_object, replacing
+from ling_jax.paths import as_path, files_below, is_remote
 from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 
 IGNORED_LABEL = -100
@@ -72,15 +73,14 @@ def write_documents(
     `about`, JSON values with "source" and "held_out_fraction" among them, goes into it, with what is put there while
     the documents are read. `digest` and all of `about` but "source" tell corpora apart.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     meta = _describe(about, tokenizer, digest)
     if present := _present_meta(folder, meta, replace=replace):
         return present
     try:
         with new_folder(folder) as partial:
             meta |= _write_splits(documents, partial, meta) | about
-            written = sorted(path.relative_to(partial).as_posix() for path in partial.rglob("*") if path.is_file())
-            meta["files"] = sums_of(partial, written, flush=True)
+            meta["files"] = sums_of(partial, files_below(partial), flush=True)
             write_sealed(meta, partial / "meta.json")
     except OSError:  # another process was first, which is well if it wrote the same
         if not _present_meta(folder, meta):
@@ -148,14 +148,19 @@ def _advice(folder: Path) -> Iterator[None]:
 
 def _remove_corpus(folder: Path) -> None:
     """Removes a tokenised corpus. Raises ValueError, and removes nothing, where a link or a file of others is there."""
-    found = [folder, *folder.rglob("*")]
-    foreign = [path for path in found[1:] if not CORPUS_FILES.fullmatch(path.relative_to(folder).as_posix())]
-    if other := [path for path in found if path.is_symlink()] + foreign:
+    if is_remote(folder):
+        foreign = [folder / name for name in files_below(folder) if not CORPUS_FILES.fullmatch(name)]
+        links = []
+    else:
+        found = [folder, *folder.rglob("*")]
+        foreign = [path for path in found[1:] if not CORPUS_FILES.fullmatch(path.relative_to(folder).as_posix())]
+        links = [path for path in found if path.is_symlink()]
+    if other := links + foreign:
         raise ValueError(
             f"{folder} is to be replaced by another corpus and {other[0]} is no file of one; move it away, or name "
             "another folder"
         )
-    shutil.rmtree(folder)
+    epath.Path(folder).rmtree()
 
 
 def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> dict:

@@ -1,10 +1,12 @@
 """Parquet files as documents: a column of strings, read a batch of rows at a time."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from ling_jax.config import nearest
 from ling_jax.data.text_files import FORMAT_BYTES, wrong_format
+from ling_jax.paths import is_remote
 
 BATCH_ROWS = 256  # held at once; a row may be a long document
 
@@ -27,7 +29,7 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
     """
     pyarrow = import_pyarrow()
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _opened(path) as source, pyarrow.parquet.ParquetFile(source) as file:
             _check_column(file.schema_arrow, column, path)
             for group in range(file.num_row_groups):
                 rows = (row for batch in file.iter_batches(BATCH_ROWS, [group], [column]) for row in batch.column(0))
@@ -38,6 +40,11 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
             raise
         found = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} {_other_format(path) or f'is no parquet file, or damaged: {found}'}") from None
+
+
+def _opened(path: Path) -> contextlib.AbstractContextManager:
+    """What pyarrow reads a file from: its path, or the open object of a store."""
+    return path.open("rb") if is_remote(path) else contextlib.nullcontext(path)
 
 
 def _other_format(path: Path) -> str:

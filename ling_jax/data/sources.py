@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
@@ -18,6 +19,8 @@ from ling_jax.data.parquet import import_pyarrow, read_parquet
 from ling_jax.data.text_files import read_text_files
 from ling_jax.files import read_object
 from ling_jax.messages import shown
+from ling_jax.paths import as_path, file_size, files_below, is_remote, matching_objects
+from ling_jax.sums import local_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +154,7 @@ def source_files(source: Source) -> dict[str, Path]:
         case ParquetFiles():
             return _find(source.path, ".parquet")
         case TokenFile():
-            return _token_files(Path(source.path).expanduser())
+            return _token_files(as_path(source.path))
         case PythonSources() | PythonDocstrings():
             return _stdlib_files()
 
@@ -166,7 +169,7 @@ def source_digest(source: Source) -> str:
     for name, path in source_files(source).items():
         with path.open("rb") as file:
             head = hashlib.blake2b(file.read(1 << 16), digest_size=16).hexdigest()
-        digest.update(repr((name, path.stat().st_size, head)).encode())
+        digest.update(repr((name, file_size(path), head)).encode())
     return digest.hexdigest()
 
 
@@ -228,15 +231,16 @@ class TokenDocuments:
 
 
 def open_documents(folder: str | Path) -> TokenDocuments:
-    """Documents of a token folder, such as <folder of `tokenize`>/train.
+    """Documents of a token folder, such as <folder of `tokenize`>/train; those of a store are copied to this machine.
 
     It holds tokens.bin (ids, little-endian), offsets.npy (int64, where each document starts, and the end) and
     meta.json ({"dtype": "uint16" or "uint32", "vocab_size", "eos_id"}, and "tokenizer", its digest, if known), and
     trained.bin (a byte a token: 1 where it is learnt) where that is not all of them. Raises FileNotFoundError on a
     missing file and ValueError where they do not fit together.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     _token_files(folder)  # are all there
+    folder = local_copy(folder)
     meta = _read_meta(folder / "meta.json")
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     path, offsets = folder / "tokens.bin", _read_offsets(folder / "offsets.npy")
@@ -288,7 +292,9 @@ def _find(path: str, *endings: str) -> dict[str, Path]:
 
     Links are followed. Raises FileNotFoundError on a path or a link that leads nowhere, and ValueError on no files.
     """
-    where = Path(path).expanduser()
+    where = as_path(path)
+    if is_remote(where):
+        return _find_remote(where, *endings)
     if where.is_file():
         return {where.name: where}
     if where.is_dir():
@@ -311,10 +317,29 @@ def _find(path: str, *endings: str) -> dict[str, Path]:
             )
         if named[name].is_file():
             files[name] = named[name]
+    return _not_empty(files, where, *endings)
+
+
+def _not_empty(files: dict[str, Path], where: Path, *endings: str) -> dict[str, Path]:
     if not files:
         wanted = f"no file found that ends in {' or '.join(endings)}" if any(endings) else "no file found"
         raise ValueError(f"{where} is an empty corpus: {wanted}; name another path")
     return files
+
+
+def _find_remote(where: epath.Path, *endings: str) -> dict[str, epath.Path]:
+    """`_find` in a store, which has no links."""
+    if where.is_file():
+        return {where.name: where}
+    if where.is_dir():
+        root, names = where, [name for name in files_below(where) if name.lower().endswith(endings)]
+    elif glob.has_magic(str(where)):
+        root = next(parent for parent in where.parents if not glob.has_magic(str(parent)))
+        names = [path.removeprefix(f"{root}/") for path in matching_objects(where)]
+    else:
+        raise FileNotFoundError(f"{where} does not exist; name a file, a folder or a glob such as 'gs://data/*.txt'")
+    shown_names = (name for name in sorted(names) if not any(part.startswith(".") for part in name.split("/")))
+    return _not_empty({name: root / name for name in shown_names}, where, *endings)
 
 
 def _below(folder: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import io
 import mmap
 import os
 import re
@@ -12,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from ling_jax.paths import is_remote
 
 GZIP_MAGIC = b"\x1f\x8b"
 OTHER_MARKS = {  # UTF-32 first: its little-endian mark begins as that of UTF-16
@@ -39,7 +42,8 @@ def open_decompressed(path: Path) -> Iterator[BinaryIO]:
     Raises ValueError on damaged gzip.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as opened:
+            file = io.BufferedReader(opened) if is_remote(path) else opened  # gcsfs's own reads lines of any length
             is_gzip = file.read(2) == GZIP_MAGIC
             file.seek(0)
             if not is_gzip:
@@ -115,10 +119,10 @@ def _separator_pattern(separator: str) -> re.Pattern[bytes]:
 
 @contextlib.contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
-    """The bytes of a file; those of a gzip file are unpacked into a temporary one, so that no size fills the memory."""
+    """The bytes of a file, mapped. Those of a gzip file or of a store go into a temporary one: no size fills memory."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_decompressed(path))
-        if isinstance(file, gzip.GzipFile):
+        if isinstance(file, gzip.GzipFile) or is_remote(path):
             unpacked = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(file, unpacked, 1 << 20)
             unpacked.flush()

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, tr
 
 from ling_jax.data.text_files import FORMAT_BYTES, wrong_format
 from ling_jax.files import replacing
+from ling_jax.paths import as_path
 
 EOS = "<|endoftext|>"  # also the padding of base models
 SPECIAL_TOKENS = (EOS, "<|startoftext|>", "<|role_end|>", "<role>", "</role>", "<think>", "</think>")
@@ -54,7 +55,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, words: Sequence[str] = (
 
 def save_tokenizer(tokenizer: Tokenizer, folder: epath.PathLike) -> epath.Path:
     """Writes `folder`/tokenizer.json, whole or not at all; returns its path."""
-    path = epath.Path(folder) / FILE_NAME
+    path = as_path(folder) / FILE_NAME
     with replacing(path) as file:
         file.write(tokenizer.to_str(pretty=True).encode())
     return path
@@ -62,7 +63,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: epath.PathLike) -> epath.Path:
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """The tokenizer of a tokenizer.json, or of a folder that holds one."""
-    path = epath.Path(path).expanduser()
+    path = as_path(path)
     if path.is_dir():
         path = path / FILE_NAME
     if not path.is_file():

@@ -20,6 +20,7 @@ from ling_jax.evaluate.layer_errors import (
     compare_layers,
     config_differences,
 )
+from ling_jax.paths import as_path
 
 SEED = 0  # of random tokens; our choice
 WIDTHS = (18, 18, 10, 10)  # of the table's columns
@@ -53,7 +54,7 @@ def compare_folders(a: str, b: str, *, num_tokens: int, prompt: str = "") -> Ite
 
 
 def _open(path: str) -> Reader:
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         return OrbaxReader(folder.parent, int(folder.name))
     if not is_workdir(folder):
@@ -78,7 +79,7 @@ def _prompt_tokens(prompt: str, folders: tuple[str, str], vocab_size: int) -> np
 
 
 def _side_folder(path: str) -> Path:
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         return folder.parents[1] / "tokenizer"
     return folder / "tokenizer" if is_workdir(folder) else folder

@@ -6,10 +6,12 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from ling_jax.files import new_folder
+from ling_jax.paths import as_path, check_writable, is_remote
 
 REPORT_SECONDS = 5
 
@@ -49,19 +51,24 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.5g}"
 
 
-def check_new_folder(path: str | Path) -> None:
+def check_new_folder(path: epath.PathLike) -> None:
     """Raises FileExistsError or OSError where `write_results` would: it is better known before the work."""
-    folder = Path(path).expanduser().absolute()
+    folder = as_path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder")
-    above = next(parent for parent in folder.parents if parent.exists())
+    if is_remote(folder):
+        check_writable(folder)
+        return
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise OSError(f"{folder} cannot be made: {above} is no folder that may be written to")
 
 
-def write_results(path: str | Path, samples: Iterable[dict[str, Any]], metrics: Iterable[Metric], about: dict) -> None:
+def write_results(
+    path: epath.PathLike, samples: Iterable[dict[str, Any]], metrics: Iterable[Metric], about: dict
+) -> None:
     """Writes samples.jsonl and summary.json ({**about, "metrics": [...]}) into a new folder, whole or not at all."""
-    with new_folder(Path(path).expanduser()) as folder:
+    with new_folder(path) as folder:
         with (folder / "samples.jsonl").open("wb") as file:
             file.writelines(_json(sample) + b"\n" for sample in samples)
         rows = [metric._asdict() | {"value": _number(metric.value)} for metric in metrics]

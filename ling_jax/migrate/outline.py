@@ -1,7 +1,6 @@
 """What a migration will do and take, without its weights or its data."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained
 from ling_jax.migrate.convert import converted_layers, form_config, kind_of
 from ling_jax.model import model_spec
+from ling_jax.paths import as_path
 from ling_jax.train.metrics import flops_per_token
 
 BYTES = 4  # of a master weight, a gradient and each of the two moments
@@ -19,7 +19,7 @@ BYTES = 4  # of a master weight, a gradient and each of the two moments
 
 def source_config(config: MigrateConfig) -> ModelConfig:
     """Of the source's folder, or of a named model (Ling 2.0 was trained with the MTP that its releases leave out)."""
-    if config.source in MODELS and not Path(config.source).exists():
+    if config.source in MODELS and not as_path(config.source).exists():
         return model_config(config.source, mtp_depth=config.target.mtp_depth)
     return open_model(config.source).config
 

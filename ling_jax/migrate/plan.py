@@ -18,6 +18,7 @@ from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
+from ling_jax.paths import is_remote
 from ling_jax.sums import DamagedFile, check_folder
 from ling_jax.train.config import differences, open_source
 from ling_jax.train.corpus import held_out_batches, packed_corpus, tokenize_sources
@@ -88,7 +89,7 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
             f"{jax.process_count()} processes: a migration is run by one, with all devices that it sees, since layers "
             "are converted and written by the host; start it on one host"
         )
-    if "://" in str(workdir):
+    if is_remote(workdir):
         raise ValueError(f"{workdir} is no local folder, where conversions are read and written layer by layer")
     workdir = open_workdir(workdir)
     source = open_model(config.source, step=_source_step(config, workdir))

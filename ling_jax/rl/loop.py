@@ -31,6 +31,7 @@ from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import parse_object, remove_folder
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
+from ling_jax.paths import append
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig
 from ling_jax.rl.learner import Event, Learner
@@ -314,8 +315,8 @@ class _Log:
             print(f"step={step + 1} generating: tokens={tokens}{budget} rollouts={waiting}", flush=True)
 
     def _append(self, name: str, step: int, records: Iterable[Event]) -> None:
-        with (self._run.workdir / f"{name}.jsonl").open("a") as file:
-            file.writelines(json.dumps({"step": step} | record) + "\n" for record in records)
+        texts = (json.dumps({"step": step} | record) + "\n" for record in records)
+        append(self._run.workdir / f"{name}.jsonl", "".join(texts).encode())
 
     def _print(self, step: int, line: dict[str, Any]) -> None:
         steps = self._run.config.train.steps

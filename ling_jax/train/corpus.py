@@ -14,6 +14,7 @@ from ling_jax import data
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import largest_id
 from ling_jax.files import remove_folder
+from ling_jax.paths import as_path, is_remote
 from ling_jax.train.config import DataConfig, open_source
 from ling_jax.train.workdir import has_checkpoint
 
@@ -52,7 +53,7 @@ def tokenize_sources(
     config: DataConfig, tokenizer: Tokenizer, workdir: epath.Path, *, replace: bool = False
 ) -> list[Path]:
     """The token folders of the sources, made where they are not there yet."""
-    folder = local_folder(config.folder, workdir)
+    folder = token_folder(config.folder, workdir)
     folders = [folder / f"{i}_{source.kind}" for i, source in enumerate(config.sources)]
     for source, where in zip(config.sources, folders, strict=True):
         replaces = replace and not config.folder
@@ -62,12 +63,10 @@ def tokenize_sources(
     return folders
 
 
-def local_folder(named: str, workdir: epath.Path) -> Path:
+def token_folder(named: str, workdir: epath.Path) -> Path | epath.Path:
     """Where tokens go: the folder that the config names, or `data` in the workdir."""
-    if "://" in (where := named or str(workdir)):
-        raise ValueError(f"tokens are memory-mapped, and {where} is no local folder; name one in data.folder")
-    folder = Path(named or workdir / "data").expanduser()
-    if not named:
+    folder = as_path(named or workdir / "data")
+    if not named and not is_remote(folder):
         for left_over in folder.glob(".*.partial"):  # of a process that was killed: the workdir is ours alone
             remove_folder(left_over, workdir)
     return folder

@@ -5,8 +5,6 @@ if it were right. So each entry has a file of its sum beside it.
 """
 
 import contextlib
-import os
-from pathlib import Path
 
 import crc32c
 import jax
@@ -15,13 +13,13 @@ from jax._src.lru_cache import LRUCache
 
 from ling_jax.files import replacing
 from ling_jax.messages import warn
+from ling_jax.paths import cache_folder
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs for the next start: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
     if jax.config.jax_compilation_cache_dir is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "ling_jax" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     compilation_cache.get_file_cache = _open_cache
     if not isinstance(compilation_cache._cache, CheckedCache):  # JAX opens it for its first program
         compilation_cache.reset_cache()

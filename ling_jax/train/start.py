@@ -1,13 +1,13 @@
 """Continued pre-training: a run that begins with the parameters of another model, and new data and optimiser."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from ling_jax import data
 from ling_jax.checkpoint.folder import ModelFolder, open_model
 from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.paths import as_path
 from ling_jax.train.config import ModelChanges, PretrainConfig, check_sequence_length
 
 CHANGEABLE = tuple(field.name for field in dataclasses.fields(ModelChanges))
@@ -51,7 +51,7 @@ def with_sizes(config: PretrainConfig) -> PretrainConfig:
     start = config.start_from
     if start is None:
         return config
-    named = start in MODELS and not Path(start).exists()
+    named = start in MODELS and not as_path(start).exists()
     return with_model(
         config, model_config(start) if named else open_model(start, tokenizer=config.data.tokenizer).config, start
     )

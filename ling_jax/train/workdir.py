@@ -4,7 +4,6 @@ import dataclasses
 import fcntl
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
@@ -13,6 +12,7 @@ from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.orbax import check_path
 from ling_jax.checkpoint.steps import newest_step
 from ling_jax.files import read_object, write_json
+from ling_jax.paths import as_path, check_writable, is_remote, resolved
 from ling_jax.sums import checks, read_sealed, write_sealed
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
@@ -25,8 +25,9 @@ def open_workdir(workdir) -> epath.Path:
     """The path, checked. Raises ValueError where it cannot be a run's folder."""
     if not str(workdir):
         raise ValueError("the workdir is empty; name a folder")
-    workdir = epath.Path(workdir).expanduser()
+    workdir = epath.Path(as_path(workdir))
     check_path(workdir)
+    check_writable(workdir)
     for name in ("", *FOLDERS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is not a folder; name another workdir")
@@ -41,10 +42,10 @@ def open_workdir(workdir) -> epath.Path:
 
 def _check_inside(path: epath.Path, workdir: epath.Path) -> None:
     """A run removes files of its own in its folders, and must not reach another run's through a link."""
-    if "://" in str(workdir) or Path(path).resolve().is_relative_to(Path(workdir).resolve()):
+    if resolved(path).is_relative_to(resolved(workdir)):
         return
     raise ValueError(
-        f"{path} is a link to {Path(path).resolve()}, outside of the workdir; remove the link (data.folder names a "
+        f"{path} is a link to {resolved(path)}, outside of the workdir; remove the link (data.folder names a "
         "folder for tokens, and the workdir as a whole may be a link)"
     )
 
@@ -138,9 +139,10 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
 def lock(workdir: epath.Path) -> IO[bytes] | None:
     """Makes a local workdir this process's own while the file is open; the system lets go of it however we end.
 
-    Of several hosts the first one holds it for all. Raises ValueError where another process has it.
+    Of several hosts the first one holds it for all. One in a store cannot be locked. Raises ValueError where another
+    process has it.
     """
-    if hosts.index() or "://" in str(workdir):
+    if hosts.index() or is_remote(workdir):
         return None
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / ".lock", "ab")  # noqa: SIM115  open as long as the run

@@ -8,7 +8,7 @@ from launch import doctor
 from tests.faults import ROOT
 
 NAMES = [
-    "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "devices",
+    "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "gs:// paths", "devices",
     "compiled programs", "training step", "decoding", "kernels", "matmul",
 ]  # fmt: skip
 

@@ -256,9 +256,9 @@ def test_an_error_of_one_host_ends_all(command, tmp_path):
     told = "run has not what host 0 wrote into its own; name a workdir that all hosts share"
     assert all(told in program.stderr and "Traceback" not in program.stderr for program in programs)
     assert "error: host 1 (" in programs[0].stderr
-    with started(command, 2, tmp_path / "run", "--config.data.folder=gs://tokens") as programs:
+    with started(command, 2, tmp_path / "run", "--config.data.folder=s3://tokens") as programs:
         assert [program.returncode for program in programs] == [2, 1]
-    assert all("gs://tokens is no local folder" in program.stderr for program in programs)
+    assert all("s3://tokens: s3:// is not supported" in program.stderr for program in programs)
     assert not (tmp_path / "run").exists()
 
 

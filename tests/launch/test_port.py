@@ -186,7 +186,7 @@ def test_plans_refusals_and_verification(tmp_path):
         (["--step=3"], 2, "is no run's workdir and has no checkpoints; leave --step out"),
         (["--layers=3"], 2, "--layers=3: the first layers of this model"),
         ([command[0].replace("source", "target")], 2, "is the source; name a new folder"),
-        (["--target=gs://bucket/run"], 2, "--target=gs://bucket/run: ports are between local folders"),
+        (["--target=s3://bucket/run"], 2, "s3://bucket/run: s3:// is not supported; name a local path"),
         (["--dtype=float8"], 2, "--dtype=float8 is of Hugging Face targets"),
         (["--verify"], 0, "verified: 127 tensors"),
         ([f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'fp8'}", *FP8], 0, "of them rounded to float8"),

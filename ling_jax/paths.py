@@ -1,0 +1,208 @@
+"""What a path is: a file or folder of the local disk, or gs://bucket/... of Google Cloud Storage.
+
+A local path is a `pathlib.Path` and one of a store an `epath.Path`, which have the methods for whole files and folders
+in common. The functions here are for what differs: an object of a store appears when it is written to its end, and can
+be neither mapped nor locked; a folder is the beginning of names, and no store renames it.
+"""
+
+import base64
+import contextlib
+import functools
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+SCHEME = "gs://"
+RIGHTS = "storage.objects.list, get, create and delete (the role Storage Object User)"
+MAX_REQUESTS = 16  # to a store at once, where many small ones are made; our choice
+SIGN_IN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+
+
+def as_path(where: epath.PathLike) -> Path | epath.Path:
+    """The path that a user names. The bucket of one in a store is asked for once.
+
+    Raises ValueError on another scheme and where gcsfs is not installed, FileNotFoundError, PermissionError or OSError
+    where the bucket is not there, not to be read, or not to be reached.
+    """
+    text = os.fspath(where)
+    if "://" not in text:
+        return Path(os.path.expanduser(text))  # as it stands where ~ is of an unknown user
+    scheme, _, rest = text.partition("://")
+    if f"{scheme}://" != SCHEME:
+        raise ValueError(f"{text}: {scheme}:// is not supported; name a local path, without a scheme, or {SCHEME}…")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket := rest.partition("/")[0]):
+        raise ValueError(f"{text}: {bucket!r} is no name of a bucket; expected {SCHEME}bucket/folder")
+    _check_bucket(bucket)
+    return epath.Path(text)
+
+
+def is_remote(path: epath.PathLike) -> bool:
+    """Whether it is in a store."""
+    return os.fspath(path).startswith(SCHEME)
+
+
+def resolved(path: epath.PathLike) -> Path | epath.Path:
+    """The absolute path; links of a local one are followed."""
+    path = as_path(path)
+    return path if is_remote(path) else path.resolve()
+
+
+def file_size(path: epath.PathLike) -> int:
+    """In bytes. Raises FileNotFoundError."""
+    return store().size(os.fspath(path)) if is_remote(path) else os.stat(path).st_size
+
+
+def files_below(folder: epath.PathLike) -> list[str]:
+    """Sorted names of all files below a folder, relative to it; links to folders are not followed."""
+    if is_remote(folder):
+        return sorted(objects_below(folder))
+    found = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+
+
+def objects_below(folder: epath.PathLike) -> dict[str, tuple[int, str]]:
+    """{relative name: (size, crc32c in hexadecimal digits)} of all objects below a folder of a store."""
+    return _described(folder, store().find(os.fspath(folder), detail=True).values())
+
+
+def matching_objects(pattern: epath.PathLike) -> list[str]:
+    """The objects of a glob in a store, as gs://… each."""
+    found = store().glob(os.fspath(pattern), detail=True)
+    return [SCHEME + name for name, about in found.items() if about["type"] == "file"]
+
+
+def objects_in(folder: epath.PathLike) -> dict[str, tuple[int, str]]:
+    """`objects_below` without those in folders below; {} where the folder is not there."""
+    try:
+        return _described(folder, store().ls(os.fspath(folder), detail=True))
+    except FileNotFoundError:
+        return {}
+
+
+def _described(folder: epath.PathLike, found: Iterable[dict[str, Any]]) -> dict[str, tuple[int, str]]:
+    prefix = os.fspath(folder).removeprefix(SCHEME).rstrip("/") + "/"
+    return {
+        about["name"].removeprefix(prefix): (int(about["size"]), base64.b64decode(about["crc32c"]).hex())
+        for about in found
+        if about["type"] == "file" and not about["name"].endswith("/")
+    }
+
+
+def names_in(folder: epath.PathLike) -> list[str]:
+    """Names of the files of a folder; of a local one also those of folders and links."""
+    return list(objects_in(folder)) if is_remote(folder) else os.listdir(folder)
+
+
+def read_range(path: epath.PathLike, begin: int, end: int) -> bytes:
+    """Bytes of an object, by one request."""
+    return store().cat_file(os.fspath(path), begin, end) if begin < end else b""
+
+
+def upload(file: Path, target: epath.PathLike) -> None:
+    """Copies a local file into a store: in pieces, and the object appears when it is whole."""
+    store().put_file(os.fspath(file), os.fspath(target))
+
+
+def append(path: epath.PathLike, content: bytes) -> None:
+    """Adds to the end of a file, which is made where it is not there.
+
+    In a store the addition is an object, which the service joins to the one that is there.
+    """
+    if not is_remote(path):
+        with open(path, "ab") as file:
+            file.write(content)
+        return
+    path = epath.Path(path)
+    if not path.exists():
+        path.write_bytes(content)
+        return
+    addition = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    addition.write_bytes(content)
+    store().merge(os.fspath(path), [os.fspath(path), os.fspath(addition)])
+    _remove(addition)
+
+
+def _remove(file: epath.PathLike) -> None:
+    """Removes an object by one request; gcsfs's `rm` looks at names that begin like it before."""
+    with contextlib.suppress(FileNotFoundError):  # where the answer to a first request was lost
+        store().rm_file(os.fspath(file))
+
+
+def check_writable(folder: epath.PathLike) -> None:
+    """Raises OSError where nothing can be written into a folder of a store, or removed; a local one is not tried."""
+    if is_remote(folder):
+        probe = epath.Path(folder) / f".{uuid.uuid4().hex}.partial"
+        try:
+            probe.write_bytes(b"")
+            _remove(probe)
+        except Exception as error:  # of kinds of its own
+            raise PermissionError(f"{folder} cannot be written: {_reason(error)}; needed are {RIGHTS}") from None
+
+
+def download(file: epath.PathLike, target: Path) -> None:
+    """Copies an object into a local file."""
+    store().get_file(os.fspath(file), os.fspath(target))
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ling_jax"
+
+
+@functools.cache
+def store():
+    """The client of Google Cloud Storage that epath uses, too. Raises ValueError where it is not installed.
+
+    It keeps no listings: other processes, and tensorstore in this one, write what they would not show.
+    """
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the kind of every bucket
+    os.environ.setdefault("EPATH_USE_TF", "false")  # epath would take TensorFlow's client where that is installed
+    try:
+        import fsspec
+        import gcsfs  # noqa: F401
+    except ImportError:
+        raise ValueError(
+            f"{SCHEME} paths are read with gcsfs, which is not installed; run: pip install gcsfs"
+        ) from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised; its log would be their tracebacks
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.backend.fsspec_backend.fs(SCHEME)
+
+
+def store_errors() -> Iterator[type[Exception]]:
+    """Kinds of errors of the client that are neither ValueError nor OSError; none where no store was used."""
+    if store.cache_info().currsize:
+        import aiohttp
+        import gcsfs.retry
+        import google.auth.exceptions
+        import requests
+
+        yield from (gcsfs.retry.HttpError, google.auth.exceptions.GoogleAuthError, aiohttp.ClientError)
+        yield from (requests.RequestException, gcsfs.retry.ChecksumError)
+
+
+@functools.cache
+def _check_bucket(bucket: str) -> None:
+    client, where = store(), SCHEME + bucket
+    try:
+        client.call("GET", "b/{}/o", bucket, maxResults=1, json_out=True)
+    except FileNotFoundError:
+        advice = f"name one that does, or make it: gcloud storage buckets create {where}"
+        raise FileNotFoundError(f"the bucket {where} does not exist; {advice}") from None
+    except Exception as error:  # of kinds of its own
+        code = getattr(error, "code", None)
+        if code == 401:
+            raise PermissionError(f"{where} is not public, and no credentials are valid for it; {SIGN_IN}") from None
+        if code == 403 or str(error).startswith("Forbidden"):
+            raise PermissionError(f"{where}: permission denied; the account needs {RIGHTS} there") from None
+        raise OSError(f"{where} cannot be reached: {_reason(error)}; check the network and the credentials") from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
