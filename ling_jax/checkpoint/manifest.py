@@ -100,6 +100,7 @@ def verify(folder: Path | epath.Path, peers: Peers = ALONE) -> bool:
     of another format. Files that the manifest does not name are left alone. What this process has compared, and no one
     has touched since, is not read again.
     """
+    folder = as_path(folder)
     if not (folder / FILE_NAME).exists():
         return False
     try:
@@ -128,7 +129,7 @@ def _compare(folder: Path | epath.Path, stats: tuple, peers: Peers) -> None:
 
 def read(folder: Path | epath.Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises as `verify`."""
-    path = folder / FILE_NAME
+    path = as_path(folder) / FILE_NAME
     try:
         content = read_sealed(path, "the manifest of a checkpoint")
     except DamagedFile as error:

@@ -109,11 +109,9 @@ def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) 
     """
     folder = epath.Path(resolved(folder))  # Orbax takes no relative path
     check_path(folder)
-    multiprocessing, (shared, own) = (
-        {},
-        (_InStore, _OwnInStore) if is_remote(folder) else (_WithManifest, _WithOwnManifest),
-    )
-    path_class = own if by_itself else shared
+    multiprocessing, shared, own = {}, _WithManifest, _WithOwnManifest
+    if is_remote(folder):
+        shared, own = _InStore, _OwnInStore
     if by_itself:
         folder.mkdir(parents=True, exist_ok=True)  # which the manager does only where all processes are
         multiprocessing = {"multiprocessing_options": _by_itself()}
