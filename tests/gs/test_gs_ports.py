@@ -90,7 +90,7 @@ def test_an_interrupted_import_goes_on_and_is_a_checkpoint_when_it_is_whole(gs, 
     assert 0 < ingest(gs) < every
     assert not port.is_interrupted(gs) and steps_in(gs / "checkpoints") == [0]
     assert_trees_equal(orbax.load_params(gs / "checkpoints")[0], PARAMS)
-    assert not port.different_parts(TreeReader(PARAMS, CONFIG), OrbaxReader(gs / "checkpoints"))
+    assert_trees_equal(OrbaxReader(gs / "checkpoints").layer(1), TreeReader(PARAMS, CONFIG).layer(1))
 
 
 def test_a_folder_of_the_hub_is_read_by_ranges(gs, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_a_port_names_what_is_wrong_with_its_paths_before_the_work(object_store,
     commands = [[f"--source={path}", f"--target={good}"] for path in cases]
     commands += [[f"--source={good}", f"--target={path}"] for path in cases]
     commands += [[f"--source={good}", f"--target={good}"], [f"--source={good}", "--target=x"]]
-    messages = [*cases.values(), *cases.values(), "is the source; name a new folder", "it is no folder"]
+    messages = [*cases.values(), *cases.values(), "is the source; name a new folder", "it does not exist"]
     for done, message in zip(run_each("launch.port", commands), messages, strict=True):
         assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done
     assert not gs.exists()
