@@ -146,7 +146,7 @@ def is_interrupted(target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def staged_folder(folder: Path, peers: Peers) -> Iterator[Path]:
+def staged_folder(folder: Path, peers: Peers = ALONE) -> Iterator[Path]:
     """Where the files of a Hugging Face folder are written: the folder itself, or a local one for that of a store.
 
     From there they are uploaded when the block ends, config.json last: without it a folder is no model. Shards go
