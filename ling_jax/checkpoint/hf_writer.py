@@ -14,7 +14,7 @@ from etils import epath
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.hf_config import to_hf
 from ling_jax.checkpoint.index import INDEX_FILE, SINGLE_FILE
-from ling_jax.checkpoint.names import Slot, in_file_order, narrowed, slots, to_official
+from ling_jax.checkpoint.names import Slot, in_file_order, narrowed, row_dim, slots, to_official
 from ling_jax.checkpoint.parts import Part, Writer
 from ling_jax.checkpoint.quantised import BLOCK, BLOCK_CONFIG, E4M3, QUANTISED_NAMES, SCALES, quantise
 from ling_jax.checkpoint.safetensors_file import DTYPES
@@ -24,6 +24,7 @@ from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import names_in, upload
 
 MAX_SHARD_BYTES = 5 * 2**30
+PIECE_ROWS = 512  # transposed and written at a time, in the processor's cache: half the CPU time of all at once, measured
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -103,7 +104,8 @@ class HfWriter(Writer):
             for slot, values in self._slots_of(part):
                 if values.shape != slot.shape:
                     raise ValueError(f"{slot.name}: {slot.leaf} is {values.shape}; the config makes it {slot.shape}")
-                self._write(slot, to_official(values, slot))
+                for piece in _pieces(slot):
+                    self._write(narrowed(slot, piece), to_official(values[piece], narrowed(slot, piece)))
 
     def is_written(self, leaf: str, index: Index) -> bool:
         return self._shard_file(leaf, index) in self._whole
@@ -212,6 +214,16 @@ def shard_layout(
     return [Shard(shard_name(n, len(groups)), _placed(group)) for n, group in enumerate(groups, start=1)]
 
 
+def _pieces(slot: Slot) -> Iterator[Index]:
+    """Indices into `slot.shape` of about `PIECE_ROWS` official rows each, in whole blocks."""
+    dim = row_dim(slot)
+    rows = slot.official[0] // slot.shape[dim]
+    block = math.lcm(rows, BLOCK) // rows
+    step = block * max(1, PIECE_ROWS // rows // block)
+    for first in range(0, slot.shape[dim], step):
+        yield (*[slice(None)] * dim, slice(first, first + step))
+
+
 def shard_name(number: int, count: int) -> str:
     return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
@@ -229,4 +241,5 @@ def _write_all(descriptor: int, data: np.ndarray, offset: int) -> None:
     view = memoryview(data)
     while view:
         written = os.pwrite(descriptor, view, offset)
+        os.posix_fadvise(descriptor, offset, written, os.POSIX_FADV_DONTNEED)
         view, offset = view[written:], offset + written

@@ -7,7 +7,7 @@ import numpy as np
 
 from ling_jax.messages import warn
 
-CHUNK = 2**15  # elements checked at a time: the temporaries stay in the processor's cache
+CHUNK = 2**17  # elements checked at a time: the temporaries stay in the processor's cache
 NAMED = 4
 
 

@@ -123,7 +123,8 @@ class OrbaxWriter(Writer):
         commit = tensorstore.Transaction()
         for part in parts:
             array = self._arrays[part.leaf].with_transaction(commit)
-            (array[part.index] if part.index else array).write(np.asarray(part.values)).result()
+            place = array[part.index] if part.index else array
+            place.write(np.asarray(part.values), can_reference_source_data_indefinitely=True).result()
         try:
             commit.commit_async().result()
         except Exception as error:  # of kinds of its own

@@ -59,13 +59,13 @@ def make_plan(
     sizes = [band.nbytes for band in bands(reader, config, dtypes)]
     batch = max(BATCH_BYTES, *sizes)
     least = BASE_BYTES + COPIES * batch
-    threads = cpus
+    threads = 2 * cpus
     if max_host_bytes is not None:
         if max_host_bytes < least:
             raise ValueError(
                 f"--max_host_gb={max_host_bytes / GB:g} is too little memory; the least that works is {least_gb(least)}"
             )
-        threads = min(cpus, (max_host_bytes - BASE_BYTES) // (COPIES * batch))
+        threads = min(2 * cpus, (max_host_bytes - BASE_BYTES) // (COPIES * batch))
     return Plan(
         num_tensors=len(layout.tensors),
         nbytes=layout.nbytes,
