@@ -34,6 +34,7 @@ from launch.training import join_hosts, starting_errors
 from ling_jax.checkpoint import port
 from ling_jax.checkpoint.first_layers import FirstLayers
 from ling_jax.checkpoint.folder import ModelFolder, check_model_folder, open_model
+from ling_jax.checkpoint.heap import keep_freed_memory
 from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.index import is_workdir
@@ -80,6 +81,7 @@ SAME_ON_ALL = (SOURCE, TARGET, DTYPE, STEP, SHARD_GB, LAYERS, MTP, DRY_RUN, RESU
 
 
 def main() -> None:
+    keep_freed_memory()
     with usage_errors():
         if _compares():
             for line in compare_folders(*COMPARE.value, num_tokens=TOKENS.value, prompt=PROMPT.value):
@@ -242,8 +244,10 @@ def _record(source: Path, step: int | None) -> dict:
 
 
 def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
-    start = time.monotonic()
-    progress = port.Progress(plan.moved_bytes // writer.peers.count)  # of this process's share
+    start, written, count = time.monotonic(), port.written_bytes(reader, writer), writer.peers.count
+    if written and not writer.peers.index:
+        print(f"going on: {written / port.GB:.2f} of {plan.moved_bytes / port.GB:.2f} GB are written", flush=True)
+    progress = port.Progress(plan.moved_bytes // count, written // count)  # of this process's share
     try:
         transfer(reader, writer, threads=plan.threads, progress=progress)
     except OSError as error:

@@ -80,6 +80,17 @@ def test_all_fixtures_survive_byte_for_byte(golden, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_of_many_rows_survive(tmp_path, family):
+    """More than are written at a time."""
+    rows = 2 * hf_writer.PIECE_ROWS + 3
+    config = tiny_config(family, vocab_size=rows, ffn_size=rows, compute_dtype="float32")
+    params = random_params(config, dtype="float32")
+    save_hf(params, config, tmp_path / "out")
+    assert stored_tensors(tmp_path / "out")["lm_head.weight"].tobytes() == np.asarray(params["head"]).T.tobytes()
+    assert_trees_equal(load_hf(tmp_path / "out")[0], params)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("biases", [False, True], ids=["plain", "biases"])
 def test_all_parts_of_all_families_survive(tmp_path, family, biases):
     config = tiny_config(

@@ -200,3 +200,16 @@ def test_a_number_of_layers_that_makes_another_model_is_refused():
     config = tiny_config("2.6", num_layers=4)
     with pytest.raises(ValueError, match=r"--layers=3: .* of the same kinds of layers for 2, 4$"):
         FirstLayers(TreeReader(random_params(config), config), 3, mtp=True)
+
+
+def test_progress_is_a_line_that_can_be_searched_for(monkeypatch, capsys):
+    """The rate is that of this process, and the time is for what is left."""
+    clock = iter([0.0, 4.0, 11.0, 12.0, 40.0])
+    monkeypatch.setattr(port.time, "monotonic", lambda: next(clock))
+    progress = port.Progress(10 * port.GB, written=4 * port.GB)
+    for _ in range(4):
+        progress(port.GB)
+    assert capsys.readouterr().out.splitlines() == [
+        "progress: 6.00 of 10.00 GB, 182 MB/s, 22 s left",
+        "progress: 8.00 of 10.00 GB, 100 MB/s, 20 s left",
+    ]

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,6 +15,10 @@ import safetensors.numpy
 from ling_jax import data
 from ling_jax.checkpoint import hf_writer, load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import open_model
+from ling_jax.checkpoint.hf_writer import HfWriter
+from ling_jax.config import model_config
+from ling_jax.model import model_spec
+from ling_jax.spec import named_leaves
 from tests.faults import ROOT
 from tests.refusals import run_each
 from tests.tiny import FAMILIES, random_params, tiny_config
@@ -241,6 +246,26 @@ def test_a_comparison_holds_a_layer_of_each_model(tmp_path):
         peaks.append(peak_memory([f"--compare={tmp_path / str(layers)},{tmp_path / str(layers)}"], 600))
         print(f"{layers} layers, {nbytes / 1e9:.2f} GB each: {peaks[-1] / 1e9:.2f} GB of memory")
     assert peaks[1] - peaks[0] < 0.1 * nbytes and peaks[1] < 0.5 * nbytes
+
+
+@pytest.mark.slow
+def test_the_plan_of_1t_is_made_from_headers_alone(tmp_path):
+    """Of files that have the real headers and no blocks on the disk."""
+    config, folder = model_config("ling-2.6-1t"), tmp_path / "hf"
+    folder.mkdir()
+    dtypes = dict.fromkeys(named_leaves(model_spec(config)), np.dtype(ml_dtypes.bfloat16))
+    writer = HfWriter(folder, config, dtypes)
+    for shard in writer.shards:
+        with (folder / shard.file).open("wb") as file:
+            file.write(shard.header())
+            file.truncate(len(shard.header()) + shard.nbytes)
+    done = port(folder, tmp_path / "run", "--dry_run", "--max_host_gb=16")
+    assert done.returncode == 0, done.stderr
+    assert "60199 tensors, 2050828850688 bytes (2050.83 GB) to write" in done.stdout
+    assert re.search(r"the least --max_host_gb is \d\.\d\d\n", done.stdout)
+    assert re.search(r"disk: \d+\.\d\d GB too little\n", done.stdout)
+    assert re.search(r"time: .* at \d+ MB/s, measured here on a few batches\n", done.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 @pytest.mark.slow
