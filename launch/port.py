@@ -7,7 +7,7 @@
 
 A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), one with checkpoints/ becomes a Hugging
 Face folder. All files that are neither weights nor config.json go along, and an export gets what it lacks
-(docs/checkpoints.md). FP8 weights become those of the config's dtype.
+(docs/porting.md, docs/checkpoints.md). FP8 weights become those of the config's dtype.
 
 Several processes, such as the hosts of a pod, port one model together: the same command on each, as for
 `launch.pretrain` (docs/clusters.md), with a target that all share. Each writes its part.
