@@ -26,6 +26,9 @@ from ling_jax.paths import SCHEME, is_remote, resolved
 NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
 ORBAX_RECORD = "_METADATA"  # in the state folder: in which format the arrays are
 DATABASE = "ocdbt.process_{}"  # as Orbax names that of one process; `manifest.OF_PROCESS`
+# LZ4 of the bits of a position together: of weights in bfloat16 it leaves 76 % in two thirds of the time that zstd of
+# level 1, Orbax's choice, takes for 78 %; measured on normal numbers.
+COMPRESSOR = {"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 2}
 
 
 class OrbaxReader(Reader):
@@ -165,7 +168,7 @@ class OrbaxWriter(Writer):
         new = [path for path, array in arrays.items() if array.shape != self._shapes[path]]
         with tensorstore.Transaction(atomic=True) as commit:  # one file for all of them, or none
             for path in new:
-                metadata = {"chunks": self._chunks[path], "compressor": {"id": "zstd", "level": 1}}
+                metadata = {"chunks": self._chunks[path], "compressor": COMPRESSOR}
                 spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
                 how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
                 tensorstore.open(spec, transaction=commit, context=context, **how).result()
