@@ -79,7 +79,8 @@ def test_it_has_the_chunks_and_structure_of_a_checkpoint_that_orbax_saved_whole(
     states = [tmp_path / name / "0" / "state" for name in ("parts", "whole")]
     for path in named_leaves(params):
         one, other = (tensorstore.open(zarr(state, path), open=True).result().spec().to_json() for state in states)
-        assert one["metadata"] == other["metadata"], path
+        stored = [array["metadata"] | {"compressor": None} for array in (one, other)]  # a port's own is faster
+        assert stored[0] == stored[1], path
     one, other = (json.loads((state / "_METADATA").read_text()) for state in states)
     assert one == other
 
