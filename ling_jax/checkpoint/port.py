@@ -28,7 +28,7 @@ from ling_jax.paths import check_writable, files_below, is_remote, names_in, obj
 
 GB = 10**9
 BASE_BYTES = 700 * 10**6  # of Python with its libraries and the plan of 1T; measured: 0.3 to 0.6 GB
-COPIES = 2  # of a batch: as converted, and on its way to the disk; measured: up to 1.5
+COPIES = 3  # of a batch: as converted, as encoded, on its way to the disk; measured: up to 2.2
 THREADS_PER_CPU = 2  # one waits for the disk while the other computes; our choice
 RECORD = ".port.json"
 RECORD_VERSION = 1
