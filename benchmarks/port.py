@@ -28,6 +28,7 @@ from ling_jax.checkpoint import manifest, orbax
 from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.orbax_parts import OrbaxReader
 from ling_jax.checkpoint.transfer import bands, batches
+from ling_jax.sums import compare
 
 JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 SCRATCH = flags.DEFINE_string("scratch", ".", "a folder of the disk to measure; all that is written there is removed")
@@ -110,7 +111,7 @@ def verification_claim(run: Path, model: str) -> Claim:
         restores.append(time.monotonic() - start)
         _warm(run)
         start = time.monotonic()
-        manifest.verify(run / "checkpoints" / "0")
+        compare(run / "checkpoints" / "0", manifest.read(run / "checkpoints" / "0")["files"])
         verifications.append(time.monotonic() - start)
         _show(f"restore {restores[-1]:.1f} s, verification {verifications[-1]:.1f} s")
     restore, verification = min(restores), min(verifications)
