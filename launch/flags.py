@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import re
 import sys
 import textwrap
@@ -16,7 +15,8 @@ from launch.config_fields import field_lines
 from launch.interrupts import Stopped, end, handle_signals
 from launch.memory import out_of_memory
 from launch.overrides import EXAMPLE, check_overrides, meant_fields
-from ling_jax.paths import as_path, check_writable, is_remote, store_errors
+from ling_jax.paths import as_path, is_remote, store_errors
+from ling_jax.preflight import check_new, raise_open_files
 
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 NUMBER = re.compile(r"flag (--\S+?)=(.*): invalid literal for int\(\) with base 10: .*")
@@ -66,6 +66,8 @@ def define_checks() -> None:
 
 
 def _main(main: Callable[[], None]) -> None:
+    with usage_errors():
+        raise_open_files()
     if "no_verify" in flags.FLAGS:
         from ling_jax.sums import checks
 
@@ -98,12 +100,9 @@ def check_output(flag: str, file: str) -> None:
     path = as_path(file)
     if path.is_dir():
         raise ValueError(f"--{flag}={file} is a folder; name a file in it")
-    if is_remote(path):
-        check_writable(path.parent)
-    elif not (folder := path.absolute().parent).is_dir():
+    if not is_remote(path) and not path.absolute().parent.is_dir():
         raise ValueError(f"--{flag}={file}: its folder does not exist")
-    elif not os.access(folder, os.W_OK):
-        raise ValueError(f"--{flag}={file}: nothing can be written into its folder")
+    check_new(file)
 
 
 def _fail(error) -> NoReturn:

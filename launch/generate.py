@@ -6,28 +6,35 @@
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--prompts` is a file of JSON lines
 {"prompt": text} or {"messages": [...]}; `--out` gets a line for each: the record with text, tokens, logps and ended.
+The file appears when it is whole; after an interruption the same command goes on behind the answers that are written.
 `--chat` reads a user's lines from standard input. A model that is tuned for conversations takes a prompt as a user's
 message, `--raw` as text to go on from; a line says which.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from absl import flags
 
 from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
+from launch.interrupts import going_on
 from ling_jax.chat.records import check_text, normalise_prompt
 from ling_jax.chat.template import encode, opens_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.chat.tool_calls import THINK, as_message, parse_either
+from ling_jax.checkpoint import port
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.data.json_lines import read_objects, with_unique_ids
 from ling_jax.files import replacing
-from ling_jax.paths import as_path, check_writable
+from ling_jax.paths import as_path, is_remote, resolved
+from ling_jax.preflight import check_new
+from ling_jax.resumable import keep_whole_lines, resumable_file
 from ling_jax.rollout import Generator
 from ling_jax.rollout.prompts import encode_prompts, prompt_report
 from ling_jax.rollout.text import Completion, complete, complete_all
@@ -45,12 +52,13 @@ BATCH = flags.DEFINE_integer("batch_size", 8, "prompts of --prompts at once", lo
 NEW = flags.DEFINE_integer("max_new_tokens", 128, "of each answer", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "0 takes the likeliest token", lower_bound=0.0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "draws from the likeliest tokens that have this much together", 0.0, 1.0)
+RESUME = flags.DEFINE_bool("resume", True, "go on with what an interrupted start with this --out left")
 SEED = flags.DEFINE_integer("seed", 0, "of the first prompt; the next ones count up", lower_bound=0)
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends an answer; may be given several times")
 
 
 def main() -> None:
-    with usage_errors():
+    with usage_errors(), _going_on():
         if sum([PROMPT.value is not None, PROMPTS.value is not None, CHAT.value]) != 1:
             raise ValueError("give one of --prompt, --prompts and --chat")
         if (PROMPTS.value is None) != (OUT.value is None):
@@ -72,12 +80,18 @@ def main() -> None:
             answer_all(model, generator, records)
 
 
+def _going_on() -> contextlib.AbstractContextManager[None]:
+    if PROMPTS.value is None:
+        return contextlib.nullcontext()
+    return going_on("the same command goes on behind the answers that are written")
+
+
 def check_values() -> None:
     """Of flags: what their types cannot say, before a model is loaded."""
-    if OUT.value is not None and as_path(OUT.value).is_dir():
-        raise ValueError(f"--out={OUT.value} is a folder; name a file")
     if OUT.value is not None:
-        check_writable(as_path(OUT.value).parent)
+        check_new(OUT.value)
+        if as_path(OUT.value).is_dir():
+            raise ValueError(f"--out={OUT.value} is a folder; name a file")
     if PROMPT.value is not None:
         check_text(PROMPT.value, "--prompt")
     if RAW.value and CHAT.value:
@@ -116,22 +130,42 @@ def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str
 
 
 def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dict[str, Any]]]) -> None:
-    start, done, tokens = time.monotonic(), 0, 0
     prompts = encode_prompts(model, records, raw=RAW.value)
     generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
     if any("prompt" in record for _, record in records):
         print(prompt_report(model, raw=RAW.value), flush=True)
-    seeds = range(SEED.value, SEED.value + len(records))
-    left = iter(records)
-    with replacing(OUT.value) as file:
-        for answers in complete_all(generator, model.tokenizer, prompts, seeds, BATCH.value, **sampling()):
-            for answer in answers:
-                line = json.dumps(next(left)[1] | vars(answer), ensure_ascii=False)
-                file.write(line.encode("utf-8", "backslashreplace") + b"\n")
-                tokens += len(answer.tokens)
-            done, speed = done + len(answers), tokens / (time.monotonic() - start)
-            print(f"prompts={done}/{len(records)} {tokens=} tokens/s={speed:.0f}", flush=True)
+    if is_remote(OUT.value):  # an object cannot be gone on with
+        with replacing(OUT.value) as file:
+            write_answers(model, generator, records, prompts, 0, file)
+    else:
+        record, out = _record(model, records, prompts), resolved(OUT.value)
+        with resumable_file(out, record, resume=RESUME.value) as path, path.open("r+b") as file:
+            if done := keep_whole_lines(file, BATCH.value):
+                print(f"{done} answers of an interrupted start are kept", flush=True)
+            write_answers(model, generator, records[done:], prompts[done:], done, file)
     print(f"programs compiled: {generator.programs()}; answers in {OUT.value}", flush=True)
+
+
+def write_answers(model: Loaded, generator: Generator, records, prompts, done: int, file: BinaryIO) -> None:
+    """A line for each record, in batches, behind the `done` lines that are there."""
+    start, tokens, left, total = time.monotonic(), 0, iter(records), done + len(records)
+    seeds = range(SEED.value + done, SEED.value + total)
+    for answers in complete_all(generator, model.tokenizer, prompts, seeds, BATCH.value, **sampling()):
+        for answer in answers:
+            line = json.dumps(next(left)[1] | vars(answer), ensure_ascii=False)
+            file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+            tokens += len(answer.tokens)
+        file.flush()
+        done, speed = done + len(answers), tokens / (time.monotonic() - start)
+        print(f"prompts={done}/{total} {tokens=} tokens/s={speed:.0f}", flush=True)
+
+
+def _record(model: Loaded, records, prompts) -> dict[str, Any]:
+    """What the answers depend on. Batches too: a sum in another order has other last bits."""
+    asked = hashlib.blake2b(repr(([record for _, record in records], prompts)).encode("utf-8", "backslashreplace"))
+    chosen = {"step": model.step, "seed": SEED.value, "batch_size": BATCH.value} | sampling()
+    folder = as_path(MODEL.value)
+    return chosen | {"prompts": asked.hexdigest()} | port.source_identity(folder, model.step)
 
 
 def chat(model: Loaded, generator: Generator) -> None:

@@ -4,11 +4,13 @@ In the loop of training they save first (ling_jax.train.stop). Everywhere else t
 raised as an exception, so that what is half-written is removed on the way out.
 """
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -42,6 +44,16 @@ def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
     for other in NUMBERS:
         signal.signal(other, end_at_once)
     raise Stopped(number)
+
+
+@contextlib.contextmanager
+def going_on(how: str) -> Iterator[None]:
+    """Around work whose output stays when it is interrupted: the line about a signal says `how` it goes on."""
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.args = (f"{signal.Signals(stopped.number).name}: ended; {how}",)
+        raise
 
 
 def handle_signals() -> None:

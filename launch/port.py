@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 
 from launch.flags import run_program, usage_errors
+from launch.interrupts import going_on
 from launch.training import join_hosts, starting_errors
 from ling_jax.checkpoint import port
 from ling_jax.checkpoint.first_layers import FirstLayers
@@ -51,6 +52,8 @@ from ling_jax.evaluate.compare import compare_folders
 from ling_jax.evaluate.layer_errors import config_differences
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.paths import as_path, is_remote, resolved
+from ling_jax.preflight import check_new
+from ling_jax.resumable import RECORD
 from ling_jax.train import hosts
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir")
@@ -87,9 +90,12 @@ def main() -> None:
             for line in compare_folders(*COMPARE.value, num_tokens=TOKENS.value, prompt=PROMPT.value):
                 print(line, flush=True)
             return
-    with usage_errors(), starting_errors():
+    with usage_errors(), going_on("the same command goes on from what is written"), starting_errors():
         _check_flags()
         source, target = as_path(SOURCE.value), as_path(TARGET.value)
+        if not (VERIFY.value and target.is_dir()):
+            check_new(TARGET.value)
+        target = resolved(target)
         _check_paths(source, target)
         join_hosts({}, **{flag.name: flag.value for flag in SAME_ON_ALL})
         if hosts.several():
@@ -105,6 +111,10 @@ def _port(source: Path, target: Path) -> None:
     interrupted = port.is_interrupted(target)
     if VERIFY.value and not interrupted and target.is_dir() and any(target.iterdir()):
         _verify(_open(source, step), open_layers(target), target)
+        return
+    if not is_remote(target) and (target / RECORD).exists():
+        port.finish(target, _record(source, step))
+        print(f"{source} -> {target}")
         return
     if not interrupted and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists and is not empty; name a new folder")

@@ -74,7 +74,7 @@ def training_errors() -> Iterator[None]:
     except Stopped as stopped:  # before the first step
         hosts.end_all(str(stopped), 128 + stopped.number)
         raise
-    except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError, *store_errors()) as error:
+    except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError, OSError, *store_errors()) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

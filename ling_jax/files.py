@@ -2,15 +2,14 @@
 
 import contextlib
 import json
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from etils import epath
 
+from ling_jax import partials
 from ling_jax.paths import as_path, file_size, files_below, is_remote, upload
 
 MAX_JSON_BYTES = 2**28  # our choice: the index of a model of 1T parameters has about 2**24
@@ -32,13 +31,10 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
             upload(Path(file.name), path)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with partials.write_errors(path), partials.claimed(path, Path.touch) as partial:
         with partial.open("wb") as file:
             yield file
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:
@@ -114,14 +110,13 @@ def new_folder(path: epath.PathLike) -> Iterator[Path]:
             upload_folder(Path(folder), path)
         return
     path = path.resolve()
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     made = [parent for parent in path.parents if not parent.exists()]
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partials.write_errors(path), partials.claimed(path, Path.mkdir) as partial:
+            yield partial
+            partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for parent in made:
             with contextlib.suppress(OSError):  # it holds the new folder, or was not made
                 parent.rmdir()

@@ -26,3 +26,11 @@ def shown(value: Any) -> str:
         return one_line(SHORT.repr(value))
     except ValueError:  # Python prints no number of more than 4300 digits
         return "a number of thousands of digits"
+
+
+def size_text(nbytes: int) -> str:
+    """Bytes as people read them."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if nbytes >= size:
+            return f"{nbytes / size:.2f} {unit}"
+    return f"{nbytes} bytes"

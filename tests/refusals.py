@@ -7,21 +7,22 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.faults import ROOT
 
 
 def run_each(
-    module: str, commands: list[list[str]], *, path: str = "", together: int = 1
+    module: str, commands: list[list[str]], *, path: str = "", together: int = 1, prefix: Sequence[str] = ()
 ) -> list[subprocess.CompletedProcess]:
     """What `python -m module` does with the flags of each command, from a checkout; `path` comes first on PYTHONPATH.
 
     Its imports are done once, and each command runs in a fork of that process, so many at the same time. None may
-    compute before the forks.
+    compute before the forks. `prefix` is what stands before the command, such as one that takes rights away.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.refusals", module, str(together)],
+        [*prefix, sys.executable, "-m", "tests.refusals", module, str(together)],
         input=json.dumps(commands),
         env=os.environ | {"PYTHONPATH": f"{path}:{ROOT}"},
         capture_output=True,

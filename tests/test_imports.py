@@ -20,9 +20,11 @@ ORDER = (
     ("data", "model"),
     ("parallel",),
     ("pallas_kernels",),
-    ("sums",),
-    ("objectives", "rewards", "spec", "config", "files", "messages"),
-    ("processes", "paths"),
+    ("sums", "resumable"),
+    ("objectives", "rewards", "spec", "config", "files", "preflight"),
+    ("partials", "paths"),
+    ("messages",),
+    ("processes",),
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FILES = sorted(file for top in ("ling_jax", "pallas_kernels", "launch") for file in (ROOT / top).rglob("*.py"))

@@ -20,6 +20,7 @@ from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save
 from ling_jax.data.tokenizer import EOS
 from ling_jax.files import parse_object, replacing
 from ling_jax.parallel.peers import all_peers
+from ling_jax.preflight import check_folder
 from ling_jax.rollout import Generator
 from ling_jax.rollout.text import complete
 from ling_jax.train import hosts
@@ -31,7 +32,7 @@ from ling_jax.train.config import (
     check_sequence_length,
     check_training,
 )
-from ling_jax.train.corpus import Corpus, packed_corpus, token_folder
+from ling_jax.train.corpus import Corpus, check_token_space, packed_corpus, token_folder
 from ling_jax.train.loop import Run, prepare_run, train
 from ling_jax.train.workdir import has_checkpoint, open_workdir, write_origins
 
@@ -122,6 +123,8 @@ def prepare_from(
     `origins` are noted before the first step (`train.workdir.write_origins`).
     """
     check_sequence_length(config.data.sequence_length, start.config)
+    if config.data.folder:
+        check_folder(config.data.folder)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
         folder = token_folder(config.data.folder, workdir)
@@ -140,6 +143,7 @@ def chat_corpus(
     """Rows of conversations as the model's template and tokenizer write them; the tokens go into the folder."""
     padding = None if start.tokenizer.token_to_id(EOS) is not None else min(start.end_ids)
     folders = [folder / f"{i}_{Path(source.path).stem or source.environment}" for i, source in enumerate(sources)]
+    check_token_space({where: [Path(s.path)] if s.path else [] for where, s in zip(folders, sources, strict=True)})
     for source, where in zip(sources, folders, strict=True):
         tokenize_conversations(
             records(source),

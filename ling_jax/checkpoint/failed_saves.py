@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 
 import jax
@@ -10,10 +11,10 @@ from absl import logging as absl_logging
 from etils import epath
 
 from ling_jax.checkpoint.steps import steps_in
-from ling_jax.messages import one_line
+from ling_jax.partials import write_reason
 
 
-class SaveFailed(RuntimeError):
+class SaveFailed(OSError):
     """A checkpoint that could not be written."""
 
 
@@ -26,6 +27,7 @@ class Manager(ocp.CheckpointManager):
 
     def __init__(self, *args, **options):
         _FAILURES.errors.clear()
+        self._said = False  # whether a SaveFailed was raised
         super().__init__(*args, **options)
 
     def check_saves(self) -> None:
@@ -45,28 +47,42 @@ class Manager(ocp.CheckpointManager):
         except SaveFailed:
             raise
         except Exception as error:
+            _FAILURES.errors.append(error)
             raise self._failed(error) from None
 
     def close(self) -> None:
         if _FAILURES.errors and jax.process_count() > 1:
             return  # the others wait for this process in a barrier, and it is about to end them
-        with contextlib.suppress(SaveFailed) if _FAILURES.errors else contextlib.nullcontext():
+        said = self._said
+        try:
             super().close()
+        except Exception:
+            if not said:
+                raise
+        finally:
+            if _FAILURES.errors:
+                self._remove_half_written()
+
+    def _remove_half_written(self) -> None:
+        for path in epath.Path(self.directory).glob("*.orbax-checkpoint-tmp"):
+            with contextlib.suppress(OSError):  # Orbax's threads may still write there; the next start removes it
+                path.rmtree()
 
     def _failed(self, error: BaseException) -> SaveFailed:
+        self._said = True
         kept: list[int] = []
         with contextlib.suppress(OSError):  # of the folder, which may be why the save failed
             kept = steps_in(epath.Path(self.directory))
         newest = f"the newest whole one is {kept[-1]}" if kept else "there is no other one"
-        reason = one_line(next(iter(str(error).splitlines()), "") or type(error).__name__, 300)
-        return SaveFailed(
-            f"a checkpoint could not be written into {self.directory}: {reason}; {newest}, and the same command goes "
-            "on from there"
-        )
+        where = f"a checkpoint could not be written into {self.directory}: {write_reason(error)}"
+        return SaveFailed(f"{where}; {newest}, and the same command goes on from there")
 
 
 class _Failures(logging.Filter):
-    """Keeps the errors of background saves, which Orbax only writes into the log, and their stacks out of it."""
+    """Keeps the errors of background saves, which Orbax only writes into the log, and their stacks out of it.
+
+    What was to follow in its event loops fails, too, and is said by asyncio.
+    """
 
     def __init__(self):
         super().__init__()
@@ -74,11 +90,29 @@ class _Failures(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if error is None or not record.pathname.endswith(("/async_checkpointer.py", "/checkpoint_manager.py")):
+        if record.name == "asyncio":
+            return error is None or "never retrieved" not in record.getMessage()
+        if error is None or "/orbax/" not in record.pathname:
             return True
-        self.errors.append(error)
+        if record.pathname.endswith(("/async_checkpointer.py", "/checkpoint_manager.py")):
+            self.errors.append(error)
         return False
 
 
 _FAILURES = _Failures()
 absl_logging.get_absl_logger().addFilter(_FAILURES)
+logging.getLogger("asyncio").addFilter(_FAILURES)
+
+
+def _without_background(unraisable, told=sys.unraisablehook) -> None:
+    """Leaves out what comes behind the first error of a save or a restore, which is raised.
+
+    tensorstore calls back into event loops that Orbax has closed, and coroutines of Orbax end unfinished.
+    """
+    closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+    code = getattr(unraisable.object, "cr_code", None)
+    if not closed and not (code and "/orbax/" in code.co_filename):
+        told(unraisable)
+
+
+sys.unraisablehook = _without_background

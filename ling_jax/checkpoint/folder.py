@@ -19,7 +19,7 @@ from ling_jax.checkpoint.index import INDEX_FILE, is_workdir, weight_files
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
 from ling_jax.checkpoint.near_models import near_models
 from ling_jax.checkpoint.side_files import copy_side_files
-from ling_jax.checkpoint.steps import ATTEMPTS
+from ling_jax.checkpoint.steps import ATTEMPTS, steps_in
 from ling_jax.checkpoint.workdir_sums import check_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
@@ -53,6 +53,7 @@ class Loaded(_Texts):
     tokenizer: Tokenizer
     template: ChatTemplate | FolderTemplate
     declared_ends: frozenset[int] = frozenset()  # of `declared_end_ids`
+    step: int | None = None  # as in `ModelFolder`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ class ModelFolder(_Texts):
         return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh, verify=False)[0]
 
     def load(self) -> Loaded:
-        return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends)
+        return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends, self.step)
 
 
 def open_model(path, *, step: int | None = None, tokenizer: str = "", peers: Peers = ALONE) -> ModelFolder:
@@ -124,12 +125,13 @@ def check_model_folder(folder: Path) -> None:
 
 def load_model(path, *, step: int | None = None) -> Loaded:
     """`open_model` with its weights. Where a run deletes its newest checkpoint meanwhile, the then newest is taken."""
+    checkpoints = Path(path).expanduser() / "checkpoints"
     for _ in range(ATTEMPTS - 1):
-        model = open_model(path, step=step)
+        before = steps_in(checkpoints)
         try:
-            return model.load()
-        except DamagedCheckpoint:
-            if step is not None or (model.path / "checkpoints" / str(model.step)).exists():
+            return open_model(path, step=step).load()
+        except (DamagedCheckpoint, FileNotFoundError):
+            if step is not None or steps_in(checkpoints) == before:
                 raise
     return open_model(path, step=step).load()
 

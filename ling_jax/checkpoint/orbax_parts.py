@@ -20,6 +20,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
 from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.partials import write_reason
 from ling_jax.paths import SCHEME, is_remote, resolved
 
 # What is written is not read again: a cache would only hold memory.
@@ -107,7 +108,7 @@ class OrbaxWriter(Writer):
                 scalars = [np.zeros((), dtypes[path]) for path in leaves]
                 orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config, by_itself=peers.count > 1)
             if is_remote(self._state):  # it is no checkpoint again until it is whole
-                self._commit.unlink(missing_ok=True)
+                self._commit_file.unlink(missing_ok=True)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
         if not peers.index:
@@ -128,11 +129,7 @@ class OrbaxWriter(Writer):
             array = self._arrays[part.leaf].with_transaction(commit)
             place = array[part.index] if part.index else array
             place.write(np.asarray(part.values), can_reference_source_data_indefinitely=True).result()
-        try:
-            commit.commit_async().result()
-        except Exception as error:  # of kinds of its own
-            reason = str(error).splitlines()[0][:200]
-            raise OSError(f"{self._state} cannot be written: {reason}") from error
+        self._commit(commit)
 
     def is_written(self, leaf: str, index: Index) -> bool:
         numbers = chunk_numbers(self._shapes[leaf], self._chunks[leaf], index)
@@ -147,10 +144,10 @@ class OrbaxWriter(Writer):
             self._check_whole()
         manifest.write(self._state.parent, self.peers)
         if is_remote(self._state) and not self.peers.index:
-            self._commit.write_text("This checkpoint is whole.\n")
+            self._commit_file.write_text("This checkpoint is whole.\n")
 
     @property
-    def _commit(self):
+    def _commit_file(self):
         """The file without which a folder in a store is no checkpoint."""
         return self._state.parent / atomicity.COMMIT_SUCCESS_FILE
 
@@ -166,12 +163,13 @@ class OrbaxWriter(Writer):
         context = tensorstore.Context(NO_CACHE)
         arrays = {path: self._array(path, context) for path in self._shapes}
         new = [path for path, array in arrays.items() if array.shape != self._shapes[path]]
-        with tensorstore.Transaction(atomic=True) as commit:  # one file for all of them, or none
-            for path in new:
-                metadata = {"chunks": self._chunks[path], "compressor": COMPRESSOR}
-                spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-                how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
-                tensorstore.open(spec, transaction=commit, context=context, **how).result()
+        commit = tensorstore.Transaction(atomic=True)  # one file for all of them, or none
+        for path in new:
+            metadata = {"chunks": self._chunks[path], "compressor": COMPRESSOR}
+            spec = zarr(self._state, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+            how = {"dtype": dtypes[path], "shape": self._shapes[path], "create": True, "delete_existing": True}
+            tensorstore.open(spec, transaction=commit, context=context, **how).result()
+        self._commit(commit)
         return arrays | {path: self._array(path, context) for path in new}
 
     def _open_own(self, database: Path) -> dict[str, Any]:
@@ -181,6 +179,12 @@ class OrbaxWriter(Writer):
             spec = self._array(path, context).spec().to_json() | {"kvstore": zarr(database, path)["kvstore"]}
             arrays[path] = tensorstore.open(spec | {"open": True, "assume_metadata": True}, context=context).result()
         return arrays
+
+    def _commit(self, commit: tensorstore.Transaction) -> None:
+        try:
+            commit.commit_async().result()
+        except Exception as error:  # of kinds of its own
+            raise OSError(f"{self._state} cannot be written: {write_reason(error)}") from error
 
     def _array(self, path: str, context: tensorstore.Context):
         spec = zarr(self._state, path) | {"store_data_equal_to_fill_value": True}

@@ -1,12 +1,8 @@
 """What a port between formats takes, and how it goes on after an interruption."""
 
 import contextlib
-import fcntl
 import itertools
-import json
 import math
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,22 +11,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ling_jax import preflight
 from ling_jax.checkpoint.hf_writer import shard_layout
 from ling_jax.checkpoint.index import INDEX_FILE
 from ling_jax.checkpoint.names import slots
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.transfer import BATCH_BYTES, bands, batches, moved
 from ling_jax.config import ModelConfig
-from ling_jax.files import read_object, write_json
 from ling_jax.model.transformer import model_spec
 from ling_jax.parallel.peers import ALONE, Peers
-from ling_jax.paths import check_writable, files_below, is_remote, names_in, objects_below, resolved, upload
+from ling_jax.partials import write_errors
+from ling_jax.paths import check_writable, files_below, is_remote, objects_below, resolved, upload
+from ling_jax.preflight import stored_bytes
+from ling_jax.resumable import RECORD, begin, check_record, partial_folder, resumed
 
 GB = 10**9
 BASE_BYTES = 700 * 10**6  # of Python with its libraries and the plan of 1T; measured: 0.3 to 0.6 GB
 COPIES = 3  # of a batch: as converted, as encoded, on its way to the disk; measured: up to 2.2
 THREADS_PER_CPU = 2  # one waits for the disk while the other computes; our choice
-RECORD = ".port.json"
 RECORD_VERSION = 1
 PROGRESS_SECONDS = 10
 
@@ -89,10 +87,16 @@ def missing_space(partial: Path, needed: int) -> int:
     """
     if is_remote(partial):
         return 0
-    folder = partial.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return max(0, needed - folder_bytes(partial) - shutil.disk_usage(folder).free)
+    return preflight.missing_space(partial, needed - stored_bytes([partial]))
+
+
+def finish(target: Path, record: dict[str, Any]) -> None:
+    """Ends a port that was killed when its target had its name already, and is whole.
+
+    Raises ValueError where it was of another record.
+    """
+    check_record(target, {"version": RECORD_VERSION} | record)
+    (target / RECORD).unlink()
 
 
 @contextlib.contextmanager
@@ -110,14 +114,14 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
             check_writable(target)
             if not resume and is_interrupted(target):
                 target.rmtree()
-            _check_record(target, {"version": RECORD_VERSION} | record)
+            begin(target, {"version": RECORD_VERSION} | record)
         peers.wait("folder made")
         yield target
         if not peers.index:
             (target / RECORD).unlink()
         peers.wait("folder named")
         return
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_folder(target)
     if peers.index:
         peers.wait("folder made")
         if not (partial / RECORD).exists():
@@ -125,13 +129,7 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
         yield partial
         peers.wait("folder named")
         return
-    if partial.is_dir() and not resume:
-        with _locked(partial):
-            _check_ours(partial)
-            shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    with _locked(partial):
-        _check_record(partial, {"version": RECORD_VERSION} | record)
+    with write_errors(target), resumed(partial, {"version": RECORD_VERSION} | record, resume=resume):
         peers.wait("folder made")
         yield partial
         if target.is_dir():
@@ -162,11 +160,6 @@ def staged_folder(folder: Path, peers: Peers = ALONE) -> Iterator[Path]:
         for name in sorted(files_below(staged), key=lambda name: name == "config.json"):
             if not peers.index:
                 upload(Path(staged, name), folder / name)
-
-
-def folder_bytes(folder: Path) -> int:
-    """What all files below take of the disk, holes not counted; 0 without a folder."""
-    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
 def written_bytes(reader: Reader, writer: Writer) -> int:
@@ -231,39 +224,3 @@ def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
 
 def _is_of_weights(name: str) -> bool:
     return name in ("config.json", INDEX_FILE) or name.endswith(".safetensors")
-
-
-def _check_record(partial: Path, record: dict[str, Any]) -> None:
-    _check_ours(partial)
-    file, record = partial / RECORD, json.loads(json.dumps(record))
-    if not file.exists():
-        write_json(record, file)
-        return
-    found = read_object(file)
-    if differing := [key for key in dict.fromkeys((*record, *found)) if found.get(key) != record.get(key)]:
-        key = differing[0]
-        raise ValueError(
-            f"{partial} was begun with another {key}: {found.get(key)!r:.80}, now {record.get(key)!r:.80}; go on with "
-            "that, or start anew with --noresume"
-        )
-
-
-def _check_ours(partial: Path) -> None:
-    if not is_remote(partial):
-        for left_over in partial.glob(f".{RECORD}.*.partial"):  # of a process that was killed while it wrote its record
-            left_over.unlink()
-    if names_in(partial) and not (partial / RECORD).exists():
-        raise ValueError(f"{partial} is no interrupted port; remove it, or name another target")
-
-
-@contextlib.contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{partial} is being written by another process; wait for it") from None
-        yield
-    finally:
-        os.close(descriptor)

@@ -51,12 +51,15 @@ def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool
         if not (verify and checks.verify):
             return present[-1] if step is None else step
         wanted = present[::-1] if step is None else [step]
+        may_be_gone = attempt + 1 < ATTEMPTS
         try:
             chosen, damage = _first_whole(folder, wanted, peers)
         except DamagedCheckpoint:
-            if attempt + 1 < ATTEMPTS and _steps_of_all(folder, peers) != present:  # the run has deleted it meanwhile
+            if may_be_gone and _steps_of_all(folder, peers) != present:  # the run has deleted it in the meantime
                 continue
             raise
+        if damage and may_be_gone and _steps_of_all(folder, peers) != present:
+            continue
         if damage and not peers.index:
             print(_warning(damage, f"checkpoint {chosen} is read, the newest whole one"), file=sys.stderr, flush=True)
         return chosen

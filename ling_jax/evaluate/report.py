@@ -3,7 +3,6 @@
 import datetime
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,8 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ling_jax.files import new_folder
-from ling_jax.paths import as_path, check_writable, is_remote
+from ling_jax.paths import as_path
+from ling_jax.preflight import check_new
 
 REPORT_SECONDS = 5
 
@@ -56,12 +56,7 @@ def check_new_folder(path: epath.PathLike) -> None:
     folder = as_path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder")
-    if is_remote(folder):
-        check_writable(folder)
-        return
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise OSError(f"{folder} cannot be made: {above} is no folder that may be written to")
+    check_new(folder)
 
 
 def write_results(

@@ -96,10 +96,15 @@ def as_text(records: list[dict[str, Any]]) -> str:
             f"  disk      {r['checkpoints']} checkpoints of {_bytes(r['checkpoint_bytes'])}",
         ]
     tokens, flops = (sum(r[name] for r in records) for name in ("tokens", "flops"))
-    disk = sum(r["checkpoints"] * r["checkpoint_bytes"] for r in records)
-    disk += sum(BYTES * r["parameters"] for r in records if r["converts"] and r["steps"])
-    lines.append(f"in all: {_short(tokens)} tokens, at most {flops:.2e} FLOP, {_bytes(disk)} of disk")
+    disk = _bytes(disk_bytes(records))
+    lines.append(f"in all: {_short(tokens)} tokens, at most {flops:.2e} FLOP, {disk} of disk")
     return "\n".join(lines)
+
+
+def disk_bytes(records: list[dict[str, Any]]) -> int:
+    """Of the models that the stages leave, in all."""
+    checkpoints = sum(r["checkpoints"] * r["checkpoint_bytes"] for r in records)
+    return checkpoints + sum(BYTES * r["parameters"] for r in records if r["converts"] and r["steps"])
 
 
 def _short(count: float) -> str:

@@ -16,9 +16,11 @@ from ling_jax.data import Batch
 from ling_jax.files import read_object
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
+from ling_jax.migrate.outline import disk_bytes, outline
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.paths import is_remote
+from ling_jax.preflight import check_space, stored_bytes
 from ling_jax.sums import DamagedFile, check_folder
 from ling_jax.train.config import differences, open_source
 from ling_jax.train.corpus import held_out_batches, packed_corpus, tokenize_sources
@@ -105,6 +107,9 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
     for described in config.data.sources:
         data.source_files(open_source(described))
     _check_workdir(config, workdir)
+    if not (workdir / f"{len(models) - 1}_{config.stages[-1].name}" / "report.json").exists():
+        needed = disk_bytes(outline(config, source.config)) - stored_bytes([Path(workdir)])
+        check_space(workdir, needed, "the models of all stages")
     held = lock(workdir)
     try:
         fresh = not any(workdir.glob("[0-9]*_*"))

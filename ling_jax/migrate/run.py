@@ -119,8 +119,6 @@ def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
 def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[dict[str, Any]]:
     """The records of `convert_model`; the folder is written unless it is there."""
     if not target.exists():
-        for left_over in target.parent.glob(".*.partial"):  # of a process that was killed
-            remove_folder(left_over, target.parent)
         calibration, held_out = samples(plan)
         target.parent.mkdir(parents=True, exist_ok=True)  # the stage has begun: a restart takes the same source
         with new_folder(target) as partial:

@@ -31,6 +31,7 @@ from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import parse_object, remove_folder
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
+from ling_jax.partials import write_errors
 from ling_jax.paths import append
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig
@@ -43,7 +44,7 @@ from ling_jax.train.memory import MemoryUse
 from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
 from ling_jax.train.program_cache import use_compilation_cache
-from ling_jax.train.state import TrainState, create_state
+from ling_jax.train.state import TrainState, check_disk, create_state
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.watchdog import watch_steps
 from ling_jax.train.workdir import (
@@ -93,6 +94,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _probe(config, reader)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
+    check_disk(abstract_state(start.config, optimizer), workdir, config.train)
     held = lock(workdir)
     try:
         save_texts(start, workdir / "tokenizer", chat=True)
@@ -315,8 +317,10 @@ class _Log:
             print(f"step={step + 1} generating: tokens={tokens}{budget} rollouts={waiting}", flush=True)
 
     def _append(self, name: str, step: int, records: Iterable[Event]) -> None:
+        path = self._run.workdir / f"{name}.jsonl"
         texts = (json.dumps({"step": step} | record) + "\n" for record in records)
-        append(self._run.workdir / f"{name}.jsonl", "".join(texts).encode())
+        with write_errors(path):
+            append(path, "".join(texts).encode())
 
     def _print(self, step: int, line: dict[str, Any]) -> None:
         steps = self._run.config.train.steps

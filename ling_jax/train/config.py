@@ -366,7 +366,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
     """The default of every field of a config that has one, as `flatten` names them."""
     found: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
+    for field in (field for field in dataclasses.fields(config) if field.compare):  # as in `_settings`
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
         parts = {name: value} if dataclasses.is_dataclass(value) else {}
         if isinstance(value, tuple):

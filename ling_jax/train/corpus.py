@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import grain
@@ -13,10 +13,12 @@ from tokenizers import Tokenizer
 from ling_jax import data
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import largest_id
-from ling_jax.files import remove_folder
-from ling_jax.paths import as_path, is_remote
+from ling_jax.paths import as_path
+from ling_jax.preflight import check_folder, check_space, stored_bytes
 from ling_jax.train.config import DataConfig, open_source
 from ling_jax.train.workdir import has_checkpoint
+
+TOKEN_SHARE = 0.25  # bytes of tokens to one of text, at least: eight bytes a token, two an id; our choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ def prepare_corpus(
     Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
     the model.
     """
+    check_token_space(_made_of(config, workdir))  # before a tokenizer is trained, too
     tokenizer = tokenizer or _tokenizer(config, model, workdir)
     folders = tokenize_sources(config, tokenizer, workdir, replace=replace)
     weights = [source.weight for source in config.sources]
@@ -53,8 +56,8 @@ def tokenize_sources(
     config: DataConfig, tokenizer: Tokenizer, workdir: epath.Path, *, replace: bool = False
 ) -> list[Path]:
     """The token folders of the sources, made where they are not there yet."""
-    folder = token_folder(config.folder, workdir)
-    folders = [folder / f"{i}_{source.kind}" for i, source in enumerate(config.sources)]
+    check_token_space(made_of := _made_of(config, workdir))
+    folders = list(made_of)
     for source, where in zip(config.sources, folders, strict=True):
         replaces = replace and not config.folder
         data.tokenize(
@@ -63,13 +66,29 @@ def tokenize_sources(
     return folders
 
 
+def check_token_space(made_of: Mapping[Path, Iterable[Path]]) -> None:
+    """Raises OSError where tokens of files ({token folder: files}) are to be written and cannot be, or lack space.
+
+    By the least that they can take: what is refused is certainly too small.
+    """
+    new = {where: files for where, files in made_of.items() if not where.exists()}
+    for folder in {where.parent for where in new}:
+        check_folder(folder)
+        check_space(folder, int(TOKEN_SHARE * stored_bytes([*itertools.chain(*new.values())])), "tokens of the sources")
+
+
+def _made_of(config: DataConfig, workdir: epath.Path) -> dict[Path, Iterable[Path]]:
+    """{token folder: files of its source}."""
+    folder = token_folder(config.folder, workdir)
+    return {
+        folder / f"{i}_{source.kind}": data.source_files(open_source(source)).values()
+        for i, source in enumerate(config.sources)
+    }
+
+
 def token_folder(named: str, workdir: epath.Path) -> Path | epath.Path:
     """Where tokens go: the folder that the config names, or `data` in the workdir."""
-    folder = as_path(named or workdir / "data")
-    if not named and not is_remote(folder):
-        for left_over in folder.glob(".*.partial"):  # of a process that was killed: the workdir is ours alone
-            remove_folder(left_over, workdir)
-    return folder
+    return as_path(named or workdir / "data")
 
 
 def packed_corpus(

@@ -44,7 +44,7 @@ from ling_jax.train.programs import (
 from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
 from ling_jax.train.spikes import with_sigmas
 from ling_jax.train.start import check_tokenizer, start_line, with_model
-from ling_jax.train.state import GuardedState, abstract_state, check_memory
+from ling_jax.train.state import GuardedState, abstract_state, check_disk, check_memory
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.watchdog import watch_steps
 from ling_jax.train.workdir import (
@@ -152,6 +152,7 @@ def prepare_run(
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     abstract = abstract_state(model, optimizer, mesh, trainable, spike_window=config.train.spike_window)
     check_memory(abstract, mesh)
+    check_disk(abstract, workdir, config.train)
 
     def fill_workdir() -> Corpus:
         if hosts.index() and not (workdir / "config.json").exists():

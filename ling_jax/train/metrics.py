@@ -1,12 +1,9 @@
 """Numbers about a run: FLOPs, the machine's peak, norms by group, and where they are written."""
 
-import collections
 import dataclasses
 import json
 import math
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +15,10 @@ from ling_jax.config import ModelConfig
 from ling_jax.files import parse_object, replacing
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.model.transformer import with_weighted_mtp
-from ling_jax.paths import append, is_remote
+from ling_jax.partials import write_errors
+from ling_jax.paths import append
 from ling_jax.spec import named_leaves, path_name
+from ling_jax.train.tensorboard import EventFile
 
 # Dense bf16 peak of one device, FLOP/s; vendors' data sheets.
 PEAK_FLOPS = {
@@ -167,56 +166,22 @@ class MetricsWriter:
             return
         self._path = epath.Path(folder) / "metrics.jsonl"
         drop_lines_from(self._path, first_step)
-        self._tensorboard = _TensorBoard(epath.Path(folder) / "tensorboard", first_step)
+        self._tensorboard = EventFile(epath.Path(folder) / "tensorboard", first_step=first_step)
 
     def write(self, lines: list[dict[str, Any]]) -> None:
         """Appends a line each; TensorBoard gets those with a speed or an evaluation."""
         if self._tensorboard is None:
             return
         texts = (json.dumps(_json_values(line), allow_nan=False) + "\n" for line in lines)
-        append(self._path, "".join(texts).encode())
+        with write_errors(self._path):
+            append(self._path, "".join(texts).encode())
         for line in lines:
-            if REPORTED.isdisjoint(line):
-                continue
-            for name in line.keys() - {"step", "time", "bad", "spike"}:
-                if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
-                    self._tensorboard.writer.add_scalar(name, line[name], line["step"], walltime=line["time"])
-        self._tensorboard.flush()
+            if not REPORTED.isdisjoint(line):
+                self._tensorboard.add(line)
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
-
-
-class _TensorBoard:
-    """TensorBoard's events. Those for a store are written into a local file, and what is new there is uploaded."""
-
-    def __init__(self, folder: epath.Path, first_step: int):
-        from tensorboardX import SummaryWriter  # its import takes a second, and only training needs it
-
-        self._folder = folder if is_remote(folder) else None
-        self._local = tempfile.TemporaryDirectory(prefix="ling_jax_tensorboard_") if is_remote(folder) else None
-        self._sent: collections.Counter[str] = collections.Counter()  # bytes of each file
-        self.writer = SummaryWriter(self._local.name if self._local else str(folder), purge_step=first_step)
-
-    def flush(self) -> None:
-        self.writer.flush()
-        self._send()
-
-    def close(self) -> None:
-        self.writer.close()
-        self._send()
-        if self._local:
-            self._local.cleanup()
-
-    def _send(self) -> None:
-        for file in Path(self._local.name).iterdir() if self._local else ():
-            with file.open("rb") as events:
-                events.seek(self._sent[file.name])
-                new = events.read()
-            if new:
-                append(self._folder / file.name, new)
-                self._sent[file.name] += len(new)
 
 
 def drop_lines_from(path: epath.Path, step: int) -> None:

@@ -10,12 +10,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ling_jax import spec as specs
+from ling_jax.checkpoint.steps import newest_step
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
+from ling_jax.paths import is_remote
+from ling_jax.preflight import check_space, stored_bytes
 from ling_jax.train.spikes import SpikeHistory, empty_history
 
 
@@ -115,3 +119,17 @@ def check_memory(abstract: TrainState, mesh) -> None:
             f"not enough memory: parameters and optimizer take {needed / 1e9:.1f} GB of every device, which has "
             f"{memory / 1e9:.1f} GB; split them over more devices (mesh.fsdp, mesh.expert), or train a smaller model"
         )
+
+
+def check_disk(abstract: TrainState, workdir: epath.Path, train: Any) -> None:
+    """Raises OSError where the workdir's disk lacks space for the checkpoints of a run and the one that is written.
+
+    `train` is the config's. Without compression, which makes them a little smaller.
+    """
+    folder = workdir / "checkpoints"
+    if is_remote(workdir) or newest_step(folder) >= train.steps:
+        return
+    each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    count = min(train.keep + 1, -(-train.steps // train.save_every))
+    needed = max(each, count * each - stored_bytes([Path(folder)]))
+    check_space(folder, needed, f"{count} checkpoints (train.keep and the one that is written)")

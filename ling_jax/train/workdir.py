@@ -2,8 +2,10 @@
 
 import dataclasses
 import fcntl
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 from etils import epath
@@ -12,13 +14,16 @@ from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.orbax import check_path
 from ling_jax.checkpoint.steps import newest_step
 from ling_jax.files import read_object, write_json
-from ling_jax.paths import as_path, check_writable, is_remote, resolved
+from ling_jax.partials import sweep
+from ling_jax.paths import as_path, is_remote, resolved
+from ling_jax.preflight import check_folder
 from ling_jax.sums import checks, read_sealed, write_sealed
 from ling_jax.train import hosts
 from ling_jax.train.config import RESUMABLE, differences
 
 FOLDERS = ("checkpoints", "data", "evaluation", "tensorboard", "tokenizer")
 FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
+LOCK = ".lock"
 
 
 def open_workdir(workdir) -> epath.Path:
@@ -26,8 +31,10 @@ def open_workdir(workdir) -> epath.Path:
     if not str(workdir):
         raise ValueError("the workdir is empty; name a folder")
     workdir = epath.Path(as_path(workdir))
+    if os.path.isfile(workdir):
+        raise ValueError(f"{workdir} is not a folder; name another workdir")
+    check_folder(workdir)
     check_path(workdir)
-    check_writable(workdir)
     for name in ("", *FOLDERS):
         if (workdir / name).exists() and not (workdir / name).is_dir():
             raise ValueError(f"{workdir / name} is not a folder; name another workdir")
@@ -37,7 +44,30 @@ def open_workdir(workdir) -> epath.Path:
             raise ValueError(f"{workdir / name} is a folder where a run has a file; name another workdir")
     if workdir.is_dir() and any(workdir.glob("*.safetensors")):  # a run would replace its config.json
         raise ValueError(f"{workdir} holds a model (*.safetensors); name another workdir")
+    if not is_remote(workdir):
+        _check_ours(Path(workdir))
     return workdir
+
+
+def _check_ours(workdir: Path) -> None:
+    """Of a local workdir: what has the names of a run's files is a run's, and can be written."""
+    for name in FOLDERS:
+        if (workdir / name).exists():
+            check_folder(workdir / name)
+    for name in FILES:
+        if (workdir / name).exists() and not os.access(workdir / name, os.W_OK):
+            raise PermissionError(f"{workdir / name} cannot be written: permission denied; change its mode or owner")
+    if hosts.index() or (workdir / LOCK).exists() or has_checkpoint(epath.Path(workdir)):
+        return
+    if found := [name for name in (*FOLDERS, *FILES) if _has_content(workdir / name)]:
+        raise ValueError(
+            f"{workdir / found[0]} is not of a run: the folder has no {LOCK}, which every run begins with; name "
+            "another workdir, or move it away"
+        )
+
+
+def _has_content(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def _check_inside(path: epath.Path, workdir: epath.Path) -> None:
@@ -145,12 +175,14 @@ def lock(workdir: epath.Path) -> IO[bytes] | None:
     if hosts.index() or is_remote(workdir):
         return None
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / ".lock", "ab")  # noqa: SIM115  open as long as the run
+    file = open(workdir / LOCK, "ab")  # noqa: SIM115  open as long as the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
         raise ValueError(f"{workdir} is in use by another process; wait for it, or name another workdir") from None
+    for folder in (Path(workdir), *(Path(workdir, name) for name in FOLDERS)):
+        sweep(folder)
     return file
 
 
@@ -158,7 +190,7 @@ def unlock(workdir: epath.Path, held: IO[bytes] | None) -> None:
     """Gives a workdir back; one that has got nothing vanishes."""
     if held is None:
         return
-    if [path.name for path in workdir.iterdir()] == [".lock"]:
-        (workdir / ".lock").unlink()
+    if [path.name for path in workdir.iterdir()] == [LOCK]:
+        (workdir / LOCK).unlink()
         workdir.rmdir()
     held.close()

@@ -15,6 +15,7 @@ from ling_jax.checkpoint.orbax_parts import OrbaxWriter
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
+from ling_jax.preflight import stored_bytes
 from ling_jax.spec import count, named_leaves
 from tests.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
 
@@ -110,7 +111,7 @@ def test_a_source_that_changed_is_named_by_its_file(tmp_path):
 def test_holes_of_a_shard_are_space_that_is_missing_still(tmp_path):
     with (tmp_path / "shard").open("wb") as file:
         file.truncate(10**9)
-    assert port.folder_bytes(tmp_path) < 10**6
+    assert stored_bytes([tmp_path]) < 10**6
 
 
 def test_no_thread_works_on_after_an_interruption(tmp_path, small_batches):
@@ -144,7 +145,7 @@ def test_a_write_that_fails_is_named_and_closes_its_files(tmp_path, small_batche
 def test_a_folder_of_the_user_is_not_gone_on_with(tmp_path):
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "notes").touch()
-    with pytest.raises(ValueError, match="is no interrupted port"):
+    with pytest.raises(ValueError, match="is no interrupted output"):
         fill(tmp_path / "out", {})
     assert (tmp_path / ".out.partial" / "notes").exists()
 

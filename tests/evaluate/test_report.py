@@ -47,7 +47,7 @@ def test_folders_that_cannot_be_made_are_known_before(tmp_path):
         check_new_folder(tmp_path)
     with pytest.raises(FileExistsError, match="exists and is not empty"):
         check_new_folder(tmp_path / "file")
-    with pytest.raises(OSError, match="file is no folder that may be written to"):
+    with pytest.raises(OSError, match="file is not a folder"):
         check_new_folder(tmp_path / "file" / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -145,7 +145,7 @@ def test_what_flags_cannot_mean_is_refused_before_the_work(tmp_path):
         "no MTP": ([new, "--nomtp"], "--nomtp is of --layers=N"),
         "a pattern": ([f"--target={tmp_path / 'run[1]'}"], r"Orbax cannot save below .*/run\[1\]: its name has"),
         "unknown user": (["--source=~nobody_here/x", new], "~nobody_here/x holds neither"),
-        "below a file": ([f"--target={tmp_path / 'file' / 'x'}"], "Not a directory"),
+        "below a file": ([f"--target={tmp_path / 'file' / 'x'}"], "file is not a folder"),
         "long": ([f"--target={tmp_path / ('x' * 300)}"], "File name too long"),
     }
     results = run_each("launch.port", [[f"--source={tmp_path / 'hf'}", *flags] for flags, _ in cases.values()])

@@ -1,0 +1,120 @@
+"""What is known about a disk before long work: names, permission, rename, space and open files.
+
+Every process of a run looks for itself: what one of them cannot write ends all of them in the first second. Object
+stores have none of these limits.
+"""
+
+import os
+import resource
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from ling_jax.messages import size_text
+from ling_jax.partials import FullDisk, claimed, partial_name, write_errors
+from ling_jax.paths import as_path, check_writable, is_remote
+
+MIN_OPEN_FILES = 256  # our choice: libraries, logs, tokens and a checkpoint's files at once
+WANTED_OPEN_FILES = 2**16  # our choice
+
+
+def check_folder(path: os.PathLike | str) -> None:
+    """Raises OSError or ValueError where a folder cannot be made at a path, or nothing can be written into it.
+
+    A file is written there and renamed, or in the nearest folder above it that exists, and removed.
+    """
+    if is_remote(path):
+        check_writable(as_path(path))
+        return
+    folder = _checked(path)
+    if folder == folder.parent:
+        raise ValueError(f"{path} is the root of the file system; name a folder in it")
+    above = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not above.exists():
+        raise FileNotFoundError(
+            f"{above} is a link to {os.readlink(above)}, which does not exist; remove the link, or name another folder"
+        )
+    if not above.is_dir():
+        raise NotADirectoryError(f"{above} is not a folder; name another place")
+    _write_and_rename(above)
+
+
+def check_new(path: os.PathLike | str) -> None:
+    """`check_folder` of the folder that a file or folder is to appear in, and its own name."""
+    if is_remote(path):
+        check_writable(as_path(path).parent)
+        return
+    _checked(path)
+    real = Path(path).expanduser().resolve()
+    if real == real.parent:
+        raise ValueError(f"{path} is the root of the file system; name something in it")
+    partial = partial_name(real)
+    if len(os.fsencode(partial.name)) > 255:
+        raise OSError(f"the last part of {path} is too long for a file: File name too long; name a shorter one")
+    check_folder(real.parent)
+
+
+def check_space(folder: os.PathLike | str, nbytes: int, what: str) -> None:
+    """Raises OSError where the disk of a folder lacks space for so many bytes."""
+    if is_remote(folder):
+        return
+    if missing := missing_space(folder, nbytes):
+        raise OSError(
+            f"{folder}: {size_text(missing)} of disk are missing for {what}, which take {size_text(nbytes)}; free "
+            "space, then start the same command again, or name a folder on a larger disk"
+        )
+
+
+def missing_space(folder: os.PathLike | str, nbytes: int) -> int:
+    """Bytes that the disk of a folder, which need not exist yet, lacks."""
+    path = Path(folder).expanduser().absolute()
+    above = next(parent for parent in (path, *path.parents) if parent.exists())
+    return max(0, nbytes - shutil.disk_usage(above).free)
+
+
+def stored_bytes(paths: Collection[Path]) -> int:
+    """What files, and all files below folders, take of the disk, holes not counted; 0 for what is not there."""
+    below = (os.path.join(root, name) for path in paths for root, _, names in os.walk(path) for name in names)
+    single = (path for path in paths if path.is_file())
+    return sum(os.lstat(file).st_blocks * 512 for file in (*below, *single) if os.path.lexists(file))
+
+
+def raise_open_files() -> None:
+    """Allows this process as many open files as the system lets it. Raises OSError where these are too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
+        raise OSError(f"this process may open {hard} files, and needs {MIN_OPEN_FILES}; raise the limit (ulimit -Hn)")
+
+
+def _checked(path: os.PathLike | str) -> Path:
+    """The absolute path. Raises ValueError and OSError on what names nothing."""
+    if not str(path):
+        raise ValueError("the name of a folder or file is empty; name one")
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} has a NUL, which no name can have; name another one")
+    try:
+        found = Path(path).expanduser().absolute()
+        found.resolve()  # a loop of links, an unknown user's ~, a name that is too long
+        found.exists()
+    except RuntimeError as error:
+        raise OSError(f"{path} is no place for a file: {error}; name another one") from None
+    return found
+
+
+def _write_and_rename(folder: Path) -> None:
+    """Under names that `partials.sweep` removes where this process is killed, and not before."""
+    try:
+        with write_errors(folder), claimed(folder / "probe", Path.touch) as probe:
+            probe.write_bytes(b" " * 4096)
+            probe.rename(partial_name(folder / "probe")).unlink()
+    except PermissionError:
+        raise PermissionError(
+            f"nothing can be written into {folder}: permission denied; change its mode or owner, or name another"
+        ) from None
+    except FullDisk:
+        raise
+    except OSError as error:
+        raise OSError(f"nothing can be written into {folder}: {error.strerror}; name another folder") from None

@@ -1,0 +1,62 @@
+"""TensorBoard events of a run."""
+
+import contextlib
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from ling_jax.partials import write_errors
+from ling_jax.paths import append, is_remote
+
+
+class EventFile:
+    """Scalars, written when they are added: an error of the disk is the caller's.
+
+    tensorboardX's SummaryWriter writes from a thread, which such an error ends without the program's knowledge. Events
+    for a store are written into a local file, and what is new there is appended to the object.
+    """
+
+    def __init__(self, folder: epath.Path, *, first_step: int):
+        """What earlier starts wrote of `first_step` and later steps is no longer shown."""
+        from tensorboardX import event_file_writer, summary  # its import takes a second, and only training needs it
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import directory_check
+
+        self._event, self._scalar, self._folder = Event, summary.scalar, folder
+        self._staged = tempfile.TemporaryDirectory(prefix="ling_jax_tensorboard_") if is_remote(folder) else None
+        self._local, self._sent = Path(self._staged.name if self._staged else folder), 0
+        with write_errors(folder):
+            directory_check(str(self._local))
+            self._file = event_file_writer.EventsWriter(str(self._local / "events"))
+            log = SessionLog(status=SessionLog.START)
+            self._file.write_event(Event(wall_time=time.time(), step=first_step, session_log=log))
+
+    def add(self, line: dict[str, Any]) -> None:
+        """The finite numbers of a line of metrics.jsonl."""
+        with write_errors(self._folder):
+            for name in line.keys() - {"step", "time", "bad", "spike"}:
+                if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
+                    value = self._scalar(name, line[name])
+                    self._file.write_event(self._event(wall_time=line["time"], step=line["step"], summary=value))
+            self._file.flush()
+            self._send()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a disk that was full before
+            self._file.close()
+            self._send()
+        if self._staged:
+            self._staged.cleanup()
+
+    def _send(self) -> None:
+        for file in self._local.iterdir() if self._staged else ():  # one
+            with file.open("rb") as events:
+                events.seek(self._sent)
+                new = events.read()
+            if new:
+                append(self._folder / file.name, new)
+                self._sent += len(new)
