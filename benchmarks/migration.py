@@ -150,7 +150,7 @@ def exact_error(layer, source: ModelConfig, components: int, rng: np.random.Gene
     rope, full = components * source.rotary_dim, 2 * source.num_kv_heads * source.head_dim
     ranks = dict(kv_lora_rank=min(source.hidden_size, full - rope), q_lora_rank=source.hidden_size)
     sizes = dict(nope_dim=source.head_dim, rope_dim=rope, v_dim=source.head_dim)
-    target = dataclasses.replace(source, softmax="mla", **ranks, **sizes)
+    target = dataclasses.replace(source, full_attention="mla", **ranks, **sizes)
     x_ND, x_TD = rng.normal(size=(1024, source.hidden_size)), rng.normal(size=(64, source.hidden_size))
     converted, _ = gqa_to_mla(layer, x_ND, source, target)
     wanted, found = plain_gqa(layer, x_TD, source), plain_mla(converted, x_TD, target, components)

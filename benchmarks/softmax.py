@@ -38,7 +38,7 @@ BARS = {"forward": 1.0, "gradients": 1.5}
 
 
 def every_block(_blocks, _keys):
-    """`tpu_forward.for_seen` where all is seen."""
+    """`tpu_forward.when_visible` where all is seen."""
     return lambda function: function(True)
 
 
@@ -64,8 +64,8 @@ FORMS = {"ours": ours, "splash": splash}
 @contextlib.contextmanager
 def all_seen():
     with (
-        mock.patch.object(tpu_forward, "for_seen", every_block),
-        mock.patch.object(tpu_backward, "for_seen", every_block),
+        mock.patch.object(tpu_forward, "when_visible", every_block),
+        mock.patch.object(tpu_backward, "when_visible", every_block),
     ):
         yield
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from ling_jax import model
 from ling_jax.config import ModelConfig
-from ling_jax.model.layers import Kind, layer_kind, layer_numbers
+from ling_jax.model.layers import LayerKind, layer_kind, layer_numbers
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.mla import LATENT_NORM_EPS, softmax_scale
 from ling_jax.model.rope import inverse_frequencies
@@ -74,7 +74,7 @@ def loss(params, tokens_BT, config: ModelConfig):
     return F.cross_entropy(hidden_BTD.flatten(0, 1) @ params["head"], tokens_BT[:, 1:].flatten())
 
 
-def _layer(layer, x_BTD, kind: Kind, log_decay_H, rope, latent_rope, config: ModelConfig):
+def _layer(layer, x_BTD, kind: LayerKind, log_decay_H, rope, latent_rope, config: ModelConfig):
     normed = _rms_norm(x_BTD, layer["mixer_norm"], config.norm_eps)
     if kind.mixer == "lightning":
         x_BTD = x_BTD + _lightning(layer["mixer"], normed, log_decay_H, rope, config)

@@ -131,7 +131,9 @@ def decode_growth(times: int) -> Claim:
 def decode_seconds(config: ModelConfig, context: int, times: int) -> float:
     params = jax.jit(lambda key: model.init(key, config))(jax.random.key(0))
     cache = model.init_cache(config, 8, context + 32).replace(length=jnp.full(8, context, jnp.int32), empty=False)
-    step = jax.jit(lambda params, token, cache: model.read(params, token, config, cache)[::2], donate_argnums=2)
+    step = jax.jit(
+        lambda params, token, cache: model.forward_with_cache(params, token, config, cache)[::2], donate_argnums=2
+    )
     token = jnp.zeros((8, 1), jnp.int32)
     return best_seconds_donated(lambda cache: step(params, token, cache)[1], cache, 4 * times)
 

@@ -29,8 +29,8 @@ from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe  # noqa: E402
 from ling_jax.files import write_json  # noqa: E402
-from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained  # noqa: E402
-from ling_jax.migrate.outline import source_config  # noqa: E402
+from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask  # noqa: E402
+from ling_jax.migrate.dry_run import source_config  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
 from ling_jax.train.start import with_sizes  # noqa: E402
 
@@ -84,7 +84,7 @@ def _read_config() -> tuple[PretrainConfig, Any]:
     model = stage_models(migration, source_config(migration))[number]
     run = stage_run(migration, number, model)
     config = PretrainConfig(model=model, data=run.data, optimizer=run.optimizer, train=run.train, mesh=run.mesh)
-    return config, trained(model, run.stage.trains)
+    return config, trainable_mask(model, run.stage.trains)
 
 
 def _compiled(config: PretrainConfig, trainable) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def _planned(config: PretrainConfig) -> dict[str, Any]:
     print(plan.as_text(tried), flush=True)
     rows = [
         {"mesh": t.config.mesh, "remat": t.config.model.remat, "microbatches": t.config.train.microbatches}
-        | {"at_least": t.at_least, "reason": t.reason}
+        | {"at_least": t.lower_bound, "reason": t.reason}
         | {name: (t.fields or {}).get(name) for name in ("step_seconds_bound", "limiting_term", "hbm_peak_bytes")}
         for t in tried
     ]
     rows = [row | {"mesh": dataclasses.asdict(row["mesh"])} for row in rows]
-    return (tried[0].fields or {"problem": plan.why(tried)}) | {"plan": rows}
+    return (tried[0].fields or {"problem": plan.reason_of(tried)}) | {"plan": rows}
 
 
 if __name__ == "__main__":

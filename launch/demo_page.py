@@ -220,8 +220,8 @@ def migrated(migration: Sequence[Mapping[str, Any]], models: Mapping[str, ModelC
 
 
 def layer_kinds(config: ModelConfig) -> list[str]:
-    softmax = {"mla": "MLA", "gqa": "GQA"}[config.softmax]
-    return [softmax if config.is_softmax_layer(layer) else "Lightning" for layer in range(config.num_layers)]
+    softmax = {"mla": "MLA", "gqa": "GQA"}[config.full_attention]
+    return [softmax if config.is_full_attention_layer(layer) else "Lightning" for layer in range(config.num_layers)]
 
 
 def cache_bytes(config: ModelConfig, tokens: int) -> int:

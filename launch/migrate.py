@@ -13,7 +13,7 @@ from absl import flags
 from launch.flags import define_config, run_program, usage_errors
 from launch.training import check_one_host, training_errors
 from ling_jax.migrate.config import MigrateConfig
-from ling_jax.migrate.outline import as_text, outline, source_config
+from ling_jax.migrate.dry_run import as_text, dry_run, source_config
 from ling_jax.migrate.plan import prepare_plan
 from ling_jax.migrate.run import run_plan
 from ling_jax.train.config import from_dict
@@ -28,7 +28,7 @@ def main() -> None:
         check_one_host("a migration runs")
         config = from_dict(MigrateConfig, CONFIG.value.to_dict())
         if DRY_RUN.value:
-            print(as_text(outline(config, source_config(config))))
+            print(as_text(dry_run(config, source_config(config))))
             return
         if WORKDIR.value is None:
             raise ValueError("--workdir is missing; name a folder, or --dry_run to see the plan")

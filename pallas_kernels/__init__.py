@@ -1,1 +1,1 @@
-"""Kernels of ling_jax, each with a reference of the same signature."""
+"""Pallas kernels of ling_jax, each with a reference of the same signature."""

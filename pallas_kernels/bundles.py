@@ -1,9 +1,9 @@
-"""Reads the schedule that the TPU compiler writes for a kernel (final_bundles.txt): loops, trips, instruction bundles.
+"""Parser of the schedule that the TPU compiler writes for a kernel (final_bundles.txt): loops, trips, bundles.
 
-A line is a bundle: an address, a label (LB begins a loop's body, PF follows a skipped region), one `>` per level of
-loop, and the instructions that issue together. The schedule alone undercounts code bound by the matrix units: it issues
-16 rows every 8 to 12 bundles while a unit takes 1 row per cycle (v5) or 2 (v6, v7), so a loop costs the larger of its
-bundles and its busiest unit.
+A line is an instruction bundle: an address, a label (LB begins a loop's body, PF follows a skipped region), one `>` per
+loop level, and the instructions that issue together. Bundles alone underestimate code that the matrix units limit: the
+schedule issues 16 rows every 8 to 12 bundles, but a unit takes 1 row per cycle (v5) or 2 (v6, v7). So the cost of a
+loop is the larger of its bundles and its busiest unit.
 """
 
 import collections
@@ -21,23 +21,27 @@ FILL = re.compile(r"(%s\w+) = sld \[smem:\[(#\w+_spill)\]\]")
 COMPARE = re.compile(r"(%p\w+) = scmp\.(ne|eq)\.s32\.totalorder (%s\w+), \d+")
 EXIT = re.compile(r"(%p\w+) = scmp\.\w+\.s32\.totalorder (%s\w+), (\d+) /\* loop exit test")
 BRANCH = re.compile(r"sbr\.rel \((!?%p\w+)\)")
-PIPELINE_STEPS = 2  # a grid's loop has two more trips, which fill and drain the pipeline
+PIPELINE_STEPS = 2  # extra trips of a grid's loop, which fill and drain the pipeline
 
 
 class Schedule(NamedTuple):
+    """The cost of a kernel on one core."""
+
     cycles: int
     bundles: int
     matrix_cycles: int
-    unknown_trips: int  # loops whose trip count is not a constant: counted once
+    unknown_trips: int  # loops without a constant trip count, which count once
 
 
 @dataclasses.dataclass
 class Loop:
+    """A loop of the schedule."""
+
     depth: int
     parent: "Loop | None"
     trips: int = 1
     known: bool = False
-    exit: str | None = None  # the predicate that leaves it
+    exit: str | None = None  # predicate of the exit
     closed: bool = False
     over_grid: bool = False
     bundles: float = 0.0
@@ -45,23 +49,23 @@ class Loop:
 
     @property
     def runs(self) -> int:
-        """How often its body runs in all."""
+        """Number of runs of the body, outer loops included."""
         trips = self.trips - PIPELINE_STEPS if self.over_grid and self.trips > PIPELINE_STEPS else self.trips
         return trips * (self.parent.runs if self.parent else 1)
 
 
 class _Reader:
-    """Where the reading of a schedule stands."""
+    """The state of the parser."""
 
     def __init__(self, grid: list[int], rows_per_cycle: int):
         self.grid, self.rows_per_cycle = grid, rows_per_cycle
         self.loop = Loop(0, None, known=True)
         self.loops = [self.loop]
-        self.weight = 1.0  # the share of trips that run the current bundle
-        self.steps: dict[str, int] = {}  # of scalar registers that count a loop
-        self.axis: dict[str, int | None] = {}  # the grid axis that a scalar register holds the index of
+        self.weight = 1.0  # share of trips that run the current bundle
+        self.steps: dict[str, int] = {}  # increment of scalar registers that count loops
+        self.axis: dict[str, int | None] = {}  # grid axis whose index a scalar register holds
         self.spilled: dict[str, str] = {}
-        self.only_once: dict[str, int | None] = {}  # predicate that skips a region -> the axis that it tests
+        self.only_once: dict[str, int | None] = {}  # predicate that skips a region -> the axis it tests
 
     def read(self, line: str) -> None:
         if bundle := BUNDLE.match(line):
@@ -107,7 +111,7 @@ class _Reader:
 
 
 def read_schedule(lines: Iterable[str], grid: list[int], *, matrix_units: int, rows_per_cycle: int) -> Schedule:
-    """Cycles of a kernel on one core of a chip, from the lines of its final_bundles.txt and its grid."""
+    """The cost of a kernel on one core, from the lines of its final_bundles.txt and its grid."""
     reader = _Reader(grid, rows_per_cycle)
     for line in lines:
         reader.read(line)

@@ -1,4 +1,4 @@
-"""Operations of a compiled HLO module: how often each runs, the compiler's estimate of its cycles, its HBM bytes."""
+"""Operations of a compiled HLO module: number of runs, the compiler's cycle estimate, HBM bytes."""
 
 import re
 from typing import NamedTuple
@@ -13,22 +13,26 @@ FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after
 
 
 class Instruction(NamedTuple):
+    """One parsed HLO instruction."""
+
     name: str
     shape: str
     kind: str
     operands: list[str]
-    arguments: str  # as written: a parameter's number, a constant's value
+    arguments: str  # text in parentheses: a parameter's number, a constant's value
     attributes: str
 
 
 class HloOperation(NamedTuple):
+    """One operation with its totals over all runs."""
+
     name: str
     name_of_kind: str
     times: int
-    estimated_cycles: int  # of all times; 0 where the compiler gives none
-    hbm_bytes: int  # of all times
+    estimated_cycles: int  # over all runs; 0 without an estimate
+    hbm_bytes: int  # over all runs
     kernel: bool  # a Pallas kernel
-    body: str  # of a kernel: equal ones are compiled once
+    body: str  # of a kernel; equal bodies are compiled once
     vmem_bytes: int
 
 
@@ -36,7 +40,7 @@ Computation = dict[str, Instruction]
 
 
 def computations(text: str) -> dict[str, Computation]:
-    """{name: {instruction's name: instruction}}; the entry computation is ENTRY."""
+    """{computation: {instruction: Instruction}} of a module's text; the entry computation is ENTRY."""
     found: dict[str, Computation] = {}
     current = None
     for line in text.splitlines():
@@ -48,7 +52,7 @@ def computations(text: str) -> dict[str, Computation]:
 
 
 def hlo_operations(module: dict[str, Computation]) -> tuple[list[HloOperation], list[str]]:
-    """(what runs, loops of unknown trip count: counted once)."""
+    """(operations that run, loops with unknown trip count, which count once)."""
     operations: list[HloOperation] = []
     unknown: list[str] = []
     _walk(module, "ENTRY", 1, operations, unknown)
@@ -72,7 +76,7 @@ def _walk(module, name: str, times: int, operations: list, unknown: list) -> Non
 
 
 def _trips(loop: Instruction, condition: Computation) -> int | None:
-    """Its known trip count, or the bound of a scan: the only constant that its condition compares with."""
+    """The trip count of a loop: as annotated, or the only constant of its condition (a scan); else None."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     bounds = [op.arguments for op in condition.values() if op.kind == "constant" and op.arguments.isdigit()]
@@ -97,7 +101,7 @@ def _operation(op: Instruction, here: Computation, module, times: int) -> HloOpe
 
 
 def _size(shape: str, on_chip: bool = False) -> int:
-    """Bytes of a shape; arrays that the compiler keeps on chip (S(n) in the layout) count only if asked."""
+    """Bytes of a shape. Arrays that the compiler keeps on chip (S(n) in the layout) count only with `on_chip`."""
     total = 0.0
     for kind, dims, layout in ARRAY.findall(shape):
         if kind in ELEMENT_BYTES and (on_chip or "S(" not in layout):
@@ -109,9 +113,12 @@ def _size(shape: str, on_chip: bool = False) -> int:
 
 
 def _bytes_moved(op: Instruction, here: Computation, module) -> int:
-    """HBM bytes of operands and results; what a fusion slices, gathers or updates in place counts as that part."""
-    shape_of = lambda name: here[name].shape if name in here else ""  # noqa: E731
-    if buffers := _exchanged(op, here, module):  # it reads and writes the rows that move: each buffer holds them
+    """HBM bytes of operands and results. Slices, gathers and in-place updates of a fusion count their part only."""
+
+    def shape_of(name: str) -> str:
+        return here[name].shape if name in here else ""
+
+    if buffers := _exchanged(op, here, module):  # it reads and writes the rows that move, which fit each buffer
         return 2 * min(_size(shape, on_chip=True) for shape in buffers)
     if op.kind.endswith("-done"):
         start = here.get(op.operands[0]) if op.operands else None
@@ -132,9 +139,9 @@ def _bytes_moved(op: Instruction, here: Computation, module) -> int:
 
 
 def _exchanged(op: Instruction, here: Computation, module) -> list[str]:
-    """The shapes of what a ragged exchange sends from and receives into; none for other operations.
+    """The shapes of the send and receive buffers of a ragged exchange; [] for other operations.
 
-    It may be in two parts, and these a call of another core.
+    The exchange may be split into start and done, which may call another core.
     """
     if op.kind.endswith("-done") and op.operands:
         op = here.get(op.operands[0], op)
@@ -150,7 +157,7 @@ def _parameter(body: Computation, number: int) -> str | None:
 
 
 def _parameter_bytes(module, body: Computation, parameter: str | None, full: int) -> tuple[int, int]:
-    """(bytes read of a fusion's parameter, correction to the bytes that the fusion writes)."""
+    """(bytes that a fusion reads of a parameter, correction to the bytes that it writes)."""
     read = correction = 0
     for op in body.values():
         if parameter not in op.operands:

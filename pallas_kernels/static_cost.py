@@ -1,17 +1,17 @@
-"""What a function costs on a TPU that is not there: the compiler writes its schedule, and this reads it.
+"""Static cost of a function on an absent TPU, from the schedule that the compiler writes.
 
     python -m pallas_kernels.static_cost --chip=v5p --function=module:name --arguments='{"x": [[8, 128], "float32"]}'
 
-libtpu compiles ahead of time, in a process of its own with a fresh dump folder. Read from what it leaves:
+libtpu compiles ahead of time in a separate process with a fresh dump folder. From the dump come:
 
 - **kernels** (Pallas): trips x max(bundles, matrix-unit occupancy) of every loop (`bundles.py`), HBM bytes from the
   BlockSpecs: a block's bytes each time its index changes along the grid;
 - **everything else** (XLA): the compiler's estimated cycles, or the operation's own schedule where there is none, and
   HBM bytes of operands and results (`hlo_bytes.py`).
 
-An operation is bound by the larger of its cycles and its HBM time; `bound_cycles` is the sum, the number to compare.
-Cycles are of the core clock; those of v5p are the whole chip's, both cores, where a grid axis is "parallel". DMA
-latency, pipeline fill and launches are not in it: a ratio between programs of one compiler, not a clock.
+The bound of an operation is the larger of its cycles and its HBM time; `bound_cycles` is their sum and the number to
+compare. Cycles are those of the core clock; on v5p they cover the whole chip, both cores, if a grid axis is "parallel".
+DMA latency, pipeline fill and launches are not included, so only ratios between programs are meaningful.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,8 @@ from pallas_kernels.hlo_bytes import computations, hlo_operations
 
 
 class Chip(NamedTuple):
+    """The peaks of a chip."""
+
     topology: str
     hertz: float
     matrix_units: int  # per core
@@ -57,32 +60,41 @@ CHIPS = {
 
 
 class Operation(NamedTuple):
+    """The cost of one operation over all its runs."""
+
     name: str
     cycles: int
     hbm_bytes: int
     bound_cycles: int
-    vmem_bytes: int  # 0 but for kernels
+    vmem_bytes: int  # of kernels; else 0
 
 
 class Cost(NamedTuple):
+    """The cost of a function."""
+
     bound_cycles: int
     cycles: int
     hbm_bytes: int
     vmem_bytes: int  # of the largest kernel
-    temp_bytes: int  # HBM beside arguments and results
+    temp_bytes: int  # HBM for temporaries
     kernels: list[Operation]
     xla: list[Operation]
-    unknown_trips: list[str]  # loops that were counted once
+    unknown_trips: list[str]  # loops that count once
 
 
 def static_cost(
-    function: str, arguments: dict, chip: str, static: dict | None = None, *, donated=(), timeout: int = 1800
+    function: str,
+    arguments: dict,
+    chip: str,
+    static: dict | None = None,
+    *,
+    donated: Sequence[str] = (),
+    timeout: int = 1800,
 ) -> Cost:
-    """Costs `module:name`, called with `arguments`, {name: (shape, dtype)}, and the JSON values `static`.
+    """The cost of `module:name` called with `arguments`, {name: (shape, dtype)}, and the JSON values `static`.
 
-    `donated` names arguments whose memory the results may take.
-
-    Raises ValueError for an unknown chip and RuntimeError with the compiler's words where it refuses.
+    `donated` names arguments whose memory the results may reuse; `timeout` is in seconds. Raises ValueError for an
+    unknown chip and RuntimeError with the compiler's message if compilation fails.
     """
     if chip not in CHIPS:
         raise ValueError(f"chip is {chip!r}; it is one of {', '.join(CHIPS)}")
@@ -94,8 +106,8 @@ def static_cost(
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_ENABLE_COMPILATION_CACHE": "false",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process of the machine at a time
-            "TPU_ACCELERATOR_TYPE": "v5p-8",  # of the host that there is not; any will do
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # otherwise one process at a time
+            "TPU_ACCELERATOR_TYPE": "v5p-8",  # of the absent host; any type works
             "TPU_WORKER_HOSTNAMES": "localhost",
             "TPU_SKIP_MDS_QUERY": "1",
             "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={dump} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true",
@@ -113,13 +125,13 @@ def static_cost(
         return _read_cost(left, dump, CHIPS[chip])
 
 
-# ---------------------------------------------------------------- in the compiling process
+# ---------------------------------------------------------------- compilation (in its own process)
 
 
 def _try_to_compile(spec: dict) -> dict:
     try:
         return _compile(spec)
-    except Exception as error:  # whatever the compiler says is the answer
+    except Exception as error:  # the compiler's message is the result
         return dict(error=f"{type(error).__name__}: {str(error)[:600]}")
 
 
@@ -136,8 +148,11 @@ def _compile(spec: dict) -> dict:
         name: jax.ShapeDtypeStruct(tuple(shape), np.dtype(getattr(jax.numpy, dtype)), sharding=sharding)
         for name, (shape, dtype) in spec["arguments"].items()
     }
-    call = lambda **arguments: function(**arguments, **spec["static"])  # noqa: E731
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels ask for the kind of device
+
+    def call(**arguments):
+        return function(**arguments, **spec["static"])
+
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # kernels query the platform
         calls = _pallas_calls(jax.make_jaxpr(call)(**arguments).jaxpr)
         compiled = jax.jit(call, donate_argnames=spec["donated"]).lower(**arguments).compile()
     temp = compiled.memory_analysis().temp_size_in_bytes
@@ -145,7 +160,7 @@ def _compile(spec: dict) -> dict:
 
 
 def _pallas_calls(jaxpr) -> list[dict]:
-    """(name, grid, HBM bytes) of every kernel, in order."""
+    """{name, grid, HBM bytes} of every kernel, in order."""
     calls = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -163,7 +178,7 @@ def _pallas_calls(jaxpr) -> list[dict]:
 
 
 def _block_traffic(block, grid: tuple[int, ...]) -> int:
-    """Bytes moved between HBM and VMEM: the block's, each time that its index changes from one step to the next."""
+    """Bytes moved between HBM and VMEM: the block's size times the changes of its index between steps."""
     space = str(block.block_aval).lower()
     array = block.array_aval
     if "smem" in space:
@@ -175,7 +190,7 @@ def _block_traffic(block, grid: tuple[int, ...]) -> int:
     if not grid:
         return block_bytes
     total = int(np.prod(grid, dtype=np.int64))
-    if len(block.index_map_jaxpr.jaxpr.invars) > len(grid):  # it reads scalars that are not known: each step fetches
+    if len(block.index_map_jaxpr.jaxpr.invars) > len(grid):  # the index depends on unknown scalars: every step fetches
         return block_bytes * total
     steps = np.array(list(itertools.islice(itertools.product(*map(range, grid)), 1 << 18)), np.int32)
     index = block.index_map_jaxpr
@@ -184,7 +199,7 @@ def _block_traffic(block, grid: tuple[int, ...]) -> int:
     return block_bytes * fetches * total // len(steps)
 
 
-# ---------------------------------------------------------------- reading what it left
+# ---------------------------------------------------------------- parsing of the dump
 
 
 def _read_cost(result: dict, dump: str, chip: Chip) -> Cost:
@@ -197,7 +212,7 @@ def _read_cost(result: dict, dump: str, chip: Chip) -> Cost:
         if op.kernel:
             calls = by_name[_plain_name(op.name)] or result["pallas_calls"][:1]
             call = calls.pop(0) if len(calls) > 1 else calls[0]
-            # Equal kernels are compiled once, under the name of the first.
+            # Equal kernels are compiled once, under the name of the first one.
             schedule = seen[op.body] = _dumped_schedule(dump, op.name, chip, call["grid"]) or seen[op.body]
             if schedule.unknown_trips:
                 unknown.append(op.name)
@@ -222,13 +237,13 @@ def _read_cost(result: dict, dump: str, chip: Chip) -> Cost:
 
 
 def _operation(op, cycles: int, hbm_bytes: int, chip: Chip) -> Operation:
-    waits = op.name_of_kind.endswith("-done")  # of an asynchronous copy: its bytes count, once, in the total
+    waits = op.name_of_kind.endswith("-done")  # of an asynchronous copy, whose bytes count once in the total
     bound = 0 if waits else int(max(cycles, hbm_bytes / chip.bytes_per_cycle))
     return Operation(op.name, cycles, hbm_bytes, bound, op.vmem_bytes)
 
 
 def _plain_name(name: str) -> str:
-    """A kernel's name without instance numbers and without the wrappers that jax's transformations add."""
+    """A kernel's name without instance numbers and the prefixes of jax transformations."""
     name = re.sub(r"[.\d]*$", "", name).lstrip("_")
     return re.sub(r"^((transpose|jvp|vmap|remat|checkpoint|rematted_computation)_+)+", "", name).rstrip("_")
 
@@ -244,6 +259,7 @@ def _dumped_schedule(dump: str, name: str, chip: Chip, grid: list[int]) -> Sched
 
 
 def main() -> None:
+    """Prints the cost of the function that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--function", required=True, help="module:name")
     parser.add_argument("--chip", choices=CHIPS, required=True)

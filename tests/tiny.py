@@ -13,16 +13,16 @@ SIZES = dict(
     rope_theta=1e4, mtp_depth=0,
 )  # fmt: skip
 FAMILIES = {
-    "2.6": dict(softmax="mla", layer_group_size=2, num_layers=4),
-    "2.6 without q_lora": dict(softmax="mla", layer_group_size=2, num_layers=4, q_lora_rank=None),
-    "linear-2.0": dict(softmax="gqa", layer_group_size=2, num_layers=4, num_heads=4, num_kv_heads=2),
-    "2.0": dict(softmax="gqa", layer_group_size=1, num_layers=3, num_heads=4, num_kv_heads=2, num_norm_groups=1),
+    "2.6": dict(full_attention="mla", layer_group_size=2, num_layers=4),
+    "2.6 without q_lora": dict(full_attention="mla", layer_group_size=2, num_layers=4, q_lora_rank=None),
+    "linear-2.0": dict(full_attention="gqa", layer_group_size=2, num_layers=4, num_heads=4, num_kv_heads=2),
+    "2.0": dict(full_attention="gqa", layer_group_size=1, num_layers=3, num_heads=4, num_kv_heads=2, num_norm_groups=1),
 }
 
 
 def tiny_config(family: str = "2.6", **fields) -> ModelConfig:
     fields = SIZES | FAMILIES[family] | fields
-    if fields["softmax"] == "gqa":
+    if fields["full_attention"] == "gqa":
         fields |= dict(q_lora_rank=None, kv_lora_rank=0, nope_dim=0, rope_dim=0, v_dim=0)
     return model_config("tiny-2.6", **fields)
 

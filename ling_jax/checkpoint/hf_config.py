@@ -55,7 +55,7 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
         named.append(f"partial_rotary_factor {overridden} (rotary_dim {config.rotary_dim} wins)")
     if named:
         _warn_once(f"config.json: keys that are not read: {', '.join(named)}", sys.stderr)
-    if config.softmax == "mla" and config.rotary_dim != config.rope_dim:
+    if config.full_attention == "mla" and config.rotary_dim != config.rope_dim:
         dims = f"{config.rotary_dim} dims of Lightning heads are rotated, and qk_rope_head_dim is {config.rope_dim}"
         _warn_once(f"config.json: {dims}; the official code has one table for both", sys.stderr)
     kept = {key: value for key, value in hf.items() if key not in QUANTISATION}
@@ -98,7 +98,7 @@ def _warn_once(text: str, stream) -> None:
 
 
 def _kind(config: ModelConfig) -> tuple[str, bool]:
-    return config.softmax, config.layer_group_size > 1
+    return config.full_attention, config.layer_group_size > 1
 
 
 def _header(config: ModelConfig) -> dict[str, Any]:
@@ -110,13 +110,14 @@ def _header(config: ModelConfig) -> dict[str, Any]:
                 "norm_topk_prob": True, "moe_router_enable_expert_bias": True, "router_dtype": "fp32",
             }  # fmt: skip
     raise ValueError(
-        f"no Hugging Face architecture has softmax {config.softmax!r} with layer_group_size {config.layer_group_size}"
+        f"no Hugging Face architecture has full_attention {config.full_attention!r} with layer_group_size "
+        f"{config.layer_group_size}"
     )
 
 
 def _keys(config: ModelConfig, num_shared: int = 1) -> dict[str, Any]:
     """A model by the keys of the table, in transformers 4's form; of `num_shared` shared experts if these can be."""
-    family = V25 if config.softmax == "mla" else LINEAR if config.layer_group_size > 1 else V2
+    family = V25 if config.full_attention == "mla" else LINEAR if config.layer_group_size > 1 else V2
     total = config.shared_ffn_size
     num_shared = num_shared if total and total % num_shared == 0 else int(total > 0)
     return {key.name: getattr(config, key.field) for key in TABLE if key.field and family in key.families} | {
@@ -168,7 +169,7 @@ def _update_repeated(hf: dict[str, Any], changed: set[str], config: ModelConfig)
         if hf.get(key) is not None:
             del hf[key]
     numbers = dict.fromkeys(LINEAR_HEADS, config.num_heads)
-    numbers |= {"qk_head_dim": config.nope_dim + config.rope_dim} if config.softmax == "mla" else {}
+    numbers |= {"qk_head_dim": config.nope_dim + config.rope_dim} if config.full_attention == "mla" else {}
     hf |= {key: number for key, number in numbers.items() if hf.get(key)}
 
 

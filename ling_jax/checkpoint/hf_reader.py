@@ -103,7 +103,7 @@ def config_of(hf: dict, tensors: Tensors, dtype) -> ModelConfig:
 
 def _stored_slope_offset(tensors: Tensors, config: ModelConfig) -> int:
     """The convention that a stored slope of a Lightning layer fits; 0 without one."""
-    lightning = [n for n in range(config.num_layers) if not config.is_softmax_layer(n)]
+    lightning = [n for n in range(config.num_layers) if not config.is_full_attention_layer(n)]
     slopes, names = {f"model.layers.{n}.attention.slope": n for n in lightning}, tensors.names()
     stored = [name for name in slopes if name in names and tensors.stored_dtype(name) in DTYPES]
     for name in stored[-1:]:  # the last layers differ most

@@ -251,7 +251,7 @@ def _model(values: dict[str, Any], family: Family, yarn: Yarn | None) -> ModelCo
     # 0 is what the 2.6 releases have, whatever they were trained with: it says nothing of training.
     fields |= {"mtp_loss_weight": weight} if (weight := values["mtp_loss_scaling_factor"]) else {}
     return ModelConfig(
-        softmax=family.softmax,
+        full_attention=family.softmax,
         head_dim=values["head_dim"],
         rotary_dim=values["rotary_dim"],
         num_expert_groups=values["n_group"],
@@ -270,10 +270,10 @@ def _check_repeated(hf: dict[str, Any], config: ModelConfig) -> None:
             expected = f"null, 0 or num_attention_heads ({heads}): Lightning layers have all heads"
             raise refusal(key, value, expected)
     total, found = config.nope_dim + config.rope_dim, hf.get("qk_head_dim")
-    if config.softmax == "mla" and not only(total).accepts(found):
+    if config.full_attention == "mla" and not only(total).accepts(found):
         raise refusal("qk_head_dim", found, f"null or qk_nope_head_dim + qk_rope_head_dim ({total})")
     softmax, lightning = one_of("full_attention", "attention"), one_of("linear_attention", "lightning_attention")
-    mixers = [softmax if config.is_softmax_layer(layer) else lightning for layer in range(config.num_layers)]
+    mixers = [softmax if config.is_full_attention_layer(layer) else lightning for layer in range(config.num_layers)]
     for key in MIXER_LISTS:
         _check_list(hf, key, mixers, f"softmax layers close groups of {config.layer_group_size}")
     dense, sparse = one_of("dense"), one_of("sparse")

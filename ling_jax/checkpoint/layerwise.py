@@ -1,4 +1,4 @@
-"""A forward pass of a model on disk that holds one layer at a time."""
+"""A forward pass over samples with one layer in memory at a time, which exposes the inputs of every mixer."""
 
 import functools
 import gc
@@ -11,24 +11,25 @@ import numpy as np
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
-from ling_jax.model.layers import MIXERS, Kind, layer, layer_kind
+from ling_jax.model.layers import MIXERS, LayerKind, layer, layer_kind, mtp_layer_kind
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.mtp import module_input, shift_tokens
 from ling_jax.model.norm import rms_norm
-from ling_jax.model.transformer import make_sequence
+from ling_jax.model.transformer import make_token_info
 from ling_jax.spec import Params
 
 
 class LayerActivations(NamedTuple):
-    """One layer; an MTP depth comes behind the others, with the layer inside of it."""
+    """One layer with its inputs. MTP depth d is layer num_layers + d; its params contain the module's layer."""
 
     number: int
-    kind: Kind
-    params: Params  # all of the layer's, on the host
-    inputs: list[Any]  # normed inputs of the mixer, [B, T, D] of each batch
+    kind: LayerKind
+    params: Params  # all parameters of the layer, on the host
+    inputs: list[Any]  # normed input of the mixer for each batch, [B, T, D]
 
     @property
     def mixer(self) -> Params:
+        """The mixer's parameters."""
         return (self.params.get("layer") or self.params)["mixer"]
 
     def with_mixer(self, mixer: Params) -> Params:
@@ -39,18 +40,18 @@ class LayerActivations(NamedTuple):
 
 
 def layerwise_forward(reader: Reader, batches: Sequence[Batch]) -> Iterator[LayerActivations]:
-    """Every layer in order, MTP depths last, with the inputs that the model as it is gives its mixer."""
+    """Yields every layer in order, MTP depths last, with the inputs that the unconverted model gives its mixer."""
     config, decays = reader.config, log_decays(reader.config)
     x, kind = list(embedded(reader, np.stack([batch["tokens"] for batch in batches]), config)), None
     for number in range(config.num_layers):
         params, kind = reader.layer(number), layer_kind(config, number)
         yield LayerActivations(number, kind, params, [normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
         x = _through(params, x, decays[number], batches, config, kind)
-        del params  # before the next layer is read
-        gc.collect(0)  # any collection is when JAX lets go of arrays that it read without a copy
+        del params  # free it before the next layer is read
+        gc.collect(0)  # JAX frees zero-copy arrays at any collection
     if not config.mtp_depth:
         return
-    hidden, kind = [normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], Kind(config.softmax, "moe")
+    hidden, kind = [normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], mtp_layer_kind(config)
     for depth in range(config.mtp_depth):
         params, x = reader.layer(config.num_layers + depth), []
         for hidden_BTD, rows in zip(hidden, batches, strict=True):
@@ -64,13 +65,14 @@ def layerwise_forward(reader: Reader, batches: Sequence[Batch]) -> Iterator[Laye
         gc.collect(0)
 
 
-def outputs(
-    mixer: Params, seen: LayerActivations, batches: Sequence[Batch], config: ModelConfig, kind: Kind
+def mixer_outputs(
+    mixer: Params, activations: LayerActivations, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind
 ) -> np.ndarray:
-    """[N, D] float64: what a mixer of that config and kind makes of the layer's inputs, at live tokens."""
-    decay_H = log_decays(config)[seen.number] if seen.number < config.num_layers else None
+    """The outputs of a mixer of this config and kind on the layer's inputs, at live tokens: [N, D] float64."""
+    number = activations.number
+    decay_H = log_decays(config)[number] if number < config.num_layers else None
     made = []
-    for x_BTD, rows in zip(seen.inputs, batches, strict=True):
+    for x_BTD, rows in zip(activations.inputs, batches, strict=True):
         y_BTD = _mixed(mixer, x_BTD, decay_H, rows, config, kind.mixer)
         made.append(np.asarray(y_BTD, np.float64)[rows["segment_ids"] > 0])
     return np.concatenate(made)
@@ -81,14 +83,14 @@ def embedded(reader: Reader, tokens, config: ModelConfig) -> np.ndarray:
     return np.asarray(reader.top("embed")[np.asarray(tokens)], config.compute_dtype)
 
 
-def _through(params, x, log_decay_H, batches: Sequence[Batch], config: ModelConfig, kind: Kind) -> list[Any]:
-    """All batches behind a layer, which nothing refers to any more when they are there."""
+def _through(params, x, log_decay_H, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind) -> list[Any]:
+    """All batches after a layer. The results are ready on return, so nothing refers to the layer any more."""
     outs = [run_layer(params, x_BTD, log_decay_H, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
     return jax.block_until_ready(outs)
 
 
 def _sequence(rows: Batch, config: ModelConfig):
-    return make_sequence(rows["tokens"], config, rows["positions"], rows["segment_ids"])
+    return make_token_info(rows["tokens"], config, rows["positions"], rows["segment_ids"])
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -97,7 +99,7 @@ def normed(weight_D, x_BTD, config: ModelConfig):
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def run_layer(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, kind: Kind):
+def run_layer(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, kind: LayerKind):
     return layer(params, x_BTD, log_decay_H, None, _sequence(rows, config), config, kind)[0]
 
 

@@ -117,7 +117,7 @@ def _places(path: str, leaf: Leaf, config: ModelConfig):
     else:
         key = "/".join(parts[1:]).removeprefix("layer/")
         indices = [((depth,), config.num_layers + depth) for depth in range(config.mtp_depth)]
-        suffix = MTP_NAMES.get(key) or _layer_suffix(config.softmax, key)
+        suffix = MTP_NAMES.get(key) or _layer_suffix(config.full_attention, key)
     for index, layer in indices:
         prefix = LAYER_OF.format(layer=layer)
         if "{expert}" in suffix:

@@ -23,7 +23,7 @@ from ling_jax.checkpoint.failed_saves import SaveFailed as SaveFailed
 from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.manifest import DamagedCheckpoint as DamagedCheckpoint
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
-from ling_jax.config import ModelConfig, Yarn
+from ling_jax.config import RENAMED_FIELDS, ModelConfig, Yarn
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
@@ -314,5 +314,6 @@ def config_from_json(fields: dict[str, Any]) -> ModelConfig:
     """Raises an error of any kind where the fields are not those of a model."""
     if not isinstance(json.loads(fields.get("hf_source") or "{}"), dict):
         raise ValueError("hf_source is no JSON object")
+    fields = {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}
     scaling = fields.get("rope_scaling")
     return ModelConfig(**(fields | {"rope_scaling": Yarn(**scaling) if scaling else None}))

@@ -1,1 +1,1 @@
-"""What a program costs on devices that are not there: compiled ahead of time, read from what the compiler wrote."""
+"""The cost of a program on absent devices: ahead-of-time compilation, and analysis of the compiled program."""

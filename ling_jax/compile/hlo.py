@@ -1,8 +1,8 @@
-"""What one device does in a compiled program, read from its text: FLOPs, HBM bytes, collectives.
+"""The work of one device in a compiled program, from its HLO text: FLOPs, HBM bytes, collectives.
 
-Everything counts as often as the loops around it turn. A loop whose turns depend on the data counts once: the only
-ones here go over chunks of experts' rows, and even loads fill one chunk (`parallel.expert_chunks`). Pallas kernels
-count what they declare.
+Operations count once per trip of the loops around them. A loop with a data-dependent trip count counts once; the only
+ones here run over chunks of experts' rows, and even loads fill one chunk (`parallel.expert_chunks`). Pallas kernels
+count the costs that they declare.
 """
 
 import collections
@@ -19,38 +19,39 @@ COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
 )  # fmt: skip
 CALLED = re.compile(r"(?:to_apply|calls|computation|body|true_computation|false_computation)=%([^\s,}]+)")
-IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # device numbers: their shape, and the order of its axes
+IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # an iota of device numbers: shape and transposition
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-# Passes of a bfloat16 matrix unit for a product of float32s.
+# bfloat16 passes of the matrix unit for a float32 product, by precision.
 PASSES = {"highest": 6, "high": 3}
 
 
 class Collective(NamedTuple):
-    """All of one kind along the same mesh axes."""
+    """All collectives of one kind along the same mesh axes."""
 
     kind: str
     axes: tuple[str, ...]
     count: int
-    bytes: int  # that a device receives
+    bytes: int  # received by a device
 
 
 class Work(NamedTuple):
-    """Of one device in one run of the program."""
+    """The work of one device in one run of the program."""
 
     flops: float
-    matrix_unit_flops: float  # with products of float32s counted as the bfloat16 passes that they take
+    matrix_unit_flops: float  # float32 products count as their bfloat16 passes
     hbm_bytes: float
     collectives: tuple[Collective, ...]
-    network_bytes: int  # that a device receives from other slices
-    open_loops: tuple[str, ...]  # counted once
+    network_bytes: int  # received by a device from other slices
+    open_loops: tuple[str, ...]  # loops with unknown trip count, counted once
 
     @property
     def collective_bytes(self) -> int:
+        """Bytes that a device receives in collectives."""
         return sum(collective.bytes for collective in self.collectives)
 
 
 def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
-    """The work that the text of a compiled program (`compiled.as_text()`) describes."""
+    """The work in the text of a compiled program (`compiled.as_text()`); `mesh_shape` is {axis: size}."""
     module = computations(text)
     operations, open_loops = hlo_operations(module)
     declared = {}
@@ -83,15 +84,15 @@ def _walk(module: dict[str, Computation], name: str, times: int) -> Iterator[tup
     for op in here.values():
         yield here, op, times
         if op.kind in ("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "map", "reduce-window"):
-            continue  # what they apply is a sum of two numbers
+            continue  # the applied computation is a sum of two numbers
         inner = CALLED.findall(op.attributes)
         for branches in BRANCHES.findall(op.attributes):
             inner += [branch.strip().removeprefix("%") for branch in branches.split(",")]
         for computation in inner:
-            yield from _walk(module, computation, times * (_turns(op, module) if op.kind == "while" else 1))
+            yield from _walk(module, computation, times * (_trip_count(op, module) if op.kind == "while" else 1))
 
 
-def _turns(loop: Instruction, module: dict[str, Computation]) -> int:
+def _trip_count(loop: Instruction, module: dict[str, Computation]) -> int:
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
     condition = re.search(r"condition=%([^\s,]+)", loop.attributes)
@@ -101,19 +102,19 @@ def _turns(loop: Instruction, module: dict[str, Computation]) -> int:
 
 
 def _is_sliced(op: Instruction, here: Computation) -> bool:
-    """A TPU's compiler writes a reduce-scatter as one fusion of an all-reduce and the slice that is kept."""
+    """Whether an all-reduce is a reduce-scatter: the TPU compiler fuses it with a slice of its result."""
     return any(user.kind == "dynamic-slice" and user.operands[0] == op.name for user in here.values())
 
 
 def _axes(op: Instruction, mesh_shape: dict[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which the devices of a group differ."""
+    """The mesh axes along which the devices of a group differ, in mesh order."""
     group = _group(op.attributes, math.prod(mesh_shape.values()))
     places = np.array(np.unravel_index(group, tuple(mesh_shape.values())))
     return tuple(axis for axis, place in zip(mesh_shape, places, strict=True) if len(set(place)) > 1)
 
 
 def _group(attributes: str, devices: int) -> list[int]:
-    """The devices of the first group, numbered as the mesh counts them."""
+    """The devices of the first group, numbered in mesh order."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", attributes):
         hops = [tuple(map(int, pair)) for pair in re.findall(r"\{(\d+),(\d+)", pairs[0])]
         return list(next((pair for pair in hops if pair[0] != pair[1]), (0,)))
@@ -140,14 +141,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def _received(kind: str, op: Instruction, here: Computation, devices: int) -> int:
-    """Bytes that a device receives in one run of a collective: what a ring or a direct exchange needs at the least.
+    """Bytes that a device receives in one run of a collective, with a ring or a direct exchange.
 
-    How much a ragged exchange moves depends on the data. Here it is the most that even loads can make it: a device then
-    gets as much as it sends, and neither is more than there is room for.
+    The traffic of a ragged exchange depends on the data. With even loads a device receives as much as it sends, at most
+    the size of the smaller buffer; that bound counts here.
     """
     operands = sum(_bytes(here[name].shape) for name in op.operands if name in here)
     if kind == "ragged-all-to-all":
-        operands = min(_bytes(here[name].shape) for name in op.operands[:2])  # room for what is sent, for what comes
+        operands = min(_bytes(here[name].shape) for name in op.operands[:2])  # send buffer, receive buffer
     size = len(_group(op.attributes, devices))
     match kind:
         case "all-gather":
@@ -160,7 +161,7 @@ def _received(kind: str, op: Instruction, here: Computation, devices: int) -> in
 
 
 def _product_flops(op: Instruction, here: Computation) -> int:
-    """2 · multiplications of a dot, or of the convolution that a TPU makes of one."""
+    """FLOPs of a dot, or of the convolution into which a TPU turns it."""
     result, (left, right) = _dims(op.shape), (_dims(here[name].shape) for name in op.operands[:2])
     if op.kind == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)[1]
@@ -174,10 +175,13 @@ def _product_flops(op: Instruction, here: Computation) -> int:
 
 
 def _positions(attributes: str, number: int, base: int, kernel: int, result: int) -> int:
-    """How many (place of the result, place of the kernel) pairs of one dimension meet an element, not padding."""
+    """Number of (result position, kernel position) pairs of one dimension that read an element and not padding."""
     window = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(field.split("=") for field in window[1].split()) if window else {}
-    part = lambda name, default: fields[name].split("x")[number] if name in fields else default  # noqa: E731
+
+    def part(name: str, default: str) -> str:
+        return fields[name].split("x")[number] if name in fields else default
+
     before = int(part("pad", "0_0").split("_")[0])
     stride, dilate, spread = (int(part(name, "1")) for name in ("stride", "rhs_dilate", "lhs_dilate"))
     at = np.arange(result)[:, None] * stride + np.arange(kernel) * dilate - before

@@ -1,7 +1,7 @@
-"""Searches meshes, remat and microbatches for the step with the least time bound that fits.
+"""Searches meshes, remat policies and microbatches for the train step with the smallest time bound that fits.
 
-What is reported is compiled. Lower bounds that need no compiler come first, and nothing is compiled that they rule
-out: so no mesh that was left out can be better than the winner, but one that the compiler fails on.
+Every reported step is compiled. Lower bounds that need no compiler rule meshes out first, so a skipped mesh cannot be
+better than the winner, unless the compiler fails on it.
 """
 
 import dataclasses
@@ -15,36 +15,36 @@ from jax.sharding import AbstractMesh
 from ling_jax import spec as specs
 from ling_jax.compile.topology import Chip
 from ling_jax.model import layer_plan, model_spec
-from ling_jax.model.moe import devices_of_a_token
-from ling_jax.parallel.sharding import MESH_AXES, mesh_ways, shardings
+from ling_jax.model.moe import max_devices_per_token
+from ling_jax.parallel.sharding import MESH_AXES, num_shards, shardings
 from ling_jax.train.config import MeshConfig, PretrainConfig
 from ling_jax.train.metrics import flops_per_token
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
 from ling_jax.train.state import abstract_state, state_bytes
 
-SEARCHED = ("data", "fsdp", "expert", "tensor")  # `context` is what the rows' length asks for
+SEARCHED = ("data", "fsdp", "expert", "tensor")  # `context` follows from the row length
 FAILS = "the compiler fails"
 REMATS = ("none", "dots", "ffn", "full")  # from least to most recomputation
 
 
-class Tried(NamedTuple):
-    """A mesh, and what came of it."""
+class Candidate(NamedTuple):
+    """One mesh of the search, with its result."""
 
     config: PretrainConfig
-    at_least: float  # seconds that no compiler can save, as `hlo.read_work` counts
-    fields: dict[str, Any] | None  # the compiled step's report; None where there is none
-    reason: str  # why there is none
+    lower_bound: float  # seconds of a step, from the counts of `hlo.read_work`, whatever the compiler does
+    fields: dict[str, Any] | None  # the report of the compiled step; None without one
+    reason: str  # why there is no report
 
 
 def plan(
     config: PretrainConfig, devices: int, chip: Chip, measure: Callable[[PretrainConfig], dict], *, slices: int = 1
-) -> list[Tried]:
-    """All legal meshes of so many devices, in so many slices, the best one that fits first.
+) -> list[Candidate]:
+    """The candidates for all legal meshes of `devices` in `slices`, the fastest that fits first.
 
-    `measure` compiles a config's step and reports it (`programs.compile_and_report`). On each mesh the first of these
-    that fits is taken: as little recomputation, and with that as few microbatches, as there can be. Raises ValueError
-    where no mesh is legal.
+    `measure` compiles the step of a config and reports it (`programs.compile_and_report`). Each mesh takes the first
+    choice that fits, in order of recomputation (least first), then of microbatches (fewest first). Raises ValueError if
+    no mesh is legal.
     """
     if (context := config.mesh.context) < 1 or devices % context:
         raise ValueError(f"mesh.context is {context}; a search takes it as it is, and it must divide {devices} devices")
@@ -53,23 +53,25 @@ def plan(
     if not legal:
         raise ValueError(f"no mesh of {devices} devices splits this model and its {config.train.batch_size} rows")
     holding = [(_held_bytes(config, mesh), sizes, mesh) for sizes, mesh in legal]
-    bounded = [(_at_least(config, mesh, chip, held), held, sizes, mesh) for held, sizes, mesh in holding]
-    tried, best = [], math.inf
-    for at_least, held, sizes, mesh in sorted(bounded, key=lambda x: x[0]):
+    bounded = [(_lower_bound(config, mesh, chip, held), held, sizes, mesh) for held, sizes, mesh in holding]
+    candidates, best = [], math.inf
+    for lower_bound, held, sizes, mesh in sorted(bounded, key=lambda x: x[0]):
         on_mesh = dataclasses.replace(config, mesh=MeshConfig(**sizes))
-        if at_least >= best:
-            tried.append(Tried(on_mesh, at_least, None, f"no step takes less than {at_least:.4g} s there"))
+        if lower_bound >= best:
+            candidates.append(
+                Candidate(on_mesh, lower_bound, None, f"no step takes less than {lower_bound:.4g} s there")
+            )
             continue
-        tried.append(_first_that_fits(on_mesh, mesh, chip, held, at_least, measure))
-        if tried[-1].fields:
-            best = min(best, tried[-1].fields["step_seconds_bound"])
-    return sorted(tried, key=lambda t: (t.fields["step_seconds_bound"] if t.fields else math.inf, t.at_least))
+        candidates.append(_first_that_fits(on_mesh, mesh, chip, held, lower_bound, measure))
+        if candidates[-1].fields:
+            best = min(best, candidates[-1].fields["step_seconds_bound"])
+    return sorted(candidates, key=lambda t: (t.fields["step_seconds_bound"] if t.fields else math.inf, t.lower_bound))
 
 
-def as_text(tried: list[Tried]) -> str:
-    """A line a mesh, and why the first is the winner."""
-    lines = [f"plan: {len(tried)} meshes split this model; the best that fits first"]
-    for t in tried:
+def as_text(candidates: list[Candidate]) -> str:
+    """The candidates as text, a line each, and the reason why the first wins."""
+    lines = [f"plan: {len(candidates)} meshes split this model; the best that fits first"]
+    for t in candidates:
         mesh = " ".join(f"{axis} {size}" for axis, size in dataclasses.asdict(t.config.mesh).items() if size > 1)
         how = (
             f"{mesh or 'one device':<36} remat {t.config.model.remat:<5} microbatches {t.config.train.microbatches:<4}"
@@ -80,17 +82,17 @@ def as_text(tried: list[Tried]) -> str:
             lines.append(f"  {how} {f['step_seconds_bound']:.4g} s ({f['limiting_term']})  {memory}")
         else:
             lines.append(f"  {how} {t.reason}")
-    return "\n".join([*lines, "  " + why(tried)])
+    return "\n".join([*lines, "  " + reason_of(candidates)])
 
 
-def why(tried: list[Tried]) -> str:
-    """Why the first of them is the winner, or why there is none."""
-    winner = tried[0].fields
+def reason_of(candidates: list[Candidate]) -> str:
+    """The reason why the first candidate wins, or why none does."""
+    winner = candidates[0].fields
     if winner is None:
-        if failed := sum(t.reason.startswith(FAILS) for t in tried):
-            return f"no step was compiled: {FAILS} on {failed} of {len(tried)} meshes, and the others do not fit"
+        if failed := sum(t.reason.startswith(FAILS) for t in candidates):
+            return f"no step was compiled: {FAILS} on {failed} of {len(candidates)} meshes, and the others do not fit"
         return "nothing fits: more devices, shorter rows, or a smaller model"
-    others = [t for t in tried[1:] if t.fields]
+    others = [t for t in candidates[1:] if t.fields]
     parts = ", ".join(f"{part} {seconds:.3g} s" for part, seconds in winner["seconds"].items())
     reason = f"the first wins: its {winner['limiting_term']} takes longest ({parts})"
     if others:
@@ -115,7 +117,7 @@ def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], Abstra
 
 
 def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
-    if mesh_ways("batch", mesh) > config.train.batch_size:
+    if num_shards("batch", mesh) > config.train.batch_size:
         return False
     try:
         shardings(model_spec(config.model), mesh)
@@ -125,35 +127,35 @@ def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
 
 
 def _held_bytes(config: PretrainConfig, mesh: AbstractMesh) -> int:
-    """Parameters and moments of a device."""
+    """Bytes of parameters and moments on a device."""
     return state_bytes(abstract_state(config.model, make_optimizer(config.optimizer, config.train.steps), mesh))
 
 
-def _at_least(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: int) -> float:
-    """Seconds of a step: its model FLOPs, its state read and written, what has to be moved between devices."""
-    rows = device_rows(config.train.batch_size, 1, mesh) // mesh_ways("batch", mesh)
-    tokens, c = rows * config.data.sequence_length / mesh_ways("tokens", mesh), config.model
+def _lower_bound(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: int) -> float:
+    """Lower bound on the seconds of a step: model FLOPs, state read and written, traffic between devices."""
+    rows = device_rows(config.train.batch_size, 1, mesh) // num_shards("batch", mesh)
+    tokens, c = rows * config.data.sequence_length / num_shards("tokens", mesh), config.model
     compute = flops_per_token(c, config.data.sequence_length) * config.train.batch_size * config.data.sequence_length
     moved = 0.0
     for leaf in specs.named_leaves(model_spec(c)).values():
         if "embed" in leaf.axes and "vocab" not in leaf.axes:
-            split = [mesh_ways(axis, mesh) for axis in leaf.axes if axis not in (None, "embed")]
+            split = [num_shards(axis, mesh) for axis in leaf.axes if axis not in (None, "embed")]
             whole = math.prod(leaf.shape) / math.prod(split)
             moved += (
-                2 * 2 * whole * (1 - 1 / mesh_ways("embed", mesh))
-            )  # bfloat16: gathered, and its gradient scattered
+                2 * 2 * whole * (1 - 1 / num_shards("embed", mesh))
+            )  # bfloat16: gathered, and the gradient scattered
     experts = sum(run.count * s.repeats for s in layer_plan(c) for run in s.runs if run.kind.ffn == "moe")
     ways = mesh.shape["expert"]
-    sent = tokens * devices_of_a_token(c, ways) * (1 - 1 / ways)
-    moved += 4 * 2 * experts * sent * c.hidden_size  # there and back, twice
+    sent = tokens * max_devices_per_token(c, ways) * (1 - 1 / ways)
+    moved += 4 * 2 * experts * sent * c.hidden_size  # there and back, in forward and backward
     return max(
         compute / (mesh.size * chip.flops), 2 * held / chip.hbm_bytes_per_second, moved / chip.link_bytes_per_second
     )
 
 
-def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, at_least: float, measure) -> Tried:
+def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, lower_bound: float, measure) -> Candidate:
     if held > chip.hbm_bytes:
-        return Tried(config, at_least, None, f"parameters and moments alone take {held / 1e9:.1f} GB")
+        return Candidate(config, lower_bound, None, f"parameters and moments alone take {held / 1e9:.1f} GB")
     reason = "no choice of remat and microbatches fits"
     for remat in REMATS:
         for microbatches in _microbatches(config, mesh):
@@ -166,29 +168,29 @@ def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, at_lea
                 continue
             try:
                 fields = measure(candidate)
-            except jax.errors.JaxRuntimeError as error:  # a fault of the compiler, which is no reason to end the search
+            except jax.errors.JaxRuntimeError as error:  # a compiler failure does not end the search
                 reason = f"{FAILS}: {str(error).splitlines()[0]}"
                 continue
             if fields["fits"]:
-                return Tried(candidate, at_least, fields, "")
-    return Tried(candidate, at_least, None, reason)
+                return Candidate(candidate, lower_bound, fields, "")
+    return Candidate(candidate, lower_bound, None, reason)
 
 
 def _microbatches(config: PretrainConfig, mesh) -> list[int]:
-    """Counts that divide the batch, few first; of those with equal rows a device the one with the least padding."""
+    """Microbatch counts that divide the batch, ascending; of equal rows per device, the one with least padding."""
     best: dict[int, tuple[int, int]] = {}
     for count in (n for n in range(1, config.train.batch_size + 1) if config.train.batch_size % n == 0):
         rows = device_rows(config.train.batch_size, count, mesh)
-        each = rows // (count * mesh_ways("batch", mesh))
+        each = rows // (count * num_shards("batch", mesh))
         best[each] = min(best.get(each, (rows, count)), (rows, count))
     return sorted(count for _, count in best.values())
 
 
 def _kept_bytes(config: PretrainConfig, mesh) -> int:
-    """What backward surely finds of forward: the layers' inputs, and projections that are not computed again."""
+    """Lower bound on the bytes that forward saves for backward: layer inputs, and projections if not recomputed."""
     c = config.model
     width = {"full": 0, "ffn": c.hidden_size, "dots": 4 * c.num_heads * c.head_dim // mesh.shape["tensor"]}
     kept = c.hidden_size + width.get(c.remat, width["dots"])
     rows = device_rows(config.train.batch_size, config.train.microbatches, mesh) // config.train.microbatches
-    tokens = rows * config.data.sequence_length // (mesh_ways("batch", mesh) * mesh_ways("tokens", mesh))
+    tokens = rows * config.data.sequence_length // (num_shards("batch", mesh) * num_shards("tokens", mesh))
     return 2 * c.num_layers * tokens * kept

@@ -1,4 +1,4 @@
-"""The programs of a run, lowered for a mesh: the train step, prefill, a decode step."""
+"""The programs of a run lowered for a mesh: train step, prefill, decode step."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.loss import head_logits
 from ling_jax.parallel.exchange import compiler_options
-from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, mesh_ways, shardings
+from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, num_shards, shardings
 from ling_jax.train.config import PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_train_step
@@ -29,9 +29,11 @@ from ling_jax.train.state import abstract_state, state_bytes
 
 
 class Program(NamedTuple):
+    """A program that can be lowered."""
+
     lower: Callable[[], Any]
-    argument_bytes: int  # of one device
-    tokens: int
+    argument_bytes: int  # on one device
+    tokens: int  # of one run, on all devices
 
 
 def compile_and_report(
@@ -44,20 +46,20 @@ def compile_and_report(
     rows: int = 0,
     save: str = "",
 ) -> dict[str, Any]:
-    """The report (`report.report`) of a program of the config: "train", "prefill" or "decode" of `rows` rows.
+    """Compiles a program of the config and reports it (`report.report`): "train", "prefill" or "decode" of `rows` rows.
 
-    `trainable` is a tree of bools, where the step trains a part of the parameters. The report's `problem` says what is
-    missing and the smallest change that would do, where the program does not fit. Raises ValueError where the topology
-    does not exist or the mesh does not fill it.
+    `trainable` is a tree of bools if the step trains a part of the parameters. `save` is a path for the serialised
+    executable. If the program does not fit, the report's `problem` says by how much and suggests the smallest change.
+    Raises ValueError if the topology does not exist or the mesh does not fill it.
     """
     devices, chip = describe(topology, slices)
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
-    rows = rows or mesh_ways("batch", mesh)
+    rows = rows or num_shards("batch", mesh)
     if program == "train":
         wanted = _train_program(config, mesh, trainable)
     else:
-        wanted = _read_program(config, mesh, rows, program)
-    if wanted.argument_bytes > chip.hbm_bytes:  # known without minutes of compilation
+        wanted = _cache_program(config, mesh, rows, program)
+    if wanted.argument_bytes > chip.hbm_bytes:  # no need to compile
         compiled = Compiled(None, 0.0, wanted.argument_bytes)
     else:
         compiled = compile_program(wanted.lower())
@@ -77,7 +79,7 @@ def compile_and_report(
 
 
 def misfit(fields: dict[str, Any]) -> str:
-    """By how much a program does not fit, and the smallest change that would do; estimates say "about"."""
+    """A message: by how much a program does not fit, and the smallest change that helps; estimates say "about"."""
     needed, has, arguments = fields["hbm_peak_bytes"], fields["hbm_bytes"], fields["argument_bytes"]
     over = f"{needed / 1e9:.1f} GB of every device, {(needed - has) / 1e9:.1f} GB too many"
     if arguments > has:
@@ -100,34 +102,37 @@ def misfit(fields: dict[str, Any]) -> str:
 
 
 def _train_program(config: PretrainConfig, mesh, trainable) -> Program:
-    """The step of `launch.pretrain`: microbatches, all losses, AdamW; its state is used up."""
+    """The step of `launch.pretrain`: microbatches, all losses, AdamW; the state is donated."""
     optimizer, length = make_optimizer(config.optimizer, config.train.steps), config.data.sequence_length
     abstract = abstract_state(config.model, optimizer, mesh, trainable)
     arguments = (config.model, config.train, length, optimizer, abstract, mesh, trainable)
-    lower = lambda: lower_train_step(*arguments)  # noqa: E731
-    return Program(lower, state_bytes(abstract), config.train.batch_size * length)
+    return Program(lambda: lower_train_step(*arguments), state_bytes(abstract), config.train.batch_size * length)
 
 
-def _read_program(config: PretrainConfig, mesh, rows: int, program: str) -> Program:
+def _cache_program(config: PretrainConfig, mesh, rows: int, program: str) -> Program:
     length = config.data.sequence_length
     params = abstract_params(config.model, mesh)
     cache = abstract_cache(config.model, rows, length, mesh, empty=program == "prefill")
     tokens = length if program == "prefill" else 1
     return Program(
-        lambda: lower_read(config.model, params, cache, tokens, mesh), state_bytes((params, cache)), rows * tokens
+        lambda: lower_forward_with_cache(config.model, params, cache, tokens, mesh),
+        state_bytes((params, cache)),
+        rows * tokens,
     )
 
 
-def lower_read(config: ModelConfig, params, cache: Cache, tokens: int, mesh):
-    """(logits of the last token [B, W], the cache): so many tokens a row into the cache, which is used up."""
+def lower_forward_with_cache(
+    config: ModelConfig, params: Any, cache: Cache, tokens: int, mesh: jax.sharding.Mesh
+) -> jax.stages.Lowered:
+    """Lowers (logits of the last token [B, 1, W], cache) for `tokens` new tokens per row; the cache is donated."""
 
     def read(params, tokens_BT, cache):
-        hidden_BTD, _, cache = model.read(params, tokens_BT, config, cache)
+        hidden_BTD, _, cache = model.forward_with_cache(params, tokens_BT, config, cache)
         return head_logits(params["head"], hidden_BTD[:, -1:]), cache
 
     rows = cache.length.shape[0]
     tokens_BT = jax.ShapeDtypeStruct((rows, tokens), jnp.int32, sharding=batch_sharding(mesh))
-    # Caches are laid out as the program wants them: one that decodes keeps them so from token to token.
+    # The program chooses the layout of the cache; decoding keeps it from token to token.
     laid_out = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), cache)
     with jax.set_mesh(mesh):
         placed = dict(in_shardings=(None, None, laid_out), out_shardings=(None, laid_out.replace(empty=False)))
@@ -135,8 +140,8 @@ def lower_read(config: ModelConfig, params, cache: Cache, tokens: int, mesh):
         return jitted.lower(params, tokens_BT, cache)
 
 
-def abstract_params(config: ModelConfig, mesh):
-    """Weights of generation: in the compute dtype, but what is computed in float32."""
+def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Abstract weights for generation: in the compute dtype, except head, router and biases in their own."""
     spec = model.model_spec(config)
 
     def leaf(path, leaf, sharding):
@@ -149,13 +154,13 @@ def abstract_params(config: ModelConfig, mesh):
     )
 
 
-def abstract_cache(config: ModelConfig, rows: int, room: int, mesh, *, empty: bool) -> Cache:
-    """A cache with room for `room` tokens a row. Raises ValueError where the mesh cannot split the rows evenly."""
-    spec = cache_spec(config, rows, room, jnp.dtype(config.compute_dtype))
+def abstract_cache(config: ModelConfig, rows: int, max_length: int, mesh: jax.sharding.Mesh, *, empty: bool) -> Cache:
+    """A cache of `max_length` tokens a row. Raises ValueError where the mesh cannot split its rows evenly."""
+    spec = cache_spec(config, rows, max_length, jnp.dtype(config.compute_dtype))
     layers = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         specs.abstract(spec),
         shardings(spec, mesh),
     )
     length = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(RULES["batch"])))
-    return Cache(layers=layers, length=length, room=room, empty=empty)
+    return Cache(layers=layers, length=length, max_length=max_length, empty=empty)

@@ -1,4 +1,4 @@
-"""Compiles a lowered program and says what it costs: memory, work, and the bounds on time that follow."""
+"""Compiles a lowered program and reports its cost: memory, work and time bounds."""
 
 import re
 import resource
@@ -22,13 +22,15 @@ from ling_jax.train.metrics import (
 
 
 class Compiled(NamedTuple):
-    executable: Any  # None where there is none, because a device has too little memory
+    """The result of a compilation."""
+
+    executable: Any  # None: a device has too little memory
     seconds: float
-    hbm_bytes: float  # that the program takes of a device; without an executable what is known to be missing at least
+    hbm_bytes: float  # memory of the program on a device; a lower bound without an executable
 
 
-def compile_program(lowered) -> Compiled:
-    """Compiles it; what needs more memory than a device has comes back without an executable."""
+def compile_program(lowered: jax.stages.Lowered) -> Compiled:
+    """Compiles a program. The result has no executable if the program needs more memory than a device has."""
     begun = time.perf_counter()
     try:
         executable = lowered.compile()
@@ -40,8 +42,10 @@ def compile_program(lowered) -> Compiled:
 
 
 def bytes_asked_for(error: str) -> float:
-    """What a program would take of a device, from the compiler's words: of all, or of its temporaries alone where the
-    compiler saw at once that these are too many; 0 where it is not HBM that is too small."""
+    """Bytes that a program needs on a device, from the compiler's error; 0 if the error is not about HBM.
+
+    The error may state the total, or only the temporaries if these alone are too large.
+    """
     sizes = re.search(r"Used ([\d.]+)([KMG]) of \S+ hbm|temporaries \(([\d.]+)([KMG])\)", error)
     if sizes is None:
         return 0.0
@@ -49,18 +53,18 @@ def bytes_asked_for(error: str) -> float:
     return float(number) * 2.0 ** {"K": 10, "M": 20, "G": 30}[unit]
 
 
-def hbm_peak(compiled) -> int:
-    """Bytes of a device that the program takes: arguments, results, scratch as the compiler laid them out, and code.
+def hbm_peak(compiled: jax.stages.Compiled) -> int:
+    """Peak bytes of a device: arguments, results and scratch in the compiler's layout, and code.
 
-    The layout's size is what the compiler holds against the device's memory; its sum of temporaries
-    (`temp_size_in_bytes`) may be larger by a half.
+    The compiler compares the size of this layout with the device's memory. Its sum of temporaries
+    (`temp_size_in_bytes`) may be half as large again.
     """
     memory = compiled.memory_analysis()
     return memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
 
 
-def bounds(work: Work, chip: Chip, mesh) -> dict[str, float]:
-    """Seconds that each part of a device needs at the least, at its data sheet's peak; "network" joins slices."""
+def bounds(work: Work, chip: Chip, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """Lower bounds in seconds of each part of a device at its data sheet's peak; "network" is between slices."""
     seconds = {
         "compute": work.matrix_unit_flops / chip.flops,
         "hbm": work.hbm_bytes / chip.hbm_bytes_per_second,
@@ -74,7 +78,7 @@ def bounds(work: Work, chip: Chip, mesh) -> dict[str, float]:
 def report(
     compiled: Compiled,
     config: ModelConfig,
-    mesh,
+    mesh: jax.sharding.Mesh,
     chip: Chip,
     *,
     tokens: int,
@@ -82,13 +86,14 @@ def report(
     read_rows: int = 0,
     trainable: Any = None,
 ) -> dict[str, Any]:
-    """The fields of `launch.compile`, of a train step of `tokens` tokens in rows of `length`, or of a program that
-    reads so many, of `read_rows` rows, into caches that are then of `length`.
+    """The fields that `launch.compile` reports.
 
-    FLOPs of the model are matmuls and attention, forward and, of a train step, backward (weights' gradients only of
-    what is `trainable`, a tree of bools; None: all); no recomputation, no embedding lookup. `mfu_bound` is the share of
-    the devices' peak that they are at the time bound: 1 at the most. What only a compiled program tells is None without
-    one.
+    Without `read_rows` the program is a train step of `tokens` tokens in rows of `length`. With `read_rows` it is a
+    forward pass of `tokens` tokens in so many rows into caches that then hold `length` tokens.
+
+    Model FLOPs are those of matmuls and attention, forward and for a train step backward (weight gradients only of the
+    leaves in `trainable`, a tree of bools; None: all), without recomputation and embedding lookup. `mfu_bound` is their
+    share of the devices' peak at the time bound, at most 1. Without an executable, fields that need one are None.
     """
     if read_rows:
         model_flops, mtp_flops = read_rows * read_flops_per_row(config, tokens // read_rows, length), 0.0
@@ -138,8 +143,11 @@ def _work_fields(work: Work, mesh, chip: Chip, model_flops: float) -> dict[str, 
 
 
 def as_text(name: str, fields: dict[str, Any]) -> str:
-    """The report as a few lines."""
-    gb = lambda key: f"{fields[key] / 1e9:.4g} GB"  # noqa: E731
+    """The report as a few lines of text."""
+
+    def gb(key: str) -> str:
+        return f"{fields[key] / 1e9:.4g} GB"
+
     at_least = "" if fields["mfu_bound"] else "at least "
     lines = [
         f"{name}: compiled in {fields['compile_seconds']:.0f} s, {gb('host_peak_bytes')} of host memory",

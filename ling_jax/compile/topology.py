@@ -1,4 +1,4 @@
-"""Devices that are not there, and what their data sheets promise."""
+"""TPU topologies for ahead-of-time compilation, and the peaks of their chips from data sheets."""
 
 import importlib.util
 from typing import NamedTuple
@@ -10,13 +10,13 @@ EXAMPLES = "v5e:2x4, v5p:8x8x16, v6e:16x16, tpu7x:4x4x4"
 
 
 class Chip(NamedTuple):
-    """One device: a chip, but of tpu7x one of the two cores, each with half of all."""
+    """The peaks of one device: a chip, or on tpu7x one of the two cores with half of each."""
 
     flops: float  # dense bfloat16, per second
     hbm_bytes: float
     hbm_bytes_per_second: float
-    link_bytes_per_second: float  # into the device, all links of the slice's interconnect together
-    network_bytes_per_second: float  # its share of its host's network, which joins slices
+    link_bytes_per_second: float  # into the device, over all links of the slice's interconnect
+    network_bytes_per_second: float  # its share of the host's network between slices
 
 
 # Google Cloud's pages of each version, "System architecture". Networks between slices: v5e's page, 200 Gbit/s a host of
@@ -30,16 +30,16 @@ CHIPS = {
 
 
 def describe(name: str, slices: int = 1) -> tuple[list[jax.Device], Chip]:
-    """(the devices of so many slices of a topology such as `v5p:8x8x16`, what each can do).
+    """(devices of `slices` slices of a topology such as `v5p:8x8x16`, the peaks of each device).
 
-    libtpu asks its host for what it is, so a machine without a TPU has to answer before JAX starts, by the environment
-    that `launch.compile` sets. Raises ValueError for a name that libtpu does not know and where libtpu is missing.
+    libtpu queries its host for the TPU type. On a machine without a TPU, environment variables must answer before JAX
+    starts; `launch.compile` sets them. Raises ValueError for a name that libtpu does not know and if libtpu is missing.
     """
     version = name.partition(":")[0]
     if version not in CHIPS:
         raise ValueError(f"topology {name!r} is unknown: {version!r} is none of {', '.join(CHIPS)}; e.g. {EXAMPLES}")
     layout = name.partition(":")[2].split("x")
-    # libtpu compiles for some that there are not, and aborts the process on others.
+    # libtpu accepts some topologies that do not exist, and aborts the process on others.
     if version in ("v5e", "v6e") and (len(layout) != 2 or any(size.isdigit() and int(size) > 16 for size in layout)):
         raise ValueError(f"topology {name!r} does not exist: {version} has two axes of 16 at the most; e.g. {EXAMPLES}")
     if importlib.util.find_spec("libtpu") is None:
@@ -49,6 +49,6 @@ def describe(name: str, slices: int = 1) -> tuple[list[jax.Device], Chip]:
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except Exception as error:  # libtpu's own, and any JAX makes of it
+    except Exception as error:  # libtpu and JAX raise several kinds
         raise ValueError(f"topology {name!r} does not exist ({error}); e.g. {EXAMPLES}") from None
     return list(devices), CHIPS[version]

@@ -1,17 +1,17 @@
-"""How many tokens a step of speculative decoding with MTP drafts gives, from a greedy text and its drafts."""
+"""Tokens per step of speculative decoding with MTP drafts, from a greedy text and its drafts."""
 
 import numpy as np
 
 
 def accepted_length(tokens_T: np.ndarray, drafts_TN: np.ndarray, *, start: int) -> float:
-    """Tokens for each step of the trunk, between 1 and N + 1.
+    """Mean number of tokens per step of the trunk, between 1 and N + 1.
 
-    `tokens_T` [T] is a text whose tokens from `start` on the model chose greedily, so that they verify drafts;
-    `drafts_TN` [T, N] are the MTP depths' choices at each position: of tokens t + 2, t + 3, …. The step at position t
-    gives token t + 1 and the drafts behind it up to the first that is wrong; the next one stands where it ended.
-    Depths read the text's own tokens, which are the accepted drafts as far as any is accepted.
+    `tokens_T` [T] is a text whose tokens from `start` on the model chose greedily, so they verify drafts. `drafts_TN`
+    [T, N] holds the MTP choices at each position for tokens t + 2, t + 3, …. The step at position t yields token t + 1
+    and the drafts after it up to the first wrong one; the next step starts where it ended. The depths read the tokens
+    of the text, which equal the drafts as long as these are accepted.
 
-    Raises ValueError where no step fits.
+    Raises ValueError if the text is too short for one step.
     """
     depths = drafts_TN.shape[1]
     steps, at = 0, start - 1

@@ -1,4 +1,4 @@
-"""Generated answers, verified: accuracy, and pass@k of several samples."""
+"""Verification of generated answers: accuracy and pass@k."""
 
 import importlib
 import numbers
@@ -24,19 +24,21 @@ Verifier = Callable[[str, dict[str, Any]], bool | float]
 
 
 class Verdict(NamedTuple):
+    """The result of a verifier."""
+
     score: float | None  # 0 to 1; None: the verifier failed
-    error: str  # "" where it did not
+    error: str  # "" without an error
 
 
 def exact_match(text: str, record: dict[str, Any]) -> bool:
-    """Whether the text is the record's answer, white space around both aside."""
+    """Whether the text equals the record's answer, ignoring surrounding white space."""
     return text.strip() == record["answer"].strip()
 
 
 def same_answer(text: str, record: dict[str, Any]) -> bool:
-    """Whether the text's final answer means the record's, by `rewards.AnswerChecker`.
+    """Whether the text's final answer equals the record's in meaning (`rewards.AnswerChecker`).
 
-    The record's answer stands alone or behind ####. Raises OSError where the machine kept it from a verdict.
+    The record's answer is a bare answer or a text that ends in #### and it. Raises OSError if the check failed.
     """
     checked = shared_checker().check(text, gold_answer(record["answer"]))
     if checked.reward is None:
@@ -45,13 +47,13 @@ def same_answer(text: str, record: dict[str, Any]) -> bool:
 
 
 def load_verifier(name: str) -> Verifier:
-    """The function that `module:function` names. Raises ValueError where there is none."""
+    """The function that `module:function` names. Raises ValueError if it cannot be imported."""
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
         raise ValueError(f"verifier is {name!r}; expected module:function")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises
+    except Exception as error:  # a user's module may raise anything
         message = " ".join(str(error).split())
         raise ValueError(f"verifier {name!r} cannot be imported: {type(error).__name__}: {message}") from None
     function = getattr(module, function_name, None)
@@ -62,10 +64,10 @@ def load_verifier(name: str) -> Verifier:
 
 
 def verify(verifier: Verifier, text: str, record: dict[str, Any]) -> Verdict:
-    """What the verifier says; one that raises, or returns neither a bool nor a number from 0 to 1, is an error."""
+    """The verifier's verdict; an error if it raises or returns neither a bool nor a number from 0 to 1."""
     try:
         value = verifier(text, record)
-    except (Exception, SystemExit) as error:  # a verifier may run anything
+    except (Exception, SystemExit) as error:  # a verifier may raise anything
         return Verdict(None, f"{type(error).__name__}: {error}")
     if isinstance(value, (numbers.Real, np.bool_)) and 0 <= value <= 1:
         return Verdict(float(value), "")
@@ -73,9 +75,9 @@ def verify(verifier: Verifier, text: str, record: dict[str, Any]) -> Verdict:
 
 
 def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str, Any]]]:
-    """(where it stands, record) of JSON lines {"prompt" or "messages", "answer": what the verifier compares with}.
+    """[(file and line, record), …] of JSON lines {"prompt" or "messages", "answer"}; the verifier reads the answer.
 
-    Raises ValueError naming file, line and field.
+    Raises ValueError with file, line and field.
     """
     records = []
     for where, record in with_unique_ids(read_objects(path)):
@@ -97,9 +99,9 @@ def read_tasks(path: str | Path, verifier: Verifier) -> list[tuple[str, dict[str
 def encode_tasks(
     model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], max_new_tokens: int, *, raw: bool = False
 ) -> list[list[int]]:
-    """Tokens of each prompt; `raw` as `encode_prompts`.
+    """The tokens of each prompt; `raw` as in `encode_prompts`.
 
-    Raises ValueError naming the record that leaves no room for its answer.
+    Raises ValueError for a record whose prompt and answer exceed the model's context.
     """
     prompts = encode_prompts(model, records, raw=raw)
     for (where, _), prompt in zip(records, prompts, strict=True):
@@ -111,8 +113,8 @@ def encode_tasks(
     return prompts
 
 
-def answers(*arguments, **sampling) -> Iterator[list[Completion]]:
-    """`complete_all`; raises FloatingPointError on log-probabilities that are not finite."""
+def answers(*arguments: Any, **sampling: Any) -> Iterator[list[Completion]]:
+    """Batches of completions by `complete_all`. Raises FloatingPointError if a log-probability is not finite."""
     for done in complete_all(*arguments, **sampling):
         check_finite([answer.logps for answer in done])
         yield done
@@ -124,11 +126,11 @@ def answer_results(
     completions: Sequence[Completion],
     verdicts: Sequence[Verdict],
 ) -> tuple[list[dict], list[Metric]]:
-    """(samples, metrics); the samples of a record stand side by side, as many for each.
+    """(samples, metrics); `completions` hold the same number of samples for each record, next to each other.
 
-    `accuracy` is the mean score of all samples that have one; its interval takes the samples of a prompt as one
-    cluster. `pass@k` is the share of prompts with a score of 1 among their k samples, over prompts all of whose samples
-    have a score. `verifier_errors` counts those that have none.
+    `accuracy` is the mean score of all samples with a score; its interval treats the samples of a prompt as a cluster.
+    `pass@k` is the share of prompts with a score of 1 among their k samples, over prompts whose samples all have a
+    score. `verifier_errors` counts samples without a score.
     """
     per_record = len(completions) // len(records)
     samples = []

@@ -1,4 +1,4 @@
-"""Multiple choice: which of some texts is the likeliest answer to a prompt."""
+"""Multiple choice: the most likely of several answers to a prompt."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +18,17 @@ from ling_jax.rollout.prompts import encode_prompts
 
 
 class Choice(NamedTuple):
+    """One encoded choice with its prompt."""
+
     question: int
     prompt: list[int]
     tokens: list[int]
 
 
 def read_questions(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """(where it stands, record) of JSON lines {"prompt" or "messages", "choices": [text, …], "answer": index from 0}.
+    """[(file and line, record), …] of JSON lines {"prompt" or "messages", "choices": [text, …], "answer": index}.
 
-    Raises ValueError naming file, line and field.
+    Raises ValueError with file, line and field.
     """
     records = []
     for where, record in with_unique_ids(read_objects(path)):
@@ -51,11 +53,11 @@ def _check_choices(record: dict[str, Any], where: str) -> None:
 
 
 def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]], *, raw: bool = False) -> list[Choice]:
-    """Every choice of every record, in order, with its prompt; `raw` as `encode_prompts`.
+    """Every choice of every record, in order, with its prompt; `raw` as in `encode_prompts`.
 
-    A choice is encoded by itself and put behind the prompt's tokens, so what is scored is the same tokens whatever the
-    prompt ends with; a space between them belongs into the choice. Raises ValueError naming what passes the context,
-    and a prompt that ends inside <think>: a choice is an answer, not the start of reasoning.
+    A choice is encoded alone and appended to the prompt's tokens, so its tokens do not depend on the end of the prompt;
+    a space between the two belongs to the choice. Raises ValueError if prompt and choice exceed the context, and if the
+    prompt ends inside <think>: a choice is an answer, not the start of reasoning.
     """
     encoded = encode_documents(model.tokenizer, (choice for _, record in records for choice in record["choices"]))
     choices, prompts = [], encode_prompts(model, records, raw=raw)
@@ -77,10 +79,10 @@ def encode_choices(model: Loaded, records: Sequence[tuple[str, dict[str, Any]]],
 def choice_results(
     records: Sequence[tuple[str, dict[str, Any]]], choices: Sequence[Choice], logps: Mapping[int, np.ndarray]
 ) -> tuple[list[dict], list[Metric]]:
-    """(a sample for each record, metrics) from the log-probabilities of each prompt + choice behind its first token.
+    """(a sample for each record, metrics) from the log-probabilities of each prompt + choice after its first token.
 
-    A choice's score is the sum of its tokens' log-probabilities; `accuracy_per_byte` divides it by the choice's UTF-8
-    bytes, so that long choices are not at a loss. Among equal scores the first counts. Intervals are Wilson's.
+    The score of a choice is the sum of its tokens' log-probabilities in nats. `accuracy_per_byte` divides it by the
+    UTF-8 bytes of the choice, so that length is no disadvantage. Ties go to the first choice. Intervals are Wilson's.
     """
     by_question: list[list[np.ndarray]] = [[] for _ in records]
     for i, choice in enumerate(choices):

@@ -1,7 +1,7 @@
-"""Two models on disk on the same tokens, layer by layer: where they begin to differ, and by how much.
+"""Comparison of two models on disk on the same tokens, layer by layer: where they differ, and by how much.
 
-One layer of each is held at a time. Both are computed in float32, whatever they are stored in, so that what differs is
-what their weights and configs say.
+One layer of each model is in memory at a time. Both compute in float32 for any stored dtype, so that differences come
+from their weights and configs.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from ling_jax.checkpoint.layerwise import embedded, mtp_input, normed, run_layer
 from ling_jax.checkpoint.parts import Place, Reader, layer_places
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
-from ling_jax.model.layers import Kind, layer_kind
+from ling_jax.model.layers import LayerKind, layer_kind, mtp_layer_kind
 from ling_jax.model.lightning import log_decays
 from ling_jax.model.loss import head_logits
 from ling_jax.spec import Params, named_leaves
 
-DEPARTS = 2  # times what rounding explains; our choice
-LOGIT_BYTES = 32 * 2**20  # of the logits of one model that are held at a time; our choice
-SIZES = ("vocab_size", "hidden_size", "num_layers")  # which have to be the same
-# How a model is run and trained: outputs depend on it by rounding at most.
+DEPARTS = 2  # times the error that rounding explains; our choice
+LOGIT_BYTES = 32 * 2**20  # of one model's logits in memory at a time; our choice
+SIZES = ("vocab_size", "hidden_size", "num_layers")  # must be equal
+# Settings of running and training, which change outputs by rounding at most.
 NOT_COMPARED = (
     "compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std",
     "mtp_loss_weight", "z_loss_weight", "mtp_detached",
@@ -36,31 +36,31 @@ NOT_COMPARED = (
 
 
 class PartError(NamedTuple):
-    """How far a part of model B is from that of model A: the norm of the difference, relative to A's output."""
+    """The errors of a part of model B: norms of differences relative to the output of model A's part."""
 
     name: str
     kind: str
-    error: float  # of the outputs, as the models get there
-    own: float  # of the outputs where both parts read A's hidden states: what this part alone adds
-    rounding: float  # of the outputs of one model's part before and after its weights are rounded as the other's are
+    error: float  # of the outputs on each model's own hidden states
+    own: float  # of the outputs when both parts read A's hidden states: the error of this part alone
+    rounding: float  # of one model's part after rounding its weights like the other's
 
     @property
     def departs(self) -> bool:
-        """Whether it is another function: further off than `DEPARTS` times what the dtypes of the weights explain."""
+        """Whether the part computes another function: its own error is above `DEPARTS` times that of rounding."""
         return self.own > DEPARTS * self.rounding
 
 
 class LogitError(NamedTuple):
-    """How far the distributions of the next token are apart, in nats a token."""
+    """The divergence of the next-token distributions, in nats per token."""
 
     name: str
     mean_kl: float  # KL(A || B)
     max_kl: float
-    same_top: float  # share of tokens at which both have the same likeliest next token
+    same_top: float  # share of tokens with the same most likely next token
 
 
 class _Block(NamedTuple):
-    """A part of a model: where its weights are, and what it makes of its inputs and of embedded tokens (MTP alone)."""
+    """A part of a model: the places of its weights, and its function of inputs and embedded tokens (MTP only)."""
 
     name: str
     kind: str
@@ -86,7 +86,7 @@ class _Model:
         return traverse_util.unflatten_dict(leaves, sep="/")
 
     def rounded(self, params: Params, block: _Block) -> Params | None:
-        """Another model's weights of a block as this one stores them; None where that changes nothing or cannot be."""
+        """Another model's weights of a block in this model's stored form; None if equal or not possible."""
         leaves, places = named_leaves(params), block.places
         shapes = {name: self._shapes[place.leaf][len(place.index) :] for name, place in places.items()}
         if {name: leaf.shape for name, leaf in leaves.items()} != shapes:
@@ -117,30 +117,30 @@ class _Model:
         return self.top("head", name, lambda params, hidden, _: _logits(params["head"], hidden))
 
     def mtp(self, depth: int) -> _Block:
-        kind = Kind(self.config.softmax, "moe")
+        kind = mtp_layer_kind(self.config)
         run = functools.partial(self._mtp, kind=kind)
         return _Block(f"MTP {depth + 1}", ", ".join(kind), self._places[self.config.num_layers + depth], run)
 
     def mtp_embedded(self, depth: int) -> np.ndarray:
         return embedded(self.reader, shifted_tokens(self.rows, depth + 1, self.config), self.config)
 
-    def _layer(self, params: Params, x_BTD, _, *, decay_H, kind: Kind):
+    def _layer(self, params: Params, x_BTD, _, *, decay_H, kind: LayerKind):
         return run_layer(params, x_BTD, decay_H, self.rows, self.config, kind)
 
-    def _mtp(self, params: Params, hidden_BTD, embedded_BTD, *, kind: Kind):
+    def _mtp(self, params: Params, hidden_BTD, embedded_BTD, *, kind: LayerKind):
         x_BTD = mtp_input(params, embedded_BTD, hidden_BTD, self.config)
         x_BTD = self._layer(params["layer"], x_BTD, None, decay_H=None, kind=kind)
         return normed(params["final_norm"], x_BTD, self.config)
 
 
 def check_comparable(a: ModelConfig, b: ModelConfig) -> None:
-    """Raises ValueError where two models have no hidden states of the same shapes."""
+    """Raises ValueError if the hidden states of two models have different shapes."""
     if differ := _differences(a, b, SIZES):
         raise ValueError(f"these models cannot be compared layer by layer: {'; '.join(differ)}")
 
 
 def config_differences(a: ModelConfig, b: ModelConfig) -> list[str]:
-    """What two configs say differently of the model's function, a text each."""
+    """The differences of two configs that change the model's function, as texts."""
     names = (field.name for field in dataclasses.fields(ModelConfig) if field.compare)
     return _differences(a, b, [name for name in names if name not in NOT_COMPARED])
 
@@ -153,7 +153,7 @@ def _differences(a: ModelConfig, b: ModelConfig, names: Iterable[str]) -> list[s
 def compare_layers(a: Reader, b: Reader, tokens_BT: np.ndarray) -> Iterator[PartError | LogitError]:
     """The embedding, every layer, the final norm, the logits, then every MTP layer that both have and its logits.
 
-    Raises ValueError where the models are not of the same sizes.
+    `tokens_BT` [B, T] integers. Raises ValueError if the models have different sizes.
     """
     check_comparable(a.config, b.config)
     tokens_BT = np.asarray(tokens_BT, np.int32)
@@ -172,13 +172,13 @@ def compare_layers(a: Reader, b: Reader, tokens_BT: np.ndarray) -> Iterator[Part
 
 
 def _compare_block(models, blocks, inputs, tokens=(None, None)) -> tuple[list[np.ndarray], PartError]:
-    """(the outputs of both models' blocks, how far they are apart); one block's weights are held at a time."""
+    """(outputs of both models' blocks, their error); the weights of one block are in memory at a time."""
     (model_a, model_b), (block_a, block_b), (x_a, x_b), (tokens_a, tokens_b) = models, blocks, inputs, tokens
     params = model_a.load(block_a)
     y_a = np.asarray(block_a.run(params, x_a, tokens_a))
     rounding = _rounding(params, block_a, model_b, block_b, (x_a, tokens_a), y_a)
-    params = None  # before the next is read
-    gc.collect(0)  # any collection is when JAX lets go of arrays that it read without a copy
+    params = None  # free it before the next is read
+    gc.collect(0)  # JAX frees zero-copy arrays at any collection
     params = model_b.load(block_b)
     y_b = np.asarray(block_b.run(params, x_b, tokens_b))
     own_b = y_b if _same((x_a, tokens_a), (x_b, tokens_b)) else np.asarray(block_b.run(params, x_a, tokens_a))
@@ -190,13 +190,13 @@ def _compare_block(models, blocks, inputs, tokens=(None, None)) -> tuple[list[np
 
 
 def _rounding(params: Params, block: _Block, other: _Model, other_block: _Block, inputs, output) -> float:
-    """How far a block's output is from that of its weights as the other model stores them."""
+    """The error of a block's output when its weights have the other model's stored form."""
     rounded = other.rounded(params, other_block)
     return 0.0 if rounded is None else _relative(np.asarray(block.run(rounded, *inputs)), output)
 
 
 def _compare_logits(models, states, prefix: str) -> Iterator[PartError | LogitError]:
-    """Of the LM head on hidden states, some tokens at a time; both heads are held."""
+    """The errors of the LM head on hidden states, some tokens at a time; both heads are in memory."""
     blocks = [model.head(f"{prefix}logits") for model in models]
     heads = [model.load(block) for model, block in zip(models, blocks, strict=True)]
     rounded = [models[1].rounded(heads[0], blocks[1]), models[0].rounded(heads[1], blocks[0])]
@@ -229,14 +229,12 @@ def _kl(logits_BTW, other_BTW):
     """[B, T] KL divergences of the second distributions from the first, which are the reference."""
     logp, logq = jax.nn.log_softmax(logits_BTW), jax.nn.log_softmax(other_BTW)
     p, log_ratio = jnp.exp(logp), logp - logq
-    close = p * (
-        log_ratio + jnp.expm1(-log_ratio)
-    )  # p log(p/q) - p + q, which adds up to the same, and is never below 0
+    close = p * (log_ratio + jnp.expm1(-log_ratio))  # p log(p/q) - p + q has the same sum and is never negative
     return jnp.sum(jnp.where(jnp.abs(log_ratio) < 1, close, p * log_ratio - p + jnp.exp(logq)), axis=-1)
 
 
 class _Ratio:
-    """The norm of a difference over that of what it is relative to, of parts that are added one by one."""
+    """The norm of a difference relative to the norm of a reference, accumulated over parts."""
 
     def __init__(self):
         self._error = self._size = 0.0
@@ -249,7 +247,7 @@ class _Ratio:
 
     @property
     def value(self) -> float:
-        """0 where all numbers are equal, infinite where one is NaN and another is not."""
+        """The ratio: 0 if all numbers are equal, infinite if a NaN differs."""
         if self._error == 0:
             return 0.0
         ratio = math.sqrt(self._error) / math.sqrt(self._size) if self._size else math.inf

@@ -1,4 +1,4 @@
-"""How well a model predicts texts: nats per token and per byte."""
+"""Perplexity of texts: nats per token and per byte."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,15 @@ from ling_jax.evaluate.statistics import bootstrap_ratio_interval
 
 
 class Document(NamedTuple):
-    tokens: np.ndarray  # of the text, then end of text
-    num_bytes: int  # of the text behind its first token: what is predicted
+    """An encoded text."""
+
+    tokens: np.ndarray  # [length] int32: the text, then end of text
+    num_bytes: int  # bytes of the text after its first token, which are predicted
 
 
 class Window(NamedTuple):
+    """A part of a document that is scored in one row."""
+
     document: int
     start: int
     tokens: np.ndarray
@@ -27,10 +31,8 @@ class Window(NamedTuple):
 def read_texts(path: str | Path) -> list[str]:
     """The documents at a path: a file, a folder or a glob.
 
-    By their names files are JSON lines (*.jsonl or *.ndjson, gzipped or not) or parquet with a field
-    `text`, or else text.
-
-    Raises ValueError or FileNotFoundError, naming file, line and field.
+    File names decide the format: JSON lines (*.jsonl or *.ndjson, gzipped or not) or parquet with a field `text`,
+    otherwise plain text. Raises ValueError or FileNotFoundError with file, line and field.
     """
     return list(documents(_source(str(path))))
 
@@ -52,7 +54,7 @@ def _kind(name: str) -> type[Source]:
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Document]:
-    """Each text as it is trained on: plain text, closed by end of text."""
+    """Each text as in training: its tokens, then end of text."""
     end = eos_id(tokenizer)
     return [
         Document(np.append(ids, end).astype(np.int32), len(text.encode()) - _num_bytes(tokenizer, ids[0]))
@@ -61,16 +63,16 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Document]:
 
 
 def _num_bytes(tokenizer: Tokenizer, token: int) -> int:
-    """Byte-level BPE spells a token with one letter a byte."""
+    """Bytes of a token: byte-level BPE writes one letter per byte."""
     return len(tokenizer.id_to_token(int(token)))
 
 
 def windows(documents: Sequence[Document], size: int) -> Iterator[Window]:
     """Cuts each document into windows of at most `size` tokens that predict each token but its first exactly once.
 
-    A window starts with the last token of the one before, which it reads and does not predict; nothing else is read
-    twice (the stride is size - 1). So the first tokens of a later window have little context: the result is an upper
-    bound of what a longer context would give.
+    A window starts with the last token of the one before as context only; no other token is read twice (the stride is
+    size - 1). The first tokens of a later window have little context, so the result is an upper bound on the loss with
+    a longer context.
     """
     for number, (tokens, _) in enumerate(documents):
         for start in range(0, len(tokens) - 1, size - 1):
@@ -82,8 +84,8 @@ def perplexity_results(
 ) -> tuple[list[dict], list[Metric]]:
     """(a sample for each document, metrics) from the log-probabilities [length - 1] of each window.
 
-    Nats per token are over all tokens but each document's first, end of text included; nats per byte are the same
-    nats over the bytes behind the first token. Intervals resample documents, since tokens of one are not independent.
+    Nats per token count all tokens except the first of each document, end of text included. Nats per byte divide the
+    same sum by the bytes after the first token. Intervals resample documents, because their tokens are not independent.
     """
     parts: list[list[np.ndarray]] = [[] for _ in documents]
     for i, window in enumerate(windows):
@@ -113,7 +115,7 @@ def _token_metrics(nats, counts) -> tuple[Metric, Metric]:
 
 
 def _ratio(name: str, above, below) -> Metric:
-    """Without a value where there is nothing to divide by: texts of one token have no predicted byte."""
+    """The ratio of sums; without a value if the denominator is 0, as for texts of one token."""
     count = len(below)
     if not below.sum():
         return Metric(name, None, None, count, "documents")

@@ -1,4 +1,4 @@
-"""What an evaluation tells: lines of progress, a table, a folder of results."""
+"""The output of an evaluation: progress lines, a table, a folder of results."""
 
 import datetime
 import json
@@ -17,15 +17,17 @@ REPORT_SECONDS = 5
 
 
 class Metric(NamedTuple):
+    """One metric with its confidence interval."""
+
     name: str
-    value: float | None  # None: there was nothing to take it of
-    interval: tuple[float, float] | None  # 95 %; None where there is none
+    value: float | None  # None: no data
+    interval: tuple[float, float] | None  # 95 %; None: no interval
     n: int
-    unit: str  # what n counts
+    unit: str  # unit of n
 
 
 def with_progress(batches: Iterable[Sequence], what: str, total: int, *, doing: str = "evaluate") -> Iterator:
-    """The items of the batches, with a line every few seconds and at the end: how many came, and when all will have."""
+    """The items of the batches, with a progress line every few seconds and at the end: items done and time left."""
     start = reported = time.monotonic()
     done = 0
     for batch in batches:
@@ -38,6 +40,7 @@ def with_progress(batches: Iterable[Sequence], what: str, total: int, *, doing: 
 
 
 def table(metrics: Iterable[Metric]) -> str:
+    """The metrics as an aligned text table."""
     rows = [("metric", "value", "95 % interval", "n")]
     for metric in metrics:
         interval = "-" if metric.interval is None else "[{}, {}]".format(*map(_shown, metric.interval))
@@ -52,7 +55,7 @@ def _shown(value: float | None) -> str:
 
 
 def check_new_folder(path: epath.PathLike) -> None:
-    """Raises FileExistsError or OSError where `write_results` would: it is better known before the work."""
+    """Raises FileExistsError or OSError if `write_results` would, before the evaluation starts."""
     folder = as_path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder")
@@ -71,10 +74,10 @@ def write_results(
 
 
 def _number(value: float | None):
-    """One that is no number of JSON stays readable as text."""
+    """The value, as text if it is infinite or NaN, which JSON cannot represent."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(value, **options) -> bytes:
-    # Half a surrogate pair, which a record's id may hold, is an escape in JSON as it is in Python.
+    # A record's id may contain half a surrogate pair, which JSON and Python write as an escape.
     return json.dumps(value, ensure_ascii=False, **options).encode("utf-8", "backslashreplace")

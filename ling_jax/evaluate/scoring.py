@@ -2,35 +2,37 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.loss import shifted_targets, token_logps
-from ling_jax.model.transformer import hidden_states, make_sequence
+from ling_jax.model.transformer import hidden_states, make_token_info
 from ling_jax.rollout.generate import LEAST_BUCKET, bucket
+from ling_jax.spec import Params
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def next_token_logps(params, tokens_BT, segment_ids_BT, config: ModelConfig):
-    """[B, T] log p(token t + 1 | its document up to t), float32; 0 where none follows in the document."""
+def next_token_logps(params: Params, tokens_BT: jax.Array, segment_ids_BT: jax.Array, config: ModelConfig) -> jax.Array:
+    """log p(token t + 1 | its document up to t) in nats, [B, T] float32; 0 at the last token of a document."""
     config = dataclasses.replace(config, mtp_depth=0)
-    sequence = make_sequence(tokens_BT, config, None, segment_ids_BT)
-    hidden_BTD, _, _ = hidden_states(params, tokens_BT, sequence, config)
-    targets_BT = shifted_targets(tokens_BT, sequence.docs, 1)
+    info = make_token_info(tokens_BT, config, None, segment_ids_BT)
+    hidden_BTD, _, _ = hidden_states(params, tokens_BT, info, config)
+    targets_BT = shifted_targets(tokens_BT, info.docs, 1)
     return token_logps(hidden_BTD, params["head"], targets_BT, config.loss_chunk)
 
 
 def score_rows(
-    params, config: ModelConfig, rows: Sequence[Sequence[int]], batch_size: int
+    params: Params, config: ModelConfig, rows: Sequence[Sequence[int]], batch_size: int
 ) -> Iterator[list[tuple[int, np.ndarray]]]:
     """Yields batches of (i, log p(rows[i][t + 1] | rows[i][: t + 1]) for all t, float32 [length - 1]) in nats.
 
-    Rows of 2 tokens to the model's context, none of which sees another; the longest come first, so that what does not
-    fit the memory fails at once. One program is compiled for each power of two of length and of rows in a batch.
-    Raises FloatingPointError where the model gives something that is not finite.
+    Rows have 2 tokens to the model's context and are independent. The longest come first, so that a batch that does not
+    fit in memory fails at once. Each power of two of length and batch size compiles one program. Raises
+    FloatingPointError if a log-probability is not finite.
     """
     by_length: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
@@ -53,6 +55,7 @@ def _score_batch(params, config: ModelConfig, rows, length: int) -> list[np.ndar
     return logps
 
 
-def check_finite(logps) -> None:
+def check_finite(logps: Iterable[ArrayLike]) -> None:
+    """Raises FloatingPointError unless all values are finite."""
     if not all(np.isfinite(row).all() for row in logps):
         raise FloatingPointError("the model's log-probabilities are not finite; its weights or its dtype are at fault")

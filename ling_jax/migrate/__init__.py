@@ -1,1 +1,1 @@
-"""From Ling 2.0 (GQA) to the Lightning + MLA hybrid: conversions of layers, and the plan that trains between them."""
+"""Migration from Ling 2.0 (GQA) to the Lightning + MLA hybrid: layer conversions, and stages that train in between."""

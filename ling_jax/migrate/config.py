@@ -1,4 +1,4 @@
-"""What a migration is: stages that each convert the model, train a part of it, or merge checkpoints."""
+"""The configuration of a migration: stages that convert the model, train a part of it, or merge checkpoints."""
 
 import dataclasses
 import fnmatch
@@ -28,18 +28,21 @@ from ling_jax.train.config import (
 # Patterns over the names of parameters (`spec.named_leaves`); `*` matches `/` too.
 LIGHTNING_QKV = ("*_lightning_*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")
 LIGHTNING_GATE = ("*_lightning_*/mixer/gate", "*_lightning_*/mixer/norm")
-ALL_QKV = ("*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")  # those of fused GQA layers too
+ALL_QKV = ("*/mixer/[qkv]", "*_lightning_*/mixer/[qk]_norm")  # fused GQA layers too
 EVERYTHING = ("*",)
 
 
 def mla_patterns(target: ModelConfig) -> tuple[str, ...]:
-    """Projections and norms of MLA; without a query rank its queries have the name of Lightning's."""
+    """Patterns for the projections and norms of MLA.
+
+    Without a query rank, MLA's query projection is named like Lightning's, so the pattern includes the layer kind.
+    """
     mtp = ("mtp/*/mixer/q",) if target.mtp_depth else ()
     queries = ("*/mixer/q_[ab]", "*/mixer/q_a_norm") if target.q_lora_rank else ("*_mla_*/mixer/q", *mtp)
     return (*queries, "*/mixer/kv_*")
 
 
-# Three depths for speculation (report App. B): a module each, one for all, one whose later depths spare the trunk.
+# Three MTP depths for speculation (report App. B): a module each, one shared, or one shared and detached.
 MTP_SCHEMES = {
     "separate": dict(mtp_depth=3, mtp_shared_depths=0, mtp_detached=False),
     "shared": dict(mtp_depth=1, mtp_shared_depths=3, mtp_detached=False),
@@ -49,27 +52,29 @@ MTP_SCHEMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """First the model takes the form, if it has another; then the leaves that match are trained."""
+    """One stage: conversion to `form` if needed, then training of the parameters that match `trains`."""
 
     name: str
-    form: str  # of `migrate.convert.FORMS`
-    trains: tuple[str, ...] = ()  # patterns over the names of parameters; (): nothing is trained
-    tokens: int = 0  # at most
-    recovers: bool = False  # ends where the held-out loss is at most 1.01 times the source's; rows are as long as there
+    form: str  # one of `migrate.convert.FORMS`
+    trains: tuple[str, ...] = ()  # patterns for parameter names; (): no training
+    tokens: int = 0  # upper bound
+    recovers: bool = False  # stops at a held-out loss of 1.01 times the source's, measured on rows of the same length
     peak_lr: float = 0.0  # 0: optimizer.peak_lr
     warmup_steps: int = -1  # -1: optimizer.warmup_steps
-    router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training. For patterns that match all biases, else 0
-    sequence_length: int = 0  # 0: data.sequence_length; rows of a step then are as many fewer as they are longer
-    long_share: float = 1.0  # of sequences; the others have data.sequence_length and share rows
-    context: int = 1  # devices that share every row, taken from those of mesh.fsdp
-    rope_theta: float = 0.0  # 0: as before
-    mtp: str = ""  # how three depths are predicted from here on (`MTP_SCHEMES`); "": as before
-    merges: int = 0  # so many of the last checkpoints of the stage before, train.save_every apart, are averaged (WSM)
+    router_bias_rate: float = (
+        1e-3  # report §2.3.1; 1e-4 in mid-training. Used if `trains` matches every expert bias, else 0
+    )
+    sequence_length: int = 0  # 0: data.sequence_length; a step keeps its tokens, so longer rows are fewer
+    long_share: float = 1.0  # share of long sequences; the others have data.sequence_length and are packed
+    context: int = 1  # devices that split every row, taken from mesh.fsdp
+    rope_theta: float = 0.0  # 0: unchanged
+    mtp: str = ""  # MTP scheme from this stage on (`MTP_SCHEMES`); "": unchanged
+    merges: int = 0  # number of last checkpoints of the stage before, train.save_every apart, to average (WSM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageLoop:
-    """What the training of all stages has in common, as in `train.config.LoopConfig`."""
+    """Training settings shared by all stages; names as in `train.config.LoopConfig`."""
 
     batch_size: int  # rows of data.sequence_length
     microbatches: int = 1
@@ -79,7 +84,7 @@ class StageLoop:
     spike_window: int = 128
     hang_seconds: float = 1800.0
     log_every: int = 10
-    eval_every: int = 100  # which is also how often a stage may find that it has recovered
+    eval_every: int = 100  # steps; a stage that recovers is checked as often
     eval_batches: int = 16
     save_every: int = 100
     keep: int = 2
@@ -87,13 +92,15 @@ class StageLoop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MigrateConfig:
-    source: str  # a workdir or a Hugging Face folder of a Ling 2.0 model, with its tokenizer
+    """A whole migration. Raises ValueError if fields or stages do not fit each other."""
+
+    source: str  # workdir or Hugging Face folder of a Ling 2.0 model with its tokenizer
     target: ModelConfig
     stages: tuple[Stage, ...]
     data: DataConfig
     optimizer: OptimizerConfig
     train: StageLoop
-    seen_tokens: int = 0  # of the data, with its seed and length, that the source was trained on: they are passed over
+    seen_tokens: int = 0  # tokens of this data, seed and length that the source has seen; they are skipped
     conversion: Conversion = dataclasses.field(default_factory=Conversion)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -117,7 +124,7 @@ class MigrateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One stage's training as the loop of training is told it."""
+    """The training of one stage in the form that `train.loop` takes."""
 
     stage: Stage
     model: ModelConfig
@@ -163,7 +170,7 @@ STAGE_RULES: tuple[Rule, ...] = (
 
 
 def _check_stage(config: MigrateConfig, number: int, stage: Stage) -> None:
-    """What can be said of a stage without the source model."""
+    """The checks of a stage that need no source model."""
     if not stage.name.replace("_", "").isalnum():
         raise ValueError("the name is a folder's; it is letters, digits and _")
     if stage.form not in FORMS:
@@ -224,18 +231,20 @@ def _check_rows(config: MigrateConfig, stage: Stage) -> None:
 
 
 def stage_length(config: MigrateConfig, stage: Stage) -> int:
+    """Tokens of a row of the stage."""
     return stage.sequence_length or config.data.sequence_length
 
 
 def stage_steps(config: MigrateConfig, stage: Stage) -> int:
-    """At most; rows of any length make up the same tokens of a step."""
+    """Upper bound on the optimiser steps of a stage; the tokens of a step do not depend on the row length."""
     return math.ceil(stage.tokens / (config.train.batch_size * config.data.sequence_length))
 
 
 def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig]:
-    """The model of each stage; the last one's is the target but for rope where no stage gives it the target's.
+    """The config of the model after each stage's conversion.
 
-    Raises ValueError where source, target, patterns, calibration or lengths do not fit, naming stage and numbers.
+    The last is the target, except for rope's theta if no stage sets it. Raises ValueError with stage and numbers if
+    source, target, patterns, calibration or lengths do not fit.
     """
     models, theta, mtp = [], source.rope_theta, {}
     lacks_mtp = not source.mtp_depth and config.target.mtp_depth > 0
@@ -254,7 +263,7 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
         try:
             check_sequence_length(stage_length(config, stage), model)
             if stage.trains:
-                trained(model, stage.trains)
+                trainable_mask(model, stage.trains)
         except ValueError as error:
             raise ValueError(f"stages[{number}] ({stage.name}): {error}") from None
         models.append(model)
@@ -268,15 +277,15 @@ def stage_models(config: MigrateConfig, source: ModelConfig) -> list[ModelConfig
 
 
 def _trains_mtp(stage: Stage, model: ModelConfig) -> bool:
-    """Whether new MTP modules would learn: a stage that trains a part of them would leave the others as drawn."""
+    """Whether the stage trains every parameter of new MTP modules; a part would leave the others random."""
     names = [name for name in specs.named_leaves(model_spec(model)) if name.startswith("mtp/")]
     return bool(model.mtp_loss_weight) and all(matches(name, stage.trains) for name in names)
 
 
-def trained(model: ModelConfig, patterns: tuple[str, ...]) -> Any:
-    """A tree of bools over the parameters: what of them gradients train, by patterns over their names.
+def trainable_mask(model: ModelConfig, patterns: tuple[str, ...]) -> Any:
+    """A tree of bools over the parameters: whether gradients train a leaf whose name matches `patterns`.
 
-    Raises ValueError for a pattern that matches nothing, and where nothing is trained.
+    Raises ValueError for a pattern without a match, and if no leaf is trained.
     """
     spec = model_spec(model)
     names = specs.named_leaves(spec)
@@ -298,11 +307,12 @@ def trained(model: ModelConfig, patterns: tuple[str, ...]) -> Any:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a parameter name matches one of the patterns; `*` matches `/` too."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def stage_run(config: MigrateConfig, number: int, model: ModelConfig) -> StageRun:
-    """The training of a stage; one that does not train gets a step that is never made."""
+    """The training of a stage. A stage without training gets one step, which never runs."""
     stage = config.stages[number]
     length = stage_length(config, stage)
     rows = config.train.batch_size * config.data.sequence_length // length
@@ -327,6 +337,7 @@ def stage_run(config: MigrateConfig, number: int, model: ModelConfig) -> StageRu
 
 
 def stage_mesh(config: MigrateConfig, stage: Stage) -> MeshConfig:
+    """The mesh of a stage: `context` devices move from `fsdp` to the context axis."""
     mesh = config.mesh
     if stage.context == 1:
         return mesh

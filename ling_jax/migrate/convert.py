@@ -1,8 +1,9 @@
-"""Whole models between the forms of a migration, layer by layer from disk to disk.
+"""Conversion of whole models between the forms of a migration, layer by layer from disk to disk.
 
-Forms, in this order: "gqa" (Ling 2.0), "linear" (Lightning layers, the others GQA), "fused" (the same without QK-norm
-in the GQA layers), "mla" (the hybrid). A layer's conversion follows from its kinds in the two configs, so a step may
-leave forms out: from "gqa" to "mla" is everything at once.
+    gqa (Ling 2.0) -> linear (Lightning and GQA layers) -> fused (no QK-norm in GQA layers) -> mla (the hybrid)
+
+The kinds of a layer in the two configs determine its conversion, so a step may skip forms; "gqa" to "mla" converts
+everything at once.
 """
 
 import dataclasses
@@ -13,39 +14,39 @@ from typing import Any
 import numpy as np
 
 from ling_jax.checkpoint.hf_writer import HfWriter
-from ling_jax.checkpoint.layerwise import LayerActivations, layerwise_forward, outputs
+from ling_jax.checkpoint.layerwise import LayerActivations, layerwise_forward, mixer_outputs
 from ling_jax.checkpoint.parts import TOP, Reader, layer_places
 from ling_jax.config import ModelConfig, nearest
 from ling_jax.data import Batch
+from ling_jax.migrate.gqa_to_lightning import KV_HEADS, gqa_to_lightning, hybrid_config
 from ling_jax.migrate.qk_fusion import fuse_qk_norm, fused_config, head_squares
 from ling_jax.migrate.transmla import PCAS, gqa_to_mla, mla_config
-from ling_jax.migrate.widen import KV_HEADS, gqa_to_lightning, hybrid_config
-from ling_jax.model.layers import Kind, layer_kind
+from ling_jax.model.layers import LayerKind, layer_kind, mtp_layer_kind
 from ling_jax.spec import Params
 
 FORMS = ("gqa", "linear", "fused", "mla")
 QK_NORMS = ("fuse", "drop")
-# How a model is run and trained, and what new weights are drawn with: the target's, in all forms.
+# Settings of running, training and initialisation; every form takes the target's.
 RUN_FIELDS = (
     "compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std",
     "mtp_loss_weight", "z_loss_weight",
 )  # fmt: skip
 MIXER_FIELDS = (
-    "softmax", "layer_group_size", "num_norm_groups", "slope_layer_offset", "num_kv_heads", "gqa_qk_norm",
+    "full_attention", "layer_group_size", "num_norm_groups", "slope_layer_offset", "num_kv_heads", "gqa_qk_norm",
     "q_lora_rank", "kv_lora_rank", "nope_dim", "rope_dim", "v_dim", "rope_theta",
 )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """How layers are converted."""
+    """Options of the conversion. Raises ValueError for an unknown or non-positive value."""
 
-    kv_heads: str = "random"  # new key and value heads, or "repeat" (report §2.1.3: random)
-    pca: str = "complex"  # of rope keys among heads, or "real" as TransMLA
-    qk_norm: str = "fuse"  # or "drop": without the factor, for comparison
+    kv_heads: str = "random"  # new key and value heads: "random" (report §2.1.3) or "repeat"
+    pca: str = "complex"  # of rope keys among heads: "complex", or "real" as in TransMLA
+    qk_norm: str = "fuse"  # "fuse", or "drop" without the factor, for comparison
     calibration_tokens: int = 16_384  # our choice: ten times the largest rank of the releases
-    held_out_tokens: int = 8_192  # on which layers are compared; our choice
-    seed: int = 0  # of new weights
+    held_out_tokens: int = 8_192  # for the comparison of layers; our choice
+    seed: int = 0  # for new weights
 
     def __post_init__(self):
         for name, options in (("kv_heads", KV_HEADS), ("pca", PCAS), ("qk_norm", QK_NORMS)):
@@ -59,10 +60,10 @@ class Conversion:
 
 
 def form_config(source: ModelConfig, target: ModelConfig, form: str) -> ModelConfig:
-    """The config of a form between a Ling 2.0 model and a hybrid; rope stays the source's, and so does MTP.
+    """The config of a form between a Ling 2.0 model and a hybrid, with the rope and MTP of the source.
 
-    The target may have MTP where the source has none, as its releases do not. Raises ValueError where the source is no
-    Ling 2.0 model, or the target another model or too large for it.
+    The target may have MTP modules that the source lacks, as the Ling 2.0 releases do. Raises ValueError if the source
+    is no Ling 2.0 model, or the target is another model or too large.
     """
     others = RUN_FIELDS + MIXER_FIELDS + (() if source.mtp_depth else ("mtp_depth",))
     for field in (f.name for f in dataclasses.fields(ModelConfig) if f.compare and f.name not in others):
@@ -71,8 +72,8 @@ def form_config(source: ModelConfig, target: ModelConfig, form: str) -> ModelCon
                 f"target.{field} is {getattr(target, field)!r}, the source's {getattr(source, field)!r}; a migration "
                 "changes only the mixers, so take the source's"
             )
-    if target.softmax != "mla":
-        raise ValueError(f"target.softmax is {target.softmax!r}; a migration ends with 'mla'")
+    if target.full_attention != "mla":
+        raise ValueError(f"target.full_attention is {target.full_attention!r}; a migration ends with 'mla'")
     source = dataclasses.replace(source, **{field: getattr(target, field) for field in RUN_FIELDS})
     linear = hybrid_config(
         source,
@@ -85,8 +86,8 @@ def form_config(source: ModelConfig, target: ModelConfig, form: str) -> ModelCon
 
 
 def check_calibration(target: ModelConfig, tokens: int) -> None:
-    """Raises ValueError where so many tokens are too few for the ranks of the target's MLA layers."""
-    needed = max(target.kv_lora_rank, target.q_lora_rank or 0) if target.softmax == "mla" else 1
+    """Raises ValueError if `tokens` are fewer than the ranks of the target's MLA layers."""
+    needed = max(target.kv_lora_rank, target.q_lora_rank or 0) if target.full_attention == "mla" else 1
     if tokens < needed:
         raise ValueError(
             f"conversion: {tokens} calibration tokens; ranks of {needed} (kv_lora_rank, q_lora_rank) need at least "
@@ -102,13 +103,12 @@ def convert_model(
     conversion: Conversion,
     folder: Path,
 ) -> list[dict[str, Any]]:
-    """Writes the model in the target's form as a Hugging Face folder, holding one layer at a time.
+    """Writes the model in the target's form as a Hugging Face folder, with one layer in memory at a time.
 
-    All layers, converted or not, are calibrated and compared with the inputs that the model before gives them: what a
-    layer upstream becomes does not reach them. Returns a record of each converted layer: its number and kinds,
-    "output_error" on the held-out batches (None where the output before is 0), and the energy kept where it became MLA
-    ("rope", "latent", "query"). Raises ValueError, naming the layer, on calibration that does not do and on outputs
-    that are not finite.
+    Every layer is calibrated and compared on the inputs that the unconverted model gives it, so that errors of earlier
+    layers do not reach it. Returns a record for each converted layer: number, kinds, "output_error" (relative Frobenius
+    error on the held-out batches; None if the output was 0) and for MLA the kept energy ("rope", "latent", "query").
+    Raises ValueError with the layer if calibration does not suffice or an output is not finite.
     """
     check_calibration(target, sum(int((rows["segment_ids"] > 0).sum()) for rows in calibration))
     writer, records = HfWriter(folder, target, _target_dtypes(reader, target)), []
@@ -118,13 +118,13 @@ def convert_model(
         params, record = _convert_layer(layer, reader.config, target, calibration, held_out, conversion)
         writer.layer(layer.number, params)
         records += [record] if record else []
-        del layer, params  # or this layer would be held while the next is read
+        del layer, params  # free this layer before the next is read
     writer.close()
     return records
 
 
 def _target_dtypes(reader: Reader, target: ModelConfig) -> dict[str, np.dtype]:
-    """Of every leaf: those of its layers in the source, new ones as the queries of their layer."""
+    """{leaf: dtype}: the dtype of the leaf's layers in the source; new leaves take that of their layer's queries."""
     found = {name: reader.dtypes[name] for name in TOP}
     for old, new in zip(layer_places(reader.config), layer_places(target), strict=True):
         for name, place in new.items():
@@ -137,7 +137,7 @@ def _target_dtypes(reader: Reader, target: ModelConfig) -> dict[str, np.dtype]:
 def _convert_layer(
     layer: LayerActivations, source: ModelConfig, target: ModelConfig, calibration, held_out, conversion: Conversion
 ) -> tuple[Params, dict[str, Any]]:
-    """(the layer's parameters in the target, its record; {} where it stays as it is)."""
+    """(the layer's parameters in the target, its record); the record is {} if the layer does not change."""
     kind = kind_of(target, layer.number)
     if not _changes(layer.kind, kind, source, target):
         return layer.params, {}
@@ -146,40 +146,45 @@ def _convert_layer(
     except ValueError as error:
         raise ValueError(f"layer {layer.number}: {error}") from None
     seen = layer._replace(inputs=layer.inputs[len(calibration) :])
-    before = outputs(layer.mixer, seen, held_out, source, layer.kind)
+    before = mixer_outputs(layer.mixer, seen, held_out, source, layer.kind)
     if not np.isfinite(before).all():
         raise ValueError(f"layer {layer.number}: its output on held-out tokens holds NaN or infinity before conversion")
-    off, size = np.linalg.norm(outputs(mixer, seen, held_out, target, kind) - before), np.linalg.norm(before)
+    off, size = np.linalg.norm(mixer_outputs(mixer, seen, held_out, target, kind) - before), np.linalg.norm(before)
     record = {"layer": layer.number, "from": layer.kind.mixer, "to": kind.mixer}
-    record |= {"output_error": float(off / size) if size else None} | kept  # no JSON has infinity
+    record |= {"output_error": float(off / size) if size else None} | kept  # JSON has no infinity
     print(" ".join(f"{name}={_short(value)}" for name, value in record.items()), flush=True)
     return layer.with_mixer(mixer), record
 
 
 def converted_layers(source: ModelConfig, target: ModelConfig) -> list[int]:
-    """Numbers of the layers, MTP depths behind the others, that `convert_model` changes."""
+    """Numbers of the layers that `convert_model` changes; MTP depths follow the trunk's layers."""
     every = range(source.num_layers + source.mtp_depth)
     return [n for n in every if _changes(kind_of(source, n), kind_of(target, n), source, target)]
 
 
-def kind_of(config: ModelConfig, number: int) -> Kind:
-    """The kind of a layer; MTP depths are layers behind the others."""
-    return layer_kind(config, number) if number < config.num_layers else Kind(config.softmax, "moe")
+def kind_of(config: ModelConfig, number: int) -> LayerKind:
+    """The kind of a layer; MTP depth d is layer num_layers + d."""
+    return layer_kind(config, number) if number < config.num_layers else mtp_layer_kind(config)
 
 
-def _changes(old: Kind, new: Kind, source: ModelConfig, target: ModelConfig) -> bool:
+def _changes(old: LayerKind, new: LayerKind, source: ModelConfig, target: ModelConfig) -> bool:
     return old.mixer != new.mixer or (old.mixer == "gqa" and source.gqa_qk_norm != target.gqa_qk_norm)
 
 
 def _convert_mixer(
-    layer: LayerActivations, kind: Kind, calibration, source: ModelConfig, target: ModelConfig, conversion: Conversion
+    layer: LayerActivations,
+    kind: LayerKind,
+    calibration,
+    source: ModelConfig,
+    target: ModelConfig,
+    conversion: Conversion,
 ) -> tuple[Params, dict[str, float]]:
-    """(the new mixer, energy kept by name)."""
+    """(new mixer, kept energy by name)."""
     mixer = layer.mixer
     if kind.mixer == "lightning":
         rng = np.random.default_rng([conversion.seed, layer.number])
         return gqa_to_lightning(mixer, rng, source, kv_heads=conversion.kv_heads), {}
-    inputs = list(zip(layer.inputs, calibration))  # noqa: B905  held-out batches come behind those of calibration
+    inputs = list(zip(layer.inputs, calibration))  # noqa: B905  the held-out batches follow those of calibration
     if "q_norm" in mixer:
         mixer = _without_norm(mixer, inputs, source, conversion.qk_norm)
     if kind.mixer == "gqa":

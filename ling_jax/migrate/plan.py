@@ -1,4 +1,4 @@
-"""A migration whose config fits its source, its data and its workdir: what is checked before any work."""
+"""The checks of a migration before any work: source, data, workdir and every stage."""
 
 import dataclasses
 import sys
@@ -28,7 +28,7 @@ from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import lock, open_workdir, read_config, unlock, write_config, write_origins
 
-# Of a config, what may differ between a migration and its resumption, as in `train.config.RESUMABLE`.
+# Config fields that may change when a migration resumes, as in `train.config.RESUMABLE`.
 RESUMABLE = (
     "train.log_every", "train.max_bad_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "mesh",
     "stages.*.context", "target.remat", "target.scan_layers",
@@ -39,7 +39,7 @@ CONVERTED = "converted"  # the folder of a stage's converted model
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A migration whose config fits its source, its data and its workdir."""
+    """A checked migration: its config fits source, data and workdir."""
 
     config: MigrateConfig
     source: ModelFolder
@@ -49,31 +49,34 @@ class Plan:
     lock: IO[bytes] | None
 
     def folder(self, number: int) -> Path:
+        """The folder of a stage."""
         return self.workdir / f"{number}_{self.config.stages[number].name}"
 
     def model_before(self, number: int) -> ModelConfig:
+        """The model that a stage starts from."""
         return self.models[number - 1] if number else self.source.config
 
     def result(self, number: int) -> Path:
-        """The model that a stage leaves, for `open_model`; that of -1 is the source."""
+        """The path of a stage's resulting model, for `open_model`; -1 is the source."""
         if number < 0:
             return self.source.path
         stage, folder = self.config.stages[number], self.folder(number)
         return folder if stage.trains or stage.merges else folder / CONVERTED
 
     def opened(self, number: int) -> ModelFolder:
-        """What `result` names, of the source the checkpoint that the migration began with."""
+        """The model at `result`; for the source, the checkpoint that the migration started from."""
         if number < 0:
             return self.source
         result = self.result(number)
         return open_converted(result) if result.name == CONVERTED else open_model(result)
 
     def converts(self, number: int) -> bool:
+        """Whether a stage converts layers."""
         return bool(converted_layers(self.model_before(number), self.models[number]))
 
 
 def open_converted(folder: Path) -> ModelFolder:
-    """What a conversion wrote. Raises DamagedFile where a file is not as it was written."""
+    """The model that a conversion wrote. Raises DamagedFile if a file has changed since."""
     try:
         check_folder(folder)
     except ValueError as error:
@@ -81,10 +84,10 @@ def open_converted(folder: Path) -> ModelFolder:
     return open_model(folder)
 
 
-def prepare_plan(config: MigrateConfig, workdir) -> Plan:
-    """Checks a migration before any work: source, target, patterns, calibration, lengths, batches, data, workdir.
+def prepare_plan(config: MigrateConfig, workdir: str | Path) -> Plan:
+    """Checks source, target, patterns, calibration, lengths, batches, data and workdir, and locks the workdir.
 
-    Raises ValueError or OSError with what to change.
+    Raises ValueError or OSError with the change that is needed.
     """
     if jax.process_count() > 1:
         raise ValueError(
@@ -100,7 +103,7 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
         run = stage_run(config, number, model)
         mesh = make_mesh(dataclasses.asdict(run.mesh))
         try:
-            check_rows(run.data.sequence_length, mesh.shape["context"])  # -1 of the config is a number only here
+            check_rows(run.data.sequence_length, mesh.shape["context"])  # the mesh resolves a -1 of the config
             abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
         except ValueError as error:
             raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None
@@ -126,14 +129,14 @@ def prepare_plan(config: MigrateConfig, workdir) -> Plan:
 
 
 def _source_step(config: MigrateConfig, workdir: epath.Path) -> int | None:
-    """The source's checkpoint that an unfinished first stage began with: the source may have been trained on."""
+    """The source checkpoint of an unfinished first stage, since the source may have newer ones; None: the newest."""
     first, path = workdir / f"0_{config.stages[0].name}", workdir / "origins.json"
     unfinished = first.exists() and not (first / "report.json").exists()
     return read_object(path).get(config.source) if unfinished and path.exists() else None
 
 
 def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
-    """The config of a migration in which nothing was done may be replaced, and that of anything else never."""
+    """Raises ValueError if the workdir holds another run. A migration without finished work may be replaced."""
     path = workdir / "config.json"
     if not path.exists():
         return
@@ -148,7 +151,7 @@ def _check_workdir(config: MigrateConfig, workdir: epath.Path) -> None:
 
 
 def _check_data(plan: Plan) -> None:
-    """That samples for the conversions are there."""
+    """Raises ValueError if the data has too few samples for the conversions."""
     if any(map(plan.converts, range(len(plan.models)))):
         calibration, held_out = samples(plan)
         for name, batches in (("calibration", calibration), ("held_out", held_out)):
@@ -160,11 +163,12 @@ def _check_data(plan: Plan) -> None:
 
 
 def live_tokens(batches: list[Batch]) -> int:
+    """Number of tokens that are no padding."""
     return sum(int((rows["segment_ids"] > 0).sum()) for rows in batches)
 
 
 def samples(plan: Plan) -> tuple[list[Batch], list[Batch]]:
-    """(calibration, held-out) batches of one row: the mixture's first rows, and those of held-out documents."""
+    """(calibration, held-out) batches of one row: the first rows of the mixture, and rows of held-out documents."""
     config, wanted = plan.config, plan.config.conversion
     rows = (config.data.sequence_length, config.data.seed)
     corpus = packed_corpus(plan.token_folders, weights(config), plan.source.tokenizer, *rows)
@@ -174,11 +178,12 @@ def samples(plan: Plan) -> tuple[list[Batch], list[Batch]]:
 
 
 def _take(batches: Iterator[Batch], tokens: int) -> Iterator[Batch]:
-    """Batches until they have so many live tokens."""
+    """Batches until they hold `tokens` live tokens."""
     while tokens > 0 and (rows := next(batches, None)):
         yield rows
         tokens -= live_tokens([rows])
 
 
 def weights(config: MigrateConfig) -> list[float]:
+    """The mixture weight of each data source."""
     return [source.weight for source in config.data.sources]

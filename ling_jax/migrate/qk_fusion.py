@@ -1,8 +1,8 @@
-"""QK-norm of GQA layers goes into their weights, since MLA has none (report §2.1.3, eqs. 1 and 2).
+"""Fusion of the QK-norm of GQA layers into their weights, since MLA has no QK-norm (report §2.1.3, eqs. 1 and 2).
 
-The norm divides each head of a token by its own RMS; its stand-in divides by the RMS over calibration tokens, which is
-a constant of the head and so can be multiplied into the projection, as can the norm's weight. It comes before RoPE, so
-that a weight that differs between the two dims of a rotated pair does no harm.
+The norm divides each head of a token by its own RMS. The fused layer divides by the RMS over calibration tokens, a
+constant of the head that multiplies into the projection together with the norm's weight. The norm precedes RoPE, so
+its weight may differ between the two dims of a rotated pair.
 """
 
 import dataclasses
@@ -11,15 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from ling_jax.config import ModelConfig
 from ling_jax.spec import Params
 
 
 class HeadSquares(NamedTuple):
-    """Sums over live tokens of the mean square of each head before its norm: float64 on the host.
+    """Sums over live tokens of the mean square of each head before its norm, float64 on the host.
 
-    Those of batches, and of the parts of a batch that several hosts hold, add up.
+    The sums of several batches, or of the parts of a batch on several hosts, add up.
     """
 
     tokens: int
@@ -35,8 +36,8 @@ def fused_config(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, gqa_qk_norm=False)
 
 
-def head_squares(params: Params, x_BTD, live_BT) -> HeadSquares:
-    """Of one batch of normed inputs [B, T, D] of a GQA mixer; tokens that are not live count nothing."""
+def head_squares(params: Params, x_BTD: ArrayLike, live_BT: ArrayLike) -> HeadSquares:
+    """The sums of one batch of normed inputs x [B, T, D] of a GQA mixer, over the tokens in `live_BT`."""
     q_BTH, k_BTG = (np.asarray(x, np.float64) for x in _mean_squares(params, x_BTD))
     live_BT = np.asarray(live_BT)
     return HeadSquares(int(live_BT.sum()), q_BTH[live_BT].sum(axis=0), k_BTG[live_BT].sum(axis=0))
@@ -44,7 +45,7 @@ def head_squares(params: Params, x_BTD, live_BT) -> HeadSquares:
 
 @jax.jit
 def _mean_squares(params: Params, x_BTD):
-    """([B, T, H], [B, T, G]) in at least float32: where the inputs are split over devices, so are these."""
+    """[q [B, T, H], k [B, T, G]] mean squares in at least float32, sharded like the inputs."""
     means = []
     for name in ("q", "k"):
         y_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, params[name].astype(x_BTD.dtype))
@@ -58,8 +59,8 @@ def _mean_squares(params: Params, x_BTD):
 def fuse_qk_norm(params: Params, squares: HeadSquares, config: ModelConfig) -> Params:
     """The GQA mixer without norms: W · (mean square + eps)^-1/2 ⊙ weight for queries and keys, head by head.
 
-    The mean square of a head then is over the calibration tokens what it was behind the norm. In the projections' own
-    dtype. Raises ValueError on statistics of no tokens or that are not finite, and on a layer without norms.
+    Over the calibration tokens, the mean square of each head is the same as after the norm. Arrays keep the dtype of
+    the projections. Raises ValueError if the statistics have no tokens or are not finite, or the layer has no norms.
     """
     if "q_norm" not in params:
         raise ValueError("the layer has no QK-norm; it is fused already")

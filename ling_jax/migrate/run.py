@@ -1,8 +1,10 @@
-"""A migration from a Ling 2.0 checkpoint, stage by stage, resumable after any interruption.
+"""Runs a migration from a Ling 2.0 checkpoint stage by stage; it resumes after any interruption.
 
-Each stage has a folder `N_name` in the workdir: `converted/` (a Hugging Face folder with `conversion.json`) where it
-converts, `checkpoints/` and `metrics.jsonl` where it trains or merges, and at last `report.json`, which says that it is
-done. A stage starts from what the one before it left.
+Each stage has a folder in the workdir and starts from the result of the stage before:
+
+    N_name/converted/       a Hugging Face folder with conversion.json, if the stage converts
+    N_name/checkpoints/     and metrics.jsonl, if it trains or merges
+    N_name/report.json      written last: the stage is done
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
 from ling_jax.files import new_folder, parse_json, read_object, remove_folder
-from ling_jax.migrate.config import StageRun, stage_run, trained
+from ling_jax.migrate.config import StageRun, stage_run, trainable_mask
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
 from ling_jax.migrate.plan import CONVERTED, Plan, open_converted, samples, weights
 from ling_jax.model import model_spec
@@ -42,11 +44,11 @@ from ling_jax.train.state import abstract_state
 from ling_jax.train.workdir import has_checkpoint, unlock
 
 EXPECTED = "the report of a stage; remove it, and the same command makes it again"
-RECOVERED = 1.01  # of the source's loss (our choice; the report says "the pre-conversion level")
+RECOVERED = 1.01  # times the source's loss (our choice; the report says "the pre-conversion level")
 
 
 def run_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Runs the stages that are not done; returns the reports of all. Raises as `train.loop.train`."""
+    """Runs the unfinished stages and returns the reports of all stages. Raises like `train.loop.train`."""
     use_compilation_cache()
     try:
         return [_run_stage(plan, number) for number in range(len(plan.models))]
@@ -72,20 +74,20 @@ def _run_stage(plan: Plan, number: int) -> dict[str, Any]:
     if plan.converts(number) or plan.model_before(number).rope_theta != run.model.rope_theta:
         report["loss_converted"] = measure(start, plan, run)
     if stage.trains:
-        report |= _train(plan, number, run, start, _bar(plan, run, report["loss_before"]))
+        report |= _train(plan, number, run, start, _target_loss(plan, run, report["loss_before"]))
     elif stage.merges:
         _merge(plan, number, folder)
         report["loss_after"] = measure(open_model(folder), plan, run)
     else:
         report["loss_after"] = report["loss_converted"]
-    report["seconds"] = time.monotonic() - begun  # of the process that finished the stage
+    report["seconds"] = time.monotonic() - begun  # of the process that finishes the stage
     write_sealed(report, path)
     print(" ".join(f"{name}={report[name]:.4f}" for name in report if name.startswith("loss_")), flush=True)
     return report
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The report of a stage that is done. Raises DamagedFile where it is not as it was written."""
+    """The report of a finished stage. Raises DamagedFile if it has changed since it was written."""
     report = read_object(path, EXPECTED)
     if not checks.verify or "crc32c" not in report:  # as in earlier versions
         report.pop("crc32c", None)
@@ -97,34 +99,36 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def _loss_before(plan: Plan, number: int, run: StageRun, start: ModelFolder) -> float:
-    """Of the model that the stage starts from, in rows of this stage; the report of the stage before may have it."""
+    """The loss of the model that the stage starts from, on rows of this stage; the last report may have it."""
     if number and plan.config.stages[number - 1].sequence_length == plan.config.stages[number].sequence_length:
         return read_report(plan.folder(number - 1) / "report.json")["loss_after"]
     before = plan.model_before(number)
     return measure(start, plan, dataclasses.replace(run, model=_as_run(before, run.model)))
 
 
-def _bar(plan: Plan, run: StageRun, before: float) -> float | None:
-    """The loss at which a stage has recovered: by the source's, or what each stage may lose would add up."""
+def _target_loss(plan: Plan, run: StageRun, before: float) -> float | None:
+    """The loss at which a stage has recovered, relative to the source: losses of stages must not add up."""
     first = plan.folder(0) / "report.json"
     of_source = read_report(first)["loss_before"] if first.exists() else before
     return RECOVERED * of_source if run.stage.recovers else None
 
 
 def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
-    """The model, run as the other is."""
+    """The model with the run settings (`RUN_FIELDS`) of the other."""
     return dataclasses.replace(model, **{name: getattr(other, name) for name in RUN_FIELDS})
 
 
 def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[dict[str, Any]]:
-    """The records of `convert_model`; the folder is written unless it is there."""
+    """The records of `convert_model`; an existing folder is kept."""
     if not target.exists():
         calibration, held_out = samples(plan)
-        target.parent.mkdir(parents=True, exist_ok=True)  # the stage has begun: a restart takes the same source
+        target.parent.mkdir(parents=True, exist_ok=True)  # marks the stage as begun: a restart takes the same source
         with new_folder(target) as partial:
             reader = open_layers(start.path, start.step)
             reader.config = _as_run(reader.config, plan.models[number])
-            model = dataclasses.replace(plan.models[number], mtp_depth=reader.config.mtp_depth)  # new MTP comes later
+            model = dataclasses.replace(
+                plan.models[number], mtp_depth=reader.config.mtp_depth
+            )  # new MTP modules come later
             records = convert_model(reader, model, calibration, held_out, plan.config.conversion, partial)
             save_texts(plan.source, partial, chat=plan.source.is_chat)
             (partial / "conversion.json").write_text(json.dumps(records, indent=1))
@@ -133,7 +137,10 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
 
 
 def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
-    """Held-out loss of a model, read as `run.model`, on rows of the stage."""
+    """Held-out loss in nats per token of a model with the config `run.model`, on rows of the stage.
+
+    Raises ValueError if no document is held out.
+    """
     mesh = make_mesh(dataclasses.asdict(run.mesh))
     abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps), mesh)
     params = with_mtp_modules(model.params(mesh), run.model, seed=run.train.seed, mesh=mesh)
@@ -147,7 +154,7 @@ def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
 
 
 def _corpus(plan: Plan, run: StageRun) -> Corpus:
-    """Rows of the stage."""
+    """The packed rows of the stage."""
     shares, length, seed = weights(plan.config), run.data.sequence_length, run.data.seed
     corpus = packed_corpus(plan.token_folders, shares, plan.source.tokenizer, length, seed)
     if run.stage.long_share == 1:
@@ -163,11 +170,11 @@ def _corpus(plan: Plan, run: StageRun) -> Corpus:
     )
 
 
-def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: float | None) -> dict[str, Any]:
-    """Trains the stage to its end; what it tells about it."""
+def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, target_loss: float | None) -> dict[str, Any]:
+    """Trains the stage; returns its part of the report."""
     corpus, first = _corpus(plan, run), _first_row(plan, number, run)
     corpus = dataclasses.replace(corpus, train=corpus.train.slice(slice(first, None)))
-    mask = trained(run.model, run.stage.trains)
+    mask = trainable_mask(run.model, run.stage.trains)
 
     def make_corpus(workdir: epath.Path, *, replace: bool) -> Corpus:
         if not has_checkpoint(workdir):
@@ -181,7 +188,7 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
         make_corpus,
         start=lambda mesh: with_mtp_modules(start.params(mesh), run.model, seed=run.train.seed, mesh=mesh),
         trainable=mask,
-        enough=enough,
+        enough=target_loss,
     )
     train(loop)
     lines = [line for _, line in read_objects(plan.folder(number) / "metrics.jsonl")]
@@ -200,8 +207,10 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, enough: f
 def with_mtp_modules(
     params: specs.Params, config: ModelConfig, *, seed: int = 0, mesh: jax.sharding.Mesh | None = None
 ) -> specs.Params:
-    """The parameters with the config's MTP modules: new ones where there are none, copies of the first where there are
-    fewer (our choice)."""
+    """The parameters with the config's MTP modules: new if there are none, copies of the first if there are fewer.
+
+    Copies are our choice. `mesh` places new modules.
+    """
     if not config.mtp_depth:
         return params
     if "mtp" not in params:
@@ -214,9 +223,9 @@ def with_mtp_modules(
 
 
 def _first_row(plan: Plan, number: int, run: StageRun) -> int:
-    """The rows that source and stages before may have had, were all as long as this one's: the next ones are new.
+    """Number of rows (of this stage's length) that source and earlier stages may have used; later rows are new.
 
-    By their budgets, so that the position does not depend on when a stage ended.
+    Budgets count, not actual steps, so the position does not depend on when a stage ended.
     """
     planned = plan.config.seen_tokens
     for earlier in range(number):
@@ -227,13 +236,13 @@ def _first_row(plan: Plan, number: int, run: StageRun) -> int:
 
 
 def _merge(plan: Plan, number: int, folder: Path) -> None:
-    """The plain mean of the last checkpoints of the stage before, which imitates a linear decay (WSM).
+    """The mean of the last checkpoints of the stage before, which approximates a linear decay (WSM).
 
-    Only of those that `train.save_every` spaces evenly: signals save in between, and the end may come there.
+    Only checkpoints at multiples of `train.save_every` count; signals and the end of a stage save in between.
     """
     count, before = plan.config.stages[number].merges, plan.folder(number - 1) / "checkpoints"
     if (folder / "checkpoints").exists():
-        remove_folder(folder / "checkpoints", folder)  # of a process that was killed: the stage has no report yet
+        remove_folder(folder / "checkpoints", folder)  # left by a killed process: the stage has no report yet
     steps = sorted(int(path.name) for path in before.iterdir() if path.name.isdigit())
     steps = [step for step in steps if step % plan.config.train.save_every == 0][-count:]
     if len(steps) < count:

@@ -1,4 +1,4 @@
-"""The report's steps (§2.1.3, §2.3) as stages, for any sizes."""
+"""The steps of the report (§2.1.3, §2.3) as stages for models of any size."""
 
 from ling_jax.config import ModelConfig
 from ling_jax.migrate.config import ALL_QKV, EVERYTHING, LIGHTNING_GATE, LIGHTNING_QKV, Stage, mla_patterns
@@ -7,9 +7,9 @@ from ling_jax.migrate.config import ALL_QKV, EVERYTHING, LIGHTNING_GATE, LIGHTNI
 def migration(
     target: ModelConfig, *, linear: int, partial: int, mla: int, continued: int, gate: bool = False
 ) -> tuple[Stage, ...]:
-    """From Ling 2.0 to the hybrid at its own context, with so many tokens at most for each training.
+    """The stages from Ling 2.0 to the hybrid at the source's context; the numbers are token budgets.
 
-    `gate` trains the new gates and group norms from the first step on; the report names only QKV and QK-norm there.
+    `gate` trains the new gates and group norms in the first stage too; the report names only QKV and QK-norm there.
     """
     return (
         Stage(
@@ -33,11 +33,11 @@ def mid_training(
     merges: int,
     contexts: tuple[int, ...] = (),
 ) -> tuple[Stage, ...]:
-    """Longer rows, stage by stage: (sequence length, tokens) of each; then the mean of the last `merges` checkpoints.
-    `contexts`: how many devices share a row in each of them, (): one.
+    """Stages with longer rows, (sequence length, tokens) each, then the mean of the last `merges` checkpoints.
 
-    Rope takes the target's theta at the first of them (our choice: the report does not say when), in Lightning and MLA
-    layers alike, and that stage has `first_long_share` of its sequences at the long length (report §2.3.2).
+    `contexts` is the number of devices that split a row in each stage; (): one. The first stage sets rope to the
+    target's theta in Lightning and MLA layers (our choice; the report does not say when) and has `first_long_share` of
+    its sequences at the long length (report §2.3.2).
     """
     contexts = contexts or (1,) * len(lengths_and_tokens)
     stages = [
@@ -59,13 +59,13 @@ def mid_training(
     return (*stages, merge)
 
 
-# Report §2.3: 400 B tokens of migration (their split is our choice), then 8 T of continued pre-training, then
-# 20 % of sequences at 32K, all at 32K, all at 256K; 32 checkpoints are merged (Ling 2.0 report §3.2.3).
+# Report §2.3: 400 B tokens of migration (the split is our choice), 8 T of continued pre-training, then 20 % of
+# sequences at 32K, all at 32K, all at 256K; 32 checkpoints are merged (Ling 2.0 report §3.2.3).
 BILLION = 10**9
 
 
 def report_stages(target: ModelConfig, *, contexts: tuple[int, int, int]) -> tuple[Stage, ...]:
-    """With the report's tokens; `contexts` as in `mid_training`."""
+    """All stages with the token budgets of the report; `contexts` as in `mid_training`."""
     tokens = dict(linear=100 * BILLION, partial=50 * BILLION, mla=50 * BILLION, continued=8200 * BILLION)
     middle = ((32768, 250 * BILLION), (32768, 425 * BILLION), (262144, 525 * BILLION))
     return migration(target, **tokens) + mid_training(

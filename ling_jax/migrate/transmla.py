@@ -1,17 +1,19 @@
-"""GQA layers without QK-norm become MLA layers (report §2.1.3, step 3c: TransMLA for partial RoPE).
+"""Conversion of GQA layers without QK-norm to MLA layers (report §2.1.3, step 3c: TransMLA for partial RoPE).
 
-Per rotated frequency the keys of the G heads are G complex numbers c_g = k_j + i·k_{j+n/2} (the half pairing), and RoPE
-multiplies all of them by one phase. A unitary rotation of the heads, z = U^H c, therefore commutes with it. With U from
-the principal components of E[c c^H] the first z holds most of the energy: it becomes the one rope key of MLA. What
-remains of the keys loses RoPE and joins the unrotated dims; they and the values become the latent, cut to its principal
-components. On the side of queries, Re(conj(q) c_g) = Σ_m Re(conj(conj(U_gm) q) z_m).
+At each rotated frequency j, the keys of the G heads are G complex numbers c_g = k_j + i·k_{j+n/2} (half pairing), and
+RoPE multiplies all of them by one phase. So RoPE commutes with a unitary rotation of the heads, z = U^H c. With U from
+the principal components of E[c c^H], the first z has most of the energy and becomes the single rope key of MLA. The
+other components lose RoPE and join the unrotated dims; these and the values form the latent, truncated to its principal
+components. The queries follow from Re(conj(q) c_g) = Σ_m Re(conj(conj(U_gm) q) z_m).
 
-So the result is exact, latent norms aside, where ranks cut nothing (`largest_ranks`) and there is one key/value head or
-the heads' rope keys are multiples of each other; else it is off by what lost RoPE and by what the ranks cut. Everything
-here is numpy on the host: of a layer, the weights and the normed inputs of calibration tokens.
+Apart from latent norms, the result is exact if the ranks truncate nothing (`largest_ranks`) and either there is one
+key/value head or the rope keys of the heads are multiples of each other. Otherwise the error is the part that lost RoPE
+plus the part that the ranks truncate. All code is numpy on the host and works on the weights of one layer and its
+normed inputs at calibration tokens.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,26 +24,26 @@ from ling_jax.model.mla import LATENT_NORM_EPS, softmax_scale
 from ling_jax.spec import Params
 
 PCAS = ("complex", "real")
-CHUNK = 2048  # calibration tokens that are projected at a time
-DENSE = 2048  # moments up to this size are diagonalised whole: 6 s on two cores, and 24 s for the double
-OVERSAMPLING, ITERATIONS = 1.1, 5  # of the subspace for larger ones; our choice
+CHUNK = 2048  # calibration tokens per matrix product
+DENSE = 2048  # moments up to this size use a full eigendecomposition: 6 s on two cores, 24 s at twice the size
+OVERSAMPLING, ITERATIONS = 1.1, 5  # of the subspace iteration for larger ones; our choice
 
 
 class Kept(NamedTuple):
-    """What of the calibration tokens' energy (sum of squares) a conversion keeps, between 0 and 1."""
+    """The share of the calibration tokens' energy (sum of squares) that a conversion keeps, 0 to 1."""
 
-    rope: float  # of the rotated dims of keys, in the rope key
-    latent: float  # of position-free keys and values, in the latent
-    query: float  # of queries, in theirs; 1 where the target has no query rank
+    rope: float  # energy of the rotated dims of keys in the rope key
+    latent: float  # energy of position-free keys and values in the latent
+    query: float  # energy of queries in their low rank; 1 without a query rank
 
 
 def mla_config(source: ModelConfig, target: ModelConfig) -> ModelConfig:
-    """`source` (GQA, fused) with MLA of the target's sizes in the place of its GQA layers.
+    """`source` (GQA, fused) with MLA layers of the target's sizes instead of its GQA layers.
 
-    Raises ValueError where the target's sizes cannot hold what the source has, saying what could.
+    Raises ValueError with the sizes that would fit if the target's do not.
     """
     sizes = {name: getattr(target, name) for name in ("q_lora_rank", "kv_lora_rank", "nope_dim", "rope_dim", "v_dim")}
-    config = dataclasses.replace(source, softmax="mla", num_kv_heads=0, gqa_qk_norm=True, **sizes)
+    config = dataclasses.replace(source, full_attention="mla", num_kv_heads=0, gqa_qk_norm=True, **sizes)
     if config.rope_dim != source.rotary_dim:
         raise ValueError(
             f"rope_dim is {config.rope_dim}; MLA has one rope key, which needs rotary_dim {source.rotary_dim}"
@@ -51,7 +53,7 @@ def mla_config(source: ModelConfig, target: ModelConfig) -> ModelConfig:
 
 
 def check_sizes(source: ModelConfig, target: ModelConfig) -> None:
-    """Raises ValueError, with the number that would do, where an MLA layer of the target cannot come from `source`."""
+    """Raises ValueError with the size that would fit if `source`'s GQA layers cannot become the target's MLA."""
     for name in ("nope_dim", "v_dim"):
         if getattr(target, name) != source.head_dim:
             raise ValueError(f"{name} is {getattr(target, name)}; from heads of {source.head_dim} dims it is that")
@@ -63,7 +65,7 @@ def check_sizes(source: ModelConfig, target: ModelConfig) -> None:
 
 
 def largest_ranks(source: ModelConfig, target: ModelConfig) -> dict[str, int]:
-    """The ranks at which nothing is cut: of all position-free key and value dims, and of the queries."""
+    """The ranks at which nothing is truncated: of the position-free keys and values together, and of the queries."""
     kv = 2 * source.num_kv_heads * source.head_dim - target.rope_dim
     return {
         "kv_lora_rank": min(source.hidden_size, kv),
@@ -74,17 +76,17 @@ def largest_ranks(source: ModelConfig, target: ModelConfig) -> dict[str, int]:
 def gqa_to_mla(
     params: Params, x_ND: np.ndarray, source: ModelConfig, target: ModelConfig, *, pca: str = "complex"
 ) -> tuple[Params, Kept]:
-    """(parameters of an MLA mixer, energy kept) from those of one GQA mixer without QK-norm.
+    """(parameters of an MLA mixer, kept energy) from those of one GQA mixer without QK-norm.
 
     Args:
       params: q [D, H, K], k and v [D, G, K], out [H, K, D].
-      x_ND: the layer's normed input at calibration tokens, no padding.
-      target: its nope_dim and v_dim are K; rope_dim is `rotary_dim` times the components per frequency that keep RoPE.
-        More than one is for tests: the rope table would have to repeat.
-      pca: "complex" takes U unitary, "real" orthogonal as TransMLA does, which keeps less.
+      x_ND: the layer's normed inputs at calibration tokens, without padding.
+      target: nope_dim and v_dim are K; rope_dim is `rotary_dim` times the components per frequency that keep RoPE. More
+        than one component is for tests only: the rope table would have to repeat.
+      pca: "complex" uses a unitary U; "real" an orthogonal one, as in TransMLA, which keeps less energy.
 
-    Sums are float64, and so is the algebra; results have the dtype of `params`. Raises ValueError on sizes that do not
-    fit, on calibration tokens that are not finite or fewer than the ranks.
+    The algebra is float64; results have the dtype of `params`. Raises ValueError if sizes do not fit, or calibration
+    tokens are not finite or fewer than the ranks.
     """
     if "q_norm" in params:
         raise ValueError("the layer has QK-norm; fuse it first")
@@ -124,14 +126,16 @@ def _check_calibration(x_ND: np.ndarray, target: ModelConfig) -> None:
 
 
 class Rotation(NamedTuple):
+    """The rotation among key/value heads."""
+
     matrix: np.ndarray  # [G, n, G, n] real and orthogonal: rotated dims of keys [G, n] to components [M, n]
     energy: np.ndarray  # [n/2, G] mean squares of the components, descending
 
 
 def key_rotation(key_DGK: Any, x_ND: np.ndarray, source: ModelConfig, pca: str) -> Rotation:
-    """The rotation among heads that RoPE commutes with and that orders the components by energy.
+    """The rotation among heads that commutes with RoPE and orders the components by energy.
 
-    Second moments are not centred and are of keys before RoPE, which does not change E[c c^H].
+    Second moments are uncentred and use keys before RoPE, which does not change E[c c^H].
     """
     if pca not in PCAS:
         raise ValueError(f"pca is {pca!r}{nearest(str(pca), PCAS)}; it is one of {', '.join(PCAS)}")
@@ -144,7 +148,10 @@ def key_rotation(key_DGK: Any, x_ND: np.ndarray, source: ModelConfig, pca: str) 
         hermitian = hermitian + 1j * (same_frequency[:, 1, 0] - same_frequency[:, 0, 1])
     energy, unitary = np.linalg.eigh(hermitian)
     energy, unitary = energy[:, ::-1], unitary[:, :, ::-1]  # [n/2, G, M]
-    diagonal = lambda values: np.einsum("jgm,ji->gjmi", values, np.eye(half))  # noqa: E731
+
+    def diagonal(values):
+        return np.einsum("jgm,ji->gjmi", values, np.eye(half))
+
     matrix = np.zeros((heads, 2, half, heads, 2, half))
     matrix[:, 0, :, :, 0] = matrix[:, 1, :, :, 1] = diagonal(unitary.real)
     matrix[:, 1, :, :, 0], matrix[:, 0, :, :, 1] = diagonal(unitary.imag), -diagonal(unitary.imag)
@@ -152,9 +159,9 @@ def key_rotation(key_DGK: Any, x_ND: np.ndarray, source: ModelConfig, pca: str) 
 
 
 def _split(params: Params, rotation: np.ndarray, components: int, source: ModelConfig):
-    """(weights of the rope key [D, rope], of the whole latent [D, X], from it to keys and values [X, G, 2K]).
+    """(weights of the rope key [D, rope], of the untruncated latent [D, X], from it to keys and values [X, G, 2K]).
 
-    X is first the components without RoPE, then the unrotated dims of keys, then values.
+    X holds the components without RoPE, then the unrotated dims of keys, then values.
     """
     heads, rotary, dim = source.num_kv_heads, source.rotary_dim, source.head_dim
     key_DGK, value_DGK = (np.asarray(params[name], np.float64) for name in ("k", "v"))
@@ -171,9 +178,9 @@ def _split(params: Params, rotation: np.ndarray, components: int, source: ModelC
 
 
 def _queries(query_DHK: Any, x_ND, rotation: np.ndarray, source: ModelConfig, target: ModelConfig):
-    """(parameters of the query side, energy kept): all K dims as they were, then the rotated ones against the rope key.
+    """(parameters of the queries, kept energy): all K dims unchanged, then the dims against the rope key.
 
-    `rotation` is [G, n, components, n]. The softmax scale of the target, YaRN's included, is made up for here.
+    `rotation` is [G, n, components, n]. A factor compensates for the target's softmax scale, YaRN's included.
     """
     query_DHK = np.asarray(query_DHK, np.float64)
     hidden, heads, dim = query_DHK.shape
@@ -194,14 +201,14 @@ def _queries(query_DHK: Any, x_ND, rotation: np.ndarray, source: ModelConfig, ta
     return {"q_a": down_DR, "q_a_norm": norm, "q_b": widened(basis_XR.T.reshape(-1, heads, dim))}, kept
 
 
-def interleaved(x):
-    """The last axis from half pairing (j, j + n/2) to interleaved (2j, 2j + 1)."""
+def interleaved(x: np.ndarray) -> np.ndarray:
+    """`x` with its last axis reordered from half pairing (j, j + n/2) to interleaved (2j, 2j + 1)."""
     half = x.shape[-1] // 2
     return np.stack([x[..., :half], x[..., half:]], axis=-1).reshape(x.shape)
 
 
-def projected(weight_DX: np.ndarray, x_ND: np.ndarray):
-    """x · weight as float64, some tokens at a time; the products in the dtype of x, at least float32."""
+def projected(weight_DX: np.ndarray, x_ND: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields x · weight as float64 for `CHUNK` tokens at a time; products use the dtype of x, at least float32."""
     dtype = np.promote_types(x_ND.dtype, np.float32)
     weight_DX = weight_DX.astype(dtype)
     for start in range(0, len(x_ND), CHUNK):
@@ -209,7 +216,7 @@ def projected(weight_DX: np.ndarray, x_ND: np.ndarray):
 
 
 def moment(weight_DX: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
-    """[X, X] mean of the outer products of x · weight, not centred."""
+    """[X, X] float64 mean of the outer products of x · weight, uncentred."""
     total = np.zeros((weight_DX.shape[1],) * 2)
     for y_NX in projected(weight_DX, x_ND):
         total += y_NX.T @ y_NX
@@ -217,7 +224,7 @@ def moment(weight_DX: np.ndarray, x_ND: np.ndarray) -> np.ndarray:
 
 
 def balance_ratio(latent_DX: np.ndarray, x_ND: np.ndarray, source: ModelConfig) -> float:
-    """Mean norm of the position-free keys over that of the values: what keys are divided by before the common PCA."""
+    """Mean norm of position-free keys over that of values; keys are divided by it before the joint PCA."""
     num_keys = latent_DX.shape[1] - source.num_kv_heads * source.head_dim
     norms = np.zeros(2)
     for y_NX in projected(latent_DX, x_ND):
@@ -226,19 +233,19 @@ def balance_ratio(latent_DX: np.ndarray, x_ND: np.ndarray, source: ModelConfig) 
 
 
 def mean_rms(weight_DX: np.ndarray, x_ND: np.ndarray) -> float:
-    """Mean over tokens of the RMS of x · weight: the scalar w with norm(z)·w nearest to z in the mean square.
+    """Mean over tokens of the RMS of x · weight: the scalar w that minimises the mean square of norm(z)·w - z.
 
-    Σ |z|² (1 - w/rms)² = d · Σ (rms - w)². (TransMLA takes the mean of 1/rms, which points the other way.)
+    Σ |z|² (1 - w/rms)² = d · Σ (rms - w)². (TransMLA takes the mean of 1/rms, the inverse quantity.)
     """
     squares = [np.mean(y_NX**2, axis=1) for y_NX in projected(weight_DX, x_ND)]
     return float(np.mean(np.sqrt(np.concatenate(squares) + LATENT_NORM_EPS)))
 
 
 def principal(moment_XX: np.ndarray, rank: int) -> tuple[np.ndarray, float]:
-    """(orthonormal [X, rank] that spans the largest eigenvectors, share of the trace that it keeps).
+    """(orthonormal basis [X, rank] of the largest eigenvectors, share of the trace that it keeps).
 
-    Moments above `DENSE` by subspace iteration: columns beyond the rank make it converge, and the share kept is that
-    of the best subspace to a few digits, which is all that a choice from samples needs.
+    Moments larger than `DENSE` use subspace iteration with extra columns. Its share matches that of the best subspace
+    to a few digits, enough for a choice from samples.
     """
     size, trace = len(moment_XX), np.trace(moment_XX)
     wide = int(rank * OVERSAMPLING)
@@ -254,7 +261,7 @@ def principal(moment_XX: np.ndarray, rank: int) -> tuple[np.ndarray, float]:
 
 
 def _orthonormal(columns: np.ndarray) -> np.ndarray:
-    """By Cholesky of their products, which is a matrix product; by QR where they are too nearly dependent for it."""
+    """An orthonormal basis of the columns: by Cholesky of their Gram matrix, or by QR if they are nearly dependent."""
     try:
         lower = np.linalg.cholesky(columns.T @ columns)
     except np.linalg.LinAlgError:

@@ -1,17 +1,22 @@
-"""Causal softmax attention that GQA and MLA share."""
+"""Causal softmax attention for GQA and MLA."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ling_jax.parallel.sharding import per_device, ways
+from ling_jax.parallel.sharding import num_shards, per_device
 from pallas_kernels.softmax_attention import softmax_attention_tpu, uses_kernels
 
-LEAST_BLOCK, MOST_BLOCKS = 128, 8  # our choice: of eight blocks 44 % of the scores are never made
+MIN_BLOCK, MAX_BLOCKS = 128, 8  # our choice: eight blocks skip 44 % of the scores
 
 
-def cached_attention(q_BTHK, k_BSGK, v_BSGV, last_BT, scale: float):
-    """[B, T, H, V]: as `softmax_attention`, over the S slots of a cache; each query sees slots 0 to its `last`."""
+def cached_attention(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, last_BT: jax.Array, scale: float
+) -> jax.Array:
+    """Softmax attention over the S slots of a cache, [B, T, H, V] in q's dtype; query t reads slots 0 … last_BT[t].
+
+    q [B, T, H, K], k [B, S, G, K], v [B, S, G, V]. Scores and softmax are in at least float32.
+    """
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
     q_BTGHK = q_BTHK.reshape(*q_BTHK.shape[:2], k_BSGK.shape[2], -1, q_BTHK.shape[3])
     k_BSGK, v_BSGV = k_BSGK.astype(q_BTHK.dtype), v_BSGV.astype(q_BTHK.dtype)
@@ -23,36 +28,50 @@ def cached_attention(q_BTHK, k_BSGK, v_BSGV, last_BT, scale: float):
     return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
 
 
-def softmax_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
-    """[B, T, H, V]: query head h attends to key/value head h // (H/G), causally and inside its document.
+def softmax_attention(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, docs_BT: jax.Array | None, scale: float
+) -> jax.Array:
+    """Causal attention inside documents, [B, T, H, V]; query head h reads key/value head h // (H/G).
 
-    `docs_BT` numbers the documents (0 padding) or is None; scores and softmax are in at least float32. A padding
-    query's output means nothing and reaches no other token. On TPUs a kernel, where it suits.
+    q [B, T, H, K], k [B, T, G, K], v [B, T, G, V]. `docs_BT` numbers the documents, 0 for padding; None: each row is
+    one document. Scores and softmax are in at least float32. The output at padding is undefined, and no other token
+    reads it. On TPUs the Pallas kernel runs where the shapes suit it.
     """
     if uses_kernels(q_BTHK, k_BSGK, v_BSGV, tokens=1):
         return kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
     return blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale)
 
 
-def kernel_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float, interpret: bool = False):
-    """`softmax_attention` by the kernel for TPUs, each device with its rows and, if it can have theirs, its heads."""
+def kernel_attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGV: jax.Array,
+    docs_BT: jax.Array | None,
+    scale: float,
+    interpret: bool = False,
+) -> jax.Array:
+    """`softmax_attention` by the TPU kernel. Each device computes its rows and, if they split evenly, heads."""
     (batch, length, heads, _), groups = q_BTHK.shape, k_BSGK.shape[2]
-    axis = "kv_heads" if groups % ways("kv_heads") == 0 else None
+    axis = "kv_heads" if groups % num_shards("kv_heads") == 0 else None
     queries, keys = (((batch, "batch"), (length, None), (count, axis)) for count in (heads, groups))
-    attend = lambda *arguments: (softmax_attention_tpu(*arguments, scale, interpret=interpret),)  # noqa: E731
+
+    def attend(*arguments):
+        return (softmax_attention_tpu(*arguments, scale, interpret=interpret),)
+
     in_axes = (queries, keys, keys, None if docs_BT is None else queries[:1])
     return per_device(attend, in_axes, (queries,))(q_BTHK, k_BSGK, v_BSGV, docs_BT)[0]
 
 
-def blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
-    """`softmax_attention` as jax.numpy has it: queries go in blocks, each against the keys up to its last; the scores
-    behind them are never made."""
+def blockwise_attention(
+    q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGV: jax.Array, docs_BT: jax.Array | None, scale: float
+) -> jax.Array:
+    """`softmax_attention` in jax.numpy, one block of queries at a time; later keys of a block get no scores."""
     batch, length, heads, _ = q_BTHK.shape
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    # Heads before tokens, as the products want them: XLA on a CPU multiplies other layouts at a fraction of the speed.
+    # Heads before tokens: XLA on a CPU multiplies other layouts at a fraction of the speed.
     q_BGHTK = jnp.moveaxis(q_BTHK.reshape(batch, length, k_BSGK.shape[2], -1, q_BTHK.shape[3]), 1, 3)
     k_BGKS, v_BGSV = jnp.moveaxis(k_BSGK, 1, 3), jnp.moveaxis(v_BSGV, 1, 2)
-    block, outs = max(LEAST_BLOCK, -(-length // MOST_BLOCKS)), []
+    block, outs = max(MIN_BLOCK, -(-length // MAX_BLOCKS)), []
     for start in range(0, length, block):
         stop = min(start + block, length)
         score_BGHTS = jnp.einsum(
@@ -66,7 +85,7 @@ def blockwise_attention(q_BTHK, k_BSGK, v_BSGV, docs_BT, scale: float):
 
 
 def _allowed(docs_BT, start: int, stop: int):
-    """[B or 1, stop - start, stop]: which keys the queries from `start` on see."""
+    """[B or 1, stop - start, stop] bool: whether query start + i attends to key j."""
     causal_TS = np.arange(start, stop)[:, None] >= np.arange(stop)
     if docs_BT is None:
         return causal_TS[None]

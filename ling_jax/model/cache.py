@@ -1,6 +1,6 @@
-"""What a model keeps of the tokens it has read (docs/architecture.md §5, §6).
+"""The decoding cache (docs/architecture.md §5, §6).
 
-A Lightning layer keeps one state whatever the length; a softmax layer keeps keys and values, MLA only its latent.
+A Lightning layer stores one state of fixed size, a GQA layer stores keys and values, an MLA layer its latents.
 """
 
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
@@ -18,21 +19,24 @@ from ling_jax.spec import Leaf, Spec, stack, zeros
 
 @flax.struct.dataclass
 class Cache:
-    """Of B rows with room for S tokens each; a row's tokens take the slots 0, 1, … in order, padding takes none."""
+    """A cache of B rows of at most S tokens. The tokens of a row fill slots 0, 1, … in order; padding fills none."""
 
     layers: Any  # {segment: {run: leaves of the layer's kind, stacked [repeats, count, B, …]}}
-    length: jax.Array  # [B] int32 tokens that each row has
-    room: int = flax.struct.field(pytree_node=False)  # S
-    empty: bool = flax.struct.field(pytree_node=False)  # nothing to attend to yet: the first call is a plain forward
+    length: jax.Array  # [B] int32 tokens stored so far
+    max_length: int = flax.struct.field(pytree_node=False)  # S
+    empty: bool = flax.struct.field(pytree_node=False)  # no token is stored yet: the next call needs no cached keys
 
 
-def cache_spec(config: ModelConfig, batch_size: int, max_length: int, dtype) -> Spec:
-    """Every array of a cache but the lengths, with its logical axes."""
+def cache_spec(config: ModelConfig, batch_size: int, max_length: int, dtype: DTypeLike) -> Spec:
+    """Spec of a cache's arrays without the lengths.
+
+    Keys, values and latents have `dtype`, Lightning states at least float32.
+    """
     c, wide = config, jnp.promote_types(dtype, jnp.float32)
     state = Leaf((batch_size, c.num_heads, c.head_dim, c.head_dim), ("batch", "heads", None, None), zeros, wide)
     heads = Leaf((batch_size, max_length, c.num_kv_heads, c.head_dim), ("batch", None, "kv_heads", None), zeros, dtype)
     kinds = {"lightning": {"state": state}, "gqa": {"key": heads, "value": heads}}
-    if c.softmax == "mla":
+    if c.full_attention == "mla":
         kinds["mla"] = {"latent": Leaf((batch_size, max_length, latent_width(c)), ("batch", None, None), zeros, dtype)}
     return {
         str(index): {
@@ -43,19 +47,19 @@ def cache_spec(config: ModelConfig, batch_size: int, max_length: int, dtype) -> 
     }
 
 
-def init_cache(config: ModelConfig, batch_size: int, max_length: int, *, dtype=None) -> Cache:
+def init_cache(config: ModelConfig, batch_size: int, max_length: int, *, dtype: DTypeLike | None = None) -> Cache:
     """An empty cache for `batch_size` rows of at most `max_length` tokens.
 
-    `dtype` is of keys, values and latents (None: the compute dtype); Lightning states are at least float32. Raises
-    ValueError where `max_length` passes the model's context.
+    Keys, values and latents have `dtype` (None: the compute dtype), Lightning states at least float32. Raises
+    ValueError if `max_length` exceeds the context of the model.
     """
     if not 1 <= max_length <= config.max_length:
         raise ValueError(f"max_length is {max_length}; the model's context is {config.max_length} tokens")
     spec = cache_spec(config, batch_size, max_length, jnp.dtype(dtype or config.compute_dtype))
     layers = specs.init(jax.random.key(0), spec)
-    return Cache(layers=layers, length=jnp.zeros(batch_size, jnp.int32), room=max_length, empty=True)
+    return Cache(layers=layers, length=jnp.zeros(batch_size, jnp.int32), max_length=max_length, empty=True)
 
 
-def slots_of(cache: Cache, live_BT):
-    """[B, T] where each live token goes; padding goes past every end."""
+def slots_of(cache: Cache, live_BT: jax.Array) -> jax.Array:
+    """[B, T] int32 slot of each live token; padding gets 2^30, past the end of any cache."""
     return jnp.where(live_BT, cache.length[:, None] + jnp.cumsum(live_BT, axis=1, dtype=jnp.int32) - 1, 2**30)

@@ -1,18 +1,20 @@
-"""Grouped-query attention of Ling 2.0 and linear-2.0; Lightning shares its projections (docs/architecture.md §7)."""
+"""Grouped-query attention of Ling 2.0 and linear-2.0 (docs/architecture.md §7). Lightning uses its projections too."""
 
+import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.attention import cached_attention, softmax_attention
-from ling_jax.model.layer_cache import put_tokens, read
+from ling_jax.model.layer_cache import LayerCache, read_leaf, write_tokens
 from ling_jax.model.norm import rms_norm
-from ling_jax.model.rope import rotate_half
+from ling_jax.model.rope import RopeTable, rotate_half
+from ling_jax.model.token_info import TokenInfo
 from ling_jax.parallel import context
-from ling_jax.spec import Leaf, Spec, normal, ones, zeros
+from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
 
 
 def qkv_spec(config: ModelConfig, kv_heads: int, *, qk_norm: bool) -> Spec:
-    """Query, key and value projections, their biases and the norms of queries and keys."""
+    """Spec of the query, key and value projections, their biases and the QK-norm weights."""
     c, init, kv_axis = (
         config,
         normal(config.init_std),
@@ -33,18 +35,23 @@ def qkv_spec(config: ModelConfig, kv_heads: int, *, qk_norm: bool) -> Spec:
 
 
 def out_spec(config: ModelConfig, value_dim: int, bias: bool) -> Spec:
+    """Spec of the output projection [H, V, D] and its bias."""
     c = config
     spec = {"out": Leaf((c.num_heads, value_dim, c.hidden_size), ("heads", None, "embed"), normal(c.init_std))}
     return spec | ({"out_bias": Leaf((c.hidden_size,), (None,), zeros)} if bias else {})
 
 
 def gqa_spec(config: ModelConfig) -> Spec:
+    """Spec of a GQA mixer."""
     qkv = qkv_spec(config, config.num_kv_heads, qk_norm=config.qk_norm and config.gqa_qk_norm)
     return qkv | out_spec(config, config.head_dim, config.out_bias)
 
 
-def project_qkv(params, x_BTD, rope_table, config: ModelConfig):
-    """q, k, v: projected, q and k normed per head and rotated in their first dims (half pairing)."""
+def project_qkv(params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig) -> list[jax.Array]:
+    """[q, k, v], each [B, T, heads, K], from the layer's normed input x [B, T, D].
+
+    q and k are normed per head and rotated in their first dims (half pairing).
+    """
     heads = []
     for name in ("q", "k", "v"):
         x_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, params[name].astype(x_BTD.dtype))
@@ -56,29 +63,38 @@ def project_qkv(params, x_BTD, rope_table, config: ModelConfig):
     return heads
 
 
-def project_out(params, o_BTHV):
+def project_out(params: Params, o_BTHV: jax.Array) -> jax.Array:
+    """Output projection of the heads to [B, T, D], with the bias if there is one."""
     y_BTD = jnp.einsum("BTHV,HVD->BTD", o_BTHV, params["out"].astype(o_BTHV.dtype))
     return y_BTD + params["out_bias"].astype(o_BTHV.dtype) if "out_bias" in params else y_BTD
 
 
-def gqa(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
-    """(softmax attention with `num_kv_heads` key/value heads, the cache with these tokens); x is the layer's normed
-    input."""
+def gqa(
+    params: Params,
+    x_BTD: jax.Array,
+    info: TokenInfo,
+    log_decay_H: jax.Array | None,
+    cache: LayerCache | None,
+    config: ModelConfig,
+) -> tuple[jax.Array, LayerCache | None]:
+    """GQA of the layer's normed input x [B, T, D]: (y [B, T, D], the cache with these tokens or None)."""
     del log_decay_H
-    q_BTHK, k_BTGK, v_BTGV = project_qkv(params, x_BTD, sequence.rope, config)
+    q_BTHK, k_BTGK, v_BTGV = project_qkv(params, x_BTD, info.rope, config)
     scale = config.head_dim**-0.5
     if cache is not None:
-        cache = put_tokens(cache, "key", k_BTGK, sequence.slots)
-        cache = put_tokens(cache, "value", v_BTGV, sequence.slots)
-    if sequence.split is not None:
+        cache = write_tokens(cache, "key", k_BTGK, info.slots)
+        cache = write_tokens(cache, "value", v_BTGV, info.slots)
+    if info.split is not None:
         kv, kv_heads = (k_BTGK, v_BTGV), ((config.num_kv_heads, "kv_heads"),)
-        o_BTHV = context.attention(_as_they_are, (), (), q_BTHK, kv, kv_heads, sequence.split.docs, scale)
-    elif sequence.sees is None:
-        o_BTHV = softmax_attention(q_BTHK, k_BTGK, v_BTGV, sequence.docs, scale)
+        o_BTHV = context.attention(_keys_and_values, (), (), q_BTHK, kv, kv_heads, info.split.docs, scale)
+    elif info.last_visible_slot is None:
+        o_BTHV = softmax_attention(q_BTHK, k_BTGK, v_BTGV, info.docs, scale)
     else:
-        o_BTHV = cached_attention(q_BTHK, read(cache, "key"), read(cache, "value"), sequence.sees, scale)
+        o_BTHV = cached_attention(
+            q_BTHK, read_leaf(cache, "key"), read_leaf(cache, "value"), info.last_visible_slot, scale
+        )
     return project_out(params, o_BTHV), cache
 
 
-def _as_they_are(_, kv):
+def _keys_and_values(_, kv):
     return kv

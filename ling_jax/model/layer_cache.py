@@ -1,7 +1,7 @@
 """The part of a cache that one layer reads and writes (docs/architecture.md §5, §6).
 
-New tokens are written first and read with the old ones, straight from the stacked arrays: so the compiler writes into
-the array that it was given and never copies a cache.
+A layer writes its new tokens into the stacked arrays, then reads old and new tokens from there. So the compiler updates
+the arrays in place and never copies a cache.
 """
 
 from typing import NamedTuple
@@ -11,21 +11,25 @@ import jax.numpy as jnp
 
 
 class LayerCache(NamedTuple):
-    leaves: dict[str, jax.Array]  # of all layers of a run, stacked [repeats, count, B, …]
-    place: tuple[jax.Array | int, jax.Array | int]  # this layer's
+    """One layer's part of the stacked arrays of its run."""
+
+    leaves: dict[str, jax.Array]  # of all layers of the run, [repeats, count, B, …]
+    position: tuple[jax.Array | int, jax.Array | int]  # (repeat, number) of this layer
 
 
-def read(cache: LayerCache, name: str):
-    return cache.leaves[name][cache.place]
+def read_leaf(cache: LayerCache, name: str) -> jax.Array:
+    """The array `name` of this layer, [B, …]."""
+    return cache.leaves[name][cache.position]
 
 
-def put_state(cache: LayerCache, name: str, new):
-    return cache._replace(leaves=cache.leaves | {name: cache.leaves[name].at[cache.place].set(new)})
+def write_state(cache: LayerCache, name: str, new: jax.Array) -> LayerCache:
+    """The cache with this layer's array `name` replaced by `new` [B, …]."""
+    return cache._replace(leaves=cache.leaves | {name: cache.leaves[name].at[cache.position].set(new)})
 
 
-def put_tokens(cache: LayerCache, name: str, new_BT, slots_BT):
-    """The cache with new tokens in their slots; slots past the end, such as those of padding, are dropped."""
+def write_tokens(cache: LayerCache, name: str, new_BT: jax.Array, slots_BT: jax.Array) -> LayerCache:
+    """The cache with `new_BT` [B, T, …] in the slots [B, T]. Slots past the end (padding) are dropped."""
     rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
     old = cache.leaves[name]
-    new = old.at[*cache.place, rows_B1, slots_BT].set(new_BT.astype(old.dtype), mode="drop")
+    new = old.at[*cache.position, rows_B1, slots_BT].set(new_BT.astype(old.dtype), mode="drop")
     return cache._replace(leaves=cache.leaves | {name: new})

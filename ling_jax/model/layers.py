@@ -1,6 +1,7 @@
-"""Decoder layers: the plan from the layer list to segments, and the scan over them (docs/architecture.md §2)."""
+"""Decoder layers: the plan of segments for the layer list, and the scan over them (docs/architecture.md §2)."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,76 +13,67 @@ from ling_jax.model.gqa import gqa, gqa_spec
 from ling_jax.model.layer_cache import LayerCache
 from ling_jax.model.lightning import ENTERING, lightning, lightning_spec, log_decays
 from ling_jax.model.mla import mla, mla_spec
-from ling_jax.model.moe import dense_ffn, moe, moe_spec, swiglu_spec
+from ling_jax.model.moe import Router, dense_ffn, dense_spec, moe, moe_spec
 from ling_jax.model.norm import rms_norm
-from ling_jax.parallel.sharding import constrain, gathered
+from ling_jax.model.token_info import TokenInfo
+from ling_jax.parallel.sharding import constrain, gather_weights
 from ling_jax.spec import Leaf, Params, Spec, ones, stack
 
 MIXERS = {"lightning": (lightning_spec, lightning), "mla": (mla_spec, mla), "gqa": (gqa_spec, gqa)}
-FFNS = {"dense": (lambda config: swiglu_spec(config, config.ffn_size), dense_ffn), "moe": (moe_spec, moe)}
+FFNS = {"dense": (dense_spec, dense_ffn), "moe": (moe_spec, moe)}
 
 
-class Kind(NamedTuple):
+class LayerKind(NamedTuple):
+    """The mixer ("lightning", "mla" or "gqa") and the feed-forward part ("dense" or "moe") of a layer."""
+
     mixer: str
     ffn: str
 
 
-class Run(NamedTuple):
-    """`count` equal layers one after the other."""
+class LayerRun(NamedTuple):
+    """`count` layers of one kind in a row."""
 
-    kind: Kind
+    kind: LayerKind
     count: int
 
     def name(self, position: int) -> str:
+        """The key of the run in parameter trees, such as 0_lightning_dense."""
         return f"{position}_{self.kind.mixer}_{self.kind.ffn}"
 
 
 class Segment(NamedTuple):
-    """`repeats` equal groups of runs; leaves of a run are stacked [repeats, count, …]."""
+    """`repeats` equal groups of runs. The leaves of a run are stacked [repeats, count, …]."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[LayerRun, ...]
     repeats: int
 
-    def named_runs(self) -> list[tuple[str, Run]]:
+    def named_runs(self) -> list[tuple[str, LayerRun]]:
+        """[(key in parameter trees, run), …]."""
         return [(run.name(position), run) for position, run in enumerate(self.runs)]
 
 
-class Split(NamedTuple):
-    """What each of R ranks knows of the others' tokens, where rows are split among them."""
-
-    docs: jax.Array  # [B, T] document numbers of whole rows, on every rank
-    between: jax.Array  # [B, R, R] of `live_between`, each rank's own row
-
-
-class Sequence(NamedTuple):
-    """What every layer knows of the tokens."""
-
-    docs: jax.Array | None  # [B, T] document numbers, 0 padding; None: each row is one document
-    live: jax.Array  # [B, T] bool, no padding
-    slots: jax.Array | None  # [B, T] where the cache puts them; None: there is no cache
-    sees: jax.Array | None  # [B, T] the last slot that each sees; None: the cache held nothing, they see each other
-    rope: Any  # (cos, sin) of Lightning and GQA heads
-    rotation: Any  # the same as the Lightning layers' kernels take it; None: they are not used
-    latent_rope: Any  # (cos, sin) of MLA's rope dims
-    split: Split | None = None  # None: rows are whole
+def layer_kind(config: ModelConfig, layer: int) -> LayerKind:
+    """The kind of a layer of the trunk, counted from 0."""
+    mixer = config.full_attention if config.is_full_attention_layer(layer) else "lightning"
+    return LayerKind(mixer, "dense" if layer < config.first_dense_layers else "moe")
 
 
-def layer_kind(config: ModelConfig, layer: int) -> Kind:
-    mixer = config.softmax if config.is_softmax_layer(layer) else "lightning"
-    return Kind(mixer, "dense" if layer < config.first_dense_layers else "moe")
+def mtp_layer_kind(config: ModelConfig) -> LayerKind:
+    """The kind of the layer in an MTP module: full attention and a mixture of experts."""
+    return LayerKind(config.full_attention, "moe")
 
 
 def layer_plan(config: ModelConfig) -> tuple[Segment, ...]:
-    """Groups of `layer_group_size` layers, each as runs of equal layers; equal neighbouring groups are one segment."""
+    """The layer list as segments: groups of `layer_group_size` layers as runs, equal neighbouring groups merged."""
     kinds = [layer_kind(config, layer) for layer in range(config.num_layers)]
     starts = range(0, config.num_layers, config.layer_group_size)
     groups = [kinds[start : start + config.layer_group_size] for start in starts]
-    runs = [tuple(Run(kind, len(list(same))) for kind, same in itertools.groupby(group)) for group in groups]
+    runs = [tuple(LayerRun(kind, len(list(same))) for kind, same in itertools.groupby(group)) for group in groups]
     return tuple(Segment(pattern, len(list(same))) for pattern, same in itertools.groupby(runs))
 
 
 def layer_numbers(config: ModelConfig) -> dict[tuple[str, str], np.ndarray]:
-    """(segment, run) -> [repeats, count] numbers of its layers."""
+    """{(segment, run): layer numbers, int [repeats, count]}."""
     numbers, first = {}, 0
     for index, segment in enumerate(layer_plan(config)):
         group = sum(run.count for run in segment.runs)
@@ -92,14 +84,15 @@ def layer_numbers(config: ModelConfig) -> dict[tuple[str, str], np.ndarray]:
     return numbers
 
 
-def layer_spec(config: ModelConfig, kind: Kind) -> Spec:
+def layer_spec(config: ModelConfig, kind: LayerKind) -> Spec:
+    """Spec of one layer: two norms, the mixer and the feed-forward part."""
     norm = Leaf((config.hidden_size,), (None,), ones)
     mixer_spec, ffn_spec = MIXERS[kind.mixer][0], FFNS[kind.ffn][0]
     return {"mixer_norm": norm, "mixer": mixer_spec(config), "ffn_norm": norm, "ffn": ffn_spec(config)}
 
 
 def segments_spec(config: ModelConfig) -> Spec:
-    """{segment: {run: the layer's spec, stacked}}."""
+    """{segment: {run: layer spec, leaves stacked [repeats, count, …]}}."""
     return {
         str(index): {
             name: stack(layer_spec(config, run.kind), (segment.repeats, run.count), (None, None))
@@ -109,26 +102,37 @@ def segments_spec(config: ModelConfig) -> Spec:
     }
 
 
-def layer(params: Params, x_BTD, log_decay_H, cache, sequence: Sequence, config: ModelConfig, kind: Kind):
-    """(x + mixer(norm(x)), then + ffn(norm(x)); Router or None; the LayerCache with these tokens)."""
+def layer(
+    params: Params,
+    x_BTD: jax.Array,
+    log_decay_H: jax.Array | None,
+    cache: LayerCache | None,
+    info: TokenInfo,
+    config: ModelConfig,
+    kind: LayerKind,
+) -> tuple[jax.Array, Router | None, LayerCache | None]:
+    """One decoder layer: x + mixer(norm(x)), then + ffn(norm(x)); x [B, T, D].
+
+    Returns (x, the Router of a MoE layer or None, the cache with these tokens or None).
+    """
     (mixer_spec, mixer), (ffn_spec, ffn) = MIXERS[kind.mixer], FFNS[kind.ffn]
     with jax.named_scope(kind.mixer):
         normed = rms_norm(x_BTD, params["mixer_norm"], config.norm_eps)
-        weights = gathered(params["mixer"], mixer_spec(config), x_BTD.dtype)
-        y_BTD, cache = mixer(weights, normed, sequence, log_decay_H, cache, config)
+        weights = gather_weights(params["mixer"], mixer_spec(config), x_BTD.dtype)
+        y_BTD, cache = mixer(weights, normed, info, log_decay_H, cache, config)
         x_BTD = x_BTD + y_BTD
     with jax.named_scope(kind.ffn):
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
-        weights = gathered(params["ffn"], ffn_spec(config), x_BTD.dtype)
-        y_BTD, router = ffn(weights, normed, sequence.live, config)
+        weights = gather_weights(params["ffn"], ffn_spec(config), x_BTD.dtype)
+        y_BTD, router = ffn(weights, normed, info.live, config)
     x_BTD = constrain(x_BTD + checkpoint_name(y_BTD, "ffn_out"), ("batch", "tokens", None))
     return x_BTD, router, cache
 
 
-def remat(function, config: ModelConfig, *, scanned: bool):
-    """`function` with the activations that backward recomputes chosen by `config.remat`.
+def remat(function: Callable[..., Any], config: ModelConfig, *, scanned: bool) -> Callable[..., Any]:
+    """`function` under `jax.checkpoint` with the policy that `config.remat` names.
 
-    The state that enters a rank is never among them: it is small, and its gather is not done twice.
+    Every policy saves the state that enters a rank: it is small, and recomputation would gather it again.
     """
     if config.remat == "none":
         return function
@@ -142,28 +146,31 @@ def remat(function, config: ModelConfig, *, scanned: bool):
     return jax.checkpoint(function, policy=kept[config.remat], prevent_cse=not scanned)
 
 
-def run_segments(params: Params, x_BTD, sequence: Sequence, config: ModelConfig, cache=None):
-    """(x after all layers, {segment: {run: Router stacked [repeats, count, …] or None}}, the cache with these tokens).
+def run_segments(
+    params: Params, x_BTD: jax.Array, info: TokenInfo, config: ModelConfig, cache: dict[str, Any] | None = None
+) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
+    """All layers of the trunk: (x [B, T, D], routers, the cache's leaves with these tokens).
 
-    `cache` is None or {segment: {run: leaves stacked [repeats, count, …]}}; the leaves of none are None.
+    Routers are {segment: {run: Router stacked [repeats, count, …], None for dense layers}}. The cache's leaves are
+    {segment: {run: {name: [repeats, count, B, …]}}}; without a cache each run has None.
     """
     routers, caches, decays, numbers = {}, {}, log_decays(config), layer_numbers(config)
     for index, segment in enumerate(layer_plan(config)):
         log_decay = {name: decays[numbers[str(index), name]] for name, _ in segment.named_runs()}
-        group = _group_function(segment, sequence, config)
+        group = _group_function(segment, info, config)
         cached = {name: None for name, _ in segment.named_runs()} if cache is None else cache[str(index)]
         carry, inputs = (x_BTD, cached), (params[str(index)], log_decay)
         (x_BTD, caches[str(index)]), routers[str(index)] = _scan(group, carry, inputs, segment.repeats, config)
     return x_BTD, routers, caches
 
 
-def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig):
+def _group_function(segment: Segment, info: TokenInfo, config: ModelConfig):
     def group(carry, repeat, inputs):
         x_BTD, cache = carry
         params, log_decay = inputs
         routers, caches = {}, {}
         for name, run in segment.named_runs():
-            body = _layer_function(run, repeat, sequence, config)
+            body = _layer_function(run, repeat, info, config)
             of_run = (params[name], log_decay[name])
             (x_BTD, caches[name]), routers[name] = _scan(body, (x_BTD, cache[name]), of_run, run.count, config)
         return (x_BTD, caches), routers
@@ -171,12 +178,12 @@ def _group_function(segment: Segment, sequence: Sequence, config: ModelConfig):
     return group
 
 
-def _layer_function(run: Run, repeat, sequence: Sequence, config: ModelConfig):
+def _layer_function(run: LayerRun, repeat, info: TokenInfo, config: ModelConfig):
     def body(carry, number, inputs):
         x_BTD, leaves = carry
         params, log_decay_H = inputs
         cache = None if leaves is None else LayerCache(leaves, (repeat, number))
-        x_BTD, router, cache = layer(params, x_BTD, log_decay_H, cache, sequence, config, run.kind)
+        x_BTD, router, cache = layer(params, x_BTD, log_decay_H, cache, info, config, run.kind)
         return (x_BTD, None if cache is None else cache.leaves), router
 
     return remat(body, config, scanned=_scanned(run.count, config))
@@ -187,7 +194,10 @@ def _scanned(length: int, config: ModelConfig) -> bool:
 
 
 def _scan(body, carry, inputs, length: int, config: ModelConfig):
-    """`jax.lax.scan` of body(carry, number, inputs of that number), unrolled where layers are not to be scanned."""
-    step = lambda carry, numbered: body(carry, *numbered)  # noqa: E731
+    """`jax.lax.scan` of body(carry, number, inputs[number]), unrolled unless `config.scan_layers`."""
+
+    def step(carry, numbered):
+        return body(carry, *numbered)
+
     unroll = 1 if _scanned(length, config) else length
     return jax.lax.scan(step, carry, (np.arange(length), inputs), unroll=unroll)

@@ -1,4 +1,4 @@
-"""Language-model losses from hidden states, without the logits of all tokens at once (docs/architecture.md §10)."""
+"""Language-model losses from hidden states, chunk by chunk of tokens (docs/architecture.md §10)."""
 
 import functools
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 
 from ling_jax.model.mtp import shift_in_documents
 from ling_jax.parallel.sharding import RULES, one_device, partition_spec, token_axes
@@ -14,25 +15,25 @@ IGNORED = -100
 
 
 class LossSums(NamedTuple):
-    """Sums over tokens and how many tokens each is over; both add up over microbatches."""
+    """Loss sums and their token counts (scalars but for `mtp*`). Both add up over microbatches."""
 
-    main: jax.Array  # Σ negative log-likelihood of the next token
-    mtp: jax.Array  # [depth] the same of MTP targets
+    main: jax.Array  # Σ negative log-likelihood of the next token, nats
+    mtp: jax.Array  # [depth] the same for MTP targets
     router_z: jax.Array  # Σ over MoE layers and live tokens of logsumexp(router logits)²
-    main_count: jax.Array
-    mtp_count: jax.Array
-    live_count: jax.Array
+    main_count: jax.Array  # tokens with a next-token target
+    mtp_count: jax.Array  # [depth] tokens with a target at each depth
+    live_count: jax.Array  # tokens that are no padding
 
 
-def shifted_targets(labels_BT, docs_BT, by: int):
-    """labels[t + by] at t where that is in the row and in t's document, else -100."""
+def shifted_targets(labels_BT: ArrayLike, docs_BT: jax.Array | None, by: int) -> jax.Array:
+    """[B, T]: labels[t + by] where t + by lies in the row and document of t, else -100."""
     return shift_in_documents(labels_BT, docs_BT, by, fill=IGNORED)
 
 
-def weighted_total(sums: LossSums, counts: LossSums, *, mtp_weight: float, z_weight: float):
+def weighted_total(sums: LossSums, counts: LossSums, *, mtp_weight: float, z_weight: float) -> jax.Array:
     """mean main + mtp_weight · mean over depths of mean MTP + z_weight · Σ over layers of mean z; an empty mean is 0.
 
-    The denominators are `counts`' own, so that the totals of microbatches add up to the total of the batch.
+    The denominators come from `counts`: with the counts of the whole batch, the totals of its microbatches add up.
     """
     total = sums.main / jnp.maximum(counts.main_count, 1)
     if sums.mtp.shape[0]:
@@ -41,8 +42,8 @@ def weighted_total(sums: LossSums, counts: LossSums, *, mtp_weight: float, z_wei
     return total + z_weight * sums.router_z / jnp.maximum(counts.live_count, 1)
 
 
-def head_logits(head_DW, hidden_BTD):
-    """[B, T, W] in at least float32, the products too."""
+def head_logits(head_DW: jax.Array, hidden_BTD: jax.Array) -> jax.Array:
+    """Logits [B, T, W] in at least float32, at full precision."""
     dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
     return jnp.einsum(
         "BTD,DW->BTW", hidden_BTD.astype(dtype), head_DW.astype(dtype), precision=jax.lax.Precision.HIGHEST
@@ -50,12 +51,13 @@ def head_logits(head_DW, hidden_BTD):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def cross_entropy_sum(hidden_BTD, head_DW, targets_BT, chunk: int):
-    """Σ -log softmax(hidden · head)[target] over targets that are not -100, in chunks of `chunk` tokens of each row.
+def cross_entropy_sum(hidden_BTD: jax.Array, head_DW: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
+    """Σ -log softmax(hidden · head)[target] in nats over targets that are not -100; a scalar in at least float32.
 
-    Its gradients are made in the same pass (the loss is a scalar: they only scale), so that the logits are computed
-    once and never kept. On a mesh every device has its part of the vocabulary, and its neighbours' rows along the axes
-    that split both: whole heads and their gradients are larger than a layer's experts.
+    hidden [B, T, D], head [D, W], targets [B, T]. Logits exist for `chunk` tokens of each row at a time. The same pass
+    computes the gradients (the loss is a scalar, so backward only scales them); logits are computed once and never
+    stored. On a mesh each device computes its part of the vocabulary for the rows of all devices along the axes that
+    split rows and vocabulary alike, because a whole head with its gradient is larger than a layer's experts.
     """
     return _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk, gradients=False)[0]
 
@@ -74,12 +76,12 @@ cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 def _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk: int, *, gradients: bool):
-    """(Σ, its gradients by hidden states and head, if asked), on the mesh in scope."""
+    """(Σ, with `gradients` also those of hidden states and head), on the mesh in scope."""
     if one_device():
-        return _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk, gradients, Split())
+        return _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk, gradients, LossSplit())
     axes = token_axes(targets_BT.shape)
     tokens, head = PartitionSpec(*axes), partition_spec(("embed", "vocab"))
-    split = Split((*axes[0], *axes[1]), RULES["embed"], RULES["vocab"])
+    split = LossSplit((*axes[0], *axes[1]), RULES["embed"], RULES["vocab"])
     return jax.shard_map(
         lambda *arrays: _cross_entropy_part(*arrays, chunk, gradients, split),
         in_specs=(tokens, head, tokens),
@@ -88,8 +90,8 @@ def _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk: int, *, gradients: bo
     )(hidden_BTD, head_DW, targets_BT)
 
 
-class Split(NamedTuple):
-    """The mesh axes that split a loss among devices; on one device none."""
+class LossSplit(NamedTuple):
+    """The mesh axes that split each dimension of a loss; none on one device."""
 
     tokens: tuple[str, ...] = ()
     embed: tuple[str, ...] = ()
@@ -97,26 +99,26 @@ class Split(NamedTuple):
 
     @property
     def shared(self) -> tuple[str, ...]:
-        """Along these a device computes its part of the vocabulary for all tokens."""
+        """Axes that split tokens and vocabulary: along them a device computes its vocabulary part for all tokens."""
         return tuple(axis for axis in self.vocab if axis in self.tokens)
 
 
-def _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk: int, gradients: bool, split: Split):
-    """`_cross_entropy` of one device of a mesh that is split so."""
+def _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk: int, gradients: bool, split: LossSplit):
+    """`_cross_entropy` on one device of a mesh with these axes."""
     tokens, embed, vocab = split
-    head_DW = _gathered(head_DW, embed)
+    head_DW = _all_gather(head_DW, embed)
     zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
 
     def step(carry, inputs):
         total, grad_head_DW = carry
-        x_BCD, target_BC = (_gathered(a, split.shared) for a in inputs)
+        x_BCD, target_BC = (_all_gather(a, split.shared) for a in inputs)
         nll_BC, grad_logits_BCW = _chunk_nll(x_BCD, target_BC, head_DW, vocab)
         if not gradients:
             return (total + nll_BC.sum(), None), None
         dtype = grad_logits_BCW.dtype
         grad_x_BCD = jnp.einsum("BCW,DW->BCD", grad_logits_BCW, head_DW.astype(dtype))
         grad_head_DW += jnp.einsum("BCD,BCW->DW", x_BCD.astype(dtype), grad_logits_BCW)
-        return (total + nll_BC.sum(), grad_head_DW), _summed(grad_x_BCD, vocab, split.shared).astype(x_BCD.dtype)
+        return (total + nll_BC.sum(), grad_head_DW), _psum_scatter(grad_x_BCD, vocab, split.shared).astype(x_BCD.dtype)
 
     start = (zero, jnp.zeros(head_DW.shape, zero.dtype) if gradients else None)
     (total, grad_head_DW), grads = jax.lax.scan(step, start, _time_chunks(hidden_BTD, targets_BT, chunk))
@@ -125,37 +127,39 @@ def _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk: int, gradients: 
     if not gradients:
         return (total,)
     grad_x_BTD = jnp.moveaxis(grads, 0, 1).reshape(len(hidden_BTD), -1, hidden_BTD.shape[2])[:, : hidden_BTD.shape[1]]
-    # Where an axis of `embed` does not split the tokens, its devices all have the same gradient.
+    # Devices along an `embed` axis that does not split the tokens hold the same gradient.
     same = jax.lax.psum(1, tuple(axis for axis in embed if axis not in tokens))
-    grad_head_DW = _summed(grad_head_DW, (*embed, *(axis for axis in others if axis not in embed)), embed) / same
+    grad_head_DW = _psum_scatter(grad_head_DW, (*embed, *(axis for axis in others if axis not in embed)), embed) / same
     return total, grad_x_BTD, grad_head_DW.astype(head_DW.dtype)
 
 
-def _gathered(x, axes: tuple[str, ...]):
+def _all_gather(x, axes: tuple[str, ...]):
     return jax.lax.all_gather(x, axes, tiled=True) if axes else x
 
 
-def _summed(x, axes: tuple[str, ...], scattered: tuple[str, ...]):
-    """The sum along the axes, each device with its part of the first dimension along the `scattered` of them."""
+def _psum_scatter(x, axes: tuple[str, ...], scattered: tuple[str, ...]):
+    """The sum along `axes`; along those in `scattered` each device gets its part of the first dimension."""
     x = jax.lax.psum_scatter(x, scattered, tiled=True) if scattered else x
     return jax.lax.psum(x, tuple(axis for axis in axes if axis not in scattered))
 
 
-def token_logps(hidden_BTD, head_DW, targets_BT, chunk: int):
-    """log softmax(hidden · head)[target], [B, T] in at least float32, 0 where a target is -100.
+def token_logps(hidden_BTD: jax.Array, head_DW: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
+    """log softmax(hidden · head)[target] in nats, [B, T] in at least float32; 0 where the target is -100.
 
-    Made in chunks of `chunk` tokens of each row; a gradient makes each chunk's logits again, so they are never kept.
+    Computed for `chunk` tokens of each row at a time. Backward recomputes the logits of each chunk.
     """
     return token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk)[0]
 
 
-def token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
-    """(`token_logps`, the entropy in nats of what each target was drawn from: a constant, 0 where a target is -100)."""
+def token_logps_and_entropies(
+    hidden_BTD: jax.Array, head_DW: jax.Array, targets_BT: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """(`token_logps`, entropies of the predictions [B, T] in nats: no gradient, 0 where the target is -100)."""
     if one_device():
         return _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk)
 
     def on_device(hidden_BTD, head_DW, targets_BT):
-        return _logps_and_entropies(hidden_BTD, _gathered(head_DW, RULES["embed"]), targets_BT, chunk)
+        return _logps_and_entropies(hidden_BTD, _all_gather(head_DW, RULES["embed"]), targets_BT, chunk)
 
     tokens = PartitionSpec(*token_axes(targets_BT.shape))
     return jax.shard_map(
@@ -182,13 +186,18 @@ def _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
 
 
 def _chunk_nll(x_BCD, target_BC, head_DW, vocab: tuple[str, ...] = ()):
-    """(negative log-likelihood [B, C], its gradient by the logits [B, C, W]); `vocab` are the mesh axes along which
-    each device has a part of the head's columns."""
+    """(negative log-likelihood [B, C], its gradient with respect to the logits [B, C, W]).
+
+    `vocab` are the mesh axes that split the columns of the head.
+    """
     logits_BCW = head_logits(head_DW, x_BCD)
     first = head_DW.shape[1] * jax.lax.axis_index(vocab) if vocab else 0
     picked_BCW = first + jnp.arange(head_DW.shape[1]) == target_BC[..., None]
     counts_BC1 = (target_BC != IGNORED)[..., None]
-    total = lambda x_BCW: jax.lax.psum(x_BCW.sum(axis=-1, keepdims=True), vocab)  # noqa: E731
+
+    def total(x_BCW):
+        return jax.lax.psum(x_BCW.sum(axis=-1, keepdims=True), vocab)
+
     largest_BC1 = jax.lax.pmax(jax.lax.stop_gradient(logits_BCW).max(axis=-1, keepdims=True), vocab)
     logsumexp_BC1 = largest_BC1 + jnp.log(total(jnp.exp(logits_BCW - largest_BC1)))
     nll_BC1 = logsumexp_BC1 - total(jnp.where(picked_BCW, logits_BCW, 0))
@@ -197,7 +206,7 @@ def _chunk_nll(x_BCD, target_BC, head_DW, vocab: tuple[str, ...] = ()):
 
 
 def _time_chunks(hidden_BTD, targets_BT, chunk: int):
-    """Both as [N, B, C, …]; targets behind the end are -100. The batch axis stays whole, so a sharded one stays put."""
+    """Hidden states and targets as [N, B, C, …], padded with targets of -100. The batch axis keeps its sharding."""
     batch, length, width = hidden_BTD.shape
     behind = -length % min(chunk, length)
     hidden = jnp.pad(hidden_BTD, ((0, 0), (0, behind), (0, 0))).reshape(batch, -1, min(chunk, length), width)

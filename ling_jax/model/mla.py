@@ -2,21 +2,24 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.attention import cached_attention, softmax_attention
 from ling_jax.model.gqa import out_spec, project_out
-from ling_jax.model.layer_cache import put_tokens, read
+from ling_jax.model.layer_cache import LayerCache, read_leaf, write_tokens
 from ling_jax.model.norm import rms_norm
-from ling_jax.model.rope import rotate_interleaved, yarn_mscale
+from ling_jax.model.rope import RopeTable, rotate_interleaved, yarn_mscale
+from ling_jax.model.token_info import TokenInfo
 from ling_jax.parallel import context
-from ling_jax.spec import Leaf, Spec, normal, ones, zeros
+from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
 
-LATENT_NORM_EPS = 1e-6  # the official code's, whatever `norm_eps` says
+LATENT_NORM_EPS = 1e-6  # official code; independent of `norm_eps`
 
 
 def mla_spec(config: ModelConfig) -> Spec:
+    """Spec of an MLA mixer."""
     c, init, latent = config, normal(config.init_std), latent_width(config)
     spec = {
         "kv_a": Leaf((c.hidden_size, latent), ("embed", None), init),
@@ -37,7 +40,7 @@ def mla_spec(config: ModelConfig) -> Spec:
 
 
 def latent_width(config: ModelConfig) -> int:
-    """Width of what a token leaves in the cache: the latent and the rope key."""
+    """Numbers that the cache stores for each token: the latent and the rope key."""
     return config.kv_lora_rank + config.rope_dim
 
 
@@ -49,34 +52,39 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale
 
 
-def mla(params, x_BTD, sequence, log_decay_H, cache, config: ModelConfig):
-    """(softmax attention whose keys and values come from one low-rank latent, the cache with these tokens); x is the
-    layer's normed input."""
+def mla(
+    params: Params,
+    x_BTD: jax.Array,
+    info: TokenInfo,
+    log_decay_H: jax.Array | None,
+    cache: LayerCache | None,
+    config: ModelConfig,
+) -> tuple[jax.Array, LayerCache | None]:
+    """MLA of the layer's normed input x [B, T, D]: (y [B, T, D], the cache with these tokens or None)."""
     del log_decay_H
-    q_BTHK = queries(params, x_BTD, sequence.latent_rope, config)
-    latent_BTR = jnp.concatenate(latents(params, x_BTD, sequence.latent_rope, config), axis=-1)
+    q_BTHK = queries(params, x_BTD, info.latent_rope, config)
+    latent_BTR = jnp.concatenate(latents(params, x_BTD, info.latent_rope, config), axis=-1)
     if cache is not None:
-        cache = put_tokens(cache, "latent", latent_BTR, sequence.slots)
-    if sequence.sees is None:
-        o_BTHV = _expanded(params, q_BTHK, latent_BTR, sequence, config)
+        cache = write_tokens(cache, "latent", latent_BTR, info.slots)
+    if info.last_visible_slot is None:
+        o_BTHV = _expanded(params, q_BTHK, latent_BTR, info, config)
     else:
-        o_BTHV = _absorbed(params, q_BTHK, read(cache, "latent"), sequence.sees, config)
+        o_BTHV = _absorbed(params, q_BTHK, read_leaf(cache, "latent"), info.last_visible_slot, config)
     return project_out(params, o_BTHV), cache
 
 
-def _expanded(params, q_BTHK, latent_BTR, sequence, config: ModelConfig):
-    """Keys and values of every head made from the latents: fewest operations where all tokens are new."""
+def _expanded(params, q_BTHK, latent_BTR, info, config: ModelConfig):
+    """Attention with the keys and values of every head, [B, T, H, V]; cheapest if all tokens are new."""
     kv_b_RHK, scale = params["kv_b"], softmax_scale(config)
     expand = functools.partial(keys_and_values, config=config)
-    if sequence.split is None:
-        return softmax_attention(q_BTHK, *expand(kv_b_RHK, latent_BTR), sequence.docs, scale)
+    if info.split is None:
+        return softmax_attention(q_BTHK, *expand(kv_b_RHK, latent_BTR), info.docs, scale)
     kv_b_axes = ((config.kv_lora_rank, None), (config.num_heads, "heads"))
-    return context.attention(expand, kv_b_RHK, kv_b_axes, q_BTHK, latent_BTR, (), sequence.split.docs, scale)
+    return context.attention(expand, kv_b_RHK, kv_b_axes, q_BTHK, latent_BTR, (), info.split.docs, scale)
 
 
-def keys_and_values(kv_b_RHK, latent_BTR, config: ModelConfig):
-    """(keys [B, T, H, nope + rope], values [B, T, H, V]) of what tokens leave in a cache, the rope key behind the
-    latent."""
+def keys_and_values(kv_b_RHK: jax.Array, latent_BTR: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """(keys [B, T, H, nope + rope], values [B, T, H, V]) from cached vectors: the latent, then the rope key."""
     latent_BTR, k_rope_BTK = jnp.split(latent_BTR, [config.kv_lora_rank], axis=-1)
     kv_BTHK = jnp.einsum("BTR,RHK->BTHK", latent_BTR, kv_b_RHK.astype(latent_BTR.dtype))
     k_nope_BTHK, v_BTHV = jnp.split(kv_BTHK, [config.nope_dim], axis=-1)
@@ -85,7 +93,7 @@ def keys_and_values(kv_b_RHK, latent_BTR, config: ModelConfig):
 
 
 def _absorbed(params, q_BTHK, cached_BSR, last_BT, config: ModelConfig):
-    """The same with `kv_b` on the side of queries and outputs: all heads share one key and one value, the latent."""
+    """Attention with `kv_b` absorbed into queries and outputs, [B, T, H, V]: all heads share one key and one value."""
     kv_b_RHK = params["kv_b"].astype(q_BTHK.dtype)
     q_nope, q_rope = jnp.split(q_BTHK, [config.nope_dim], axis=-1)
     q_BTHR = jnp.concatenate([jnp.einsum("BTHK,RHK->BTHR", q_nope, kv_b_RHK[..., : config.nope_dim]), q_rope], axis=-1)
@@ -94,8 +102,8 @@ def _absorbed(params, q_BTHK, cached_BSR, last_BT, config: ModelConfig):
     return jnp.einsum("BTHR,RHV->BTHV", o_BTHR, kv_b_RHK[..., config.nope_dim :])
 
 
-def queries(params, x_BTD, rope_table, config: ModelConfig):
-    """[B, T, H, nope + rope], the last dims rotated in interleaved pairs."""
+def queries(params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig) -> jax.Array:
+    """Queries [B, T, H, nope + rope]; the rope dims are rotated in interleaved pairs."""
     dtype = x_BTD.dtype
     if config.q_lora_rank is None:
         q_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, params["q"].astype(dtype))
@@ -109,8 +117,10 @@ def queries(params, x_BTD, rope_table, config: ModelConfig):
     return jnp.concatenate([q_nope, rotate_interleaved(q_rope, rope_table)], axis=-1)
 
 
-def latents(params, x_BTD, rope_table, config: ModelConfig):
-    """(normed latent [B, T, R], rotated rope key [B, T, rope] that all heads share)."""
+def latents(
+    params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+    """(normed latents [B, T, R], rotated rope keys [B, T, rope]); all heads share both."""
     kv_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, params["kv_a"].astype(x_BTD.dtype))
     if "kv_a_bias" in params:
         kv_BTR = kv_BTR + params["kv_a_bias"].astype(x_BTD.dtype)

@@ -8,21 +8,22 @@ import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.parallel import experts
-from ling_jax.parallel.sharding import per_device, ways
-from ling_jax.spec import Leaf, Spec, normal, zeros
+from ling_jax.parallel.sharding import num_shards, per_device
+from ling_jax.spec import Leaf, Params, Spec, normal, zeros
 
 
 class Router(NamedTuple):
-    """What the router did: per MoE layer, or stacked over layers in front."""
+    """The choices of one MoE layer's router, or of several layers stacked in front."""
 
-    expert_index: jax.Array  # [B, T, k], best first
-    expert_weight: jax.Array  # [B, T, k]
-    loads: jax.Array  # [E] live tokens sent to each expert, int32
+    expert_index: jax.Array  # [B, T, k] int32, best first
+    expert_weight: jax.Array  # [B, T, k], at least float32
+    loads: jax.Array  # [E] int32 live tokens that chose each expert
     z_sum: jax.Array  # Σ over live tokens of logsumexp(router logits)²
-    drops: jax.Array  # (token, expert) pairs that were not computed: 0
+    drops: jax.Array  # int32 (token, expert) pairs that were not computed; always 0
 
 
 def swiglu_spec(config: ModelConfig, ffn_size: int) -> Spec:
+    """Spec of a SwiGLU of the given width."""
     into = Leaf((config.hidden_size, ffn_size), ("embed", "ffn"), normal(config.init_std))
     return {
         "gate": into,
@@ -31,7 +32,13 @@ def swiglu_spec(config: ModelConfig, ffn_size: int) -> Spec:
     }
 
 
+def dense_spec(config: ModelConfig) -> Spec:
+    """Spec of a dense feed-forward layer."""
+    return swiglu_spec(config, config.ffn_size)
+
+
 def moe_spec(config: ModelConfig) -> Spec:
+    """Spec of a mixture of experts: router, expert bias, stacked experts and the shared expert."""
     c, init = config, normal(config.init_std)
     into = Leaf((c.num_experts, c.hidden_size, c.expert_ffn_size), ("experts", "embed", "ffn"), init)
     out = Leaf((c.num_experts, c.expert_ffn_size, c.hidden_size), ("experts", "ffn", "embed"), init)
@@ -43,31 +50,33 @@ def moe_spec(config: ModelConfig) -> Spec:
     return spec | ({"shared": swiglu_spec(c, c.shared_ffn_size)} if c.shared_ffn_size else {})
 
 
-def swiglu(params, x_BTD):
-    """down(silu(gate x) · up x)."""
+def swiglu(params: Params, x_BTD: jax.Array) -> jax.Array:
+    """down(silu(gate x) · up x), [B, T, D]."""
     gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, params["gate"].astype(x_BTD.dtype))
     up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, params["up"].astype(x_BTD.dtype))
     return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, params["down"].astype(x_BTD.dtype))
 
 
-def dense_ffn(params, x_BTD, live_BT, config: ModelConfig):
-    """(SwiGLU of the layer, no router)."""
+def dense_ffn(params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, None]:
+    """The dense feed-forward layer with the signature of `moe`: (SwiGLU(x) [B, T, D], None)."""
     del live_BT, config
     return swiglu(params, x_BTD), None
 
 
-def moe(params, x_BTD, live_BT, config: ModelConfig):
-    """(Σ weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router); `live_BT` marks what loads count."""
+def moe(params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, Router]:
+    """(Σ_e weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router). Loads and z count tokens in `live_BT` only."""
     with jax.named_scope("router"):
         logits_BTE = router_logits(params["router"], x_BTD)
         tokens = ((x_BTD.shape[0], "batch"), (x_BTD.shape[1], "tokens"))
         choose = per_device(functools.partial(route, config=config), (tokens, ()), (tokens, tokens))
-        index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"])  # the compiler would gather them to sort them
+        index_BTk, weight_BTk = choose(
+            logits_BTE, params["expert_bias"]
+        )  # per device: the compiler would gather all tokens for top_k
     with jax.named_scope("experts"):
         matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
         choices = weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT
-        most = devices_of_a_token(config, ways("experts"))
-        y_BTD, drops = experts.expert_parallel(x_BTD, *choices, matrices, most)
+        max_devices = max_devices_per_token(config, num_shards("experts"))
+        y_BTD, drops = experts.expert_parallel(x_BTD, *choices, matrices, max_devices)
     if "shared" in params:
         with jax.named_scope("shared_expert"):
             y_BTD = y_BTD + swiglu(params["shared"], x_BTD)
@@ -77,14 +86,14 @@ def moe(params, x_BTD, live_BT, config: ModelConfig):
     return y_BTD, Router(index_BTk, weight_BTk, loads, jnp.sum(jnp.where(live_BT, z_BT, 0)), drops)
 
 
-def router_logits(weight_DE, x_BTD):
-    """[B, T, E] in at least float32, the products too (an accelerator's default would round them to bfloat16)."""
+def router_logits(weight_DE: jax.Array, x_BTD: jax.Array) -> jax.Array:
+    """[B, T, E] in at least float32, at full precision: an accelerator's default would round products to bfloat16."""
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
     return jnp.einsum("BTD,DE->BTE", x_BTD.astype(dtype), weight_DE.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
 
-def route(logits_BTE, expert_bias_E, config: ModelConfig):
-    """(expert_index, expert_weight), both [B, T, k]. The bias chooses and does not weigh; it has no gradient."""
+def route(logits_BTE: jax.Array, expert_bias_E: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """(expert_index, expert_weight), both [B, T, k]. The bias affects the choice only; it has no gradient."""
     score_BTE = jax.nn.sigmoid(logits_BTE)
     biased_BTE = jax.lax.stop_gradient(score_BTE + expert_bias_E.astype(score_BTE.dtype))
     _, index_BTk = jax.lax.top_k(_keep_best_groups(biased_BTE, config), config.top_k)
@@ -94,8 +103,11 @@ def route(logits_BTE, expert_bias_E, config: ModelConfig):
     return index_BTk, weight_BTk * config.routed_scale
 
 
-def devices_of_a_token(config: ModelConfig, devices: int) -> int:
-    """On how many of the `devices` that share the experts those of one token lie at the most: groups lie together."""
+def max_devices_per_token(config: ModelConfig, devices: int) -> int:
+    """Upper bound on the devices that hold one token's experts, of `devices` that share all experts.
+
+    The experts of a group are neighbours, and a token uses `top_groups` groups.
+    """
     of_group, of_device = config.num_experts // config.num_expert_groups, config.num_experts // devices
     firsts = range(0, config.num_experts, of_group)
     spans = max((first + of_group - 1) // of_device - first // of_device + 1 for first in firsts)
@@ -103,7 +115,7 @@ def devices_of_a_token(config: ModelConfig, devices: int) -> int:
 
 
 def _keep_best_groups(biased_BTE, config: ModelConfig):
-    """-inf outside the groups whose two best experts together score highest."""
+    """Scores with -inf outside the `top_groups` groups with the largest sum of their two best scores."""
     if config.top_groups == config.num_expert_groups:
         return biased_BTE
     grouped = biased_BTE.reshape(*biased_BTE.shape[:-1], config.num_expert_groups, -1)

@@ -2,14 +2,17 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ling_jax.config import ModelConfig, Yarn
 
+RopeTable = tuple[jax.Array, jax.Array]  # (cos, sin), each [B, T, rotated dims / 2] in at least float32
+
 
 def inverse_frequencies(dims: int, theta: float, scaling: Yarn | None) -> tuple[np.ndarray, float]:
-    """Float64 [dims/2] inverse frequencies and the factor on cos and sin, YaRN applied where it is given."""
+    """(inverse frequencies, float64 [dims/2]; factor on cos and sin), with YaRN if `scaling` is given."""
     exponents = np.arange(0, dims, 2, dtype=np.float64) / dims
     plain = theta**-exponents
     if scaling is None:
@@ -22,11 +25,12 @@ def inverse_frequencies(dims: int, theta: float, scaling: Yarn | None) -> tuple[
 
 
 def _yarn_dim(dims: int, theta: float, scaling: Yarn, rotations: float) -> float:
-    """The (fractional) frequency index that turns `rotations` times over the original length."""
+    """The fractional index of the frequency that makes `rotations` turns over the original length."""
     return dims * math.log(scaling.original_length / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:
+    """YaRN's attention scale 0.1 · mscale · ln(factor) + 1; 1 for factors up to 1."""
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
@@ -38,24 +42,24 @@ def _attention_factor(scaling: Yarn) -> float:
     return yarn_mscale(scaling.factor, 1.0)
 
 
-def rope_table(positions, dims: int, config: ModelConfig):
-    """(cos, sin), each [B, T, dims/2], of integer positions [B, T]; float32, or float64 for float64 compute."""
+def rope_table(positions: jax.Array, dims: int, config: ModelConfig) -> RopeTable:
+    """(cos, sin), each [B, T, dims/2], at integer positions [B, T]; at least float32."""
     frequencies, factor = inverse_frequencies(dims, config.rope_theta, config.rope_scaling)
     dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
     angles = positions[..., None].astype(dtype) * jnp.asarray(frequencies, dtype)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def rotate_half(x_BTHK, table):
-    """Rotates the first dims of each head, pairs (j, j + n/2) where the table has n/2 columns; the rest passes."""
+def rotate_half(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
+    """Rotates the first n dims of each head in pairs (j, j + n/2); the other dims stay. The table has n/2 columns."""
     cos, sin = (t[:, :, None, :] for t in table)
     half = cos.shape[-1]
     a, b, rest = jnp.split(x_BTHK.astype(cos.dtype), [half, 2 * half], axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x_BTHK.dtype)
 
 
-def rotate_interleaved(x_BTHK, table):
-    """Rotates pairs (2j, 2j+1) of all dims."""
+def rotate_interleaved(x_BTHK: jax.Array, table: RopeTable) -> jax.Array:
+    """Rotates all dims of each head in pairs (2j, 2j + 1)."""
     cos, sin = (t[:, :, None, :] for t in table)
     x = x_BTHK.astype(cos.dtype).reshape(*x_BTHK.shape[:-1], -1, 2)
     a, b = x[..., 0], x[..., 1]

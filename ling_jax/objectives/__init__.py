@@ -4,13 +4,13 @@ Every objective has one signature,
 
     (policy_logps, old_logps, behaviour_logps, advantages, mask, *, …) -> (loss, metrics)
 
-of arrays [B, T] but advantages [B]; `policy` is what is trained, `old` the trainer's weights before the step, and
-`behaviour` what sampled the tokens, as recorded by the inference engine. `mask` is true (or not 0) on tokens that
-carry loss. What stands at other positions, NaN and inf too, reaches neither loss nor gradient. The loss is -J, in at
-least float32, and only `policy_logps` gets a gradient; log-probs and advantages of loss tokens must be finite, except
-where an objective says more. A row without loss tokens adds 0 and is still counted, a batch without has loss 0. An
-objective that needs no behaviour log-probs takes None, and uses them for the mismatch metrics alone. Metrics are listed
-in `ling_jax.objectives.metrics`.
+of arrays [B, T], except advantages [B]. Log-probs are in nats: `policy` of the trained weights, `old` of the trainer's
+weights before the step, `behaviour` of the inference engine that sampled the tokens. `mask` is true (or not 0) on loss
+tokens. Values at other positions, NaN and inf included, reach neither loss nor gradient. The loss is -J, a scalar in at
+least float32, and only `policy_logps` gets a gradient. Log-probs and advantages of loss tokens must be finite unless
+the objective says otherwise. A row without loss tokens contributes 0 and still counts; a batch without loss tokens has
+loss 0. Objectives that do not use `behaviour_logps` accept None and otherwise use them for the mismatch metrics only.
+`ling_jax.objectives.metrics` lists the metrics.
 """
 
 from ling_jax.objectives.advantages import group_advantages as group_advantages

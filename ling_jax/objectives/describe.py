@@ -1,6 +1,7 @@
-"""An objective in one line, for the start of a run."""
+"""A one-line description of an objective, printed at the start of a run."""
 
 import inspect
+from typing import Any
 
 from ling_jax.objectives.grpo import grpo_loss
 from ling_jax.objectives.gspo import gspo_loss
@@ -17,15 +18,15 @@ LOSSES = {
     "kpop": kpop_loss,
     "tis": tis_loss,
 }
-PER_TOKEN = {"sentence_ids", "entropies"}  # inputs, not settings
+PER_TOKEN = {"sentence_ids", "entropies"}  # arguments that are arrays, not settings
 MEAN = "mean_i 1/|y_i| sum_t"
 
 
-def effective_objective(name: str, **options) -> str:
-    """What is maximised with these keywords of the objective's function, its defaults filled in: aggregation, ratios,
-    policies and mask.
+def effective_objective(name: str, **options: Any) -> str:
+    """The formula that an objective maximises with these keyword options: aggregation, ratios, policies and mask.
 
-    Raises ValueError for an unknown objective or option, or one without default that is missing.
+    Defaults of the objective's function fill the missing options. Raises ValueError for an unknown objective or option
+    and for a missing option without default.
     """
     if name not in LOSSES:
         raise ValueError(f"objective is {name!r}; expected one of {', '.join(LOSSES)}")

@@ -1,31 +1,33 @@
-"""IcePop: tokens on which trainer and inference engine disagree are dropped by their ratio."""
+"""IcePop: a mask on the ratio of trainer to inference engine drops tokens on which they disagree."""
 
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import mask_metrics, token_metrics
-from ling_jax.objectives.tokens import importance_ratio, loss_tokens, ratio_of, sequence_mean, surrogate
+from ling_jax.objectives.tokens import Metrics, importance_ratio, loss_tokens, ratio_of, sequence_mean, surrogate
 
 
 def icepop_loss(
-    policy_logps,
-    old_logps,
-    behaviour_logps,
-    advantages,
-    mask,
+    policy_logps: ArrayLike,
+    old_logps: ArrayLike,
+    behaviour_logps: ArrayLike | None,
+    advantages: ArrayLike,
+    mask: ArrayLike,
     *,
-    alpha=0.5,  # Ring-1T report
-    beta=5.0,  # Ring-1T report
-    clip=0.2,  # our choice: PPO's; the reports print no number
-    entropies=None,
-):
+    alpha: float = 0.5,  # Ring-1T report
+    beta: float = 5.0,  # Ring-1T report
+    clip: float = 0.2,  # our choice: PPO's; the reports print no number
+    entropies: ArrayLike | None = None,
+) -> tuple[jax.Array, Metrics]:
     """IcePop (Ling 2.6 report eq. 5, Ring-1T report).
 
         J = mean_i 1/|y_i| Σ_t M_it · min(r_it Â_i, clip(r_it, 1±clip) Â_i),   r = π_policy / π_old
         M = k if alpha <= k <= beta else 0,   k = π_old / π_behaviour, a constant
 
-    M is the ratio k itself, not 1. All [B, T] but advantages [B]; |y_i| counts loss tokens before the mask. k is of
-    log-probs clipped to [-100, 0], so behaviour_logps may be -inf. Returns (-J, metrics); at least float32. Raises
-    ValueError without behaviour_logps and for a wrong shape.
+    A kept token has weight M = k, not 1. Arrays are [B, T], advantages [B]; |y_i| counts loss tokens before the mask. k
+    uses log-probs clipped to [-100, 0], so behaviour_logps may be -inf. Returns (-J, metrics) in at least float32.
+    Raises ValueError without behaviour_logps and for a wrong shape.
     """
     tokens = loss_tokens("icepop", policy_logps, old_logps, behaviour_logps, advantages, mask, needs_behaviour=True)
     k = importance_ratio(tokens.old, tokens.behaviour)

@@ -1,12 +1,14 @@
-"""KPop: tokens on which trainer and inference engine disagree are dropped by a binary KL, in both directions."""
+"""KPop: a mask on the binary KL in both directions drops tokens on which trainer and inference engine disagree."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import mask_metrics, masked_quantile, token_metrics
 from ling_jax.objectives.tokens import (
+    Metrics,
     check_shape,
     cleaned,
     clipped_logps,
@@ -17,17 +19,18 @@ from ling_jax.objectives.tokens import (
     surrogate,
 )
 
-MIN_REST = 1e-6  # our choice: the least probability of "any other token"; float32 knows no 1 - 1e-8
+MIN_REST = 1e-6  # our choice: minimum probability of "any other token"; float32 cannot represent 1 - 1e-8
 KAPPAS = ("ratio", "one")
 
 
-def binary_kl(p_logps, q_logps):
-    """D(p‖q) of "this token or any other", from log p and log q of the token, elementwise (Ling 2.6 report §3.2.3).
+def binary_kl(p_logps: ArrayLike, q_logps: ArrayLike) -> jax.Array:
+    """The binary KL D(p‖q) of "this token or any other", elementwise, in nats (Ling 2.6 report §3.2.3).
 
         D = max(0, p (log p - log q) + p̄ (log p̄ - log q̄)),   p̄ = max(1 - p, 1e-6)
 
-    Log-probs are first clipped to [-100, 0]: 0, round-off above it and -inf are legal. The floored p̄ is weight and
-    logarithm alike; p is not renormalised. Exactly 0 for equal inputs. At least float32; not for gradients.
+    The arguments are log p and log q of the token, clipped to [-100, 0]; round-off above 0 and -inf are allowed. The
+    floor of p̄ applies to weight and logarithm alike; p is not renormalised. Equal inputs give exactly 0. The result is
+    in at least float32 and is not meant for gradients.
     """
     dtype = jnp.promote_types(jnp.result_type(p_logps, q_logps), jnp.float32)
     p, q = (clipped_logps(jnp.asarray(x).astype(dtype)) for x in (p_logps, q_logps))
@@ -35,45 +38,45 @@ def binary_kl(p_logps, q_logps):
     return jnp.maximum(0, jnp.exp(p) * (p - q) + jnp.exp(rest_p) * (rest_p - rest_q))
 
 
-def log_rest(logps):
-    """log max(1 - p, 1e-6) of log p <= 0, each branch where it loses no digits."""
+def log_rest(logps: jax.Array) -> jax.Array:
+    """log max(1 - p, 1e-6) from log p <= 0, elementwise; each branch is used where it is accurate."""
     near_one = jnp.log(-jnp.expm1(logps))
     near_zero = jnp.log1p(-jnp.exp(logps))
     return jnp.maximum(jnp.where(logps > -math.log(2), near_one, near_zero), math.log(MIN_REST))
 
 
-def kpop_mask(old_logps, behaviour_logps, phi, *, symmetric: bool = True):
-    """D(old‖behaviour) <= phi and, if `symmetric`, D(behaviour‖old) <= phi; elementwise."""
+def kpop_mask(old_logps: ArrayLike, behaviour_logps: ArrayLike, phi: ArrayLike, *, symmetric: bool = True) -> jax.Array:
+    """bool, elementwise: D(old‖behaviour) <= phi and, if `symmetric`, D(behaviour‖old) <= phi."""
     keep = binary_kl(old_logps, behaviour_logps) <= phi
     return keep & (binary_kl(behaviour_logps, old_logps) <= phi) if symmetric else keep
 
 
 def kpop_loss(
-    policy_logps,
-    old_logps,
-    behaviour_logps,
-    advantages,
-    mask,
+    policy_logps: ArrayLike,
+    old_logps: ArrayLike,
+    behaviour_logps: ArrayLike | None,
+    advantages: ArrayLike,
+    mask: ArrayLike,
     *,
-    phi=0.1,  # our choice: the report gives none; `calibrate_phi` finds the one of a masked fraction
+    phi: ArrayLike = 0.1,  # our choice: the report gives no value; `calibrate_phi` finds it from a masked fraction
     symmetric: bool = True,
     kappa: str = "ratio",
-    kappa_cap=None,
-    clip=0.2,  # our choice: PPO's; the report prints no number
-    entropies=None,
-):
+    kappa_cap: float | None = None,
+    clip: float = 0.2,  # our choice: PPO's; the report prints no number
+    entropies: ArrayLike | None = None,
+) -> tuple[jax.Array, Metrics]:
     """KPop (Ling 2.6 report §3.2.3): IcePop's eq. 5 with a binary-KL mask.
 
         J = mean_i 1/|y_i| Σ_t M_it · κ_it · min(r_it Â_i, clip(r_it, 1±clip) Â_i),   r = π_policy / π_old
         M = 1 if D(old‖behaviour) <= phi and D(behaviour‖old) <= phi else 0
         κ = π_old / π_behaviour, at most kappa_cap if there is one;   or 1 with kappa="one"
 
-    The report prints M but not J; κ = the ratio is what its authors' code does and what IcePop's M is, "one" is the
-    literal reading. Not `symmetric`: D(old‖behaviour) alone. M and κ are constants. All [B, T] but advantages [B];
-    |y_i| counts loss tokens before the mask. phi bounds divergences and not κ: with phi = 0.1 a token that goes from
-    probability 1e-6 to 0.01 is kept and weighs 10,000, unless there is a kappa_cap. M and κ clip log-probs as
-    `binary_kl` does, so behaviour_logps may be -inf. Returns (-J, metrics); at least float32. Raises ValueError without
-    behaviour_logps, for a wrong shape or another kappa.
+    The report prints M but not J. κ = the ratio follows its authors' code and IcePop; kappa="one" is the literal
+    reading. Without `symmetric`, M bounds D(old‖behaviour) only. M and κ are constants. Arrays are [B, T], advantages
+    [B]; |y_i| counts loss tokens before the mask. phi does not bound κ: with phi = 0.1, a token whose probability goes
+    from 1e-6 to 0.01 is kept and weighs 10,000 unless `kappa_cap` bounds it. M and κ clip log-probs as `binary_kl`
+    does, so behaviour_logps may be -inf. Returns (-J, metrics) in at least float32. Raises ValueError without
+    behaviour_logps, for a wrong shape and for an unknown kappa.
     """
     if kappa not in KAPPAS:
         raise ValueError(f"kpop: kappa is {kappa!r}; expected one of {', '.join(KAPPAS)}")
@@ -88,12 +91,14 @@ def kpop_loss(
     return -sequence_mean(jnp.where(keep, weight, 0) * terms, tokens.mask), metrics
 
 
-def calibrate_phi(old_logps, behaviour_logps, mask, target_fraction):
+def calibrate_phi(
+    old_logps: ArrayLike, behaviour_logps: ArrayLike, mask: ArrayLike, target_fraction: ArrayLike
+) -> jax.Array:
     """The phi with which the symmetric mask drops `target_fraction` of the loss tokens.
 
-    It is the (1 - target_fraction) quantile of max(D(old‖behaviour), D(behaviour‖old)) over loss tokens, one of their
-    values: where no two are equal, the target to within one token (round-off decides over the token on the bound). All
-    [B, T]; returns a scalar, 0 without loss tokens. Raises ValueError for a wrong shape.
+    phi is the (1 - target_fraction) quantile of max(D(old‖behaviour), D(behaviour‖old)) over loss tokens, and one of
+    these values. If all values differ, the mask meets the target to within one token. Arrays are [B, T]; returns a
+    scalar, 0 without loss tokens. Raises ValueError for a wrong shape.
     """
     live = jnp.asarray(mask) != 0
     check_shape("calibrate_phi", "behaviour_logps", behaviour_logps, jnp.shape(old_logps))

@@ -1,40 +1,41 @@
-"""LPO: the ratio of a sentence."""
+"""LPO: one ratio for each sentence."""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
 from ling_jax.objectives.segments import segment_mean
-from ling_jax.objectives.tokens import Tokens, check_shape, loss_tokens, ratio_of, surrogate, token_mean
+from ling_jax.objectives.tokens import Metrics, Tokens, check_shape, loss_tokens, ratio_of, surrogate, token_mean
 
 
-def sentence_ratio(tokens: Tokens, sentence_ids):
-    """r_ik = exp(mean over the sentence's loss tokens of log π_policy - log π_old), at each of its tokens, [B, T]."""
+def sentence_ratio(tokens: Tokens, sentence_ids: jax.Array) -> jax.Array:
+    """r_ik = exp(mean over the loss tokens of sentence k of log π_policy - log π_old), at each token, [B, T]."""
     return ratio_of(jax.vmap(segment_mean)(tokens.policy - tokens.old, tokens.mask, sentence_ids))
 
 
 def lpo_loss(
-    policy_logps,
-    old_logps,
-    behaviour_logps,
-    advantages,
-    mask,
+    policy_logps: ArrayLike,
+    old_logps: ArrayLike,
+    behaviour_logps: ArrayLike | None,
+    advantages: ArrayLike,
+    mask: ArrayLike,
     *,
-    sentence_ids,
+    sentence_ids: ArrayLike,
     group_size: int,
-    clip=0.03,  # Ling 2.0 report §4.2.2
-    entropies=None,
-):
+    clip: float = 0.03,  # Ling 2.0 report §4.2.2
+    entropies: ArrayLike | None = None,
+) -> tuple[jax.Array, Metrics]:
     """LPO: clipped objective on sentence-level geometric-mean ratios (Ling 2.0 report §4.2.2).
 
         J = mean over groups of 1/Σ|y_i| · Σ_i Σ_k |s_ik| · min(r_ik Â_i, clip(r_ik, 1±clip) Â_i)
         r_ik = exp(mean_t∈s_ik (log π_policy - log π_old))
 
-    All [B, T] but advantages [B]; rows of a group are neighbours, `group_size` of them, static. sentence_ids: integers,
-    local to the row; a sentence is the row's loss tokens with one id, whatever lies between them, so ids may have gaps
-    and holes, and |s| counts loss tokens; ids of other tokens mean nothing. A group without loss tokens has 0 and is
-    counted. `behaviour_logps` is not used but for the mismatch metrics and may be None. Returns (-J, metrics); at least
-    float32. Raises ValueError for a wrong shape, ids that are no integers, or rows that make no whole groups.
+    Arrays are [B, T], advantages [B]. A group is `group_size` neighbouring rows. `sentence_ids` are integers, local to
+    the row: a sentence is all loss tokens of a row with one id, contiguous or not, and |s| counts them. Ids of other
+    tokens are ignored. A group without loss tokens contributes 0 and counts. `behaviour_logps` serves the mismatch
+    metrics only and may be None. Returns (-J, metrics) in at least float32. Raises ValueError for a wrong shape, ids
+    that are no integers, and rows that do not form whole groups.
     """
     tokens = loss_tokens("lpo", policy_logps, old_logps, behaviour_logps, advantages, mask)
     check_shape("lpo", "sentence_ids", sentence_ids, tokens.mask.shape)
@@ -47,8 +48,8 @@ def lpo_loss(
     return -group_mean(terms, tokens.mask, group_size), token_metrics("lpo", tokens, ratio, clipped, entropies)
 
 
-def group_mean(terms, mask, group_size: int):
-    """Mean over groups of Σ terms / Σ|y_i| of the group's rows."""
+def group_mean(terms: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
+    """Mean over groups of Σ terms / Σ|y_i|, both over the rows of the group; terms and mask [B, T]."""
     groups = terms.shape[0] // group_size
     shape = (groups, group_size * terms.shape[1])
     return jnp.sum(jax.vmap(token_mean)(terms.reshape(shape), mask.reshape(shape))) / max(groups, 1)

@@ -1,30 +1,39 @@
-"""What the objectives report of a batch. Loss tokens only, no gradient, 0 where there are none.
+"""Metrics of objectives: scalars over loss tokens, without gradient, 0 if there are none.
 
-Of every objective:
-    clip_fraction           tokens whose term the clip decides
-    ratio/0.01, /0.5, /0.99 quantiles over tokens of the ratio that is clipped (of a sentence or sequence: its tokens')
-    mismatch/mean, /max     |log π_old - log π_behaviour| of log-probs clipped to [-100, 0]; if given behaviour_logps
-    entropy                 mean over tokens; if given entropies
-Of objectives with a mask (IcePop, KPop):
-    masked_fraction         tokens that the mask drops, of all
-    masked_fraction/a-b     the same among tokens whose probability under the behaviour policy is in [a, b), the last
-                            band in [a, b]
-Of TIS:
-    truncated_fraction      tokens whose weight is the cap
+Every objective:
+    clip_fraction           share of tokens whose term the clip decides
+    ratio/0.01, /0.5, /0.99 quantiles over tokens of the clipped ratio (of the token's sentence or sequence)
+    mismatch/mean, /max     |log π_old - log π_behaviour| with log-probs clipped to [-100, 0]; needs behaviour_logps
+    entropy                 mean over tokens, nats; needs entropies
+Objectives with a mask (IcePop, KPop):
+    masked_fraction         share of tokens that the mask drops
+    masked_fraction/a-b     the same among tokens with behaviour probability in [a, b); the last band includes b
+TIS:
+    truncated_fraction      share of tokens whose weight is the cap
 """
 
 import itertools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from ling_jax.objectives.tokens import Tokens, check_shape, cleaned, clipped_logps, token_mean
+from ling_jax.objectives.tokens import Metrics, Tokens, check_shape, cleaned, clipped_logps, token_mean
 
 RATIO_LEVELS = (0.01, 0.5, 0.99)
-BAND_EDGES = (0, 0.1, 0.5, 0.9, 0.99, 1)  # our choice: a binary-KL bound is loose for rare tokens, tight for sure ones
+BAND_EDGES = (
+    0,
+    0.1,
+    0.5,
+    0.9,
+    0.99,
+    1,
+)  # our choice: a binary-KL bound is loose for rare tokens and tight for near-certain ones
 
 
-def token_metrics(name: str, tokens: Tokens, ratio, clipped, entropies=None) -> dict[str, jax.Array]:
+def token_metrics(
+    name: str, tokens: Tokens, ratio: jax.Array, clipped: jax.Array, entropies: ArrayLike | None = None
+) -> Metrics:
     """The metrics of every objective; `ratio`, `clipped` and `entropies` are [B, T]."""
     mask, dtype = tokens.mask, tokens.policy.dtype
     metrics = {"clip_fraction": token_mean(clipped.astype(dtype), mask)}
@@ -39,8 +48,8 @@ def token_metrics(name: str, tokens: Tokens, ratio, clipped, entropies=None) -> 
     return jax.lax.stop_gradient(metrics)
 
 
-def mask_metrics(tokens: Tokens, keep) -> dict[str, jax.Array]:
-    """The metrics of objectives that drop loss tokens where `keep` [B, T] is false."""
+def mask_metrics(tokens: Tokens, keep: jax.Array) -> Metrics:
+    """The metrics of objectives with a mask; `keep` [B, T] is false on dropped tokens."""
     dropped = 1 - keep.astype(tokens.policy.dtype)
     metrics = {"masked_fraction": token_mean(dropped, tokens.mask)}
     probability = jnp.exp(clipped_logps(tokens.behaviour))
@@ -51,12 +60,12 @@ def mask_metrics(tokens: Tokens, keep) -> dict[str, jax.Array]:
     return metrics
 
 
-def masked_quantile(values, mask, level):
-    """The least of the values under `mask` that at least the share `level` of them does not exceed; 0 without any.
+def masked_quantile(values: jax.Array, mask: jax.Array, level: ArrayLike) -> jax.Array:
+    """The smallest value under `mask` with at least the share `level` of the values at or below it; 0 without values.
 
-    It is always one of the values; `level` may be traced. Shapes equal, any; the values must be finite.
+    The result is a scalar and one of the values. `values` (finite) and `mask` have equal shapes; `level` may be traced.
     """
-    # One more place, so that an empty array has a place to look at.
+    # One extra entry, so that indexing an empty array is valid.
     ordered = jnp.append(jnp.sort(jnp.where(mask, values, jnp.inf), axis=None), jnp.inf)
     count = jnp.sum(mask)
     rank = jnp.ceil(level * count).astype(int) - 1

@@ -1,19 +1,27 @@
-"""A penalty that holds the policy near a reference; it adds to any objective's loss."""
+"""A KL penalty that keeps the policy near a reference; it can be added to the loss of any objective."""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from ling_jax.objectives.tokens import bounded, check_shape, cleaned, mean_by
+from ling_jax.objectives.tokens import Metrics, bounded, check_shape, cleaned, mean_by
 
 
-def reference_kl(policy_logps, reference_logps, mask, *, coefficient, aggregate: str = "seq_mean"):
+def reference_kl(
+    policy_logps: ArrayLike,
+    reference_logps: ArrayLike,
+    mask: ArrayLike,
+    *,
+    coefficient: float,
+    aggregate: str = "seq_mean",
+) -> tuple[jax.Array, Metrics]:
     """coefficient · mean of the k3 estimator exp(d) - 1 - d, d = log π_reference - log π_policy (Schulman 2020).
 
-    Not negative but for round-off. Over tokens that the policy samples its mean is KL(policy‖reference), while the mean
-    of its gradient is that of KL(reference‖policy). All [B, T], the reference a constant; nothing under a false mask
-    counts. `aggregate` as in `grpo_loss`: "seq_mean" or "token_mean". d is bounded above, without a gradient there, at
-    a third of the dtype's exponent range (our choice, as for ratios). Returns (a term to add to a loss,
-    {"reference_kl": the mean without coefficient}); at least float32. Raises ValueError for a wrong shape or aggregate.
+    The estimate is never negative except for round-off. Over tokens sampled from the policy, its mean is
+    KL(policy‖reference), but the mean of its gradient is that of KL(reference‖policy). Arrays are [B, T]; the reference
+    is a constant; only tokens under `mask` count. `aggregate` is "seq_mean" or "token_mean" as in `grpo_loss`. Above a
+    third of the dtype's exponent range d is constant (our choice, as for ratios). Returns (term to add to a loss,
+    {"reference_kl": mean without coefficient}) in at least float32. Raises ValueError for a wrong shape or aggregate.
     """
     check_shape("reference_kl", "reference_logps", reference_logps, jnp.shape(policy_logps))
     check_shape("reference_kl", "mask", mask, jnp.shape(policy_logps))

@@ -1,29 +1,31 @@
-"""Truncated importance sampling: a weight for the mismatch of trainer and inference engine, and no mask."""
+"""Truncated importance sampling: a bounded weight for the mismatch between trainer and inference engine."""
 
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
-from ling_jax.objectives.tokens import loss_tokens, ratio_of, sequence_mean, surrogate, token_mean
+from ling_jax.objectives.tokens import Metrics, loss_tokens, ratio_of, sequence_mean, surrogate, token_mean
 
 
 def tis_loss(
-    policy_logps,
-    old_logps,
-    behaviour_logps,
-    advantages,
-    mask,
+    policy_logps: ArrayLike,
+    old_logps: ArrayLike,
+    behaviour_logps: ArrayLike | None,
+    advantages: ArrayLike,
+    mask: ArrayLike,
     *,
-    cap=2.0,  # our choice: what open RL code takes
-    clip=0.2,  # our choice: PPO's
-    entropies=None,
-):
+    cap: float = 2.0,  # our choice: common in open RL code
+    clip: float = 0.2,  # our choice: PPO's
+    entropies: ArrayLike | None = None,
+) -> tuple[jax.Array, Metrics]:
     """GRPO with truncated importance sampling (TIS; Yao et al. 2025).
 
         J = mean_i 1/|y_i| Σ_t w_it · min(r_it Â_i, clip(r_it, 1±clip) Â_i),   r = π_policy / π_old
         w = min(π_old / π_behaviour, cap), a constant
 
-    All [B, T] but advantages [B]. Returns (-J, metrics); at least float32. Raises ValueError without behaviour_logps
-    and for a wrong shape.
+    Arrays are [B, T], advantages [B]. Returns (-J, metrics) in at least float32. Raises ValueError without
+    behaviour_logps and for a wrong shape.
     """
     tokens = loss_tokens("tis", policy_logps, old_logps, behaviour_logps, advantages, mask, needs_behaviour=True)
     k = ratio_of(tokens.old - tokens.behaviour)

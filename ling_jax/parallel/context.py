@@ -1,31 +1,40 @@
 """Causal softmax attention over rows split among ranks, the devices along `context` (docs/architecture.md §15).
 
-Rank r of R has the r-th stretch of T/R neighbouring tokens. The few numbers that keys and values are made of are
-gathered. Queries of late tokens see more keys, so a rank computes the first half of its own queries and the second half
-of the mirrored rank's (R - 1 - r): each then has 2R + 1 pairs of half stretches, whatever its place. Keys and values of
-one half stretch are made at a time.
+Rank r of R holds the r-th stretch of T/R neighbouring tokens. All ranks gather the small arrays (latents, or keys and
+values of few heads) from which keys and values are computed. Late queries attend to more keys. To balance the work, a
+rank computes the first half of its own queries and the second half of those of the mirrored rank R - 1 - r. Every rank
+then computes 2R + 1 pairs of half stretches:
+
+    half stretch of keys     0 1 2 3 4 5 6 7        R = 4
+    rank 0, queries 0 and 7  q                      1 + 8 pairs
+                             q q q q q q q q
+    rank 1, queries 2 and 5  q q q                  3 + 6 pairs
+                             q q q q q q
+
+Keys and values of one half stretch exist at a time.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ling_jax.parallel.sharding import RULES, per_device, ways
-from pallas_kernels.softmax_attention import LEAST, Window, attend, attend_gradients, document_window, merge
+from ling_jax.parallel.sharding import RULES, ArrayAxes, num_shards, per_device
+from pallas_kernels.softmax_attention import LOG_ZERO, Window, attend, attend_gradients, document_window, merge
 
 
 class Places(NamedTuple):
-    """Where queries and keys stand; P = 2 stretches of queries, S = 2R of keys."""
+    """The pairs of half stretches of one rank: P = 2 of queries, S = 2R of keys."""
 
-    pairs: jax.Array  # [2R + 1, 2] which stretch of queries sees which of keys
-    sees: Window  # [P, B, C] each, in the row
+    pairs: jax.Array  # [2R + 1, 2] (half stretch of queries, half stretch of keys)
+    window: Window  # [P, B, C] each: the keys of each query, numbered in the whole row
 
 
 def check_rows(length: int, ranks: int) -> None:
-    """Raises ValueError where rows of that length cannot be split among so many ranks."""
+    """Raises ValueError if rows of this length do not split into two equal stretches for each rank."""
     if ranks > 1 and length % (2 * ranks):
         raise ValueError(
             f"rows of {length} tokens cannot be split among {ranks} ranks (mesh axis 'context'), two equal stretches "
@@ -33,29 +42,48 @@ def check_rows(length: int, ranks: int) -> None:
         )
 
 
-def attention(expand, weights, weight_axes, q_BTHK, kv, kv_axes, docs_BT, scale: float):
-    """[B, T, H, V]: each query's softmax over the earlier tokens of its document, on a mesh that splits the rows.
+def attention(
+    expand: Callable[[Any, Any], tuple[jax.Array, jax.Array]],
+    weights: Any,
+    weight_axes: ArrayAxes,
+    q_BTHK: jax.Array,
+    kv: Any,
+    kv_axes: ArrayAxes,
+    docs_BT: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """Causal softmax attention inside documents, [B, T, H, V], on a mesh that splits the rows.
 
-    `kv` is a tree of [B, T, …] arrays; `expand(weights, kv)` makes keys [B, T, G, K] and values [B, T, G, V] of any
-    stretch of them. Axes are (size, logical axis) pairs: all of `weights`, and those of `kv` behind the tokens.
-    `docs_BT` numbers the documents of whole rows, 0 being padding. What splits query heads has to split key heads too.
+    Args:
+      expand: expand(weights, kv) -> keys [B, C, G, K] and values [B, C, G, V] of any stretch of `kv`.
+      weights: a tree of arrays for `expand`; `weight_axes` are their (size, logical axis) pairs.
+      q_BTHK: queries. A mesh axis that splits query heads must split key heads too.
+      kv: a tree of [B, T, …] arrays; `kv_axes` are the pairs of the dimensions after the tokens.
+      docs_BT: document numbers of whole rows, 0 for padding.
+      scale: factor of the scores.
     """
     tokens = ((len(q_BTHK), "batch"), (q_BTHK.shape[1], "tokens"))
     heads = (*tokens, (q_BTHK.shape[2], "heads"))
-    on_rank = lambda *arguments: (_on_rank(expand, scale, *arguments),)  # noqa: E731
+
+    def on_rank(*arguments):
+        return (_on_rank(expand, scale, *arguments),)
+
     in_axes = (weight_axes, heads, (*tokens, *kv_axes), tokens[:1])
     return per_device(on_rank, in_axes, (heads,))(weights, q_BTHK, kv, docs_BT)[0]
 
 
 def _on_rank(expand, scale: float, weights, q_BTHK, kv, docs_BT):
-    """One rank's part: T is that of its own queries, keys and values, but of whole rows in `docs_BT`."""
-    axis, ranks = RULES["tokens"], ways("tokens")
+    """The part of one rank: T counts its own tokens, except in `docs_BT`, which has whole rows."""
+    axis, ranks = RULES["tokens"], num_shards("tokens")
     rank = jax.lax.axis_index(axis)
     kv = jax.tree.map(lambda x: jax.lax.all_gather(x, axis, axis=1, tiled=True), kv)
-    stretches = lambda x, count: jnp.moveaxis(x.reshape(len(x), count, -1, *x.shape[2:]), 1, 0)  # noqa: E731
+
+    def stretches(x, count: int):
+        return jnp.moveaxis(x.reshape(len(x), count, -1, *x.shape[2:]), 1, 0)
+
     own_P = jnp.stack([2 * rank, 2 * (ranks - 1 - rank) + 1])
-    sees = document_window(docs_BT, docs_BT.shape)
-    places = Places(jnp.asarray(_pairs(ranks))[rank], Window(*(stretches(x, 2 * ranks)[own_P] for x in sees)))
+    window = document_window(docs_BT, docs_BT.shape)
+    places = Places(jnp.asarray(_pairs(ranks))[rank], Window(*(stretches(x, 2 * ranks)[own_P] for x in window)))
     q_PBHCK = jnp.swapaxes(stretches(_exchanged(q_BTHK), 2), 2, 3)
     o_PBHCV = _attend(expand, scale, weights, q_PBHCK, jax.tree.map(lambda x: stretches(x, 2 * ranks), kv), places)
     o_BPCHV = jnp.moveaxis(o_PBHCV, (0, 2), (1, 3))
@@ -63,15 +91,15 @@ def _on_rank(expand, scale: float, weights, q_BTHK, kv, docs_BT):
 
 
 def _exchanged(x_BT):
-    """The second half is swapped with the mirrored rank's."""
-    ranks = ways("tokens")
+    """`x_BT` with its second half swapped with that of the mirrored rank."""
+    ranks = num_shards("tokens")
     first, second = jnp.split(x_BT, 2, axis=1)
     mirror = [(rank, ranks - 1 - rank) for rank in range(ranks)]
     return jnp.concatenate([first, jax.lax.ppermute(second, RULES["tokens"], mirror)], axis=1)
 
 
 def _pairs(ranks: int) -> np.ndarray:
-    """[R, 2R + 1, 2]: the (stretch of queries, stretch of keys) that each rank computes."""
+    """[R, 2R + 1, 2] int32: the (half stretch of queries, half stretch of keys) pairs of each rank."""
     own = [(2 * rank, 2 * (ranks - 1 - rank) + 1) for rank in range(ranks)]
     return np.array([[(p, s) for p, last in enumerate(lasts) for s in range(last + 1)] for lasts in own], np.int32)
 
@@ -82,7 +110,7 @@ def _attend(expand, scale, weights, q_PBHCK, kv_S, places: Places):
 
 
 def _attend_forward(expand, scale, weights, q_PBHCK, kv_S, places: Places):
-    """(out [P, B, H, C, V], what backward needs)."""
+    """(out [P, B, H, C, V], residuals of backward)."""
     wide, (_, v) = jnp.promote_types(q_PBHCK.dtype, jnp.float32), jax.eval_shape(expand, weights, _of(kv_S, 0))
     shape = q_PBHCK.shape[:-1]
 
@@ -92,7 +120,7 @@ def _attend_forward(expand, scale, weights, q_PBHCK, kv_S, places: Places):
         those = attend(q_PBHCK[p], k_BGSK, v_BGSV, _window(places, p, s), scale)
         return jax.tree.map(lambda old, new: old.at[p].set(new), merged, merge(_of(merged, p), those)), None
 
-    empty = jnp.zeros((*shape, v.shape[-1]), wide), jnp.full(shape, LEAST, wide)
+    empty = jnp.zeros((*shape, v.shape[-1]), wide), jnp.full(shape, LOG_ZERO, wide)
     (out, logsumexp), _ = jax.lax.scan(pair, empty, places.pairs)
     out = out.astype(v.dtype)
     return out, (weights, q_PBHCK, kv_S, places, out, logsumexp)
@@ -133,5 +161,5 @@ def _heads_first(kv):
 
 
 def _window(places: Places, p, s) -> Window:
-    """What queries of stretch p see, counted from the first key of stretch s."""
-    return Window(*(x_PBC[p] - s * x_PBC.shape[2] for x_PBC in places.sees))
+    """The window of the queries of half stretch p, counted from the first key of half stretch s."""
+    return Window(*(x_PBC[p] - s * x_PBC.shape[2] for x_PBC in places.window))

@@ -1,18 +1,19 @@
-"""The embedding's lookup where the table lies."""
+"""Embedding lookup on a sharded table."""
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
-from ling_jax.parallel.sharding import RULES, one_device, partition_spec, token_axes, ways
+from ling_jax.parallel.sharding import RULES, num_shards, one_device, partition_spec, token_axes
 
 
-def look_up(table_WD, tokens_BT, dtype):
-    """[B, T, D] the tokens' rows of the table, in `dtype`.
+def look_up(table_WD: jax.Array, tokens_BT: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The table's rows of the tokens, [B, T, D] in `dtype`; table [W, D], tokens [B, T] integers.
 
-    On a mesh every device has some columns of some rows. For many tokens it gathers its columns of all rows, looks all
-    tokens of its neighbours up in these, and what it found goes back to whom it belongs: a token's width moves once,
-    where the whole table would be many times that. Few tokens go to the rows instead.
+    On a mesh each device stores some columns of some rows. For many tokens, a device gathers its columns of all rows,
+    looks up the tokens of its `embed` neighbours and sends the results back: D numbers move per token, far fewer than
+    the whole table has. For few tokens, each device looks them up in its own rows, and a sum joins the results.
     """
     if one_device():
         return table_WD.astype(dtype)[tokens_BT]
@@ -21,7 +22,7 @@ def look_up(table_WD, tokens_BT, dtype):
 
     def on_device(table_WD, tokens_BT):
         split = (*axes[0], *axes[1])
-        few = tokens_BT.size * ways("embed") < len(table_WD)  # of one part of the vocabulary
+        few = tokens_BT.size * num_shards("embed") < len(table_WD)  # the rows that a device stores
         found = _from_rows if few else _from_table
         return found(table_WD, tokens_BT.reshape(-1), split, dtype).reshape(*tokens_BT.shape, -1)
 
@@ -36,7 +37,7 @@ def _from_table(table_WD, tokens_M, axes: tuple[str, ...], dtype):
 
 
 def _from_rows(table_WD, tokens_M, axes: tuple[str, ...], dtype):
-    """Every device looks the tokens of its neighbours along the vocabulary up in its rows, and the sum goes back."""
+    """Each device looks up the tokens of its vocabulary neighbours in its own rows; the results are summed."""
     others = tuple(axis for axis in RULES["vocab"] if axis in axes)
     same = tuple(axis for axis in RULES["vocab"] if axis not in axes)
     first = jax.lax.axis_index(RULES["vocab"]) * len(table_WD)
@@ -52,13 +53,13 @@ def _from_rows(table_WD, tokens_M, axes: tuple[str, ...], dtype):
 
 
 def _exchanged(find, tokens_M, axes: tuple[str, ...]):
-    """[M, D] for the tokens of one device, which are others' along `axes`, of the columns that each device finds."""
+    """[M, D] for a device's tokens, from the columns that `find` gives on each device; `axes` split the tokens."""
     embed = RULES["embed"]
     among = tuple(axis for axis in embed if axis in axes)
     columns_MD = find(jax.lax.all_gather(tokens_M, among, tiled=True) if among else tokens_M)
     if among == embed:
         return jax.lax.all_to_all(columns_MD, embed, split_axis=0, concat_axis=1, tiled=True)
-    # Few tokens, the same on several devices.
+    # Several devices hold the same tokens.
     x_MD = jax.lax.all_gather(columns_MD, embed, axis=1, tiled=True)
     first = jax.lax.axis_index(among) * len(tokens_M) if among else 0
     return jax.lax.dynamic_slice_in_dim(x_MD, first, len(tokens_M))

@@ -1,10 +1,11 @@
-"""Experts on accelerators: the rows that there are in chunks of one size, grouped matmuls inside each (docs §8).
+"""Experts on accelerators: chunks of rows with grouped matmuls in each (docs/architecture.md §8).
 
-A device may get the rows of all devices of its expert axis, or none. Chunks of the even share keep what is computed
-and what is held in step with the rows that came: the loop ends after the last one. What the gates and ups gave is
-computed again for the gradient: there would have to be room for it on a device that gets all rows, and a layer that is
-computed again in backward (remat) would compute it a second time anyway.
+A device may receive the rows of every device on its expert axis, or none. A chunk holds the even share, and the loop
+ends after the last received row, so time and memory follow the number of rows. Backward recomputes gate and up
+activations: storing them would need memory for the worst case, and remat recomputes the layer anyway.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from pallas_kernels.grouped_matmul import TILES, add_grouped_outer_tpu, grouped_
 from pallas_kernels.platform import platform
 
 
-def forward(x_MD, weight_Mk, experts, dispatch, share: int):
-    """y [M, D]; see `experts.experts_ffn`."""
+def forward(x_MD: jax.Array, weight_Mk: jax.Array, experts: Any, dispatch: Any, share: int) -> jax.Array:
+    """`experts.experts_ffn` on an accelerator, [M, D] in x's dtype."""
     chunk, wide = _chunk_rows(weight_Mk.size, share), _wide(x_MD)
     token_P, weight_P = padded_rows(weight_Mk, dispatch, chunk)
 
@@ -31,8 +32,10 @@ def forward(x_MD, weight_Mk, experts, dispatch, share: int):
     return _over_chunks(dispatch.loads, chunk, step, jnp.zeros(x_MD.shape, wide)).astype(x_MD.dtype)
 
 
-def backward(x_MD, weight_Mk, experts, dispatch, grad_MD, share: int):
-    """Gradients of x, weights and experts."""
+def backward(
+    x_MD: jax.Array, weight_Mk: jax.Array, experts: Any, dispatch: Any, grad_MD: jax.Array, share: int
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Gradients of x [M, D], weights [M, k] and experts."""
     chunk, wide = _chunk_rows(weight_Mk.size, share), _wide(x_MD)
     token_P, weight_P = padded_rows(weight_Mk, dispatch, chunk)
 
@@ -43,7 +46,7 @@ def backward(x_MD, weight_Mk, experts, dispatch, grad_MD, share: int):
         x_RD, grad_RD = x_MD[token_R], grad_MD[token_R]
         gate_RF, up_RF = (grouped_matmul(x_RD, w_EDF, sizes_E) for w_EDF in (experts.gate, experts.up))
         back_RF = grouped_matmul(grad_RD, experts.down, sizes_E, transposed=True)
-        # Rows behind the last group are whatever was in memory.
+        # Rows after the last group are uninitialised memory.
         gate_RF, up_RF, back_RF = (jnp.where(live_R1, a, 0) for a in (gate_RF, up_RF, back_RF))
         hidden_RF, grad_weight_R, grad_gate_RF, grad_up_RF = swiglu_gradients(gate_RF, up_RF, back_RF, weight_R1)
         grad_x_RD = grouped_matmul(grad_gate_RF, experts.gate, sizes_E, transposed=True)
@@ -58,19 +61,22 @@ def backward(x_MD, weight_Mk, experts, dispatch, grad_MD, share: int):
     return grad_x_MD.astype(x_MD.dtype), grad_weight_P[dispatch.row_of_pair], type(experts)(*grads)
 
 
-def grouped_matmul(x_RD, w_EDF, sizes_E, *, transposed: bool = False):
-    """[R, F]: the rows of each group times its matrix, or its transpose; what is in rows of no group is undefined."""
+def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, transposed: bool = False) -> jax.Array:
+    """The rows of each group times its matrix (or its transpose), [R, F]; rows of no group are undefined.
+
+    x [R, D], w [E, D, F] ([E, F, D] if `transposed`), sizes [E] int32.
+    """
     if _kernels_suit(x_RD, w_EDF):
         return grouped_matmul_tpu(x_RD, w_EDF, sizes_E, transposed=transposed)
     w_EDF = w_EDF.swapaxes(1, 2) if transposed else w_EDF
     return x_RD @ w_EDF[0] if len(w_EDF) == 1 else jax.lax.ragged_dot(x_RD, w_EDF, sizes_E)
 
 
-def add_grouped_outer(total_EDF, x_RD, y_RF, sizes_E):
-    """[E, D, F]: the total plus, for each group, the transpose of its rows of x times those of y."""
+def add_grouped_outer(total_EDF: jax.Array, x_RD: jax.Array, y_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """total [E, D, F] + x^T y over the rows of each group; x [R, D], y [R, F], sizes [E] int32."""
     if _kernels_suit(x_RD, total_EDF):
         return add_grouped_outer_tpu(total_EDF, x_RD, y_RF, sizes_E)
-    if len(sizes_E) == 1:  # the TPU's compiler fails on a ragged_dot of one group
+    if len(sizes_E) == 1:  # the TPU compiler fails on a ragged_dot with one group
         x_RD, y_RF = (jnp.where((jnp.arange(len(a)) < sizes_E)[:, None], a, 0) for a in (x_RD, y_RF))
         return total_EDF + x_RD.T @ y_RF
     numbers = jax.lax.RaggedDotDimensionNumbers(
@@ -80,12 +86,12 @@ def add_grouped_outer(total_EDF, x_RD, y_RF, sizes_E):
 
 
 def _kernels_suit(x_RD, w_EDF) -> bool:
-    """XLA has no grouped outer product on a TPU: it would compute one of all rows for every group."""
+    """Whether the Pallas kernels run. On a TPU XLA would compute an outer product of all rows for every group."""
     return platform() == "tpu" and suits_tpu(x_RD.dtype, len(x_RD), *w_EDF.shape[1:])
 
 
 def _chunk_rows(rows: int, share: int) -> int:
-    """Whole tiles that hold an even share."""
+    """Rows of a chunk: whole tiles that hold an even share of `rows`."""
     tile = TILES[0] if rows >= share * TILES[0] else TILES[-1]
     return -(-rows // (share * tile)) * tile
 
@@ -95,7 +101,7 @@ def _over_chunks(loads_E, chunk: int, step, carry):
 
 
 def _chunk(loads_E, number, chunk: int):
-    """(first row, rows of each group in the chunk, which rows of it are anyone's)."""
+    """(first row, rows of each group in the chunk [E], whether a row belongs to a group [R, 1])."""
     start, ends_E = number * chunk, jnp.cumsum(loads_E, dtype=jnp.int32)
     within_E = jnp.clip(ends_E - start, 0, chunk)
     live_R1 = (jnp.arange(chunk) < within_E[-1])[:, None]

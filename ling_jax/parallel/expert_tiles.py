@@ -1,9 +1,11 @@
-"""Experts on a CPU: one expert after the other, its rows in tiles; what stands between tokens and sums stays in cache.
+"""Experts on a CPU: one expert after the other, its rows in tiles whose intermediate results stay in the CPU's cache.
 
-Large tiles run at the speed of a large matmul, small ones waste few rows. The loops end after the experts and tiles
-that there are, so that empty ones cost nothing. No array of all rows times D is ever made: on a CPU its memory costs
-more than the arithmetic.
+Large tiles reach the speed of a large matmul; small ones waste few rows. The loops skip experts without rows. No array
+[all rows, D] exists: on a CPU its memory traffic costs more than the arithmetic.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +13,21 @@ import jax.numpy as jnp
 TILE_SIZES = (256, 64, 32)  # measured on two cores: a 64-row matmul runs at half the speed of a 256-row one
 
 
-def over_experts(loads_E, expert, carry):
-    """`expert(number, tiles, carry)` for each expert that has rows, in order.
+def over_experts(loads_E: jax.Array, expert: Callable[..., Any], carry: Any) -> Any:
+    """Folds `carry` through `expert(number, tiles, carry)` for each expert that has rows, in order.
 
-    `tiles(body, carry)` calls `body((start, size), mask [size], carry)` so that each of the expert's rows is once in a
-    mask; the rows of a tile outside its mask belong to others.
+    `tiles(body, carry)` folds `body((start, size), mask [size], carry)` over the expert's tiles. Each of the expert's
+    rows is in exactly one mask; rows outside the mask belong to other experts.
     """
     first_E = jnp.cumsum(loads_E, dtype=jnp.int32) - loads_E
     with_rows = jnp.flatnonzero(loads_E, size=len(loads_E), fill_value=0).astype(jnp.int32)
 
     def step(i, carry):
         number = with_rows[i]
-        tiles = lambda body, carry: _over_tiles(first_E[number], loads_E[number], body, carry)  # noqa: E731
+
+        def tiles(body, carry):
+            return _over_tiles(first_E[number], loads_E[number], body, carry)
+
         return expert(number, tiles, carry)
 
     return jax.lax.fori_loop(0, jnp.sum(loads_E > 0), step, carry)
@@ -30,7 +35,7 @@ def over_experts(loads_E, expert, carry):
 
 def _over_tiles(start, left, body, carry):
     for size in TILE_SIZES:
-        # The last tile of a size may lack up to a quarter; the smallest takes what is left.
+        # The last tile of a size may be up to a quarter empty; the smallest size takes the rest.
         lack = size - 1 if size == TILE_SIZES[-1] else size // 4
         count = (left + lack) // size
 
@@ -43,8 +48,10 @@ def _over_tiles(start, left, body, carry):
     return carry
 
 
-def forward(x_MD, weight_Mk, experts, dispatch):
-    """(y [M, D], what the gates and ups gave [P + tile, F] each)."""
+def forward(
+    x_MD: jax.Array, weight_Mk: jax.Array, experts: Any, dispatch: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`experts.experts_ffn` on a CPU: (y [M, D] in x's dtype, gate and up activations [P + tile, F])."""
     width, wide = experts.gate.shape[2], _wide(x_MD)
     token_P, weight_P = padded_rows(weight_Mk, dispatch, TILE_SIZES[0])
 
@@ -69,8 +76,16 @@ def forward(x_MD, weight_Mk, experts, dispatch):
     return y_MD.astype(x_MD.dtype), gate_PF, up_PF
 
 
-def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD):
-    """Gradients of x, weights and experts."""
+def backward(
+    x_MD: jax.Array,
+    weight_Mk: jax.Array,
+    experts: Any,
+    dispatch: Any,
+    gate_PF: jax.Array,
+    up_PF: jax.Array,
+    grad_MD: jax.Array,
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Gradients of x [M, D], weights [M, k] and experts."""
     wide, width = _wide(x_MD), experts.gate.shape[2]
     token_P, weight_P = padded_rows(weight_Mk, dispatch, TILE_SIZES[0])
 
@@ -103,10 +118,12 @@ def backward(x_MD, weight_Mk, experts, dispatch, gate_PF, up_PF, grad_MD):
     return grad_x_MD.astype(x_MD.dtype), grad_weight_P[dispatch.row_of_pair], type(experts)(*grads)
 
 
-def swiglu_gradients(gate_CF, up_CF, back_CF, weight_C1):
-    """(silu(gate) · up, gradients of the weight [C], the gate and the up) of weight · down(silu(gate) · up).
+def swiglu_gradients(
+    gate_CF: jax.Array, up_CF: jax.Array, back_CF: jax.Array, weight_C1: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Backward of weight · down(silu(gate) · up): (silu(gate) · up, gradients of weight [C], gate and up [C, F]).
 
-    `back` is the gradient of the output times `down` transposed.
+    `back_CF` is the output's gradient times the transpose of `down`.
     """
     sigmoid_CF = jax.nn.sigmoid(gate_CF)
     silu_CF = gate_CF * sigmoid_CF
@@ -116,14 +133,14 @@ def swiglu_gradients(gate_CF, up_CF, back_CF, weight_C1):
     return hidden_CF, jnp.sum(hidden_CF * back_CF, axis=1), grad_gate_CF, grad_up_CF
 
 
-def padded_rows(weight_Mk, dispatch, behind: int):
-    """(token [P + behind], weight [P + behind]) of each row: a tile may reach behind the last one.
+def padded_rows(weight_Mk: jax.Array, dispatch: Any, extra: int) -> tuple[jax.Array, jax.Array]:
+    """(token, weight) of each row, [P + extra] each, since the last tile may reach past row P.
 
-    Rows of no expert here are of the first row's token: what other tokens hold may be undefined.
+    Rows without an expert here use the token of row 0: other tokens may hold undefined values.
     """
-    token_P = jnp.pad(dispatch.pair_of_row // weight_Mk.shape[1], (0, behind))
+    token_P = jnp.pad(dispatch.pair_of_row // weight_Mk.shape[1], (0, extra))
     token_P = jnp.where(jnp.arange(len(token_P)) < jnp.sum(dispatch.loads), token_P, token_P[0])
-    return token_P, jnp.pad(weight_Mk.reshape(-1)[dispatch.pair_of_row], (0, behind))
+    return token_P, jnp.pad(weight_Mk.reshape(-1)[dispatch.pair_of_row], (0, extra))
 
 
 def _wide(x):
@@ -143,11 +160,11 @@ def _take(x_MD, token_C):
 
 
 def _put(x_P, new_C, rows, mask_C):
-    """The array with a tile's own rows; what follows them belongs to others."""
+    """The array with the tile's masked rows replaced; its other rows belong to other experts."""
     mask_C = mask_C.reshape(-1, *(1,) * (new_C.ndim - 1))
     return jax.lax.dynamic_update_slice_in_dim(x_P, jnp.where(mask_C, new_C, _rows(x_P, rows)), rows[0], 0)
 
 
 def _transposed(x):
-    """Transposed in memory: XLA on CPU multiplies by a transposed operand at half the speed."""
+    """The transpose, copied in memory: XLA on a CPU multiplies by a transposed operand at half the speed."""
     return jax.lax.optimization_barrier(x.swapaxes(-1, -2))

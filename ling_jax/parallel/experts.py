@@ -1,8 +1,8 @@
-"""Dropless experts: rows sorted by expert, each expert's SwiGLU on its own rows, weighted sums back (docs §8).
+"""Dropless experts: rows sorted by expert, a SwiGLU for each expert's rows, weighted sums (docs/architecture.md §8).
 
-One function with its own gradient and two forms: chunks of grouped matmuls on accelerators (`expert_chunks`), tiles on
-CPUs (`expert_tiles`), where XLA would compute a ragged_dot as E full matmuls. The number of rows is static, so nothing
-is ever dropped. `expert_parallel` runs it where the experts lie.
+`experts_ffn` has a gradient of its own and two implementations: chunks of grouped matmuls on accelerators
+(`expert_chunks`), and tiles on CPUs (`expert_tiles`), where XLA would compute a ragged_dot as E full matmuls. The
+number of rows is static, so no pair is dropped. `expert_parallel` runs it on the devices that store the experts.
 """
 
 import functools
@@ -14,18 +14,18 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from ling_jax.parallel import exchange, expert_chunks, expert_tiles
-from ling_jax.parallel.sharding import RULES, one_device, partition_spec, token_axes, ways
+from ling_jax.parallel.sharding import RULES, num_shards, one_device, partition_spec, token_axes
 from pallas_kernels.platform import platform
 
-COUNTED = 512  # pairs: sums of so many ones are exact in any matmul
+BLOCK = 512  # pairs; a sum of this many ones is exact in any matmul
 
 
 class Dispatch(NamedTuple):
-    """Where the (token, choice) pairs stand among the P = M·k rows sorted by expert."""
+    """The rows of the (token, choice) pairs: P = M·k rows, sorted by expert."""
 
-    row_of_pair: jax.Array  # [M, k]
-    pair_of_row: jax.Array  # [P]
-    loads: jax.Array  # [E] rows of each expert
+    row_of_pair: jax.Array  # [M, k] int32
+    pair_of_row: jax.Array  # [P] int32
+    loads: jax.Array  # [E] int32 rows of each expert
 
 
 class Experts(NamedTuple):
@@ -36,10 +36,10 @@ class Experts(NamedTuple):
     down: jax.Array  # [E, F, D]
 
 
-def plan_dispatch(expert_index, num_experts: int, first: int | jax.Array = 0) -> Dispatch:
-    """Sorts the pairs by expert, from `first` on; those of experts elsewhere come last and are in no load.
+def plan_dispatch(expert_index: jax.Array, num_experts: int, first: int | jax.Array = 0) -> Dispatch:
+    """Sorts the pairs by expert for experts first … first + num_experts - 1; expert_index [M, k] integers.
 
-    expert_index [M, k] integers.
+    Pairs of other experts come last and count in no load.
     """
     flat = expert_index.reshape(-1).astype(jnp.int32) - first
     flat = jnp.where((flat >= 0) & (flat < num_experts), flat, num_experts)
@@ -54,12 +54,13 @@ def plan_dispatch(expert_index, num_experts: int, first: int | jax.Array = 0) ->
     return Dispatch(row_of_pair.reshape(expert_index.shape), order, loads_E)
 
 
-def counted_rows(expert_P, num_experts: int):
-    """(the row of each pair in a stable sort by expert, rows of each expert); `num_experts` stands for all others.
+def counted_rows(expert_P: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
+    """(row of each pair in a stable sort by expert [P], rows of each expert [E]); expert `num_experts` means any other.
 
-    Matmuls with a triangle count who came before: a TPU sorts slowly, and its compiler takes long over it.
+    Matmuls with a triangular matrix count the earlier pairs of each expert: sorting is slow on a TPU, to run and to
+    compile.
     """
-    block = min(COUNTED, len(expert_P))
+    block = min(BLOCK, len(expert_P))
     expert_NC = jnp.pad(expert_P, (0, -len(expert_P) % block), constant_values=num_experts).reshape(-1, block)
     chosen_NCE = expert_NC[..., None] == jnp.arange(num_experts + 1)
     before_CS = np.tri(block, k=-1, dtype=np.float32)
@@ -71,9 +72,11 @@ def counted_rows(expert_P, num_experts: int):
     return row_NC.reshape(-1)[: len(expert_P)], loads_E[:num_experts]
 
 
-def count_drops(dispatch: Dispatch, wanted=None):
-    """Pairs that have no row of their own, and the loads' distance from the pairs `wanted` (None: all): 0, or there is
-    a bug."""
+def count_drops(dispatch: Dispatch, wanted: int | jax.Array | None = None) -> jax.Array:
+    """Pairs without a row of their own, plus |wanted - Σ loads|; an int32 scalar that is 0 unless there is a bug.
+
+    `wanted` is the number of pairs that must have a row; None: all.
+    """
     pairs = dispatch.pair_of_row.size
     found = dispatch.pair_of_row[dispatch.row_of_pair.reshape(-1)]
     wanted = pairs if wanted is None else wanted
@@ -81,11 +84,13 @@ def count_drops(dispatch: Dispatch, wanted=None):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def experts_ffn(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: int = 1):
-    """[M, D]: Σ over a token's choices that are experts here of weight · SwiGLU of the chosen expert.
+def experts_ffn(
+    x_MD: jax.Array, weight_Mk: jax.Array, experts: Experts, dispatch: Dispatch, share: int = 1
+) -> jax.Array:
+    """Σ over a token's choices among these experts of weight · SwiGLU_expert(x), [M, D] in x's dtype.
 
-    `share`: over how many devices the pairs are spread. Even loads give each a share of the rows, and that is what is
-    computed at a time; other loads take longer, and are as exact.
+    x [M, D], weight [M, k]. `share` is the number of devices over which the pairs are spread; an accelerator computes
+    1/share of the rows at a time. Uneven loads take longer and give the same result.
     """
     return _forward(x_MD, weight_Mk, experts, dispatch, share)[0]
 
@@ -105,18 +110,25 @@ experts_ffn.defvjp(_experts_fwd, _experts_bwd)
 
 
 def _forward(x_MD, weight_Mk, experts: Experts, dispatch: Dispatch, share: int):
-    """(y [M, D], and where it is kept for the gradient what the gates and ups gave)."""
+    """(y [M, D], and on a CPU the gate and up activations for backward)."""
     arguments = (x_MD, weight_Mk, experts, dispatch)
     return expert_tiles.forward(*arguments) if platform() == "cpu" else (expert_chunks.forward(*arguments, share),)
 
 
-def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts, most: int | None = None):
-    """(the experts' weighted sums [B, T, D], pairs that were not computed: 0), on the mesh in scope.
+def expert_parallel(
+    x_BTD: jax.Array,
+    weight_BTk: jax.Array,
+    index_BTk: jax.Array,
+    live_BT: jax.Array,
+    experts: Experts,
+    max_devices: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(weighted sums over the experts [B, T, D], number of pairs that were not computed: 0), on the mesh in scope.
 
-    Padding has no rows and its sums are 0: it would all choose the same experts, and their devices would be late.
-    `experts` are as they are stored, split over `expert`, `fsdp` and `tensor`, in any dtype; they are computed in x's.
-    Tokens that `expert` splits are sent to the devices of their experts (`exchange`), each to `most` of them at the
-    most; None: to as many as it chooses experts. Others are on all devices already.
+    Padding gets no rows and a sum of 0; otherwise all padding would choose the same experts and delay their devices.
+    `experts` are as stored, split over `expert`, `fsdp` and `tensor`, in any dtype; the computation is in x's dtype. If
+    `expert` splits the tokens, each is sent to the devices of its experts (`exchange`), at most `max_devices` of them
+    (None: as many as it chooses experts). Otherwise all devices already have it.
     """
     wanted = jnp.sum(live_BT) * index_BTk.shape[-1]
     index_BTk = jnp.where(live_BT[..., None], index_BTk, len(experts.gate))
@@ -127,9 +139,9 @@ def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts, mos
         return y_MD.reshape(x_BTD.shape), count_drops(dispatch, wanted)
     axes = token_axes(x_BTD.shape[:2])
     into, out = partition_spec(("experts", "embed", "ffn")), partition_spec(("experts", "ffn", "embed"))
-    most = min(ways("experts"), most or index_BTk.shape[-1])
+    max_devices = min(num_shards("experts"), max_devices or index_BTk.shape[-1])
     y_BTD, rows = jax.shard_map(
-        functools.partial(_on_device, axes=(*axes[0], *axes[1]), most=most),
+        functools.partial(_on_device, axes=(*axes[0], *axes[1]), max_devices=max_devices),
         in_specs=(*(PartitionSpec(*axes),) * 3, Experts(into, into, out)),
         out_specs=(PartitionSpec(*axes), PartitionSpec()),
         check_vma=False,
@@ -137,36 +149,36 @@ def expert_parallel(x_BTD, weight_BTk, index_BTk, live_BT, experts: Experts, mos
     return y_BTD, wanted - rows
 
 
-def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, axes: tuple[str, ...], most: int):
-    """(sums, rows that were computed by all devices) of one device of a mesh whose `axes` split the tokens."""
+def _on_device(x_BTD, weight_BTk, index_BTk, experts: Experts, *, axes: tuple[str, ...], max_devices: int):
+    """(sums, rows computed by all devices) on one device of a mesh whose `axes` split the tokens."""
     matrices = (matrix.astype(x_BTD.dtype) for matrix in experts)
     gather = functools.partial(jax.lax.all_gather, axis_name=RULES["embed"], tiled=True)
     matrices = Experts(*(gather(m, axis=axis) for m, axis in zip(matrices, (1, 1, 2), strict=True)))
     tokens = [_tokens(a) for a in (x_BTD, weight_BTk, index_BTk)]
-    if "expert" in axes and ways("experts") > 1:
-        y_MD, rows = _of_sent_tokens(*tokens, matrices, most)
+    if "expert" in axes and num_shards("experts") > 1:
+        y_MD, rows = _with_exchange(*tokens, matrices, max_devices)
     else:
-        y_MD, rows = _of_tokens_here(*tokens, matrices)
+        y_MD, rows = _local_experts(*tokens, matrices)
         y_MD = jax.lax.psum(y_MD, "expert")
     rows = jax.lax.psum(rows, ("expert", *(axis for axis in axes if axis != "expert")))
     return jax.lax.psum(y_MD, "tensor").reshape(x_BTD.shape), rows
 
 
-def _of_sent_tokens(x_MD, weight_Mk, index_Mk, experts: Experts, most: int):
-    """(sums over all devices' experts, rows that were computed here); indices and weights are few, and go to all."""
+def _with_exchange(x_MD, weight_Mk, index_Mk, experts: Experts, max_devices: int):
+    """(sums over the experts of all devices, rows computed here). All devices gather the small indices and weights."""
     weight_WMk, index_WMk = (jax.lax.all_gather(a, "expert") for a in (weight_Mk, index_Mk))
-    routes = exchange.plan_routes(index_WMk, len(experts.gate), most)
-    index_Rk = _tokens(index_WMk).at[routes.token_of_came].get(mode="fill", fill_value=-1)  # of no expert
-    came = exchange.send(x_MD, routes), exchange.weights_of_came(weight_WMk, routes), index_Rk
-    y_RD, rows = _of_tokens_here(*came, experts)
-    return exchange.bring_back(y_RD, routes), rows
+    routes = exchange.plan_routes(index_WMk, len(experts.gate), max_devices)
+    index_Rk = _tokens(index_WMk).at[routes.token_of_received].get(mode="fill", fill_value=-1)  # of no expert
+    received = exchange.send(x_MD, routes), exchange.received_weights(weight_WMk, routes), index_Rk
+    y_RD, rows = _local_experts(*received, experts)
+    return exchange.combine(y_RD, routes), rows
 
 
-def _of_tokens_here(x_MD, weight_Mk, index_Mk, experts: Experts):
-    """(sums over the experts of this device, rows that were computed)."""
+def _local_experts(x_MD, weight_Mk, index_Mk, experts: Experts):
+    """(sums over the experts of this device, rows computed)."""
     first = jax.lax.axis_index("expert") * len(experts.gate)
     dispatch = plan_dispatch(index_Mk, len(experts.gate), first)
-    return experts_ffn(x_MD, weight_Mk, experts, dispatch, ways("experts")), jnp.sum(dispatch.loads)
+    return experts_ffn(x_MD, weight_Mk, experts, dispatch, num_shards("experts")), jnp.sum(dispatch.loads)
 
 
 def _tokens(x_BTD):

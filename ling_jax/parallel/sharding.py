@@ -1,24 +1,29 @@
-"""One mesh, one table: logical axis names of arrays -> axes of the mesh."""
+"""The device mesh and the table that maps logical axis names of arrays to mesh axes."""
 
 import functools
 import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
-from ling_jax.spec import Leaf, named_leaves, path_name, tree_map
+from ling_jax.spec import Leaf, Params, Spec, named_leaves, path_name, tree_map
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+ArrayAxes = tuple[tuple[int, str | None], ...]  # (size, logical axis or None) of every dimension
 
-# Logical axis -> mesh axes. What is not named here, and None, is not split.
+# Logical axis -> mesh axes. Axes that are missing here, and None, are not split.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
-    "tokens": ("context",),  # the ranks of a row, neighbours in its order (`parallel.context`)
+    "tokens": ("context",),  # ranks hold neighbouring parts of a row (`parallel.context`)
     "vocab": ("expert", "tensor"),
-    "embed": ("fsdp", "context"),  # ranks have the same weights: each stores a part
+    "embed": ("fsdp", "context"),  # context ranks use the same weights, so each stores a part
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
@@ -26,12 +31,11 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding.Mesh:
-    """A mesh over all devices; axes not named have size 1, one may be -1 for "the rest".
+def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh with axes `MESH_AXES` over all devices. Missing axes have size 1; one axis may be -1, "the rest".
 
-    Devices of several slices, which a slower network joins, are split along `data`: gradients cross it, and sums
-    of a few numbers.
-    Raises ValueError where an axis is unknown, the sizes do not fill the devices, or `data` does not split the slices.
+    The slower network between slices splits only `data`, so that gradients and sums of a few numbers cross it. Raises
+    ValueError if an axis is unknown, the sizes do not fill the devices, or `data` does not split the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": -1} if sizes is None else dict(sizes)
@@ -50,7 +54,7 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
         raise ValueError(
             f"mesh axis 'data' has size {shape[0]}; the devices are {slices} slices, and it must split them"
         )
-    # Along the torus where the sizes allow it; an axis that is part of one of the torus' is better than none.
+    # Mesh axes follow the torus where sizes allow; a mesh axis may be a part of a torus axis.
     if slices == 1:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
@@ -59,45 +63,45 @@ def make_mesh(sizes: dict[str, int] | None = None, devices=None) -> jax.sharding
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
 
 
-def slices_of(devices) -> int:
-    """How many slices the devices of TPUs belong to. (JAX calls the hosts of GPUs so too: any axis may cross these.)"""
+def slices_of(devices: Iterable[jax.Device]) -> int:
+    """Number of TPU slices of the devices; 1 on GPUs, whose hosts JAX numbers as slices but any axis may cross."""
     return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """The mesh axes of an array with these logical axes."""
+    """The PartitionSpec of an array with these logical axes."""
     return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
 
 
-def shardings(spec, mesh: jax.sharding.Mesh):
-    """NamedShardings of a parameter spec. Raises ValueError where a dimension cannot be split evenly."""
+def shardings(spec: Spec, mesh: AnyMesh) -> Any:
+    """NamedShardings of a parameter spec. Raises ValueError if the mesh does not split a dimension evenly."""
     for name, leaf in named_leaves(spec).items():
         _check_splits(name, leaf, mesh)
     return tree_map(lambda leaf: NamedSharding(mesh, partition_spec(leaf.axes)), spec)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Of [batch, tokens, …] arrays."""
+    """The sharding of [batch, tokens, …] arrays."""
     return NamedSharding(mesh, partition_spec(("batch", "tokens")))
 
 
 def one_device() -> bool:
-    """Whether no mesh of several devices is in scope: nothing is split then."""
+    """Whether the mesh in scope, if any, has a single device, so that nothing is split."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.empty or mesh.size == 1
 
 
-def split_axes(axis: str, size: int, mesh) -> tuple[str, ...]:
-    """The mesh axes of a logical axis that split a dimension of this size evenly: a few rows lie on fewer devices."""
-    axes = ()
+def split_axes(axis: str, size: int, mesh: AnyMesh) -> tuple[str, ...]:
+    """The mesh axes of a logical axis that together split a dimension of this size evenly."""
+    axes: tuple[str, ...] = ()
     for mesh_axis in RULES[axis]:
         if size % mesh.shape[mesh_axis] == 0:
             axes, size = (*axes, mesh_axis), size // mesh.shape[mesh_axis]
     return axes
 
 
-def constrain(x, axes: tuple[str | None, ...]):
-    """Asks the compiler to lay an array out by its logical axes; nothing where no mesh is set or it does not split."""
+def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """`x` with a sharding constraint by its logical axes; unchanged without a mesh. Uneven dimensions are not split."""
     if one_device():
         return x
     mesh = jax.sharding.get_abstract_mesh()
@@ -105,11 +109,11 @@ def constrain(x, axes: tuple[str | None, ...]):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
 
 
-def gathered(params, spec, dtype):
-    """Weights as they are computed with: whole along `embed`, in `dtype` (the router's in its own).
+def gather_weights(params: Params, spec: Spec, dtype: DTypeLike) -> Params:
+    """Weights gathered along `embed` and cast to `dtype` (the router keeps its own) for the computation of a layer.
 
-    They are stored in parts along `embed`, and without this the compiler may as well move activations. The gradient is
-    laid out as the weight is stored. Experts go on as they are: `experts.expert_parallel` gathers them.
+    Weights are stored in parts along `embed`; without this constraint the compiler may move activations instead. The
+    gradient has the layout of the stored weight. Experts stay split: `experts.expert_parallel` gathers them.
     """
     if one_device():
         return params
@@ -117,45 +121,47 @@ def gathered(params, spec, dtype):
     def compute_layout(path, leaf, x):
         if "embed" not in leaf.axes or "experts" in leaf.axes:
             return x
-        return _gathered(x, leaf.axes, x.dtype if path_name(path).endswith("router") else dtype)
+        return _gather_weight(x, leaf.axes, x.dtype if path_name(path).endswith("router") else dtype)
 
     return jax.tree_util.tree_map_with_path(compute_layout, spec, params, is_leaf=lambda x: isinstance(x, Leaf))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x, axes: tuple[str | None, ...], dtype):
+def _gather_weight(x, axes: tuple[str | None, ...], dtype):
     computed = tuple(None if axis == "embed" else axis for axis in axes)
     return constrain(constrain(x, axes).astype(dtype), computed)
 
 
-def _gathered_fwd(x, axes, dtype):
-    return _gathered(x, axes, dtype), jnp.zeros(0, x.dtype)
+def _gather_weight_fwd(x, axes, dtype):
+    return _gather_weight(x, axes, dtype), jnp.zeros(0, x.dtype)
 
 
-def _gathered_bwd(axes, dtype, like, grad):
+def _gather_weight_bwd(axes, dtype, like, grad):
     del dtype
     return (constrain(grad, axes).astype(like.dtype),)
 
 
-_gathered.defvjp(_gathered_fwd, _gathered_bwd)
+_gather_weight.defvjp(_gather_weight_fwd, _gather_weight_bwd)
 
 
-def token_axes(shape_BT: tuple[int, int]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The axes of the mesh in scope that split tokens: their rows, and each row."""
+def token_axes(shape_BT: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes of the mesh in scope that split (rows, the tokens of each row)."""
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(split_axes(axis, size, mesh) for axis, size in zip(("batch", "tokens"), shape_BT, strict=True))
 
 
-def local(size: int, axis: str) -> int:
-    """How much of a dimension a device of the mesh in scope has, if it can be split evenly; else all."""
-    return size // ways(axis) if size % ways(axis) == 0 else size
+def shard_size(size: int, axis: str) -> int:
+    """Size of a device's part of a dimension on the mesh in scope; the whole size if it does not split evenly."""
+    return size // num_shards(axis) if size % num_shards(axis) == 0 else size
 
 
-def per_device(function, in_axes, out_axes):
-    """`function` run by each device of the mesh in scope on its parts, for what the compiler cannot split: kernels.
+def per_device(
+    function: Callable[..., Any], in_axes: tuple[ArrayAxes | None, ...], out_axes: tuple[ArrayAxes | None, ...]
+) -> Callable[..., Any]:
+    """`function` under `shard_map` on the mesh in scope, for kernels, which the compiler cannot split.
 
-    The axes are those of its arguments and results, a tuple of (size, logical axis or None) for every array, or None
-    where there is no array; dimensions that cannot be split evenly are not.
+    `in_axes` and `out_axes` give (size, logical axis or None) of the dimensions of every array; trailing dimensions may
+    be missing, and None stands for no array. Dimensions that the mesh does not split evenly stay whole.
     """
     if one_device():
         return function
@@ -163,7 +169,7 @@ def per_device(function, in_axes, out_axes):
     def specs(axes):
         if axes is None:
             return None
-        split = [axis if axis and size % ways(axis) == 0 else None for size, axis in axes]
+        split = [axis if axis and size % num_shards(axis) == 0 else None for size, axis in axes]
         return partition_spec(tuple(split))
 
     in_specs, out_specs = (tuple(map(specs, axes)) for axes in (in_axes, out_axes))
@@ -171,19 +177,18 @@ def per_device(function, in_axes, out_axes):
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def ways(axis: str) -> int:
-    """How many ways the mesh in scope splits a logical axis."""
-    return 1 if one_device() else mesh_ways(axis, jax.sharding.get_abstract_mesh())
-
-
-def mesh_ways(axis: str | None, mesh) -> int:
-    """How many ways a mesh splits a logical axis; None is not split."""
+def num_shards(axis: str | None, mesh: AnyMesh | None = None) -> int:
+    """Number of parts into which a mesh (None: the one in scope) splits a logical axis; 1 for None."""
+    if mesh is None:
+        if one_device():
+            return 1
+        mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[mesh_axis] for mesh_axis in RULES.get(axis, ()))
 
 
-def _check_splits(name: str, leaf, mesh: jax.sharding.Mesh) -> None:
+def _check_splits(name: str, leaf, mesh: AnyMesh) -> None:
     for size, axis in zip(leaf.shape, leaf.axes, strict=True):
-        if size % (split := mesh_ways(axis, mesh)):
+        if size % (split := num_shards(axis, mesh)):
             raise ValueError(
                 f"parameter {name}: axis {axis!r} of size {size} cannot be split {split} ways "
                 f"(mesh axes {', '.join(RULES[axis])} of {dict(mesh.shape)})"

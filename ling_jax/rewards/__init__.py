@@ -1,4 +1,4 @@
-"""Rewards: pure functions of texts, tokens and task data. Only `AnswerChecker` touches the world, with processes."""
+"""Rewards: pure functions of texts, tokens and task data. Only `AnswerChecker` has side effects: it runs processes."""
 
 from ling_jax.rewards.answer import AnswerChecker as AnswerChecker
 from ling_jax.rewards.answer import Checked as Checked

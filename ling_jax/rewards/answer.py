@@ -1,6 +1,6 @@
-r"""Final answers: finding one in a text, and whether it is the right one.
+r"""Final answers: extraction from a text, and comparison with the right answer.
 
-The only module of this package that touches the world: `AnswerChecker` has processes, which it can kill.
+`AnswerChecker` is the only part of this package with side effects: it starts and kills worker processes.
 """
 
 import atexit
@@ -28,30 +28,32 @@ BRACES = re.compile(r"\\\\(?=[{}])|\\(?:boxed|fbox)\s*\{|\\[{}]|[{}]")
 GSM8K = re.compile(r"####([^\n#]*\d[^\n#]*|[^\n#]+\Z)")
 MARK = re.compile(r"####|</?answer>|\\boxed|\\fbox", re.IGNORECASE)
 WORKER = Path(__file__).with_name("answer_worker.py")
-MOST_BARE = 200  # characters of a text without any mark that may be an answer alone; our choice
-MOST_GOLD = 500  # characters; our choice
-START_SECONDS = 60.0  # to import the library, on a busy machine
-PATIENCE = 20  # a check may take so many times its processor time before the machine is called overloaded; our choice
+MAX_BARE = 200  # characters of a text without marks that may be a bare answer; our choice
+MAX_GOLD = 500  # characters; our choice
+START_SECONDS = 60.0  # for the library's import on a busy machine
+PATIENCE = 20  # wall time over processor time at which the machine counts as overloaded; our choice
 
 
 class Checked(NamedTuple):
-    status: str  # "right", "wrong", or "failed": the machine could not say
+    """The result of a check."""
+
+    status: str  # "right", "wrong", or "failed" (no verdict, because of the machine)
     answer: str | None
-    detail: str = ""  # why a check came to no comparison
+    detail: str = ""  # reason if the answers were not compared
 
     @property
     def reward(self) -> float | None:
-        """1 if right, 0 if wrong; None if the check failed: that says nothing of the answer."""
+        """1 if right, 0 if wrong, None if the check failed, which says nothing about the answer."""
         return {"right": 1.0, "wrong": 0.0}.get(self.status)
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The final answer: what the last `<answer>…</answer>`, else `\boxed{…}` holds, else the line after ####.
+    r"""The final answer of a text: the last `<answer>…</answer>`, else the last `\boxed{…}`, else the line after ####.
 
-    The last one counts, whatever stands before or behind it. A box inside `<answer>` is the answer without the words
-    around it; several that differ are a list. Reasoning up to `</think>` is not looked at; one that is not closed
-    leaves no answer, as does an empty box. `#### 42` is GSM8K's form: the last that has a digit or ends the text. A
-    short text without any of these marks is the answer as a whole; no number is picked out of a sentence.
+    A box inside `<answer>` replaces the words around it; several different boxes form a list. Reasoning up to
+    `</think>` is skipped; unclosed reasoning and an empty box give None. `#### 42` is GSM8K's form: the last one counts
+    that has a digit or ends the text. A short text without these marks is itself the answer; numbers are not extracted
+    from sentences.
     """
     text = text.rpartition("</think>")[2].strip()
     if "<think>" in text:
@@ -61,7 +63,7 @@ def extract_answer(text: str) -> str | None:
         boxes = list(dict.fromkeys(box.strip() for box in _boxes(blocks[-1])))
         answer = ", ".join(boxes) if boxes else blocks[-1]
     elif not MARK.search(text):
-        answer = text if len(text) <= MOST_BARE else ""
+        answer = text if len(text) <= MAX_BARE else ""
     else:
         boxes, lines = _boxes(text), GSM8K.findall(text)
         answer = (boxes[-1] if boxes else "") or (lines[-1] if lines else "")
@@ -69,9 +71,9 @@ def extract_answer(text: str) -> str | None:
 
 
 def gold_answer(answer: Any) -> str:
-    """The right answer of a record: what follows its last ####, as in GSM8K, else all of it; a number as text.
+    """The right answer of a record: the text after its last #### (as in GSM8K) or all of it; numbers as text.
 
-    Raises ValueError, for which the caller knows the file and line, on what no answer can be compared with.
+    Raises ValueError for a value that answers cannot be compared with; the caller adds file and line.
     """
     if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
         return str(answer)
@@ -82,7 +84,7 @@ def gold_answer(answer: Any) -> str:
         raise ValueError(
             f"answer is {_shown(answer)}; expected the right answer, or a solution that ends in #### and it"
         )
-    if "\n" in gold or len(gold) > MOST_GOLD:
+    if "\n" in gold or len(gold) > MAX_GOLD:
         raise ValueError(f"answer is {_shown(answer)}; expected the right answer alone, or behind #### at the end")
     if extract_answer(f"\\boxed{{{gold}}}") != gold:
         raise ValueError(f"answer is {_shown(answer)}; expected braces that match, and no markers of reasoning")
@@ -94,18 +96,18 @@ def _shown(text: str) -> str:
 
 
 class AnswerChecker:
-    """Compares final answers with the right ones; a context manager, for any number of threads.
+    """Compares final answers with right answers; a context manager that any number of threads can share.
 
         with AnswerChecker(workers=4) as checker:
             rewards = [result.reward for result in checker.check_all(pairs)]
 
-    Numbers, words, lists, intervals and the like are compared here, in well under a millisecond and without floats.
-    Expressions go to sympy in one of `workers` processes, which start when first needed and are used again; they are no
-    forks, and need no guard of `__main__`.
+    This process compares numbers, words, lists, intervals and the like, exactly and in well under a millisecond.
+    Expressions go to sympy in one of `workers` processes, which start on first use and are reused. They are not forks,
+    so `__main__` needs no guard.
 
-    An answer that needs more than `limit` seconds of processor time, or too much memory, or that ends its worker, is
-    wrong: a policy must not hide behind the checker. A worker that cannot start, is killed from outside or is given no
-    processor time is tried once more, and then the check has failed.
+    An answer is wrong if it needs more than `limit` seconds of processor time or too much memory, or ends its worker:
+    otherwise a policy could avoid verdicts. If a worker cannot start, is killed from outside or gets no processor time,
+    the check runs once more and then fails.
     """
 
     def __init__(self, limit: float = 5.0, workers: int = 1):  # our choices; one second covers nearly every answer
@@ -127,13 +129,16 @@ class AnswerChecker:
         self.close()
 
     def close(self) -> None:
-        """Ends the processes; a later check starts others."""
+        """Ends the processes; a later check starts new ones."""
         for worker in self._all:
             worker.close()
         atexit.unregister(self.close)
 
     def check(self, text: str, gold: str) -> Checked:
-        r"""Whether the final answer of `text` is `gold`: "18", "\\frac{1}{2}", or a text with marks as `text` has."""
+        r"""Whether the final answer of `text` is `gold`: "18", "\\frac{1}{2}" or a text with answer marks.
+
+        Raises ValueError if `gold` is empty.
+        """
         if not gold.strip():
             raise ValueError("gold is empty; expected the right answer: a task without one cannot be checked")
         answer = extract_answer(text)
@@ -147,26 +152,26 @@ class AnswerChecker:
         return Checked("right" if same else "wrong", answer, "" if same else compare.detail)
 
     def check_all(self, pairs: Iterable[tuple[str, str]]) -> list[Checked]:
-        """`check` of each (text, gold), in order, on all workers at once."""
+        """`check` of each (text, gold), in order, on all workers in parallel."""
         pairs = list(pairs)
         if self.workers == 1 or len(pairs) < 2:
             return [self.check(text, gold) for text, gold in pairs]
         with ThreadPoolExecutor(self.workers) as threads:
             try:
                 return list(threads.map(lambda pair: self.check(*pair), pairs))
-            except BaseException:  # interrupted: what is being checked ends with its worker
+            except BaseException:  # interrupted: closing the workers ends the checks in progress
                 self.close()
                 raise
 
 
 @functools.cache
 def shared_checker() -> AnswerChecker:
-    """The checker that all environments and verifiers of this process use; its worker ends with the process."""
+    """The checker shared by all environments and verifiers of this process; its worker ends with the process."""
     return AnswerChecker()
 
 
 class _Undecided(Exception):
-    """A comparison that came to no end."""
+    """A comparison without a verdict."""
 
     def __init__(self, status: str, detail: str):
         super().__init__(detail)
@@ -174,7 +179,7 @@ class _Undecided(Exception):
 
 
 class _Comparison:
-    """`answer_form.Equal` of one check: its expressions share the check's processor time."""
+    """The `answer_form.Equal` of one check, whose expressions share its processor time."""
 
     def __init__(self, checker: AnswerChecker):
         self.checker, self.left, self.detail = checker, checker.limit, ""
@@ -200,7 +205,7 @@ class _Comparison:
 
 
 class _Reply(NamedTuple):
-    status: str  # "right", "wrong"; "late" and "died": the expressions' fault; "failed", "closed": not
+    status: str  # "right", "wrong"; "late", "died" (caused by the expressions); "failed", "closed" (not)
     detail: str
     seconds: float = 0.0  # of processor time
 
@@ -209,7 +214,7 @@ CLOSED = _Reply("closed", "the checker was closed")
 
 
 class _Worker:
-    """A process that compares expressions, started when first needed."""
+    """A process that compares expressions; it starts on first use."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None
@@ -223,12 +228,12 @@ class _Worker:
             process.stdin.write(json.dumps([answer, gold, limit]).encode() + b"\n")
             process.stdin.flush()
             return self._reply(limit * PATIENCE + 1)
-        except (OSError, ValueError) as error:  # a worker that cannot be started, died, or does not speak JSON
+        except (OSError, ValueError) as error:  # the worker did not start, died or wrote no JSON
             if process and process is not self._process:
                 return CLOSED
             self.close()
             return _Reply("failed", f"{type(error).__name__}: {error}")
-        except BaseException:  # interrupted: a late reply would be taken for the next one's
+        except BaseException:  # interrupted: the next check would read a late reply
             self.close()
             raise
 
@@ -263,14 +268,14 @@ class _Worker:
         return _Reply(*json.loads(line))
 
     def close_dead(self) -> None:
-        """After the process closed its output: waits for its own exit status before anything kills it."""
+        """Closes a worker that closed its output; waits first, to get its own exit status instead of that of a kill."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self.close()
 
 
 def _ending(status: int) -> _Reply:
-    """What the end of a worker means: SIGPROF is its limit, SIGKILL and SIGTERM come from outside."""
+    """The reply for a worker that ended: SIGPROF is its time limit; SIGKILL, SIGTERM and SIGINT come from outside."""
     if status == -signal.SIGPROF:
         return _Reply("late", "")
     detail = f"the answer worker died with exit status {status}"
@@ -278,7 +283,7 @@ def _ending(status: int) -> _Reply:
 
 
 def _boxes(text: str) -> list[str]:
-    r"""What each closed `\boxed{…}` holds that is in no other box, in order; an unclosed one holds nothing."""
+    r"""The contents of each closed outermost `\boxed{…}`, in order; unclosed boxes are skipped."""
     opened: list[int | None] = []  # where a box's content starts; None for a brace of any other kind
     found: list[tuple[int, str]] = []
     for match in BRACES.finditer(text):

@@ -1,7 +1,7 @@
-r"""Whether two answers mean the same: numbers, lists, sets, tuples, intervals, equations and words.
+r"""Equality of two answers: numbers, lists, sets, tuples, intervals, equations and words.
 
-Normalised texts are taken apart from the outside inwards until numbers, words or expressions are left; the caller
-compares expressions. What cannot be taken apart is only equal to the same text.
+Normalised texts are split from the outside inwards until numbers, words or expressions remain; the caller compares
+expressions. A text that cannot be split equals only the same text.
 """
 
 import re
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from ling_jax.rewards.answer_number import CHANGING, WORD, decimal, decimal_value, quantity, same_quantity, split_unit
 from ling_jax.rewards.answer_text import TooDeep, normalise, squeeze
 
-MOST_CHARACTERS = 4000  # our choice: a longer answer is right where it is the gold's text, or one number
-MOST_EXPRESSION = 600  # characters of an expression that is worked out; our choice
-MOST_PARTS = 64  # of a list; our choice
+MAX_CHARACTERS = 4000  # our choice: a longer answer is right only if it is the gold text or a number
+MAX_EXPRESSION = 600  # characters of an expression to evaluate; our choice
+MAX_PARTS = 64  # of a list; our choice
 OPENING, CLOSING = "([{⦃", ")]}⦄"
 SEPARATOR = re.compile(r",|;|\b(?:and|or)\b")
 LINK = re.compile(r";|\b(?:and|or)\b")
@@ -51,13 +51,13 @@ Equal = Callable[[str, str], bool]  # (answer, gold) -> whether two LaTeX expres
 
 
 def same_answer(answer: str, gold: str, equal: Equal) -> bool:
-    """Whether `answer` means what `gold` does. `equal` is asked for expressions that are no plain numbers."""
+    """Whether `answer` and `gold` mean the same. `equal` decides for expressions that are not plain numbers."""
     if answer.strip() == gold.strip():
         return True
     plain = decimal(answer), decimal(gold)
     if None not in plain:
         return plain[0] == plain[1]
-    if max(len(answer), len(gold)) > MOST_CHARACTERS:
+    if max(len(answer), len(gold)) > MAX_CHARACTERS:
         return False
     try:
         return _same(normalise(answer), normalise(gold), equal)
@@ -79,7 +79,7 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
         if same or "," not in answer + gold:
             return same
     for number, one in zip(numbers, (answer, gold), strict=True):
-        if number and "," in one:  # 1,234 is a number, or two
+        if number and "," in one:  # 1,234 may be one number or two
             whole = one.replace(",", "")
             if _same(*((whole, gold) if one is answer else (answer, whole)), equal):
                 return True
@@ -91,12 +91,12 @@ def _same(answer: str, gold: str, equal: Equal) -> bool:
 
 
 def _by_parts(answer: str, gold: str, equal: Equal) -> bool | None:
-    r"""Lists without brackets, in any order unless `\ldots` says that they go on; and `\pm`, which is a list of two."""
+    r"""Lists without brackets, in any order unless `\ldots` continues them, and `\pm` as a list of two."""
     unions = _union(answer), _union(gold)
     if unions != (answer, gold) and all("\\cup " in union for union in unions):
         return _same(*unions, equal)
     links = [set(re.findall(r"\b(?:and|or)\b", text)) for text in (answer, gold) if INEQUALITY.search(text)]
-    if len(links) == 2 and all(links) and links[0] != links[1]:  # x < 1 and x > 2 is nothing, x < 1 or x > 2 a union
+    if len(links) == 2 and all(links) and links[0] != links[1]:  # x < 1 and x > 2 is empty, x < 1 or x > 2 is a union
         return False
     found, wanted = _parts(answer), _parts(gold)
     if len(found) == len(wanted) == 1 and (found, wanted) == ([answer], [gold]):
@@ -139,14 +139,14 @@ def _by_relation(answer: str, gold: str, equal: Equal) -> bool | None:
 
 
 def _same_equation(found: list[str], wanted: list[str], equal: Equal) -> bool:
-    """Every side that is no mere name has to be the gold's value: 9·2 = 18 is 18, and 17 = 18 is not."""
+    """Every side that is not just a name must equal the gold's value: 9·2 = 18 equals 18, 17 = 18 does not."""
     if len(found) == 2 and NAME.fullmatch(found[1]) and not NAME.fullmatch(found[0]):
         found = found[::-1]
     if len(wanted) == 1 and len(found) > 1 and SUM.fullmatch(found[0]):
         found = found[1:]
     names = [sides[0] if len(sides) > 1 and NAME.fullmatch(sides[0].strip()) else None for sides in (found, wanted)]
     both = ["=".join(sides) for sides in (found, wanted)]
-    if len(wanted) > 1 and names[1] is None:  # an equation that defines nothing: 2x + y = 3
+    if len(wanted) > 1 and names[1] is None:  # an equation that is no definition: 2x + y = 3
         return len(found) == len(wanted) == 2 and all(map(_is_expression, both)) and equal(*both)
     if None not in names and squeeze(names[0]) != squeeze(names[1]):
         return False
@@ -158,7 +158,7 @@ def _same_equation(found: list[str], wanted: list[str], equal: Equal) -> bool:
 
 
 def _by_brackets(answer: str, gold: str, equal: Equal) -> bool | None:
-    """Sets in any order, tuples and intervals in theirs, unions of them."""
+    """Sets (unordered), tuples and intervals (ordered), and their unions."""
     unions = [_split(text, re.compile(r"\\cup ")) for text in (answer, gold)]
     if len(unions[0]) > 1 or len(unions[1]) > 1:
         return _match_any_order(*unions, equal)
@@ -184,7 +184,7 @@ def _by_brackets(answer: str, gold: str, equal: Equal) -> bool | None:
 
 
 def _by_choice(answer: str, gold: str, equal: Equal) -> bool | None:
-    """Letters of a choice, and letters with what they stand for: (B) 18 is B, and 18."""
+    """Choice letters, alone or with their text: (B) 18 equals B, and 18."""
     if gold.strip("().: ") in CHOICES and len(answer) < 4:
         return answer.strip("().: ").upper() == gold.strip("().: ")
     (letter, meant), (right, wanted) = (_lettered(text) for text in (answer, gold))
@@ -196,7 +196,7 @@ def _by_choice(answer: str, gold: str, equal: Equal) -> bool | None:
 
 
 def _lettered(text: str) -> tuple[str, str]:
-    """(the letter of a choice, what stands behind it); ("", the text) without one."""
+    """(choice letter, the text after it); ("", text) if there is no letter."""
     if text.strip("().: ") in CHOICES:
         return text.strip("().: "), ""
     match = LETTERED.fullmatch(_without_fonts(text))
@@ -204,7 +204,7 @@ def _lettered(text: str) -> tuple[str, str]:
 
 
 def _is_hedge(text: str) -> bool:
-    """Whether a text has a word that takes something back, or names a choice."""
+    """Whether a text contains a word that qualifies the answer, or another choice letter."""
     return any(word in CHOICES or word.lower() in CHANGING for word in WORD.findall(text))
 
 
@@ -221,7 +221,7 @@ def _date(text: str) -> tuple[str, int, str | None] | None:
 
 
 def _by_clock(answer: str, gold: str, equal: Equal) -> bool | None:
-    """Times are equal by their hours and minutes, ratios by their value."""
+    """Times compare by hours and minutes, ratios by value."""
     del equal
     if ":" not in answer + gold:
         return None
@@ -251,7 +251,7 @@ def _ratio(text: str):
 
 
 def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
-    """Words without their case and marks."""
+    """Words, ignoring case and punctuation."""
     del equal
     found, wanted = _words(answer), _words(gold)
     plain, target = (squeeze(_without_fonts(text)).lower() for text in (answer, gold))
@@ -264,7 +264,7 @@ def _by_words(answer: str, gold: str, equal: Equal) -> bool | None:
 
 
 def _by_unit(answer: str, gold: str, equal: Equal) -> bool | None:
-    r"""Expressions that are no plain numbers with units, `16\pi \text{ cm}^2`; one alone may have one."""
+    r"""Expressions with units, such as `16\pi \text{ cm}^2`; a unit on one side only is no difference."""
     (value, unit), (target, wanted) = split_unit(answer), split_unit(gold)
     if not unit and not wanted:
         return None
@@ -272,15 +272,15 @@ def _by_unit(answer: str, gold: str, equal: Equal) -> bool | None:
 
 
 def _words(text: str) -> str | None:
-    r"""A text of words alone, in lower case; None for anything else, and for products of a few letters."""
+    r"""A text of words only, in lower case; None for other texts and for products of a few letters."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     plain = re.sub(r"[\s\"'“”.!?]+", " ", plain).strip().lower()
     return plain if re.fullmatch(r"[^\W\d_]+(?:[ -][^\W\d_]+)*", plain) and re.search(r"[^\W\d_]{2}", plain) else None
 
 
 def _is_expression(text: str) -> bool:
-    """Whether a text can be mathematics: no words, no two numbers side by side, no units."""
-    if len(text) > MOST_EXPRESSION or "\\text" in text or not COMMANDS.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
+    """Whether a text may be mathematics: it has no words, no adjacent numbers and no units."""
+    if len(text) > MAX_EXPRESSION or "\\text" in text or not COMMANDS.issuperset(re.findall(r"\\([a-zA-Z]+)", text)):
         return False
     if re.search(r"[\d}]\s+\d|[⦃⦄$€£¥#@\"?~`%:']", re.sub(r"[_^]\{-?\w+\}", "", text)):
         return False
@@ -289,7 +289,7 @@ def _is_expression(text: str) -> bool:
 
 
 def _interval(text: str) -> str | None:
-    r"""x > 3, 0 \le x < 5 and x \in I as an interval; an interval as it is; None for anything else."""
+    r"""The interval of x > 3, 0 \le x < 5 or x \in I; intervals stay; None for other texts."""
     sides, signs = [side.strip() for side in _split(text, RELATION)], _signs(text)
     if not signs:
         return text if _inside(text) or "\\cup" in text else None
@@ -313,14 +313,14 @@ def _interval(text: str) -> str | None:
 
 
 def _union(text: str) -> str:
-    r"""x < 1 or x > 2 as a union of intervals; any other text as it is."""
+    r"""x < 1 or x > 2 as a union of intervals; other texts stay."""
     parts = _split(text, OR)
     intervals = [_interval(part) for part in parts if _signs(part)]
     return "\\cup ".join(intervals) if len(intervals) == len(parts) > 1 and None not in intervals else text
 
 
 def _parts(text: str) -> list[str]:
-    r"""The parts of a list that stand side by side, with both values of each `\pm`."""
+    r"""The parts of a list without brackets, with both values of each `\pm`."""
     parts = [text] if _is_one_number(text) else _split(text, SEPARATOR)
     groups = _split(text, LINK)
     if len(groups) > 1 and all(map(quantity, groups)):  # 1,000 and 2,000
@@ -342,7 +342,7 @@ def _is_one_number(text: str) -> bool:
 
 
 def _inside(text: str) -> tuple[str, str] | None:
-    """(its brackets, what they hold) of a text that is one pair of brackets; None for any other."""
+    """(brackets, content) of a text that is one pair of brackets; None for other texts."""
     text = text.strip()
     if len(text) < 2 or text[0] not in "([⦃" or text[-1] not in ")]⦄":
         return None
@@ -355,7 +355,7 @@ def _inside(text: str) -> tuple[str, str] | None:
 
 
 def _split(text: str, separator: re.Pattern) -> list[str]:
-    """What stands between the separators that no bracket holds."""
+    """The text between the separators that are outside of brackets."""
     ends = _outside(text, separator)
     starts = [0, *(match.end() for match in ends)]
     return [text[i:j].strip() for i, j in zip(starts, [*(match.start() for match in ends), len(text)], strict=True)]
@@ -366,7 +366,7 @@ def _signs(text: str) -> list[str]:
 
 
 def _outside(text: str, pattern: re.Pattern) -> list[re.Match]:
-    """The matches that no bracket holds."""
+    """The matches outside of brackets."""
     matches, depth, at = [], 0, 0
     while at < len(text):
         match = pattern.match(text, at) if depth == 0 else None
@@ -384,8 +384,8 @@ def _match_ordered(found: list[str], wanted: list[str], equal: Equal) -> bool:
 
 
 def _match_any_order(found: list[str], wanted: list[str], equal: Equal) -> bool:
-    """Whether each of the one is one of the other."""
-    if len(found) != len(wanted) or len(wanted) > MOST_PARTS:
+    """Whether the lists match one to one in some order."""
+    if len(found) != len(wanted) or len(wanted) > MAX_PARTS:
         return False
     left = list(found)
     for gold in wanted:
@@ -397,8 +397,8 @@ def _match_any_order(found: list[str], wanted: list[str], equal: Equal) -> bool:
 
 
 def _same_sets(found: list[str], wanted: list[str], equal: Equal) -> bool:
-    """Sets hold nothing twice."""
-    if max(len(found), len(wanted)) > MOST_PARTS:
+    """Whether the lists are equal as sets, without multiplicity."""
+    if max(len(found), len(wanted)) > MAX_PARTS:
         return False
     covers = all(any(_same(answer, gold, equal) for answer in found) for gold in wanted)
     return covers and all(any(_same(answer, gold, equal) for gold in wanted) for answer in found)

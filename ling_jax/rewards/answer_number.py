@@ -1,12 +1,12 @@
-r"""Numbers as answers write them: exact values, and the unit that stands beside them."""
+r"""Numbers in answers: exact values and their units."""
 
 import re
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import NamedTuple
 
-MOST_EXPONENT = 100_000  # our choice: of powers that are worked out here; larger ones are left to the worker
-MOST_UNIT = 60  # characters
+MAX_EXPONENT = 100_000  # our choice: larger powers of ten go to the worker
+MAX_UNIT = 60  # characters
 DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)(?:\.\d*)?|\.\d+"
 PLAIN = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,9})?")
 SIGNED = rf"[-+]?\s*(?:{DECIMAL})"
@@ -39,7 +39,7 @@ SHORT_UNITS = frozenset({
     "cm", "mm", "km", "kg", "mg", "ml", "mL", "ft", "in", "oz", "lb", "hr", "yd", "mi", "min", "sec", "am", "pm",
     "mph", "kph", "usd", "USD", "EUR", "GBP", "nm", "kW", "Hz", "eV", "ms", "rad", "deg", "sq", "cu", "of"
 })  # fmt: skip
-CHANGING = frozenset({  # words that make another value, or no one value
+CHANGING = frozenset({  # words that change the value, or leave it undetermined
     "or", "and", "not", "no", "nor", "maybe", "perhaps", "probably", "but", "if", "then", "else", "than", "more",
     "less", "least", "most", "to", "between", "versus", "vs", "instead", "rather", "either", "neither", "except",
     "without", "about", "over", "under", "below", "above", "unless", "otherwise", "is", "are", "was", "isn", "isnt",
@@ -62,12 +62,14 @@ UNIT = re.compile(
 
 
 class Quantity(NamedTuple):
+    """An exact number with its unit."""
+
     value: Fraction
     unit: str = ""  # canonical: "cm^{2}", "dollar", "%"; "" for none
 
 
 def quantity(text: str) -> Quantity | None:
-    """A number with or without a unit, of a normalised text; None for any other text."""
+    """The number of a normalised text, with its unit if it has one; None for other texts."""
     before = BEFORE.match(text)
     currency = CURRENCY[before["currency"]] if before else ""
     rest = before["minus"] + text[before.end() :] if before else text
@@ -85,10 +87,9 @@ def quantity(text: str) -> Quantity | None:
 
 
 def same_quantity(answer: Quantity, gold: Quantity) -> bool:
-    """Whether the answer has the gold's value, and no other unit than the gold's.
+    """Whether two quantities have the same value and units that agree; a unit on one side only is no difference.
 
-    A unit that only one of the two has is no difference. A per cent sign is a hundredth where the other is a plain
-    number, or the unit of a number of per cents: 50% is 0.5, and 50 where per cents were asked for.
+    Against a plain number, 50% equals 0.5, and also 50, in case the question asks for per cents.
     """
     if "" not in (answer.unit, gold.unit):
         return answer == gold
@@ -97,7 +98,7 @@ def same_quantity(answer: Quantity, gold: Quantity) -> bool:
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    r"""(the text before its unit, the unit): `16\pi \text{ cm}^{2}`; ("", "") of a text that ends in no unit."""
+    r"""(text before the unit, unit), as of `16\pi \text{ cm}^{2}`; ("", "") if the text ends in no unit."""
     for match in re.finditer(r"\\text\{|(?<=[\d})!]) (?=[a-zA-Z]{2})|(?<=\\pi ) ?(?=[a-zA-Z]{2})", text):
         unit = _unit(text[match.start() :], attached=False)
         if unit and match.start():
@@ -106,7 +107,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def decimal(text: str) -> Decimal | None:
-    """A plain decimal number of any length, exactly; None for any other text."""
+    """The exact value of a plain decimal number of any length; None for other texts."""
     if not PLAIN.fullmatch(text.strip()):
         return None
     try:
@@ -116,9 +117,9 @@ def decimal(text: str) -> Decimal | None:
 
 
 def decimal_value(text: str) -> Fraction | None:
-    """The exact value of a decimal number that may have commas; None where that would be enormous."""
+    """The exact value of a decimal number, commas allowed; None for other texts and for huge numbers."""
     number = decimal(re.sub(r"^([-+])\s+", r"\1", text.replace(",", "")))
-    if number is None or abs(number.adjusted()) > MOST_EXPONENT or len(text) > MOST_EXPONENT:
+    if number is None or abs(number.adjusted()) > MAX_EXPONENT or len(text) > MAX_EXPONENT:
         return None
     return Fraction(number)
 
@@ -151,7 +152,7 @@ def _repeating(sign: int, found: dict[str, str]) -> Fraction | None:
 
 
 def _unit(text: str, attached: bool) -> str | None:
-    """The canonical unit of what stands behind a number; None where that is no unit."""
+    """The canonical unit of the text after a number; None if it is no unit."""
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
     is_marked, unit = plain != text, plain.strip().rstrip(".")
     unit = re.sub(r"\s+(?=\^)", "", re.sub(r"\b(sq|cu)\.", r"\1", unit))
@@ -160,7 +161,7 @@ def _unit(text: str, attached: bool) -> str | None:
     unit = re.sub(r"^/\s*(?=[a-z]{3})", "per ", unit)
     if not unit:
         return ""
-    if len(unit) > MOST_UNIT:
+    if len(unit) > MAX_UNIT:
         return None
     if unit in ("%", "°"):
         return unit
@@ -177,7 +178,7 @@ def _unit(text: str, attached: bool) -> str | None:
 
 
 def _is_plain_unit(word: str, attached: bool, first: bool) -> bool:
-    """Whether a word that is not marked as text is a unit and no product of variables."""
+    """Whether a word outside `\\text` is a unit and not a product of variables."""
     if not word.isascii():  # 18元
         return True
     if len(word) == 1:

@@ -1,13 +1,13 @@
-r"""One spelling for what answers write in many: unicode, LaTeX markup, spaces, and the arguments of commands.
+r"""Normalisation of answers: one spelling for variants of unicode, LaTeX markup, spaces and command arguments.
 
-What comes out is LaTeX of few commands: `\frac{1}{2}`, `x^{2}`, `\cdot`, `\text{ cm}` for words, `°`, `%`, `$`, and
+The result is LaTeX with few commands: `\frac{1}{2}`, `x^{2}`, `\cdot`, `\text{ cm}` for words, `°`, `%`, `$`, and
 `⦃ ⦄` for the braces of a set.
 """
 
 import re
 import unicodedata
 
-MOST_DEPTH = 40  # braces in one another; our choice: no answer has more, and the reader of expressions is recursive
+MAX_DEPTH = 40  # nested braces; our choice: no answer has more, and the parser is recursive
 VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5",
           "⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}  # fmt: skip
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
@@ -17,7 +17,7 @@ SYMBOLS = {
     "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "∓": r"\mp ", "∅": r"\emptyset ",
     "…": "...", "º": "°", "’": "'", "，": ",", "：": ":", "。": ".", "⩽": r"\le ", "⩾": r"\ge ", "≈": "=",
 }  # fmt: skip
-THIN = "\u2009\u202f\u00a0\u2007"  # spaces that stand between groups of three digits
+THIN = "\u2009\u202f\u00a0\u2007"  # spaces between groups of three digits
 GROUPS = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:(?:\\[,!;:]|\\ |~|,\\!|\{{,\}}|[{THIN} '])\d{{3}})+(?![\d,/])")
 SPACES = re.compile(rf"(?<!\\)\\[,;:! ]|~|\\q?quad(?![a-zA-Z])|\\hspace\{{[^{{}}]*\}}|[{THIN}]|\s+")
 DROPPED = re.compile(
@@ -44,17 +44,17 @@ TOKENS = re.compile(r"\\[a-zA-Z]+|\\.|.", re.DOTALL)
 WRAPPED = (("**", "**"), ("__", "__"), ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("`", "`"),
            ('"', '"'), ("“", "”"), ("*", "*"))  # fmt: skip
 REAL_LINE = r"(-\infty ,\infty )"
-BUILDER = re.compile(rf"⦃\s*[a-z]\s*(?:\\in {re.escape(REAL_LINE)})?\s*[|:]\s*([^|⦃⦄]*)⦄")  # the x such that
+BUILDER = re.compile(rf"⦃\s*[a-z]\s*(?:\\in {re.escape(REAL_LINE)})?\s*[|:]\s*([^|⦃⦄]*)⦄")  # set-builder notation
 SAID = r"(?:(?:so|thus|hence|therefore),? )?(?:the )?(?:final |correct )?answer\s*(?:is|:|=)\s*:?\s*"
 LABEL = re.compile(rf"^\s*(?:\\text\{{\s*{SAID}\}}\s*|{SAID})", re.IGNORECASE)
 
 
 class TooDeep(ValueError):
-    """Braces are nested more than `MOST_DEPTH` deep."""
+    """Braces are nested more than `MAX_DEPTH` deep."""
 
 
 def normalise(text: str) -> str:
-    """The one spelling of an answer. Raises TooDeep. Linear in the text's length."""
+    """The normalised answer, in time linear in its length. Raises TooDeep for more than `MAX_DEPTH` nested brackets."""
     text = re.sub(f"([{''.join(VULGAR)}])", lambda match: " " + VULGAR[match[1]], text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda match: f"^{{{match[0].translate(SUPERSCRIPTS)}}}", text)
     for symbol, latex in SYMBOLS.items():
@@ -74,12 +74,12 @@ def normalise(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """Without the spaces that mean nothing: those beside anything but two digits or two letters."""
+    """The text with only the spaces between two digits or between two letters."""
     return re.sub(r"(?<![^\W_])\s+|\s+(?![^\W_])|(?<=\d)\s+(?=[^\W\d_])|(?<=[^\W\d_])\s+(?=\d)", "", text)
 
 
 def _unwrapped(text: str) -> str:
-    """Without what stands around the whole of it: dollar signs, stars, quotes, a full stop."""
+    """The text without markup around all of it: dollar signs, stars, quotes, a full stop."""
     before = None
     while before != text:
         before = text
@@ -98,12 +98,12 @@ def _check_depth(tokens: list[str]) -> None:
     depth = 0
     for token in tokens:
         depth += (token in "{([") - (token in "})]")
-        if depth > MOST_DEPTH:
-            raise TooDeep(f"brackets are nested more than {MOST_DEPTH} deep")
+        if depth > MAX_DEPTH:
+            raise TooDeep(f"brackets are nested more than {MAX_DEPTH} deep")
 
 
 def _spelled(tokens: list[str]) -> str:
-    """The tokens with canonical commands, fonts unwrapped and every argument in braces."""
+    """The tokens as text with canonical commands, without fonts, and with every argument in braces."""
     out, at = [], 0
     while at < len(tokens):
         piece, at = _next(tokens, at, "".join(out[-3:]))
@@ -112,7 +112,7 @@ def _spelled(tokens: list[str]) -> str:
 
 
 def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
-    """(the next construct, spelled; where the one behind it starts)."""
+    """(the next construct as canonical text, index of the construct after it)."""
     token = tokens[at]
     name = NAMES.get(token[1:], token[1:]) if token[0] == "\\" else ""
     if name in FONTS:
@@ -125,13 +125,13 @@ def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
             pieces.append(f"[{_spelled(tokens[_skip(tokens, at) + 1 : stop])}]")
             at = stop + 1
         for _ in range(ARGUMENTS[name]):
-            content, at = _argument(tokens, at, "{(" if name == "sqrt" else "{")  # √(3), as people type it
+            content, at = _argument(tokens, at, "{(" if name == "sqrt" else "{")  # √(3), as people write it
             pieces.append(f"{{{_spelled(content)}}}")
         return "".join(pieces), at
     if token in ("^", "_"):
         content, at = _argument(tokens, at + 1, "{(" if token == "^" else "{")
         return f"{token}{{{_spelled(content)}}}", at
-    if token == "{" and not re.search(r"\\[a-zA-Z]+ $|\}$", before):  # braces that belong to no command
+    if token == "{" and not re.search(r"\\[a-zA-Z]+ $|\}$", before):  # braces without a command
         content, at = _argument(tokens, at)
         inner = _spelled(content)
         return (f"⦃{inner}⦄" if "," in inner else f"({inner})"), at
@@ -145,7 +145,7 @@ def _next(tokens: list[str], at: int, before: str) -> tuple[str, int]:
 
 
 def _argument(tokens: list[str], at: int, opening: str = "{") -> tuple[list[str], int]:
-    """(the tokens of the argument that starts here, where it ends): a group in brackets, or one token."""
+    """(tokens of the argument that starts here, its end): a bracketed group or one token."""
     at = _skip(tokens, at)
     if at >= len(tokens):
         return [], at
@@ -173,7 +173,7 @@ def _skip(tokens: list[str], at: int) -> int:
 
 
 def _unfonted(name: str, content: list[str], before: str) -> str:
-    r"""`\text{ cm}` for words; the content alone where it has none: `\text{13}`, `\mathrm{e}`, `\textbf{(B)}`."""
+    r"""`\text{ cm}` for words; only the content if it has no words: `\text{13}`, `\mathrm{e}`, `\textbf{(B)}`."""
     inner = _spelled(content)
     if name == "mathbb" and inner == "R":
         return REAL_LINE

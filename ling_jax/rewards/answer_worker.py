@@ -1,8 +1,8 @@
 """The process of `AnswerChecker`: compares mathematical expressions exactly, one JSON line in, one out.
 
-It is run as a file and imports nothing of this package, so that it starts without JAX. latex2sympy reads an expression,
-whole or not at all; two are the same where they are equal rationals, or agree at random points to far more digits than
-the texts have room for. No tolerance and no simplification decides.
+The file runs as a program and imports nothing from this package, so that it starts without JAX. latex2sympy parses an
+expression completely or fails. Two expressions are the same if they are equal rationals, or if they agree at random
+points to far more digits than the texts have characters. There is no tolerance and no simplification.
 """
 
 import contextlib
@@ -15,12 +15,13 @@ import resource
 import signal
 import sys
 import time
+from typing import Any
 
-MEMORY_BYTES = 1 << 30  # our choice: a tower of powers must fail here, not fill the machine
+MEMORY_BYTES = 1 << 30  # our choice: a tower of powers must fail here instead of exhausting the machine
 POINTS = ((0.1, 3.0), (0.1, 3.0), (-3.0, 3.0), (-3.0, 3.0), (-3.0, -0.1))  # ranges of the variables; our choice
-FEWEST_POINTS = 2  # at which both expressions have to have a value
-MOST_SYMBOLS = 12
-MOST_DIGITS = 1000  # that a comparison looks at; our choice
+MIN_POINTS = 2  # at which both expressions must have a value
+MAX_SYMBOLS = 12
+MAX_DIGITS = 1000  # precision of a comparison; our choice
 
 
 class Unreadable(ValueError):
@@ -28,8 +29,9 @@ class Unreadable(ValueError):
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt from the terminal is the checker's to handle
-    # What a library prints must not get among the replies.
+    """Reads (answer, gold, limit) lines from standard input and writes (status, detail, seconds) lines."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the checker handles interrupts from the terminal
+    # Output of libraries must not mix with the replies.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     with contextlib.suppress(ValueError, OSError):  # macOS may refuse
@@ -40,8 +42,8 @@ def main() -> None:
     for line in sys.stdin:
         answer, gold, limit = json.loads(line)
         begun = time.process_time()
-        # Processor time, not time: the system ends this process, in C code too, where the expressions keep it busy; a
-        # machine that is busy with other things does not.
+        # Processor time, not wall time: the system ends this process, even inside C code, if the expressions are too
+        # expensive, but not if the machine is busy with other work.
         signal.setitimer(signal.ITIMER_PROF, limit)
         reply = verdict(answer, gold)
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def verdict(answer: str, gold: str) -> tuple[str, str]:
-    """("right" or "wrong", why it could not be compared if it could not)."""
+    """("right" or "wrong", the reason if the expressions could not be compared)."""
     try:
         return ("right" if compare(answer, gold) else "wrong"), ""
     except MemoryError:
@@ -59,13 +61,13 @@ def verdict(answer: str, gold: str) -> tuple[str, str]:
 
 
 def compare(answer: str, gold: str) -> bool:
-    """Whether two expressions, normalised LaTeX, are the same mathematics. Raises Unreadable."""
-    digits = min(60 + 2 * (len(answer) + len(gold)), MOST_DIGITS)
+    """Whether two expressions in normalised LaTeX are equal. Raises Unreadable."""
+    digits = min(60 + 2 * (len(answer) + len(gold)), MAX_DIGITS)
     return same(read(answer), read(gold), digits, random.Random(f"{answer}\0{gold}"))
 
 
-def read(text: str):
-    """A sympy object. Raises Unreadable."""
+def read(text: str) -> Any:
+    """The sympy object of a normalised LaTeX text. Raises Unreadable."""
     from latex2sympy2_extended import latex2sympy
     from sympy import I
 
@@ -78,7 +80,7 @@ def read(text: str):
 
 
 def explicit(text: str) -> str:
-    """With exact fractions for decimals, and the products written out that latex2sympy reads as mixed numbers."""
+    """The text with fractions for decimals, and with explicit products where latex2sympy would read mixed numbers."""
     text = re.sub(r"\\(begin|end) \{", r"\\\1{", text).replace(r"\lg ", r"\log_{10} ")
     text = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"(\\frac{\1\\pi}{180})", text)
     text = re.sub(r"(?<![a-zA-Z\\])(pi|sin|cos|tan|ln|log|exp)(?![a-zA-Z])", r"\\\1 ", text)
@@ -88,7 +90,8 @@ def explicit(text: str) -> str:
     return re.sub(r"((?:[\d)]|(?<![\\a-zA-Z])[a-zA-Z])\^\{[^{}]*\})\s*\(", r"\1\\cdot (", text)
 
 
-def same(answer, gold, digits: int, rng: random.Random) -> bool:
+def same(answer: Any, gold: Any, digits: int, rng: random.Random) -> bool:
+    """Whether two sympy objects are equal: matrices entry by entry, equations by `same_equation`."""
     from sympy import Eq, Expr, MatrixBase, MatrixExpr
 
     answer, gold = (x.doit() if isinstance(x, MatrixExpr) else x for x in (answer, gold))  # 1/2 of a matrix
@@ -102,32 +105,33 @@ def same(answer, gold, digits: int, rng: random.Random) -> bool:
     return same_expression(answer, gold, digits, rng)
 
 
-def same_equation(answer, gold, digits: int, rng: random.Random) -> bool:
-    """Whether two expressions are 0 at the same places because the one is a number times the other."""
+def same_equation(answer: Any, gold: Any, digits: int, rng: random.Random) -> bool:
+    """Whether one expression is a constant multiple of the other, so that both have the same zeros."""
     if not gold.free_symbols or answer.free_symbols != gold.free_symbols:
         return False
     ratios = [a / g for a, g in evaluations(answer, gold, digits, rng) if g]
-    return len(ratios) >= FEWEST_POINTS and bool(ratios[0]) and all(agree(r, ratios[0], digits) for r in ratios)
+    return len(ratios) >= MIN_POINTS and bool(ratios[0]) and all(agree(r, ratios[0], digits) for r in ratios)
 
 
-def same_expression(answer, gold, digits: int, rng: random.Random) -> bool:
+def same_expression(answer: Any, gold: Any, digits: int, rng: random.Random) -> bool:
+    """Whether two expressions are equal rationals or agree at random points."""
     answer, gold = answer.doit(), gold.doit()
     if answer == gold:
         return True
     if (answer.is_Rational and gold.is_Rational) or answer.is_infinite or gold.is_infinite:
         return False
     values = evaluations(answer, gold, digits, rng)
-    if len(values) < (FEWEST_POINTS if answer.free_symbols | gold.free_symbols else 1):
+    if len(values) < (MIN_POINTS if answer.free_symbols | gold.free_symbols else 1):
         return False
     return all(agree(a, g, digits) or vanish(answer, gold, a, g, digits) for a, g in values)
 
 
-def evaluations(answer, gold, digits: int, rng: random.Random) -> list[tuple]:
-    """(answer's value, gold's value) at each random point where both have one."""
+def evaluations(answer: Any, gold: Any, digits: int, rng: random.Random) -> list[tuple]:
+    """[(value of answer, value of gold), …] at the random points where both are finite numbers."""
     from sympy import Rational
 
     symbols = sorted(answer.free_symbols | gold.free_symbols, key=str)
-    if len(symbols) > MOST_SYMBOLS:
+    if len(symbols) > MAX_SYMBOLS:
         raise Unreadable(f"{len(symbols)} variables")
     values = []
     for low, high in POINTS if symbols else POINTS[:1]:
@@ -138,15 +142,15 @@ def evaluations(answer, gold, digits: int, rng: random.Random) -> list[tuple]:
     return values
 
 
-def agree(a, b, digits: int) -> bool:
-    """Whether two numbers agree in all but the last ten of their digits."""
+def agree(a: Any, b: Any, digits: int) -> bool:
+    """Whether two numbers agree in all but the last ten digits."""
     from sympy import Float, Integer
 
     return bool(abs(a - b) <= Float(10, digits) ** Integer(10 - digits) * max(abs(a), abs(b)))
 
 
-def vanish(answer, gold, a, b, digits: int) -> bool:
-    """Whether both values are 0 as far as can be seen, and the expressions are equal by sympy's rules."""
+def vanish(answer: Any, gold: Any, a: Any, b: Any, digits: int) -> bool:
+    """Whether both values are numerically 0 and sympy simplifies the difference to 0."""
     from sympy import Float, Integer, simplify
 
     return bool(max(abs(a), abs(b)) < Float(10, digits) ** Integer(20 - digits)) and simplify(answer - gold) == 0

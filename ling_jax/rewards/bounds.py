@@ -1,13 +1,15 @@
-"""What a reward may be."""
+"""Range and length checks of rewards."""
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
 def check_reward(value: ArrayLike, low: float, high: float, name: str) -> np.ndarray:
-    """`value`, any shape, as float64. Raises ValueError naming the first entry that is not a finite number in range.
+    """`value`, any shape, as float64. Raises ValueError for the first entry that is not finite or not in [low, high].
 
-    A reward that is not a number must stop the step that made it: as an advantage it would reach every weight.
+    A NaN reward must stop the step: as an advantage it would reach every weight.
     """
     values = np.asarray(value, np.float64)
     bad = np.argwhere(~((low <= values) & (values <= high) & np.isfinite(values)))
@@ -19,8 +21,8 @@ def check_reward(value: ArrayLike, low: float, high: float, name: str) -> np.nda
     return values
 
 
-def check_same_length(**lists) -> int:
-    """The length that all have. Raises ValueError naming each one's length where they differ."""
+def check_same_length(**lists: Any) -> int:
+    """The common length of the keyword lists. Raises ValueError with every length if they differ."""
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} has {length}" for name, length in lengths.items())

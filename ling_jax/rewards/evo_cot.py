@@ -1,4 +1,4 @@
-"""The whole reward of Evo-CoT: right, without reasoning markers, short, without repetition."""
+"""The Evo-CoT reward: accuracy, format, length and redundancy."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ MARKER_REWARD = -0.5  # Ling 2.6 report §3.1.2
 
 
 class EvoCotRewards(NamedTuple):
-    """Arrays [G] float64, and α."""
+    """The terms of the reward, float64 arrays [G], and the weight α."""
 
     total: np.ndarray
     accuracy: np.ndarray
@@ -26,7 +26,7 @@ class EvoCotRewards(NamedTuple):
 
 
 def format_reward(text: str) -> float:
-    """-0.5 where a reasoning marker, `<think>` or `</think>`, stands in the text, once for all; else 0."""
+    """-0.5 if the text contains a reasoning marker, `<think>` or `</think>`, else 0 (Ling 2.6 report §3.1.2)."""
     return MARKER_REWARD if any(marker in text for marker in MARKERS) else 0.0
 
 
@@ -42,7 +42,8 @@ def evo_cot_rewards(
 
         R = R_acc + R_format + α R̂_length - λ · flagged / max(length, 1)
 
-    `lengths` and `flagged` [G] are tokens, `correct` [G] 0 or 1; α is `length_weight(correct)`, λ `redundancy_weight`.
+    `lengths` and `flagged` [G] count tokens, `correct` [G] is 0 or 1; α is `length_weight(correct)`, λ is
+    `redundancy_weight`. Raises ValueError for values out of range or lists of different lengths.
     """
     check_same_length(texts=texts, lengths=lengths, correct=correct, flagged=flagged)
     accuracy = check_correct(correct).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The share of an answer that says again what it has said."""
+"""The redundancy penalty: the share of an answer that repeats itself."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from numpy.typing import ArrayLike
 
 from ling_jax.rewards.bounds import check_reward, check_same_length
 
-REDUNDANCY_WEIGHT = 0.2  # our choice: below what a right answer earns
+REDUNDANCY_WEIGHT = 0.2  # our choice: below the reward of a right answer
 
 
 def flag_repeats(tokens: Sequence[int], sentence_ids: Sequence[int], *, n: int = 4, overlap: float = 0.8) -> np.ndarray:
-    """Whether each sentence repeats earlier ones, [sentences] bool: a rule where no judge is at hand.
+    """Whether each sentence repeats earlier ones, [sentences] bool; a rule for runs without a judge.
 
-    A sentence is flagged if at least `overlap` of its n-grams of tokens stand in sentences before it; one shorter than
-    n tokens never is. `tokens`, `sentence_ids` [T]; tokens with a negative id belong to no sentence. n and `overlap`
-    are our choice: an edited word leaves a long sentence flagged, a shared phrase does not flag one.
+    A sentence is flagged if at least `overlap` of its token n-grams occur in earlier sentences. Sentences of fewer than
+    n tokens are never flagged. `tokens`, `sentence_ids` [T]; a negative id means no sentence. n and `overlap` are our
+    choice: one edited word still flags a long sentence, and a shared phrase does not.
     """
     check_same_length(tokens=tokens, sentence_ids=sentence_ids)
     sentences: list[list[int]] = [[] for _ in range(max(sentence_ids, default=-1) + 1)]
@@ -32,7 +32,10 @@ def flag_repeats(tokens: Sequence[int], sentence_ids: Sequence[int], *, n: int =
 
 
 def count_flagged(flags: ArrayLike, sentence_ids: ArrayLike) -> int:
-    """Tokens in flagged sentences; `flags` [sentences] are a judge's or `flag_repeats`', `sentence_ids` [T]."""
+    """Number of tokens in flagged sentences; `flags` [sentences] from a judge or `flag_repeats`, `sentence_ids` [T].
+
+    Raises ValueError if a sentence has no flag.
+    """
     flags, sentence_ids = np.asarray(flags, bool), np.asarray(sentence_ids, np.int64)
     last = int(sentence_ids.max(initial=-1))
     if last >= len(flags):
@@ -43,7 +46,7 @@ def count_flagged(flags: ArrayLike, sentence_ids: ArrayLike) -> int:
 def redundancy_rewards(flagged: ArrayLike, lengths: ArrayLike, *, weight: float = REDUNDANCY_WEIGHT) -> np.ndarray:
     """-weight · flagged / max(length, 1), [G] float64; both in tokens (Ling 2.6 report §3.1.2; the form is our choice).
 
-    Raises ValueError where more tokens are flagged than there are.
+    Raises ValueError if more tokens are flagged than the answer has.
     """
     check_same_length(flagged=flagged, lengths=lengths)
     share = np.asarray(flagged, np.float64) / np.maximum(check_reward(lengths, 0, np.inf, "lengths"), 1)

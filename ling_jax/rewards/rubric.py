@@ -1,25 +1,28 @@
-"""The bidirectional reward of judged rubrics, with weight moved from saturated rubrics to the others."""
+"""The focal bidirectional reward: judged rubrics, with weight moved away from saturated rubrics."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from ling_jax.rewards.bounds import check_reward
 
 
 class FocalReward(NamedTuple):
+    """Arrays in at least float32."""
+
     rewards: jax.Array  # [N]
-    focus: jax.Array  # [K] the weight of each rubric, sums to 1
-    pace: jax.Array  # [K] how saturated each rubric is, 0 to 1; the next step's `last_pace`
+    focus: jax.Array  # [K] weight of each rubric; they sum to 1
+    pace: jax.Array  # [K] saturation of each rubric, 0 to 1; `last_pace` of the next step
 
 
 def focal_reward(
-    merits,
-    defects,
-    weights,
+    merits: ArrayLike,
+    defects: ArrayLike,
+    weights: ArrayLike,
     *,
-    last_pace=None,
+    last_pace: ArrayLike | None = None,
     temperature: float = 1.0,
     gamma: float = 3.0,
     eps: float = 0.05,
@@ -31,9 +34,9 @@ def focal_reward(
         pace_k = clip(Σ_i s_i (z_ik + 1) / 2, 0, 1),   after the first step decay · last_pace + (1 - decay) · pace
         f_k ∝ w_k (1 - pace_k + eps)^gamma,   Σ f = 1,   rewards = z · f
 
-    `merits` and `defects` [N, K] in [0, 1], `weights` [K] > 0, `last_pace` [K] or None. In [-1, 1], at least float32.
-    No gradient goes through f: an answer gains nothing from how saturated its own scores make a rubric. Raises
-    ValueError on shapes that do not fit and, outside of jit, on a score or weight not finite or out of its range.
+    `merits` and `defects` [N, K] in [0, 1], `weights` [K] > 0, `last_pace` [K] or None. Rewards are in [-1, 1] and at
+    least float32. f has no gradient, so an answer gains nothing by saturating a rubric. Raises ValueError on shapes
+    that do not fit and, outside of jit, on scores or weights that are not finite or out of range.
     """
     merits, defects, weights = map(jnp.asarray, (merits, defects, weights))
     _check(merits, defects, weights, last_pace)

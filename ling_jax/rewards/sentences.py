@@ -1,4 +1,4 @@
-"""Sentences of a text that is made of tokens: the unit of LPO's ratios and of the redundancy penalty."""
+"""Sentences of a tokenized text, the unit of LPO ratios and of the redundancy penalty."""
 
 import bisect
 import itertools
@@ -17,25 +17,27 @@ CLOSERS = {"\\[": "\\]", "\\(": "\\)", "$$": "$$"}
 
 
 class Sentences(NamedTuple):
-    ids: list[int]  # one per token
-    pieces: list[str]  # the text, cut
+    """The result of `split_sentences`."""
+
+    ids: list[int]  # sentence number of each token
+    pieces: list[str]  # text of each piece
 
 
 def split_sentences(tokens: Sequence[bytes], special: Sequence[bool] | None = None) -> Sentences:
-    """Sentence of each token, given as its bytes, and the text of each sentence.
+    """The sentence number of each token, and the pieces of the text; `tokens` are given as bytes.
 
-    Cutting text, not tokens, is Ling 2.0 report §4.2.2; the rule is our choice. Special tokens are no text. A token
-    belongs to the sentence of its last byte, and all bytes of a character to that character's; special and empty tokens
-    join the token before them, so that an end token joins the last sentence. ids count 0, 1, 2, … in order of
-    appearance: a sentence that ends inside a token has none. `pieces` are those of `cut_sentences`; bytes that are no
-    UTF-8 read as U+FFFD.
+    Ling 2.0 report §4.2.2 cuts the text, not the tokens; the rule is our choice. A token belongs to the sentence of its
+    last byte; all bytes of a character belong together. Special tokens carry no text. They and empty tokens join the
+    token before them, so an end token joins the last sentence. Ids count 0, 1, 2, … in order of appearance; a sentence
+    that ends inside a token has no id. `pieces` are those of `cut_sentences`, with U+FFFD for invalid UTF-8. Raises
+    ValueError if `special` has another length than `tokens`.
     """
     special = [False] * len(tokens) if special is None else special
     if len(special) != len(tokens):
         raise ValueError(f"special has {len(special)} entries for {len(tokens)} tokens; expected one each")
     sizes = [0 if skip else len(token) for token, skip in zip(tokens, special, strict=True)]
     data = b"".join(token for token, size in zip(tokens, sizes, strict=True) if size)
-    # Bytes that are no text must keep their place: each becomes one surrogate, and a byte again.
+    # Invalid bytes keep their position: each becomes one surrogate and then a byte again.
     pieces = [_bytes(piece) for piece in cut_sentences(data.decode("utf-8", "surrogateescape"))]
     piece_ends = list(itertools.accumulate(map(len, pieces)))
     token_ends = itertools.accumulate(sizes)
@@ -49,10 +51,10 @@ def split_sentences(tokens: Sequence[bytes], special: Sequence[bool] | None = No
 
 
 def cut_sentences(text: str) -> list[str]:
-    """The text in pieces, each cut right behind a run of `. ! ? ; 。 ！ ？ ；` and newlines with blanks between them.
+    """The text cut after each run of `. ! ? ; 。 ！ ？ ；` and newlines, blanks between them included.
 
-    A `.` between two digits is no mark, and nothing is one inside a fenced block or LaTeX (`literal_spans`). Text
-    behind the last mark is a piece; the empty text is one empty piece. Σ pieces = text.
+    A `.` between two digits does not cut, and neither does a mark in a fenced block or LaTeX (`literal_spans`). The
+    text after the last mark is a piece. The empty text is one empty piece. The pieces joined are the text.
     """
     masked = list(DECIMAL_POINT.sub("0", text))
     for start, end in literal_spans(text):
@@ -66,14 +68,13 @@ def cut_sentences(text: str) -> list[str]:
 def literal_spans(text: str) -> list[tuple[int, int]]:
     """(start, end) of fenced blocks and LaTeX: `$$…$$`, `\\[…\\]`, `\\(…\\)`, `\\begin{x}…\\end{x}`, `$…$`.
 
-    The earliest opener wins. A fence opens with a line that starts with ``` (at most 3 spaces before it) and goes on to
-    the end of the next such line, with any blanks before it, or of the text. Any other opener that nothing closes is
-    plain text. `$…$` has non-blanks inside both ends, no digit behind it (`$5 and $6` is money) and no blank line
-    inside; `\\$` neither opens nor closes.
+    The earliest opener wins. A fence starts with a line of ``` (after at most 3 spaces) and ends with the next line of
+    ``` (after any blanks), or with the text. Any other opener without a closer is plain text. `$…$` has no blank at
+    either end, no digit after it (`$5 and $6` is money) and no blank line inside; `\\$` neither opens nor closes.
     """
     dollar_ends = [match.start() for match in DOLLAR_END.finditer(text)]
     blank_lines = [match.start() for match in BLANK_LINE.finditer(text)]
-    absent: set[str] = set()  # closers that stand nowhere behind here: searching for each only once keeps time linear
+    absent: set[str] = set()  # closers that do not occur again; each is searched once, so the time stays linear
     spans, at = [], 0
     while match := OPENER.search(text, at):
         opener = match[0]

@@ -1,4 +1,4 @@
-"""How close a sequence of tool calls is to the one that was needed."""
+"""The process reward: similarity of a sequence of tool calls to the expected one."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -11,13 +11,15 @@ EXTRA_CALL_REWARD = -0.1  # our choice: Ling 2.6 report §3.1.2 penalises superf
 
 
 class ProcessReward(NamedTuple):
+    """The reward and its terms."""
+
     total: float
     format: float  # 0 or 1
     correctness: float  # -3 to 3
     name_jaccard: float  # 0 to 1
     match: float  # score of the best matching
-    max_score: float  # what name_jaccard + match can be
-    extra: int  # calls more than expected
+    max_score: float  # upper bound of name_jaccard + match
+    extra: int  # superfluous calls
 
 
 def process_reward(
@@ -28,10 +30,10 @@ def process_reward(
         total = format + correctness - 0.1 · max(0, predicted calls - expected calls)
         correctness = 6 (name Jaccard + match) / (1 + expected calls + their arguments) - 3
 
-    Name Jaccard is of multisets. `match` is the heaviest one-to-one assignment of expected to predicted calls of the
-    same name, a pair being worth the Jaccard of its argument names plus the arguments with the expected value
-    (`json_equal`). Nothing expected and nothing predicted is perfect. `format_ok`: whether all calls could be read.
-    Order does not count. Raises ValueError naming a call that is none.
+    The name Jaccard compares multisets. `match` is the heaviest one-to-one assignment of expected to predicted calls of
+    the same name; a pair scores the Jaccard of its argument names plus the number of arguments with the expected value
+    (`json_equal`). No expected and no predicted calls score perfectly. The order of calls does not matter. `format_ok`
+    says whether all calls could be parsed. Raises ValueError for an entry that is no call.
     """
     for where, calls in (("predicted", predicted), ("expected", expected)):
         _check_calls(calls, where)
@@ -45,7 +47,7 @@ def process_reward(
 
 
 def json_equal(a: Any, b: Any) -> bool:
-    """Whether two JSON values are the same: 1 is 1.0 but neither "1" nor true; lists have an order, objects none."""
+    """Whether two JSON values are equal: 1 equals 1.0 but not "1" or true; lists are ordered, objects are not."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(json_equal(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
@@ -56,7 +58,7 @@ def json_equal(a: Any, b: Any) -> bool:
 def _best_match(predicted: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> float:
     if not predicted or not expected:
         return 0.0
-    # A pair of different names is worth 0, as a call left out is: one assignment serves all names.
+    # Pairs of different names score 0, like missing calls, so one assignment covers all names.
     scores = np.array([[_pair_score(call, gold) for call in predicted] for gold in expected])
     return float(scores[linear_sum_assignment(scores, maximize=True)].sum())
 

@@ -14,7 +14,7 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.model.loss import IGNORED, token_logps_and_entropies
-from ling_jax.model.transformer import hidden_states, make_sequence
+from ling_jax.model.transformer import hidden_states, make_token_info
 from ling_jax.objectives import effective_objective
 from ling_jax.objectives.describe import LOSSES
 from ling_jax.train.metrics import group_norms
@@ -157,8 +157,8 @@ def policy_logps(params, batch: Batch, config: ModelConfig):
     from the second on, 0 outside the mask."""
     config = dataclasses.replace(config, mtp_depth=0)
     targets = jnp.where(batch.mask, batch.tokens, IGNORED)[:, 1:]
-    sequence = make_sequence(batch.tokens, config, None, batch.live)
-    hidden_BTD, _, _ = hidden_states(params, batch.tokens, sequence, config)
+    info = make_token_info(batch.tokens, config, None, batch.live)
+    hidden_BTD, _, _ = hidden_states(params, batch.tokens, info, config)
     with jax.named_scope("logps"):
         return token_logps_and_entropies(hidden_BTD[:, :-1], params["head"], targets, config.loss_chunk)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
-from ling_jax.model import Cache, read
+from ling_jax.model import Cache, forward_with_cache
 from ling_jax.model.loss import head_logits
 from ling_jax.rollout.sampler import sample
 
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 def read_on(params, tokens, live, cache: Cache, config: ModelConfig) -> Context:
     """The context behind these tokens [B, T], of which `live` [B, T] count; the logits of a row without any mean
     nothing."""
-    hidden_BTD, _, cache = read(params, tokens, config, cache, segment_ids=live)
+    hidden_BTD, _, cache = forward_with_cache(params, tokens, config, cache, segment_ids=live)
     last_B = jnp.max(jnp.where(live > 0, jnp.arange(live.shape[1]), 0), axis=1)
     last_B1D = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)
     return Context(cache, head_logits(params["head"], last_B1D)[:, 0])

@@ -206,7 +206,7 @@ def _join(params, context: Context, tokens_KT, live_KT, slots_K, fresh_K, config
     keep = lambda leaf: jnp.where(fresh_K.reshape(-1, *[1] * (leaf.ndim - 3)), 0, leaf)  # noqa: E731
     layers = jax.tree.map(lambda leaf: keep(leaf[:, :, slots_K]), cache.layers)
     length = jnp.where(fresh_K, 0, cache.length[slots_K])
-    part = Cache(layers=layers, length=length, room=cache.room, empty=False)
+    part = Cache(layers=layers, length=length, max_length=cache.max_length, empty=False)
     part, logits_KW = read_on(params, tokens_KT, live_KT, part, config)
     put_back = lambda leaf, rows: leaf.at[:, :, slots_K].set(rows, mode="drop")  # noqa: E731
     cache = cache.replace(

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from ling_jax.config import ModelConfig, Yarn, nearest
+from ling_jax.config import RENAMED_FIELDS, ModelConfig, Yarn, nearest
 from ling_jax.data.sources import source_from_config
 
 
@@ -359,6 +359,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in values.items():
         if key != "hf_source":
+            key = RENAMED_FIELDS.get(key, key)
             flat |= flatten(value, f"{prefix}.{key}" if prefix else key)
     return flat
 

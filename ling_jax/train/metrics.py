@@ -118,7 +118,7 @@ def mtp_flops_per_token(config: ModelConfig, length: int) -> float:
 
 def _softmax_flops(config: ModelConfig, length: int) -> float:
     c = config
-    dims = c.nope_dim + c.rope_dim + c.v_dim if c.softmax == "mla" else 2 * c.head_dim
+    dims = c.nope_dim + c.rope_dim + c.v_dim if c.full_attention == "mla" else 2 * c.head_dim
     return 3 * (length + 1) * c.num_heads * dims
 
 

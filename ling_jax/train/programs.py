@@ -11,7 +11,7 @@ from ling_jax import spec as specs
 from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
 from ling_jax.parallel.exchange import compiler_options
-from ling_jax.parallel.sharding import batch_sharding, mesh_ways, partition_spec
+from ling_jax.parallel.sharding import batch_sharding, num_shards, partition_spec
 from ling_jax.train.config import LoopConfig
 from ling_jax.train.spikes import empty_history
 from ling_jax.train.state import GuardedState, TrainState, create_state, guarded
@@ -76,7 +76,7 @@ def _on_mesh(leaf, wanted: jax.ShapeDtypeStruct) -> jax.Array:
 
 def device_rows(rows: int, microbatches: int, mesh) -> int:
     """Rows with padding behind them, so that each microbatch splits evenly over the devices of the batch."""
-    ways = microbatches * mesh_ways("batch", mesh)
+    ways = microbatches * num_shards("batch", mesh)
     return -(-rows // ways) * ways
 
 

@@ -1,4 +1,4 @@
-"""Rows sorted by group, each multiplied by the matrix of its group; sums of the rows' outer products by group."""
+"""Grouped matmuls: rows sorted by group times their group's matrix, and sums of outer products by group."""
 
 from pallas_kernels.grouped_matmul.plan import TILES as TILES
 from pallas_kernels.grouped_matmul.reference import add_grouped_outer_reference as add_grouped_outer_reference

@@ -1,7 +1,11 @@
-"""Which rows a kernel's steps multiply by which group's matrix.
+"""The steps of a grouped matmul: which tile of rows multiplies which group's matrix.
 
-Tiles of rows lie on a fixed raster; a tile that several groups share is visited once for each of them. So the steps are
-at most the tiles of all rows and one more for each further group, and a group without rows has none.
+Tiles of rows are fixed; a tile with rows of several groups has one step for each of them. So there are at most as many
+steps as tiles plus groups minus one, and a group without rows has none:
+
+    tiles   |   0   |   1   |   2   |   3   |
+    groups  |    0     | 1 |       2        |
+    steps   (0, 0) (0, 1) (1, 1) (2, 1) (2, 2) (2, 3), each (group, tile)
 """
 
 from typing import NamedTuple
@@ -10,27 +14,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TILES = (512, 256, 128)  # rows; our choice: 512 read each matrix and each row seldom enough for the matrix units
-TILE_BYTES = 8 * 2**20  # in VMEM, twice
+TILES = (512, 256, 128)  # rows; our choice: with 512 the matrix units are the limit, not the reads of matrices and rows
+TILE_BYTES = 8 * 2**20  # in VMEM, double-buffered
 
 
 class Plan(NamedTuple):
-    """Of the S steps that there may be, the first `count` are."""
+    """At most S steps, of which the first `count` run."""
 
     group: jax.Array  # [S] int32
-    tile: jax.Array  # [S] int32, never descending
+    tile: jax.Array  # [S] int32, ascending
     bounds: jax.Array  # [E + 1] int32: the rows of group e are bounds[e] to bounds[e + 1]
-    count: jax.Array | int  # steps; an int is a grid that is known when the kernel is compiled
+    count: jax.Array | int  # number of steps; an int if it is known at compile time
 
 
 def row_tile(rows: int, groups: int, row_bytes: int) -> int:
-    """The largest tile that a group's rows fill on average; a smaller one where groups are small wastes less."""
-    fits = lambda tile: tile * groups <= rows and tile * row_bytes <= TILE_BYTES  # noqa: E731
+    """Rows of a tile: the largest size that an average group fills, since small groups waste less in small tiles."""
+
+    def fits(tile: int) -> bool:
+        return tile * groups <= rows and tile * row_bytes <= TILE_BYTES
+
     return next(filter(fits, TILES), TILES[-1])
 
 
-def plan_steps(loads_E, rows: int, tile: int) -> Plan:
-    """The steps over `rows` rows, of which `loads` [E] int32 belong to each group in turn and the last ones to none."""
+def plan_steps(loads_E: jax.Array, rows: int, tile: int) -> Plan:
+    """The steps over `rows` rows: the first loads[0] belong to group 0, and so on; the last rows to no group.
+
+    loads [E] int32, `tile` rows per tile.
+    """
     ends_E = jnp.cumsum(loads_E, dtype=jnp.int32)
     starts_E = ends_E - loads_E
     tiles_E = (ends_E + tile - 1) // tile - starts_E // tile

@@ -1,4 +1,4 @@
-"""Sums of outer products of rows on a TPU: of each group, its rows' x transposed times its rows' y."""
+"""Grouped outer products on a TPU: x^T y over the rows of each group."""
 
 import functools
 
@@ -12,14 +12,16 @@ from pallas_kernels.grouped_matmul.plan import Plan
 from pallas_kernels.grouped_matmul.tpu_rows import product_cost, strip_width
 from pallas_kernels.tpu import VMEM_LIMIT, dot
 
-SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM, as much again for two old totals, and for two new ones; our choice
-WIDEST = 2048  # columns of a strip of y
+SUM_BYTES = 8 * 2**20  # of a float32 sum in VMEM; two old and two new totals take as much each. Our choice
+MAX_STRIP_WIDTH = 2048  # columns of a strip of y
 
 
-def add_columns(total_EDF, x_PD, y_PF, plan: Plan, tile: int, *, interpret: bool = False):
-    """[E, D, F]: the total, in place, and sums over each group's rows, in float32."""
+def add_columns(
+    total_EDF: jax.Array, x_PD: jax.Array, y_PF: jax.Array, plan: Plan, tile: int, *, interpret: bool = False
+) -> jax.Array:
+    """total + x^T y over the rows of each group, [E, D, F], in place; sums are float32."""
     depth, width = x_PD.shape[1], y_PF.shape[1]
-    columns = width if width <= WIDEST else strip_width(width, 1, WIDEST)
+    columns = width if width <= MAX_STRIP_WIDTH else strip_width(width, 1, MAX_STRIP_WIDTH)
     rows = strip_width(depth, 2 * total_EDF.dtype.itemsize * columns, SUM_BYTES)
     total = pl.BlockSpec((1, rows, columns), lambda d, f, s, group, tile, _: (group[s], d, f))
     return pl.pallas_call(
@@ -55,7 +57,7 @@ def _kernel(group_ref, tile_ref, bounds_ref, x_ref, y_ref, total_ref, out_ref, s
     def _():
         sum_ref[...] = total_ref[0].astype(jnp.float32)
 
-    # Both: rows behind the last one may hold NaN.
+    # Both operands: rows after the last group may hold NaN.
     x, y = _cut(x_ref[...], start, end), _cut(y_ref[...], start, end)
     sum_ref[...] += dot(x, y, (((0,), (0,)), ((), ())))
 
@@ -65,11 +67,14 @@ def _kernel(group_ref, tile_ref, bounds_ref, x_ref, y_ref, total_ref, out_ref, s
 
 
 def _cut(x, start, end):
-    """x with 0 outside of rows start to end, whatever stands there; of bfloat16, two rows share an int32."""
+    """x with zeros outside of rows start … end, NaN included; two bfloat16 rows share an int32."""
     bits = pltpu.bitcast(x, jnp.int32)
     packed = x.shape[0] // bits.shape[0]
     row = lax.broadcasted_iota(jnp.int32, bits.shape, 0) * packed
-    inside = lambda part: (row + part >= start) & (row + part < end)  # noqa: E731
+
+    def inside(part: int):
+        return (row + part >= start) & (row + part < end)
+
     mask = jnp.where(inside(0), -1 if packed == 1 else 0xFFFF, 0)
     if packed == 2:
         mask = mask | jnp.where(inside(1), -0x10000, 0)

@@ -1,4 +1,4 @@
-"""Rows times the matrices of their groups on a TPU; each step a tile of rows and a strip of one group's matrix."""
+"""Grouped products on a TPU; a step multiplies a tile of rows by a strip of one group's matrix."""
 
 import functools
 
@@ -11,11 +11,13 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.grouped_matmul.plan import Plan
 from pallas_kernels.tpu import LANES, VMEM_LIMIT, dot
 
-STRIP_BYTES = 8 * 2**20  # of a matrix in VMEM, twice; our choice: rows are then read few times
+STRIP_BYTES = 8 * 2**20  # of a matrix in VMEM, double-buffered; our choice: rows are read few times
 
 
-def multiply_rows(x_PD, w_EDF, plan: Plan, tile: int, *, transposed: bool = False, interpret: bool = False):
-    """[P, F] in x's dtype: each row times its group's matrix; `transposed` ones are stored [E, F, D]."""
+def multiply_rows(
+    x_PD: jax.Array, w_EDF: jax.Array, plan: Plan, tile: int, *, transposed: bool = False, interpret: bool = False
+) -> jax.Array:
+    """Each row of x [P, D] times its group's matrix, [P, F] in x's dtype; `transposed` matrices are [E, F, D]."""
     (rows, depth), width = x_PD.shape, w_EDF.shape[1 if transposed else 2]
     strip = strip_width(width, depth * w_EDF.dtype.itemsize)
     if transposed:
@@ -47,17 +49,20 @@ def _kernel(group_ref, tile_ref, bounds_ref, x_ref, w_ref, out_ref, *, size: int
     product = dot(x_ref[...], w_ref[0], contract)
     row = first + lax.broadcasted_iota(jnp.int32, product.shape, 0)
     own = (row >= bounds_ref[group]) & (row < bounds_ref[group + 1])
-    # The other rows of the tile belong to the groups of the steps just before, and of those behind.
+    # The other rows of the tile belong to groups of the steps before and after.
     out_ref[...] = jnp.where(own, product, out_ref[...].astype(jnp.float32)).astype(out_ref.dtype)
 
 
-def product_cost(rows: int, depth: int, width: int, *others) -> pl.CostEstimate:
-    """Of all rows, which have `width` columns beside the arrays `others`; each array moves once."""
+def product_cost(rows: int, depth: int, width: int, *others: jax.Array) -> pl.CostEstimate:
+    """The cost of a product of all rows that writes `width` columns and moves each array of `others` once."""
     moved = sum(x.size * x.dtype.itemsize for x in others) + rows * width * others[0].dtype.itemsize
     return pl.CostEstimate(flops=2 * rows * depth * width, bytes_accessed=moved, transcendentals=0)
 
 
 def strip_width(width: int, column_bytes: int, limit: int = STRIP_BYTES) -> int:
-    """Columns of a strip: a divisor of the width in whole lanes, half of it at most, for two cores' sake."""
+    """Columns of a strip: the largest divisor of the width in whole lanes within `limit` bytes.
+
+    At most half of the width, so that two cores can share it.
+    """
     fits = [n for n in range(LANES, max(width // 2, LANES) + 1, LANES) if width % n == 0]
     return max([n for n in fits if n * column_bytes <= limit] or fits[:1])

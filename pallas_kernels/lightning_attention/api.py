@@ -1,7 +1,8 @@
-"""The entries to Lightning attention; they check shapes and pick a backend."""
+"""The entry points of Lightning attention: shape checks and the choice of a backend."""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from pallas_kernels.lightning_attention.gpu import lightning_attention_gpu, suits_gpu
 from pallas_kernels.lightning_attention.reference import lightning_attention_reference
@@ -14,30 +15,30 @@ KERNELS = {"tpu": lightning_attention_tpu, "gpu": lightning_attention_gpu}
 
 
 def lightning_attention(
-    q,
-    k,
-    v,
-    log_decay,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: ArrayLike,
     *,
-    initial_state=None,
-    segment_ids=None,
+    initial_state: jax.Array | None = None,
+    segment_ids: ArrayLike | None = None,
     backend: str | None = None,
     chunk_size: int | None = None,
-):
+) -> tuple[jax.Array, jax.Array]:
     """Causal linear attention with a constant decay per head (docs/architecture.md §5, step 3).
 
         S_t = exp(log_decay) S_{t-1} + k_t^T v_t        out_t = K^-0.5 q_t S_t
 
     Args:
       q, k: [B, T, H, K]. v: [B, T, H, V].
-      log_decay: [H], <= 0; a constant: no gradient reaches it.
-      initial_state: [B, H, K, V] of the row's first document, or None for zeros.
-      segment_ids: [B, T] integers or None. 0 is padding: its output is 0 and it neither updates nor decays the
-        state. The state restarts at 0 where a new document, a maximal run of equal non-zero ids, begins.
-      backend: "reference" (a scan over tokens), "xla" (chunks), "tpu" and "gpu" (kernels), "tpu_interpret" and
-        "gpu_interpret" (the same, anywhere and slowly); None chooses the platform's kernels where it has any and the
-        shapes suit them, else "xla". Those of GPUs were not timed on one.
-      chunk_size: tokens of a chunk of "xla"; None chooses. The kernels have their own.
+      log_decay: [H], <= 0; a constant without gradient.
+      initial_state: [B, H, K, V] state of the first document of each row; None: zeros.
+      segment_ids: [B, T] integers or None. A document is a maximal run of equal non-zero ids; the state restarts at 0
+        with each. 0 is padding: its output is 0, and it neither updates nor decays the state.
+      backend: "reference" (a scan over tokens), "xla" (chunks), "tpu" or "gpu" (kernels), "tpu_interpret" or
+        "gpu_interpret" (the kernels in the interpreter, slow, on any platform). None: the kernels of the platform if
+        they suit the shapes, else "xla". The GPU kernels have not been timed on a GPU.
+      chunk_size: tokens of a chunk of "xla"; None: the default. The kernels have their own.
 
     Returns:
       (out [B, T, H, V] in v's dtype, final_state [B, H, K, V] in at least float32, after the last live token).
@@ -56,26 +57,31 @@ def lightning_attention(
 
 
 def lightning_attention_flat(
-    q,
-    k,
-    v,
-    log_decay,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: ArrayLike,
     *,
     num_heads: int,
-    initial_state=None,
-    segment_ids=None,
+    initial_state: jax.Array | None = None,
+    segment_ids: ArrayLike | None = None,
     backend: str | None = None,
     chunk_size: int | None = None,
-):
-    """`lightning_attention` on q, k [B, T, H·K] and v [B, T, H·V], as projections make them.
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_attention` on flat q, k [B, T, H·K] and v [B, T, H·V]; returns (out [B, T, H·V], final_state).
 
-    The kernels' own layout: on a TPU, to split off the heads is a copy that takes longer than the attention.
+    This is the kernels' layout. On a TPU, splitting the heads off is a copy that takes longer than the attention.
     """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 3 or x.shape[-1] % num_heads:
             raise ValueError(f"{name} is {x.shape}; expected [B, T, H·dim] with H = {num_heads} heads")
-    by_head = lambda x: x.reshape(*x.shape[:2], num_heads, -1)  # noqa: E731
-    shape = lambda x: jax.ShapeDtypeStruct((*x.shape[:2], num_heads, x.shape[2] // num_heads), x.dtype)  # noqa: E731
+
+    def by_head(x):
+        return x.reshape(*x.shape[:2], num_heads, -1)
+
+    def shape(x):
+        return jax.ShapeDtypeStruct((*x.shape[:2], num_heads, x.shape[2] // num_heads), x.dtype)
+
     log_decay = jax.lax.stop_gradient(jnp.asarray(log_decay))
     _check(*map(shape, (q, k, v)), log_decay, initial_state, segment_ids, chunk_size)
     backend = choose_backend(backend, shape(q), v.shape[-1] // num_heads)
@@ -86,8 +92,8 @@ def lightning_attention_flat(
     return out.reshape(*out.shape[:2], -1), state
 
 
-def choose_backend(backend: str | None, q, value_dim: int) -> str:
-    """The backend for q [B, T, H, K]; raises ValueError for one that is unknown or that the platform lacks."""
+def choose_backend(backend: str | None, q: jax.Array | jax.ShapeDtypeStruct, value_dim: int) -> str:
+    """The backend that runs for q [B, T, H, K]. Raises ValueError if it is unknown or the platform lacks it."""
     if backend is None:
         suits = {"tpu": suits_tpu, "gpu": suits_gpu}.get(platform())
         return platform() if suits and suits(q, value_dim) else "xla"

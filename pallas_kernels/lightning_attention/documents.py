@@ -1,13 +1,15 @@
-"""Documents in a packed row."""
+"""Document numbers of packed rows."""
 
+import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def document_ids(segment_ids):
-    """Numbers the documents of each row 1, 2, … [B, T] int32; 0 is padding.
+def document_ids(segment_ids: ArrayLike) -> jax.Array:
+    """The document number of each token, 1, 2, … in each row, [B, T] int32; 0 for padding.
 
-    A document is a maximal run of equal non-zero segment ids: an id that comes again after padding or after
-    another id is another document.
+    A document is a maximal run of equal non-zero segment ids [B, T]; an id that returns after padding or another id is
+    a new document.
     """
     segment_ids = jnp.asarray(segment_ids)
     live = segment_ids != 0

@@ -1,22 +1,34 @@
-"""Lightning attention on GPUs (Triton, sm_80 and later): states between chunks one after the other, then all chunks at
-once. Lowered and interpreted in tests; not timed on a GPU."""
+"""Lightning attention on GPUs (Triton, sm_80 and later): first the states between chunks in order, then all chunks in
+parallel. Tests lower and interpret the kernels; they have not been timed on a GPU."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from pallas_kernels.lightning_attention.gpu_chunks import chunk_gradients, chunk_outputs
 from pallas_kernels.lightning_attention.gpu_marks import CHUNK, marks_of
 from pallas_kernels.lightning_attention.gpu_states import fold_chunks
 
 DTYPES = (jnp.bfloat16, jnp.float32)
-DIMS = (16, 32, 64, 128)  # Triton's blocks are powers of two; its matmuls need 16
+DIMS = (16, 32, 64, 128)  # Triton blocks are powers of two, and its matmuls need at least 16
 
 
-def lightning_attention_gpu(q, k, v, log_decay, initial_state, segment_ids, num_heads: int, interpret: bool = False):
-    """(out, final_state) of flat q, k [B, T, H·K] and v [B, T, H·V], all bfloat16 or all float32; the rest as in
-    `lightning_attention`. K and V are 16, 32, 64 or 128."""
+def lightning_attention_gpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    segment_ids: ArrayLike | None,
+    num_heads: int,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_attention` on a GPU for flat q, k [B, T, H·K] and v [B, T, H·V]: (out [B, T, H·V], final_state).
+
+    All arrays are bfloat16 or all float32; K and V are 16, 32, 64 or 128. Raises ValueError for other dtypes and sizes.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES or x.dtype != q.dtype:
             raise ValueError(f"lightning_attention: {name} is {x.dtype}; the GPU kernels take bfloat16 or float32")
@@ -28,9 +40,8 @@ def lightning_attention_gpu(q, k, v, log_decay, initial_state, segment_ids, num_
     return _attend(interpret, q, k, v, log_decay.astype(jnp.float32), state, ids)
 
 
-def suits_gpu(q, value_dim: int) -> bool:
-    """Whether the kernels are the choice for q [B, T, H, K]: tested sizes of heads whose tiles fit in the shared memory
-    of an sm_80, and tokens that fill a chunk."""
+def suits_gpu(q: jax.Array | jax.ShapeDtypeStruct, value_dim: int) -> bool:
+    """Whether the kernels suit q [B, T, H, K]: tested head sizes that fit an sm_80's shared memory, whole chunks."""
     widest = DIMS[-1] * jnp.dtype(jnp.bfloat16).itemsize // q.dtype.itemsize
     whole = {q.shape[3], value_dim} <= {*DIMS} and max(q.shape[3], value_dim) <= widest
     return q.dtype in DTYPES and q.shape[1] >= CHUNK and whole

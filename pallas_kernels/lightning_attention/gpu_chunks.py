@@ -1,5 +1,5 @@
-"""What the tokens of each chunk give on a GPU, all chunks at once: outputs from the states before, gradients from the
-states' gradients behind."""
+"""All chunks in parallel on a GPU: outputs from the states before each chunk, gradients from the state gradients after
+it."""
 
 import functools
 
@@ -13,23 +13,39 @@ from pallas_kernels.lightning_attention.gpu_marks import CHUNK, Marks, rows_wher
 from pallas_kernels.lightning_attention.gpu_states import dot, dot_columns, dot_rows
 
 PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=1)  # three sums of [64, 128] in registers
-MANY = 2**30  # more than there are documents
+MANY = 2**30  # larger than any document number
 
 
-def chunk_outputs(q, k, v, states, log_decay, marks: Marks, *, interpret: bool):
-    """[B, N * CHUNK, H·V] in v's dtype."""
+def chunk_outputs(
+    q: jax.Array, k: jax.Array, v: jax.Array, states: jax.Array, log_decay: jax.Array, marks: Marks, *, interpret: bool
+) -> jax.Array:
+    """The outputs of all chunks, [B, N * CHUNK, H·V] in v's dtype; states [B, N, H, K, V] enter the chunks."""
     return _call(_outputs, "lightning_gpu_outputs", (q, k, v), (), (states,), log_decay, marks, (v,), interpret)
 
 
-def chunk_gradients(q, k, v, d_out, states, d_states, log_decay, marks: Marks, *, interpret: bool):
-    """(dq, dk, dv); d_states [B, N, H, K, V] are of the states behind the chunks."""
+def chunk_gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    d_out: jax.Array,
+    states: jax.Array,
+    d_states: jax.Array,
+    log_decay: jax.Array,
+    marks: Marks,
+    *,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq, dk, dv) of all chunks; d_states [B, N, H, K, V] are gradients of the states after the chunks."""
     states, outs = (states, d_states), (q, k, v)
     return _call(_gradients, "lightning_gpu_gradients", (q, k, v), (d_out,), states, log_decay, marks, outs, interpret)
 
 
 def _call(kernel, name: str, qkv, more, states, log_decay, marks: Marks, outs, interpret: bool):
     batch, chunks, heads, key_dim, _ = states[0].shape
-    rows = lambda x: pl.BlockSpec((None, CHUNK, x.shape[2] // heads), lambda b, h, n: (b, n, h))  # noqa: E731
+
+    def rows(x) -> pl.BlockSpec:
+        return pl.BlockSpec((None, CHUNK, x.shape[2] // heads), lambda b, h, n: (b, n, h))
+
     token, chunk = (
         pl.BlockSpec((None, CHUNK), lambda b, h, n: (b, n)),
         pl.BlockSpec((None, None), lambda b, h, n: (b, n)),

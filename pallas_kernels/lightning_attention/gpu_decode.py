@@ -4,6 +4,7 @@ Lowered and interpreted in tests; not timed on a GPU.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +14,28 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.lightning_attention.gpu import DIMS
 
-MOST_TOKENS = 8
+MAX_TOKENS = 8
 COLUMNS = 32  # of a state in a program's registers; our choice
 PARAMS = plgpu.CompilerParams(num_warps=4, num_stages=1)
 
 
 def lightning_decode_gpu(
-    q, k, v, log_decay, states, place=(), live=None, *, num_heads: int, every: bool = False, interpret: bool = False
-):
-    """As `lightning_decode_tpu`, for K and V that are powers of two."""
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    states: jax.Array,
+    place: Sequence[int | jax.Array] = (),
+    live: jax.Array | None = None,
+    *,
+    num_heads: int,
+    every: bool = False,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_decode_tpu` on a GPU, for K and V that are powers of two; same arguments, result and errors."""
     batch, length, _ = q.shape
-    if length > MOST_TOKENS:
-        raise ValueError(f"lightning_decode: q has {length} tokens; at most {MOST_TOKENS}: use lightning_attention")
+    if length > MAX_TOKENS:
+        raise ValueError(f"lightning_decode: q has {length} tokens; at most {MAX_TOKENS}: use lightning_attention")
     *stack, _, _, key_dim, value_dim = states.shape
     columns = min(COLUMNS, value_dim)
     layer = jnp.int32(0)
@@ -32,7 +43,10 @@ def lightning_decode_gpu(
         layer = layer * count + index
     live = jnp.ones((batch, length), jnp.int32) if live is None else live.astype(jnp.int32)
     flat = states.reshape(-1, *states.shape[-4:])
-    rows = lambda width: pl.BlockSpec((None, length, width), lambda b, h, c: (b, 0, h))  # noqa: E731
+
+    def rows(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, length, width), lambda b, h, c: (b, 0, h))
+
     value = pl.BlockSpec((None, length, columns), lambda b, h, c: (b, 0, h * (value_dim // columns) + c))
     state = pl.BlockSpec((len(flat), None, None, key_dim, columns), lambda b, h, c: (0, b, h, 0, c))
     after, after_shape = state, flat.shape
@@ -78,5 +92,5 @@ def _kernel(
 
 
 def suits_decode_gpu(length: int, key_dim: int, value_dim: int) -> bool:
-    """Whether this kernel can be the choice on a GPU: few tokens, and heads of tested sizes."""
-    return length <= MOST_TOKENS and {key_dim, value_dim} <= {*DIMS}
+    """Whether this kernel suits a GPU: few tokens and tested head sizes."""
+    return length <= MAX_TOKENS and {key_dim, value_dim} <= {*DIMS}

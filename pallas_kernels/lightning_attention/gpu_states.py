@@ -1,4 +1,4 @@
-"""The states between the chunks of a row on a GPU, and their gradients: the same recurrence, run back."""
+"""The states between the chunks of a row on a GPU, and their gradients by the same recurrence in reverse."""
 
 import functools
 
@@ -10,12 +10,22 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.lightning_attention.gpu_marks import CHUNK, Marks, rows_where
 
-COLUMNS = 64  # of a state in a program's registers; our choice: two programs and more for each head
+COLUMNS = 64  # of a state in the registers of a program; our choice: at least two programs per head
 PARAMS = plgpu.CompilerParams(num_warps=4, num_stages=2)
 
 
-def fold_chunks(x, y, log_decay, initial, marks: Marks, *, scale: float, reverse: bool, interpret: bool):
-    """(the state that enters each chunk [B, N, H, K, V] in x's dtype, that behind the last [B, H, K, V] float32).
+def fold_chunks(
+    x: jax.Array,
+    y: jax.Array,
+    log_decay: jax.Array,
+    initial: jax.Array,
+    marks: Marks,
+    *,
+    scale: float,
+    reverse: bool,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """(the state that enters each chunk [B, N, H, K, V] in x's dtype, the final state [B, H, K, V] float32).
 
     Forward: x = k, y = v, S <- decay S + Σ decay_to_end k^T v. In reverse: x = q, y = the outputs' gradients,
     dS <- decay dS + Σ decay_from_start q^T y, from the last chunk to the first; `initial` is the last state's gradient.
@@ -25,7 +35,10 @@ def fold_chunks(x, y, log_decay, initial, marks: Marks, *, scale: float, reverse
     length, chunks = x.shape[1], x.shape[1] // CHUNK
     columns = min(COLUMNS, value_dim)
     strips = value_dim // columns
-    row = lambda size: pl.BlockSpec((None, size), lambda b, h, c: (b, 0))  # noqa: E731
+
+    def row(size: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, size), lambda b, h, c: (b, 0))
+
     state = pl.BlockSpec((None, None, key_dim, columns), lambda b, h, c: (b, h, 0, c))
     return pl.pallas_call(
         functools.partial(_kernel, chunks=chunks, scale=scale, reverse=reverse),
@@ -69,15 +82,16 @@ def _kernel(
     final_ref[...] = lax.fori_loop(0, chunks, chunk, initial_ref[...])
 
 
-def dot(a, b):
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b with float32 sums."""
     return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def dot_rows(a, b):
-    """a^T b."""
+def dot_rows(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a^T b with float32 sums."""
     return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def dot_columns(a, b):
-    """a b^T."""
+def dot_columns(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b^T with float32 sums."""
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

@@ -1,13 +1,23 @@
-"""The recurrence as it is written: slow, obvious, what the kernels are tested against."""
+"""References: the recurrence token by token, which tests compare the kernels with."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from pallas_kernels.lightning_attention.documents import document_ids
 
 
-def lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids):
-    """S_t = exp(log_decay) S_{t-1} + k_t^T v_t, out_t = K^-0.5 q_t S_t, one token after the other."""
+def lightning_attention_reference(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    segment_ids: ArrayLike | None,
+) -> tuple[jax.Array, jax.Array]:
+    """S_t = exp(log_decay) S_{t-1} + k_t^T v_t, out_t = K^-0.5 q_t S_t, token by token; as `lightning_attention`."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     docs = document_ids(jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids)
     decay = jnp.exp(log_decay.astype(dtype))[:, None, None]
@@ -31,14 +41,30 @@ def lightning_attention_reference(q, k, v, log_decay, initial_state, segment_ids
 
 
 def lightning_layer_reference(
-    q, k, v, gate, norms, rotation, log_decay, initial_state, segment_ids, *, num_heads: int, num_groups: int,
-    half: int, eps: float,
-):  # fmt: skip
-    """`lightning_layer_tpu` as it is written: docs/architecture.md §5, steps 2 to 5."""
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gate: jax.Array,
+    norms: Any,
+    rotation: tuple[jax.Array, jax.Array],
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    segment_ids: ArrayLike | None,
+    *,
+    num_heads: int,
+    num_groups: int,
+    half: int,
+    eps: float,
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_layer_tpu` in jax.numpy (docs/architecture.md §5, steps 2 to 5)."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     cos, sin = (table[:, :, None] for table in rotation)
-    split = lambda x, parts: x.astype(dtype).reshape(*x.shape[:2], parts, -1)  # noqa: E731
-    normed = lambda x: x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)  # noqa: E731
+
+    def split(x, parts: int):
+        return x.astype(dtype).reshape(*x.shape[:2], parts, -1)
+
+    def normed(x):
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
 
     def rotated(x_BTHK):
         first, second, rest = jnp.split(x_BTHK, (half, 2 * half), axis=-1)

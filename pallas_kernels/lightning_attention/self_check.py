@@ -1,4 +1,4 @@
-"""Do the kernels that a model uses compute what their references say, on this device? Small packed rows answer."""
+"""Self-check of the kernels on this device: comparison with their references on small packed rows."""
 
 import functools
 import os
@@ -25,29 +25,29 @@ from pallas_kernels.softmax_attention import softmax_attention_reference, softma
 TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
 OVERRIDE = "LING_JAX_IGNORE_KERNEL_ERRORS"
 HEADS, LENGTH = 2, 141
-DIMS = {"tpu": 128, "gpu": 64}  # of the heads; the choice in float32
+DIMS = {"tpu": 128, "gpu": 64}  # of the heads that suit the kernels in float32
 DECODES = {"tpu": lightning_decode_tpu, "gpu": lightning_decode_gpu}
 
 
 class KernelError(Exception):
-    """A kernel does not compute what its reference does."""
+    """A kernel disagrees with its reference."""
 
 
 def chosen_backend() -> str:
-    """What `backend=None` means here for shapes that suit the kernels."""
+    """The backend that `backend=None` chooses on this platform for shapes that suit the kernels."""
     dim = DIMS.get(platform(), 128)
     return choose_backend(None, jax.ShapeDtypeStruct((1, LENGTH, HEADS, dim), jnp.float32), dim)
 
 
 def check_kernels(backend: str | None = None) -> str:
-    """What was found of a backend, or of the chosen one: for a start-up report.
+    """Checks a backend (None: the chosen one) and returns a line for the start-up report.
 
-    Raises KernelError where a kernel disagrees with its reference, unless $LING_JAX_IGNORE_KERNEL_ERRORS is 1. There
-    is no fallback: hosts that run one program must not choose differently.
+    Raises KernelError if a kernel disagrees with its reference, unless $LING_JAX_IGNORE_KERNEL_ERRORS is 1. There is no
+    fallback: all hosts of a program must use the same backend.
     """
     backend = backend or chosen_backend()
     if backend == "xla":
-        return "xla"  # plain jax.numpy, which is its own reference
+        return "xla"  # plain jax.numpy needs no check
     errors = kernel_errors(backend)
     shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     if all(error <= TOLERANCE for error in errors.values()):
@@ -61,7 +61,7 @@ def check_kernels(backend: str | None = None) -> str:
 
 
 def kernel_errors(backend: str) -> dict[str, float]:
-    """{what: largest error over the largest value of the reference}, float32; NaN where anything is."""
+    """{kernel: largest error over the largest value of the reference} in float32; NaN if a value is."""
     return {what: float(error) for what, error in _errors(backend).items()}
 
 
@@ -84,7 +84,7 @@ def _inputs(dim: int):
     rng = np.random.default_rng(0)
     q, k, v, d_out = rng.normal(size=(4, 2, LENGTH, HEADS, dim)).astype(np.float32)
     state = rng.normal(size=(2, HEADS, dim, dim)).astype(np.float32)
-    # Documents of 1, 103, 29 and of 110, 13 tokens, padding behind, before and between them.
+    # Documents of 1, 103, 29 and of 110, 13 tokens, with padding after, before and between them.
     rows = ([(1, 1), (2, 103), (3, 29), (0, 8)], [(0, 9), (7, 110), (0, 9), (2, 13)])
     ids = np.array([[i for i, length in row for _ in range(length)] for row in rows], np.int32)
     return q, k, v, d_out, np.float32([-0.9, -0.003]), state, ids
@@ -93,9 +93,9 @@ def _inputs(dim: int):
 def _attention(q, k, v, d_out, log_decay, state, ids, backend: str):
     @jax.jit
     def run(q, k, v, state):
-        attend = lambda q, k, v, state: lightning_attention(  # noqa: E731
-            q, k, v, log_decay, initial_state=state, segment_ids=ids, backend=backend
-        )
+        def attend(q, k, v, state):
+            return lightning_attention(q, k, v, log_decay, initial_state=state, segment_ids=ids, backend=backend)
+
         (out, final), pull = jax.vjp(attend, q, k, v, state)
         return out, final, *pull((jnp.asarray(d_out), final))
 
@@ -112,7 +112,7 @@ def _decoding_error(decode, q, k, v, d_out, log_decay, state, ids, interpret: bo
 
 
 def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool):
-    """Of values and gradients; half of the dims are rotated, both heads are one norm group."""
+    """The error of values and gradients; half of the dims are rotated, both heads form one norm group."""
     half, dim = q.shape[3] // 4, q.shape[3]
     angle = np.arange(LENGTH)[None, :, None] * 10.0 ** -np.arange(half)
     options = dict(num_heads=HEADS, num_groups=1, half=half, eps=1e-6)
@@ -120,7 +120,10 @@ def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool):
     def run(layer, q, k, v, gate, d_out):
         norms = Norms(*(jnp.linspace(0.5, 1.5, size) for size in (dim, dim, HEADS * dim)))
         rotation = rotation_lanes(jnp.cos(angle), jnp.sin(angle), dim)
-        call = lambda *x: layer(*x, rotation, jnp.asarray(log_decay), state, ids, **options)  # noqa: E731
+
+        def call(*x):
+            return layer(*x, rotation, jnp.asarray(log_decay), state, ids, **options)
+
         (out, final), pull = jax.vjp(call, q, k, v, gate, norms)
         return out, final, *jax.tree.leaves(pull((d_out, final)))
 
@@ -130,7 +133,7 @@ def _layer_error(q, k, v, d_out, log_decay, state, ids, interpret: bool):
 
 
 def _experts_error(interpret: bool):
-    """Of an expert without rows, two that share a tile, one of two tiles, and rows of none."""
+    """The error with an expert without rows, two that share a tile, one of two tiles, and rows of no expert."""
     rng, rows, loads = np.random.default_rng(0), 389, np.int32([0, 100, 30, 200])
     x, y = rng.normal(size=(2, rows, 128)).astype(np.float32)
     w = rng.normal(size=(len(loads), 128, 128)).astype(np.float32)
@@ -144,7 +147,7 @@ def _experts_error(interpret: bool):
 
 
 def _softmax_error(interpret: bool):
-    """Of values and gradients; two heads share a key's, and a document ends in the second of two blocks."""
+    """The error of values and gradients; two heads share a key head, a document ends in the second of two blocks."""
     rng, length, dims = np.random.default_rng(0), 2048, ((4, 192), (2, 192), (2, 128), (4, 128))
     *qkv, d_out = (rng.normal(size=(1, length, *dim)).astype(np.float32) for dim in dims)
     docs = np.where(np.arange(length) < 1200, 1, 2)[None]

@@ -1,22 +1,36 @@
-"""Lightning attention on TPUs: both passes behind one differentiable function, and the choice of blocks."""
+"""Lightning attention on TPUs: one differentiable function over both passes, and the choice of blocks."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+from jax.typing import ArrayLike
 
 from pallas_kernels.lightning_attention.tpu_backward import backward
 from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, LANES, rows_of
 from pallas_kernels.lightning_attention.tpu_forward import forward
 
 DTYPES = (jnp.bfloat16, jnp.float32)
-HEAD_BYTES = 8 * 128 * 2  # of a row of a block: 8 heads of 128 in bfloat16; more spill, fewer leave matrix units idle
+HEAD_BYTES = (
+    8 * 128 * 2
+)  # of a row of a block: 8 heads of 128 in bfloat16; more spill registers, fewer leave matrix units idle
 
 
-def lightning_attention_tpu(q, k, v, log_decay, initial_state, segment_ids, num_heads: int, interpret: bool = False):
-    """(out, final_state) of flat q, k [B, T, H·K] and v [B, T, H·V], all bfloat16 or all float32; the rest as in
-    `lightning_attention`."""
+def lightning_attention_tpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    segment_ids: ArrayLike | None,
+    num_heads: int,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_attention` on a TPU for flat q, k [B, T, H·K] and v [B, T, H·V]: (out [B, T, H·V], final_state).
+
+    All arrays are bfloat16 or all float32; raises ValueError for other dtypes.
+    """
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dtype not in DTYPES or x.dtype != q.dtype:
             raise ValueError(f"lightning_attention: {name} is {x.dtype}; the TPU kernels take bfloat16 or float32")
@@ -26,15 +40,18 @@ def lightning_attention_tpu(q, k, v, log_decay, initial_state, segment_ids, num_
     return _attend(num_heads, interpret, q, k, v, log_decay.astype(jnp.float32), initial_state, ids)
 
 
-def suits_tpu(q, value_dim: int) -> bool:
+def suits_tpu(q: jax.Array | jax.ShapeDtypeStruct, value_dim: int) -> bool:
     """Whether the kernels are the faster choice for q [B, T, H, K]: whole tiles, and tokens that fill a chunk."""
     return q.dtype in DTYPES and q.shape[1] >= CHUNK and not (q.shape[3] % LANES or value_dim % LANES)
 
 
 def head_block(batch: int, num_heads: int, key_dim: int, value_dim: int, itemsize: int) -> int:
-    """Heads of a grid step: a divisor of H whose columns are whole tiles, and two steps at least for two cores."""
+    """Heads of a grid step: a divisor of H with whole tiles of columns, small enough for two steps on two cores."""
     limit = max(1, HEAD_BYTES // (max(key_dim, value_dim) * itemsize))
-    whole = lambda n: not (n * key_dim % LANES or n * value_dim % LANES)  # noqa: E731
+
+    def whole(n: int) -> bool:
+        return not (n * key_dim % LANES or n * value_dim % LANES)
+
     fits = [n for n in range(1, num_heads + 1) if num_heads % n == 0 and (whole(n) or n == num_heads)]
     small = [n for n in fits if n <= limit] or fits[:1]
     shared = [n for n in small if batch * num_heads // n >= 2] or small
@@ -59,7 +76,7 @@ def _attend_backward(num_heads, interpret, kept, cotangents):
         d_out = jnp.zeros(d_out.shape, d_out.dtype)
     dq, dk, dv, d_initial = backward(
         q, k, v, d_out, states,
-        None if isinstance(d_final, SymbolicZero) else d_final,  # nearly always: then there is nothing to read
+        None if isinstance(d_final, SymbolicZero) else d_final,  # the usual case: no gradient to read
         log_decay, rows_of(segment_ids, q.shape[1], initial),
         heads=_heads(num_heads, q, v), initial=initial, interpret=interpret,
     )  # fmt: skip

@@ -1,12 +1,13 @@
-"""Lightning attention on a TPU, backward: one pass against the tokens' order, from the states that forward stored.
+"""Lightning attention on a TPU, backward: one pass in reverse order, from the states that forward stored.
 
-With P = (dO V^T) within, A = (Q K^T) within, r the decay with which a token reads the incoming state S (K^-0.5 is in
-it), w that with which it writes the outgoing one, c that of the incoming in the outgoing state:
+P = (dO V^T) within and A = (Q K^T) within. r is the decay of the incoming state S at a token (with K^-0.5), w the decay
+of a token in the outgoing state, c the decay of the incoming state in the outgoing one:
 
     dQ = P K + r dO S^T       dK = P^T Q + w V dS^T       dV = A^T dO + w K dS       dS_in = c dS + (r Q)^T dO
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +15,37 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.lightning_attention import tpu_blocks as tpu
-from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, CHUNKS, STEP, Size, dot, dot_transposed
+from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, CHUNKS, STEP, Rows, Size, Tables, dot, dot_transposed
 
 
-def backward(q, k, v, d_out, states, d_final, log_decay, rows, *, heads: int, initial: bool, interpret: bool):
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    d_out: jax.Array,
+    states: jax.Array,
+    d_final: jax.Array | None,
+    log_decay: jax.Array,
+    rows: Rows | None,
+    *,
+    heads: int,
+    initial: bool,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """(dq, dk, dv, gradient of the initial state or None).
 
-    `states` [B, N, H, K, V] of `forward`, `d_final` [B, H, K, V] float32 or None for zeros; the rest as there.
-    `initial` asks for the last of the results.
+    `states` [B, N, H, K, V] come from `forward`; `d_final` is [B, H, K, V] float32 or None for zeros; the other
+    arguments are those of `forward`. `initial` asks for the gradient of the initial state.
     """
     batch, steps, num_heads, key_dim, value_dim = states.shape
     size = Size(heads, key_dim, value_dim)
-    row = lambda width: pl.BlockSpec((1, STEP, heads * width), lambda b, h, t: (b, steps - 1 - t, h))  # noqa: E731
+
+    def row(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, STEP, heads * width), lambda b, h, t: (b, steps - 1 - t, h))
+
     keys, values, state = row(key_dim), row(value_dim), (heads, key_dim, value_dim)
     state_spec = pl.BlockSpec((1, *state), lambda b, h, t: (b, h, 0, 0))
-    if not interpret:  # else the compiler copies some of them on chip beforehand, while the forward pass reads them too
+    if not interpret:  # otherwise the compiler copies some of them on chip while the forward pass still reads them
         in_hbm = functools.partial(pltpu.with_memory_space_constraint, memory_space=pltpu.HBM)
         q, k, v, d_out, states = map(in_hbm, (q, k, v, d_out, states))
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
@@ -64,9 +81,26 @@ def backward(q, k, v, d_out, states, d_final, log_decay, rows, *, heads: int, in
 
 
 def backward_step(
-    log_decay_ref, row_refs, states_ref, d_final_ref, q_ref, k_ref, v_ref, d_out_ref,
-    dq_ref, dk_ref, dv_ref, d_initial_ref, d_state_ref, between_refs, tables, *, size, length,
-):  # fmt: skip
+    log_decay_ref: Any,
+    row_refs: Any,
+    states_ref: Any,
+    d_final_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    d_out_ref: Any,
+    dq_ref: Any,
+    dk_ref: Any,
+    dv_ref: Any,
+    d_initial_ref: Any,
+    d_state_ref: Any,
+    between_refs: Any,
+    tables: Tables,
+    *,
+    size: Size,
+    length: int,
+) -> None:
+    """A grid step of `backward`: STEP tokens of some heads. The layer\'s kernel runs it inside its own step."""
     last = pl.num_programs(2) - 1
     step, log_decays = pl.program_id(2), tpu.block_log_decays(log_decay_ref, size)
 
@@ -79,7 +113,10 @@ def backward_step(
         None if row_refs is None else functools.partial(tpu.for_each_run, row_refs._replace(length=length), last - step)
     )
     state_refs = [states_ref.at[0, 0], *between_refs]  # before each chunk
-    decays = lambda head, run: tpu.decays_of(head, run, tables, log_decays, size)  # noqa: E731
+
+    def decays(head: int, run):
+        return tpu.decays_of(head, run, tables, log_decays, size)
+
     for chunk in range(CHUNKS - 1):
         rows = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
         before, after = state_refs[chunk : chunk + 2]
@@ -110,7 +147,7 @@ def backward_step(
 
 
 def _advance(rows, k_ref, v_ref, before, after, decays, size: Size, run):
-    """The states behind a chunk, or a run of it, from those before."""
+    """Advances the states over a chunk or a run of it."""
     for h in range(size.heads):
         k, v = (tpu.cut(x, run) for x in (k_ref[0, rows, size.keys(h)], v_ref[0, rows, size.values(h)]))
         decay = decays(h, run)
@@ -121,7 +158,7 @@ def _advance(rows, k_ref, v_ref, before, after, decays, size: Size, run):
 
 
 def _run(rows, inputs, gradients, state_ref, d_state_ref, tables, decays, size: Size, run):
-    """Gradients of one chunk, or of a run of it, for all heads; the matmuls that wait for nothing come first."""
+    """Gradients of one chunk, or of a run of it, for all heads; independent matmuls are issued first."""
     heads = range(size.heads)
     q_ref, k_ref, v_ref, d_out_ref = inputs
     dq_ref, dk_ref, dv_ref = gradients

@@ -1,12 +1,12 @@
-"""What the TPU kernels of Lightning attention share: blocks, matmuls, decays and runs of tokens.
+"""Shared parts of the TPU kernels of Lightning attention: blocks, matmuls, decays and runs of tokens.
 
-A grid step holds CHUNKS chunks of a few heads. Rows that are one document of full length have decays that never
-change: tables, filled at the first step. Otherwise a chunk is done one run (the part of one document in it) after the
-other, each as if it were alone: the rows around it are cut out bit by bit, so that not even a NaN passes from one
-document to another.
+A grid step covers CHUNKS chunks of a few heads. If every row is one document of full length, the decays are constant
+and stored in tables at the first step. Otherwise the kernels process a chunk run by run, a run being the part of one
+document in the chunk. The rows outside of the run are masked bitwise, so not even a NaN passes between documents.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import tpu
 
-CHUNK = 128  # fills the 128 x 128 matrix units; 256 is more work inside chunks
-CHUNKS = 2  # per grid step and per stored state: the backward pass recomputes the state between
+CHUNK = 128  # tokens; fills the 128 x 128 matrix units, and 256 would need more work inside chunks
+CHUNKS = 2  # per grid step and stored state; backward recomputes the state in between
 STEP = CHUNK * CHUNKS
 LANES = tpu.LANES
 PARAMS = pltpu.CompilerParams(
-    dimension_semantics=("parallel", "parallel", "arbitrary"),  # the cores of a chip share rows and heads
+    dimension_semantics=("parallel", "parallel", "arbitrary"),  # cores split rows and heads
     vmem_limit_bytes=48 * 2**20,
 )
 
 
 class Size(NamedTuple):
-    """Of the block that a grid step works on."""
+    """The size of a grid step's block."""
 
     heads: int
     key_dim: int
@@ -36,56 +36,64 @@ class Size(NamedTuple):
 
     @property
     def scale(self) -> float:
+        """K^-0.5."""
         return self.key_dim**-0.5
 
     def keys(self, head: int) -> slice:
+        """The columns of a head's queries or keys."""
         return slice(head * self.key_dim, (head + 1) * self.key_dim)
 
     def values(self, head: int) -> slice:
+        """The columns of a head's values."""
         return slice(head * self.value_dim, (head + 1) * self.value_dim)
 
 
 class Run(NamedTuple):
-    """Rows [start, end) of a chunk: one document's."""
+    """Rows [start, end) of a chunk that belong to one document."""
 
     start: jax.Array
     end: jax.Array
-    fresh: jax.Array  # a document begins here, and not the row's first: the state restarts at 0
+    fresh: jax.Array  # a document other than the row's first begins here: the state restarts at 0
 
 
 class Decays(NamedTuple):
-    """Of one head."""
+    """The decays of one head."""
 
-    read: jax.Array  # [C, max(K, V)] K^-0.5 times that of the incoming state at a token
+    read: jax.Array  # [C, max(K, V)] of the incoming state at a token, times K^-0.5
     write: jax.Array  # [C, max(K, V)] of a token in the outgoing state
-    carry: jax.Array  # [1, V] of the incoming in the outgoing state
+    carry: jax.Array  # [1, V] of the incoming state in the outgoing one
 
 
 class Tables(NamedTuple):
     """Decays of whole chunks, one per head, float32 in VMEM."""
 
-    within: jax.Array  # [heads, C, C] K^-0.5 times that from token j to token i >= j; transposed in `back`
-    back: jax.Array | None
-    read: jax.Array | None  # as in `Decays`; None where runs make their own
+    within: jax.Array  # [heads, C, C] from token j to token i >= j, times K^-0.5
+    back: jax.Array | None  # the transpose of `within`, for backward
+    read: jax.Array | None  # as in `Decays`; None if runs compute their own
     write: jax.Array | None
 
 
 def tables_scratch(size: Size, back: bool, runs: bool) -> Tables:
+    """Scratch memory for the tables that the options need."""
     square = pltpu.VMEM((size.heads, CHUNK, CHUNK), jnp.float32)
     wide = None if runs else pltpu.VMEM((size.heads, CHUNK, max(size.key_dim, size.value_dim)), jnp.float32)
     return Tables(square, square if back else None, wide, wide)
 
 
-def block_log_decays(log_decay_ref, size: Size) -> list:
-    """Of the heads of this grid step, from those of all heads in scalar memory."""
+def block_log_decays(log_decay_ref: Any, size: Size) -> list:
+    """The log decays of this grid step's heads, from those of all heads in scalar memory."""
     first = pl.program_id(1) * size.heads
     return [log_decay_ref[first + head] for head in range(size.heads)]
 
 
 def fill_tables(tables: Tables, log_decays: list, size: Size) -> None:
+    """Computes the tables, at the first grid step."""
     i, j = (lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
     for head, log_decay in enumerate(log_decays):
-        decay = lambda steps, g=log_decay: jnp.exp(g * jnp.maximum(steps, 0).astype(jnp.float32))  # noqa: E731
+
+        def decay(steps, log_decay=log_decay):
+            return jnp.exp(log_decay * jnp.maximum(steps, 0).astype(jnp.float32))
+
         tables.within[head] = jnp.where(i >= j, decay(i - j) * size.scale, 0)
         if tables.back is not None:
             tables.back[head] = jnp.where(j >= i, decay(j - i) * size.scale, 0)
@@ -96,6 +104,7 @@ def fill_tables(tables: Tables, log_decays: list, size: Size) -> None:
 
 
 def decays_of(head: int, run: Run | None, tables: Tables, log_decays: list, size: Size) -> Decays:
+    """The decays of a head in a run; None: in a whole chunk, from the tables."""
     log_decay = log_decays[head]
     start, end = (0, CHUNK) if run is None else (run.start, run.end)
     count = jnp.full((1, size.value_dim), end - start, jnp.int32).astype(jnp.float32)
@@ -103,8 +112,11 @@ def decays_of(head: int, run: Run | None, tables: Tables, log_decays: list, size
     if run is None:
         return Decays(tables.read[head], tables.write[head], carry)
     rows = lax.broadcasted_iota(jnp.int32, (CHUNK, max(size.key_dim, size.value_dim)), 0)
-    # Rows outside of the run are cut out; there the steps must only not overflow.
-    steps = lambda count: jnp.maximum(count, 0).astype(jnp.float32)  # noqa: E731
+    # Rows outside of the run are masked; their steps must only not overflow.
+
+    def steps(count):
+        return jnp.maximum(count, 0).astype(jnp.float32)
+
     read = jnp.exp(log_decay * steps(rows + (1 - start))) * size.scale
     return Decays(read, jnp.exp(log_decay * steps(end - 1 - rows)), carry)
 
@@ -112,14 +124,16 @@ def decays_of(head: int, run: Run | None, tables: Tables, log_decays: list, size
 # ---------------------------------------------------------------- matmuls
 
 
-def dot(a, b, *, over=(1, 0)):
-    """a [m, c] times b [c, n], or any other axes to sum over; float32. float32 operands are not rounded to bfloat16."""
+def dot(a: jax.Array, b: jax.Array, *, over: tuple[int, int] = (1, 0)) -> jax.Array:
+    """a [m, c] times b [c, n] in float32, or over other axes; float32 operands are not rounded to bfloat16."""
     return tpu.dot(a, b, (((over[0],), (over[1],)), ((), ())))
 
 
-def dot_transposed(a, b):
-    """a^T b in b's dtype, a float32 [C, m]: a transpose of float32 leaves the matrix units free, one of bfloat16 does
-    not."""
+def dot_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a^T b with a [C, m] in float32, cast to b's dtype after the transpose.
+
+    A float32 transpose leaves the matrix units free; a bfloat16 transpose does not.
+    """
     return dot(a.T.astype(b.dtype), b)
 
 
@@ -127,23 +141,24 @@ def dot_transposed(a, b):
 
 
 class Rows(NamedTuple):
-    """What a kernel must know of the documents of its tokens; None where rows are one document of full length."""
+    """The documents of a kernel's rows. Kernels take None instead if each row is one document of full length."""
 
-    length: int  # tokens of a row; behind them all is padding
+    length: int  # tokens of a row; the rest of the last block is padding
     ids: jax.Array | None  # [B, 1, T] int32 segment ids
-    before: jax.Array | None  # the same, to be read one step earlier
-    first: jax.Array | None  # [B] place of the first live token, whose document takes the initial state
+    before: jax.Array | None  # the same array, read one step earlier
+    first: jax.Array | None  # [B] position of the first live token, whose document owns the initial state
 
 
-def rows_of(segment_ids, length: int, initial: bool) -> Rows | None:
+def rows_of(segment_ids: jax.Array | None, length: int, initial: bool) -> Rows | None:
+    """The Rows of segment ids [B, T]; None if each row is one document of full length. `initial`: with a state."""
     if segment_ids is None:
         return Rows(length, None, None, None) if length % STEP else None
     first = jnp.argmax(segment_ids != 0, axis=1).astype(jnp.int32) if initial else None
     return Rows(length, segment_ids[:, None], segment_ids[:, None], first)
 
 
-def rows_spec(rows: Rows, step_of):
-    """Blocks of `rows`; step_of(t) is the step that the grid's index t does."""
+def rows_spec(rows: Rows, step_of: Callable[[Any], Any]) -> Rows:
+    """BlockSpecs of `rows`; step_of(t) is the step of tokens at grid index t."""
     if rows.ids is None:
         return Rows(None, None, None, None)
     ids = pl.BlockSpec((1, 1, STEP), lambda b, h, t: (b, 0, step_of(t)))
@@ -151,8 +166,8 @@ def rows_spec(rows: Rows, step_of):
     return Rows(None, ids, before, None if rows.first is None else pl.BlockSpec(memory_space=pltpu.SMEM))
 
 
-def for_each_run(rows: Rows, step, chunk: int, body, *, reverse: bool = False) -> None:
-    """Calls body(run) for the live runs of a chunk of a step, one after the other."""
+def for_each_run(rows: Rows, step: Any, chunk: int, body: Callable[[Run], Any], *, reverse: bool = False) -> None:
+    """Calls body(run) for each live run of a chunk of a step, in order."""
     begin = step * STEP + chunk * CHUNK
     if rows.ids is None:
         end = jnp.clip(rows.length - begin, 0, CHUNK)
@@ -174,12 +189,14 @@ def for_each_run(rows: Rows, step, chunk: int, body, *, reverse: bool = False) -
         pl.when(mark & 1 == 1)(lambda: body(Run(start, end, fresh)))
         return start if reverse else end
 
-    more = (lambda place: place > 0) if reverse else (lambda place: place < CHUNK)
+    def more(place):
+        return place > 0 if reverse else place < CHUNK
+
     lax.while_loop(more, visit, jnp.int32(CHUNK if reverse else 0))
 
 
 def _changes(rows: Rows, begin, step, chunk: int):
-    """[1, C] each: the lane, its segment id, whether that differs from the token before."""
+    """[1, C] each: the lane, its segment id, whether the id differs from that of the token before."""
     lane = lax.broadcasted_iota(jnp.int32, (1, CHUNK), 1)
     ids = jnp.where(begin + lane < rows.length, rows.ids[0, :, pl.ds(chunk * CHUNK, CHUNK)], 0)
     if chunk:
@@ -191,29 +208,29 @@ def _changes(rows: Rows, begin, step, chunk: int):
 
 
 def _lanes(reduce, where, values, other: int):
-    """Of int32 values that float32 holds exactly: the units reduce float32."""
+    """A reduction of int32 values where `where` holds; they go through float32, which holds them exactly."""
     return reduce(jnp.where(where, values, other).astype(jnp.float32)).astype(jnp.int32)
 
 
-def cut(x, run: Run | None):
-    """x [C, D] with 0 outside of the run, whatever stands there."""
+def cut(x: jax.Array, run: Run | None) -> jax.Array:
+    """x [C, D] with zeros outside of the run, NaN included."""
     if run is None:
         return x
     bits = pltpu.bitcast(x, jnp.int32)
     return pltpu.bitcast(bits & _inside(run, bits.shape), x.dtype)
 
 
-def store(ref, columns: slice, rows: slice, x, run: Run | None) -> None:
-    """Writes x [C, D] to the run's rows of ref [1, STEP, …]; the others keep what they have."""
+def store(ref: Any, columns: slice, rows: slice, x: jax.Array, run: Run | None) -> None:
+    """Writes x [C, D] to the run's rows of ref [1, STEP, …]; the other rows keep their values."""
     x = x.astype(ref.dtype)
     if run is not None:
         old, new = (pltpu.bitcast(a, jnp.int32) for a in (ref[0, rows, columns], x))
-        x = pltpu.bitcast(old | new & _inside(run, new.shape), x.dtype)  # the rows of a run are 0 before it
+        x = pltpu.bitcast(old | new & _inside(run, new.shape), x.dtype)  # the run's rows are 0 before
     ref[0, rows, columns] = x
 
 
 def _inside(run: Run, shape):
-    """int32 masks of the rows of a run, for values whose rows stand CHUNK / shape[0] to an int32."""
+    """int32 masks of the rows of a run; an int32 holds CHUNK / shape[0] rows."""
     packed = CHUNK // shape[0]
     bits = 32 // packed
     row = lax.broadcasted_iota(jnp.int32, shape, 0) * packed

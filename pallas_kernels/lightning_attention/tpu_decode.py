@@ -1,12 +1,13 @@
-"""Lightning attention on a TPU for one to eight tokens on stored states, each read and written once, in place.
+"""Lightning attention on a TPU for one to eight tokens on stored states, which are read and written once, in place.
 
-The recurrence itself, on the vector units in float32, while the next state comes in; memory is the limit by far. It is
-S_t = S_{t-1} + ((decay - 1) S_{t-1} + k_t^T v_t): of a slow head's decay, float32 holds the last digits of decay - 1
-only, and thousands of single tokens would multiply the rounding.
+The kernel runs the recurrence on the vector units in float32 while the next state is loaded; memory bandwidth is the
+limit. It computes S_t = S_{t-1} + ((decay - 1) S_{t-1} + k_t^T v_t). For slow heads decay is close to 1: float32 keeps
+all digits of decay - 1, whereas the rounding of decay would accumulate over thousands of tokens.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +16,41 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.lightning_attention.tpu_blocks import LANES, Size
 
-MOST_TOKENS = 8
+MAX_TOKENS = 8
 SUBLANES = 8
-BLOCK_BYTES = 2**19  # of states in a grid step; our choice: large enough for full bandwidth, four such fit anywhere
+BLOCK_BYTES = 2**19  # of states in a grid step; our choice: enough for full bandwidth, and four fit on every chip
 VMEM_LIMIT = 48 * 2**20
 
 
 def lightning_decode_tpu(
-    q, k, v, log_decay, states, place=(), live=None, *, num_heads: int, every: bool = False, interpret: bool = False
-):
-    """(out [B, T, H·V] in v's dtype, the states with these tokens).
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    states: jax.Array,
+    place: Sequence[int | jax.Array] = (),
+    live: jax.Array | None = None,
+    *,
+    num_heads: int,
+    every: bool = False,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """(out [B, T, H·V] in v's dtype, the states after these tokens).
 
     Args:
       q, k: [B, T, H·K]. v: [B, T, H·V]; T at most 8.
       log_decay: [H].
-      states: [*stack, B, H, K, V] float32, of many layers: the one at `place`, an index for each axis of the stack, is
-        read and written. Given up by a caller that jits with donation, it is updated in place.
-      live: [B, T] or None; a token that is 0 neither updates nor decays its state, and its output is 0. So a second
-        call with the tokens that were accepted goes from the states before to those behind them.
-      every: return the state behind each token, [B, T, H, K, V], instead, and leave `states` as they are.
+      states: [*stack, B, H, K, V] float32 states of many layers; the kernel reads and writes the layer at `place`, an
+        index for each axis of the stack. If the caller donates the array, the update is in place.
+      live: [B, T] or None. A token with 0 neither updates nor decays the state, and its output is 0. So a second call
+        with the accepted draft tokens leads from the states before to those after them.
+      every: return the state after each token, [B, T, H, K, V], instead; `states` stay unchanged.
 
     Raises ValueError for too many tokens.
     """
     batch, length, _ = q.shape
-    if length > MOST_TOKENS:
-        raise ValueError(f"lightning_decode: q has {length} tokens; at most {MOST_TOKENS}: use lightning_attention")
+    if length > MAX_TOKENS:
+        raise ValueError(f"lightning_decode: q has {length} tokens; at most {MAX_TOKENS}: use lightning_attention")
     *stack, _, _, key_dim, value_dim = states.shape
     slots, size = _block(batch, length, num_heads, key_dim, value_dim)
     layer = jnp.int32(0)
@@ -48,7 +59,10 @@ def lightning_decode_tpu(
     live = jnp.ones((batch, length), jnp.int32) if live is None else live.astype(jnp.int32)
     live = jnp.pad(live, ((0, -batch % slots), (0, 0)))
     state = pl.BlockSpec((1, slots, *size), lambda b, h, layer_ref, live_ref: (layer_ref[0], b, h, 0, 0))
-    row = lambda width: pl.BlockSpec((slots * length, size.heads * width), lambda b, h, *_: (b, h))  # noqa: E731
+
+    def row(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((slots * length, size.heads * width), lambda b, h, *_: (b, h))
+
     flat_states = states.reshape(-1, *states.shape[-4:])
     rows = [x.reshape(batch * length, -1) for x in (q, k, v)]
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
@@ -72,13 +86,16 @@ def lightning_decode_tpu(
 
 
 def _block(batch: int, length: int, num_heads: int, key_dim: int, value_dim: int) -> tuple[int, Size]:
-    """Slots and heads of a grid step: the fewest slots whose tokens fill rows of tiles, and heads up to BLOCK_BYTES.
+    """(rows of the batch, size) of a grid step: the fewest rows whose tokens fill tiles, and heads up to BLOCK_BYTES.
 
-    The last step may have slots that there are not.
+    The last step may cover rows past the batch.
     """
     slots = min(batch, SUBLANES // math.gcd(SUBLANES, length))
     limit = BLOCK_BYTES // (4 * slots * key_dim * value_dim)
-    whole = lambda n: not (n * key_dim % LANES or n * value_dim % LANES) or n == num_heads  # noqa: E731
+
+    def whole(n: int) -> bool:
+        return not (n * key_dim % LANES or n * value_dim % LANES) or n == num_heads
+
     fits = [n for n in range(1, num_heads + 1) if num_heads % n == 0 and whole(n)]
     return slots, Size(max([n for n in fits if n <= limit] or fits[:1]), key_dim, value_dim)
 
@@ -110,7 +127,7 @@ def _kernel(
 
 
 def _lost(log_decay):
-    """exp(log_decay) - 1 to all digits, for which there is no instruction: near 0 by its series."""
+    """exp(log_decay) - 1 to full precision; a series near 0, since TPUs have no expm1 instruction."""
     series = jnp.ones_like(log_decay)
     for n in range(9, 1, -1):
         series = 1 + log_decay * (1 / n) * series
@@ -118,11 +135,11 @@ def _lost(log_decay):
 
 
 def _columns(x):
-    """[R, K] -> [K, R or more], float32, by transposes of whole tiles."""
+    """The transpose of x [R, K] in float32, [K, R padded to whole tiles]."""
     padded = jnp.pad(x.astype(jnp.float32), ((0, -x.shape[0] % LANES), (0, 0)))
     return padded.T
 
 
 def suits_decode(length: int, key_dim: int, value_dim: int) -> bool:
-    """Whether this kernel is the faster choice on a TPU: few tokens, and states of whole tiles."""
-    return length <= MOST_TOKENS and not (key_dim % LANES or value_dim % LANES)
+    """Whether this kernel is the faster choice on a TPU: few tokens and states of whole tiles."""
+    return length <= MAX_TOKENS and not (key_dim % LANES or value_dim % LANES)

@@ -1,6 +1,7 @@
 """Lightning attention on a TPU, forward: one pass over the tokens with the states in VMEM (docs/architecture.md §5)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +9,34 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.lightning_attention import tpu_blocks as tpu
-from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, CHUNKS, STEP, Size, dot, dot_transposed
+from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, CHUNKS, STEP, Rows, Size, Tables, dot, dot_transposed
 
 
-def forward(q, k, v, log_decay, initial_state, rows, *, num_heads: int, heads: int, save: bool, interpret: bool):
+def forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    rows: Rows | None,
+    *,
+    num_heads: int,
+    heads: int,
+    save: bool,
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """(out [B, T, H·V], final_state [B, H, K, V] float32, the states before every STEP tokens [B, N, H, K, V] or None).
 
-    q, k [B, T, H·K], v [B, T, H·V]; `initial_state` and `rows` (of `rows_of`) may be None. A grid step does `heads`
-    heads.
+    q, k [B, T, H·K], v [B, T, H·V]; `initial_state` and `rows` (from `rows_of`) may be None. A grid step covers `heads`
+    heads; `save` asks for the states.
     """
     batch, length, _ = q.shape
     size = Size(heads, q.shape[2] // num_heads, v.shape[2] // num_heads)
     steps = pl.cdiv(length, STEP)
-    row = lambda width: pl.BlockSpec((1, STEP, heads * width), lambda b, h, t: (b, t, h))  # noqa: E731
+
+    def row(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, STEP, heads * width), lambda b, h, t: (b, t, h))
+
     state = (heads, size.key_dim, size.value_dim)
     state_spec = pl.BlockSpec((1, *state), lambda b, h, t: (b, h, 0, 0))
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
@@ -57,10 +73,22 @@ def forward(q, k, v, log_decay, initial_state, rows, *, num_heads: int, heads: i
 
 
 def forward_step(
-    log_decay_ref, row_refs, initial_ref, q_ref, k_ref, v_ref,
-    out_ref, final_ref, states_ref, state_ref, tables, *, size, length,
-):  # fmt: skip
-    """A grid step: STEP tokens of `forward`'s arrays; the layer's kernel makes this a part of its own step."""
+    log_decay_ref: Any,
+    row_refs: Any,
+    initial_ref: Any,
+    q_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    out_ref: Any,
+    final_ref: Any,
+    states_ref: Any,
+    state_ref: Any,
+    tables: Tables,
+    *,
+    size: Size,
+    length: int,
+) -> None:
+    """A grid step of `forward`: STEP tokens of some heads. The layer's kernel runs it inside its own step."""
     last = pl.num_programs(2) - 1
     step, log_decays = pl.program_id(2), tpu.block_log_decays(log_decay_ref, size)
 
@@ -88,10 +116,9 @@ def forward_step(
 
 
 def _run(rows, log_decays, q_ref, k_ref, v_ref, out_ref, state_ref, tables, size: Size, run):
-    """One chunk, or a run of it, of all heads of the block.
+    """One chunk, or a run of it, for all heads of the block.
 
-    Matmuls that wait for nothing come first for all heads: the order in which they are issued decides how well the
-    matrix units are filled.
+    Independent matmuls of all heads are issued first: the order decides how well the matrix units are used.
     """
     heads = range(size.heads)
     q = [tpu.cut(q_ref[0, rows, size.keys(h)], run) for h in heads]

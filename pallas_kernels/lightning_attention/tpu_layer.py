@@ -1,5 +1,5 @@
-"""A whole Lightning layer between its projections on a TPU: one kernel forward, one backward (docs/architecture.md §5,
-steps 2 to 5). Attention is that of `tpu_forward` and `tpu_backward`, on blocks that the same step prepares in VMEM.
+"""A whole Lightning layer between its projections on a TPU: one forward and one backward kernel (docs/architecture.md
+§5, steps 2 to 5). The attention of `tpu_forward` and `tpu_backward` runs on blocks that the same step prepares in VMEM.
 """
 
 import functools
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import ArrayLike, DTypeLike
 
 from pallas_kernels.lightning_attention import tpu_blocks as tpu
 from pallas_kernels.lightning_attention.tpu import head_block, suits_tpu
@@ -28,7 +29,7 @@ from pallas_kernels.lightning_attention.tpu_rows import (
 
 
 class Norms(NamedTuple):
-    """Weights, float32 in the kernels."""
+    """Norm weights, float32 in the kernels."""
 
     q: jax.Array  # [1, K]
     k: jax.Array  # [1, K]
@@ -36,14 +37,18 @@ class Norms(NamedTuple):
 
 
 class Static(NamedTuple):
+    """The static options of the layer."""
+
     num_heads: int
-    num_groups: int  # of the output norm: neighbouring heads
-    half: int  # of the rotated dims
+    num_groups: int  # groups of neighbouring heads in the output norm
+    half: int  # half of the rotated dims
     eps: float
     interpret: bool
 
 
-def suits_layer(dtype, batch: int, length: int, num_heads: int, num_groups: int, key_dim: int, value_dim: int) -> bool:
+def suits_layer(
+    dtype: DTypeLike, batch: int, length: int, num_heads: int, num_groups: int, key_dim: int, value_dim: int
+) -> bool:
     """Whether the layer's kernel is the faster choice: whole tiles, tokens that fill a chunk, whole norm groups."""
     q = jax.ShapeDtypeStruct((batch, length, num_heads, key_dim), dtype)
     itemsize = q.dtype.itemsize
@@ -51,19 +56,32 @@ def suits_layer(dtype, batch: int, length: int, num_heads: int, num_groups: int,
 
 
 def layer_heads(batch: int, num_heads: int, num_groups: int, key_dim: int, value_dim: int, itemsize: int) -> int | None:
-    """Heads of a grid step: as for attention, if they are whole norm groups; else None, and there is no such kernel."""
+    """Heads of a grid step, as for attention; None if they are no whole norm groups and the kernel cannot run."""
     heads = head_block(batch, num_heads, key_dim, value_dim, itemsize)
     return heads if heads % (num_heads // num_groups) == 0 else None
 
 
 def lightning_layer_tpu(
-    q, k, v, gate, norms: Norms, rotation, log_decay, initial_state, segment_ids, *, num_heads: int, num_groups: int,
-    half: int, eps: float, interpret: bool = False,
-):  # fmt: skip
-    """(the output projection's input [B, T, H·V], final_state [B, H, K, V]).
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    gate: jax.Array,
+    norms: Norms,
+    rotation: tuple[jax.Array, jax.Array],
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    segment_ids: ArrayLike | None,
+    *,
+    num_heads: int,
+    num_groups: int,
+    half: int,
+    eps: float,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """A Lightning layer from its projections: (input of the output projection [B, T, H·V], final_state [B, H, K, V]).
 
-    q, k [B, T, H·K], v and gate [B, T, H·V]: projected. norms: q, k [K], out [H, V]. rotation: cos and sin of
-    `rotation_lanes` [B or 1, T, K], whose swapped halves are `half` wide. The rest as in `lightning_attention`.
+    q, k [B, T, H·K], v and gate [B, T, H·V] are projections. Norm weights: q, k [K], out [H, V]. rotation is (cos, sin)
+    of `rotation_lanes`, [B or 1, T, K]; it swaps halves of width `half`. The rest is as in `lightning_attention`.
     """
     static = Static(num_heads, num_groups, half, eps, interpret)
     norms = Norms(*(jnp.reshape(weight, (1, -1)).astype(jnp.float32) for weight in norms))
@@ -99,7 +117,7 @@ _layer.defvjp(_layer_forward, _layer_backward, symbolic_zeros=True)
 
 
 class Specs(NamedTuple):
-    """Blocks of a step."""
+    """BlockSpecs of a grid step."""
 
     keys: pl.BlockSpec
     values: pl.BlockSpec
@@ -111,7 +129,10 @@ class Specs(NamedTuple):
 
 def _specs(size: Size, shared_rope: bool, step_of) -> Specs:
     heads, key_dim, value_dim = size
-    row = lambda width: pl.BlockSpec((1, STEP, heads * width), lambda b, h, t: (b, step_of(t), h))  # noqa: E731
+
+    def row(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, STEP, heads * width), lambda b, h, t: (b, step_of(t), h))
+
     head = pl.BlockSpec((1, key_dim), lambda b, h, t: (0, 0))
     return Specs(
         keys=row(key_dim),
@@ -133,7 +154,7 @@ def _size(static: Static, q, v) -> Size:
 
 
 def _forward(static, q, k, v, gate, norms, cos, sin, log_decay, initial_state, segment_ids, *, save: bool):
-    """(out, final_state, states or None, what attention gave [B, T, H·V] or None)."""
+    """(out, final_state, states or None, attention output [B, T, H·V] or None)."""
     batch, length, _ = q.shape
     size = _size(static, q, v)
     specs = _specs(size, cos.shape[0] == 1, lambda t: t)
@@ -141,7 +162,10 @@ def _forward(static, q, k, v, gate, norms, cos, sin, log_decay, initial_state, s
     steps = pl.cdiv(length, STEP)
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
     all_states = (static.num_heads, size.key_dim, size.value_dim)
-    block = lambda width: pltpu.VMEM((1, STEP, size.heads * width), q.dtype)  # noqa: E731
+
+    def block(width: int):
+        return pltpu.VMEM((1, STEP, size.heads * width), q.dtype)
+
     return pl.pallas_call(
         functools.partial(_forward_kernel, static=static, size=size, length=length),
         grid=(batch, static.num_heads // size.heads, steps),
@@ -194,7 +218,7 @@ def _forward_kernel(
 
 
 def _prepare(norms, rotation_refs, inputs, outputs, load, static: Static, size: Size):
-    """Norms and rotates queries and keys; returns their inverse rms by chunk, queries first."""
+    """Norms and rotates queries and keys in VMEM; returns their inverse rms by chunk, queries first."""
     inverses = []
     for rows in _chunks():
         rotation = Rotation(*(load(ref, rows, slice(None)) for ref in rotation_refs), static.half)
@@ -211,7 +235,7 @@ def _load(ref, rows: slice, columns: slice):
 
 
 def _load_live(step, length: int, ref, rows: slice, columns: slice):
-    """With zeros behind a row's last token: what stands there would enter sums over rows."""
+    """The block with zeros after the last token of a row, since sums over rows would include those values."""
     live = jnp.clip(length - step * STEP - rows.start, 0, CHUNK)
     return tpu.cut(ref[0, rows, columns], tpu.Run(jnp.int32(0), live, None))
 
@@ -236,13 +260,19 @@ def _backward(
     batch, length, _ = q.shape
     size, initial = _size(static, q, v), initial_state is not None
     steps, blocks = states.shape[1], static.num_heads // size.heads
-    back = lambda t: steps - 1 - t  # noqa: E731
+
+    def back(t):
+        return steps - 1 - t
+
     specs = _specs(size, cos.shape[0] == 1, back)
     rows = tpu.rows_of(segment_ids, length, initial)
     shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
     parts = pl.BlockSpec((1, 1, EIGHT, size.key_dim), lambda b, h, t: (b, h, 0, 0))
     part_shape = shape((batch, blocks, EIGHT, size.key_dim), jnp.float32)
-    block = lambda width: pltpu.VMEM((1, STEP, size.heads * width), q.dtype)  # noqa: E731
+
+    def block(width: int):
+        return pltpu.VMEM((1, STEP, size.heads * width), q.dtype)
+
     keys, values = specs.keys, specs.values
     return pl.pallas_call(
         functools.partial(_backward_kernel, static=static, size=size, length=length),

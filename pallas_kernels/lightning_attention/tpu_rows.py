@@ -1,10 +1,11 @@
-"""What a Lightning layer does to rows before and after attention, on blocks in VMEM, with gradients.
+"""The row-wise parts of a Lightning layer before and after attention, on blocks in VMEM, with gradients.
 
 docs/architecture.md §5, steps 2, 4 and 5: per-head norm and rotation of queries and keys; group norm and gate of the
 output. All in float32.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +14,19 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, LANES, dot
 
-EIGHT = 8  # sublanes: sums over rows keep as many parts
+EIGHT = 8  # sublanes; sums over rows are kept in this many parts
 
 
 class Rotation(NamedTuple):
     """x cos + swap(x) sin, where swap exchanges the halves of the rotated dims."""
 
-    cos: jax.Array  # [C, K], 1 behind the rotated dims
-    sin: jax.Array  # [C, K], negative in the first half, 0 behind the rotated dims
+    cos: jax.Array  # [C, K], 1 after the rotated dims
+    sin: jax.Array  # [C, K], negative in the first half, 0 after the rotated dims
     half: int
 
 
-def rotation_lanes(cos, sin, key_dim: int):
-    """`Rotation.cos` and `sin` [B, T, K] of the tables [B, T, n/2]."""
+def rotation_lanes(cos: jax.Array, sin: jax.Array, key_dim: int) -> tuple[jax.Array, jax.Array]:
+    """(cos, sin) of `Rotation`, [B, T, K] float32, from the rope table [B, T, n/2]."""
     rest = ((0, 0), (0, 0), (0, key_dim - 2 * cos.shape[-1]))
     cos, sin = cos.astype(jnp.float32), sin.astype(jnp.float32)
     return (
@@ -34,10 +35,10 @@ def rotation_lanes(cos, sin, key_dim: int):
     )
 
 
-def inverse_rms(vectors, eps: float) -> list:
-    """1 / rms [C, 1] of each of many [C, D], or lists of such whose dims count together.
+def inverse_rms(vectors: Sequence[Any], eps: float) -> list:
+    """1 / rms, [C, 1] float32, of each vector [C, D]; a list of arrays is one vector over all their dims.
 
-    A reciprocal root takes ten instructions and one lane per row: all of them share the lanes of one array.
+    A reciprocal root takes ten instructions and one lane per row, so all vectors share the lanes of one array.
     """
     packed, lane = 1.0, lax.broadcasted_iota(jnp.int32, (CHUNK, LANES), 1)
     for number, parts in enumerate(vectors):
@@ -48,15 +49,17 @@ def inverse_rms(vectors, eps: float) -> list:
     return [roots[:, number : number + 1] for number in range(len(vectors))]
 
 
-def normed_and_rotated(x, inverse, weight, rotation: Rotation):
-    """(x inverse) weight, rotated: x [C, K], inverse [C, 1], weight [1, K]; float32."""
-    # The weight goes with the tables, which all heads share; the rotation with the narrow dtype of x.
+def normed_and_rotated(x: jax.Array, inverse: jax.Array, weight: jax.Array, rotation: Rotation) -> jax.Array:
+    """x · inverse · weight, rotated, [C, K] float32; x [C, K], inverse rms [C, 1], weight [1, K]."""
+    # The weight multiplies the tables, which all heads share; the swap runs in the narrow dtype of x.
     swapped = _swap(x, rotation.half).astype(jnp.float32) * (rotation.sin * _swap(weight, rotation.half))
     return (x.astype(jnp.float32) * (rotation.cos * weight) + swapped) * inverse
 
 
-def normed_and_rotated_gradients(x, inverse, weight, rotation: Rotation, d_out):
-    """(dx [C, K], the gradient of the weight in eight parts [8, K])."""
+def normed_and_rotated_gradients(
+    x: jax.Array, inverse: jax.Array, weight: jax.Array, rotation: Rotation, d_out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """(dx [C, K], gradient of the weight in eight parts [8, K]), float32."""
     x_hat = x.astype(jnp.float32) * inverse
     swapped = _swap(d_out, rotation.half).astype(jnp.float32)
     d_normed = d_out.astype(jnp.float32) * rotation.cos - swapped * rotation.sin
@@ -65,12 +68,16 @@ def normed_and_rotated_gradients(x, inverse, weight, rotation: Rotation, d_out):
     return inverse * (d_normed * weight - x_hat * mean), sum_rows(along)
 
 
-def gated(group, inverse, weight, gate):
-    """Heads [C, V] of a norm group times the group's inverse rms [C, 1], weights [1, V] and sigmoid of the gates."""
+def gated(
+    group: list[jax.Array], inverse: jax.Array, weight: list[jax.Array], gate: list[jax.Array]
+) -> list[jax.Array]:
+    """Each head [C, V] of a norm group · inverse rms [C, 1] · weight [1, V] · sigmoid(gate); float32."""
     return [o.astype(jnp.float32) * inverse * (w * _sigmoid(g)) for o, w, g in zip(group, weight, gate, strict=True)]
 
 
-def gated_gradients(group, inverse, weight, gate, d_out):
+def gated_gradients(
+    group: list[jax.Array], inverse: jax.Array, weight: list[jax.Array], gate: list[jax.Array], d_out: list[jax.Array]
+) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
     """(d_group, d_gate, gradients of the weights in eight parts [8, V]), each a list over heads."""
     opened = [_sigmoid(g) for g in gate]
     normed = [o.astype(jnp.float32) * inverse for o in group]
@@ -85,22 +92,22 @@ def gated_gradients(group, inverse, weight, gate, d_out):
 
 
 def _row_sums(x, dtype, lanes: int):
-    """[C, D] float32 -> sums over D [C, lanes], all alike: by the matrix units, which have time left."""
+    """Sums over D of x [C, D] float32, equal in all `lanes` columns; the idle matrix units compute them."""
     return dot(x.astype(dtype), jnp.ones((x.shape[1], lanes), dtype))
 
 
-def sum_rows(x):
-    """[C, D] -> [8, D], parts of the sum over rows: adds of whole registers."""
+def sum_rows(x: jax.Array) -> jax.Array:
+    """The sum over the rows of x [C, D] in eight parts, [8, D], by additions of whole registers."""
     return jnp.sum(x.reshape(-1, EIGHT, x.shape[1]), axis=0)
 
 
 def _sigmoid(x):
-    """By the unit that makes tanh; a division takes a dozen instructions more."""
+    """sigmoid(x) in float32 by tanh; a division takes a dozen more instructions."""
     return 0.5 * jnp.tanh(0.5 * x.astype(jnp.float32)) + 0.5
 
 
 def _swap(x, half: int):
-    """Exchanges the halves of the first 2 half lanes of x [C, K], as they stand in 32-bit registers."""
+    """x [C, K] with the halves of its first 2 · half lanes exchanged, in 32-bit registers."""
     if half == 0 or x.shape[0] == 1:
         return x if half == 0 else jnp.where(_lane(x) < half, jnp.roll(x, -half, 1), jnp.roll(x, half, 1))
     bits = pltpu.bitcast(x, jnp.int32)

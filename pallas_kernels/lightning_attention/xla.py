@@ -1,7 +1,7 @@
 """The chunked form in plain jnp: matmuls inside chunks, a scan over one state per chunk; linear in T.
 
-Every decay is exp(log_decay · number of live tokens between two places), formed as one difference: the factors
-exp(-log_decay · i) that a product form needs overflow float32 within a chunk for the fast heads.
+Every decay is exp(log_decay · live tokens between two positions), computed from one difference. Factors
+exp(-log_decay · i), as a product form needs, overflow float32 within a chunk for fast heads.
 """
 
 import functools
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from pallas_kernels.lightning_attention.documents import document_ids
 from pallas_kernels.lightning_attention.isolation import isolated
@@ -18,17 +19,25 @@ DEFAULT_CHUNK = 128
 
 
 class Decays(NamedTuple):
-    """Decays of every chunk of every row, M = B · N of them; the leading M is 1 where all chunks share them."""
+    """Decays of the M = B · N chunks of all rows; a leading 1 instead of M means that all chunks share them."""
 
     within: jax.Array  # [M, H, C, C] from token j to token i of one document, 0 elsewhere
     from_start: jax.Array  # [M, C, H] of the incoming state at token i
     to_end: jax.Array  # [M, C, H] of token j in the outgoing state
-    lost: jax.Array  # [B, N, H] of the incoming state in the outgoing one: its decay - 1, to all digits
-    kept: jax.Array | None  # [B, N] whether the incoming state is of the outgoing one's document; None: it is
+    lost: jax.Array  # [B, N, H] decay - 1 of the incoming state in the outgoing one, to full precision
+    kept: jax.Array | None  # [B, N] whether incoming and outgoing state have one document; None: yes
 
 
-def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chunk_size: int | None = None):
-    """Same result as the reference; q, k [B, T, H, K], v [B, T, H, V], states [B, H, K, V] or None for zeros."""
+def lightning_attention_xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    initial_state: jax.Array | None,
+    segment_ids: ArrayLike | None,
+    chunk_size: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`lightning_attention` by chunks; q, k [B, T, H, K], v [B, T, H, V], state [B, H, K, V] or None for zeros."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     length = q.shape[1]
     state = None if initial_state is None else initial_state.astype(dtype)
@@ -37,12 +46,12 @@ def lightning_attention_xla(q, k, v, log_decay, initial_state, segment_ids, chun
     if segment_ids is None:
         return attend(*arguments, None)
     docs_BT = document_ids(segment_ids)
-    # One token has no neighbours, and to look through its state would cost as much as to decay it.
+    # A single token has no other documents, and a scan of its state would cost as much as its decay.
     return attend(*arguments, docs_BT) if length == 1 else isolated(attend, *arguments, docs_BT)
 
 
 def _attend(q, k, v, log_decay, initial_state, docs_BT, *, chunk: int):
-    """For `docs_BT` of `document_ids`, or None where each row is one document."""
+    """Attention for `docs_BT` from `document_ids`; None: each row is one document."""
     dtype = log_decay.dtype
     rows, length = q.shape[:2]
     if initial_state is None:
@@ -64,17 +73,19 @@ def _attend(q, k, v, log_decay, initial_state, docs_BT, *, chunk: int):
 
 
 def _chunks(x, chunk: int):
-    """[B, T, …] -> [M, C, …], zeros behind the end of each row. One axis of all chunks: XLA's CPU code shares a
-    leading axis among its threads, and a single row of many chunks would leave all but one idle."""
+    """[B, T, …] -> [M, C, …], rows padded with zeros.
+
+    Rows and chunks share one axis because XLA on a CPU splits the leading axis among threads.
+    """
     padded = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk), *((0, 0),) * (x.ndim - 2)))
     return padded.reshape(-1, chunk, *x.shape[2:])
 
 
 def _scan_states(initial_BHKV, decays: Decays, update_BNHKV):
-    """(last state, the state that enters each chunk [B, N, H, K, V]).
+    """(final state [B, H, K, V], the state that enters each chunk [B, N, H, K, V]).
 
-    S + ((decay - 1) S + update): of a decay near 1, a float32 holds the last digits of decay - 1 only. When tokens come
-    one at a time, the product of many rounded decays would be off by as many roundings.
+    The update is S + ((decay - 1) S + update): for a decay near 1, float32 keeps all digits of decay - 1. With one
+    token at a time, the rounding of decay itself would accumulate.
     """
 
     def chunk(state, inputs):
@@ -89,12 +100,17 @@ def _scan_states(initial_BHKV, decays: Decays, update_BNHKV):
 
 
 def _plain_decays(log_decay_H, rows: int, length: int, chunk: int) -> Decays:
-    """Every row one document. The padding behind the last token has k = 0 and must not decay the state."""
+    """Decays if each row is one document. The padding of the last chunk has k = 0 and must not decay the state."""
     i = np.arange(chunk)
     live = np.minimum(chunk, length - np.arange(0, length, chunk))[:, None]  # [N, 1] tokens of each chunk
     apart = np.maximum(i[:, None] - i, 0)
-    log_of = lambda steps: log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[..., None]  # noqa: E731
-    decay = lambda steps: jnp.exp(log_of(steps))  # noqa: E731
+
+    def log_of(steps):
+        return log_decay_H * jnp.asarray(steps, log_decay_H.dtype)[..., None]
+
+    def decay(steps):
+        return jnp.exp(log_of(steps))
+
     within_CSH = jnp.where((i[:, None] >= i)[..., None], decay(apart), 0)
     return Decays(
         within=jnp.moveaxis(within_CSH, -1, 0)[None],
@@ -106,10 +122,10 @@ def _plain_decays(log_decay_H, rows: int, length: int, chunk: int) -> Decays:
 
 
 def _document_decays(log_decay_H, docs_BNC) -> Decays:
-    """States restart with each document; padding (0) neither writes, reads nor decays."""
+    """Decays with documents: states restart with each, and padding (0) neither writes, reads nor decays."""
     live_BNC = docs_BNC > 0
     count_BNC = jnp.cumsum(live_BNC, axis=2, dtype=log_decay_H.dtype)
-    # The document of the state behind each chunk, and before it; the initial state belongs to the first document.
+    # The document of the state after and before each chunk; the initial state belongs to the first document.
     last_BN = jnp.maximum(jax.lax.cummax(docs_BNC.max(axis=2), axis=1), 1)
     first_BN = jnp.pad(last_BN, ((0, 0), (1, 0)), constant_values=1)[:, :-1]
     order = np.arange(docs_BNC.shape[2])
@@ -119,7 +135,10 @@ def _document_decays(log_decay_H, docs_BNC) -> Decays:
         return jnp.where(where[..., None], jnp.exp(log_decay_H * jnp.where(where, steps, 0)[..., None]), 0)
 
     within_BNHCS = jnp.moveaxis(decay(count_BNC[..., :, None] - count_BNC[..., None, :], same_BNCS), -1, 2)
-    all_chunks = lambda x_BN: x_BN.reshape(-1, *x_BN.shape[2:])  # noqa: E731
+
+    def all_chunks(x_BN):
+        return x_BN.reshape(-1, *x_BN.shape[2:])
+
     return Decays(
         within=all_chunks(within_BNHCS),
         from_start=all_chunks(decay(count_BNC, docs_BNC == first_BN[..., None])),

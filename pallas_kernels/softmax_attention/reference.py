@@ -1,11 +1,13 @@
-"""Softmax attention, as plainly as it can be written."""
+"""The reference of softmax attention in plain jax.numpy."""
 
 import jax
 import jax.numpy as jnp
 
 
-def softmax_attention_reference(q_BTHK, k_BTGK, v_BTGV, docs_BT, scale: float):
-    """`softmax_attention_tpu`; all scores are in memory."""
+def softmax_attention_reference(
+    q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGV: jax.Array, docs_BT: jax.Array | None, scale: float
+) -> jax.Array:
+    """`softmax_attention_tpu` with all scores in memory; same arguments and result."""
     length, heads = q_BTHK.shape[1:3]
     k_BTHK, v_BTHV = (jnp.repeat(x, heads // k_BTGK.shape[2], axis=2) for x in (k_BTGK, v_BTGV))
     wide = jnp.promote_types(q_BTHK.dtype, jnp.float32)

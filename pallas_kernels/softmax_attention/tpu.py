@@ -1,33 +1,46 @@
-"""Softmax attention on a TPU: of whole rows, of some queries to some keys, and for which shapes."""
+"""Softmax attention on a TPU: whole rows, partial attention, and the shapes that suit the kernels."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from pallas_kernels.softmax_attention.tpu_backward import backward
-from pallas_kernels.softmax_attention.tpu_forward import Size, block_of, forward
+from pallas_kernels.softmax_attention.tpu_forward import Size, block_size, forward
 from pallas_kernels.softmax_attention.window import Window, document_window
 from pallas_kernels.tpu import LANES
 
-WIDEST = 256  # of a head: blocks and gradients of wider ones do not fit in VMEM
-LONGEST = 8192  # queries whose gradient lies on chip at a time
-BLOCK = 1024  # tokens of a block at the most; our choice, by static cost
+MAX_HEAD_DIM = 256  # blocks and gradients of wider heads do not fit in VMEM
+MAX_QUERIES = 8192  # queries whose gradient is on chip at a time
+BLOCK = 1024  # tokens of a block at most; our choice, by static cost
 
 
-def suits_tpu(dtype, length: int, keys: int, key_dim: int, value_dim: int) -> bool:
-    """Whether these kernels are the choice on a TPU: whole tiles that fit."""
+def suits_tpu(dtype: DTypeLike, length: int, keys: int, key_dim: int, value_dim: int) -> bool:
+    """Whether these kernels suit a TPU: whole tiles that fit in VMEM."""
     whole = not (length % LANES or keys % LANES or key_dim % 64 or value_dim % LANES)
-    return dtype in (jnp.bfloat16, jnp.float32) and whole and max(key_dim, value_dim) <= WIDEST
+    return dtype in (jnp.bfloat16, jnp.float32) and whole and max(key_dim, value_dim) <= MAX_HEAD_DIM
 
 
-def softmax_attention_tpu(q_BTHK, k_BTGK, v_BTGV, docs_BT, scale: float, *, interpret: bool = False):
-    """[B, T, H, V] in v's dtype: query head h attends to key/value head h // (H/G), causally and inside its document.
+def softmax_attention_tpu(
+    q_BTHK: jax.Array,
+    k_BTGK: jax.Array,
+    v_BTGV: jax.Array,
+    docs_BT: jax.Array | None,
+    scale: float,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal attention inside documents, [B, T, H, V] in v's dtype; query head h reads key/value head h // (H/G).
 
-    All are bfloat16 or all float32, scores and softmax float32; the scale is > 0. `docs_BT` numbers the documents of
-    each row one after the other (0 padding, which sees itself alone) or is None. `suits_tpu` says which shapes.
+    q [B, T, H, K], k [B, T, G, K], v [B, T, G, V] are all bfloat16 or all float32, in shapes that `suits_tpu` accepts.
+    Scores and softmax are float32; `scale` is > 0. `docs_BT` numbers the documents of each row in order, 0 for padding,
+    which attends to itself only; None: each row is one document.
     """
-    heads_first = lambda x: jnp.swapaxes(x, 1, 2)  # noqa: E731
+
+    def heads_first(x):
+        return jnp.swapaxes(x, 1, 2)
+
     window = document_window(docs_BT, q_BTHK.shape[:2])
     return heads_first(_attend(scale, interpret, *map(heads_first, (q_BTHK, k_BTGK, v_BTGV)), window))
 
@@ -54,22 +67,35 @@ def _attend_backward(scale: float, interpret: bool, kept, d_out):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_tpu(q, k, v, window: Window, scale: float, *, interpret: bool = False):
-    """`api.attend`, float32."""
+def attend_tpu(
+    q: jax.Array, k: jax.Array, v: jax.Array, window: Window, scale: float, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """`api.attend` on a TPU; results are float32."""
     return forward(q, k, v, window, scale, _size(q, k), q.shape[2] * k.shape[2], jnp.float32, interpret)
 
 
-def attend_gradients_tpu(q, k, v, window: Window, logsumexp, shift, d_out, scale: float, *, interpret: bool = False):
-    """`api.attend_gradients`."""
+def attend_gradients_tpu(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    window: Window,
+    logsumexp: jax.Array,
+    shift: jax.Array,
+    d_out: jax.Array,
+    scale: float,
+    *,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`api.attend_gradients` on a TPU."""
     pairs = q.shape[2] * k.shape[2]
     return _gradients(q, k, v, window, logsumexp, shift, d_out, scale, pairs, interpret)
 
 
 def _gradients(q, k, v, window: Window, logsumexp, shift, d_out, scale: float, pairs: int, interpret: bool):
-    """(dq, dk, dv), a stretch of queries after the other."""
+    """(dq, dk, dv), one stretch of queries after the other."""
     groups, (batch, heads, length, _) = k.shape[1], q.shape
-    count = next(n for n in range(-(-length // LONGEST), length + 1) if n == 1 or not length % (n * LANES))
-    alone = count == 1 and heads == groups  # else there are sums to be made of them
+    count = next(n for n in range(-(-length // MAX_QUERIES), length + 1) if n == 1 or not length % (n * LANES))
+    alone = count == 1 and heads == groups  # otherwise dk and dv are summed in float32
 
     def stretch(q, logsumexp, shift, d_out, window):
         d_q, *d_kv = backward(
@@ -96,9 +122,9 @@ def _stretches(x, axis: int, count: int):
 
 
 def _size(q, k) -> Size:
-    return Size(block_of(q.shape[2], BLOCK), block_of(k.shape[2], BLOCK))
+    return Size(block_size(q.shape[2], BLOCK), block_size(k.shape[2], BLOCK))
 
 
 def _causal_pairs(q, size: Size) -> int:
-    """Of queries and keys of a whole row: whole blocks up to the diagonal's."""
+    """Number of computed (query, key) pairs of a whole row: whole blocks up to the diagonal."""
     return q.shape[2] * (q.shape[2] + max(size)) // 2

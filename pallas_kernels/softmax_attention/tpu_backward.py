@@ -1,6 +1,6 @@
-"""Softmax attention on a TPU, backward: one pass, keys outside, queries inside.
+"""Softmax attention on a TPU, backward: one pass with keys in the outer and queries in the inner loop.
 
-With P = exp(scale K Q^T - logsumexp), shift = Σ dO O of a query, everything [keys, queries]:
+P = exp(scale K Q^T - logsumexp), shift = Σ dO O of a query; all matrices are [keys, queries]:
 
     dV = P dO       dS = scale P (V dO^T - shift)       dK = dS Q       dQ = dS^T K
 """
@@ -11,41 +11,70 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
-from pallas_kernels.softmax_attention.tpu_forward import LOG2E, NN, NT, PARAMS, TN, Size, cost, for_seen, scalars, seen
-from pallas_kernels.softmax_attention.window import Window, flat, seen_blocks, seen_by
+from pallas_kernels.softmax_attention.tpu_forward import (
+    LOG2E,
+    NN,
+    NT,
+    PARAMS,
+    TN,
+    Size,
+    cost,
+    scalars,
+    visible,
+    when_visible,
+)
+from pallas_kernels.softmax_attention.window import Window, flat, query_blocks, visible_blocks
 from pallas_kernels.tpu import dot
 
 
 def backward(
-    q, k, v, d_out, logsumexp, shift, window: Window, scale: float, size: Size, pairs: int, kv_dtypes, interpret: bool
-):
-    """(dq [B, H, T, K] float32, dk [B, H, S, K] and dv [B, H, S, V] in `kv_dtypes`): of each query head, where several
-    share a key's.
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    d_out: jax.Array,
+    logsumexp: jax.Array,
+    shift: jax.Array,
+    window: Window,
+    scale: float,
+    size: Size,
+    pairs: int,
+    kv_dtypes: tuple[DTypeLike, DTypeLike],
+    interpret: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(dq [B, H, T, K] float32, dk [B, H, S, K] and dv [B, H, S, V] in `kv_dtypes`), for each query head.
 
-    logsumexp and shift [B, H, T]; dq of all T lies on chip.
+    logsumexp and shift [B, H, T]. dq of all T queries stays on chip.
     """
     (batch, heads, length, key_dim), (groups, keys, value_dim) = q.shape, v.shape[1:]
     count, share = length // size.queries, heads // groups
-    blocks = seen_blocks(window, size.queries, size.keys, keys)
-    readers = seen_by(blocks, keys // size.keys)
+    blocks = visible_blocks(window, size.queries, size.keys, keys)
+    readers = query_blocks(blocks, keys // size.keys)
     out_shape = [
         jax.ShapeDtypeStruct((batch, heads, key_dim, length), jnp.float32),
         jax.ShapeDtypeStruct((batch, heads, keys, key_dim), kv_dtypes[0]),
         jax.ShapeDtypeStruct((batch, heads, keys, value_dim), kv_dtypes[1]),
     ]
-    times = pairs / (length * size.keys)  # that queries and their gradients are read
+    times = pairs / (length * size.keys)  # reads of queries and their gradients
 
     def place(b, j, i, readers_ref):
         start, stop = scalars(readers_ref, 2, b, j, batch)
         return jnp.clip(i, start, jnp.clip(stop - 1, 0, count - 1))
 
-    query = lambda width: pl.BlockSpec(  # noqa: E731
-        (1, 1, size.queries, width), lambda b, h, j, i, _, readers: (b, h, place(b, j, i, readers), 0)
-    )
+    def query(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec(
+            (1, 1, size.queries, width), lambda b, h, j, i, _, readers: (b, h, place(b, j, i, readers), 0)
+        )
+
     number = pl.BlockSpec((1, 1, 1, size.queries), lambda b, h, j, i, _, readers: (b, h, 0, place(b, j, i, readers)))
-    key = lambda width: pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h // share, j, 0))  # noqa: E731
-    d_key = lambda width: pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h, j, 0))  # noqa: E731
+
+    def key(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h // share, j, 0))
+
+    def d_key(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((1, 1, size.keys, width), lambda b, h, j, i, *_: (b, h, j, 0))
+
     windows = pl.BlockSpec((1, 2, size.queries), lambda b, h, j, i, _, readers: (b, 0, place(b, j, i, readers)))
     d_q, d_k, d_v = pl.pallas_call(
         functools.partial(_kernel, scale=scale, size=size, batch=batch),
@@ -94,12 +123,12 @@ def _kernel(
         d_k_sum[...] = jnp.zeros_like(d_k_sum)
         d_v_sum[...] = jnp.zeros_like(d_v_sum)
 
-    @for_seen(scalars(blocks_ref, 4, pl.program_id(0), queries, batch), keys)
+    @when_visible(scalars(blocks_ref, 4, pl.program_id(0), queries, batch), keys)
     def _(whole: bool):
         q, k, v, d_out = q_ref[0, 0], k_ref[0, 0], v_ref[0, 0], d_out_ref[0, 0]
         weight = jnp.exp2(dot(k, q, NT) * (scale * LOG2E) - logsumexp_ref[0, 0] * LOG2E)
         if not whole:
-            weight = jnp.where(seen(window_ref, keys * size.keys, weight.shape), weight, 0)
+            weight = jnp.where(visible(window_ref, keys * size.keys, weight.shape), weight, 0)
         d_v_sum[...] += dot(weight.astype(d_out.dtype), d_out, NN)
         d_score = (weight * (dot(v, d_out, NT) - shift_ref[0, 0])).astype(q.dtype)
         d_k_sum[...] += dot(d_score, q, NN)

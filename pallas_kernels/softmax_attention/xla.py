@@ -1,34 +1,45 @@
-"""Attention of some queries to some keys as jax.numpy has it, a block of queries at a time."""
+"""Partial softmax attention in jax.numpy, one block of queries at a time."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.softmax_attention.window import LEAST, Window
+from pallas_kernels.softmax_attention.window import LOG_ZERO, Window
 
-SCORES = 2**22  # our choice: at most so many scores of a head at a time
+SCORES = 2**22  # our choice: scores of a head in memory at a time
 
 
-def attend_xla(q_BHTK, k_BGSK, v_BGSV, window: Window, scale: float):
-    """`api.attend`."""
+def attend_xla(
+    q_BHTK: jax.Array, k_BGSK: jax.Array, v_BGSV: jax.Array, window: Window, scale: float
+) -> tuple[jax.Array, jax.Array]:
+    """`api.attend` in jax.numpy."""
 
     def block(_, inputs):
         q_BGHCK, window = inputs
         score, allowed = _scores(q_BGHCK, k_BGSK, window, scale)
-        largest = jnp.max(score, axis=-1, initial=LEAST)
+        largest = jnp.max(score, axis=-1, initial=LOG_ZERO)
         weight = jnp.where(allowed, jnp.exp(score - largest[..., None]), 0)
         total = jnp.sum(weight, axis=-1)
         some = jnp.where(total > 0, total, 1)
         out = _product("BGHCS,BGSV->BGHCV", weight.astype(v_BGSV.dtype), v_BGSV) / some[..., None]
-        return None, (out, jnp.where(total > 0, largest + jnp.log(some), LEAST))
+        return None, (out, jnp.where(total > 0, largest + jnp.log(some), LOG_ZERO))
 
     _, (out, logsumexp) = jax.lax.scan(block, None, (_grouped(q_BHTK, k_BGSK), _windows(window, k_BGSK)))
     return _ungrouped(out), _ungrouped(logsumexp)
 
 
-def attend_gradients_xla(q_BHTK, k_BGSK, v_BGSV, window: Window, logsumexp, shift, d_out_BHTV, scale: float):
-    """`api.attend_gradients`."""
+def attend_gradients_xla(
+    q_BHTK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSV: jax.Array,
+    window: Window,
+    logsumexp: jax.Array,
+    shift: jax.Array,
+    d_out_BHTV: jax.Array,
+    scale: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`api.attend_gradients` in jax.numpy."""
 
     def block(d_kv, inputs):
         q_BGHCK, d_out_BGHCV, logsumexp_BGHC, shift_BGHC, window = inputs
@@ -48,7 +59,7 @@ def attend_gradients_xla(q_BHTK, k_BGSK, v_BGSV, window: Window, logsumexp, shif
 
 
 def _scores(q_BGHCK, k_BGSK, window: Window, scale: float):
-    """(scores [B, G, H, C, S], which count [B, 1, 1, C, S])."""
+    """(scores [B, G, H, C, S], whether the query attends to the key [B, 1, 1, C, S])."""
     score = _product("BGHCK,BGSK->BGHCS", q_BGHCK, k_BGSK) * scale
     first_BC1, last_BC1 = (x[..., None] for x in window)
     key_S = jnp.arange(k_BGSK.shape[2])
@@ -61,7 +72,7 @@ def _product(letters: str, a, b):
 
 
 def _blocks(length: int, keys: int) -> int:
-    """Into how many equal blocks queries go."""
+    """Number of equal blocks of queries."""
     return next(n for n in range(-(-length * keys // SCORES), length + 1) if length % n == 0)
 
 
@@ -75,7 +86,7 @@ def _grouped(x_BHT, k_BGSK):
 
 
 def _windows(window: Window, k_BGSK) -> Window:
-    """[N, B, T/N] each."""
+    """The window by blocks of queries, [N, B, T/N] each."""
     return Window(*(_grouped(x[:, None], k_BGSK[:, :1])[:, :, 0, 0] for x in window))
 
 

@@ -19,7 +19,7 @@ GB = 10**9
 def test_a_model_has_about_the_size_that_is_asked_for(size):
     config = sized_config(size * GB)
     assert abs(2 * count(model_spec(config)) - size * GB) < 0.05 * size * GB
-    assert config.hidden_size == 4096 and sum(map(config.is_softmax_layer, range(config.num_layers))) == 1
+    assert config.hidden_size == 4096 and sum(map(config.is_full_attention_layer, range(config.num_layers))) == 1
 
 
 def test_a_size_that_no_model_has_is_refused():

@@ -71,7 +71,7 @@ def test_every_field_survives_config_json(family, fields):
 def test_config_json_holds_every_field_of_the_model():
     config = model_config("tiny-2.6")
     changed = dict(
-        vocab_size=77, hidden_size=64, num_layers=3, num_heads=8, head_dim=16, softmax="gqa", layer_group_size=2,
+        vocab_size=77, hidden_size=64, num_layers=3, num_heads=8, head_dim=16, full_attention="gqa", layer_group_size=2,
         num_kv_heads=2, num_norm_groups=2, rotary_dim=8, q_lora_rank=8, kv_lora_rank=8, nope_dim=4, rope_dim=4,
         v_dim=8, ffn_size=8, first_dense_layers=2, num_experts=16, top_k=1, num_expert_groups=4, top_groups=2,
         expert_ffn_size=8, shared_ffn_size=8, routed_scale=1.0, rope_theta=5.0, rope_scaling=Yarn(2.0, 8),
@@ -82,12 +82,14 @@ def test_config_json_holds_every_field_of_the_model():
     fields = {field.name for field in dataclasses.fields(ModelConfig) if field.compare}
     assert changed.keys() | HOW_IT_IS_RUN.keys() == fields
     for field, value in changed.items():
-        fields = {field: value} | (dict(num_kv_heads=4) if field == "softmax" else {})
+        fields = {field: value} | (dict(num_kv_heads=4) if field == "full_attention" else {})
         assert to_hf(dataclasses.replace(config, **fields)) != to_hf(config), field
 
 
 def test_config_json_of_another_family_is_an_error():
-    with pytest.raises(ValueError, match="no Hugging Face architecture has softmax 'mla' with layer_group_size 1"):
+    with pytest.raises(
+        ValueError, match="no Hugging Face architecture has full_attention 'mla' with layer_group_size 1"
+    ):
         to_hf(tiny_config(layer_group_size=1))
 
 
@@ -202,11 +204,13 @@ def test_the_files_keys_survive_a_workdir(tmp_path):
     assert read == config and to_hf(read) == to_hf(config)
     older = dataclasses.asdict(config)
     del older["hf_source"]  # as checkpoints were before
+    older["softmax"] = older.pop("full_attention")
     assert orbax.config_from_json(older) == config
 
 
 def test_a_run_goes_on_whatever_file_its_model_came_from():
     fields = {"model": dataclasses.asdict(from_hf(FIXTURE)), "optimizer": {"schedule": "wsm"}}
     other = fields | {"model": dataclasses.asdict(from_hf(FIXTURE | {"eos_token_id": 3}))}
-    older = fields | {"model": without(fields["model"], "hf_source")}
+    model = fields["model"]
+    older = fields | {"model": without(model, "hf_source", "full_attention") | {"softmax": model["full_attention"]}}
     assert differences(fields, other) == differences(older, fields) == []

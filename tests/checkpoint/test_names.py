@@ -20,7 +20,9 @@ def official_shapes(c):
     }
     for number in range(c.num_layers + c.mtp_depth):
         mtp = number >= c.num_layers
-        layer = official_layer(c, softmax=mtp or c.is_softmax_layer(number), moe=mtp or number >= c.first_dense_layers)
+        layer = official_layer(
+            c, softmax=mtp or c.is_full_attention_layer(number), moe=mtp or number >= c.first_dense_layers
+        )
         if mtp:
             layer |= {f"{name}.weight": (c.hidden_size,) for name in ("enorm", "hnorm", "final_layernorm")}
             layer["eh_proj.weight"] = (c.hidden_size, 2 * c.hidden_size)
@@ -30,7 +32,7 @@ def official_shapes(c):
 
 def official_layer(c, softmax, moe):
     shapes = {f"{name}.weight": (c.hidden_size,) for name in ("input_layernorm", "post_attention_layernorm")}
-    mixer = official_mla(c) if softmax and c.softmax == "mla" else official_attention(c, softmax)
+    mixer = official_mla(c) if softmax and c.full_attention == "mla" else official_attention(c, softmax)
     shapes |= {f"attention.{name}": shape for name, shape in mixer.items()}
     return shapes | {f"mlp.{name}": shape for name, shape in official_ffn(c, moe).items()}
 

@@ -42,7 +42,7 @@ ENTRY %main (a: (s32[], bf16[16,32], bf16[8,64]), b: f32[64,8], c: f32[8,64]) ->
 """
 
 
-def test_a_loop_counts_as_often_as_it_turns():
+def test_operations_in_a_loop_count_once_per_trip():
     work = read_work(PROGRAM, MESH)
     inside, outside = 2 * 16 * 32 * 64, 2 * 64 * 8 * 64
     assert work.flops == 5 * inside + outside
@@ -70,19 +70,19 @@ def test_collectives_have_their_mesh_axes_and_what_a_device_receives():
         ("{}", ("fsdp", "expert"), 8),
     ],
 )
-def test_every_way_to_write_a_group_of_devices_is_read(groups, axes, size):
+def test_every_notation_of_device_groups_is_parsed(groups, axes, size):
     """A group that is not understood must not count as all devices."""
     text = PROGRAM.replace("[2,4]<=[4,2]T(1,0)", groups)
     found = {row.kind: row for row in read_work(text, MESH).collectives}["all-gather"]
     assert (found.axes, found.bytes) == (axes, 5 * (size - 1) * 8 * 64 * 2)
 
 
-def test_an_unknown_way_to_write_a_group_is_an_error():
+def test_an_unknown_notation_of_device_groups_is_an_error():
     with pytest.raises(ValueError, match="in a form that is not known here: replica_groups=@groups"):
         read_work(PROGRAM.replace("[2,4]<=[4,2]T(1,0)", "@groups"), MESH)
 
 
-def test_an_all_reduce_of_which_a_part_is_kept_is_a_reduce_scatter():
+def test_an_all_reduce_followed_by_a_slice_is_a_reduce_scatter():
     whole = "ROOT %sum = f32[64,64]{1,0} all-reduce(%wide), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add"
     assert whole in PROGRAM
     part = "  ROOT %part = f32[32,64]{1,0} dynamic-slice(%sum, %a), dynamic_slice_sizes={32,64}"
@@ -105,7 +105,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_ragged_exchange_counts_what_both_buffers_have_room_for(form):
+def test_a_ragged_exchange_counts_the_smaller_buffer(form):
     """Of the rows to be sent 15 and of those that may come 40, twice 64 numbers each: half of the 15 cross a link."""
     given = ["%a = bf16[15,2,64] parameter(0)", "%b = bf16[40,2,64] parameter(1)", "%c = s32[2] parameter(2)"]
     arguments = "(a: bf16[15,2,64], b: bf16[40,2,64], c: s32[2]) -> bf16[40,2,64] {"

@@ -36,7 +36,7 @@ def mesh_of(tried):
     return tuple(dataclasses.asdict(tried.config.mesh).values())
 
 
-def test_every_legal_mesh_is_looked_at_and_the_best_comes_first():
+def test_every_legal_mesh_is_searched_and_the_best_comes_first():
     compiler = Compiler(lambda config: 1.0 + abs(config.mesh.fsdp - 4) + abs(config.mesh.expert - 2))
     tried = plan(small_config(), 8, CHIPS["v5e"], compiler)
     assert dataclasses.asdict(tried[0].config.mesh) == dict(data=1, fsdp=4, expert=2, context=1, tensor=1)
@@ -45,7 +45,7 @@ def test_every_legal_mesh_is_looked_at_and_the_best_comes_first():
     assert "the first wins: its hbm takes longest" in plan_text(tried)
 
 
-def test_what_cannot_be_better_is_not_compiled():
+def test_meshes_that_cannot_win_are_not_compiled():
     compiler = Compiler(lambda config: 1e-9)  # less than any lower bound
     tried = plan(small_config(), 8, CHIPS["v5e"], compiler)
     assert len(compiler.asked) == 1
@@ -67,13 +67,13 @@ def test_recomputation_comes_before_more_microbatches_only_where_it_must():
     )
 
 
-def test_a_model_that_no_mesh_holds_is_said_to_be_too_large():
+def test_a_model_that_fits_no_mesh_is_reported_as_too_large():
     tried = plan(small_config(), 8, CHIPS["v5e"], Compiler(lambda config: 1.0, lambda config: 17e9))
     assert tried[0].fields is None
     assert "nothing fits: more devices, shorter rows" in plan_text(tried)
 
 
-def test_a_mesh_that_the_compiler_fails_on_is_told_and_the_search_goes_on():
+def test_a_mesh_that_the_compiler_fails_on_is_reported_and_the_search_continues():
     def seconds(config):
         if config.mesh.expert == 8 or (config.mesh.data == 8 and config.model.remat == "none"):
             raise jax.errors.JaxRuntimeError("INTERNAL: mask_aggregator.cc:1\nmore")
@@ -88,7 +88,7 @@ def test_a_mesh_that_the_compiler_fails_on_is_told_and_the_search_goes_on():
     assert [t.config.model.remat for t in tried if t.config.mesh.data == 8] == ["dots"]
 
 
-def test_a_compiler_that_always_fails_is_not_taken_for_a_model_that_is_too_large():
+def test_a_compiler_failure_is_not_reported_as_a_model_that_is_too_large():
     def seconds(config):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")
 

@@ -19,20 +19,20 @@ def test_all_right_gives_all_and_all_wrong_gives_one():
         assert accepted_length(tokens, drafts, start=2) == length
 
 
-def test_what_follows_a_wrong_draft_is_not_accepted():
+def test_drafts_after_a_wrong_one_are_not_accepted():
     tokens = np.arange(13)
     right = np.tile([True, False, True], (13, 1))
     assert accepted_length(tokens, drafts_of(tokens, right), start=1) == 2
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
-def test_it_is_between_one_and_all_and_grows_with_right_drafts(seed, depths):
+def test_accepted_length_is_between_one_and_all_and_grows_with_right_drafts(seed, depths):
     rng = np.random.default_rng(seed)
     tokens, right = rng.integers(0, 9, 40), rng.random((40, depths)) < 0.5
     length = accepted_length(tokens, drafts_of(tokens, right), start=1)
     assert 1 <= length <= depths + 1
 
 
-def test_a_text_without_room_is_named():
+def test_a_text_without_room_for_drafts_is_an_error():
     with pytest.raises(ValueError, match="a text of 4 tokens from 2 on has no room for 3 drafts"):
         accepted_length(np.arange(4), np.zeros((4, 3)), start=2)

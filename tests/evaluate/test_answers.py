@@ -82,7 +82,7 @@ def exits(text, record):
         (lambda text, record: 2, Verdict(None, "returned 2; expected a bool or a number from 0 to 1")),
     ],
 )
-def test_what_a_verifier_may_say(verifier, verdict):
+def test_verifiers_return_a_bool_or_a_number_from_0_to_1(verifier, verdict):
     assert verify(verifier, "yes", {}) == verdict
 
 

@@ -55,7 +55,7 @@ def test_a_choice_is_not_scored_as_reasoning():
     assert len(encode_choices(dataclasses.replace(thinks, template=with_thinking(template, "off")), RECORDS)) == 5
 
 
-def test_what_passes_the_context_is_named():
+def test_choices_beyond_the_context_are_an_error():
     short = dataclasses.replace(LOADED, config=tiny_config(vocab_size=300, max_length=8))
     with pytest.raises(ValueError, match=r"line 1: prompt of 2 tokens and choices\[1\] of \d+ pass the model"):
         encode_choices(short, RECORDS[:1])

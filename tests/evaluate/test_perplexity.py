@@ -60,7 +60,7 @@ def test_one_document_has_no_interval_and_one_token_no_bytes():
     assert [metric.interval for metric in metrics] == [None, None, None]
 
 
-def test_sources_are_told_apart_by_their_names(tmp_path):
+def test_file_names_decide_the_format(tmp_path):
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": "second"}) + "\n" + json.dumps({"text": "third"}))
     assert read_texts(tmp_path / "a.txt") == ["first"]

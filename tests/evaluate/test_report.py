@@ -34,13 +34,13 @@ def test_results_are_json(tmp_path):
     }  # fmt: skip
 
 
-def test_what_cannot_be_written_leaves_nothing(tmp_path):
+def test_failed_writes_leave_no_folder(tmp_path):
     with pytest.raises(TypeError):
         write_results(tmp_path / "out", [{"id": 1}, {"id": object()}], METRICS, {})
     assert not list(tmp_path.iterdir())
 
 
-def test_folders_that_cannot_be_made_are_known_before(tmp_path):
+def test_folders_that_cannot_be_made_are_reported_before_the_work(tmp_path):
     check_new_folder(tmp_path / "a" / "b")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="exists and is not empty"):

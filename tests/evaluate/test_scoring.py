@@ -28,7 +28,7 @@ def test_rows_score_as_alone_and_one_program_serves_a_bucket():
         np.testing.assert_allclose(logps, alone, atol=2e-5, err_msg=f"row {i}")  # float32 sums of another order
 
 
-def test_what_is_not_finite_is_an_error():
+def test_log_probabilities_that_are_not_finite_are_an_error():
     params = PARAMS | {"final_norm": np.full(CONFIG.hidden_size, np.nan, np.float32)}
     with pytest.raises(FloatingPointError, match="not finite"):
         list(score_rows(params, CONFIG, ROWS, batch_size=4))

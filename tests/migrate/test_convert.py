@@ -67,7 +67,7 @@ def test_a_model_of_one_kv_head_is_the_same_model_as_mla(tmp_path, x64, monkeypa
 
 
 @pytest.mark.parametrize("start,end", [("gqa", "linear"), ("linear", "fused"), ("gqa", "mla")])
-def test_only_what_a_form_changes_is_changed(tmp_path, start, end):
+def test_a_conversion_changes_only_the_layers_of_its_form(tmp_path, start, end):
     form = forms(size={})
     source, target = form[start], form[end]
     before = random_params(source, dtype="float32", std=0.2)
@@ -100,7 +100,7 @@ def test_a_mixers_inputs_are_those_of_the_forward_pass(x64):
     np.testing.assert_allclose(layers[0].inputs[0], first / rms * run["mixer_norm"][0, 0], rtol=1e-12)
 
 
-def test_one_layer_is_held_at_a_time(tmp_path):
+def test_a_conversion_keeps_one_layer_in_memory(tmp_path):
     form, alive = forms(size={}), []
 
     class Watched(TreeReader):
@@ -138,7 +138,7 @@ def test_a_migration_changes_only_mixers():
     with pytest.raises(ValueError, match=r"target\.num_experts is 16, the source's 8; a migration changes only the"):
         form_config(source_config(**WHOLE), target_config(**WHOLE, num_experts=16), "linear")
     linear = dataclasses.replace(forms()["linear"])
-    with pytest.raises(ValueError, match=r"target\.softmax is 'gqa'; a migration ends with 'mla'"):
+    with pytest.raises(ValueError, match=r"target\.full_attention is 'gqa'; a migration ends with 'mla'"):
         form_config(source_config(**WHOLE), linear, "mla")
 
 
@@ -150,6 +150,6 @@ def test_a_migration_changes_only_mixers():
         (dict(held_out_tokens=0), "conversion.held_out_tokens is 0; it must be positive"),
     ],
 )
-def test_unknown_ways_to_convert_are_named(fields, message):
+def test_unknown_conversion_options_are_an_error(fields, message):
     with pytest.raises(ValueError, match=message):
         Conversion(**fields)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ling_jax.config import Yarn, model_config
-from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, stage_run, trained
+from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.convert import form_config
-from ling_jax.migrate.outline import outline
+from ling_jax.migrate.dry_run import dry_run
 from ling_jax.migrate.plan import RESUMABLE
 from ling_jax.migrate.stages import migration
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import mesh_ways, shardings
+from ling_jax.parallel.sharding import num_shards, shardings
 from ling_jax.spec import named_leaves
 from ling_jax.train.config import PretrainConfig, differences, from_dict
 from tests.parallel.test_sharding import abstract_mesh
@@ -34,7 +34,7 @@ def test_a_plan_ends_with_its_target(name):
     config = load(name)
     source = model_config(SOURCES[name], mtp_depth=config.target.mtp_depth)
     assert stage_models(config, source)[-1] == config.target
-    records = outline(config, source)
+    records = dry_run(config, source)
     assert [r["form"] for r in records[:4]] == ["linear", "fused", "mla", "mla"]
     # expert's part of a mesh splits the rows of every stage; what is left of a step at 256K is few of them
     assert all(r["batch_size"] % config.mesh.expert == 0 for r in records)
@@ -52,9 +52,9 @@ def test_every_stage_splits_over_the_pod_with_as_many_tokens_a_device(name, devi
         mesh = abstract_mesh(**dataclasses.asdict(run.mesh))
         shardings(model_spec(model), mesh)
         assert mesh.size == devices
-        rows, spare = divmod(run.train.batch_size, run.train.microbatches * mesh_ways("batch", mesh))
+        rows, spare = divmod(run.train.batch_size, run.train.microbatches * num_shards("batch", mesh))
         assert rows and not spare, run.stage.name
-        tokens = rows * run.data.sequence_length // mesh_ways("tokens", mesh)
+        tokens = rows * run.data.sequence_length // num_shards("tokens", mesh)
         assert tokens == config.train.batch_size * 4096 // (config.train.microbatches * devices)
 
 
@@ -68,9 +68,9 @@ def test_a_migration_goes_on_with_other_devices_for_a_row():
     assert differences(config, changed, RESUMABLE) == ["stages.4.tokens: 250000000000 in the workdir, 1 now"]
 
 
-def test_the_1ts_numbers():
+def test_the_dry_run_of_the_1t_has_the_known_sizes():
     config = load("1t")
-    first, partial, mla, continued, *_ = outline(config, model_config("ling-1t", mtp_depth=1))
+    first, partial, mla, continued, *_ = dry_run(config, model_config("ling-1t", mtp_depth=1))
     assert first["converts"] == {"gqa -> lightning": 70}
     assert partial["converts"] == {"gqa QK-norm fused": 11} and mla["converts"] == {"gqa -> mla": 11}  # 10 and MTP
     assert continued["parameters"] == pytest.approx(1012.23e9 + 13.18e9, rel=1e-4)  # docs/architecture.md §13
@@ -89,7 +89,7 @@ def test_trained_sets_are_what_the_report_names():
         (set(), {"q_a", "q_a_norm", "q_b", "kv_a", "kv_a_norm", "kv_b"}),
     ]
     for stage, model, (lightning, softmax) in zip(config.stages, stage_models(config, source), wanted, strict=False):
-        chosen = [name for name, keep in named_leaves(trained(model, stage.trains)).items() if keep]
+        chosen = [name for name, keep in named_leaves(trainable_mask(model, stage.trains)).items() if keep]
         assert all("/mixer/" in name for name in chosen)
         assert {name.split("/")[-1] for name in chosen if "_lightning_" in name} == lightning
         assert {name.split("/")[-1] for name in chosen if "_lightning_" not in name} == softmax
@@ -114,7 +114,7 @@ def test_mtp_that_no_loss_trains_is_not_drawn_and_is_no_stage_of_its_own():
     ):
         stage_models(dataclasses.replace(config, target=target), model_config("ling-1t"))
     with pytest.raises(ValueError, match=r"trains is \('mtp/\*',\); gradients train none of that"):
-        trained(target, ("mtp/*",))
+        trainable_mask(target, ("mtp/*",))
 
 
 @pytest.mark.parametrize("mtp_depth", [0, 1])
@@ -123,7 +123,7 @@ def test_queries_without_a_rank_are_warmed_up_too(mtp_depth):
     tokens = dict(linear=1, partial=1, mla=1, continued=1)
     config = dataclasses.replace(load("tiny"), target=target, stages=migration(target, **tokens))
     model = stage_models(config, model_config("tiny-2.0", mtp_depth=mtp_depth))[2]
-    names = {name for name, keep in named_leaves(trained(model, config.stages[2].trains)).items() if keep}
+    names = {name for name, keep in named_leaves(trainable_mask(model, config.stages[2].trains)).items() if keep}
     assert {name.split("/")[-1] for name in names} == {"q", "kv_a", "kv_a_norm", "kv_b"}
     assert not any("_lightning_" in name for name in names)
     assert any(name.startswith("mtp/") for name in names) == bool(mtp_depth)

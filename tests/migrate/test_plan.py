@@ -13,7 +13,7 @@ from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.data import save_tokenizer
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
-from ling_jax.migrate.outline import as_text, outline
+from ling_jax.migrate.dry_run import as_text, dry_run
 from ling_jax.migrate.plan import open_converted, prepare_plan
 from ling_jax.migrate.run import read_report, run_plan, with_mtp_modules
 from ling_jax.model import forward
@@ -368,7 +368,7 @@ def long_first(config):
 
 
 @pytest.mark.parametrize("change,message", REFUSED)
-def test_what_cannot_be_migrated_is_refused_before_work(source, tmp_path, change, message):
+def test_invalid_migrations_are_refused_before_work(source, tmp_path, change, message):
     with pytest.raises((ValueError, OSError), match=message):
         plan = prepare_plan(change(small_config(*source)), tmp_path / "refused")
         unlock(plan.workdir, plan.lock)
@@ -423,9 +423,9 @@ def test_new_weights_are_drawn_as_the_target_says(source, tmp_path, monkeypatch)
     assert np.std(drawn) == pytest.approx(0.5, rel=0.1)
 
 
-def test_the_outline_has_the_sizes_of_the_run(migrated):
+def test_the_dry_run_has_the_sizes_of_the_run(migrated):
     plan, reports = migrated
-    records = outline(plan.config, plan.source.config)
+    records = dry_run(plan.config, plan.source.config)
     for record, report in zip(records, reports, strict=True):
         if "steps" in report:
             assert record["trained_parameters"] == report["trained_parameters"]
@@ -442,5 +442,5 @@ def test_the_outline_has_the_sizes_of_the_run(migrated):
 def test_a_stage_that_only_converts_takes_its_disk_once():
     config = small_config("source", "corpus")
     config = dataclasses.replace(config, stages=(Stage(name="once", form="mla"),))
-    (record,) = outline(config, source_config())
+    (record,) = dry_run(config, source_config())
     assert as_text([record]).endswith(f", {4 * record['parameters'] / 1e3:.2f}kB of disk")

@@ -68,7 +68,7 @@ def test_sums_stay_exact_over_many_float32_batches(numbers):
     np.testing.assert_allclose(((many + one).q - many.q) / one.q, 1, rtol=1e-5)
 
 
-def test_what_cannot_be_fused_is_named(numbers, x64):
+def test_layers_that_cannot_be_fused_are_an_error(numbers, x64):
     layer = layer_of(numbers)
     nothing = head_squares(layer, numbers["x"][None], np.zeros((1, 200), bool))
     with pytest.raises(ValueError, match="no calibration token was seen"):

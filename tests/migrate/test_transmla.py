@@ -11,7 +11,7 @@ from ling_jax.migrate.transmla import balance_ratio, check_sizes, gqa_to_mla, ke
 from ling_jax.migrate.transmla import mean_rms as latent_weight
 from ling_jax.model import gqa, mla
 from ling_jax.model.rope import rope_table
-from ling_jax.model.transformer import make_sequence
+from ling_jax.model.transformer import make_token_info
 from tests.objective_numbers import BOTH, load
 from tests.tiny import tiny_config
 
@@ -36,7 +36,7 @@ def target_of(source, kv_rank=None, q_rank=None, components=1):
     rope = components * source.rotary_dim
     full = min(source.hidden_size, 2 * source.num_kv_heads * source.head_dim - rope)
     sizes = dict(kv_lora_rank=kv_rank or full, q_lora_rank=q_rank, nope_dim=source.head_dim, rope_dim=rope)
-    return dataclasses.replace(source, softmax="mla", v_dim=source.head_dim, **sizes)
+    return dataclasses.replace(source, full_attention="mla", v_dim=source.head_dim, **sizes)
 
 
 def layer_of(numbers, dtype="float64"):
@@ -48,11 +48,11 @@ def layer_of(numbers, dtype="float64"):
 def run(layer, x_TD, config, components=1):
     """The mixer's output [T, D]; the rope table of several components is that of one, repeated."""
     positions = np.arange(len(x_TD))[None]
-    sequence = make_sequence(np.zeros_like(positions), config)
+    info = make_token_info(np.zeros_like(positions), config)
     table = rope_table(positions, config.rope_dim // components, config)
-    sequence = sequence._replace(latent_rope=tuple(np.tile(part, components) for part in table))
-    mixer = mla.mla if config.softmax == "mla" else gqa.gqa
-    return np.asarray(mixer(layer, x_TD[None], sequence, None, None, config)[0][0])
+    info = info._replace(latent_rope=tuple(np.tile(part, components) for part in table))
+    mixer = mla.mla if config.full_attention == "mla" else gqa.gqa
+    return np.asarray(mixer(layer, x_TD[None], info, None, None, config)[0][0])
 
 
 def converted(numbers, dtype="float64", *, pca="complex", **sizes):
@@ -199,7 +199,7 @@ def test_a_large_moments_subspace_keeps_what_its_eigenvectors_keep(monkeypatch):
     assert best - 2e-4 < kept <= best + 1e-12
 
 
-def test_what_does_not_fit_is_refused_with_what_would(golden):
+def test_sizes_that_do_not_fit_are_refused_with_sizes_that_do(golden):
     numbers = load(golden, "mla_truncated")
     source = source_of(numbers)
     x, layer = numbers["x_calib"], layer_of(numbers)

@@ -96,7 +96,7 @@ def test_packed_equals_alone(x64, row, ids, seed):
 
 @given(segment_ids=segment_rows(), seed=seeds, place=st.integers(0, LENGTH - 1))
 @many
-def test_the_future_is_not_seen(x64, segment_ids, seed, place):
+def test_no_token_attends_to_later_tokens(x64, segment_ids, seed, place):
     tokens = random_tokens(seed)
     changed = tokens.copy()
     changed[:, place] = (tokens[:, place] + 1) % CONFIG.vocab_size
@@ -111,7 +111,7 @@ def test_the_future_is_not_seen(x64, segment_ids, seed, place):
 
 @given(segment_ids=segment_rows(), seed=seeds)
 @many
-def test_what_stands_in_padding_does_not_matter(x64, segment_ids, seed):
+def test_padding_tokens_do_not_change_the_result(x64, segment_ids, seed):
     tokens, live = random_tokens(seed), segment_ids > 0
     other = np.where(live, tokens, random_tokens(seed + 1))
     (before, sums), (after, other_sums) = run(tokens, segment_ids), run(other, segment_ids)
@@ -169,7 +169,7 @@ def test_without_segment_ids_every_row_is_one_document(x64):
         ((1, CONFIG.max_length + 1), {}, "at most max_length 512"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(tokens, options, message):
+def test_shapes_that_do_not_fit_are_an_error(tokens, options, message):
     arrays = {name: np.zeros(shape, np.int32) for name, shape in options.items()}
     with pytest.raises(ValueError, match=message):
         model.forward({}, np.zeros(tokens, np.int32), CONFIG, **arrays)

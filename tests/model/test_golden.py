@@ -42,7 +42,7 @@ FAST_RUNS = [(False, "dots", 16)]
     ("scan_layers", "remat", "lightning_chunk"),
     [run if run in FAST_RUNS else pytest.param(*run, marks=pytest.mark.slow) for run in RUNS],
 )
-def test_how_it_is_run_changes_no_number(golden, x64, scan_layers, remat, lightning_chunk):
+def test_run_settings_do_not_change_the_numbers(golden, x64, scan_layers, remat, lightning_chunk):
     run = dict(scan_layers=scan_layers, remat=remat, lightning_chunk=lightning_chunk)
     check_loss(golden / "v25_mtp_noqlora_eps", "float64", loss_chunk=CHUNKS[lightning_chunk], **run)
 

@@ -11,8 +11,8 @@ from ling_jax import model
 from ling_jax.config import model_config
 from ling_jax.model import gqa, mla
 from ling_jax.model.layers import (
-    Kind,
-    Run,
+    LayerKind,
+    LayerRun,
     Segment,
     layer,
     layer_kind,
@@ -22,7 +22,7 @@ from ling_jax.model.layers import (
     run_segments,
 )
 from ling_jax.model.norm import group_rms_norm
-from ling_jax.model.transformer import make_sequence
+from ling_jax.model.transformer import make_token_info
 from tests.golden_numbers import quick_jit
 from tests.tiny import random_params, tiny_config
 
@@ -32,25 +32,25 @@ def kinds_of(config):
 
 
 def test_eighty_layers_are_two_segments():
-    lightning, dense = Kind("lightning", "moe"), Kind("lightning", "dense")
+    lightning, dense = LayerKind("lightning", "moe"), LayerKind("lightning", "dense")
     assert layer_plan(model_config("ling-2.6-1t")) == (
-        Segment((Run(dense, 4), Run(lightning, 3), Run(Kind("mla", "moe"), 1)), 1),
-        Segment((Run(lightning, 7), Run(Kind("mla", "moe"), 1)), 9),
+        Segment((LayerRun(dense, 4), LayerRun(lightning, 3), LayerRun(LayerKind("mla", "moe"), 1)), 1),
+        Segment((LayerRun(lightning, 7), LayerRun(LayerKind("mla", "moe"), 1)), 9),
     )
 
 
-def test_layers_behind_the_last_whole_group_are_softmax():
+def test_layers_after_the_last_whole_group_have_full_attention():
     config = tiny_config(num_layers=7, layer_group_size=3)
     mixers = [kind.mixer for kind in kinds_of(config)]
     assert mixers == ["lightning", "lightning", "mla", "lightning", "lightning", "mla", "mla"]
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_fewer_layers_than_a_group_are_all_softmax(layers):
+def test_fewer_layers_than_a_group_all_have_full_attention(layers):
     assert {kind.mixer for kind in kinds_of(tiny_config(num_layers=layers, layer_group_size=8))} == {"mla"}
 
 
-def test_groups_of_one_are_all_softmax():
+def test_groups_of_one_all_have_full_attention():
     assert {kind.mixer for kind in kinds_of(tiny_config("2.0"))} == {"gqa"}
 
 
@@ -62,7 +62,7 @@ def test_the_first_layers_are_dense(dense):
 
 @given(layers=st.integers(1, 90), group=st.integers(1, 12), dense=st.integers(0, 9))
 @settings(max_examples=200)
-def test_every_layer_has_one_place(layers, group, dense):
+def test_every_layer_has_one_position_in_the_plan(layers, group, dense):
     config = tiny_config(num_layers=layers, layer_group_size=group, first_dense_layers=dense)
     numbers, plan = layer_numbers(config), layer_plan(config)
     assert sorted(n for array in numbers.values() for n in array.reshape(-1)) == list(range(layers))
@@ -83,19 +83,19 @@ def test_stacked_groups_run_in_the_order_of_layers(x64):
     assert [segment.repeats for segment in layer_plan(config)] == [3]
     params, numbers, decays = random_params(config)["segments"], layer_numbers(config), log_decays(config)
     x_BTD = np.random.default_rng(1).normal(size=(1, 10, config.hidden_size))
-    sequence = make_sequence(np.zeros((1, 10), int), config)
-    found, routers, _ = quick_jit(lambda p, x: run_segments(p, x, sequence, config))(params, x_BTD)
+    info = make_token_info(np.zeros((1, 10), int), config)
+    found, routers, _ = quick_jit(lambda p, x: run_segments(p, x, info, config))(params, x_BTD)
     wanted, step = x_BTD, quick_jit(layer, static_argnums=(5, 6))
     places = {array[r, c]: (*key, r, c) for key, array in numbers.items() for r, c in np.ndindex(array.shape)}
     for number in range(config.num_layers):
         segment, run, r, c = places[number]
         weights = jax.tree.map(lambda leaf, r=r, c=c: leaf[r, c], params[segment][run])
-        wanted, router, _ = step(weights, wanted, decays[number], None, sequence, config, layer_kind(config, number))
+        wanted, router, _ = step(weights, wanted, decays[number], None, info, config, layer_kind(config, number))
         np.testing.assert_array_equal(routers[segment][run].expert_index[r, c], router.expert_index)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)  # the same sums
 
 
-def test_routers_stand_in_the_order_of_layers_with_mtp_last(x64):
+def test_routers_are_in_the_order_of_layers_with_mtp_last(x64):
     config = tiny_config(num_layers=5, first_dense_layers=1, mtp_depth=2, top_k=1, compute_dtype="float64")
     params = random_params(config)
     for (segment, run), array in layer_numbers(config).items():
@@ -119,7 +119,7 @@ def test_biases_are_added_to_query_key_and_value(x64):
     rng = np.random.default_rng(0)
     params = {name: rng.normal(size=leaf.shape) for name, leaf in gqa.gqa_spec(config).items()}
     x_BTD = rng.normal(size=(1, 3, config.hidden_size))
-    table = make_sequence(np.zeros((1, 3), int), config).rope
+    table = make_token_info(np.zeros((1, 3), int), config).rope
     for name, found in zip("qkv", gqa.project_qkv(params, x_BTD, table, config), strict=True):
         wanted = np.einsum("BTD,DHK->BTHK", x_BTD, params[name]) + params[f"{name}_bias"]
         np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=name)
@@ -134,7 +134,7 @@ def test_biases_of_mla_are_added_before_the_latent_norms(x64):
     folded = without | {name: np.concatenate([params[name], params[f"{name}_bias"][None]]) for name in ("q_a", "kv_a")}
     x_BTD = rng.normal(size=(1, 3, config.hidden_size))
     x_one_BTD = np.concatenate([x_BTD, np.ones((1, 3, 1))], axis=-1)
-    table = make_sequence(np.zeros((1, 3), int), config).latent_rope
+    table = make_token_info(np.zeros((1, 3), int), config).latent_rope
     for function in (mla.queries, lambda *args: mla.latents(*args)[0], lambda *args: mla.latents(*args)[1]):
         found, wanted = function(params, x_BTD, table, config), function(folded, x_one_BTD, table, config)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)

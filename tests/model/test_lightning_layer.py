@@ -10,17 +10,17 @@ import pytest
 from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model.layer_cache import LayerCache
-from ling_jax.model.layers import Sequence
 from ling_jax.model.lightning import (
     DECODES,
-    decode_form,
-    kernel_form,
+    lightning_decode,
     lightning_spec,
+    lightning_tpu,
+    lightning_xla,
     log_decays,
-    plain_form,
-    uses_kernels,
+    uses_layer_kernel,
 )
 from ling_jax.model.rope import rope_table
+from ling_jax.model.token_info import TokenInfo
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 
 CONFIG = model_config("tiny-2.6", num_heads=4, head_dim=16, num_norm_groups=2, rotary_dim=8, hidden_size=32)
@@ -34,21 +34,21 @@ def layer_inputs(config, batch, length, packed, dtype):
     x_BTD, d_y_BTD = jnp.asarray(rng.normal(size=(2, batch, length, config.hidden_size)), dtype)
     ids = np.repeat(rng.integers(0, 3, (batch, length)), 40, axis=1)[:, :length]
     rope = rope_table(np.arange(length)[None], config.rotary_dim, config)
-    sequence = Sequence(
-        docs=document_ids(ids) if packed else None, live=None, slots=None, sees=None, rope=rope,
+    info = TokenInfo(
+        docs=document_ids(ids) if packed else None, live=None, slots=None, last_visible_slot=None, rope=rope,
         rotation=rotation_lanes(*rope, config.head_dim), latent_rope=None,
     )  # fmt: skip
     state = jnp.asarray(rng.normal(size=(batch, config.num_heads, config.head_dim, config.head_dim)), jnp.float32)
-    return params, x_BTD, sequence, jnp.asarray(log_decays(config)[0], jnp.float32), state, d_y_BTD
+    return params, x_BTD, info, jnp.asarray(log_decays(config)[0], jnp.float32), state, d_y_BTD
 
 
-def outputs_and_gradients(form, config, params, x_BTD, sequence, log_decay, state, d_y_BTD):
+def outputs_and_gradients(form, config, params, x_BTD, info, log_decay, state, d_y_BTD):
     """{name: array}: y, state, and the gradients of a sum of both by parameters, input and initial state."""
 
     @jax.jit
     def run(params, x_BTD, state):
         def total(params, x_BTD, state):
-            y_BTD, final = form(params, x_BTD, sequence, log_decay, state, config)
+            y_BTD, final = form(params, x_BTD, info, log_decay, state, config)
             return jnp.sum((y_BTD * d_y_BTD).astype(jnp.float32)) + jnp.sum(jnp.sin(final)), (y_BTD, final)
 
         return jax.grad(total, (0, 1, 2), has_aux=True)(params, x_BTD, state)
@@ -61,8 +61,8 @@ def outputs_and_gradients(form, config, params, x_BTD, sequence, log_decay, stat
 def test_kernel_equals_jax_numpy(packed):
     inputs = layer_inputs(CONFIG, 1, 389, packed, jnp.float32)
     with jax.default_matmul_precision("highest"):
-        expected = outputs_and_gradients(plain_form, CONFIG, *inputs)
-        found = outputs_and_gradients(functools.partial(kernel_form, interpret=True), CONFIG, *inputs)
+        expected = outputs_and_gradients(lightning_xla, CONFIG, *inputs)
+        found = outputs_and_gradients(functools.partial(lightning_tpu, interpret=True), CONFIG, *inputs)
     for name, value in expected.items():
         scale = max(1.0, float(jnp.max(jnp.abs(value))))
         np.testing.assert_allclose(found[name], value, rtol=0, atol=5e-5 * scale, err_msg=name)
@@ -71,19 +71,19 @@ def test_kernel_equals_jax_numpy(packed):
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
 @pytest.mark.parametrize("length", [1, 3])
 def test_few_tokens_on_a_stack_of_states_equal_jax_numpy(length, platform):
-    params, x_BTD, sequence, log_decay, state, _ = layer_inputs(CONFIG, 3, length, False, jnp.float32)
-    sequence = sequence._replace(docs=jnp.ones((3, length), jnp.int32).at[1].set(0))
+    params, x_BTD, info, log_decay, state, _ = layer_inputs(CONFIG, 3, length, False, jnp.float32)
+    info = info._replace(docs=jnp.ones((3, length), jnp.int32).at[1].set(0))
     stack = jnp.stack([state + i for i in range(6)]).reshape(2, 3, *state.shape)
     cache = LayerCache({"state": stack}, (1, 2))
-    expected, state = plain_form(params, x_BTD, sequence, log_decay, stack[1, 2], CONFIG)
+    expected, state = lightning_xla(params, x_BTD, info, log_decay, stack[1, 2], CONFIG)
     decode = functools.partial(DECODES[platform][0], interpret=True)
-    found, cache = decode_form(params, x_BTD, sequence, log_decay, cache, CONFIG, decode)
+    found, cache = lightning_decode(params, x_BTD, info, log_decay, cache, CONFIG, decode)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     np.testing.assert_allclose(cache.leaves["state"], stack.at[1, 2].set(state), atol=2e-5)
 
 
-def test_the_plain_form_is_for_platforms_without_the_kernels():
-    assert not uses_kernels((1, 8192), model_config("ling-2.6-flash"))
+def test_platforms_without_kernels_use_jax_numpy():
+    assert not uses_layer_kernel((1, 8192), model_config("ling-2.6-flash"))
 
 
 @pytest.mark.slow
@@ -91,10 +91,10 @@ def test_bfloat16_errs_no_more_than_jax_numpy():
     """Against float32; 8 heads of 128 in two norm groups, the block that is timed."""
     config = model_config("tiny-2.6", num_heads=16, head_dim=128, num_norm_groups=4, rotary_dim=64, hidden_size=64)
     params, x_BTD, *rest, d_y_BTD = layer_inputs(config, 1, 389, True, jnp.float32)
-    wide = outputs_and_gradients(plain_form, config, params, x_BTD, *rest, d_y_BTD)
+    wide = outputs_and_gradients(lightning_xla, config, params, x_BTD, *rest, d_y_BTD)
     narrow = (params, x_BTD.astype(jnp.bfloat16), *rest, d_y_BTD.astype(jnp.bfloat16))
-    plain = outputs_and_gradients(plain_form, config, *narrow)
-    kernel = outputs_and_gradients(functools.partial(kernel_form, interpret=True), config, *narrow)
+    plain = outputs_and_gradients(lightning_xla, config, *narrow)
+    kernel = outputs_and_gradients(functools.partial(lightning_tpu, interpret=True), config, *narrow)
     for name, value in wide.items():
         error = lambda found, value=value, name=name: float(  # noqa: E731
             jnp.sqrt(jnp.mean(jnp.square(found[name].astype(jnp.float32) - value)) / jnp.mean(jnp.square(value)))

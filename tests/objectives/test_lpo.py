@@ -44,7 +44,7 @@ def test_ratios_and_terms_of_sentences_are_the_expected(golden, dtype):
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_ids_are_names_and_nothing_more(seed):
+def test_sentence_ids_are_arbitrary_labels(seed):
     """Any other numbers, in any order, far above T or under 0, and any at tokens without loss."""
     rng = np.random.default_rng(seed)
     policy, old = -rng.exponential(1.0, (2, 4, 6)).astype(np.float32)

@@ -67,7 +67,7 @@ def test_extreme_policies_of_opposite_sign_do_not_cancel_to_nan(name):
 
 @EVERY
 @given(seed=st.integers(0, 2**32 - 1))
-def test_what_stands_at_masked_positions_is_not_seen(name, seed):
+def test_masked_positions_reach_neither_loss_nor_gradient(name, seed):
     *arguments, mask = batch(seed)
     (loss, metrics), grad = RUN[name](*arguments, mask)
     rng = np.random.default_rng(seed)
@@ -158,7 +158,7 @@ def test_sentences_of_one_token_are_grpo_and_sentences_of_a_row_are_gspo():
     same(rows, functools.partial(gspo_loss, clip_low=0.1, clip_high=0.1))
 
 
-def test_bounds_that_bind_nothing_leave_the_weight_alone():
+def test_loose_bounds_do_not_change_the_weight():
     weighted = functools.partial(tis_loss, cap=np.inf)
     same(functools.partial(kpop_loss, phi=np.inf), weighted)
     same(functools.partial(icepop_loss, alpha=0.0, beta=np.inf), weighted)

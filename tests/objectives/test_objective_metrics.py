@@ -16,7 +16,7 @@ def test_a_masked_quantile_is_that_of_the_values_under_the_mask(seed, level):
     assert evaluate(masked_quantile, "float32", values, mask, np.float64(level)) == np.float32(wanted)
 
 
-def test_they_count_loss_tokens_alone():
+def test_metrics_count_loss_tokens_only():
     """Ten tokens, two without loss: one of eight is clipped, none of the garbage is seen."""
     old, ratio = np.full((1, 10), -2.0), np.array([[1.0, 1.1, 0.9, 1.0, 1.0, 1.5, 1.0, 0.5, 1.0, 1.0]])
     mask = np.arange(10)[None] < 8
@@ -42,7 +42,7 @@ def test_masked_fractions_are_by_the_behaviour_policys_probability():
     assert metrics["masked_fraction"] == 0.5
 
 
-def test_what_is_not_given_is_not_reported():
+def test_metrics_of_missing_inputs_are_not_reported():
     x = np.zeros((2, 3))
     metrics = objective(grpo_loss, "float32", x, x, None, np.zeros(2), np.ones((2, 3)))[2]
     assert metrics.keys() == {"clip_fraction", "ratio/0.01", "ratio/0.5", "ratio/0.99"}

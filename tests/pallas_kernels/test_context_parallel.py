@@ -73,7 +73,7 @@ def test_ranks_equal_the_whole_row(seed):
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
-def test_what_is_not_finite_stays_in_its_document():
+def test_values_that_are_not_finite_stay_in_their_document():
     """Of states that are handed on and of their gradients; the second of three documents goes over four ranks of five
     tokens, from the third token to the last but two."""
     docs = jnp.repeat(jnp.arange(1, 4), jnp.asarray([2, 16, 2]), total_repeat_length=20)[None]
@@ -99,7 +99,7 @@ def test_strong_decay_over_many_ranks_stays_finite():
 
 
 @pytest.mark.parametrize("ids", list(itertools.product([0, 1, 2], repeat=4)))
-def test_only_a_document_that_goes_on_is_handed_on(ids):
+def test_only_states_of_continuing_documents_reach_later_ranks(ids):
     """Ranks of one token: a state enters where the token before is of the same document."""
     between = live_between(document_ids(jnp.asarray([ids])), 4)[0]
     for k, j in itertools.product(range(4), repeat=2):

@@ -133,7 +133,7 @@ def test_nan_stays_in_its_document(backend, bad):
 
 
 @pytest.mark.parametrize("where", ["q at padding", "initial_state", "d_out", "d_final"])
-def test_what_is_not_finite_spoils_no_neighbour(where):
+def test_values_that_are_not_finite_stay_in_their_document(where):
     """Documents 1, 2 and, after padding, 3; each of two tokens: (1, 1), (2, 2), (0, 0), (3, 3)."""
     q, k, v, log_decay = random_inputs(0, 1, 8)
     state, d_final = np.random.default_rng(1).normal(size=(2, 1, 2, 4, 3)).astype(np.float32)
@@ -155,13 +155,13 @@ def test_what_is_not_finite_spoils_no_neighbour(where):
             "d_final": lambda: run(q, state, d_out, nan),
         }[where](),
     )
-    spoilt = {  # tokens of out, the final state, tokens of dq, the gradient of the state
+    poisoned = {  # tokens of out, the final state, tokens of dq, the gradient of the state
         "q at padding": ([], False, [], False),
         "initial_state": ([0, 1], False, [0, 1], True),
         "d_out": ([], False, [2, 3], False),
         "d_final": ([], False, [6, 7], False),
     }[where]
-    for a, b, own in zip(broken, sound, spoilt, strict=True):
+    for a, b, own in zip(broken, sound, poisoned, strict=True):
         if isinstance(own, bool):
             np.testing.assert_array_equal(a, np.full_like(b, np.nan) if own else b)
             continue

@@ -23,8 +23,8 @@ from pallas_kernels.softmax_attention import (
     tpu,
     tpu_forward,
 )
-from pallas_kernels.softmax_attention.tpu_forward import block_of
-from pallas_kernels.softmax_attention.window import LEAST, seen_blocks, seen_by
+from pallas_kernels.softmax_attention.tpu_forward import block_size
+from pallas_kernels.softmax_attention.window import LOG_ZERO, query_blocks, visible_blocks
 from tests.pallas_kernels.kernel_laws import random_segments
 from tests.programs import needs_libtpu, output_of
 
@@ -50,7 +50,7 @@ def values_and_gradients(attend, q, k, v, d_out, docs):
 def small_blocks(patch, longest=8192):
     """Of 128 queries and keys, half of whose exponentials are taken at a time."""
     patch.setattr(tpu, "BLOCK", 128)
-    patch.setattr(tpu, "LONGEST", longest)
+    patch.setattr(tpu, "MAX_QUERIES", longest)
     patch.setattr(tpu_forward, "PART", 64)
 
 
@@ -93,7 +93,7 @@ def test_blocks_as_they_are_on_a_tpu(length, longest):
     inputs = random_inputs(0, 1, length)
     form = functools.partial(softmax_attention_tpu, interpret=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tpu, "LONGEST", longest)
+        patch.setattr(tpu, "MAX_QUERIES", longest)
         found = values_and_gradients(form, *inputs, docs)
     assert_equal(found, values_and_gradients(softmax_attention_reference, *inputs, docs))
 
@@ -124,7 +124,7 @@ def test_merged_stretches_of_keys_are_all_keys(kernel):
     forward, gradients = forms
     stretches = [(k[:, :, s], v[:, :, s], Window(*(x[:, late] - s.start for x in window))) for s in halves(256)]
     parts = [forward(q[:, :, late], *stretch, SCALE) for stretch in stretches]
-    assert any(bool(jnp.any(logsumexp == LEAST)) for _, logsumexp in parts)
+    assert any(bool(jnp.any(logsumexp == LOG_ZERO)) for _, logsumexp in parts)
     out, logsumexp = merge(*parts)
     in_float32(out, whole[:, :, late], atol=1e-5)
     shift = jnp.sum(d_out[:, :, late] * out, axis=-1)
@@ -139,7 +139,7 @@ def halves(length: int):
 
 
 @given(seed=st.integers(0, 2**31), shift=st.integers(-70, 70), sizes=st.sampled_from([(8, 8), (16, 4), (4, 16)]))
-def test_blocks_are_those_that_are_seen(seed, shift, sizes):
+def test_visible_blocks_hold_exactly_the_visible_keys(seed, shift, sizes):
     """None is left out, and of those without a mask every query sees every key."""
     queries, keys = sizes
     docs = np.asarray(document_ids(random_segments(seed, 2, 64, 40)))
@@ -147,13 +147,13 @@ def test_blocks_are_those_that_are_seen(seed, shift, sizes):
     at_S = np.arange(64)
     allowed_BTS = (window.first[..., None] <= at_S) & (at_S <= window.last[..., None])
     allowed = allowed_BTS.reshape(2, 64 // queries, queries, 64 // keys, keys).transpose(0, 1, 3, 2, 4)
-    blocks = seen_blocks(window, queries, keys, 64)
+    blocks = visible_blocks(window, queries, keys, 64)
     number = np.arange(64 // keys)
     between = lambda start, stop: (np.asarray(start)[..., None] <= number) & (number < np.asarray(stop)[..., None])  # noqa: E731
     some, whole = between(blocks.start, blocks.stop), between(blocks.whole_start, blocks.whole_stop)
     assert not np.any(allowed.any(axis=(3, 4)) & ~some)
     np.testing.assert_array_equal(whole & some, allowed.all(axis=(3, 4)))
-    start, stop = map(np.asarray, seen_by(blocks, 64 // keys))
+    start, stop = map(np.asarray, query_blocks(blocks, 64 // keys))
     readers = np.arange(64 // queries)[:, None]
     assert not np.any(some & ~((start[:, None] <= readers) & (readers < stop[:, None])))
 
@@ -161,7 +161,7 @@ def test_blocks_are_those_that_are_seen(seed, shift, sizes):
 def test_documents_alone_cost_their_own_blocks():
     """Three documents of two blocks and two of padding: of a block of queries one or two of eight blocks of keys."""
     docs = np.repeat([1, 2, 3, 0], 16)[None]
-    blocks = seen_blocks(document_window(docs, docs.shape), 8, 8, 64)
+    blocks = visible_blocks(document_window(docs, docs.shape), 8, 8, 64)
     assert (blocks.stop - blocks.start).tolist() == [[1, 2, 1, 2, 1, 2, 1, 1]]
 
 
@@ -179,7 +179,7 @@ def test_bfloat16_is_as_exact_as_it_can_be():
 
 @pytest.mark.parametrize(("length", "block"), [(4096, 1024), (384, 384), (4224, 384), (5760, 640), (8, 8)])
 def test_blocks_divide_the_row(length, block):
-    assert block_of(length, 1024) == block
+    assert block_size(length, 1024) == block
 
 
 def test_the_kernel_is_chosen_for_whole_tiles():
@@ -191,7 +191,7 @@ def test_the_kernel_is_chosen_for_whole_tiles():
     assert not suits_tpu(jnp.bfloat16, 8192, 8192, 576, 512)
 
 
-def test_on_a_cpu_there_is_none():
+def test_on_a_cpu_no_kernel_is_chosen():
     q, k, v, _ = random_inputs(0, 1, 128, dims=(192, 128))
     assert "pallas_call" not in str(jax.make_jaxpr(lambda *qkv: softmax_attention(*qkv, None, SCALE))(q, k, v))
 

@@ -99,7 +99,7 @@ def test_a_kernel_that_only_copies_is_bound_by_its_bytes():
 
 
 @needs_libtpu
-def test_what_does_not_compile_is_told():
+def test_compilation_errors_are_reported():
     with pytest.raises(RuntimeError, match=r"misshapen does not compile for v5p: .*dot_general"):
         static_cost(f"{__name__}:misshapen", {"x": ((4, 4), "float32")}, "v5p")
 

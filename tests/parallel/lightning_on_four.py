@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ling_jax.model.layers import Split
-from ling_jax.model.lightning import kernel_form, lightning_spec
-from ling_jax.parallel.sharding import batch_sharding, make_mesh, shardings, ways
+from ling_jax.model.lightning import lightning_spec, lightning_tpu
+from ling_jax.model.token_info import ContextSplit
+from ling_jax.parallel.sharding import batch_sharding, make_mesh, num_shards, shardings
 from pallas_kernels.lightning_attention.context import live_between
 from tests.model.test_lightning_layer import CONFIG, layer_inputs
 
@@ -20,15 +20,15 @@ MESHES = [{"data": 2, "tensor": 2}, {"fsdp": 4}, {"context": 2, "tensor": 2}]  #
 
 def main() -> None:
     jax.config.update("jax_num_cpu_devices", 4)
-    params, x_BTD, sequence, log_decay, state, d_y_BTD = layer_inputs(CONFIG, 2, 388, True, jnp.float32)
+    params, x_BTD, info, log_decay, state, d_y_BTD = layer_inputs(CONFIG, 2, 388, True, jnp.float32)
 
     @functools.partial(jax.jit, static_argnames="sizes")  # compiled anew for each mesh
     def step(params, x_BTD, state, sizes):
         """Output, final state if rows are whole, gradients."""
-        ranks = ways("tokens")
-        split = None if ranks == 1 else Split(sequence.docs, live_between(sequence.docs, ranks))
-        form = functools.partial(kernel_form, interpret=True, config=CONFIG, state_BHKV=state)
-        call = lambda params, x_BTD: form(params, x_BTD, sequence._replace(split=split), log_decay)  # noqa: E731
+        ranks = num_shards("tokens")
+        split = None if ranks == 1 else ContextSplit(info.docs, live_between(info.docs, ranks))
+        form = functools.partial(lightning_tpu, interpret=True, config=CONFIG, state_BHKV=state)
+        call = lambda params, x_BTD: form(params, x_BTD, info._replace(split=split), log_decay)  # noqa: E731
         (y_BTD, final), pull = jax.vjp(call, params, x_BTD)
         final = final if state is not None else jnp.zeros_like(final)
         return y_BTD, final, *pull((d_y_BTD, final))

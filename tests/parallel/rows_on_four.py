@@ -14,9 +14,9 @@ from jax.sharding import NamedSharding
 from ling_jax import spec
 from ling_jax.compile.hlo import Collective, read_work
 from ling_jax.model.attention import kernel_attention, softmax_attention
-from ling_jax.model.layers import Kind, layer, layer_spec, remat
-from ling_jax.model.lightning import entering, lightning, log_decays
-from ling_jax.model.transformer import make_sequence
+from ling_jax.model.layers import LayerKind, layer, layer_spec, remat
+from ling_jax.model.lightning import lightning, log_decays, state_from_earlier_ranks
+from ling_jax.model.transformer import make_token_info
 from ling_jax.parallel import context
 from ling_jax.parallel.sharding import make_mesh, partition_spec, per_device
 from pallas_kernels.lightning_attention import document_ids, lightning_attention
@@ -43,7 +43,7 @@ def check_official_numbers() -> None:
     qkv, docs = (spread(numbers[name]) for name in "qkv"), spread(np.asarray(document_ids(numbers["segment_ids"])))
 
     def attend(q, k, v, docs, between):
-        state = entering(k, v, numbers["g"], docs, between)
+        state = state_from_earlier_ranks(k, v, numbers["g"], docs, between)
         return (lightning_attention(q, k, v, jnp.asarray(numbers["g"]), initial_state=state, segment_ids=docs)[0],)
 
     tokens = ((len(docs), "batch"), (docs.shape[1], "tokens"))
@@ -136,18 +136,18 @@ def moved(length: int, kind: str, whole_layer: bool) -> list[tuple[Collective, .
     """The collectives of scanned Lightning layers, or of their attention alone, on rows of that length: of the forward
     pass, and of gradients by weights and inputs."""
     config = tiny_config(compute_dtype="float32", max_length=length, remat=kind)
-    lightning_dense, mesh = Kind("lightning", "dense"), make_mesh({"context": 4})
+    lightning_dense, mesh = LayerKind("lightning", "dense"), make_mesh({"context": 4})
     declared = spec.stack(layer_spec(config, lightning_dense), (LAYERS,), (None,))
     decays = jnp.asarray(log_decays(config)[:LAYERS], jnp.float32)
 
-    def body(x_BTD, inputs, sequence):
+    def body(x_BTD, inputs, info):
         params, decay_H = inputs
         if whole_layer:
-            return layer(params, x_BTD, decay_H, None, sequence, config, lightning_dense)[0], None
-        return x_BTD + lightning(params["mixer"], x_BTD, sequence, decay_H, None, config)[0], None
+            return layer(params, x_BTD, decay_H, None, info, config, lightning_dense)[0], None
+        return x_BTD + lightning(params["mixer"], x_BTD, info, decay_H, None, config)[0], None
 
-    def outputs(params, x_BTD, sequence):
-        step = remat(functools.partial(body, sequence=sequence), config, scanned=True)
+    def outputs(params, x_BTD, info):
+        step = remat(functools.partial(body, info=info), config, scanned=True)
         return jax.lax.scan(step, x_BTD, (params, decays))[0]
 
     def total(*arguments):
@@ -161,14 +161,14 @@ def moved(length: int, kind: str, whole_layer: bool) -> list[tuple[Collective, .
     )
     x_BTD = array(jnp.float32, 2, length, config.hidden_size, axes=("batch", "tokens"))
     with jax.set_mesh(mesh):
-        sequence = placed_sequence(array(jnp.int32, 2, length, axes=("batch", "tokens")), config)
-        lowered = (quick_jit(form).lower(params, x_BTD, sequence) for form in (outputs, jax.grad(total, (0, 1))))
+        info = placed_sequence(array(jnp.int32, 2, length, axes=("batch", "tokens")), config)
+        lowered = (quick_jit(form).lower(params, x_BTD, info) for form in (outputs, jax.grad(total, (0, 1))))
         return [read_work(program.compile().as_text(), dict(mesh.shape)).collectives for program in lowered]
 
 
 def placed_sequence(segment_ids, config):
-    """`make_sequence` of rows, as ShapeDtypeStructs: it is made once, before all layers."""
-    make = lambda ids: make_sequence(ids, config, None, ids)  # noqa: E731
+    """`make_token_info` of rows, as ShapeDtypeStructs: it is made once, before all layers."""
+    make = lambda ids: make_token_info(ids, config, None, ids)  # noqa: E731
     placed = quick_jit(make).lower(segment_ids).compile().output_shardings
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, jax.eval_shape(make, segment_ids), placed)

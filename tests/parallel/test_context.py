@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ling_jax import model
-from ling_jax.model.transformer import make_sequence
+from ling_jax.model.transformer import make_token_info
 from ling_jax.parallel import context
 from tests.parallel.test_sharding import abstract_mesh
 from tests.programs import output_of
@@ -26,7 +26,7 @@ def test_ranks_share_causal_work_evenly(ranks):
 def test_rows_that_cannot_be_split_are_refused_with_the_numbers():
     message = r"rows of 12 tokens cannot be split among 4 ranks .*; the length must be a multiple of 8"
     with jax.sharding.use_abstract_mesh(abstract_mesh(context=4)), pytest.raises(ValueError, match=message):
-        jax.eval_shape(lambda tokens: make_sequence(tokens, tiny_config()), np.zeros((2, 12), int))
+        jax.eval_shape(lambda tokens: make_token_info(tokens, tiny_config()), np.zeros((2, 12), int))
 
 
 def test_a_cache_is_refused_where_rows_are_split():

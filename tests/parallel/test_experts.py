@@ -177,7 +177,7 @@ def test_groups_bound_on_how_many_devices_a_token_has_its_experts(experts_groups
     index_MK, _ = jax.jit(moe.route, static_argnums=2)(logits, np.zeros(config.num_experts), config)
     device_MK = index_MK[0] // (config.num_experts // devices)
     found = max(len(set(row)) for row in np.asarray(device_MK).tolist())
-    assert found == moe.devices_of_a_token(config, devices)
+    assert found == moe.max_devices_per_token(config, devices)
 
 
 @all_shapes

@@ -1,4 +1,4 @@
-"""GQA layers become Lightning layers: keys and values for all heads, a gate, a group norm (report §2.1.3, step 1)."""
+"""Conversion of GQA layers to Lightning layers: new heads, gate and group norm (report §2.1.3, step 1)."""
 
 import dataclasses
 
@@ -13,15 +13,16 @@ KV_HEADS = ("random", "repeat")
 def hybrid_config(
     source: ModelConfig, *, layer_group_size: int, num_norm_groups: int, slope_layer_offset: int = 0
 ) -> ModelConfig:
-    """The config with Lightning layers: of each group of `layer_group_size` layers all but the last, a trailing
-    incomplete group none (docs/architecture.md §2). The softmax layers stay GQA.
+    """The source's config as a hybrid: all but the last layer of each group become Lightning layers.
 
-    Raises ValueError where the source is a hybrid already, lacks QK-norms, or no layer would be converted.
+    The other layers, and those of an incomplete last group, stay GQA (docs/architecture.md §2). Raises ValueError if
+    the source is a hybrid already or lacks QK-norms, or if no layer would be converted.
     """
-    if source.softmax != "gqa" or source.layer_group_size != 1:
+    if source.full_attention != "gqa" or source.layer_group_size != 1:
         raise ValueError(
-            f"the source has softmax {source.softmax!r} and layer_group_size {source.layer_group_size}: it is a hybrid "
-            "or MLA already; migration starts from a Ling 2.0 model, all of whose layers are GQA"
+            f"the source has full_attention {source.full_attention!r} and layer_group_size "
+            f"{source.layer_group_size}: it is a hybrid or MLA already; migration starts from a Ling 2.0 model, all of "
+            "whose layers are GQA"
         )
     if source.qk_norm and not source.gqa_qk_norm:
         raise ValueError(
@@ -41,10 +42,10 @@ def hybrid_config(
 
 
 def source_heads(num_heads: int, num_kv_heads: int, kv_heads: str) -> np.ndarray:
-    """[H] the key/value head that each head of the wide layer gets; -1: a new one.
+    """[H] int: the key/value head of the source that each new head copies; -1 for a random head.
 
-    "random" keeps head g as the first of its query group (our choice: the report does not say where), "repeat" gives it
-    to the whole group.
+    "random" copies head g to the first head of its query group (our choice; the report does not say where), "repeat" to
+    the whole group. Raises ValueError for an unknown option or heads that do not divide.
     """
     if kv_heads not in KV_HEADS:
         raise ValueError(f"kv_heads is {kv_heads!r}{nearest(str(kv_heads), KV_HEADS)}; one of {', '.join(KV_HEADS)}")
@@ -58,17 +59,20 @@ def source_heads(num_heads: int, num_kv_heads: int, kv_heads: str) -> np.ndarray
 def gqa_to_lightning(
     params: Params, rng: np.random.Generator, config: ModelConfig, *, kv_heads: str = "random"
 ) -> Params:
-    """Parameters of a Lightning mixer from those of a GQA mixer, both of one layer (`gqa_spec`, `lightning_spec`).
+    """The parameters of a Lightning mixer (`lightning_spec`) from those of one GQA mixer (`gqa_spec`).
 
-    Queries, output, QK-norm and biases stay; keys and values get all heads, new ones drawn from N(0, init_std²)
-    (Ling 2.0 report §3.2.1) with biases of 0; the gate is drawn too, so that it begins near 1/2, and the group norm is
-    1. On the host, in the dtype of the query projection. The report's new heads are random; "repeat" keeps more of what
-    the layer did.
+    Queries, output, QK-norm and biases stay. Keys and values get all heads; new heads are drawn from N(0, init_std²)
+    (Ling 2.0 report §3.2.1) with biases of 0. The gate is drawn too, so it starts near 1/2; the group norm is 1. The
+    report uses random heads; "repeat" preserves more of the layer's function. Returns numpy arrays on the host in the
+    dtype of the query projection.
     """
     heads = source_heads(config.num_heads, params["k"].shape[1], kv_heads)
     hidden, num_heads, head_dim = params["q"].shape
     dtype = params["q"].dtype
-    draw = lambda shape: (config.init_std * rng.standard_normal(shape, np.float32)).astype(dtype)  # noqa: E731
+
+    def draw(shape: tuple[int, ...]) -> np.ndarray:
+        return (config.init_std * rng.standard_normal(shape, np.float32)).astype(dtype)
+
     wide = {name: np.asarray(leaf) for name, leaf in params.items()}
     for name in ("k", "v"):
         wide[name] = draw((hidden, num_heads, head_dim))

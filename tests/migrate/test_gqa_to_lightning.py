@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from ling_jax.migrate.widen import gqa_to_lightning, hybrid_config, source_heads
+from ling_jax.migrate.gqa_to_lightning import gqa_to_lightning, hybrid_config, source_heads
 from ling_jax.model.lightning import lightning_spec
 from tests.objective_numbers import load
 from tests.tiny import random_params, tiny_config
@@ -49,9 +49,9 @@ def test_a_converted_layer_has_the_parameters_of_a_lightning_layer_and_keeps_its
     assert (wide["norm"] == 1).all()
 
 
-def test_layers_behind_the_last_full_group_stay_softmax():
+def test_layers_after_the_last_full_group_stay_gqa():
     hybrid = hybrid_config(tiny_config("2.0", num_layers=5), layer_group_size=2, num_norm_groups=1)
-    assert [layer for layer in range(5) if hybrid.is_softmax_layer(layer)] == [1, 3, 4]
+    assert [layer for layer in range(5) if hybrid.is_full_attention_layer(layer)] == [1, 3, 4]
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -71,7 +71,7 @@ def test_a_source_without_its_qk_norms_is_refused():
         hybrid_config(tiny_config("2.0", gqa_qk_norm=False), layer_group_size=2, num_norm_groups=1)
 
 
-def test_heads_that_do_not_divide_and_unknown_ways_are_named():
+def test_heads_that_do_not_divide_and_unknown_options_are_an_error():
     with pytest.raises(ValueError, match="3 key/value heads do not divide the 4 heads"):
         source_heads(4, 3, "random")
     with pytest.raises(ValueError, match="kv_heads is 'repaet', did you mean 'repeat'"):

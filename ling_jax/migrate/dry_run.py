@@ -1,4 +1,4 @@
-"""What a migration will do and take, without its weights or its data."""
+"""A dry run of a migration: stages, tokens, memory and disk, computed from configs alone."""
 
 import math
 from typing import Any
@@ -8,34 +8,37 @@ import jax
 from ling_jax import spec as specs
 from ling_jax.checkpoint.folder import open_model
 from ling_jax.config import MODELS, ModelConfig, model_config
-from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trained
+from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.convert import converted_layers, form_config, kind_of
 from ling_jax.model import model_spec
 from ling_jax.paths import as_path
 from ling_jax.train.metrics import flops_per_token
 
-BYTES = 4  # of a master weight, a gradient and each of the two moments
+BYTES = 4  # per master weight, gradient and moment (float32)
 
 
 def source_config(config: MigrateConfig) -> ModelConfig:
-    """Of the source's folder, or of a named model (Ling 2.0 was trained with the MTP that its releases leave out)."""
+    """The source's config, from its folder or a named model.
+
+    Ling 2.0 was trained with MTP and released without it, so a named model gets the target's MTP depth.
+    """
     if config.source in MODELS and not as_path(config.source).exists():
         return model_config(config.source, mtp_depth=config.target.mtp_depth)
     return open_model(config.source).config
 
 
-def outline(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
-    """A record of each stage: what it converts and trains, tokens, steps, memory and checkpoints in bytes.
+def dry_run(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
+    """A record for each stage: conversions, trained parameters, tokens, steps, FLOPs, memory and checkpoints in bytes.
 
-    "state_bytes" is what all devices hold together between steps, "step_bytes" with the gradients of a step, without
-    activations; "flops" are those of training everything. Raises ValueError as `prepare_plan` where sizes do not fit.
+    "state_bytes" is the training state of all devices together; "step_bytes" adds the gradients, without activations.
+    "flops" assumes that everything is trained. Raises ValueError like `prepare_plan` if sizes do not fit.
     """
     records, before = [], form_config(source, config.target, "gqa")
     for number, model in enumerate(stage_models(config, source)):
         stage, run = config.stages[number], stage_run(config, number, model)
         leaves = specs.named_leaves(model_spec(model))
         sizes = [math.prod(leaf.shape) for leaf in leaves.values()]
-        mask = jax.tree.leaves(trained(model, stage.trains)) if stage.trains else [False] * len(sizes)
+        mask = jax.tree.leaves(trainable_mask(model, stage.trains)) if stage.trains else [False] * len(sizes)
         chosen = sum(size for size, keep in zip(sizes, mask, strict=True) if keep)
         step_tokens = run.train.batch_size * run.data.sequence_length
         steps = run.train.steps if stage.trains else 0
@@ -77,7 +80,7 @@ def _conversions(before: ModelConfig, model: ModelConfig) -> dict[str, int]:
 
 
 def as_text(records: list[dict[str, Any]]) -> str:
-    """A paragraph for each stage, and the sums."""
+    """The records as text: a paragraph for each stage, then the totals."""
     lines = []
     for r in records:
         lines.append(f"{r['stage']}: {r['form']}, {_short(r['parameters'])} parameters")
