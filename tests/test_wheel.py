@@ -10,6 +10,7 @@ from tests.tiny import random_params, tiny_config
 ROOT = Path(__file__).parents[1]
 USE = """
 import sys
+from pathlib import Path
 import jax, numpy as np
 import ling_jax, pallas_kernels
 from ling_jax import model
@@ -17,6 +18,7 @@ from ling_jax.checkpoint import load_hf, orbax
 
 for package in (ling_jax, pallas_kernels):
     assert package.__path__[0].startswith(sys.argv[1]), package
+    assert Path(package.__path__[0], "py.typed").exists()  # type checkers read the annotations
 tokens = np.arange(8)[None]
 logits = [model.forward(*load(sys.argv[2] + name)[:1], tokens, load(sys.argv[2] + name)[1]).logits
           for name, load in (("/hf", load_hf), ("/orbax", orbax.load_params))]
