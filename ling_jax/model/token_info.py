@@ -8,7 +8,7 @@ from ling_jax.model.rope import RopeTable
 
 
 class ContextSplit(NamedTuple):
-    """What a rank knows of whole rows when the mesh axis `context` splits every row among R ranks."""
+    """Facts about whole rows that a rank needs when the mesh axis `context` splits every row among R ranks."""
 
     docs: jax.Array  # [B, T] int32 document numbers of whole rows, the same on every rank
     between: jax.Array  # [B, R, R] int32 of `live_between`; each rank holds its own row

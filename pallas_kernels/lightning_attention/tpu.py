@@ -12,9 +12,8 @@ from pallas_kernels.lightning_attention.tpu_blocks import CHUNK, LANES, rows_of
 from pallas_kernels.lightning_attention.tpu_forward import forward
 
 DTYPES = (jnp.bfloat16, jnp.float32)
-HEAD_BYTES = (
-    8 * 128 * 2
-)  # of a row of a block: 8 heads of 128 in bfloat16; more spill registers, fewer leave matrix units idle
+# Bytes of a row of a block: 8 heads of 128 in bfloat16. More spill registers, fewer leave matrix units idle.
+HEAD_BYTES = 8 * 128 * 2
 
 
 def lightning_attention_tpu(
