@@ -126,9 +126,8 @@ def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[
         with new_folder(target) as partial:
             reader = open_layers(start.path, start.step)
             reader.config = _as_run(reader.config, plan.models[number])
-            model = dataclasses.replace(
-                plan.models[number], mtp_depth=reader.config.mtp_depth
-            )  # new MTP modules come later
+            # New MTP modules come later.
+            model = dataclasses.replace(plan.models[number], mtp_depth=reader.config.mtp_depth)
             records = convert_model(reader, model, calibration, held_out, plan.config.conversion, partial)
             save_texts(plan.source, partial, chat=plan.source.is_chat)
             (partial / "conversion.json").write_text(json.dumps(records, indent=1))

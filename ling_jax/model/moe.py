@@ -69,9 +69,8 @@ def moe(params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfi
         logits_BTE = router_logits(params["router"], x_BTD)
         tokens = ((x_BTD.shape[0], "batch"), (x_BTD.shape[1], "tokens"))
         choose = per_device(functools.partial(route, config=config), (tokens, ()), (tokens, tokens))
-        index_BTk, weight_BTk = choose(
-            logits_BTE, params["expert_bias"]
-        )  # per device: the compiler would gather all tokens for top_k
+        # Per device: the compiler would gather all tokens for top_k.
+        index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"])
     with jax.named_scope("experts"):
         matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
         choices = weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT

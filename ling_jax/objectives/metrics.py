@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from ling_jax.objectives.tokens import Metrics, Tokens, check_shape, cleaned, clipped_logps, token_mean
 
 RATIO_LEVELS = (0.01, 0.5, 0.99)
+# Our choice: a binary-KL bound is loose for rare tokens and tight for near-certain ones.
 BAND_EDGES = (
     0,
     0.1,
@@ -28,7 +29,7 @@ BAND_EDGES = (
     0.9,
     0.99,
     1,
-)  # our choice: a binary-KL bound is loose for rare tokens and tight for near-certain ones
+)
 
 
 def token_metrics(

@@ -38,9 +38,8 @@ def local_state(k: jax.Array, v: jax.Array, log_decay: jax.Array, docs: jax.Arra
     live_BC = docs > 0
     after_BC = live_BC.sum(axis=1, keepdims=True) - jnp.cumsum(live_BC, axis=1)
     kept_BC11 = (live_BC & (docs == docs.max(axis=1, keepdims=True)))[..., None, None]
-    k_BCHK, v_BCHV = (
-        jnp.where(kept_BC11, x.astype(dtype), 0) for x in (k, v)
-    )  # drops NaN and infinity of other tokens
+    # Drops NaN and infinity of other tokens.
+    k_BCHK, v_BCHV = (jnp.where(kept_BC11, x.astype(dtype), 0) for x in (k, v))
     return jnp.einsum("BCHK,BCHV->BHKV", k_BCHK * _decay(log_decay, after_BC, dtype)[..., None], v_BCHV)
 
 
