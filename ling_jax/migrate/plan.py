@@ -16,7 +16,7 @@ from ling_jax.data import Batch
 from ling_jax.files import read_object
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
-from ling_jax.migrate.outline import disk_bytes, outline
+from ling_jax.migrate.dry_run import disk_bytes, dry_run
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.paths import is_remote
@@ -111,7 +111,7 @@ def prepare_plan(config: MigrateConfig, workdir: str | Path) -> Plan:
         data.source_files(open_source(described))
     _check_workdir(config, workdir)
     if not (workdir / f"{len(models) - 1}_{config.stages[-1].name}" / "report.json").exists():
-        needed = disk_bytes(outline(config, source.config)) - stored_bytes([Path(workdir)])
+        needed = disk_bytes(dry_run(config, source.config)) - stored_bytes([Path(workdir)])
         check_space(workdir, needed, "the models of all stages")
     held = lock(workdir)
     try:
