@@ -40,6 +40,13 @@ def golden_folder() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """A module's compiled programs are of no use to the next, and hold gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory) -> Path:
     """Official numbers, unpacked: every model's folder has model.safetensors and grads.json."""

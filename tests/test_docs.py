@@ -36,6 +36,7 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_of_the_documentation_can_be_read():
     by_program = defaultdict(list)
     for page in PAGES:

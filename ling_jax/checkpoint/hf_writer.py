@@ -164,7 +164,7 @@ class HfWriter(Writer):
             if done:
                 self._end(shard)
         except OSError as error:
-            raise OSError(f"{self._folder / shard.file} cannot be written: {error.strerror}") from error
+            raise OSError(f"{self._folder / shard.file} cannot be written: {error.strerror or error}") from error
 
     def _begin(self, shard: Shard) -> tuple[BinaryIO, int]:
         header = shard.header()

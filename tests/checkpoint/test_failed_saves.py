@@ -20,9 +20,9 @@ def test_a_save_waits_for_the_one_before_it(tmp_path, monkeypatch, capsys):
     """On a slow disk; so memory never holds two copies of a state."""
     write, written = manifest.write, []
 
-    def slow(folder):
+    def slow(folder, peers):
         time.sleep(0.5)
-        write(folder)
+        write(folder, peers)
         written.append(time.monotonic())
 
     monkeypatch.setattr(manifest, "write", slow)
@@ -36,7 +36,7 @@ def test_a_save_waits_for_the_one_before_it(tmp_path, monkeypatch, capsys):
 
 
 def test_a_save_that_fails_in_the_background_is_one_error_at_the_next_look(tmp_path, monkeypatch, capfd):
-    def full(folder):
+    def full(folder, peers):
         raise OSError(28, "No space left on device", str(folder / manifest.FILE_NAME))
 
     with pytest.raises(SaveFailed) as error, orbax.open_manager(tmp_path, keep=2) as manager:

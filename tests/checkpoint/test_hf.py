@@ -305,7 +305,7 @@ def test_a_save_that_fails_between_shards_leaves_nothing(tmp_path, monkeypatch):
         real(writer, shard)
 
     monkeypatch.setattr(hf_writer.HfWriter, "_end", end)
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(OSError, match="cannot be written: Is a directory"):
         save_hf(params, config, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ def test_float64_forward_equals_official(golden, x64, name):
     check_forward(golden / name, "float64")
 
 
-@pytest.mark.parametrize("name", golden_models("v25_mtp_noqlora_eps", "v25_yarn_mscale", "v25_slope0_padpack"))
+@pytest.mark.parametrize("name", golden_models("v25_mtp_noqlora_eps"))
 def test_float64_losses_and_gradients_equal_official(golden, x64, name):
     check_loss(golden / name, "float64")
 

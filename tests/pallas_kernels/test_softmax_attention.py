@@ -86,7 +86,9 @@ def test_packed_rows_equal_the_reference(seed, longest):
         assert_rows_equal_the_reference(random_inputs(seed, 2, 384), docs)
 
 
-@pytest.mark.parametrize(("length", "longest"), [(2048, 8192), (1280, 8192), (1024, 128)])
+@pytest.mark.parametrize(
+    ("length", "longest"), [pytest.param(2048, 8192, marks=pytest.mark.slow), (1280, 8192), (1024, 128)]
+)
 def test_blocks_as_they_are_on_a_tpu(length, longest):
     """Of 1,024 and of 640 queries and keys; of 128 and 1,024."""
     docs = document_ids(random_segments(2, 1, length, 700))

@@ -155,6 +155,7 @@ def test_a_pod_runs_the_kernels_and_computes_the_shared_expert_while_tokens_trav
     assert products >= 2
 
 
+@pytest.mark.slow
 def test_tokens_travel_to_their_experts_and_back_for_any_loads():
     assert output_of("tests.parallel.experts_on_eight", "loads").count("equal") == 8
 

@@ -353,6 +353,7 @@ def test_a_loss_that_is_not_finite_is_reported_and_ends_the_run(corpus, tmp_path
         train(prepare(config, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_trace_shows_the_parts_of_the_model(corpus, tmp_path):
     train(prepare(small_config(corpus, steps=6, profile_step=2), tmp_path), profile=True)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")

@@ -35,10 +35,11 @@ def results():
     return [np.asarray(jax.jit(function)(X)) for function in (lambda x: x * 2 + 1, lambda x: jnp.sin(x).sum())]
 
 
-def test_thirty_damages_are_mended(folder, capsys):
+@pytest.mark.parametrize("count", [5, pytest.param(30, marks=pytest.mark.slow)])
+def test_damages_are_mended(folder, capsys, count):
     wanted, whole = results(), files_below(folder)
     assert sum(name.endswith("-cache") for name in whole) >= 2
-    for seed in range(30):
+    for seed in range(count):
         rng = random.Random(seed)
         kind = rng.choice(sorted(DAMAGES))
         changed = DAMAGES[kind](sorted(folder.iterdir()), rng)

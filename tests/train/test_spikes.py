@@ -90,6 +90,7 @@ def batch_of_few(seed=0):
     return batch | {"labels": jnp.where(few, batch["labels"], -100)}
 
 
+@pytest.mark.slow
 def test_a_corrupt_batch_changes_parameters_moments_and_biases_in_no_bit():
     """After steps on one batch, another one has a far higher loss, and one of three tokens a far larger gradient."""
     step = train_step()
