@@ -89,9 +89,7 @@ def round_trip_claims(scratch: Path) -> Iterator[Claim]:
         yield Claim(f"rate_over_capped_cp.{way}", rate / min(cp, CAP), "x cp", ">=", 0.4, f"{model}: {seen}")
     cpu = [min(usage.cpu_seconds for usage in turns) / nbytes * GB for turns in (ins, outs)]
     workload = f"{model}: {cpu[0]:.2f} in, {cpu[1]:.2f} out; {os.cpu_count()} CPUs"
-    yield Claim(
-        "cpu_seconds_per_gb", max(cpu), "s/GB", "<=", CPU_BAR, workload
-    )  # our choice: two CPUs keep up with 0.33 GB/s
+    yield Claim("cpu_seconds_per_gb", max(cpu), "s/GB", "<=", CPU_BAR, workload)
     hits, same = 0, is_same_after_round_trip(trip)
     if KILLS.value and same:
         hits, same = is_same_after_kills(trip, ins[-1].seconds, outs[-1].seconds)

@@ -45,7 +45,7 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
 from ling_jax.checkpoint.transfer import transfer
-from ling_jax.checkpoint.verify import check_same_shapes, compare_models
+from ling_jax.checkpoint.verify import FLOAT8, check_same_shapes, compare_models
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.evaluate.compare import compare_folders
@@ -61,11 +61,11 @@ TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
-    ["bfloat16", "float32", "float8"],
+    ["bfloat16", "float32", FLOAT8],
     "of the target; as stored if not given; float8: linear layers of a Hugging Face target, in blocks of 128 x 128",
 )
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
-MAX_HOST_GB = flags.DEFINE_float("max_host_gb", None, "memory of this process, in GB; one batch per CPU if not given")
+MAX_HOST_GB = flags.DEFINE_float("max_host_gb", None, "memory of this process, in GB; two threads per CPU if not given")
 SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "the largest file of a Hugging Face target, in GB", lower_bound=1e-6)
 LAYERS = flags.DEFINE_integer("layers", None, "only the first N layers", lower_bound=1)
 MTP = flags.DEFINE_bool("mtp", True, "with --layers: keep the MTP layers")
@@ -78,9 +78,9 @@ COMPARE = flags.DEFINE_list("compare", [], "A,B: run two models on the same toke
 PROMPT = flags.DEFINE_string("prompt", "", "the text of --compare; random tokens if not given")
 TOKENS = flags.DEFINE_integer("tokens", 512, "of --compare, at most", lower_bound=1)
 
-FP8 = "float8"
 LARGEST_GB = 1e9  # of a flag: more than any machine has
 SAME_ON_ALL = (SOURCE, TARGET, DTYPE, STEP, SHARD_GB, LAYERS, MTP, DRY_RUN, RESUME, VERIFY)  # of several processes
+OF_PORTS, OF_COMPARISONS = (*SAME_ON_ALL, MAX_HOST_GB), (PROMPT, TOKENS)
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def _port(source: Path, target: Path) -> None:
         _export(source, step, target, open_model(source, step=step) if has_texts else None)
     else:
         check_model_folder(source)
-        if DTYPE.value == FP8:
+        if DTYPE.value == FLOAT8:
             raise ValueError("--dtype=float8 is of Hugging Face targets; a workdir is bfloat16 or float32")
         if STEP.value is not None:
             raise ValueError(
@@ -138,13 +138,18 @@ def _port(source: Path, target: Path) -> None:
 
 
 def _compares() -> bool:
-    """Whether to compare two models, rather than to port one."""
-    if COMPARE.value and (len(COMPARE.value) != 2 or SOURCE.value or TARGET.value):
-        named = ",".join(COMPARE.value)
-        raise ValueError(f"--compare={named}: name two models, A,B, and neither --source nor --target")
-    if not COMPARE.value and not (SOURCE.value and TARGET.value):
+    """Whether to compare two models, rather than to port one. Raises ValueError on flags of the other."""
+    compares = bool(COMPARE.value)
+    if compares and len(COMPARE.value) != 2:
+        raise ValueError(f"--compare={','.join(COMPARE.value)}: name two models, A,B")
+    for flag in OF_PORTS if compares else OF_COMPARISONS:
+        if flag.present:
+            kind = "a port, not of --compare" if compares else "--compare, not of a port"
+            hint = "; a checkpoint of a workdir is named WORKDIR/checkpoints/STEP" if flag is STEP else ""
+            raise ValueError(f"--{flag.name} is of {kind}; leave it out{hint}")
+    if not compares and not (SOURCE.value and TARGET.value):
         raise ValueError("name --source and --target, or two models to --compare")
-    return bool(COMPARE.value)
+    return compares
 
 
 def _check_flags() -> None:
@@ -158,6 +163,10 @@ def _check_flags() -> None:
 def _check_paths(source: Path, target: Path) -> None:
     if resolved(target) == resolved(source):
         raise ValueError(f"--target={TARGET.value} is the source; name a new folder")
+    of_source = [source / "checkpoints", source / "tokenizer"] if is_workdir(source) else [source]
+    for folder in of_source:  # the next port would take the target for a part of its source
+        if resolved(target).is_relative_to(resolved(folder)):
+            raise ValueError(f"--target={TARGET.value} is inside of {folder}, which is read; name a folder elsewhere")
 
 
 def _open(source: Path, step: int | None) -> Reader:
@@ -173,7 +182,7 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
     def writer(folder: Path, peers: Peers) -> Writer:
         limit = int(SHARD_GB.value * port.GB)
         store = target if is_remote(target) else None
-        fp8 = DTYPE.value == FP8
+        fp8 = DTYPE.value == FLOAT8
         return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=fp8, store=store, peers=peers)
 
     if DRY_RUN.value:
@@ -216,7 +225,7 @@ def _ingest(source: Path, target: Path) -> None:
 
 def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], target: Path) -> port.Plan:
     """Prints what the port takes; raises where memory or disk does not do."""
-    plan = port.make_plan(reader, config, dtypes, _max_bytes(), _cpus(), fp8=DTYPE.value == FP8)
+    plan = port.make_plan(reader, config, dtypes, _max_bytes(), _cpus(), fp8=DTYPE.value == FLOAT8)
     print(
         f"{plan.num_tensors} tensors, {plan.nbytes} bytes ({plan.nbytes / port.GB:.2f} GB) to write; memory "
         f"{plan.memory / port.GB:.2f} GB with {plan.threads} threads; the least --max_host_gb is "
@@ -277,7 +286,7 @@ def _verify(reader: Reader, written: Reader, target: Path) -> None:
     found = compare_models(reader, written, threads=plan.threads, progress=progress, peers=peers)
     found.check(target)
     seconds = port.duration(time.monotonic() - start)
-    print(f"verified: {found} of {target} are those of the source; {plan.nbytes / port.GB:.2f} GB in {seconds}")
+    print(f"verified: {found}; {target} holds what the source does; {plan.nbytes / port.GB:.2f} GB in {seconds}")
 
 
 def _max_bytes() -> int | None:
@@ -289,12 +298,12 @@ def _cpus() -> int:
 
 
 def _in_dtype(config: ModelConfig) -> ModelConfig:
-    return config if DTYPE.value in (None, FP8) else dataclasses.replace(config, compute_dtype=DTYPE.value)
+    return config if DTYPE.value in (None, FLOAT8) else dataclasses.replace(config, compute_dtype=DTYPE.value)
 
 
 def _cast(dtypes: Mapping[str, np.dtype]) -> dict[str, np.dtype]:
     """Of the leaves, as asked for; what selects experts stays float32, as official checkpoints have it."""
-    if DTYPE.value in (None, FP8):
+    if DTYPE.value in (None, FLOAT8):
         return dict(dtypes)
     return {leaf: np.dtype("float32" if leaf.endswith("/expert_bias") else DTYPE.value) for leaf in dtypes}
 

@@ -104,7 +104,7 @@ absl_logging.get_absl_logger().addFilter(_FAILURES)
 logging.getLogger("asyncio").addFilter(_FAILURES)
 
 
-def _without_background(unraisable, told=sys.unraisablehook) -> None:
+def _without_background(unraisable, default_hook=sys.unraisablehook) -> None:
     """Leaves out what comes behind the first error of a save or a restore, which is raised.
 
     tensorstore calls back into event loops that Orbax has closed, and coroutines of Orbax end unfinished.
@@ -112,7 +112,7 @@ def _without_background(unraisable, told=sys.unraisablehook) -> None:
     closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
     code = getattr(unraisable.object, "cr_code", None)
     if not closed and not (code and "/orbax/" in code.co_filename):
-        told(unraisable)
+        default_hook(unraisable)
 
 
 sys.unraisablehook = _without_background

@@ -24,9 +24,8 @@ from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import names_in, upload
 
 MAX_SHARD_BYTES = 5 * 2**30
-PIECE_ROWS = (
-    512  # transposed and written at a time, in the processor's cache: half the CPU time of all at once, measured
-)
+# Transposed and written at a time, in the processor's cache: half the CPU time of all at once, measured.
+PIECE_ROWS = 512
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

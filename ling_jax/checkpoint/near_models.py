@@ -32,5 +32,7 @@ def _is_model(folder: Path) -> bool:
 
 def _hub(path: Path) -> str:
     if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
-        return f"; no such folder is here: fetch it by `hf download {path} --local-dir {path.name}`, name {path.name}"
+        return (
+            f"; no such folder is here: fetch it by `hf download {path} --local-dir {path.name}`, and name {path.name}"
+        )
     return "; it does not exist"

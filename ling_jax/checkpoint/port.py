@@ -34,7 +34,7 @@ PROGRESS_SECONDS = 10
 
 
 class Plan(NamedTuple):
-    """What headers alone tell of a port."""
+    """What a port takes, from headers alone."""
 
     num_tensors: int
     nbytes: int  # that are written, without headers and compression
@@ -58,13 +58,13 @@ def make_plan(
     sizes = [band.nbytes for band in bands(reader, config, dtypes)]
     batch = max(BATCH_BYTES, *sizes)
     least = BASE_BYTES + COPIES * batch
-    threads = 2 * cpus
+    threads = THREADS_PER_CPU * cpus
     if max_host_bytes is not None:
         if max_host_bytes < least:
             raise ValueError(
                 f"--max_host_gb={max_host_bytes / GB:g} is too little memory; the least that works is {least_gb(least)}"
             )
-        threads = min(2 * cpus, (max_host_bytes - BASE_BYTES) // (COPIES * batch))
+        threads = min(threads, (max_host_bytes - BASE_BYTES) // (COPIES * batch))
     return Plan(
         num_tensors=len(layout.tensors),
         nbytes=layout.nbytes,
@@ -204,7 +204,7 @@ def duration(seconds: float) -> str:
 
 
 def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
-    """What tells the weights of a source from others: where it is, and the size and time of each file, by its name.
+    """What identifies the weights of a source: where it is, and the size and time of each file, by its name.
 
     Links are followed. Of the objects of a store it is their size and crc32c.
     """

@@ -212,8 +212,8 @@ def _check_scale(name: str, scale: str, tensors, form: WeightFormat) -> None:
     if dtype not in SCALE_DTYPES:
         raise ValueError(f"{scale} is {dtype}; scales are one of {', '.join(SCALE_DTYPES)}")
     if found not in (wanted := form.scale_shapes(shape)):
-        told = " or ".join(map(str, wanted))
-        raise ValueError(f"{scale} is {found}; quantization_config makes it {told} for {name} {shape}")
+        shapes = " or ".join(map(str, wanted))
+        raise ValueError(f"{scale} is {found}; quantization_config makes it {shapes} for {name} {shape}")
 
 
 def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_row: int, dtype) -> np.ndarray:
@@ -261,22 +261,23 @@ def quantise(value: np.ndarray, form: WeightFormat = BLOCKS) -> tuple[np.ndarray
     The largest element of a block becomes the largest code, so that quantising what was dequantised changes nothing.
     Raises ValueError on what is not finite. Little memory beside the result is used.
     """
-    high, broad = form.block_rows or len(value), form.block_columns or value.shape[1]
+    block_rows, block_columns = form.block_rows or len(value), form.block_columns or value.shape[1]
     codes = np.empty(value.shape, E4M3)
-    scale = np.empty((-(-len(value) // high), -(-value.shape[1] // broad)), np.float32)
-    step = max(1, BLOCK // high)  # rows of blocks
+    scale = np.empty((-(-len(value) // block_rows), -(-value.shape[1] // block_columns)), np.float32)
+    step = max(1, BLOCK // block_rows)  # rows of blocks
     for row in range(0, len(scale), step):
-        rows = slice(row * high, (row + step) * high)
-        codes[rows], scale[row : row + step] = _quantise_rows(value[rows], high, broad)
+        rows = slice(row * block_rows, (row + step) * block_rows)
+        codes[rows], scale[row : row + step] = _quantise_rows(value[rows], block_rows, block_columns)
     return codes, scale
 
 
-def _quantise_rows(value: np.ndarray, high: int, broad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of a few rows of blocks, so many rows and columns each."""
+def _quantise_rows(value: np.ndarray, block_rows: int, block_columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """`quantise` of a few rows of blocks."""
     rows, columns = value.shape
-    wide = np.zeros((-(-rows // high) * high, -(-columns // broad) * broad), np.float32)
-    wide[:rows, :columns] = value
-    blocks = wide.reshape(len(wide) // high, high, -1, broad)
+    padded_shape = -(-rows // block_rows) * block_rows, -(-columns // block_columns) * block_columns
+    padded = np.zeros(padded_shape, np.float32)
+    padded[:rows, :columns] = value
+    blocks = padded.reshape(len(padded) // block_rows, block_rows, -1, block_columns)
     largest = np.abs(blocks).max(axis=(1, 3))
     if not np.isfinite(largest).all():
         raise ValueError("a block has NaN or infinity, which FP8 cannot hold; export in bfloat16")
@@ -284,7 +285,7 @@ def _quantise_rows(value: np.ndarray, high: int, broad: int) -> tuple[np.ndarray
     scale = largest / np.float32(LARGEST)
     scale = (scale * np.float32(LARGEST)) / np.float32(LARGEST)  # a fixed point of dequantising in fp32
     codes = np.clip(blocks / scale[:, None, :, None], -LARGEST, LARGEST).astype(E4M3)
-    return codes.reshape(wide.shape)[:rows, :columns], scale
+    return codes.reshape(padded_shape)[:rows, :columns], scale
 
 
 def rounded(value: np.ndarray, form: WeightFormat, dtype) -> np.ndarray:

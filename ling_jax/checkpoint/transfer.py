@@ -31,7 +31,7 @@ class Band(NamedTuple):
 def transfer(
     reader: Reader, writer: Writer, *, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None
 ) -> None:
-    """Writes this process's share of what the reader has, but for what `writer.is_written`, and closes the writer.
+    """Writes this process's share of what the reader has, except what `writer.is_written`, and closes the writer.
 
     Each thread reads, converts and writes a batch of its own. `progress` gets the bytes of every batch that is written.
     """

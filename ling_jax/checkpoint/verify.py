@@ -80,8 +80,7 @@ def compare_models(
     That is the same bits where it holds all numbers of the source's dtype, else the source's number rounded once, and
     in FP8 what our quantiser gives, within the error of the format. Each thread reads a batch of bands from both sides,
     of which it holds one band at a time; `progress` gets the bytes of every batch. All `peers` call it: each compares
-    a share, and all return what was found together. Raises ValueError where the two are
-    models of different parameters.
+    a share, and all return what was found together. Raises ValueError where the two are models of different parameters.
     """
     check_same_shapes(reader, written)
     names = {(slot.leaf, slot.index): slot.name for slot in slots(model_spec(written.config), written.config)}
@@ -108,11 +107,11 @@ def _of_all(own: Verification, peers: Peers) -> Verification:
     roundings = {dtype: sorted(names) for dtype, names in own.roundings.items()}
     parts = peers.gather([tensors, roundings, own.float8_squares.tolist()], "differences")
     merged = Verification({name: Difference() for name in tensors}, {}, np.zeros(2))
-    for tensors, roundings, squares in parts:
-        for name, (size, count, largest) in tensors.items():
+    for of_tensors, of_dtypes, squares in parts:
+        for name, (size, count, largest) in of_tensors.items():
             so_far = merged.tensors[name]
             merged.tensors[name] = Difference(so_far.size + size, so_far.count + count, max(so_far.largest, largest))
-        for dtype, names in roundings.items():
+        for dtype, names in of_dtypes.items():
             merged.roundings.setdefault(dtype, set()).update(names)
         merged.float8_squares += squares
     return merged
@@ -123,8 +122,11 @@ def check_same_shapes(reader: Reader, written: Reader) -> None:
     one, other = (named_leaves(model_spec(r.config)) for r in (reader, written))
     for leaf in sorted(one.keys() | other.keys()):
         if leaf not in one or leaf not in other or one[leaf].shape != other[leaf].shape:
-            shapes = " and ".join(str(leaves[leaf].shape) if leaf in leaves else "missing" for leaves in (other, one))
-            raise ValueError(f"the target is of another model than the source: {leaf} is {shapes} there")
+            there, here = (str(leaves[leaf].shape) if leaf in leaves else "missing" for leaves in (one, other))
+            raise ValueError(
+                f"the target is of another model than the source: {leaf} is {there} in the source and {here} in the "
+                "target"
+            )
 
 
 def _compare_band(

@@ -7,7 +7,7 @@ import numpy as np
 
 from ling_jax import data
 from ling_jax.checkpoint.folder import check_model_folder
-from ling_jax.checkpoint.index import is_workdir
+from ling_jax.checkpoint.index import is_workdir, weight_files
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.checkpoint.orbax_parts import OrbaxReader
 from ling_jax.checkpoint.parts import Reader
@@ -55,11 +55,17 @@ def compare_folders(a: str, b: str, *, num_tokens: int, prompt: str = "") -> Ite
 
 def _open(path: str) -> Reader:
     folder = as_path(path)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+    if _is_checkpoint(folder):
         return OrbaxReader(folder.parent, int(folder.name))
     if not is_workdir(folder):
         check_model_folder(folder)
     return open_layers(folder)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a path is that of a single checkpoint, WORKDIR/checkpoints/STEP, and of no Hugging Face folder."""
+    is_step = folder.parent.name == "checkpoints" and folder.name.isdecimal()
+    return is_step and not (folder.is_dir() and weight_files(folder))
 
 
 def _random(count: int, vocab_size: int) -> np.ndarray:
@@ -70,9 +76,11 @@ def _prompt_tokens(prompt: str, folders: tuple[str, str], vocab_size: int) -> np
     for folder in map(_side_folder, folders):
         if (folder / TOKENIZER_FILE).exists():
             tokens = np.array(data.load_tokenizer(folder).encode(prompt, add_special_tokens=False).ids)
-            if not len(tokens) or tokens.max() >= vocab_size:
+            if not len(tokens):
+                raise ValueError(f"--prompt is no token of {folder / TOKENIZER_FILE}; expected a text of one or more")
+            if (last := tokens.max()) >= vocab_size:
                 raise ValueError(
-                    f"--prompt is {len(tokens)} tokens of {folder}; expected one or more, below {vocab_size}"
+                    f"--prompt has token {last} of {folder / TOKENIZER_FILE}; the models' vocabulary is {vocab_size}"
                 )
             return tokens
     raise ValueError(f"neither {folders[0]} nor {folders[1]} has a {TOKENIZER_FILE} for --prompt; leave it out")
@@ -80,7 +88,7 @@ def _prompt_tokens(prompt: str, folders: tuple[str, str], vocab_size: int) -> np
 
 def _side_folder(path: str) -> Path:
     folder = as_path(path)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+    if _is_checkpoint(folder):
         return folder.parents[1] / "tokenizer"
     return folder / "tokenizer" if is_workdir(folder) else folder
 

@@ -145,6 +145,7 @@ def test_what_flags_cannot_mean_is_refused_before_the_work(tmp_path):
         "no MTP": ([new, "--nomtp"], "--nomtp is of --layers=N"),
         "a pattern": ([f"--target={tmp_path / 'run[1]'}"], r"Orbax cannot save below .*/run\[1\]: its name has"),
         "unknown user": (["--source=~nobody_here/x", new], "~nobody_here/x holds neither"),
+        "inside of the source": ([f"--target={tmp_path / 'hf' / 'run'}"], "is inside of .*hf, which is read"),
         "below a file": ([f"--target={tmp_path / 'file' / 'x'}"], "file is not a folder"),
         "long": ([f"--target={tmp_path / ('x' * 300)}"], "File name too long"),
     }
@@ -215,15 +216,20 @@ def test_two_models_are_compared_on_the_same_tokens(tmp_path):
     params["segments"]["0"]["1_mla_moe"]["mixer"]["out"][0, 0, 1, 2, 3] += 1e-3
     save_hf(params, config, tmp_path / "b")
     wide = tiny_config(num_layers=2, vocab_size=41, compute_dtype="float32")
-    save_hf(random_params(wide, dtype="float32"), wide, tmp_path / "wide")
-    a, b, other = (str(tmp_path / name) for name in ("a", "b", "wide"))
+    save_hf(random_params(wide, dtype="float32"), wide, tmp_path / "checkpoints" / "7")  # no checkpoint of a run
+    shutil.copytree(tmp_path / "a", tmp_path / "texts")
+    data.save_tokenizer(data.train_bpe(["words"], 263), tmp_path / "texts")
+    a, b, other, texts = (str(tmp_path / name) for name in ("a", "b", "checkpoints/7", "texts"))
     cases = [
         ([], 2, "name --source and --target, or two models to --compare"),
         ([f"--compare={a}"], 2, "name two models, A,B"),
-        ([f"--compare={a},{b}", f"--source={a}"], 2, "and neither --source nor --target"),
+        ([f"--compare={a},{b}", f"--source={a}"], 2, "--source is of a port, not of --compare; leave it out"),
+        ([f"--compare={a},{b}", "--step=3"], 2, "leave it out; a checkpoint of a workdir is named WORKDIR/checkpoints"),
+        ([f"--source={a}", f"--target={a}2", "--tokens=8"], 2, "--tokens is of --compare, not of a port"),
         ([f"--compare={a},{other}"], 2, "cannot be compared layer by layer: vocab_size is 40 and 41"),
         ([f"--compare={a},{tmp_path / 'none'}"], 2, "holds neither checkpoints/"),
         ([f"--compare={a},{b}", "--prompt=words"], 2, "has a tokenizer.json for --prompt; leave it out"),
+        ([f"--compare={a},{texts}", "--prompt=words"], 2, "texts/tokenizer.json; the models' vocabulary is 40"),
         ([f"--compare={a},{b}", "--tokens=16"], 0, "the first part that departs: layer 1 (mla, moe), whose own error"),
     ]
     for (_, code, message), done in zip(cases, run_each("launch.port", [flags for flags, *_ in cases]), strict=True):
