@@ -8,6 +8,7 @@ import jax
 from ling_jax import spec as specs
 from ling_jax.checkpoint.folder import open_model
 from ling_jax.config import MODELS, ModelConfig, model_config
+from ling_jax.messages import count_text, size_text
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.convert import converted_layers, form_config, kind_of
 from ling_jax.model import model_spec
@@ -83,24 +84,25 @@ def as_text(records: list[dict[str, Any]]) -> str:
     """The records as text: a paragraph for each stage, then the totals."""
     lines = []
     for r in records:
-        lines.append(f"{r['stage']}: {r['form']}, {_short(r['parameters'])} parameters")
+        lines.append(f"{r['stage']}: {r['form']}, {count_text(r['parameters'])} parameters")
         if r["converts"]:
             lines.append("  converts  " + ", ".join(f"{count} layers {name}" for name, count in r["converts"].items()))
         if r["steps"]:
             share = r["trained_parameters"] / r["parameters"]
             long = "" if r["long_share"] == 1 else f", {r['long_share']:.0%} of sequences that long"
             lines += [
-                f"  trains    {', '.join(r['trains'])}: {_short(r['trained_parameters'])} ({share:.1%})",
+                f"  trains    {', '.join(r['trains'])}: {count_text(r['trained_parameters'])} ({share:.1%})",
                 f"  rows      {r['batch_size']} of {r['sequence_length']} tokens{long}; rope theta {r['rope_theta']:g}",
-                f"  budget    {_short(r['tokens'])} tokens in {r['steps']} steps, at most {r['flops']:.2e} FLOP",
+                f"  budget    {count_text(r['tokens'])} tokens in {r['steps']} steps, at most {r['flops']:.2e} FLOP",
             ]
+        state, with_gradients = size_text(r["state_bytes"]), size_text(r["step_bytes"])
         lines += [
-            f"  memory    {_bytes(r['state_bytes'])} of state on all devices, {_bytes(r['step_bytes'])} with gradients",
-            f"  disk      {r['checkpoints']} checkpoints of {_bytes(r['checkpoint_bytes'])}",
+            f"  memory    {state} of state on all devices, {with_gradients} with gradients",
+            f"  disk      {r['checkpoints']} checkpoints of {size_text(r['checkpoint_bytes'])}",
         ]
     tokens, flops = (sum(r[name] for r in records) for name in ("tokens", "flops"))
-    disk = _bytes(disk_bytes(records))
-    lines.append(f"in all: {_short(tokens)} tokens, at most {flops:.2e} FLOP, {disk} of disk")
+    disk = size_text(disk_bytes(records))
+    lines.append(f"in all: {count_text(tokens)} tokens, at most {flops:.2e} FLOP, {disk} of disk")
     return "\n".join(lines)
 
 
@@ -108,14 +110,3 @@ def disk_bytes(records: list[dict[str, Any]]) -> int:
     """Of the models that the stages leave, in all."""
     checkpoints = sum(r["checkpoints"] * r["checkpoint_bytes"] for r in records)
     return checkpoints + sum(BYTES * r["parameters"] for r in records if r["converts"] and r["steps"])
-
-
-def _short(count: float) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f}{unit}"
-    return str(int(count))
-
-
-def _bytes(count: float) -> str:
-    return f"{_short(count)}B".replace("BB", "GB")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
+from ling_jax.messages import count_text, size_text
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.train.config import TrainingConfig
 from ling_jax.train.corpus import Corpus
@@ -31,23 +32,25 @@ def start_report(
     """
     train = config.train
     batch_tokens = train.batch_size * config.data.sequence_length
-    groups: dict[str, int] = collections.Counter()
+    parameters, optimizer = (size_text(state_bytes(tree)) for tree in (state.params, state.opt_state))
+    groups: collections.Counter[str] = collections.Counter()
     for name, leaf in specs.named_leaves(model_spec(model)).items():
         groups[parameter_group(name)] += int(np.prod(leaf.shape))
-    sizes = ", ".join(f"{group} {_short(size)}" for group, size in sorted(groups.items(), key=lambda item: -item[1]))
+    total, tokens = count_text(sum(groups.values())), count_text(corpus.train_tokens)
+    sizes = ", ".join(f"{name} {count_text(size)}" for name, size in groups.most_common())
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})"
     shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     flops = flops_per_token(model, config.data.sequence_length)
     epochs = train.steps * train.batch_size / corpus.train_rows
     lines = {
-        "model": f"{_short(sum(groups.values()))} parameters ({_short(matmul_parameters(model))} multiply a token)",
+        "model": f"{total} parameters ({count_text(matmul_parameters(model))} multiply a token)",
         "layers": _layers(model),
         "groups": sizes,
-        "memory": f"{_bytes(state.params)} parameters + {_bytes(state.opt_state)} optimizer on each device",
+        "memory": f"{parameters} parameters + {optimizer} optimizer on each device",
         "compute": f"{flops / 1e6:.1f} MFLOP a token, {flops * batch_tokens / 1e9:.1f} GFLOP a step",
         "devices": f"{devices}; mesh {shape}",
         "kernels": check_kernels(),
-        "data": f"{_short(corpus.train_tokens)} tokens in {corpus.train_rows} rows of {config.data.sequence_length}",
+        "data": f"{tokens} tokens in {corpus.train_rows} rows of {config.data.sequence_length}",
         "run": f"steps {start} to {train.steps} of {batch_tokens} tokens: {epochs:.2f} epochs in all",
         "files": f"{workdir}: config.json, metrics.jsonl, tensorboard/, checkpoints/, tokenizer/",
         "compiled programs": jax.config.jax_compilation_cache_dir or "not kept",
@@ -63,19 +66,6 @@ def _layers(model: ModelConfig) -> str:
     mtp = f"; MTP depth {model.mtp_predictions}" if model.mtp_depth else ""
     untrained = ", which stays as it is (mtp_loss_weight is 0)" if mtp and not model.mtp_loss_weight else ""
     return ", then ".join(segments) + mtp + untrained
-
-
-def _bytes(tree) -> str:
-    """Of one device's part of a tree."""
-    total = state_bytes(tree)
-    return f"{total / 1e9:.2f} GB" if total >= 1e9 else f"{total / 1e6:.1f} MB"
-
-
-def _short(count: float) -> str:
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f}{unit}"
-    return str(int(count))
 
 
 class ProgressLog:

@@ -32,7 +32,7 @@ def test_the_plan_of_the_real_1t_and_what_is_refused(tmp_path):
     assert one_t.returncode == 0, one_t.stderr
     for text in (
         "70 layers gqa -> lightning", "11 layers gqa -> mla", "100.06B tokens in 1491 steps",
-        "20% of sequences that long", "rope theta 6e+06", "12.30TB of state", "33 checkpoints of 12.30TB",
+        "20% of sequences that long", "rope theta 6e+06", "12.30 TB of state", "33 checkpoints of 12.30 TB",
         "in all: 9.60T tokens",
     ):  # fmt: skip
         assert text in one_t.stdout

@@ -443,4 +443,4 @@ def test_a_stage_that_only_converts_takes_its_disk_once():
     config = small_config("source", "corpus")
     config = dataclasses.replace(config, stages=(Stage(name="once", form="mla"),))
     (record,) = dry_run(config, source_config())
-    assert as_text([record]).endswith(f", {4 * record['parameters'] / 1e3:.2f}kB of disk")
+    assert as_text([record]).endswith(f", {4 * record['parameters']} bytes of disk")
