@@ -46,7 +46,7 @@ def start_report(
         "model": f"{total} parameters ({count_text(matmul_parameters(model))} multiply a token)",
         "layers": _layers(model),
         "groups": sizes,
-        "memory": f"{parameters} parameters + {optimizer} optimizer on each device",
+        "memory": f"{parameters} of parameters + {optimizer} of optimizer state on each device",
         "compute": f"{flops / 1e6:.1f} MFLOP a token, {flops * batch_tokens / 1e9:.1f} GFLOP a step",
         "devices": f"{devices}; mesh {shape}",
         "kernels": check_kernels(),
