@@ -145,7 +145,7 @@ def test_the_report_names_sizes_and_places(whole, corpus, capsys):
     out = capsys.readouterr().out
     for text in (
         "parameters",
-        "optimizer on each device",
+        "of optimizer state on each device",
         "FLOP a token",
         "mesh data=1",
         "checkpoints/",
