@@ -130,6 +130,8 @@ def compilation_cache() -> str:
     from ling_jax.train.program_cache import use_compilation_cache
 
     use_compilation_cache()
+    if not jax.config.jax_compilation_cache_dir:
+        raise Problem("they are not kept: there is no folder for them")
     folder = as_path(jax.config.jax_compilation_cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".doctor.{uuid.uuid4().hex}"

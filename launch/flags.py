@@ -1,4 +1,4 @@
-"""How every program here reads its flags: what is wrong with them is one message and exit code 2."""
+"""How every program here reads its flags; a mistake in them is one message and exit code 2."""
 
 import contextlib
 import math

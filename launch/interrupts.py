@@ -7,13 +7,13 @@ raised as an exception, so that what is half-written is removed on the way out.
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+STDERR = 2
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 CLEAN_SECONDS = 10  # for the way out; a library that does not look at signals (a compiler) may take minutes
 
@@ -34,7 +34,8 @@ def end_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
 
 def end(stopped: Stopped) -> NoReturn:
     """No waiting for threads that compile or read."""
-    os.write(sys.stderr.fileno(), f"{stopped}\n".encode())
+    with contextlib.suppress(OSError):  # Ctrl-C ends `| tee` first, and a daemon has no standard error
+        os.write(STDERR, f"{stopped}\n".encode())
     os._exit(128 + stopped.number)
 
 

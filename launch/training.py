@@ -1,7 +1,6 @@
 """How the programs that train begin, on one host or on many, and how they end."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -20,13 +19,17 @@ from pallas_kernels.lightning_attention.self_check import KernelError
 define_checks()
 COORDINATOR = flags.DEFINE_string(
     "coordinator",
-    os.environ.get("JAX_COORDINATOR_ADDRESS"),
-    "of several hosts (processes): address:port of host 0; SLURM, Open MPI and TPU pods tell it by themselves",
+    None,
+    "of several hosts (processes): address:port of host 0, else JAX_COORDINATOR_ADDRESS; SLURM, Open MPI and TPU pods "
+    "name it by themselves",
 )
-NUM_HOSTS = flags.DEFINE_integer("num_hosts", os.environ.get("JAX_NUM_PROCESSES"), "how many there are")
-HOST = flags.DEFINE_integer("host", os.environ.get("JAX_PROCESS_ID"), "which of them this is, from 0")
+NUM_HOSTS = flags.DEFINE_integer("num_hosts", None, "how many there are, else JAX_NUM_PROCESSES")
+HOST = flags.DEFINE_integer("host", None, "which of them this is, from 0, else JAX_PROCESS_ID")
 HOST_TIMEOUT = flags.DEFINE_float(
     "host_timeout", 180, "seconds until a host that does not come, or gives no sign of life, ends the others", 4
+)
+flags.register_validator(
+    "host_timeout", lambda seconds: seconds <= hosts.LONGEST_SECONDS, "expected at most 604800 seconds, a week"
 )
 
 

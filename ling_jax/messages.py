@@ -1,17 +1,32 @@
 """What a program says beside its output."""
 
+import contextlib
 import reprlib
 import sys
+import threading
 from typing import Any
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
 SHORT.maxdict = SHORT.maxlist = SHORT.maxlevel = 4
+PRINT_SECONDS = 5  # our choice
 
 
 def warn(text: str) -> None:
     """One line on stderr, for what the user should know and that ends nothing."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def print_last(text: str) -> None:
+    """A line on stderr, before a process ends itself: a reader that is gone, or takes nothing, does not keep it."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError, ValueError):  # closed
+            print(text, file=sys.stderr, flush=True)
+
+    writer = threading.Thread(target=write, name="last line", daemon=True)
+    writer.start()
+    writer.join(PRINT_SECONDS)
 
 
 def one_line(text: str, limit: int = 200) -> str:

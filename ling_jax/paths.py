@@ -151,8 +151,11 @@ def download(file: epath.PathLike, target: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ling_jax"
+    """Where this user's programs keep what can be made again. Raises OSError for a user without a home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ling_jax"
+    except RuntimeError:  # a container's user that no list has
+        raise FileNotFoundError("this user has no home folder; set HOME, or XDG_CACHE_HOME") from None
 
 
 @functools.cache

@@ -28,7 +28,7 @@ def partial_folder(target: Path) -> Path:
 def resumable_file(target: Path, record: dict[str, Any], *, resume: bool) -> Iterator[Path]:
     """A file that may hold the beginning of `target` and takes its name when the block ends well, else stays.
 
-    What an interrupted program left is gone on with where its record is the same, and removed if not `resume`.
+    What an interrupted program left is continued where its record is the same, and removed if not `resume`.
     Raises ValueError naming what differs, and OSError where another process writes it.
     """
     partial = partial_folder(target)
@@ -107,7 +107,8 @@ def _check_ours(partial: epath.PathLike) -> None:
 
 def check_record(folder: epath.PathLike, record: dict[str, Any]) -> None:
     """Raises ValueError naming what differs from the record of the folder."""
-    found, record = read_object(folder / RECORD), json.loads(json.dumps(record))
+    found = read_object(folder / RECORD, "the record of an interrupted output; start anew with --noresume")
+    record = json.loads(json.dumps(record))
     for key in dict.fromkeys((*record, *found)):
         if found.get(key) != record.get(key):
             raise ValueError(

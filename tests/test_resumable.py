@@ -2,6 +2,7 @@
 
 import pytest
 
+from ling_jax.resumable import RECORD as RECORD_NAME
 from ling_jax.resumable import keep_whole_lines, resumable_file
 
 RECORD = {"seed": 0, "step": None}
@@ -38,6 +39,16 @@ def test_what_differs_is_named_and_noresume_begins_anew(tmp_path):
     with pytest.raises(ValueError, match=r"was begun with another seed: 0, now 1; go on with that, or .* --noresume"):
         write(tmp_path / "out", b"b", RECORD | {"seed": 1})
     assert write(tmp_path / "out", b"b", RECORD | {"seed": 1}, resume=False) == b""
+
+
+def test_a_record_that_lost_its_bytes_is_named_and_noresume_begins_anew(tmp_path):
+    """As of a machine that lost power."""
+    with pytest.raises(Interrupted):
+        write(tmp_path / "out", b"a", interrupt=True)
+    (tmp_path / ".out.partial" / RECORD_NAME).write_bytes(b"\0" * 20)
+    with pytest.raises(ValueError, match=r"\.record\.json is not JSON: .* start anew with --noresume"):
+        write(tmp_path / "out", b"b")
+    assert write(tmp_path / "out", b"b", resume=False) == b""
 
 
 def test_two_processes_do_not_write_one_output(tmp_path):

@@ -73,9 +73,10 @@ class Manager(ocp.CheckpointManager):
         kept: list[int] = []
         with contextlib.suppress(OSError):  # of the folder, which may be why the save failed
             kept = steps_in(epath.Path(self.directory))
-        newest = f"the newest whole one is {kept[-1]}" if kept else "there is no other one"
-        where = f"a checkpoint could not be written into {self.directory}: {write_reason(error)}"
-        return SaveFailed(f"{where}; {newest}, and the same command goes on from there")
+        again = "there is no other one, and the same command starts again"
+        if kept:
+            again = f"the newest whole one is {kept[-1]}, and the same command goes on from there"
+        return SaveFailed(f"a checkpoint could not be written into {self.directory}: {write_reason(error)}; {again}")
 
 
 class _Failures(logging.Filter):

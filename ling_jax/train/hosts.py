@@ -22,6 +22,7 @@ import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
 
 from ling_jax.files import parse_object
+from ling_jax.messages import print_last
 from ling_jax.train.roll_call import Place, differences, listening_addresses, own_name, roll_call
 
 LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
@@ -148,7 +149,7 @@ def on_hang(write_stacks: Callable[[], None] | None) -> None:
 
 def end_hung(why: str) -> NoReturn:
     """Ends this process and all others with `EXIT_HUNG`, the others after their `on_hang`."""
-    print(f"error: {why}", file=sys.stderr, flush=True)
+    print_last(f"error: {why}")
     if several():
         message = f"{own_name(index())}: {why}"
         # In a thread: the service does not answer where host 0 is suspended.
@@ -161,12 +162,12 @@ def end_hung(why: str) -> NoReturn:
 def end_all(why: str, code: int) -> None:
     """Ends this process and all others with a message and a code; returns where it is alone."""
     if several():
-        print(why, file=sys.stderr, flush=True)
+        print_last(why)
         _end(f"{_joined[0].names[index()]}: {why}", code, others=code)
 
 
 def fail(error: BaseException, code: int = 1) -> None:
-    """Tells an error and ends this process with the code, and the others with a message about it; returns where it is
+    """Prints an error and ends this process with the code, and the others with a message about it; returns where it is
     alone.
 
     Where another host's end may be the reason, the watch has time to find out which host it was and ends this one.
@@ -178,9 +179,9 @@ def fail(error: BaseException, code: int = 1) -> None:
         while _joined[0].looks < enough:
             time.sleep(0.1)
     if isinstance(error, ValueError | OSError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_last(f"error: {error}")
     else:
-        traceback.print_exception(error)
+        print_last("".join(traceback.format_exception(error)))
     _end(f"{_joined[0].names[index()]}: {type(error).__name__}: {error}", code)
 
 
@@ -193,7 +194,7 @@ def _of_communication(error: BaseException | None) -> bool:
 
 
 def _watch(hosts: _Hosts) -> None:
-    """Shows that this host lives, and ends the process when another one does not."""
+    """Writes this host's sign of life, and ends the process when another host gives none."""
     looks = dict.fromkeys(range(len(hosts.names)), ("", 0))  # host -> (its last sign of life, looks since then)
     for beat in itertools.count():
         try:
@@ -223,7 +224,7 @@ def _watch(hosts: _Hosts) -> None:
 def _tell_end(why: str, code: int) -> NoReturn:
     if code == EXIT_HUNG and _write_stacks:
         _write_stacks[0]()
-    print(f"error: {why}; {_joined[0].names[index()]} ends too", file=sys.stderr, flush=True)
+    print_last(f"error: {why}; {_joined[0].names[index()]} ends too")
     _end(why, code, others=code)
 
 
@@ -261,11 +262,11 @@ def _call_on_abort(end: Callable[[], NoReturn]) -> None:
 
 
 def _write(what: str, value: str) -> None:
-    """This host's word about something, in the place of an earlier one."""
+    """Sets this host's value of a key, in place of an earlier one."""
     global_state.client.key_value_set(f"ling_jax/{what}/{index()}", value, allow_overwrite=True)
 
 
 def _read(what: str) -> dict[int, str]:
-    """{host: its word}."""
+    """{host: its value of a key}."""
     found = global_state.client.key_value_dir_get(f"ling_jax/{what}/")
     return {int(key.rpartition("/")[2]): value for key, value in found}

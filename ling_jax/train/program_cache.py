@@ -1,7 +1,7 @@
 """The folder of compiled programs, where a damaged one is named, removed and compiled again.
 
-JAX alone warns of an entry that it cannot read at every start, and never replaces it; it runs one that is another's as
-if it were right. So each entry has a file of its sum beside it.
+JAX alone warns of an entry that it cannot read at every start, and never replaces it; it runs the entry of another
+program without noticing. So each entry has a file of its sum beside it.
 """
 
 import contextlib
@@ -13,13 +13,18 @@ from jax._src.lru_cache import LRUCache
 
 from ling_jax.files import replacing
 from ling_jax.messages import warn
-from ling_jax.paths import cache_folder
+from ling_jax.partials import locked
+from ling_jax.paths import cache_folder, is_remote
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs for the next start: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        except OSError as error:
+            warn(f"compiled programs are not kept: {error}")
+            return
     compilation_cache.get_file_cache = _open_cache
     if not isinstance(compilation_cache._cache, CheckedCache):  # JAX opens it for its first program
         compilation_cache.reset_cache()
@@ -40,25 +45,36 @@ class CheckedCache(LRUCache):
     def get(self, key: str) -> bytes | None:
         try:
             content = super().get(key)
+            if content is None or self._is_whole(key, content):
+                return content
+            (self.path / f"{key}-cache").unlink(missing_ok=True)
         except OSError as error:
             warn(f"a compiled program cannot be read and is compiled again: {error}")
             return None
-        if content is None or self._is_whole(key, content):
-            return content
         warn(f"{self.path / key}-cache is damaged; it is removed, and the program is compiled and kept again")
-        (self.path / f"{key}-cache").unlink(missing_ok=True)
         return None
 
     def put(self, key: str, value: bytes) -> None:
+        """Keeps a program, unless another process has: no two compilations of one have the same bytes and sum."""
         try:
-            self._write_sum(key, value)  # first: without an entry it means nothing
-            if not self.eviction_enabled:
-                with replacing(self.path / f"{key}-cache") as file:  # other programs read the folder, too
-                    file.write(value)
-            else:
-                super().put(key, value)
+            with contextlib.nullcontext() if is_remote(self.path) else locked(self.path):
+                if self._is_kept(key):
+                    return
+                self._write_sum(key, value)  # first: without an entry it means nothing
+                if not self.eviction_enabled:
+                    with replacing(self.path / f"{key}-cache") as file:  # other programs read the folder, too
+                        file.write(value)
+                else:
+                    super().put(key, value)
         except OSError as error:
             warn(f"a compiled program is not kept: {error}")
+
+    def _is_kept(self, key: str) -> bool:
+        try:
+            content = super().get(key)
+            return content is not None and self._is_whole(key, content)
+        except OSError:
+            return False
 
     def _is_whole(self, key: str, content: bytes) -> bool:
         path = self.path / f"{key}-sum"

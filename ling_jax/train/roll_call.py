@@ -19,7 +19,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,13 +56,15 @@ class Place(NamedTuple):
 
 
 def find_place(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Place | None:
-    """This process's place, from what is given and else from the cluster's launcher; None where it is alone.
+    """This process's place; None where it is alone.
 
-    The launchers are those of which JAX reads the environment: SLURM, Open MPI and TPU pods. Raises ValueError where
-    one part is known and another is not.
+    Known from what is given, else from JAX's variables of the environment, else from the cluster's launcher: SLURM,
+    Open MPI and TPU pods. Raises ValueError where one part is known and another is not, or a variable is no number.
     """
-    devices = os.environ.get("JAX_LOCAL_DEVICE_IDS")
-    devices = [int(device) for device in devices.split(",")] if devices else None
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
+    count = _variable("JAX_NUM_PROCESSES", int) if count is None else count
+    index = _variable("JAX_PROCESS_ID", int) if index is None else index
+    devices = _variable("JAX_LOCAL_DEVICE_IDS", _whole_numbers)
     if None in (coordinator, count, index) and (cluster := _cluster()):
         port = os.environ.get("JAX_COORDINATOR_PORT")
         count = cluster.get_process_count() if count is None else count
@@ -78,6 +80,21 @@ def find_place(coordinator: str | None = None, count: int | None = None, index: 
         raise ValueError(f"of coordinator, num_hosts and host, {' and '.join(missing)} is missing; give all three")
     _check_place(coordinator, count, index)
     return Place(coordinator, count, index, devices)
+
+
+def _variable(name: str, parse: Callable[[str], Any]) -> Any:
+    """Of the environment; None where it is not set or empty."""
+    text = os.environ.get(name)
+    try:
+        return parse(text) if text else None
+    except ValueError:
+        raise ValueError(
+            f"the environment has {name}={text!r}; expected a whole number, or several behind commas for devices"
+        ) from None
+
+
+def _whole_numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _cluster():
@@ -110,7 +127,7 @@ def facts(config: Any, **more: Any) -> dict[str, str]:
 
 
 def differences(first: Mapping[str, str], other: Mapping[str, str], name: str) -> str:
-    """What a host's facts differ in from host 0's, in a line each; "" where in nothing."""
+    """The facts in which a host differs from host 0, a line each; "" if there are none."""
     keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
     lines = [f"{key}: {first.get(key, 'missing')} on host 0, {other.get(key, 'missing')} on {name}" for key in keys]
     left = [f"and {len(lines) - MOST_TOLD} more"] if len(lines) > MOST_TOLD else []
@@ -204,7 +221,7 @@ class _Register:
         writer.close()
 
     def _note(self, message: Mapping[str, Any]) -> str:
-        """Takes a host's message down; returns its name. Raises ValueError or KeyError where it is none."""
+        """Notes a host's message; returns the host's name. Raises ValueError or KeyError where it is none."""
         index, name, other = message["host"], message["name"], message["facts"]
         if type(index) is not int or type(name) is not str or type(other) is not dict:
             raise ValueError("no message of a host")

@@ -1,26 +1,39 @@
 """Stopping a run from outside."""
 
 import contextlib
+import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from typing import TextIO
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C add their number to; a second one ends the process at once."""
+    """A list that SIGTERM, Ctrl-C and SIGHUP add their number to; a second one ends the process at once.
+
+    A terminal that closes sends SIGHUP, maybe twice, which counts once; under nohup it is ignored. Ctrl-C ends every
+    program of a pipeline, so that of `run | tee log` the reader goes first: from the first signal on output that nobody
+    takes is left out, and does not keep the run from saving.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def note(number, frame):
         del frame
         if received:
-            os._exit(128 + number)  # no waiting for threads
+            if number != signal.SIGHUP:
+                os._exit(128 + number)  # no waiting for threads
+            return
         received.append(number)
+        sys.stdout, sys.stderr = _lenient(sys.stdout), _lenient(sys.stderr)
         print(f"{signal.Signals(number).name}: saving after this step; once more ends at once", flush=True)
 
     before = {number: signal.signal(number, note) for number in numbers}
@@ -29,3 +42,26 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
+
+
+def _lenient(stream: TextIO | None) -> "TextIO | _Lenient | None":
+    """A stream of the system whose errors end nothing; others, such as a notebook's, as they are."""
+    return _Lenient(stream) if isinstance(stream, io.TextIOWrapper) else stream
+
+
+class _Lenient:
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        # RuntimeError: the signal came in the middle of a write, whose buffer takes no other one.
+        with contextlib.suppress(OSError, RuntimeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)

@@ -5,14 +5,14 @@ for ever, while the process looks alive. The exit code is `hosts.EXIT_HUNG`, on 
 """
 
 import contextlib
-import faulthandler
 import sys
-import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 
 from etils import epath
 
+from ling_jax.messages import print_last
 from ling_jax.train import hosts
 from ling_jax.train.roll_call import own_name
 
@@ -58,27 +58,36 @@ class _Watchdog:
             looks = looks + 1 if self.ends == seen and self.ends >= FIRST_STEPS else 0
             seen = self.ends
             if looks > LOOKS:
-                self.write_stacks()
-                hosts.end_hung(
-                    f"no step ended in {self.seconds:g} seconds (train.hang_seconds); the stacks of all threads are "
-                    f"above and in {self.file.parent}; the same command goes on from the newest checkpoint"
-                )
+                try:
+                    self.write_stacks()
+                finally:
+                    hosts.end_hung(
+                        f"no step ended in {self.seconds:g} seconds (train.hang_seconds); the stacks of all threads "
+                        f"are above and in {self.file.parent}; the same command goes on from the newest checkpoint"
+                    )
 
     def write_stacks(self) -> None:
         """Of this process, once."""
         if not self._writing.acquire(blocking=False):
             return
-        with tempfile.TemporaryFile() as file:  # faulthandler needs a file of the system
-            faulthandler.dump_traceback(file, all_threads=True)
-            file.seek(0)
-            text = f"stacks of {own_name(hosts.index())}:\n{file.read().decode(errors='replace')}"
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        text = f"stacks of {own_name(hosts.index())}:\n{_stacks()}"
         writer = threading.Thread(target=self._write_file, args=(text,), daemon=True)
         writer.start()
+        print_last(text)
         writer.join(WRITE_SECONDS)
 
     def _write_file(self, text: str) -> None:
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(text)
+            self.file.write_text(f"{text}\n")
+
+
+def _stacks() -> str:
+    """Of every thread, innermost call first. Source lines are left out: their disk may be what hangs."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = []
+    for number, top in sys._current_frames().items():
+        lines.append(f"Thread {number:#x} ({names.get(number, 'without a name')}):")
+        for frame, line in traceback.walk_stack(top):
+            lines.append(f'  File "{frame.f_code.co_filename}", line {line} in {frame.f_code.co_name}')
+    return "\n".join(lines)

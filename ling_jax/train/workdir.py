@@ -1,5 +1,6 @@
-"""The folder of a run: whose it is, and that it is this run's alone."""
+"""The folder of a run: checks that it is a run's, and locks it for one process."""
 
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -14,6 +15,7 @@ from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.orbax import check_path
 from ling_jax.checkpoint.steps import newest_step
 from ling_jax.files import read_object, write_json
+from ling_jax.messages import warn
 from ling_jax.partials import sweep
 from ling_jax.paths import as_path, is_remote, resolved
 from ling_jax.preflight import check_folder
@@ -169,8 +171,8 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
 def lock(workdir: epath.Path) -> IO[bytes] | None:
     """Makes a local workdir this process's own while the file is open; the system lets go of it however we end.
 
-    Of several hosts the first one holds it for all. One in a store cannot be locked. Raises ValueError where another
-    process has it.
+    Of several hosts the first one holds it for all. One in a store cannot be locked, nor one on a file system without
+    locks, of which a warning says so. Raises ValueError where another process has it.
     """
     if hosts.index() or is_remote(workdir):
         return None
@@ -178,19 +180,22 @@ def lock(workdir: epath.Path) -> IO[bytes] | None:
     file = open(workdir / LOCK, "ab")  # noqa: SIM115  open as long as the run
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise ValueError(f"{workdir} is in use by another process; wait for it, or name another workdir") from None
+    except OSError as error:
+        reason = f"its file system has no locks ({error.strerror})"
+        warn(f"{workdir}: {reason}, so nothing keeps another run out of it; start one at a time")
     for folder in (Path(workdir), *(Path(workdir, name) for name in FOLDERS)):
         sweep(folder)
     return file
 
 
 def unlock(workdir: epath.Path, held: IO[bytes] | None) -> None:
-    """Gives a workdir back; one that has got nothing vanishes."""
+    """Unlocks a workdir, and removes one that holds nothing but its lock."""
     if held is None:
         return
-    if [path.name for path in workdir.iterdir()] == [LOCK]:
-        (workdir / LOCK).unlink()
-        workdir.rmdir()
-    held.close()
+    with held, contextlib.suppress(FileNotFoundError):  # somebody removed the workdir of a run that went on
+        if [path.name for path in workdir.iterdir()] == [LOCK]:
+            (workdir / LOCK).unlink()
+            workdir.rmdir()

@@ -62,7 +62,10 @@ def test_a_save_that_fails_in_the_background_is_one_error_at_the_next_look(tmp_p
 
 def test_a_folder_that_vanishes_is_one_error(tmp_path):
     folder = tmp_path / "checkpoints"
-    with pytest.raises(SaveFailed, match="there is no other one"), orbax.open_manager(folder, keep=2) as manager:
+    with (
+        pytest.raises(SaveFailed, match="no other one, and the same command starts again"),
+        orbax.open_manager(folder, keep=2) as manager,
+    ):
         orbax.save(manager, 1, state(1), tiny_config())
         manager.wait_until_finished()
         shutil.rmtree(folder)

@@ -61,6 +61,16 @@ def test_a_library_that_does_not_return_is_not_waited_for():
     assert program.returncode == 143 and err == "SIGTERM: ended; the same command starts again\n"
 
 
+def test_a_signal_ends_a_program_whose_output_nobody_reads():
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    ) as program:
+        assert program.stdout.readline() == "working\n"
+        program.stdout.close()
+        program.send_signal(signal.SIGINT)
+        assert program.wait(timeout=60) == 130
+
+
 def test_a_signal_during_the_imports_is_one_line():
     command = [sys.executable, "-v", "-m", "launch.pretrain", "--help"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT) as program:

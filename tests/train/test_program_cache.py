@@ -1,6 +1,11 @@
 """A damaged folder of compiled programs changes no result, is named once, and is whole again after one start."""
 
+import concurrent.futures
+import os
 import random
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +13,9 @@ import numpy as np
 import pytest
 from jax._src import compilation_cache
 
-from ling_jax.train.program_cache import use_compilation_cache
+from ling_jax.train.program_cache import CheckedCache, use_compilation_cache
 from tests.damage import DAMAGES, files_below
+from tests.faults import ROOT
 
 X = jnp.arange(8.0)
 
@@ -65,6 +71,34 @@ def test_an_entry_of_jax_alone_is_read_and_a_damaged_one_is_mended(folder, capsy
     entry.write_bytes(entry.read_bytes()[:-3])
     np.testing.assert_equal(results(), wanted)
     assert f"{entry} is damaged" in capsys.readouterr().err
+
+
+def test_two_processes_that_keep_the_same_program_leave_one_of_the_two_whole(tmp_path, capsys):
+    """They begin at the same time with one folder, and no two compilations have the same bytes."""
+    keys = [f"program-{i}" for i in range(100)]
+
+    def keep(content: bytes) -> None:
+        cache = CheckedCache(str(tmp_path), max_size=-1)
+        for key in keys:
+            cache.put(key, content)
+
+    with concurrent.futures.ThreadPoolExecutor() as processes:
+        list(processes.map(keep, [b"one", b"other"]))
+    kept = {CheckedCache(str(tmp_path), max_size=-1).get(key) for key in keys}
+    assert kept <= {b"one", b"other"} and not capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may be another user")
+def test_a_user_without_a_home_folder_is_a_warning():
+    code = "from ling_jax.train.program_cache import use_compilation_cache; use_compilation_cache()"
+    command = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", sys.executable, "-c", code]
+    unset = ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0
+    assert done.stderr == (
+        "warning: compiled programs are not kept: this user has no home folder; set HOME, or XDG_CACHE_HOME\n"
+    )
 
 
 def test_a_folder_that_cannot_be_one_is_a_warning(folder, tmp_path, capsys):

@@ -175,7 +175,10 @@ def test_facts_are_the_config_the_sources_and_the_versions():
     assert {key for key in found if found[key] != other[key]} == {"config.train.steps"}
 
 
-NOWHERE = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_PORT")
+NOWHERE = (
+    "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_PORT", "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES", "JAX_PROCESS_ID",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -191,6 +194,19 @@ def test_a_process_is_alone_unless_it_is_told_otherwise(environment):
     assert find_place("node0:8476", 4, 3) == Place("node0:8476", 4, 3, None)
     environment.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
     assert find_place("[::1]:8476", 2, 1) == Place("[::1]:8476", 2, 1, [0, 1])
+
+
+def test_variables_of_the_environment_say_who_is_who(environment):
+    for name, value in {"COORDINATOR_ADDRESS": "node0:8476", "NUM_PROCESSES": "4", "PROCESS_ID": "3"}.items():
+        environment.setenv(f"JAX_{name}", value)
+    assert find_place() == Place("node0:8476", 4, 3)
+    assert find_place("node1:8476", 2, 0) == Place("node1:8476", 2, 0)
+    environment.setenv("JAX_PROCESS_ID", "three")
+    with pytest.raises(ValueError, match="the environment has JAX_PROCESS_ID='three'; expected a whole number"):
+        find_place()
+    for name in NOWHERE[2:]:
+        environment.setenv(name, "")  # as containers do
+    assert find_place() is None
 
 
 SLURM = {"JOB_ID": "7", "STEP_NODELIST": "node[03-04]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}

@@ -38,6 +38,31 @@ def test_a_process_that_hangs_leaves_its_stacks_and_an_exit_code(tmp_path):
     assert last.startswith("error: no step ended in 1 seconds") and f"{tmp_path}/stacks" in last
 
 
+UNHEARD = """
+import os, sys, time
+from ling_jax import messages
+from ling_jax.train.watchdog import watch_steps
+
+messages.PRINT_SECONDS = 0.2
+with watch_steps(sys.argv[1], 0.5) as ended:
+    for step in range(5):
+        ended()
+    if sys.argv[2] == "closed":
+        os.close(2)
+        time.sleep(600)
+    while True:
+        print("a line of a log" * 100, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.mark.parametrize("stderr", ["closed", "that nobody reads"])
+def test_a_process_that_hangs_ends_whatever_its_output_is(tmp_path, stderr):
+    """Of `run | tee /nfs/log` it may be tee that hangs."""
+    with subprocess.Popen([sys.executable, "-c", UNHEARD, tmp_path, stderr], stderr=subprocess.PIPE, cwd=ROOT) as hung:
+        assert hung.wait(timeout=60) == EXIT_HUNG
+    assert "watchdog.py" in (tmp_path / "stacks" / "host_0.txt").read_text()
+
+
 def test_what_ends_in_time_is_left_alone_and_so_are_the_first_steps(tmp_path):
     with watch_steps(tmp_path, 0.2) as ended:
         ended()
