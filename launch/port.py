@@ -51,7 +51,7 @@ from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.evaluate.compare import compare_folders
 from ling_jax.evaluate.layer_errors import config_differences
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
-from ling_jax.paths import as_path, is_remote, resolved
+from ling_jax.paths import as_path, is_new, is_remote, resolved
 from ling_jax.preflight import check_new
 from ling_jax.resumable import RECORD
 from ling_jax.train import hosts
@@ -109,14 +109,14 @@ def _port(source: Path, target: Path) -> None:
     workdir = is_workdir(source)
     step = load_config(source / "checkpoints", STEP.value, peers=all_peers())[1] if workdir else None
     interrupted = port.is_interrupted(target)
-    if VERIFY.value and not interrupted and target.is_dir() and any(target.iterdir()):
+    if VERIFY.value and not interrupted and target.is_dir() and not is_new(target):
         _verify(_open(source, step), open_layers(target), target)
         return
     if not is_remote(target) and (target / RECORD).exists():
-        port.finish(target, _record(source, step))
+        port.finish(target, _record(source, step), all_peers())
         print(f"{source} -> {target}")
         return
-    if not interrupted and target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not interrupted and not is_new(target):
         raise ValueError(f"{target} exists and is not empty; name a new folder")
     if not is_remote(target) and target.is_mount():
         raise ValueError(f"{target} is a mount point, whose name no other folder can take; name a folder in it")
@@ -181,7 +181,7 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
 
     def writer(folder: Path, peers: Peers) -> Writer:
         limit = int(SHARD_GB.value * port.GB)
-        store = target if is_remote(target) else None
+        store = target if is_remote(target) and not DRY_RUN.value else None
         fp8 = DTYPE.value == FLOAT8
         return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=fp8, store=store, peers=peers)
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from ling_jax import partials
-from ling_jax.paths import as_path, file_size, files_below, is_remote, upload
+from ling_jax.paths import as_path, file_size, files_below, is_new, is_remote, upload
 
 MAX_JSON_BYTES = 2**28  # our choice: the index of a model of 1T parameters has about 2**24
 LFS_POINTER = b"version https://git-lfs"  # such a file begins with it
@@ -105,7 +105,7 @@ def new_folder(path: epath.PathLike) -> Iterator[Path]:
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
-            if path.exists():
+            if not is_new(path):
                 raise FileExistsError(f"{path} exists; name a new folder")
             upload_folder(Path(folder), path)
         return

@@ -31,6 +31,8 @@ def as_path(where: epath.PathLike) -> Path | epath.Path:
     where the bucket is not there, not to be read, or not to be reached.
     """
     text = os.fspath(where)
+    if re.match(r"gs:/?(?!/)", text):
+        raise ValueError(f"{text}: a path in a store begins with {SCHEME}; expected {SCHEME}bucket/folder")
     if "://" not in text:
         return Path(os.path.expanduser(text))  # as it stands where ~ is of an unknown user
     scheme, _, rest = text.partition("://")
@@ -38,6 +40,8 @@ def as_path(where: epath.PathLike) -> Path | epath.Path:
         raise ValueError(f"{text}: {scheme}:// is not supported; name a local path, without a scheme, or {SCHEME}…")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket := rest.partition("/")[0]):
         raise ValueError(f"{text}: {bucket!r} is no name of a bucket; expected {SCHEME}bucket/folder")
+    if ".." in rest.split("/") or re.search(r"[\r\n]", rest):
+        raise ValueError(f"{text!r}: no store has a name with '..' or a line break; name the folder itself")
     _check_bucket(bucket)
     return epath.Path(text)
 
@@ -90,13 +94,35 @@ def _described(folder: epath.PathLike, found: Iterable[dict[str, Any]]) -> dict[
     return {
         about["name"].removeprefix(prefix): (int(about["size"]), base64.b64decode(about["crc32c"]).hex())
         for about in found
-        if about["type"] == "file" and not about["name"].endswith("/")
+        if about["type"] == "file" and about["name"].startswith(prefix) and not about["name"].endswith("/")
     }
 
 
 def names_in(folder: epath.PathLike) -> list[str]:
     """Names of the files of a folder; of a local one also those of folders and links."""
     return list(objects_in(folder)) if is_remote(folder) else os.listdir(folder)
+
+
+def is_new(path: epath.PathLike) -> bool:
+    """Whether nothing is there, or an empty folder; the console makes one of a store as an object that ends in /."""
+    if not is_remote(path):
+        path = Path(path)
+        return not any(path.iterdir()) if path.is_dir() else not path.exists()
+    try:
+        found = store().ls(os.fspath(path), detail=True)
+    except FileNotFoundError:
+        return True
+    itself = os.fspath(path).removeprefix(SCHEME)
+    return all(about["type"] == "directory" and about["name"] == itself for about in found)
+
+
+def check_output(path: epath.PathLike) -> None:
+    """Raises ValueError where nothing is to be written below a path of a store, whose client would remove too much."""
+    bucket, _, name = os.fspath(path).removeprefix(SCHEME).partition("/")
+    if not name:
+        raise ValueError(f"{path} is a whole bucket; name a folder in it")
+    if found := re.search(r"[*?\[]", name):
+        raise ValueError(f"{path}: {found[0]} is a pattern in names of a store, which others match; name another folder")
 
 
 def read_range(path: epath.PathLike, begin: int, end: int) -> bytes:

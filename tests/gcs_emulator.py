@@ -1,8 +1,8 @@
 """An emulator of Google Cloud Storage in a process of its own, for tests.
 
 `gcp-storage-emulator` keeps objects as files of a folder. It lacks what the service has and clients rely on, which is
-added here: an object's generation in the header of its download, preconditions of writes (tensorstore), and the move of
-an object (gcsfs). Two buckets answer as those of others do. As a program, `python -m tests.gcs_emulator FOLDER` serves
+added here: an object's generation in the header of its download, preconditions of writes (tensorstore), the move of an
+object (gcsfs), and names that are no paths of files, such as that of an object which ends in / or goes on in others. Two buckets answer as those of others do. As a program, `python -m tests.gcs_emulator FOLDER` serves
 the folder and prints its port.
 """
 
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
@@ -35,11 +36,6 @@ def emulator(folder: Path) -> Iterator[dict[str, str]]:
             }
         finally:
             process.kill()
-
-
-def object_file(folder: Path, url: str) -> Path:
-    """Where the emulator keeps the bytes of an object."""
-    return folder / url.removeprefix("gs://")
 
 
 def _complete(function, *, changes: bool):
@@ -108,6 +104,7 @@ def _serve(folder: str) -> None:
 
     move = r"^/storage/v1/b/(?P<bucket_name>[-.\w]+)/o/(?P<object_id>.+)/moveTo/o/(?P<new_id>.+)$"
     server.HANDLERS = ((move, {server.POST: _move}), *server.HANDLERS)
+    Storage._object_path = lambda self, bucket, name: f"{bucket}/{urllib.parse.quote(name, safe='')}"
     storage = Storage(data_dir=folder)
     create_bucket(BUCKET, storage)
     server.Router.handle = _one_at_a_time(server.Router.handle)

@@ -13,7 +13,7 @@ from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
 from ling_jax.files import new_folder
 from ling_jax.model.transformer import model_spec
-from ling_jax.paths import as_path
+from ling_jax.paths import as_path, is_new
 from ling_jax.spec import named_leaves
 
 
@@ -51,7 +51,7 @@ def save_hf(params, config: ModelConfig, path) -> None:
     The folder appears whole or not at all; an existing one is an error.
     """
     folder = as_path(path)
-    if folder.exists() and any(folder.iterdir()):
+    if not is_new(folder):
         raise FileExistsError(f"{folder} exists and is not empty; save into a new folder")
     with new_folder(folder) as partial:
         reader = TreeReader(params, config)

@@ -44,7 +44,7 @@ def write(folder: Path | epath.Path, peers: Peers = ALONE) -> None:
             for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process killed while it wrote one
                 left_over.unlink()
         sums = _own_sums(folder, peers)
-    except (OSError, DamagedFile) as error:
+    except Exception as error:  # a store's have kinds of their own, and the others wait
         problem = error
     found = peers.gather([sums, problem and str(problem)], "sums")
     if problem:
@@ -67,7 +67,7 @@ def write_of_save(folder: Path | epath.Path, peers: Peers) -> None:
 
 def help_write(peers: Peers) -> None:
     """In a thread of the other processes: sums of what they wrote of the next save that process 0 ends."""
-    with contextlib.suppress(OSError, DamagedFile):  # which process 0 raises
+    with contextlib.suppress(Exception):  # which process 0 raises
         write(as_path(peers.first(None, "saved folder")), peers)
 
 

@@ -90,13 +90,15 @@ def missing_space(partial: Path, needed: int) -> int:
     return preflight.missing_space(partial, needed - stored_bytes([partial]))
 
 
-def finish(target: Path, record: dict[str, Any]) -> None:
+def finish(target: Path, record: dict[str, Any], peers: Peers = ALONE) -> None:
     """Ends a port that was killed when its target had its name already, and is whole.
 
     Raises ValueError where it was of another record.
     """
     check_record(target, {"version": RECORD_VERSION} | record)
-    (target / RECORD).unlink()
+    peers.wait("target looked at")
+    if not peers.index:
+        (target / RECORD).unlink()
 
 
 @contextlib.contextmanager
@@ -109,6 +111,7 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
 
     In a store it is the target itself, which holds the record until the block ends well.
     """
+    peers.wait("target looked at")  # by all, before there is something
     if is_remote(target):
         if not peers.index:
             check_writable(target)

@@ -23,7 +23,7 @@ from ling_jax.data.small_splits import SPLITS, split_by_position
 from ling_jax.data.sources import Source, TokenDocuments, TokenFile, open_documents
 from ling_jax.data.tokenizer import encode_documents, eos_id, largest_id, tokenizer_digest
 from ling_jax.files import new_folder, read_object, replacing
-from ling_jax.paths import as_path, files_below, is_remote
+from ling_jax.paths import as_path, files_below, is_new, is_remote
 from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 
 IGNORED_LABEL = -100
@@ -107,7 +107,7 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
 
     Another corpus is removed or a ValueError; what is no corpus is always one.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_new(folder):
         return None
     if not (folder / "meta.json").is_file():
         raise ValueError(f"{folder} is there, but without a meta.json: not a tokenised corpus; name another folder")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from ling_jax.files import new_folder
-from ling_jax.paths import as_path
+from ling_jax.paths import as_path, is_new
 from ling_jax.preflight import check_new
 
 REPORT_SECONDS = 5
@@ -57,7 +57,7 @@ def _shown(value: float | None) -> str:
 def check_new_folder(path: epath.PathLike) -> None:
     """Raises FileExistsError or OSError if `write_results` would, before the evaluation starts."""
     folder = as_path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_new(folder):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder")
     check_new(folder)
 
