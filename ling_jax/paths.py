@@ -90,12 +90,18 @@ def objects_in(folder: epath.PathLike) -> dict[str, tuple[int, str]]:
 
 
 def _described(folder: epath.PathLike, found: Iterable[dict[str, Any]]) -> dict[str, tuple[int, str]]:
-    prefix = os.fspath(folder).removeprefix(SCHEME).rstrip("/") + "/"
-    return {
-        about["name"].removeprefix(prefix): (int(about["size"]), base64.b64decode(about["crc32c"]).hex())
-        for about in found
-        if about["type"] == "file" and about["name"].startswith(prefix) and not about["name"].endswith("/")
-    }
+    """Raises ValueError where a name would be that of a file elsewhere: in a store /a, a//b and ../a are below it."""
+    prefix, described = os.fspath(folder).removeprefix(SCHEME).rstrip("/") + "/", {}
+    for about in found:
+        name = about["name"].removeprefix(prefix)
+        if about["type"] != "file" or name == about["name"] or not name or name.endswith("/"):
+            continue
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ValueError(
+                f"{folder} has an object {name!r}, which can be no file below a folder; remove or rename it"
+            )
+        described[name] = int(about["size"]), base64.b64decode(about["crc32c"]).hex()
+    return described
 
 
 def names_in(folder: epath.PathLike) -> list[str]:
@@ -116,13 +122,15 @@ def is_new(path: epath.PathLike) -> bool:
     return all(about["type"] == "directory" and about["name"] == itself for about in found)
 
 
-def check_output(path: epath.PathLike) -> None:
+def check_output_name(path: epath.PathLike) -> None:
     """Raises ValueError where nothing is to be written below a path of a store, whose client would remove too much."""
-    bucket, _, name = os.fspath(path).removeprefix(SCHEME).partition("/")
+    name = os.fspath(path).removeprefix(SCHEME).partition("/")[2]
     if not name:
         raise ValueError(f"{path} is a whole bucket; name a folder in it")
     if found := re.search(r"[*?\[]", name):
-        raise ValueError(f"{path}: {found[0]} is a pattern in names of a store, which others match; name another folder")
+        raise ValueError(
+            f"{path}: {found[0]} is a pattern in names of a store, which others match; name another folder"
+        )
 
 
 def read_range(path: epath.PathLike, begin: int, end: int) -> bytes:
@@ -138,7 +146,8 @@ def upload(file: Path, target: epath.PathLike) -> None:
 def append(path: epath.PathLike, content: bytes) -> None:
     """Adds to the end of a file, which is made where it is not there.
 
-    In a store the addition is an object, which the service joins to the one that is there.
+    In a store the addition is an object, which the service joins once to the one that is there: a request whose answer
+    was lost is made again, and refused where the first one was heard. Raises OSError where others write the object.
     """
     if not is_remote(path):
         with open(path, "ab") as file:
@@ -150,7 +159,16 @@ def append(path: epath.PathLike, content: bytes) -> None:
         return
     addition = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     addition.write_bytes(content)
-    store().merge(os.fspath(path), [os.fspath(path), os.fspath(addition)])
+    before = store().info(os.fspath(path))
+    bucket, _, name = os.fspath(path).removeprefix(SCHEME).partition("/")
+    parts = [{"name": name}, {"name": os.fspath(addition).removeprefix(f"{SCHEME}{bucket}/")}]
+    joined = {"sourceObjects": parts, "destination": {"name": name, "bucket": bucket}}
+    try:
+        url = "b/{}/o/{}/compose"
+        store().call("POST", url, bucket, name, json=joined, ifGenerationMatch=before["generation"])
+    except FileExistsError:
+        if file_size(path) != before["size"] + len(content):
+            raise OSError(f"{path} is written by another program, too; end one of them") from None
     _remove(addition)
 
 

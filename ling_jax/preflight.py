@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ling_jax.messages import size_text
 from ling_jax.partials import FullDisk, claimed, partial_name, write_errors
-from ling_jax.paths import as_path, check_output, check_writable, is_remote
+from ling_jax.paths import as_path, check_output_name, check_writable, is_remote
 
 MIN_OPEN_FILES = 256  # our choice: libraries, logs, tokens and a checkpoint's files at once
 WANTED_OPEN_FILES = 2**16  # our choice
@@ -24,7 +24,7 @@ def check_folder(path: os.PathLike | str) -> None:
     A file is written there and renamed, or in the nearest folder above it that exists, and removed.
     """
     if is_remote(path):
-        check_output(as_path(path))
+        check_output_name(as_path(path))
         check_writable(as_path(path))
         return
     folder = _checked(path)
@@ -43,7 +43,7 @@ def check_folder(path: os.PathLike | str) -> None:
 def check_new(path: os.PathLike | str) -> None:
     """`check_folder` of the folder that a file or folder is to appear in, and its own name."""
     if is_remote(path):
-        check_output(as_path(path))
+        check_output_name(as_path(path))
         check_writable(as_path(path).parent)
         return
     _checked(path)

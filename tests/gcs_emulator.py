@@ -2,8 +2,9 @@
 
 `gcp-storage-emulator` keeps objects as files of a folder. It lacks what the service has and clients rely on, which is
 added here: an object's generation in the header of its download, preconditions of writes (tensorstore), the move of an
-object (gcsfs), and names that are no paths of files, such as that of an object which ends in / or goes on in others. Two buckets answer as those of others do. As a program, `python -m tests.gcs_emulator FOLDER` serves
-the folder and prints its port.
+object (gcsfs), and names that are no paths of files, such as that of an object which ends in / or goes on in others.
+Two buckets answer as those of others do. As a program, `python -m tests.gcs_emulator FOLDER` serves the folder and
+prints its port.
 """
 
 import contextlib
@@ -96,7 +97,7 @@ def _serve(folder: str) -> None:
 
     for name in ("get", "ls", "download"):
         setattr(objects, name, _complete(getattr(objects, name), changes=False))
-    for name in ("insert", "delete"):
+    for name in ("insert", "delete", "compose"):
         setattr(objects, name, _complete(getattr(objects, name), changes=True))
     from gcp_storage_emulator import server  # its table of handlers takes the functions as they are now
     from gcp_storage_emulator.handlers.buckets import create_bucket

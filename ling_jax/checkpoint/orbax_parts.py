@@ -19,7 +19,7 @@ from ling_jax.checkpoint.parts import Part, Reader, Writer
 from ling_jax.config import ModelConfig
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
-from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.partials import write_reason
 from ling_jax.paths import SCHEME, is_remote, resolved
 
@@ -106,7 +106,8 @@ class OrbaxWriter(Writer):
         if not peers.index:
             if not (self._state.parent / manifest.FILE_NAME).exists():
                 scalars = [np.zeros((), dtypes[path]) for path in leaves]
-                orbax.save_params(folder, specs.tree_of(model_spec(config), scalars), config, by_itself=peers.count > 1)
+                params = specs.tree_of(model_spec(config), scalars)
+                orbax.save_params(folder, params, config, by_itself=all_peers().count > 1)
             if is_remote(self._state):  # it is no checkpoint again until it is whole
                 self._commit_file.unlink(missing_ok=True)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}

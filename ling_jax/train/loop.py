@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import math
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 import jax
@@ -21,10 +23,11 @@ from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_sums
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
-from ling_jax.files import parse_object
+from ling_jax.files import parse_object, upload_folder
 from ling_jax.parallel import context
 from ling_jax.parallel.peers import all_peers
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
+from ling_jax.paths import is_remote
 from ling_jax.spec import Params
 from ling_jax.train import hosts
 from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, open_source
@@ -336,20 +339,23 @@ class _Loop:
         def end():
             if running:
                 jax.profiler.stop_trace()
+                if is_remote(folder):  # JAX writes on disks alone
+                    upload_folder(Path(staged), folder)
                 running.clear()
                 print(f"profile in {folder}; open it with TensorBoard's profile plugin or xprof", flush=True)
 
         def before(step: int) -> None:
             if enabled and step == first:
-                jax.profiler.start_trace(str(folder))
+                jax.profiler.start_trace(staged if is_remote(folder) else str(folder))
                 running.append(step)
             elif step == first + PROFILED_STEPS:
                 end()
 
-        try:
-            yield before
-        finally:
-            end()
+        with tempfile.TemporaryDirectory(prefix="ling_jax_profile_") as staged:
+            try:
+                yield before
+            finally:
+                end()
 
     def _check_bad_steps(self, log: ProgressLog, step: int) -> None:
         if log.bad_steps >= (most := self.run.config.train.max_bad_steps):

@@ -13,7 +13,7 @@ from etils import epath
 
 from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.orbax import check_path
-from ling_jax.checkpoint.steps import newest_step
+from ling_jax.checkpoint.steps import newest_step, steps_in
 from ling_jax.files import read_object, write_json
 from ling_jax.messages import warn
 from ling_jax.partials import sweep
@@ -83,8 +83,7 @@ def _check_inside(path: epath.Path, workdir: epath.Path) -> None:
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
-    folder = workdir / "checkpoints"
-    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(steps_in(workdir / "checkpoints"))
 
 
 def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = RESUMABLE) -> None:

@@ -2,12 +2,15 @@
 
 import sys
 
+import aiohttp
+import fsspec
+import gcsfs
 import pytest
 
-from ling_jax import files, paths, sums
+from ling_jax import files, paths, preflight, sums
 from ling_jax.paths import as_path
 from ling_jax.sums import DamagedFile
-from tests.gcs_emulator import FORBIDDEN, UNKNOWN_CALLER
+from tests.gcs_emulator import BUCKET, FORBIDDEN, UNKNOWN_CALLER
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,56 @@ def test_another_scheme_is_refused_by_name(url):
 def test_what_is_no_bucket_is_refused_by_name(url):
     with pytest.raises(ValueError, match=r"is no name of a bucket; expected gs://bucket/folder"):
         as_path(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("gs:/a/b", "gs:/a/b: a path in a store begins with gs://; expected gs://bucket/folder"),
+        ("gs:a/b", "gs:a/b: a path in a store begins with gs://"),
+        ("gs://abc/a/../b", "no store has a name with '..' or a line break; name the folder itself"),
+        ("gs://abc/a\nb", "no store has a name with '..' or a line break"),
+    ],
+)
+def test_what_is_no_path_of_a_store_is_refused(url, message):
+    with pytest.raises(ValueError, match=message) as error:
+        as_path(url)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("check", [preflight.check_folder, preflight.check_new])
+@pytest.mark.parametrize(
+    ("below", "message"), [("", "is a whole bucket"), ("/a*b", "[*] is a pattern"), ("/[", "is a")]
+)
+def test_no_output_is_a_whole_bucket_or_a_pattern_which_the_client_would_remove(object_store, check, below, message):
+    with pytest.raises(ValueError, match=message):
+        check(f"gs://{BUCKET}{below}")
+
+
+def put(url, content=b""):
+    """An object of any name; paths have none that ends in /."""
+    client, (bucket, _, name) = paths.store(), url.removeprefix("gs://").partition("/")
+    fsspec.asyn.sync(client.loop, gcsfs.core.simple_upload, client, bucket, name, content)
+
+
+def test_an_empty_folder_that_the_console_made_is_empty(gs):
+    put(f"{gs}/made/")
+    assert paths.is_new(gs / "made") and paths.is_new(gs / "not_there") and paths.files_below(gs / "made") == []
+    with files.new_folder(gs / "made") as folder:
+        (folder / "a").write_bytes(b"1")
+    assert not paths.is_new(gs / "made") and not paths.is_new(gs / "made" / "a")
+    assert paths.files_below(gs) == ["made/a"] and paths.names_in(gs / "made") == ["a"]
+    put(f"{gs}/made/a/b")  # an object and a folder of one name
+    assert paths.names_in(gs / "made" / "a") == ["b"] and paths.names_in(gs / "made" / "a" / "b") == []
+
+
+@pytest.mark.parametrize("name", ["../../x", "a//b", "/etc/x", "a/./b"])
+def test_an_object_that_would_be_a_file_elsewhere_is_named_and_not_copied(gs, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    put(f"{gs}/{name}", b"1")
+    with pytest.raises(ValueError, match="which can be no file below a folder; remove or rename it"):
+        sums.local_copy(gs)
+    assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -82,6 +135,21 @@ def test_logs_grow_by_what_is_appended(gs):
         paths.append(gs / "log.jsonl", line)
     assert (gs / "log.jsonl").read_bytes() == b"1\n2\n3\n"
     assert paths.files_below(gs) == ["log.jsonl"]
+
+
+def test_a_log_grows_once_where_the_answer_of_the_store_is_lost(gs, monkeypatch):
+    paths.append(gs / "log", b"1\n")
+    check, lost = gcsfs.core.validate_response, []
+
+    def lose(status, content, path, args=None):
+        if path.endswith("/compose") and not lost:
+            lost.append(status)
+            raise aiohttp.ClientError
+        check(status, content, path, args)
+
+    monkeypatch.setattr(gcsfs.core, "validate_response", lose)
+    paths.append(gs / "log", b"2\n")
+    assert lost == [200] and (gs / "log").read_bytes() == b"1\n2\n"
 
 
 def test_sums_of_a_store_are_those_of_the_bytes_and_name_what_is_not_as_it_was(gs, tmp_path):

@@ -157,7 +157,10 @@ def test_stages_and_readers_take_models_and_outputs_in_a_store(tmp_path, gs, cac
     run("launch.evaluate", f"--model={gs}/hf", "--task=perplexity", f"--data={gs}/texts", f"--out={gs}/results")
     assert paths.names_in(gs / "results") == ["samples.jsonl", "summary.json"]
     text = f"--config.data.sources=({{'kind': 'text', 'path': '{gs}/texts'}},)"
-    run("launch.pretrain", "--config=configs/pretrain/continue_tiny.py", f"--workdir={gs}/on", start, text, *SHORT)
+    traced = ["--profile", "--config.train.profile_step=1"]
+    run("launch.pretrain", "--config=configs/pretrain/continue_tiny.py", f"--workdir={gs}/on", start, text, *SHORT,
+        *traced)  # fmt: skip
+    assert any(name.endswith(".xplane.pb") for name in paths.files_below(gs / "on" / "profile"))
 
 
 @pytest.mark.slow
