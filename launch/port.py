@@ -244,12 +244,16 @@ def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], t
 def _estimate(reader: Reader, writer: Callable[[Path, Peers], Writer], plan: port.Plan, target: Path) -> None:
     """Prints how long the port would take, by a few batches that are written beside the target and removed.
 
-    Those for a store are written here.
+    Those for a store are written here. Of several processes the first one measures, for all of them.
     """
-    remote = is_remote(target)
+    remote, peers = is_remote(target), all_peers()
+    if peers.index:
+        peers.wait("time measured")
+        return
     folder = None if remote else next(folder for folder in target.absolute().parents if folder.is_dir())
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{target.name}.") as scratch:
-        rate = sum(all_peers().gather(port.measured_rate(reader, writer(Path(scratch), ALONE), plan.threads), "rates"))
+        rate = peers.count * port.measured_rate(reader, writer(Path(scratch), ALONE), plan.threads)
+    peers.wait("time measured")
     how = "measured here on a few batches" + (", without the upload" if remote else "")
     print(f"time: {port.duration(plan.moved_bytes / rate)} at {rate / 1e6:.0f} MB/s, {how}")
 

@@ -25,9 +25,7 @@ class Manager(ocp.CheckpointManager):
     so that memory holds one copy of the state.
     """
 
-    def __init__(self, *args, by_itself: bool = False, **options):
-        """`by_itself`: of several processes this one alone uses it."""
-        self.by_itself = by_itself
+    def __init__(self, *args, **options):
         _FAILURES.errors.clear()
         self._said = False  # whether a SaveFailed was raised
         super().__init__(*args, **options)

@@ -123,7 +123,7 @@ def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) 
         cleanup_tmp_directories=True,
         **multiprocessing,
     )
-    return Manager(folder, options=options, by_itself=by_itself)
+    return Manager(folder, options=options)
 
 
 def check_path(folder: epath.PathLike) -> None:
@@ -154,7 +154,7 @@ def save(
     records = {"meta": meta_record(model) | ({"run": run} if run else {})} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
     peers = all_peers()
-    if peers.index and not manager.by_itself:
+    if peers.index:
         threading.Thread(target=manifest.help_write, args=(peers,), name="sums", daemon=True).start()
     state_item = ocp.args.StandardSave(state, save_args=jax.tree_util.tree_map_with_path(_chunks, state))
     if manager.is_saving_in_progress():
