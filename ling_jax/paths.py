@@ -123,13 +123,17 @@ def is_new(path: epath.PathLike) -> bool:
 
 
 def check_output_name(path: epath.PathLike) -> None:
-    """Raises ValueError where nothing is to be written below a path of a store, whose client would remove too much."""
+    """Raises ValueError where a path of a store is none to write below.
+
+    gcsfs takes *, ? and [ for a pattern, and removes all that fit it; tensorstore takes # for the end of a path, as
+    Orbax hands it over, and writes arrays elsewhere.
+    """
     name = os.fspath(path).removeprefix(SCHEME).partition("/")[2]
     if not name:
         raise ValueError(f"{path} is a whole bucket; name a folder in it")
-    if found := re.search(r"[*?\[]", name):
+    if found := re.search(r"[*?\[#]", name):
         raise ValueError(
-            f"{path}: {found[0]} is a pattern in names of a store, which others match; name another folder"
+            f"{path}: a store's clients take {found[0]} for a pattern or the end of a path; name a folder without it"
         )
 
 

@@ -8,13 +8,16 @@ from ling_jax.checkpoint.manifest import read, verify
 from ling_jax.checkpoint.steps import steps_in
 from ling_jax.sums import local_copy
 from tests.damage import files_below
-from tests.launch.test_many_hosts import alone, assert_same_run, command, run_hosts, started, wait_for  # noqa: F401
-from tests.launch.test_port_on_hosts import port, source  # noqa: F401
+from tests.launch import test_many_hosts, test_port_on_hosts
+from tests.launch.test_many_hosts import assert_same_run, run_hosts, started, wait_for
+from tests.launch.test_port_on_hosts import port
 from tests.tiny import assert_trees_equal
+
+alone, command, source = test_many_hosts.alone, test_many_hosts.command, test_port_on_hosts.source  # fixtures
 
 
 @pytest.mark.slow
-def test_two_processes_port_into_a_store_and_back_within_it(source, gs, tmp_path):  # noqa: F811
+def test_two_processes_port_into_a_store_and_back_within_it(source, gs, tmp_path):
     shards = "--shard_gb=0.00003"
     into, back = [f"--source={source}", f"--target={gs}/run"], [f"--source={gs}/run", f"--target={gs}/back", shards]
     for done in port(2, [*into, "--dry_run"])[::2]:
@@ -34,11 +37,7 @@ def test_two_processes_port_into_a_store_and_back_within_it(source, gs, tmp_path
 
 @pytest.mark.slow
 def test_a_host_that_is_killed_in_a_save_and_damage_send_all_to_the_checkpoint_before(
-    command,
-    alone,
-    gs,
-    tmp_path,
-    monkeypatch,  # noqa: F811
+    command, alone, gs, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     workdir, saves = gs / "run", gs / "run" / "checkpoints"

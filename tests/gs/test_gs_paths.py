@@ -45,9 +45,10 @@ def test_what_is_no_path_of_a_store_is_refused(url, message):
 
 @pytest.mark.parametrize("check", [preflight.check_folder, preflight.check_new])
 @pytest.mark.parametrize(
-    ("below", "message"), [("", "is a whole bucket"), ("/a*b", "[*] is a pattern"), ("/[", "is a")]
+    ("below", "message"),
+    [("", "is a whole bucket"), ("/a*b", "clients take [*] for a pattern"), ("/[/b", "take"), ("/a#1", "take # for")],
 )
-def test_no_output_is_a_whole_bucket_or_a_pattern_which_the_client_would_remove(object_store, check, below, message):
+def test_no_output_is_a_whole_bucket_or_has_a_name_that_clients_take_for_others(object_store, check, below, message):
     with pytest.raises(ValueError, match=message):
         check(f"gs://{BUCKET}{below}")
 
