@@ -1,6 +1,7 @@
 """How the programs that train begin, on one host or on many, and how they end."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -80,6 +81,9 @@ def training_errors() -> Iterator[None]:
     except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError, OSError, *store_errors()) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, SaveFailed):  # Orbax's threads wait for minutes for what was to follow, and hold the exit
+            sys.stdout.flush()
+            os._exit(1)
         sys.exit(1)
     except Exception as error:
         hosts.fail(error)
