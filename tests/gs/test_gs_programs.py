@@ -35,6 +35,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_port_names_what_is_wrong_with_its_paths_before_the_work(object_store, gs):
     good = f"{gs}/model"
     cases = {

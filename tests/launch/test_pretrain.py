@@ -140,6 +140,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, alone, tmp_path, n
     assert_same_end(alone, tmp_path)
 
 
+@pytest.mark.slow
 def test_kills_between_steps_change_nothing(command, alone, tmp_path):
     for seconds in (0.0, 0.3):
         with program_at_its_first_step(command, tmp_path, *SHORT) as program:

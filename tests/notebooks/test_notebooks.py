@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SLOW = ("porting", "scale", "generation")  # they start programs, or compile for minutes
+SLOW = ("porting", "scale", "generation", "architecture", "lpo", "kpop")  # they start programs, or compile for minutes
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 

@@ -44,10 +44,12 @@ def on_four_devices(*names: str) -> None:
     assert output_of("tests.parallel.rows_on_four", *names).split() == [*names]
 
 
+@pytest.mark.slow
 def test_softmax_of_split_rows_equals_whole_rows_and_lightning_moves_states_alone():
     on_four_devices("softmax", "collectives")
 
 
+@pytest.mark.slow
 def test_the_kernels_of_tpus_compute_the_same_of_split_rows():
     on_four_devices("softmax_kernels")
 

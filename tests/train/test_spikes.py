@@ -175,6 +175,7 @@ def test_a_run_without_spikes_has_the_bits_of_one_that_does_not_look(corpus, tmp
         assert line == wanted and line["spike"] is False and line["spikes"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_around_a_spike_has_the_bits_of_one_that_was_not(with_spike, corpus, tmp_path):
     for steps in (13, 15, 18):
         trained(corpus, tmp_path, corrupt=True, **(ON | {"steps": steps}))

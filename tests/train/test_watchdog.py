@@ -55,6 +55,7 @@ with watch_steps(sys.argv[1], 0.5) as ended:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stderr", ["closed", "that nobody reads"])
 def test_a_process_that_hangs_ends_whatever_its_output_is(tmp_path, stderr):
     """Of `run | tee /nfs/log` it may be tee that hangs."""
