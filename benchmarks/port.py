@@ -236,14 +236,14 @@ def _same_numbers(one: Path, other: Path) -> bool:
 
 
 def _prepare(source: Path, target: Path) -> None:
-    """The target is gone, and the source in the page cache."""
+    """Removes the target and reads the source, so that its files are in the page cache."""
     if target.exists():
         shutil.rmtree(target)
     _warm(source)
 
 
 def _warm(folder: Path) -> None:
-    """Its files are in the page cache."""
+    """Reads all files of a folder into the page cache."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb", buffering=0) as file:

@@ -96,9 +96,14 @@ def section(title: str, content: str) -> str:
     return f"<h2>{html.escape(title)}</h2>{content}" if content else ""
 
 
+def examined(stages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The stages whose model has answered the tasks."""
+    return [row for row in stages if all(task in row for task in TASKS)]
+
+
 def hero(stages: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy with 95 % intervals and tokens per answer, by stage."""
-    asked = [row for row in stages if all(task in row for task in TASKS)]
+    asked = examined(stages)
     names = [row["name"] for row in asked]
     accuracy = [
         Series(
@@ -108,10 +113,7 @@ def hero(stages: Sequence[Mapping[str, Any]]) -> str:
         )
         for task, title in TASKS.items()
     ]
-    tokens = [
-        Series(title, [(x, row[task]["tokens"]) for x, row in enumerate(asked)], dots=False)
-        for task, title in TASKS.items()
-    ]
+    tokens = [Series(title, [(x, row[task]["tokens"]) for x, row in enumerate(asked)]) for task, title in TASKS.items()]
     charts = [
         chart("Accuracy, with 95 % intervals", accuracy, x_names=names, y_range=(0, 1), percent=True, width=520),
         chart("Tokens per answer", tokens, x_names=names, width=520),
@@ -125,7 +127,7 @@ def card(content: str) -> str:
 
 def report_card(stages: Sequence[Mapping[str, Any]]) -> str:
     """Rows are measures, columns stages; a change of accuracy is coloured where the intervals are apart."""
-    asked = [row for row in stages if all(task in row for task in TASKS)]
+    asked = examined(stages)
     head = "".join(f"<th>{html.escape(row['name'])}" for row in asked)
     rows = []
     for task, title in TASKS.items():
@@ -252,7 +254,7 @@ def curves(metrics: Mapping[str, Answers]) -> str:
 
 
 def kpop(lines: Answers) -> str:
-    """How stale the samples of a step are, what the mask drops by a token's probability, and how full the slots are."""
+    """How stale the samples of a step are, and what the mask drops by a token's probability."""
     stale = [line for line in lines if line.get("staleness/max", 0) > 0]
     charts = []
     steps = [(line["step"] + 1, line["staleness/max"]) for line in lines if "staleness/max" in line]
@@ -263,9 +265,6 @@ def kpop(lines: Answers) -> str:
         values = [sum(line[name] for line in stale) / len(stale) for name in bands]
         names = [name.removeprefix(BAND) for name in bands]
         charts.append(bars("Tokens that the mask drops, by their probability", names, values, percent=True))
-    busy = [(line["step"] + 1, line["slots_busy"]) for line in lines if "slots_busy" in line]
-    if busy:
-        charts.append(chart("Slots in use", [Series("share", busy)], x_label="step", percent=True))
     return f"<div class=grid>{''.join(map(card, charts))}</div>" if charts else ""
 
 
@@ -279,7 +278,7 @@ def findings(report: Mapping[str, Any]) -> str:
             f'<tr><td><span class="badge {kinds[found["verdict"]]}">{found["verdict"]}</span>'
             f'<td style="white-space:normal"><b>{html.escape(found["name"])}</b> <span class=muted>'
             f"{html.escape(found['report_ref'])}</span><br>{html.escape(found['rule'])}{why}"
-            f"<td>{_shown(found['value'])}<td>{_shown(found['ci95'])}<td>{found['n']}"
+            f"<td>{shown(found['value'])}<td>{shown(found['ci95'])}<td>{found['n']}"
         )
     return (
         "<div class='card scroll'><table><tr><th>verdict<th>what the report says; rule<th>measured<th>95 %<th>n"
@@ -287,7 +286,8 @@ def findings(report: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A number or an interval, as the table and the page have it."""
     if value is None:
         return "-"
     return f"[{', '.join(f'{x:.3g}' for x in value)}]" if isinstance(value, (list, tuple)) else f"{value:.3g}"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import machine
-from launch.demo_page import page
+from launch.demo_page import page, shown
 from launch.demo_rules import EXPECTED, TITLES, Answers, agreement, finding, masked
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
@@ -107,9 +107,3 @@ def percent(part: Mapping[str, Any] | None) -> str:
         return "-"
     low, high = part["ci95"]
     return f"{part['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
-
-
-def shown(value) -> str:
-    if value is None:
-        return "-"
-    return f"[{', '.join(f'{x:.3g}' for x in value)}]" if isinstance(value, (list, tuple)) else f"{value:.3g}"

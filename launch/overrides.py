@@ -1,5 +1,6 @@
 """The config file that a command names, and its overrides: what is wrong with either, and what was probably meant."""
 
+import dataclasses
 import difflib
 import os
 import re
@@ -110,7 +111,7 @@ def _no_file(path: Path) -> str:
 
 
 def _knows(cls: type, config: ml_collections.ConfigDict) -> bool:
-    return set(config) <= {field.name.split(".")[0].split("[")[0] for field in fields([cls])}
+    return set(config) <= {field.name for field in dataclasses.fields(cls) if field.compare}
 
 
 def _program_of(file: Path) -> str | None:

@@ -11,6 +11,7 @@ from absl import flags
 from launch.flags import define_checks
 from launch.interrupts import Stopped
 from ling_jax.checkpoint.orbax import DamagedCheckpoint, SaveFailed
+from ling_jax.parallel.peers import LONGEST_SECONDS
 from ling_jax.paths import store_errors
 from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
@@ -30,7 +31,7 @@ HOST_TIMEOUT = flags.DEFINE_float(
     "host_timeout", 180, "seconds until a host that does not come, or gives no sign of life, ends the others", 4
 )
 flags.register_validator(
-    "host_timeout", lambda seconds: seconds <= hosts.LONGEST_SECONDS, "expected at most 604800 seconds, a week"
+    "host_timeout", lambda seconds: seconds <= LONGEST_SECONDS, "expected at most 604800 seconds, a week"
 )
 
 

@@ -17,7 +17,16 @@ from etils import epath
 
 from ling_jax.files import read_object, replacing
 from ling_jax.messages import shown
-from ling_jax.paths import cache_folder, download, file_size, is_remote, objects_below, objects_in, read_range
+from ling_jax.paths import (
+    cache_folder,
+    download,
+    file_size,
+    files_below,
+    is_remote,
+    objects_below,
+    objects_in,
+    read_range,
+)
 
 BLOCK_BYTES = 8 * 2**20  # our choice
 THREADS = min(8, os.cpu_count() or 1)  # crc32c lets other threads run
@@ -139,8 +148,7 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
 
 def write_folder_sums(folder: Path) -> None:
     """Writes the sums of all files below a folder into it, as `FOLDER_SUMS`; to be called when all else is written."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = sums_of(folder, [name for name in names if name != FOLDER_SUMS], flush=True)
+    files = sums_of(folder, [name for name in files_below(folder) if name != FOLDER_SUMS], flush=True)
     write_sealed({"files": files}, folder / FOLDER_SUMS)
 
 

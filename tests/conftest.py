@@ -47,6 +47,15 @@ def free_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Starts of runs within a module share their compiled programs."""
+    from tests.compiled import shared_between_starts  # with all of training, which few modules need
+
+    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory) -> Path:
     """Official numbers, unpacked: every model's folder has model.safetensors and grads.json."""

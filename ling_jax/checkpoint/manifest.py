@@ -114,10 +114,8 @@ def _stats(folder: Path | epath.Path) -> tuple:
     """What tells whether files were touched: a name, size, time of change and inode each; of objects their sums."""
     if is_remote(folder):
         return tuple(sorted(objects_below(folder).items()))
-    files = sorted(path for path in folder.resolve().rglob("*") if path.is_file())
-    return tuple(
-        (str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for path in files for s in [path.stat()]
-    )
+    stats = ((name, (folder / name).stat()) for name in files_below(folder))
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats)
 
 
 @functools.lru_cache(maxsize=16)

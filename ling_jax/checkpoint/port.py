@@ -215,14 +215,11 @@ def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
     about = {"source": str(resolved(folder)), "step": step}
     if is_remote(weights):
         stored = {name: f"{size} bytes of crc32c {crc}" for name, (size, crc) in objects_below(weights).items()}
-        wanted = [name for name in stored if step is not None or _is_of_weights(name)]
-        return about | {f"file {name}": stored[name] for name in sorted(wanted)}
-    if step is None:
-        files = [folder / "config.json", folder / INDEX_FILE, *folder.rglob("*.safetensors")]
     else:
-        files = list(weights.rglob("*"))
-    found = {str(path.relative_to(weights)): path.stat() for path in sorted(files) if path.is_file()}
-    return about | {f"file {name}": f"{s.st_size} bytes of {s.st_mtime_ns} ns" for name, s in found.items()}
+        stats = ((name, (weights / name).stat()) for name in files_below(weights))
+        stored = {name: f"{s.st_size} bytes of {s.st_mtime_ns} ns" for name, s in stats}
+    wanted = sorted(name for name in stored if step is not None or _is_of_weights(name))
+    return about | {f"file {name}": stored[name] for name in wanted}
 
 
 def _is_of_weights(name: str) -> bool:

@@ -32,6 +32,12 @@ class Difference:
     count: int = 0  # of them that differ
     largest: float = 0.0  # absolute difference; infinite where one side is NaN and the other is not
 
+    def add(self, other: "Difference") -> None:
+        """Takes in what was found of other parts of the tensor."""
+        self.size += other.size
+        self.count += other.count
+        self.largest = max(self.largest, other.largest)
+
     def __str__(self) -> str:
         return f"{self.count} of {self.size} numbers, by at most {self.largest:.3g}"
 
@@ -108,9 +114,8 @@ def _of_all(own: Verification, peers: Peers) -> Verification:
     parts = peers.gather([tensors, roundings, own.float8_squares.tolist()], "differences")
     merged = Verification({name: Difference() for name in tensors}, {}, np.zeros(2))
     for of_tensors, of_dtypes, squares in parts:
-        for name, (size, count, largest) in of_tensors.items():
-            so_far = merged.tensors[name]
-            merged.tensors[name] = Difference(so_far.size + size, so_far.count + count, max(so_far.largest, largest))
+        for name, values in of_tensors.items():
+            merged.tensors[name].add(Difference(*values))
         for dtype, names in of_dtypes.items():
             merged.roundings.setdefault(dtype, set()).update(names)
         merged.float8_squares += squares
@@ -147,10 +152,7 @@ def _compare_band(
         difference.count = max(difference.count, outside)
         squares = np.array([np.square(x, dtype=np.float64).sum() for x in (error, size)])
     with lock:
-        of_tensor = found.tensors[name]
-        of_tensor.size += difference.size
-        of_tensor.count += difference.count
-        of_tensor.largest = max(of_tensor.largest, difference.largest)
+        found.tensors[name].add(difference)
         if is_float8 or stored is not source:
             found.roundings.setdefault(FLOAT8 if is_float8 else value.dtype.name, set()).add(name)
         found.float8_squares += squares

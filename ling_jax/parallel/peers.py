@@ -12,7 +12,8 @@ from typing import Any
 
 from jax._src.distributed import global_state  # the coordination service has no public name
 
-LONGEST_MS = 7 * 24 * 3600 * 1000
+LONGEST_SECONDS = 7 * 24 * 3600  # of work that others wait for; while it goes on there is no reason to give up
+LONGEST_MS = 1000 * LONGEST_SECONDS
 _uses: collections.Counter[str] = collections.Counter()  # of each `what`: the service knows no key twice
 
 

@@ -23,11 +23,11 @@ from jax._src.distributed import global_state  # the coordination service has no
 
 from ling_jax.files import parse_object
 from ling_jax.messages import print_last
+from ling_jax.parallel.peers import all_peers
 from ling_jax.train.roll_call import Place, differences, listening_addresses, own_name, roll_call
 
 LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
 BACKSTOP = 3  # time-outs until JAX's own heartbeats give up, which would end all without saying for whom
-LONGEST_SECONDS = 7 * 24 * 3600  # of work that host 0 does for all; while it lives there is no reason to give up
 DONE = "done"
 EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a step did not end, and the same command may go on
 Result = TypeVar("Result")
@@ -88,14 +88,12 @@ def join(place: Place, facts: Mapping[str, str], seconds: float) -> None:
 
 def first_host_first(make: Callable[[], Result]) -> Result:
     """`make()`, by host 0 alone and then by the others, which find what it left in a shared folder."""
-    if not several():
-        return make()
-    done = f"ling_jax/first/{next(_joined[0].exchanges)}"
-    if index():
-        global_state.client.wait_at_barrier(done, LONGEST_SECONDS * 1000)
+    peers = all_peers()
+    if peers.index:
+        peers.wait("first host")
         return make()
     result = make()
-    global_state.client.wait_at_barrier(done, LONGEST_SECONDS * 1000)
+    peers.wait("first host")
     return result
 
 

@@ -17,18 +17,13 @@ from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
-from tests.compiled import shared_between_starts
 from tests.faults import assert_same_end, metrics_of
 from tests.small_stage import write_stage
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 SUMS = {"environment": "running_sums", "difficulties": (1,), "count": 6}
 ORDERINGS = {"environment": "ordering", "difficulties": (2,), "count": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs(tmp_path_factory):
-    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -85,13 +85,13 @@ def test_a_process_that_is_killed_ends_all_and_any_number_goes_on(tmp_path, form
     reader = TreeReader(params, config)
     if form == "orbax":
         save_hf(params, config, tmp_path / "source")
-        written = lambda partial: any(partial.glob("checkpoints/0/state/ocdbt.process_1/d/*"))  # noqa: E731
+        pattern = "checkpoints/0/state/ocdbt.process_1/d/*"
     else:
         transfer(reader, OrbaxWriter(tmp_path / "source" / "checkpoints", config, reader.dtypes))
-        written = lambda partial: any(partial.glob("*.safetensors*"))  # noqa: E731
+        pattern = "*.safetensors*"
     flags = [f"--source={tmp_path / 'source'}", f"--target={tmp_path / 'target'}", "--shard_gb=0.00005"]
     first, second = programs_of(2, tmp_path / "logs", *flags)
-    wait_for(lambda: written(tmp_path / ".target.partial"), first, second)
+    wait_for(lambda: any((tmp_path / ".target.partial").glob(pattern)), first, second)
     second.process.kill()
     assert first.returncode == 1
     assert_one_line(first, "error: host 1 (", "no sign of life in 20 seconds", "; host 0 (")
@@ -139,7 +139,10 @@ def test_all_official_models_go_through_two_processes_bit_for_bit(golden, tmp_pa
     assert len(models) >= 5
     ways = [("", "run", []), ("run", "back", ["--shard_gb=0.0001"]), ("back", "again", [])]
     ways += [("run", "fp8", ["--dtype=float8"]), ("fp8", "from_fp8", []), ("from_fp8", "fp8_again", ["--dtype=float8"])]
-    folder = lambda model, name: tmp_path / model.name / name if name else model  # noqa: E731
+
+    def folder(model, name):
+        return tmp_path / model.name / name if name else model
+
     flags = [
         [f"--source={folder(model, source)}", f"--target={folder(model, target)}", *more]
         for model in models

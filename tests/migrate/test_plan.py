@@ -21,7 +21,6 @@ from ling_jax.rollout import Generator
 from ling_jax.sums import DamagedFile
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
-from tests.compiled import shared_between_starts
 from tests.damage import DAMAGES, damage
 from tests.faults import final_state
 from tests.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source
@@ -29,11 +28,7 @@ from tests.small_run import write_corpus
 from tests.small_stage import write_stage
 from tests.tiny import assert_trees_equal, tiny_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
-        yield
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 SIZES = {"dense": {}, "experts and MTP": WHOLE}

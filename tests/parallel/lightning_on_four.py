@@ -28,7 +28,10 @@ def main() -> None:
         ranks = num_shards("tokens")
         split = None if ranks == 1 else ContextSplit(info.docs, live_between(info.docs, ranks))
         form = functools.partial(lightning_tpu, interpret=True, config=CONFIG, state_BHKV=state)
-        call = lambda params, x_BTD: form(params, x_BTD, info._replace(split=split), log_decay)  # noqa: E731
+
+        def call(params, x_BTD):
+            return form(params, x_BTD, info._replace(split=split), log_decay)
+
         (y_BTD, final), pull = jax.vjp(call, params, x_BTD)
         final = final if state is not None else jnp.zeros_like(final)
         return y_BTD, final, *pull((d_y_BTD, final))

@@ -168,7 +168,10 @@ def moved(length: int, kind: str, whole_layer: bool) -> list[tuple[Collective, .
 
 def placed_sequence(segment_ids, config):
     """`make_token_info` of rows, as ShapeDtypeStructs: it is made once, before all layers."""
-    make = lambda ids: make_token_info(ids, config, None, ids)  # noqa: E731
+
+    def make(ids):
+        return make_token_info(ids, config, None, ids)
+
     placed = quick_jit(make).lower(segment_ids).compile().output_shardings
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, jax.eval_shape(make, segment_ids), placed)

@@ -16,24 +16,12 @@ from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyBadSteps, prepare, train
 from ling_jax.train.metrics import drop_lines_from
 from ling_jax.train.workdir import read_config, unlock
-from tests.compiled import shared_between_starts
 from tests.damage import DAMAGES, damage, files_below
 from tests.faults import assert_same_end, final_state, metrics_of
-from tests.small_run import small_config, write_corpus
+from tests.small_run import small_config
 from tests.tiny import tiny_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ from ling_jax.checkpoint import orbax
 from ling_jax.train.loop import prepare, train
 from ling_jax.train.spikes import MAX_IN_A_ROW, empty_history, judge, with_sigmas
 from ling_jax.train.state import guarded
-from tests.compiled import shared_between_starts
 from tests.faults import final_state, metrics_of
-from tests.small_run import small_config, write_corpus
+from tests.small_run import small_config
 from tests.tiny import assert_trees_equal, tiny_config
 from tests.train.test_step import new_state, random_batch, train_step
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 WINDOW = 8
 judged = jax.jit(judge)
@@ -114,19 +115,6 @@ def test_a_corrupt_batch_changes_parameters_moments_and_biases_in_no_bit():
 SPIKE_STEP = 14
 SMALL = dict(steps=18, batch_size=4, save_every=6, eval_every=0, log_every=2)
 ON = SMALL | dict(spike_sigmas=6.0, spike_window=WINDOW)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
 
 
 def trained(corpus, workdir, *, corrupt=False, **fields):

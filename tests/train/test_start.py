@@ -20,22 +20,17 @@ from ling_jax.train import loop
 from ling_jax.train.config import ModelChanges, from_dict, to_config_dict
 from ling_jax.train.loop import prepare, train
 from ling_jax.train.workdir import unlock
-from tests.compiled import shared_between_starts
 from tests.faults import assert_same_end
 from tests.refusals import run_each
 from tests.small_run import small_config, write_corpus
 from tests.tiny import assert_trees_equal, tiny_config
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 # Small, since most of the time goes into compiling it.
 MODEL = tiny_config(num_layers=1, first_dense_layers=1, vocab_size=300, mtp_depth=1, init_std=0.1)
 WITHOUT_MTP = ModelChanges(mtp_loss_weight=0.0)
 TEMPLATE = "{% for m in messages %}<role>{{ m.role }}</role>{{ m.content }}<|role_end|>{% endfor %}"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    with shared_between_starts(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
