@@ -98,7 +98,7 @@ def main() -> None:
         target = resolved(target)
         _check_paths(source, target)
         join_hosts({}, **{flag.name: flag.value for flag in SAME_ON_ALL})
-        if hosts.several():
+        if hosts.is_multiprocess():
             jax.config.update("jax_platforms", "cpu")  # a port needs no accelerator, which another program may use
             jax.devices()  # all processes come to this together
         _port(source, target)

@@ -15,7 +15,7 @@ from ling_jax.parallel.peers import LONGEST_SECONDS
 from ling_jax.paths import store_errors
 from ling_jax.train import hosts
 from ling_jax.train.loop import Interrupted, TooManyBadSteps
-from ling_jax.train.roll_call import facts, find_place
+from ling_jax.train.rendezvous import facts, find_process
 from pallas_kernels.lightning_attention.self_check import KernelError
 
 define_checks()
@@ -41,14 +41,14 @@ def join_hosts(config: Any, **flags: Any) -> None:
     Raises ValueError where one does not come, or has another config, other code or another value of one of `flags`. To
     be called before any device is touched.
     """
-    if place := find_place(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
-        hosts.join(place, facts(config, **flags), HOST_TIMEOUT.value)
+    if process := find_process(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
+        hosts.join(process, facts(config, **flags), HOST_TIMEOUT.value)
 
 
 def check_one_host(what: str) -> None:
     """Raises ValueError where this process is one of several."""
-    if place := find_place(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
-        raise ValueError(f"{what} in one process, and this is one of {place.count}; start it once, on one host")
+    if process := find_process(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
+        raise ValueError(f"{what} in one process, and this is one of {process.count}; start it once, on one host")
 
 
 @contextlib.contextmanager

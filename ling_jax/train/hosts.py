@@ -24,7 +24,7 @@ from jax._src.distributed import global_state  # the coordination service has no
 from ling_jax.files import parse_object
 from ling_jax.messages import print_last
 from ling_jax.parallel.peers import all_peers
-from ling_jax.train.roll_call import Place, differences, listening_addresses, own_name, roll_call
+from ling_jax.train.rendezvous import ProcessInfo, differences, listening_addresses, own_name, rendezvous
 
 LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
 BACKSTOP = 3  # time-outs until JAX's own heartbeats give up, which would end all without saying for whom
@@ -47,41 +47,41 @@ _handlers: list = []  # of C, which nothing else keeps alive
 _write_stacks: list[Callable[[], None]] = []  # one or none
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     return bool(_joined)
 
 
-def index() -> int:
+def process_index() -> int:
     """Of this host; known without touching devices."""
     return global_state.process_id
 
 
-def join(place: Place, facts: Mapping[str, str], seconds: float) -> None:
+def join(process: ProcessInfo, facts: Mapping[str, str], seconds: float) -> None:
     """Makes this process one of several, before it touches devices. Only host 0's standard output is shown from here.
 
-    `facts` (`roll_call.facts`) must be those of host 0. From here on a host that gives no sign of life for so many
+    `facts` (`rendezvous.facts`) must be those of host 0. From here on a host that gives no sign of life for so many
     seconds, or that fails, ends the others with a message that names it and exit code 1.
-    Raises ValueError as `roll_call` does.
+    Raises ValueError as `rendezvous` does.
     """
-    names = roll_call(place, facts, seconds)
+    names = rendezvous(process, facts, seconds)
     # With it SIGTERM would be JAX's, and this program would not hear of it.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
-        place.coordinator,
-        place.count,
-        place.index,
-        coordinator_bind_address=place.coordinator if listening_addresses(place.coordinator) else None,
-        local_device_ids=place.devices,
+        process.coordinator,
+        process.count,
+        process.index,
+        coordinator_bind_address=process.coordinator if listening_addresses(process.coordinator) else None,
+        local_device_ids=process.devices,
         cluster_detection_method="deactivate",
         initialization_timeout=round(seconds),
         heartbeat_timeout_seconds=round(BACKSTOP * seconds),
         shutdown_timeout_seconds=round(seconds),
     )
     print(f"hosts: {', '.join(names)}", flush=True)
-    if place.index:
+    if process.index:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
     _joined.append(_Hosts(names, seconds))
-    if place.index:
+    if process.index:
         _call_on_abort(_lost_service)
     threading.Thread(target=_watch, args=_joined, name="hosts", daemon=True).start()
 
@@ -99,7 +99,7 @@ def first_host_first(make: Callable[[], Result]) -> Result:
 
 def check_same(facts: Mapping[str, object]) -> None:
     """A barrier. Raises ValueError where a host does not come in the time-out, or differs from host 0 in a fact."""
-    if not several():
+    if not is_multiprocess():
         return
     hosts = _joined[0]
     key = f"same/{next(hosts.exchanges)}"
@@ -112,7 +112,7 @@ def check_same(facts: Mapping[str, object]) -> None:
         missing = [name for host, name in enumerate(hosts.names) if host not in came]
         told = f"{', '.join(missing)} did not come to the comparison of {', '.join(facts)}"
         raise ValueError(f"{told} in {hosts.seconds:g} seconds; see its output") from None
-    if told := differences(parse_object(_read(key)[0], "what host 0 sent"), mine, hosts.names[index()]):
+    if told := differences(parse_object(_read(key)[0], "what host 0 sent"), mine, hosts.names[process_index()]):
         raise ValueError(f"hosts do not agree:\n  {told}")
 
 
@@ -122,19 +122,19 @@ def stop_after(done: int, number: int | None, ahead: int) -> int | None:
     `number` is the signal that this host has got, if any. No host may ask about `done` steps before all others have
     asked about `done - ahead`: what one of them writes is known to all when it counts.
     """
-    if not several():
+    if not is_multiprocess():
         return number
     asked = _read("stop")
-    if number is not None and index() not in asked:
-        asked[index()] = f"{done + ahead} {number}"
-        _write("stop", asked[index()])
+    if number is not None and process_index() not in asked:
+        asked[process_index()] = f"{done + ahead} {number}"
+        _write("stop", asked[process_index()])
     stops = sorted(tuple(map(int, text.split())) for text in asked.values())
     return next((number for step, number in stops if step <= done), None)
 
 
 def leave() -> None:
     """Says that this host ends well, so that nobody misses it."""
-    if several():
+    if is_multiprocess():
         _joined[0].leaving.set()
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         _write("ended", DONE)
@@ -148,8 +148,8 @@ def on_hang(write_stacks: Callable[[], None] | None) -> None:
 def end_hung(why: str) -> NoReturn:
     """Ends this process and all others with `EXIT_HUNG`, the others after their `on_hang`."""
     print_last(f"error: {why}")
-    if several():
-        message = f"{own_name(index())}: {why}"
+    if is_multiprocess():
+        message = f"{own_name(process_index())}: {why}"
         # In a thread: the service does not answer where host 0 is suspended.
         telling = threading.Thread(target=_end, args=(message, EXIT_HUNG), kwargs={"others": EXIT_HUNG}, daemon=True)
         telling.start()
@@ -159,9 +159,9 @@ def end_hung(why: str) -> NoReturn:
 
 def end_all(why: str, code: int) -> None:
     """Ends this process and all others with a message and a code; returns where it is alone."""
-    if several():
+    if is_multiprocess():
         print_last(why)
-        _end(f"{_joined[0].names[index()]}: {why}", code, others=code)
+        _end(f"{_joined[0].names[process_index()]}: {why}", code, others=code)
 
 
 def fail(error: BaseException, code: int = 1) -> None:
@@ -170,7 +170,7 @@ def fail(error: BaseException, code: int = 1) -> None:
 
     Where another host's end may be the reason, the watch has time to find out which host it was and ends this one.
     """
-    if not several():
+    if not is_multiprocess():
         return
     if _of_communication(error):
         enough = _joined[0].looks + LOOKS + 3
@@ -180,7 +180,7 @@ def fail(error: BaseException, code: int = 1) -> None:
         print_last(f"error: {error}")
     else:
         print_last("".join(traceback.format_exception(error)))
-    _end(f"{_joined[0].names[index()]}: {type(error).__name__}: {error}", code)
+    _end(f"{_joined[0].names[process_index()]}: {type(error).__name__}: {error}", code)
 
 
 def _of_communication(error: BaseException | None) -> bool:
@@ -222,7 +222,7 @@ def _watch(hosts: _Hosts) -> None:
 def _tell_end(why: str, code: int) -> NoReturn:
     if code == EXIT_HUNG and _write_stacks:
         _write_stacks[0]()
-    print_last(f"error: {why}; {_joined[0].names[index()]} ends too")
+    print_last(f"error: {why}; {_joined[0].names[process_index()]} ends too")
     _end(why, code, others=code)
 
 
@@ -234,7 +234,7 @@ def _end(message: str, code: int, *, others: int = 1) -> NoReturn:
     _joined[0].leaving.set()  # what the watch sees from here on are the effects
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _write("ended", f"{others} {message}")
-        if index() == 0:  # the service is in this process: the others must read why
+        if process_index() == 0:  # the service is in this process: the others must read why
             deadline = time.monotonic() + 4 * _joined[0].seconds / LOOKS
             while len(_read("ended")) < len(_joined[0].names) and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -242,7 +242,7 @@ def _end(message: str, code: int, *, others: int = 1) -> NoReturn:
 
 
 def _lost_service() -> NoReturn:
-    first, own = _joined[0].names[0], _joined[0].names[index()]
+    first, own = _joined[0].names[0], _joined[0].names[process_index()]
     why = "it died or was cut off, unless the lines above say something else: JAX's coordination service runs in it"
     print(f"error: {first} is lost: {why}; {own} ends too", file=sys.stderr, flush=True)
     os._exit(1)
@@ -261,7 +261,7 @@ def _call_on_abort(end: Callable[[], NoReturn]) -> None:
 
 def _write(what: str, value: str) -> None:
     """Sets this host's value of a key, in place of an earlier one."""
-    global_state.client.key_value_set(f"ling_jax/{what}/{index()}", value, allow_overwrite=True)
+    global_state.client.key_value_set(f"ling_jax/{what}/{process_index()}", value, allow_overwrite=True)
 
 
 def _read(what: str) -> dict[int, str]:

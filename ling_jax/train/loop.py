@@ -158,11 +158,13 @@ def prepare_run(
     check_disk(abstract, workdir, config.train)
 
     def fill_workdir() -> Corpus:
-        if hosts.index() and not (workdir / "config.json").exists():
+        if hosts.process_index() and not (workdir / "config.json").exists():
             raise ValueError(f"{workdir} has not what host 0 wrote into its own; name a workdir that all hosts share")
         corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
         kept = has_checkpoint(workdir) and (workdir / "tokenizer" / "tokenizer.json").exists()
-        if not hosts.index() and not kept:  # checkpoints have its sum, and the library may write it otherwise by now
+        if (
+            not hosts.process_index() and not kept
+        ):  # checkpoints have its sum, and the library may write it otherwise by now
             data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
         write_config(config, workdir)
         return corpus
@@ -318,7 +320,7 @@ class _Loop:
         """What a checkpoint notes about the run. Host 0 writes it, and has the logs."""
         rows = done * self.run.config.train.batch_size  # of the mixture
         record = {"config": dataclasses.asdict(self.run.config), "data": {"step": done, "rows": rows}}
-        return record | (workdir_sums(self.run.workdir, ["metrics.jsonl"]) if not hosts.index() else {})
+        return record | (workdir_sums(self.run.workdir, ["metrics.jsonl"]) if not hosts.process_index() else {})
 
     def held_out_loss(self, params) -> dict[str, float]:
         """{} where no document is held out."""

@@ -14,7 +14,7 @@ from etils import epath
 
 from ling_jax.messages import print_last
 from ling_jax.train import hosts
-from ling_jax.train.roll_call import own_name
+from ling_jax.train.rendezvous import own_name
 
 LOOKS = 20  # of the watchdog in a time-out
 FIRST_STEPS = 3  # our choice: the first ones are not watched
@@ -44,7 +44,7 @@ def watch_steps(workdir: epath.PathLike, seconds: float) -> Iterator[Callable[[]
 
 class _Watchdog:
     def __init__(self, workdir: epath.Path, seconds: float):
-        self.file = workdir / "stacks" / f"host_{hosts.index()}.txt"
+        self.file = workdir / "stacks" / f"host_{hosts.process_index()}.txt"
         self.seconds, self.ends, self.leaving = seconds, 0, threading.Event()
         self._writing = threading.Lock()
 
@@ -70,7 +70,7 @@ class _Watchdog:
         """Of this process, once."""
         if not self._writing.acquire(blocking=False):
             return
-        text = f"stacks of {own_name(hosts.index())}:\n{_stacks()}"
+        text = f"stacks of {own_name(hosts.process_index())}:\n{_stacks()}"
         writer = threading.Thread(target=self._write_file, args=(text,), daemon=True)
         writer.start()
         print_last(text)

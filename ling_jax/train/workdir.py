@@ -59,7 +59,7 @@ def _check_ours(workdir: Path) -> None:
     for name in FILES:
         if (workdir / name).exists() and not os.access(workdir / name, os.W_OK):
             raise PermissionError(f"{workdir / name} cannot be written: permission denied; change its mode or owner")
-    if hosts.index() or (workdir / LOCK).exists() or has_checkpoint(epath.Path(workdir)):
+    if hosts.process_index() or (workdir / LOCK).exists() or has_checkpoint(epath.Path(workdir)):
         return
     if found := [name for name in (*FOLDERS, *FILES) if _has_content(workdir / name)]:
         raise ValueError(
@@ -145,7 +145,7 @@ def _noted_config(record: epath.Path) -> dict[str, Any] | None:
 
 
 def write_config(config: Any, workdir: epath.Path) -> None:
-    if not hosts.index():
+    if not hosts.process_index():
         write_sealed(dataclasses.asdict(config), workdir / "config.json")
 
 
@@ -163,7 +163,7 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
 
     A run that has a checkpoint has begun, and keeps its note.
     """
-    if not has_checkpoint(workdir) and not hosts.index():
+    if not has_checkpoint(workdir) and not hosts.process_index():
         write_json(dict(origins), workdir / "origins.json")
 
 
@@ -173,7 +173,7 @@ def lock(workdir: epath.Path) -> IO[bytes] | None:
     Of several hosts the first one holds it for all. One in a store cannot be locked, nor one on a file system without
     locks, of which a warning says so. Raises ValueError where another process has it.
     """
-    if hosts.index() or is_remote(workdir):
+    if hosts.process_index() or is_remote(workdir):
         return None
     workdir.mkdir(parents=True, exist_ok=True)
     file = open(workdir / LOCK, "ab")  # noqa: SIM115  open as long as the run

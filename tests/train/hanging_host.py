@@ -5,7 +5,7 @@ import sys
 from jax._src.distributed import global_state
 
 from ling_jax.train import hosts
-from ling_jax.train.roll_call import Place
+from ling_jax.train.rendezvous import ProcessInfo
 from ling_jax.train.watchdog import watch_steps
 
 
@@ -20,7 +20,7 @@ def wait_for_the_other() -> None:
 
 def main() -> None:
     folder, port, host = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    hosts.join(Place(f"localhost:{port}", 2, host), {}, 60)
+    hosts.join(ProcessInfo(f"localhost:{port}", 2, host), {}, 60)
     with watch_steps(folder, 5 if host else 500) as ended:  # host 0 learns of it from host 1
         for _ in range(5):
             ended()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ling_jax.train import roll_call as rolls
-from ling_jax.train.roll_call import Place, differences, facts, find_place, roll_call
+from ling_jax.train import rendezvous as module
+from ling_jax.train.rendezvous import ProcessInfo, differences, facts, find_process, rendezvous
 from tests.small_run import small_config
 
 FACTS = {"config.train.steps": "30", "ling_jax/a.py": "1234"}
@@ -26,13 +26,13 @@ def coordinator():
 def call_all(coordinator, hosts, count, seconds):
     """What each of {index: facts} gets or is told; the threads of this process are the hosts."""
     with concurrent.futures.ThreadPoolExecutor(len(hosts)) as pool:
-        calls = [pool.submit(roll_call, Place(coordinator, count, host), own, seconds) for host, own in hosts]
+        calls = [pool.submit(rendezvous, ProcessInfo(coordinator, count, host), own, seconds) for host, own in hosts]
         return [call.exception() or call.result() for call in calls]
 
 
 @pytest.fixture(autouse=True)
 def quick_questions(monkeypatch):
-    monkeypatch.setattr(rolls, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(module, "ASK_SECONDS", 0.02)
 
 
 def test_all_hosts_get_all_names(coordinator):
@@ -67,7 +67,7 @@ def test_many_differences_are_counted():
 
 def test_a_number_or_a_port_that_is_taken_is_told(coordinator, monkeypatch):
     names = iter(("host 1 (a)", "host 1 (b)"))  # each host asks for its own once
-    monkeypatch.setattr(rolls, "own_name", lambda index: next(names) if index else "host 0 (c)")
+    monkeypatch.setattr(module, "own_name", lambda index: next(names) if index else "host 0 (c)")
     for told in call_all(coordinator, [(0, FACTS), (1, FACTS), (1, FACTS)], 3, 1):
         assert "two processes are host 1: host 1 (" in str(told)
     with socket.create_server(("", int(coordinator.split(":")[1]))):
@@ -77,7 +77,7 @@ def test_a_number_or_a_port_that_is_taken_is_told(coordinator, monkeypatch):
 
 def no_message(message: bytes) -> bytes:
     """A line as a host with the token would send it, of something that is no message."""
-    return rolls._sum(message) + b" " + message + b"\n"
+    return module._sum(message) + b" " + message + b"\n"
 
 
 HOSTILE = [
@@ -96,25 +96,25 @@ def test_hostile_clients_change_nothing_and_silent_ones_hold_up_nobody(coordinat
     """23 that send what is no message, and 20 that send nothing or the beginning of a line."""
     begun = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as open_lines:
-        first = pool.submit(roll_call, Place(coordinator, 2, 0), FACTS, 60)
+        first = pool.submit(rendezvous, ProcessInfo(coordinator, 2, 0), FACTS, 60)
         for i in range(20):
             open_lines.enter_context(connected(coordinator)).sendall(b"" if i % 2 else b"123")
         for words in HOSTILE:
             with connected(coordinator) as line, contextlib.suppress(ConnectionError):  # cut off after 1 MB
                 line.sendall(words)
-        assert roll_call(Place(coordinator, 2, 1), FACTS, 60) == first.result()
-    assert time.monotonic() - begun < rolls.CLIENT_SECONDS
+        assert rendezvous(ProcessInfo(coordinator, 2, 1), FACTS, 60) == first.result()
+    assert time.monotonic() - begun < module.CLIENT_SECONDS
 
 
 def test_a_process_without_the_token_does_not_take_part(coordinator, monkeypatch):
     """The threads of this process share an environment, so each message is sealed with the token of its host."""
     sums = {0: b"secret", 1: b"secret", 2: b"guessed"}
-    monkeypatch.setattr(rolls, "_token", lambda: sums[int(threading.current_thread().name[-1])])
+    monkeypatch.setattr(module, "_token", lambda: sums[int(threading.current_thread().name[-1])])
 
     def call(host):
         threading.current_thread().name = f"host {host}"
-        patched = Place(coordinator, 2, min(host, 1))
-        return roll_call(patched, FACTS if host < 2 else {}, 1 if host == 2 else 60)
+        patched = ProcessInfo(coordinator, 2, min(host, 1))
+        return rendezvous(patched, FACTS if host < 2 else {}, 1 if host == 2 else 60)
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         first, stranger = pool.submit(call, 0), pool.submit(call, 2)
@@ -123,27 +123,27 @@ def test_a_process_without_the_token_does_not_take_part(coordinator, monkeypatch
 
 
 def test_the_token_is_the_secret_else_the_number_of_the_job(environment):
-    for name in (rolls.TOKEN, *rolls.JOB_IDS):
+    for name in (module.TOKEN, *module.JOB_IDS):
         environment.delenv(name, raising=False)
-    alone = rolls.sealed({})
+    alone = module.sealed({})
     environment.setenv("SLURM_JOB_ID", "7")
-    of_job = rolls.sealed({})
+    of_job = module.sealed({})
     environment.setenv("LING_JAX_TOKEN", "secret")
-    assert len({alone, of_job, rolls.sealed({})}) == 3 and rolls.opened(rolls.sealed({"a": 1}), "it") == {"a": 1}
+    assert len({alone, of_job, module.sealed({})}) == 3 and module.opened(module.sealed({"a": 1}), "it") == {"a": 1}
     with pytest.raises(ValueError, match="what a host sent is not of this job"):
-        rolls.opened(of_job, "what a host sent")
+        module.opened(of_job, "what a host sent")
 
 
 def test_host_0_listens_at_the_coordinators_address_alone(coordinator):
     port = int(coordinator.split(":")[1])
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        first = pool.submit(roll_call, Place(coordinator, 2, 0), FACTS, 60)
+        first = pool.submit(rendezvous, ProcessInfo(coordinator, 2, 0), FACTS, 60)
         connected(coordinator).close()
         listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
         places = {line.split()[1] for line in listening.splitlines() if line.split()[3] == "0A"}
         found = {place.split(":")[0] for place in places if place.endswith(f":{port:04X}")}
         assert "0100007F" in found and not any(set(address) == {"0"} for address in found)
-        roll_call(Place(coordinator, 2, 1), FACTS, 60)
+        rendezvous(ProcessInfo(coordinator, 2, 1), FACTS, 60)
         first.result()
 
 
@@ -152,7 +152,7 @@ def test_host_0_listens_at_the_coordinators_address_alone(coordinator):
     [("127.0.0.1:1", ["127.0.0.1"]), ("192.0.2.1:1", []), ("no.such.host.invalid:1", []), ("0.0.0.0:1", ["0.0.0.0"])],
 )
 def test_a_name_that_stands_for_no_address_of_this_machine_means_all(coordinator, found):
-    assert rolls.listening_addresses(coordinator) == found
+    assert module.listening_addresses(coordinator) == found
 
 
 def connected(coordinator) -> socket.socket:
@@ -189,24 +189,24 @@ def environment(monkeypatch):
 
 
 def test_a_process_is_alone_unless_it_is_told_otherwise(environment):
-    assert find_place() is None
-    assert find_place("node0:8476", 1, 0) is None
-    assert find_place("node0:8476", 4, 3) == Place("node0:8476", 4, 3, None)
+    assert find_process() is None
+    assert find_process("node0:8476", 1, 0) is None
+    assert find_process("node0:8476", 4, 3) == ProcessInfo("node0:8476", 4, 3, None)
     environment.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
-    assert find_place("[::1]:8476", 2, 1) == Place("[::1]:8476", 2, 1, [0, 1])
+    assert find_process("[::1]:8476", 2, 1) == ProcessInfo("[::1]:8476", 2, 1, [0, 1])
 
 
 def test_variables_of_the_environment_say_who_is_who(environment):
     for name, value in {"COORDINATOR_ADDRESS": "node0:8476", "NUM_PROCESSES": "4", "PROCESS_ID": "3"}.items():
         environment.setenv(f"JAX_{name}", value)
-    assert find_place() == Place("node0:8476", 4, 3)
-    assert find_place("node1:8476", 2, 0) == Place("node1:8476", 2, 0)
+    assert find_process() == ProcessInfo("node0:8476", 4, 3)
+    assert find_process("node1:8476", 2, 0) == ProcessInfo("node1:8476", 2, 0)
     environment.setenv("JAX_PROCESS_ID", "three")
     with pytest.raises(ValueError, match="the environment has JAX_PROCESS_ID='three'; expected a whole number"):
-        find_place()
+        find_process()
     for name in NOWHERE[2:]:
         environment.setenv(name, "")  # as containers do
-    assert find_place() is None
+    assert find_process() is None
 
 
 SLURM = {"JOB_ID": "7", "STEP_NODELIST": "node[03-04]", "NTASKS": "2", "PROCID": "1", "LOCALID": "0"}
@@ -215,12 +215,12 @@ SLURM = {"JOB_ID": "7", "STEP_NODELIST": "node[03-04]", "NTASKS": "2", "PROCID":
 def test_slurm_says_who_is_who(environment):
     for name, value in SLURM.items():
         environment.setenv(f"SLURM_{name}", value)
-    assert find_place() == Place(f"node03:{65535 - 4095 + 7}", 2, 1, [0])
-    assert find_place("node9:99") == Place("node9:99", 2, 1, [0])  # what is given wins
+    assert find_process() == ProcessInfo(f"node03:{65535 - 4095 + 7}", 2, 1, [0])
+    assert find_process("node9:99") == ProcessInfo("node9:99", 2, 1, [0])  # what is given wins
     environment.setenv("JAX_LOCAL_DEVICE_IDS", "0,1,2,3")
-    assert find_place().devices == [0, 1, 2, 3]
+    assert find_process().devices == [0, 1, 2, 3]
     environment.setenv("SLURM_NTASKS", "1")
-    assert find_place() is None
+    assert find_process() is None
 
 
 @pytest.mark.parametrize(
@@ -238,4 +238,4 @@ def test_slurm_says_who_is_who(environment):
 )
 def test_a_place_that_makes_no_sense_is_an_error(environment, given, message):
     with pytest.raises(ValueError, match=message):
-        find_place(*given)
+        find_process(*given)

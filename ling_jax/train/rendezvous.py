@@ -46,7 +46,7 @@ THEIRS = (
 )  # what another process may cause: not there yet, a lost connection, no message
 
 
-class Place(NamedTuple):
+class ProcessInfo(NamedTuple):
     """Of a process among those that train one model."""
 
     coordinator: str  # address:port of host 0
@@ -55,7 +55,9 @@ class Place(NamedTuple):
     devices: list[int] | None = None  # of this machine's, where processes share it; None: all
 
 
-def find_place(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> Place | None:
+def find_process(
+    coordinator: str | None = None, count: int | None = None, index: int | None = None
+) -> ProcessInfo | None:
     """This process's place; None where it is alone.
 
     Known from what is given, else from JAX's variables of the environment, else from the cluster's launcher: SLURM,
@@ -78,8 +80,8 @@ def find_place(coordinator: str | None = None, count: int | None = None, index: 
     known = {"coordinator": coordinator, "num_hosts": count, "host": index}
     if missing := [name for name, value in known.items() if value is None]:
         raise ValueError(f"of coordinator, num_hosts and host, {' and '.join(missing)} is missing; give all three")
-    _check_place(coordinator, count, index)
-    return Place(coordinator, count, index, devices)
+    _check_process(coordinator, count, index)
+    return ProcessInfo(coordinator, count, index, devices)
 
 
 def _variable(name: str, parse: Callable[[str], Any]) -> Any:
@@ -106,7 +108,7 @@ def _cluster():
     return next((cluster for cluster in clusters if cluster.is_env_present()), None)
 
 
-def _check_place(coordinator: str, count: int, index: int) -> None:
+def _check_process(coordinator: str, count: int, index: int) -> None:
     address, _, port = coordinator.rpartition(":")
     if not address or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ValueError(f"coordinator is {coordinator!r}; expected address:port of host 0, such as node0:8476")
@@ -138,16 +140,16 @@ def own_name(index: int) -> str:
     return f"host {index} ({socket.gethostname()}, process {os.getpid()})"
 
 
-def roll_call(place: Place, own_facts: Mapping[str, str], seconds: float) -> tuple[str, ...]:
+def rendezvous(process: ProcessInfo, own_facts: Mapping[str, str], seconds: float) -> tuple[str, ...]:
     """The names of all hosts, in order, when all are there and have the facts of host 0.
 
     Raises ValueError, on all hosts that came, naming those that did not come in so many seconds or what differs.
     """
-    if place.index:
-        message = {"host": place.index, "name": own_name(place.index), "facts": dict(own_facts)}
-        answer = _ask(place, message, seconds)
+    if process.index:
+        message = {"host": process.index, "name": own_name(process.index), "facts": dict(own_facts)}
+        answer = _ask(process, message, seconds)
     else:
-        answer = asyncio.run(_Register(place, own_facts).serve(seconds))
+        answer = asyncio.run(_Register(process, own_facts).serve(seconds))
     if answer["error"]:
         raise ValueError(answer["error"])
     return tuple(answer["names"])
@@ -180,8 +182,8 @@ def _is_ours(address: str) -> bool:
 class _Register:
     """Host 0's side: who has come, and what they are told."""
 
-    def __init__(self, place: Place, own_facts: Mapping[str, str]):
-        self.place, self.facts = place, own_facts
+    def __init__(self, process: ProcessInfo, own_facts: Mapping[str, str]):
+        self.process, self.facts = process, own_facts
         self.names, self.errors = {0: own_name(0)}, []
         self.came, self.told = {own_name(0)}, {own_name(0)}
         self.answer: dict[str, Any] | None = None
@@ -190,7 +192,7 @@ class _Register:
         """Answers until all are there or the time is over, and then until all that came know the outcome."""
         end = time.monotonic() + seconds
         server = await self._listen()
-        while len(self.names) < self.place.count and time.monotonic() < end:
+        while len(self.names) < self.process.count and time.monotonic() < end:
             await asyncio.sleep(ASK_SECONDS / 10)
         self.answer, end = self._outcome(seconds), time.monotonic() + LAST_SECONDS
         while self.told != self.came and time.monotonic() < end:
@@ -199,13 +201,14 @@ class _Register:
         return self.answer
 
     async def _listen(self) -> asyncio.Server:
-        port, addresses = int(self.place.coordinator.rpartition(":")[2]), listening_addresses(self.place.coordinator)
+        coordinator = self.process.coordinator
+        port, addresses = int(coordinator.rpartition(":")[2]), listening_addresses(coordinator)
         try:
             # asyncio reads all clients at once: a slow one holds up nobody.
             return await asyncio.start_server(self._meet, addresses or None, port, limit=MAX_LINE_BYTES, backlog=1024)
         except OSError as error:
             raise ValueError(
-                f"host 0 cannot listen at port {port} of the coordinator {self.place.coordinator} "
+                f"host 0 cannot listen at port {port} of the coordinator {coordinator} "
                 f"({os.strerror(error.errno)}); name a port that is free, and one process alone as host 0"
             ) from None
 
@@ -230,27 +233,27 @@ class _Register:
         known = self.names.setdefault(index, name)
         if known != name:
             self.errors.append(f"two processes are host {index}: {known} and {name}; give each a number of its own")
-        elif not 0 < index < self.place.count:
-            self.errors.append(f"{name} is none of {self.place.count} hosts; give all hosts the same num_hosts")
+        elif not 0 < index < self.process.count:
+            self.errors.append(f"{name} is none of {self.process.count} hosts; give all hosts the same num_hosts")
         elif told := differences(self.facts, other, name):
             self.errors.append(f"{name} would not do what host 0 does; make these the same:\n  {told}")
         return name
 
     def _outcome(self, seconds: float) -> dict[str, Any]:
-        missing = [f"host {index}" for index in range(self.place.count) if index not in self.names]
+        missing = [f"host {index}" for index in range(self.process.count) if index not in self.names]
         error = self.errors[0] if self.errors else ""
         if missing and not error:
             error = (
-                f"{', '.join(missing)} of {self.place.count} did not come to {self.place.coordinator} in {seconds:g} "
-                f"seconds; start the same command on all hosts, with the same {TOKEN} or none, or give them more time "
-                "(--host_timeout)"
+                f"{', '.join(missing)} of {self.process.count} did not come to {self.process.coordinator} in "
+                f"{seconds:g} seconds; start the same command on all hosts, with the same {TOKEN} or none, or give "
+                "them more time (--host_timeout)"
             )
-        return {"names": [self.names.get(index, "") for index in range(self.place.count)], "error": error}
+        return {"names": [self.names.get(index, "") for index in range(self.process.count)], "error": error}
 
 
-def _ask(place: Place, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def _ask(process: ProcessInfo, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """A host's side: asks until it is told the outcome, or for so many seconds nobody answers."""
-    address, _, port = place.coordinator.rpartition(":")
+    address, _, port = process.coordinator.rpartition(":")
     where = (address.strip("[]"), int(port))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -261,7 +264,7 @@ def _ask(place: Place, message: Mapping[str, Any], seconds: float) -> dict[str, 
                 return answer
         time.sleep(ASK_SECONDS)
     raise ValueError(
-        f"host 0 of {place.count} did not answer {own_name(place.index)} at {place.coordinator} in {seconds:g} "
+        f"host 0 of {process.count} did not answer {own_name(process.index)} at {process.coordinator} in {seconds:g} "
         f"seconds; start the same command there, check the address and {TOKEN}, or give it more time (--host_timeout)"
     )
 
