@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from ling_jax.checkpoint.chunks import Index
-from ling_jax.checkpoint.parts import TOP, Place, Reader, layer_places
+from ling_jax.checkpoint.parts import TOP, LayerLeaf, Reader, layer_leaves
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_kind
 
@@ -19,22 +19,22 @@ class FirstLayers(Reader):
     def __init__(self, reader: Reader, count: int, *, mtp: bool):
         self._reader = reader
         config = first_layers(reader.config, count, mtp=mtp)
-        old, new = layer_places(reader.config), layer_places(config)
-        self._source: dict[Place, Place] = {}
-        for number, places in enumerate(new):
+        old, new = layer_leaves(reader.config), layer_leaves(config)
+        self._source: dict[LayerLeaf, LayerLeaf] = {}
+        for number, layer in enumerate(new):
             of_source = old[number if number < count else reader.config.num_layers + number - count]
-            self._source |= {place: of_source[name] for name, place in places.items()}
+            self._source |= {part: of_source[name] for name, part in layer.items()}
         dtypes = {name: reader.dtypes[name] for name in TOP}
-        for place, source in self._source.items():
+        for part, source in self._source.items():
             dtype = reader.dtypes[source.leaf]
-            dtypes[place.leaf] = np.promote_types(dtypes.get(place.leaf, dtype), dtype)
+            dtypes[part.leaf] = np.promote_types(dtypes.get(part.leaf, dtype), dtype)
         super().__init__(config, dtypes)
 
     def read(self, leaf: str, index: Index = ()) -> np.ndarray:
         if leaf in TOP:
             return self._reader.read(leaf, index)
         depth = 1 if leaf.startswith("mtp/") else 2
-        source = self._source[Place(leaf, index[:depth])]
+        source = self._source[LayerLeaf(leaf, index[:depth])]
         value = self._reader.read(source.leaf, (*source.index, *index[depth:]))
         return value.astype(self.dtypes[leaf], copy=False)
 

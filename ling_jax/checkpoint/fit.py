@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from ling_jax.checkpoint.index import INDEX_FILE
-from ling_jax.checkpoint.names import IGNORED, MTP_NAMES, Slot
+from ling_jax.checkpoint.names import IGNORED, MTP_NAMES, TensorMapping
 from ling_jax.checkpoint.safetensors_file import DTYPES
 from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.config import ModelConfig
@@ -47,13 +47,13 @@ def check_sizes(config: ModelConfig, tensors: Tensors) -> None:
         )
 
 
-def check_tensors(tensors: Tensors, places: list[Slot], config: ModelConfig) -> None:
+def check_tensors(tensors: Tensors, mappings: list[TensorMapping], config: ModelConfig) -> None:
     """Raises FileNotFoundError or ValueError where a tensor is missing, belongs to nothing, or has another shape or
     dtype; says what a user should know of the folder."""
     expected: dict[str, tuple[int, ...]] = {}
-    for slot in places:
-        rows = expected.get(slot.name, (0,))[0] + slot.official[0]
-        expected[slot.name] = (rows, *slot.official[1:])
+    for mapping in mappings:
+        rows = expected.get(mapping.name, (0,))[0] + mapping.official[0]
+        expected[mapping.name] = (rows, *mapping.official[1:])
     names = tensors.names()
     if missing := sorted(expected.keys() - names):
         _refuse_missing(missing, tensors, config)

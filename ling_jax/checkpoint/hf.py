@@ -5,7 +5,7 @@ import numpy as np
 
 from ling_jax.checkpoint.hf_reader import HfReader, config_of, read_config
 from ling_jax.checkpoint.hf_writer import HfWriter
-from ling_jax.checkpoint.names import slots, to_official
+from ling_jax.checkpoint.names import tensor_mappings, to_official
 from ling_jax.checkpoint.parts import TreeReader, TreeWriter
 from ling_jax.checkpoint.placed import load_onto
 from ling_jax.checkpoint.tensors import Tensors
@@ -62,6 +62,6 @@ def hf_tensors(params, config: ModelConfig) -> dict[str, np.ndarray]:
     """{official name: array in the official layout}; works on any tree of the parameters' shape, such as gradients."""
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(params).items()}
     pieces: dict[str, list[np.ndarray]] = {}
-    for slot in slots(model_spec(config), config):
-        pieces.setdefault(slot.name, []).append(to_official(leaves[slot.leaf][slot.index], slot))
+    for mapping in tensor_mappings(model_spec(config), config):
+        pieces.setdefault(mapping.name, []).append(to_official(leaves[mapping.leaf][mapping.index], mapping))
     return {name: np.concatenate(rows) if len(rows) > 1 else rows[0] for name, rows in pieces.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.fit import check_sizes, check_tensors
 from ling_jax.checkpoint.hf_config import from_hf
-from ling_jax.checkpoint.names import Slot, from_official, narrowed, slots, to_official
+from ling_jax.checkpoint.names import TensorMapping, from_official, narrowed, tensor_mappings, to_official
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.checkpoint.quantised import rounded
 from ling_jax.checkpoint.safetensors_file import DTYPES
@@ -32,21 +32,21 @@ class HfReader(Reader):
         content = read_config(folder)
         self._tensors = Tensors(folder, content)
         config = config_of(content, self._tensors, dtype)
-        places = slots(model_spec(config), config)
-        check_tensors(self._tensors, places, config)
-        self._slots = {(slot.leaf, slot.index): slot for slot in places}
-        self._quantised = {slot.leaf for slot in places if self._tensors.format_of(slot.name)}
-        self._depth = {slot.leaf: len(slot.index) for slot in places}
+        mappings = tensor_mappings(model_spec(config), config)
+        check_tensors(self._tensors, mappings, config)
+        self._mappings = {(mapping.leaf, mapping.index): mapping for mapping in mappings}
+        self._quantised = {mapping.leaf for mapping in mappings if self._tensors.format_of(mapping.name)}
+        self._depth = {mapping.leaf: len(mapping.index) for mapping in mappings}
         self._shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(config)).items()}
-        super().__init__(config, self._stored_dtypes(places, config, dtype))
+        super().__init__(config, self._stored_dtypes(mappings, config, dtype))
 
     def read(self, leaf: str, index: Index = ()) -> np.ndarray:
         if len(index) < self._depth[leaf]:
             return np.stack([self.read(leaf, (*index, i)) for i in range(self._shapes[leaf][len(index)])])
         depth = self._depth[leaf]
-        slot = narrowed(self._slots[leaf, index[:depth]], index[depth:])
-        rows = slice(slot.row, slot.row + slot.official[0])
-        return from_official(self._tensors.read(slot.name, rows, self.dtypes[leaf]), slot)
+        mapping = narrowed(self._mappings[leaf, index[:depth]], index[depth:])
+        rows = slice(mapping.row, mapping.row + mapping.official[0])
+        return from_official(self._tensors.read(mapping.name, rows, self.dtypes[leaf]), mapping)
 
     def as_stored(self, value: np.ndarray, leaf: str, index: Index = ()) -> np.ndarray:
         """As in `Reader`. FP8 in its blocks, of which the part has whole ones, in the dtype that this model is read in.
@@ -58,23 +58,23 @@ class HfReader(Reader):
         depth = self._depth[leaf]
         if len(index) < depth:
             return np.stack([self.as_stored(part, leaf, (*index, i)) for i, part in enumerate(value)])
-        slot = narrowed(self._slots[leaf, index[:depth]], index[depth:])
-        if (form := self._tensors.format_of(slot.name)) is None:
+        mapping = narrowed(self._mappings[leaf, index[:depth]], index[depth:])
+        if (form := self._tensors.format_of(mapping.name)) is None:
             return super().as_stored(value, leaf, index)
-        return from_official(rounded(to_official(value, slot), form, self.dtypes[leaf]), slot)
+        return from_official(rounded(to_official(value, mapping), form, self.dtypes[leaf]), mapping)
 
     def is_quantised(self, leaf: str, index: Index = ()) -> bool:
-        return self._tensors.format_of(self._slots[leaf, index[: self._depth[leaf]]].name) is not None
+        return self._tensors.format_of(self._mappings[leaf, index[: self._depth[leaf]]].name) is not None
 
     def report_nonfinite(self, where: str = "") -> None:
         self._tensors.report_nonfinite()
 
-    def _stored_dtypes(self, places: list[Slot], config: ModelConfig, dtype) -> dict[str, np.dtype]:
+    def _stored_dtypes(self, mappings: list[TensorMapping], config: ModelConfig, dtype) -> dict[str, np.dtype]:
         """Of each leaf; the wider one where its tensors have several, so that no value changes."""
         found: dict[str, np.dtype] = {}
-        for slot in places:
-            stored = self._tensors.dtype(slot.name, config.compute_dtype) if dtype is None else np.dtype(dtype)
-            found[slot.leaf] = np.promote_types(found.get(slot.leaf, stored), stored)
+        for mapping in mappings:
+            stored = self._tensors.dtype(mapping.name, config.compute_dtype) if dtype is None else np.dtype(dtype)
+            found[mapping.leaf] = np.promote_types(found.get(mapping.leaf, stored), stored)
         return found
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.hf_config import to_hf
 from ling_jax.checkpoint.index import INDEX_FILE, SINGLE_FILE
-from ling_jax.checkpoint.names import Slot, in_file_order, narrowed, row_dim, slots, to_official
+from ling_jax.checkpoint.names import TensorMapping, in_file_order, narrowed, row_dim, tensor_mappings, to_official
 from ling_jax.checkpoint.parts import Part, Writer
 from ling_jax.checkpoint.quantised import BLOCK, BLOCK_CONFIG, E4M3, QUANTISED_NAMES, SCALES, quantise
 from ling_jax.checkpoint.safetensors_file import DTYPES
@@ -86,12 +86,12 @@ class HfWriter(Writer):
         """
         super().__init__(config, dtypes)
         self.peers, self._folder, self._store = peers, folder, store
-        places = slots(model_spec(config), config)
-        self.shards = shard_layout(places, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8)
+        mappings = tensor_mappings(model_spec(config), config)
+        self.shards = shard_layout(mappings, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8)
         self._shard_of = {name: shard for shard in self.shards for name in shard.tensors}
         self._number = {shard.file: number for number, shard in enumerate(self.shards)}
-        self._slots = {(slot.leaf, slot.index): slot for slot in places}
-        self._depth = {slot.leaf: len(slot.index) for slot in places}
+        self._mappings = {(mapping.leaf, mapping.index): mapping for mapping in mappings}
+        self._depth = {mapping.leaf: len(mapping.index) for mapping in mappings}
         self._whole = {shard.file for shard in self.shards} & set(names_in(store or folder))
         self._left = {shard.file: shard.nbytes for shard in self.shards if shard.file not in self._whole}
         self._open: dict[str, tuple[BinaryIO, int]] = {}  # file, first byte behind the header
@@ -102,11 +102,12 @@ class HfWriter(Writer):
 
     def write(self, parts: Iterable[Part]) -> None:
         for part in parts:
-            for slot, values in self._slots_of(part):
-                if values.shape != slot.shape:
-                    raise ValueError(f"{slot.name}: {slot.leaf} is {values.shape}; the config makes it {slot.shape}")
-                for piece in _pieces(slot):
-                    self._write(narrowed(slot, piece), to_official(values[piece], narrowed(slot, piece)))
+            for mapping, values in self._mappings_of(part):
+                if values.shape != mapping.shape:
+                    found = f"{mapping.name}: {mapping.leaf} is {values.shape}"
+                    raise ValueError(f"{found}; the config makes it {mapping.shape}")
+                for piece in _pieces(mapping):
+                    self._write(narrowed(mapping, piece), to_official(values[piece], narrowed(mapping, piece)))
 
     def is_written(self, leaf: str, index: Index) -> bool:
         return self._shard_file(leaf, index) in self._whole
@@ -124,28 +125,28 @@ class HfWriter(Writer):
             (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
 
     def _shard_file(self, leaf: str, index: Index) -> str:
-        return self._shard_of[self._slots[leaf, index[: self._depth[leaf]]].name].file
+        return self._shard_of[self._mappings[leaf, index[: self._depth[leaf]]].name].file
 
-    def _slots_of(self, part: Part) -> Iterator[tuple[Slot, np.ndarray]]:
+    def _mappings_of(self, part: Part) -> Iterator[tuple[TensorMapping, np.ndarray]]:
         """The official tensors of a part, each with its values; experts are tensors of their own."""
         depth, values = self._depth[part.leaf], np.asarray(part.values)
         if len(part.index) >= depth:
-            yield narrowed(self._slots[part.leaf, part.index[:depth]], part.index[depth:]), values
+            yield narrowed(self._mappings[part.leaf, part.index[:depth]], part.index[depth:]), values
             return
         for index in np.ndindex(values.shape[: depth - len(part.index)]):
-            yield self._slots[part.leaf, (*part.index, *index)], values[index]
+            yield self._mappings[part.leaf, (*part.index, *index)], values[index]
 
-    def _write(self, slot: Slot, value: np.ndarray) -> None:
-        tensor = self._shard_of[slot.name].tensors[slot.name]
+    def _write(self, mapping: TensorMapping, value: np.ndarray) -> None:
+        tensor = self._shard_of[mapping.name].tensors[mapping.name]
         if tensor.dtype != E4M3:
-            self._write_rows(slot.name, slot.row, value.astype(tensor.dtype, copy=False))
+            self._write_rows(mapping.name, mapping.row, value.astype(tensor.dtype, copy=False))
             return
         try:
             codes, scale = quantise(value)
         except ValueError as error:
-            raise ValueError(f"{slot.name}: {error}") from None
-        self._write_rows(slot.name, slot.row, codes)
-        self._write_rows(slot.name + SCALES[0], slot.row // BLOCK, scale)
+            raise ValueError(f"{mapping.name}: {error}") from None
+        self._write_rows(mapping.name, mapping.row, codes)
+        self._write_rows(mapping.name + SCALES[0], mapping.row // BLOCK, scale)
 
     def _write_rows(self, name: str, row: int, value: np.ndarray) -> None:
         """Rows of an official tensor, from `row` on."""
@@ -186,7 +187,7 @@ class HfWriter(Writer):
 
 
 def shard_layout(
-    places: list[Slot], dtypes: Mapping[str, np.dtype], max_bytes: int, *, fp8: bool = False
+    mappings: list[TensorMapping], dtypes: Mapping[str, np.dtype], max_bytes: int, *, fp8: bool = False
 ) -> list[Shard]:
     """The official tensors in the order of layers, cut where the next would pass `max_bytes`.
 
@@ -194,11 +195,11 @@ def shard_layout(
     """
     whole: dict[str, Tensor] = {}
     ragged = set()
-    for slot in in_file_order(places):
-        before = whole.get(slot.name, Tensor(dtypes[slot.leaf], (0, *slot.official[1:]), 0))
-        dtype = np.promote_types(before.dtype, dtypes[slot.leaf])
-        whole[slot.name] = Tensor(dtype, (slot.row + slot.official[0], *slot.official[1:]), 0)
-        ragged |= {slot.name} if slot.row % BLOCK else set()
+    for mapping in in_file_order(mappings):
+        before = whole.get(mapping.name, Tensor(dtypes[mapping.leaf], (0, *mapping.official[1:]), 0))
+        dtype = np.promote_types(before.dtype, dtypes[mapping.leaf])
+        whole[mapping.name] = Tensor(dtype, (mapping.row + mapping.official[0], *mapping.official[1:]), 0)
+        ragged |= {mapping.name} if mapping.row % BLOCK else set()
     groups: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, tensor in whole.items():
@@ -215,13 +216,13 @@ def shard_layout(
     return [Shard(shard_name(n, len(groups)), _placed(group)) for n, group in enumerate(groups, start=1)]
 
 
-def _pieces(slot: Slot) -> Iterator[Index]:
-    """Indices into `slot.shape` of about `PIECE_ROWS` official rows each, in whole blocks."""
-    dim = row_dim(slot)
-    rows = slot.official[0] // slot.shape[dim]
+def _pieces(mapping: TensorMapping) -> Iterator[Index]:
+    """Indices into `mapping.shape` of about `PIECE_ROWS` official rows each, in whole blocks."""
+    dim = row_dim(mapping)
+    rows = mapping.official[0] // mapping.shape[dim]
     block = math.lcm(rows, BLOCK) // rows
     step = block * max(1, PIECE_ROWS // rows // block)
-    for first in range(0, slot.shape[dim], step):
+    for first in range(0, mapping.shape[dim], step):
         yield (*[slice(None)] * dim, slice(first, first + step))
 
 

@@ -82,7 +82,7 @@ def canonical(name: str) -> str:
     return name
 
 
-class Slot(NamedTuple):
+class TensorMapping(NamedTuple):
     """One official tensor's worth of one leaf."""
 
     leaf: str  # path in the parameters
@@ -93,17 +93,17 @@ class Slot(NamedTuple):
     official: tuple[int, ...]  # shape of these rows in the official tensor
 
 
-def slots(spec, config: ModelConfig) -> list[Slot]:
+def tensor_mappings(spec, config: ModelConfig) -> list[TensorMapping]:
     """Every leaf's place in the official tensors, in the order of layers; leaves of one tensor in the order of rows."""
     found = []
     for path, leaf in named_leaves(spec).items():
-        found += [_slot(path, leaf, index, name) for index, name in _places(path, leaf, config)]
+        found += [_mapping(path, leaf, index, name) for index, name in _official_names(path, leaf, config)]
     rank = {key: position for position, key in enumerate(LAYER_NAMES)}  # q before k before v
-    found.sort(key=lambda slot: (slot.name, rank.get("/".join(slot.leaf.split("/")[-2:]), -1)))
+    found.sort(key=lambda mapping: (mapping.name, rank.get("/".join(mapping.leaf.split("/")[-2:]), -1)))
     return _with_rows(found)
 
 
-def _places(path: str, leaf: Leaf, config: ModelConfig):
+def _official_names(path: str, leaf: Leaf, config: ModelConfig):
     """(index in the leaf's stacked dimensions, official name) of each official tensor in a leaf."""
     if path in TOP_NAMES:
         yield (), TOP_NAMES[path]
@@ -130,7 +130,7 @@ def _layer_suffix(mixer: str, key: str) -> str:
     return MLA_QUERY if (mixer, key) == ("mla", "mixer/q") else LAYER_NAMES[key]
 
 
-def _slot(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Slot:
+def _mapping(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> TensorMapping:
     shape = leaf.shape[len(index) :]
     if len(shape) == 1 or name.endswith(("g_norm.weight", ".bias")):
         official = (math.prod(shape),)
@@ -139,7 +139,7 @@ def _slot(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Slot:
     else:
         inputs = _input_dims(path)
         official = (math.prod(shape[inputs:]), math.prod(shape[:inputs]))
-    return Slot(path, index, name, 0, shape, official)
+    return TensorMapping(path, index, name, 0, shape, official)
 
 
 def _input_dims(path: str) -> int:
@@ -147,57 +147,57 @@ def _input_dims(path: str) -> int:
     return 2 if path.endswith(("mixer/out", "mtp/proj")) else 1
 
 
-def _with_rows(ordered: list[Slot]) -> list[Slot]:
+def _with_rows(ordered: list[TensorMapping]) -> list[TensorMapping]:
     rows: dict[str, int] = {}
     placed = []
-    for slot in ordered:
-        placed.append(slot._replace(row=rows.get(slot.name, 0)))
-        rows[slot.name] = rows.get(slot.name, 0) + slot.official[0]
+    for mapping in ordered:
+        placed.append(mapping._replace(row=rows.get(mapping.name, 0)))
+        rows[mapping.name] = rows.get(mapping.name, 0) + mapping.official[0]
     return placed
 
 
-def in_file_order(places: list[Slot]) -> list[Slot]:
+def in_file_order(mappings: list[TensorMapping]) -> list[TensorMapping]:
     """The embedding, layer after layer, what follows them."""
 
-    def order(slot: Slot) -> tuple[int, int]:
-        if match := NUMBER.match(slot.name):
+    def order(mapping: TensorMapping) -> tuple[int, int]:
+        if match := NUMBER.match(mapping.name):
             return 1, int(match[1])
-        return (0 if slot.leaf == "embed" else 2), 0
+        return (0 if mapping.leaf == "embed" else 2), 0
 
-    return sorted(places, key=order)
-
-
-def row_dim(slot: Slot) -> int:
-    """The dimension of `slot.shape` that the official rows follow first."""
-    return _input_dims(slot.leaf) if _is_transposed(slot) else 0
+    return sorted(mappings, key=order)
 
 
-def narrowed(slot: Slot, rest: Index) -> Slot:
-    """The slot of fewer rows: `rest` is an index into `slot.shape` that cuts no dimension but `row_dim`."""
-    dim = row_dim(slot)
+def row_dim(mapping: TensorMapping) -> int:
+    """The dimension of `mapping.shape` that the official rows follow first."""
+    return _input_dims(mapping.leaf) if _is_transposed(mapping) else 0
+
+
+def narrowed(mapping: TensorMapping, rest: Index) -> TensorMapping:
+    """The mapping of fewer rows: `rest` is an index into `mapping.shape` that cuts no dimension but `row_dim`."""
+    dim = row_dim(mapping)
     if len(rest) <= dim:
-        return slot
-    size = slot.shape[dim]
+        return mapping
+    size = mapping.shape[dim]
     begin, end, _ = rest[dim].indices(size)
-    rows = slot.official[0] // size
-    return slot._replace(
-        index=(*slot.index, *rest),
-        row=slot.row + begin * rows,
-        shape=(*slot.shape[:dim], end - begin, *slot.shape[dim + 1 :]),
-        official=((end - begin) * rows, *slot.official[1:]),
+    rows = mapping.official[0] // size
+    return mapping._replace(
+        index=(*mapping.index, *rest),
+        row=mapping.row + begin * rows,
+        shape=(*mapping.shape[:dim], end - begin, *mapping.shape[dim + 1 :]),
+        official=((end - begin) * rows, *mapping.official[1:]),
     )
 
 
-def from_official(value: np.ndarray, slot: Slot) -> np.ndarray:
-    """A slot's rows of an official tensor in our layout."""
-    return (transposed(value) if _is_transposed(slot) else value).reshape(slot.shape)
+def from_official(value: np.ndarray, mapping: TensorMapping) -> np.ndarray:
+    """A mapping's rows of an official tensor in our layout."""
+    return (transposed(value) if _is_transposed(mapping) else value).reshape(mapping.shape)
 
 
-def to_official(value: np.ndarray, slot: Slot) -> np.ndarray:
+def to_official(value: np.ndarray, mapping: TensorMapping) -> np.ndarray:
     """The inverse of `from_official`."""
-    if not _is_transposed(slot):
-        return np.ascontiguousarray(value).reshape(slot.official)
-    return transposed(value.reshape(slot.official[::-1]))
+    if not _is_transposed(mapping):
+        return np.ascontiguousarray(value).reshape(mapping.official)
+    return transposed(value.reshape(mapping.official[::-1]))
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:
@@ -210,5 +210,5 @@ def transposed(matrix: np.ndarray) -> np.ndarray:
     return out
 
 
-def _is_transposed(slot: Slot) -> bool:
-    return len(slot.official) == 2 and slot.leaf != "embed"
+def _is_transposed(mapping: TensorMapping) -> bool:
+    return len(mapping.official) == 2 and mapping.leaf != "embed"

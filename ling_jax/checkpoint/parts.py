@@ -22,8 +22,8 @@ from ling_jax.spec import Params, named_leaves, tree_of
 TOP = ("embed", "final_norm", "head")
 
 
-class Place(NamedTuple):
-    """Where one layer's part of a stacked leaf is."""
+class LayerLeaf(NamedTuple):
+    """One layer's part of a stacked leaf."""
 
     leaf: str  # path in the parameters
     index: tuple[int, ...]
@@ -37,18 +37,18 @@ class Part(NamedTuple):
     values: Any
 
 
-def layer_places(config: ModelConfig) -> list[dict[str, Place]]:
-    """For every layer, MTP depths behind the others: name in the layer -> its place."""
-    layers: list[dict[str, Place]] = [{} for _ in range(config.num_layers + config.mtp_depth)]
+def layer_leaves(config: ModelConfig) -> list[dict[str, LayerLeaf]]:
+    """{name in the layer: its part of a stacked leaf} of every layer; MTP depths follow the other layers."""
+    layers: list[dict[str, LayerLeaf]] = [{} for _ in range(config.num_layers + config.mtp_depth)]
     numbers = layer_numbers(config)
     for path in named_leaves(model_spec(config)):
         parts = path.split("/")
         if parts[0] == "segments":
             for index, layer in np.ndenumerate(numbers[parts[1], parts[2]]):
-                layers[layer]["/".join(parts[3:])] = Place(path, index)
+                layers[layer]["/".join(parts[3:])] = LayerLeaf(path, index)
         elif parts[0] == "mtp":
             for depth in range(config.mtp_depth):
-                layers[config.num_layers + depth]["/".join(parts[1:])] = Place(path, (depth,))
+                layers[config.num_layers + depth]["/".join(parts[1:])] = LayerLeaf(path, (depth,))
     return layers
 
 
@@ -58,7 +58,7 @@ class _Parts:
     def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
         self.config = config
         self.dtypes = dtypes  # of every leaf, by its path in the parameters
-        self._layers = layer_places(config)
+        self._layers = layer_leaves(config)
 
 
 class Reader(_Parts, abc.ABC):
@@ -90,7 +90,7 @@ class Reader(_Parts, abc.ABC):
         return value
 
     def layer(self, number: int) -> Params:
-        leaves = {name: self.read(*place) for name, place in self._layers[number].items()}
+        leaves = {name: self.read(*part) for name, part in self._layers[number].items()}
         self.report_nonfinite(f"layer {number}: ")
         return traverse_util.unflatten_dict(leaves, sep="/")
 
@@ -139,10 +139,11 @@ class Writer(_Parts, abc.ABC):
 
     def layer(self, number: int, params: Params) -> None:
         """Raises ValueError where the tree is not that of the layer."""
-        leaves, places = named_leaves(params), self._layers[number]
-        if leaves.keys() != places.keys():
-            raise ValueError(f"layer {number}: {sorted(leaves.keys() ^ places.keys())} are in only one of it and spec")
-        self.write(Part(*places[name], leaf) for name, leaf in leaves.items())
+        leaves, declared = named_leaves(params), self._layers[number]
+        if leaves.keys() != declared.keys():
+            other = sorted(leaves.keys() ^ declared.keys())
+            raise ValueError(f"layer {number}: {other} are in only one of it and spec")
+        self.write(Part(*declared[name], leaf) for name, leaf in leaves.items())
 
 
 class TreeWriter(Writer):

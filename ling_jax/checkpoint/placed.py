@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ling_jax.checkpoint.chunks import Shape, stacked_dims
-from ling_jax.checkpoint.names import row_dim, slots
+from ling_jax.checkpoint.names import row_dim, tensor_mappings
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.model.transformer import model_spec
 from ling_jax.parallel.sharding import shardings
@@ -21,7 +21,8 @@ def load_onto(reader: Reader, mesh: jax.sharding.Mesh) -> Params:
     """
     spec = model_spec(reader.config)
     shapes = {path: leaf.shape for path, leaf in named_leaves(spec).items()}
-    placed, dims = named_leaves(shardings(spec, mesh)), {s.leaf: row_dim(s) for s in slots(spec, reader.config)}
+    placed = named_leaves(shardings(spec, mesh))
+    dims = {mapping.leaf: row_dim(mapping) for mapping in tensor_mappings(spec, reader.config)}
 
     def leaf(path: str) -> jax.Array:
         @functools.cache  # devices may hold the same part

@@ -14,7 +14,7 @@ import numpy as np
 from ling_jax import preflight
 from ling_jax.checkpoint.hf_writer import shard_layout
 from ling_jax.checkpoint.index import INDEX_FILE
-from ling_jax.checkpoint.names import slots
+from ling_jax.checkpoint.names import tensor_mappings
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.transfer import BATCH_BYTES, bands, batches, moved
 from ling_jax.config import ModelConfig
@@ -54,7 +54,7 @@ def make_plan(
     fp8: bool = False,
 ) -> Plan:
     """Raises ValueError where the memory is too little, with the least that does."""
-    (layout,) = shard_layout(slots(model_spec(config), config), dtypes, 2**63, fp8=fp8)
+    (layout,) = shard_layout(tensor_mappings(model_spec(config), config), dtypes, 2**63, fp8=fp8)
     sizes = [band.nbytes for band in bands(reader, config, dtypes)]
     batch = max(BATCH_BYTES, *sizes)
     least = BASE_BYTES + COPIES * batch

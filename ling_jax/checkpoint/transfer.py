@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ling_jax.checkpoint.chunks import Index, chunk_shape
-from ling_jax.checkpoint.names import in_file_order, row_dim, slots
+from ling_jax.checkpoint.names import in_file_order, row_dim, tensor_mappings
 from ling_jax.checkpoint.parts import Part, Reader, Writer
 from ling_jax.checkpoint.quantised import BLOCK, QUANTISED_NAMES
 from ling_jax.config import ModelConfig
@@ -75,18 +75,18 @@ def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: 
 def bands(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype]) -> Iterator[Band]:
     """Every number of the model once, layer by layer; `config` and `dtypes` are those of what is written."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(config)).items()}
-    for slot in in_file_order(slots(model_spec(config), config)):
-        itemsize = dtypes[slot.leaf].itemsize
-        widest = max(itemsize, reader.dtypes[slot.leaf].itemsize)
-        dim = row_dim(slot)
-        step = chunk_shape(slot.leaf, shapes[slot.leaf], itemsize)[len(slot.index) + dim]
-        if QUANTISED_NAMES.search(slot.name):  # whole blocks
-            rows = step * (slot.official[0] // slot.shape[dim])
+    for mapping in in_file_order(tensor_mappings(model_spec(config), config)):
+        itemsize = dtypes[mapping.leaf].itemsize
+        widest = max(itemsize, reader.dtypes[mapping.leaf].itemsize)
+        dim = row_dim(mapping)
+        step = chunk_shape(mapping.leaf, shapes[mapping.leaf], itemsize)[len(mapping.index) + dim]
+        if QUANTISED_NAMES.search(mapping.name):  # whole blocks
+            rows = step * (mapping.official[0] // mapping.shape[dim])
             step *= math.lcm(rows, BLOCK) // rows
-        for first in range(0, slot.shape[dim], step):
-            last = min(first + step, slot.shape[dim])
-            index = (*slot.index, *[slice(None)] * dim, slice(first, last))
-            yield Band(slot.leaf, index, math.prod(slot.shape) // slot.shape[dim] * (last - first) * widest)
+        for first in range(0, mapping.shape[dim], step):
+            last = min(first + step, mapping.shape[dim])
+            index = (*mapping.index, *[slice(None)] * dim, slice(first, last))
+            yield Band(mapping.leaf, index, math.prod(mapping.shape) // mapping.shape[dim] * (last - first) * widest)
 
 
 def batches(every: Iterable[Band], limit: int | None = None) -> Iterator[list[Band]]:

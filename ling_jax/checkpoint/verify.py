@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ling_jax.checkpoint.chunks import stacked_dims
-from ling_jax.checkpoint.names import slots
+from ling_jax.checkpoint.names import tensor_mappings
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.checkpoint.transfer import Band, bands, batches
 from ling_jax.model.transformer import model_spec
@@ -89,7 +89,8 @@ def compare_models(
     a share, and all return what was found together. Raises ValueError where the two are models of different parameters.
     """
     check_same_shapes(reader, written)
-    names = {(slot.leaf, slot.index): slot.name for slot in slots(model_spec(written.config), written.config)}
+    mappings = tensor_mappings(model_spec(written.config), written.config)
+    names = {(mapping.leaf, mapping.index): mapping.name for mapping in mappings}
     found, lock = Verification({name: Difference() for name in names.values()}, {}, np.zeros(2)), threading.Lock()
 
     def compare(batch: list[Band]) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import traverse_util
 
 from ling_jax.checkpoint.layerwise import embedded, mtp_input, normed, run_layer, shifted_tokens
-from ling_jax.checkpoint.parts import Place, Reader, layer_places
+from ling_jax.checkpoint.parts import LayerLeaf, Reader, layer_leaves
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.model.layers import LayerKind, layer_kind, mtp_layer_kind
@@ -64,7 +64,7 @@ class _Block(NamedTuple):
 
     name: str
     kind: str
-    places: dict[str, Place]
+    places: dict[str, LayerLeaf]
     run: Callable[[Params, Any, Any], Any]
 
 
@@ -77,7 +77,7 @@ class _Model:
         self.config = dataclasses.replace(reader.config, **how | {"compute_dtype": "float32"})
         ones_BT, positions_BT = np.ones_like(tokens_BT), np.broadcast_to(np.arange(tokens_BT.shape[1]), tokens_BT.shape)
         self.rows = {"tokens": tokens_BT, "segment_ids": ones_BT, "positions": positions_BT.astype(np.int32)}
-        self._places = layer_places(reader.config)
+        self._places = layer_leaves(reader.config)
         self._shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(reader.config)).items()}
 
     def load(self, block: _Block) -> Params:
@@ -108,7 +108,7 @@ class _Model:
         yield self.top("final_norm", "final norm", lambda params, x, _: normed(params["final_norm"], x, self.config))
 
     def top(self, leaf: str, name: str, run: Callable) -> _Block:
-        return _Block(name, "", {leaf: Place(leaf, ())}, run)
+        return _Block(name, "", {leaf: LayerLeaf(leaf, ())}, run)
 
     def embedding(self) -> _Block:
         return self.top("embed", "embedding", lambda params, tokens, _: params["embed"][tokens].astype(np.float32))

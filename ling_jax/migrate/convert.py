@@ -15,7 +15,7 @@ import numpy as np
 
 from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.layerwise import LayerActivations, layerwise_forward, mixer_outputs
-from ling_jax.checkpoint.parts import TOP, Reader, layer_places
+from ling_jax.checkpoint.parts import TOP, Reader, layer_leaves
 from ling_jax.config import ModelConfig, nearest
 from ling_jax.data import Batch
 from ling_jax.migrate.gqa_to_lightning import KV_HEADS, gqa_to_lightning, hybrid_config
@@ -126,7 +126,7 @@ def convert_model(
 def _target_dtypes(reader: Reader, target: ModelConfig) -> dict[str, np.dtype]:
     """{leaf: dtype}: the dtype of the leaf's layers in the source; new leaves take that of their layer's queries."""
     found = {name: reader.dtypes[name] for name in TOP}
-    for old, new in zip(layer_places(reader.config), layer_places(target), strict=True):
+    for old, new in zip(layer_leaves(reader.config), layer_leaves(target), strict=True):
         for name, place in new.items():
             like = old[name] if name in old else old["layer/mixer/q" if "layer/mixer/q" in old else "mixer/q"]
             dtype = reader.dtypes[like.leaf]

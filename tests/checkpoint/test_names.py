@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ling_jax.checkpoint import hf_tensors
-from ling_jax.checkpoint.names import slots
+from ling_jax.checkpoint.names import tensor_mappings
 from ling_jax.model import model_spec
 from ling_jax.model.layers import layer_numbers
 from ling_jax.spec import named_leaves
@@ -174,8 +174,8 @@ def test_leaves_of_one_tensor_follow_each_other_along_its_rows():
     for name in ("weight", "bias"):
         found = [
             s
-            for s in slots(model_spec(config), config)
+            for s in tensor_mappings(model_spec(config), config)
             if s.name.endswith(f"layers.1.attention.query_key_value.{name}")
         ]
-        assert [slot.leaf.split("/")[-1][0] for slot in found] == ["q", "k", "v"]
-        assert [slot.row for slot in found] == [0, 32, 48]
+        assert [mapping.leaf.split("/")[-1][0] for mapping in found] == ["q", "k", "v"]
+        assert [mapping.row for mapping in found] == [0, 32, 48]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ling_jax.checkpoint import load_hf, save_hf
 from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.hf_writer import HfWriter
-from ling_jax.checkpoint.names import row_dim, slots
+from ling_jax.checkpoint.names import row_dim, tensor_mappings
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.checkpoint.placed import read_block
 from ling_jax.checkpoint.transfer import transfer
@@ -26,7 +26,7 @@ def test_any_block_of_any_leaf_is_the_same_numbers(tmp_path, family, fp8):
     source = TreeReader(random_params(config, dtype="float32"), config)
     transfer(source, HfWriter(tmp_path, config, source.dtypes, fp8=fp8))
     reader, leaves = HfReader(tmp_path), named_leaves(load_hf(tmp_path)[0])
-    dims = {slot.leaf: row_dim(slot) for slot in slots(model_spec(config), config)}
+    dims = {mapping.leaf: row_dim(mapping) for mapping in tensor_mappings(model_spec(config), config)}
 
     @given(st.data())
     def check(data):

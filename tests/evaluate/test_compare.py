@@ -15,7 +15,7 @@ from ling_jax.checkpoint import load_hf, orbax, transfer
 from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.orbax_parts import OrbaxReader
-from ling_jax.checkpoint.parts import TreeReader, layer_places
+from ling_jax.checkpoint.parts import TreeReader, layer_leaves
 from ling_jax.evaluate import layer_errors
 from ling_jax.evaluate.layer_errors import PartError, check_comparable, compare_layers, config_differences
 from tests.tiny import FAMILIES, random_params, tiny_config
@@ -150,7 +150,7 @@ def test_models_of_other_sizes_are_refused():
 
 def test_one_block_of_weights_is_held_at_a_time(params):
     """But for the two heads, whose logits are compared."""
-    blocks = {place: str(number) for number, places in enumerate(layer_places(CONFIG)) for place in places.values()}
+    blocks = {place: str(number) for number, places in enumerate(layer_leaves(CONFIG)) for place in places.values()}
     alive = []
 
     def holds():
