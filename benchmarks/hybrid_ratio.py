@@ -48,7 +48,7 @@ def _losses(model: ModelConfig, budgets: tuple[float, ...], folder: Path, seed: 
     workdir = folder / f"ratio_{model.layer_group_size}"
     train(prepare(PretrainConfig(model=model, data=data, optimizer=OPTIMIZER, train=loop), workdir))
     lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [lines[step - 1]["held_out_loss"] for step in steps]
+    return [lines[step - 1]["eval_loss"] for step in steps]
 
 
 def fits(budgets: tuple[float, ...], found: dict[int, list[float]]) -> dict[int, tuple[float, float]]:

@@ -244,7 +244,7 @@ def curves(metrics: Mapping[str, Answers]) -> str:
             if not points:
                 continue
             series = [Series("training", points)]
-            held_out = [(line["step"] + 1, line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+            held_out = [(line["step"] + 1, line["eval_loss"]) for line in lines if "eval_loss" in line]
             if name == "main_loss" and held_out:
                 series.append(Series("held out", held_out, dots=True))
             charts.append(chart(title, series, x_label="step"))

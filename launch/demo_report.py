@@ -15,6 +15,7 @@ from ling_jax.data.json_lines import read_objects
 from ling_jax.evaluate.statistics import wilson_interval
 from ling_jax.files import read_object, replacing, write_json
 from ling_jax.model import model_spec
+from ling_jax.train.metrics import read_metrics
 
 
 def write(
@@ -27,7 +28,7 @@ def write(
 
     `models` are the configs of the migration's "base" and of its "hybrid".
     """
-    metrics = {stage: read_metrics(folder / stage) for stage in stages}
+    metrics = {stage: stage_metrics(folder / stage) for stage in stages}
     answers = {s: a for s in stages if (a := read_lines(folder / "evaluation" / s / "samples.jsonl"))}
     rows = [describe(stage, metrics[stage], answers.get(stage, []), times.get(stage, 0.0)) for stage in stages]
     report = {
@@ -57,12 +58,12 @@ def migration_reports(workdir: Path) -> list[dict[str, Any]]:
     return [read_object(path) for path in sorted(workdir.glob("[0-9]*_*/report.json"))]
 
 
-def read_metrics(workdir: Path) -> Answers:
+def stage_metrics(workdir: Path) -> Answers:
     """A line each step; those of a migration's stages, one behind the other."""
     lines: Answers = []
-    for file in [workdir / "metrics.jsonl", *sorted(workdir.glob("[0-9]*_*/metrics.jsonl"))]:
+    for file in [*workdir.glob("metrics.jsonl"), *sorted(workdir.glob("[0-9]*_*/metrics.jsonl"))]:
         begun = len(lines)
-        lines += [line | {"step": begun + line["step"]} for line in read_lines(file)]
+        lines += [line | {"step": begun + line["step"]} for line in read_metrics(file)]
     return lines
 
 
@@ -73,8 +74,8 @@ def read_lines(path: Path) -> Answers:
 def describe(stage: str, metrics: Answers, answers: Answers, seconds: float) -> dict[str, Any]:
     """A row of the table. Intervals are Wilson's for accuracy."""
     row = {"name": stage, "title": TITLES[stage], "seconds": round(seconds, 1), "steps": len(metrics)}
-    if metrics and "held_out_loss" in metrics[-1]:
-        row["held_out_loss"] = metrics[-1]["held_out_loss"]
+    if metrics and "eval_loss" in metrics[-1]:
+        row["eval_loss"] = metrics[-1]["eval_loss"]
     for environment in dict.fromkeys(answer["environment"] for answer in answers):
         of = [answer for answer in answers if answer["environment"] == environment]
         accuracy = float(np.mean([answer["outcome"] for answer in of]))

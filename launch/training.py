@@ -14,7 +14,7 @@ from ling_jax.checkpoint.orbax import DamagedCheckpoint, SaveFailed
 from ling_jax.parallel.peers import LONGEST_SECONDS
 from ling_jax.paths import store_errors
 from ling_jax.train import hosts
-from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.rendezvous import facts, find_process
 from pallas_kernels.lightning_attention.self_check import KernelError
 
@@ -33,6 +33,9 @@ HOST_TIMEOUT = flags.DEFINE_float(
 flags.register_validator(
     "host_timeout", lambda seconds: seconds <= LONGEST_SECONDS, "expected at most 604800 seconds, a week"
 )
+
+
+TRAINING_ERRORS = (TooManyNonfiniteSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError, OSError)
 
 
 def join_hosts(config: Any, **flags: Any) -> None:
@@ -79,7 +82,7 @@ def training_errors() -> Iterator[None]:
     except Stopped as stopped:  # before the first step
         hosts.end_all(str(stopped), 128 + stopped.number)
         raise
-    except (TooManyBadSteps, DamagedCheckpoint, SaveFailed, KernelError, ValueError, OSError, *store_errors()) as error:
+    except (*TRAINING_ERRORS, *store_errors()) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, SaveFailed):  # Orbax's threads wait for minutes for what was to follow, and hold the exit

@@ -10,7 +10,8 @@ import ml_dtypes  # noqa: F401  numpy knows the name bfloat16 from it
 import numpy as np
 
 REMAT_POLICIES = ("none", "full", "dots", "ffn")
-RENAMED_FIELDS = {"softmax": "full_attention"}  # name in older checkpoints and workdirs -> name of the field
+# Name in older checkpoints, workdirs and config files -> name of the field.
+RENAMED_FIELDS = {"softmax": "full_attention", "max_bad_steps": "max_nonfinite_steps"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_a_built_wheel_loads_a_checkpoint_outside_the_checkout(tmp_path):
     params = random_params(config, dtype="float32")
     save_hf(params, config, tmp_path / "hf")
     with orbax.open_manager(tmp_path / "orbax", keep=1) as manager:
-        orbax.save(manager, 3, TrainState(step=3, bad_steps=0, params=params, opt_state=None), config)
+        orbax.save(manager, 3, TrainState(step=3, skipped_steps=0, params=params, opt_state=None), config)
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -30,6 +30,8 @@ from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.parallel.sharding import shardings
 from ling_jax.paths import is_remote, resolved
 
+RENAMED_LEAVES = {"bad_steps": "skipped_steps"}  # name in older checkpoints -> field of the state
+
 
 @dataclasses.dataclass(frozen=True)
 class _Newest:
@@ -182,26 +184,33 @@ def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
     return manager.restore(manager.latest_step(), args=arguments)[name]
 
 
-def stored_shapes(manager: ocp.CheckpointManager) -> dict[str, tuple[int, ...]]:
-    """{name: shape} of the arrays of the newest checkpoint's state. Raises DamagedCheckpoint."""
-    folder = epath.Path(manager.directory) / str(manager.latest_step())
+def stored_shapes(manager: ocp.CheckpointManager, step: int | None = None) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the arrays of a checkpoint's state, the newest if `step` is None. Raises DamagedCheckpoint."""
+    folder = epath.Path(manager.directory) / str(manager.latest_step() if step is None else step)
     with damage(folder):
         stored = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
         return {name: leaf.shape for name, leaf in specs.named_leaves(stored).items()}
 
 
-def restore(manager: ocp.CheckpointManager, abstract_state, step: int | None = None):
-    """The state of `step` (None: the newest), laid out as `abstract_state`'s shardings say.
+def restore(manager: ocp.CheckpointManager, abstract_state: Any, step: int | None = None) -> Any:
+    """The state of `step` (None: the newest), laid out as the shardings of `abstract_state` say.
 
-    Raises DamagedCheckpoint where it cannot be read. Bytes that changed inside a file are not noticed here: see
-    `steps.resume_step`.
+    `abstract_state` is a dataclass of `jax.ShapeDtypeStruct`s. Raises DamagedCheckpoint where the state cannot be read.
+    Changed bytes inside a file are not noticed here, but by `steps.resume_step`.
     """
     step = manager.latest_step() if step is None else step
-    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
+    stored = stored_shapes(manager, step)
+    older_names = {name: older for older, name in RENAMED_LEAVES.items() if older in stored}
+    fields = {f.name: getattr(abstract_state, f.name) for f in dataclasses.fields(abstract_state)}
+    wanted = {older_names.get(name, name): value for name, value in fields.items()} if older_names else abstract_state
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
     older = [other for other in manager.all_steps() if other < step]
     advice = f"; remove that folder to go on from {max(older)}" if older else "; no older one is there"
     with damage(epath.Path(manager.directory) / str(step), advice=advice):
-        return manager.restore(step, args=arguments)["state"]
+        found = manager.restore(step, args=arguments)["state"]
+    if not older_names:
+        return found
+    return dataclasses.replace(abstract_state, **{name: found[older_names.get(name, name)] for name in fields})
 
 
 def save_params(folder, params, model: ModelConfig, *, by_itself: bool = False) -> None:

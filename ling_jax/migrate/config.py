@@ -79,7 +79,7 @@ class StageLoop:
     batch_size: int  # rows of data.sequence_length
     microbatches: int = 1
     seed: int = 0
-    max_bad_steps: int = 10
+    max_nonfinite_steps: int = 10
     spike_sigmas: float = 0.0
     spike_window: int = 128
     hang_seconds: float = 1800.0
@@ -144,7 +144,7 @@ RULES: tuple[Rule, ...] = (
             "train.eval_batches",
             "train.save_every",
             "train.keep",
-            "train.max_bad_steps",
+            "train.max_nonfinite_steps",
             "data.sequence_length",
         ),
         lambda x: x > 0,

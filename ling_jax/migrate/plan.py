@@ -30,8 +30,8 @@ from ling_jax.train.workdir import lock, open_workdir, read_config, unlock, writ
 
 # Config fields that may change when a migration resumes, as in `train.config.RESUMABLE`.
 RESUMABLE = (
-    "train.log_every", "train.max_bad_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "mesh",
-    "stages.*.context", "target.remat", "target.scan_layers",
+    "train.log_every", "train.max_nonfinite_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds",
+    "mesh", "stages.*.context", "target.remat", "target.scan_layers",
 )  # fmt: skip
 
 CONVERTED = "converted"  # the folder of a stage's converted model

@@ -25,7 +25,6 @@ from ling_jax.checkpoint.merged import MergedReader
 from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.transfer import transfer
 from ling_jax.config import ModelConfig
-from ling_jax.data.json_lines import read_objects
 from ling_jax.files import new_folder, parse_json, read_object, remove_folder
 from ling_jax.migrate.config import StageRun, stage_run, trainable_mask
 from ling_jax.migrate.convert import RUN_FIELDS, convert_model
@@ -35,8 +34,9 @@ from ling_jax.model.mtp import mtp_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
 from ling_jax.sums import DamagedFile, checks, read_sealed, write_folder_sums, write_sealed
 from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
-from ling_jax.train.loop import held_out_loss, prepare_run, train
+from ling_jax.train.loop import eval_loss, prepare_run, train
 from ling_jax.train.merge import decay_weights, merge_coefficients
+from ling_jax.train.metrics import read_metrics
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.programs import compile_eval_step
@@ -146,7 +146,7 @@ def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
     params = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), params, abstract.params)
     params = jax.device_put(params, shardings(model_spec(run.model), mesh))
     step = compile_eval_step(run.model, run.train, run.data.sequence_length, abstract, mesh)
-    loss = held_out_loss(step, params, _corpus(plan, run), run.train, run.model, mesh)
+    loss = eval_loss(step, params, _corpus(plan, run), run.train, run.model, mesh)
     if loss is None:
         raise ValueError("no document is held out; raise data.held_out_fraction")
     return loss
@@ -187,19 +187,19 @@ def _train(plan: Plan, number: int, run: StageRun, start: ModelFolder, target_lo
         make_corpus,
         start=lambda mesh: with_mtp_modules(start.params(mesh), run.model, seed=run.train.seed, mesh=mesh),
         trainable=mask,
-        enough=target_loss,
+        target_loss=target_loss,
     )
     train(loop)
-    lines = [line for _, line in read_objects(plan.folder(number) / "metrics.jsonl")]
+    lines = read_metrics(plan.folder(number) / "metrics.jsonl")
     leaves = specs.named_leaves(model_spec(run.model))
     chosen = [math.prod(leaf.shape) for leaf, keep in zip(leaves.values(), jax.tree.leaves(mask), strict=True) if keep]
     return {
-        "loss_after": lines[-1]["held_out_loss"],
+        "loss_after": lines[-1]["eval_loss"],
         "trained_parameters": sum(chosen),
         "steps": len(lines),
         "tokens": len(lines) * run.train.batch_size * run.data.sequence_length,
         "ended": "recovered" if len(lines) < run.train.steps else "budget",
-        "curve": [[line["step"] + 1, line["held_out_loss"]] for line in lines if "held_out_loss" in line],
+        "curve": [[line["step"] + 1, line["eval_loss"]] for line in lines if "eval_loss" in line],
     }
 
 

@@ -46,7 +46,7 @@ class LoopConfig:
     seed: int = 0
     save_every: int = 10
     keep: int = 2  # checkpoints
-    max_bad_steps: int = 10  # a run stops after so many that changed nothing
+    max_nonfinite_steps: int = 10  # a run stops after so many that changed nothing
     hang_seconds: float = 1800.0  # the run ends where nothing is generated or learnt in so many (our choice); 0: never
     samples: int = 2  # answers that each step writes to samples.jsonl
     eval_tasks: int = 0  # held-out tasks of each source, answered greedily at the start and at the end
@@ -77,15 +77,15 @@ class RLConfig:
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
-    "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_bad_steps", "train.hang_seconds",
-    "train.samples", "train.eval_tasks",
+    "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
+    "train.hang_seconds", "train.samples", "train.eval_tasks",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
     (
         (
             "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.microbatches", "train.save_every",
-            "train.keep", "train.max_bad_steps",
+            "train.keep", "train.max_nonfinite_steps",
         ),
         lambda x: x > 0,
         "must be positive",

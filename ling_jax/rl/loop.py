@@ -39,7 +39,7 @@ from ling_jax.rl.learner import Event, Learner
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
-from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.memory import MemoryUse
 from ling_jax.train.metrics import drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
@@ -119,8 +119,8 @@ def train(run: Run) -> dict[str, Any]:
 
     The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, checkpoints/, and
     evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
-    {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and `TooManyBadSteps`, both after a
-    save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
+    {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and `TooManyNonfiniteSteps`, both
+    after a save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
     """
     use_compilation_cache()
     try:
@@ -242,22 +242,22 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
 
         for step in range(start, train.steps):
             result = learner.step(generated)
-            line = log.add(step, result, bad_steps=int(learner.state.bad_steps))
+            line = log.add(step, result, skipped_steps=int(learner.state.skipped_steps))
             stop = stopped[0] if stopped else None  # read once: it may come at any moment
             done, ends = step + 1, step + 1 == train.steps
-            too_bad = int(learner.state.bad_steps) >= train.max_bad_steps
+            too_many = int(learner.state.skipped_steps) >= train.max_nonfinite_steps
             if ends:
                 _evaluate(run, learner.state.params, done)
-            if ends or too_bad or stop is not None or done % train.save_every == 0:
+            if ends or too_many or stop is not None or done % train.save_every == 0:
                 print(f"saving step={done} in {run.workdir / 'checkpoints' / str(done)}", flush=True)
                 record = {"config": dataclasses.asdict(run.config), "data": {"step": done}}
                 record |= workdir_sums(run.workdir, [f"{name}.jsonl" for name in LOGS])
                 orbax.save(manager, done, learner.state, run.start.config, run=record, learner=learner.to_json())
                 manager.wait_until_finished()  # the next step uses the state up
                 print(f"saved step={done}", flush=True)
-            if too_bad:
-                raise TooManyBadSteps(
-                    f"{train.max_bad_steps} steps changed nothing (train.max_bad_steps); see metrics.jsonl"
+            if too_many:
+                raise TooManyNonfiniteSteps(
+                    f"{train.max_nonfinite_steps} steps changed nothing (train.max_nonfinite_steps); see metrics.jsonl"
                 )
             if stop is not None and not ends:
                 raise Interrupted(stop, done)
@@ -291,10 +291,10 @@ class _Log:
         steps = run.config.train.steps
         self._rates = np.asarray(jax.jit(learning_rate(run.config.optimizer, steps))(np.arange(steps)))
 
-    def add(self, step: int, result, *, bad_steps: int) -> dict[str, Any]:
+    def add(self, step: int, result, *, skipped_steps: int) -> dict[str, Any]:
         metrics = result.metrics
         seconds = metrics["generate_seconds"] + metrics["train_seconds"]
-        applied = step - bad_steps + metrics["bad"]  # before this step
+        applied = step - skipped_steps + metrics["nonfinite"]  # before this step
         line = to_line(step, metrics) | {
             "learning_rate": float(self._rates[applied]),
             "tokens_per_second": metrics["generated_tokens"] / seconds,
@@ -333,8 +333,8 @@ class _Log:
         values = " ".join(f"{name}={_short(line[key])}" for name, key in shown.items() if key in line)
         per_step = (time.perf_counter() - self._begun) / (step + 1 - self._start)
         eta = datetime.timedelta(seconds=round((steps - step - 1) * per_step))
-        bad = "bad: nothing changed; " if line["bad"] else ""
-        print(f"step={step + 1}/{steps} {bad}{values} {eta=!s}", flush=True)
+        skipped = "not finite: nothing changed; " if line["nonfinite"] else ""
+        print(f"step={step + 1}/{steps} {skipped}{values} {eta=!s}", flush=True)
 
 
 def _short(value) -> str:

@@ -133,7 +133,7 @@ def make_rl_step(
         loss, grad_norm = batch.scale * loss, optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.any(batch.mask)
         state, _ = next_state(state, optimizer, grads, trained, frozen, good)
-        metrics |= {"loss": loss, "grad_norm": grad_norm, "bad": ~good, "tokens": jnp.sum(batch.live)}
+        metrics |= {"loss": loss, "grad_norm": grad_norm, "nonfinite": ~good, "tokens": jnp.sum(batch.live)}
         return state, metrics | age_metrics(logps, batch) | group_norms("grad_norm", grads)
 
     return step

@@ -59,7 +59,7 @@ class LoopConfig:
     microbatches: int = 1
     seed: int = 0
     router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training
-    max_bad_steps: int = 10  # a run stops after so many steps with a loss or gradient that is not finite
+    max_nonfinite_steps: int = 10  # a run stops after so many steps with a loss or gradient that is not finite
     spike_sigmas: float = 0.0  # steps so far above the last ones are skipped (train/spikes.py); 0: none, 6: as OLMo 2
     spike_window: int = 128  # steps that a step is compared with, as OLMo 2
     hang_seconds: float = 1800.0  # the run ends where no step ends in so many (train/watchdog.py; our choice); 0: never
@@ -143,7 +143,7 @@ class PretrainConfig:
 # bits). All else makes it another run.
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
-    "train.max_bad_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "train.profile_step",
+    "train.max_nonfinite_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "train.profile_step",
     "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
     "stage.context",  # of a migration's stage: a part of its mesh
 )  # fmt: skip
@@ -169,7 +169,7 @@ TRAINING: tuple[Rule, ...] = (
     (
         (
             "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "train.save_every",
-            "train.keep", "train.max_bad_steps",
+            "train.keep", "train.max_nonfinite_steps",
         ),
         lambda x: x > 0,
         "must be positive",
@@ -264,7 +264,7 @@ def from_dict(cls, values: Any, where: str = "config"):
     if not hasattr(values, "items"):
         example = ", ".join(repr(name) + ": …" for name in _required(cls) or _settings(cls))
         raise ValueError(f"{where} is {values!r}; expected a dict of {cls.__name__}'s fields, such as {{{example}}}")
-    hints = _settings(cls)
+    hints, values = _settings(cls), {RENAMED_FIELDS.get(key, key): value for key, value in values.items()}
     for key in values:
         if key not in hints:
             raise ValueError(f"{where}.{key} is unknown{nearest(key, hints)}; {cls.__name__} has {', '.join(hints)}")

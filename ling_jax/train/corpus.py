@@ -128,11 +128,11 @@ def with_short_sequences(
 
 
 def held_out_batches(
-    corpus: Corpus, batch_size: int, most: int, part: Sequence[int] | None = None
+    corpus: Corpus, batch_size: int, max_batches: int, part: Sequence[int] | None = None
 ) -> Iterator[data.Batch]:
-    """At most so many batches of each source, or a part of each as in `data.global_batch`."""
+    """At most `max_batches` batches of each source, or the rows `part` of each batch as in `data.global_batch`."""
     for rows in corpus.held_out:
-        yield from itertools.islice(data.held_out_batches(rows, batch_size, part), most)
+        yield from itertools.islice(data.held_out_batches(rows, batch_size, part), max_batches)
 
 
 def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> Tokenizer:

@@ -23,7 +23,7 @@ from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_sums
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
-from ling_jax.files import parse_object, upload_folder
+from ling_jax.files import upload_folder
 from ling_jax.parallel import context
 from ling_jax.parallel.peers import all_peers
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
@@ -32,7 +32,7 @@ from ling_jax.spec import Params
 from ling_jax.train import hosts
 from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, open_source
 from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
-from ling_jax.train.metrics import MetricsWriter, peak_flops
+from ling_jax.train.metrics import MetricsWriter, peak_flops, read_metrics
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.programs import (
@@ -72,7 +72,7 @@ class Interrupted(Exception):
         self.number = number
 
 
-class TooManyBadSteps(RuntimeError):
+class TooManyNonfiniteSteps(RuntimeError):
     """So many steps had a loss or gradient that was not finite that the run stopped."""
 
 
@@ -90,7 +90,7 @@ class Run:
     start: Callable[[jax.sharding.Mesh], Params] | None  # loads the parameters before step 0; None: random ones
     lock: IO[bytes] | None
     trainable: Any = None  # a tree of bools; None: all that the spec declares so
-    enough: float | None = None  # a held-out loss that ends the run where an evaluation meets it
+    target_loss: float | None = None  # the run ends at the first evaluation with a loss of at most this
 
 
 def prepare(config: PretrainConfig, workdir) -> Run:
@@ -140,12 +140,12 @@ def prepare_run(
     *,
     start: Callable[[jax.sharding.Mesh], Params] | None = None,
     trainable=None,
-    enough: float | None = None,
+    target_loss: float | None = None,
 ) -> Run:
     """`prepare` of any run: its rows are `make_corpus(workdir, replace=whether no checkpoint is there)`.
 
-    `make_corpus` is called when everything else is checked and the workdir is this process's own. `start`, `trainable`
-    and `enough` are as in `Run`.
+    `make_corpus` is called when everything else is checked and the workdir is locked for this process. `start`,
+    `trainable` and `target_loss` are as in `Run`.
     """
     workdir = open_workdir(workdir)
     check_workdir(config, workdir)
@@ -175,16 +175,15 @@ def prepare_run(
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, model, workdir, mesh, optimizer, abstract, corpus, start, held, trainable, enough)
+    return Run(config, model, workdir, mesh, optimizer, abstract, corpus, start, held, trainable, target_loss)
 
 
 def train(run: Run, *, profile: bool = False) -> dict:
-    """Trains until `train.steps`, or until the held-out loss is enough, from the newest checkpoint in the workdir if
-    there is one.
+    """Trains until `train.steps` or `Run.target_loss`, from the newest checkpoint in the workdir if there is one.
 
     Prints a report and then progress; the workdir gets metrics.jsonl, tensorboard/ and checkpoints/. Returns the last
     line of metrics.jsonl, or {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and
-    `TooManyBadSteps`, both after a save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
+    `TooManyNonfiniteSteps`, both after a save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
     """
     use_compilation_cache()
     config, compiler = run.config, concurrent.futures.ThreadPoolExecutor(1)
@@ -198,8 +197,8 @@ def train(run: Run, *, profile: bool = False) -> dict:
             if start >= config.train.steps:
                 print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
                 return {}
-            if start and run.enough is not None and (line := _enough_line(run, start)):
-                print(f"done: the held-out loss of step {start} was enough", flush=True)
+            if start and run.target_loss is not None and (line := _target_line(run, start)):
+                print(f"done: the held-out loss of step {start} is at most {run.target_loss:.4f}", flush=True)
                 return line
             peak = peak_flops(run.mesh)  # measured where it is not known, so before the machine is busy
             of_rows = (run.model, config.train, config.data.sequence_length)
@@ -236,12 +235,11 @@ def _first_state(run: Run) -> GuardedState:
     return state_of(run.start(run.mesh), run.model, run.optimizer, run.abstract, run.trainable)
 
 
-def _enough_line(run: Run, done: int) -> dict:
-    """The metrics of the last step before a checkpoint where its held-out loss ended the run, else {}."""
-    for text in (run.workdir / "metrics.jsonl").read_bytes().splitlines():
-        line = parse_object(text, f"{run.workdir}/metrics.jsonl")
-        loss = line.get("held_out_loss")  # text where it was not finite
-        if line.get("step") == done - 1 and isinstance(loss, float) and loss <= run.enough:
+def _target_line(run: Run, done: int) -> dict:
+    """The metrics of step `done` where its held-out loss ended the run, else {}."""
+    for line in read_metrics(run.workdir / "metrics.jsonl"):
+        loss = line.get("eval_loss")  # text where it was not finite
+        if line.get("step") == done - 1 and isinstance(loss, float) and loss <= run.target_loss:
             return line
     return {}
 
@@ -259,7 +257,7 @@ class _Loop:
         rows = device_rows(train.batch_size, train.microbatches, self.run.mesh)
         writer = MetricsWriter(self.run.workdir, first_step=start)
         log = ProgressLog(self.run.config, self.run.model, writer, state=state, peak=self.peak)
-        self._check_bad_steps(log, start)
+        self._check_nonfinite_steps(log, start)
         batches = data.batches(
             self.run.corpus.train,
             batch_size=train.batch_size,
@@ -282,30 +280,30 @@ class _Loop:
                 # A host reads the metrics of IN_FLIGHT steps ago before this, which all have computed together.
                 stop = stopped[0] if stopped else None  # read once: it may come at any moment
                 stop = hosts.stop_after(step + 1, stop, ahead=IN_FLIGHT + 1)
-                line, enough = self._after(state, step + 1, log, stops=stop is not None)
-                self._check_bad_steps(log, step + 1)
+                line, is_target = self._after(state, step + 1, log, stops=stop is not None)
+                self._check_nonfinite_steps(log, step + 1)
                 ended()
-                if enough:
+                if is_target:
                     break
                 if stop is not None and step + 1 < train.steps:
                     raise Interrupted(stop, step + 1)
         return line
 
     def _after(self, state: GuardedState, done: int, log: ProgressLog, *, stops: bool) -> tuple[dict, bool]:
-        """Evaluates and saves where that is due; returns the step's metrics if so, and whether its loss is enough."""
-        train, wanted = self.run.config.train, self.run.enough
+        """Evaluates and saves where either is due; (the step's metrics if so, whether it reached the target loss)."""
+        train, target = self.run.config.train, self.run.target_loss
         ends = done == train.steps
         evaluates = train.eval_every and done % train.eval_every == 0
         # A run that stops for a signal leaves the evaluation out, unless it may be the one that ends the run.
-        evaluates = ends or (evaluates and (not stops or wanted is not None))
-        saves = ends or stops or done % train.save_every == 0 or log.bad_steps >= train.max_bad_steps
+        evaluates = ends or (evaluates and (not stops or target is not None))
+        saves = ends or stops or done % train.save_every == 0 or log.nonfinite_steps >= train.max_nonfinite_steps
         if not evaluates and not saves:
             return {}, False
         log.drain()
-        stops = stops or log.bad_steps >= train.max_bad_steps
-        measured = self.held_out_loss(state.params) if evaluates else {}
-        enough = wanted is not None and measured.get("held_out_loss", math.inf) <= wanted
-        ends, saves = ends or enough, saves or enough
+        stops = stops or log.nonfinite_steps >= train.max_nonfinite_steps
+        measured = self.eval_loss(state.params) if evaluates else {}
+        is_target = target is not None and measured.get("eval_loss", math.inf) <= target
+        ends, saves = ends or is_target, saves or is_target
         line = log.flush(**measured)  # before a save, so that no step before the checkpoint lacks its line
         if saves or stops:
             print(f"saving step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
@@ -314,7 +312,7 @@ class _Loop:
             self.manager.wait_until_finished()
             print(f"saved step={done}", flush=True)
         log.restart_clock()
-        return line, enough
+        return line, is_target
 
     def _record(self, done: int) -> dict[str, Any]:
         """What a checkpoint notes about the run. Host 0 writes it, and has the logs."""
@@ -322,15 +320,15 @@ class _Loop:
         record = {"config": dataclasses.asdict(self.run.config), "data": {"step": done, "rows": rows}}
         return record | (workdir_sums(self.run.workdir, ["metrics.jsonl"]) if not hosts.process_index() else {})
 
-    def held_out_loss(self, params) -> dict[str, float]:
+    def eval_loss(self, params) -> dict[str, float]:
         """{} where no document is held out."""
         run = self.run
-        loss = held_out_loss(self.eval_step.result(), params, run.corpus, run.config.train, run.model, run.mesh)
+        loss = eval_loss(self.eval_step.result(), params, run.corpus, run.config.train, run.model, run.mesh)
         if loss is None:
-            print("held_out_loss: no document is held out (data.held_out_fraction)", flush=True)
+            print("eval_loss: no document is held out (data.held_out_fraction)", flush=True)
             return {}
-        print(f"held_out_loss={loss:.4f} nats/token", flush=True)
-        return {"held_out_loss": loss}
+        print(f"eval_loss={loss:.4f} nats/token", flush=True)
+        return {"eval_loss": loss}
 
     @contextlib.contextmanager
     def _trace(self, start: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
@@ -359,22 +357,23 @@ class _Loop:
             finally:
                 end()
 
-    def _check_bad_steps(self, log: ProgressLog, step: int) -> None:
-        if log.bad_steps >= (most := self.run.config.train.max_bad_steps):
-            raise TooManyBadSteps(
-                f"{log.bad_steps} steps until step {step} had a loss or gradient that is not finite, and "
-                f'train.max_bad_steps is {most}; the steps are in {self.run.workdir / "metrics.jsonl"} ("bad": true)'
+    def _check_nonfinite_steps(self, log: ProgressLog, step: int) -> None:
+        limit, file = self.run.config.train.max_nonfinite_steps, self.run.workdir / "metrics.jsonl"
+        if log.nonfinite_steps >= limit:
+            raise TooManyNonfiniteSteps(
+                f"{log.nonfinite_steps} steps until step {step} had a loss or gradient that is not finite, and "
+                f'train.max_nonfinite_steps is {limit}; the steps are in {file} ("nonfinite": true)'
             )
 
 
-def held_out_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: ModelConfig, mesh) -> float | None:
+def eval_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: ModelConfig, mesh) -> float | None:
     """Mean nats per token over the held-out batches; None where no document is held out.
 
     `eval_step` is `programs.compile_eval_step`'s.
     """
-    size, most = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
+    size, max_batches = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
     rows = device_rows(size, 1, mesh)
-    batches = held_out_batches(corpus, size, most, host_rows(rows, mesh))
+    batches = held_out_batches(corpus, size, max_batches, host_rows(rows, mesh))
     sums = [eval_step(params, _on_devices(batch, rows, model, mesh)) for batch in batches]
     if not sums:
         return None

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from ling_jax.config import ModelConfig
+from ling_jax.data.json_lines import read_objects
 from ling_jax.files import parse_object, replacing
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.model.transformer import with_weighted_mtp
@@ -27,7 +28,8 @@ PEAK_FLOPS = {
     "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
 }  # fmt: skip
 
-REPORTED = {"tokens_per_second", "held_out_loss"}  # lines with one of these go to TensorBoard
+REPORTED = {"tokens_per_second", "eval_loss"}  # lines with one of these go to TensorBoard
+RENAMED_METRICS = {"held_out_loss": "eval_loss", "bad": "nonfinite"}  # name in older workdirs -> name of the metric
 
 
 def parameter_group(path: str) -> str:
@@ -182,6 +184,15 @@ class MetricsWriter:
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, one for each step, with the names that this version writes.
+
+    Raises OSError, and ValueError on a line that is no JSON object.
+    """
+    lines = (line for _, line in read_objects(path))
+    return [{RENAMED_METRICS.get(name, name): value for name, value in line.items()} for line in lines]
 
 
 def drop_lines_from(path: epath.Path, step: int) -> None:

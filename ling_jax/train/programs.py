@@ -46,7 +46,7 @@ def restored_state(manager: orbax.Manager, abstract: GuardedState) -> GuardedSta
         return orbax.restore(manager, abstract)
     empty = jax.device_put(empty_history(wanted), abstract.step.sharding)
     if not found:
-        earlier = TrainState(abstract.step, abstract.bad_steps, abstract.params, abstract.opt_state)
+        earlier = TrainState(abstract.step, abstract.skipped_steps, abstract.params, abstract.opt_state)
         return guarded(orbax.restore(manager, earlier), empty)
     values = jax.ShapeDtypeStruct((2, found), jnp.float32, sharding=abstract.step.sharding)
     state = orbax.restore(manager, abstract.replace(spikes=abstract.spikes.replace(values=values)))

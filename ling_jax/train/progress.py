@@ -86,7 +86,7 @@ class ProgressLog:
         self._learning_rates = np.asarray(learning_rate(config.optimizer, config.train.steps)(steps))
         self._memory = MemoryUse()
         self._spikes = int(state.spikes.skipped)
-        self.bad_steps = int(state.bad_steps) - self._spikes  # not finite
+        self.nonfinite_steps = int(state.skipped_steps) - self._spikes
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
         self._running.append((step, metrics))
@@ -115,12 +115,12 @@ class ProgressLog:
         step, metrics = self._running.popleft()
         line = to_line(step, jax.device_get(metrics)) | {"time": time.time()}
         # Steps that were not applied did not move the optimizer's count either.
-        line["learning_rate"] = float(self._learning_rates[step - self.bad_steps - self._spikes])
+        line["learning_rate"] = float(self._learning_rates[step - self.nonfinite_steps - self._spikes])
         self._lines.append(line)
         self._window_tokens += line["tokens"]
         self._window_steps += 1
-        if line["bad"] or line["spike"]:
-            self.bad_steps += line["bad"]
+        if line["nonfinite"] or line["spike"]:
+            self.nonfinite_steps += line["nonfinite"]
             self._spikes += line["spike"]
             _print_not_applied(line, self._config)
         if (step + 1) % self._config.train.log_every == 0:
@@ -152,5 +152,5 @@ def _print_not_applied(line: dict[str, Any], config: TrainingConfig) -> None:
     size = config.train.batch_size
     rows = f"rows {line['step'] * size} to {(line['step'] + 1) * size - 1} of the mixture with data.seed"
     found = f"loss={line['loss']} grad_norm={line['grad_norm']}"
-    where = f"{'bad' if line['bad'] else 'spike'} step={line['step'] + 1}/{config.train.steps}"
+    where = f"{'nonfinite' if line['nonfinite'] else 'spike'} step={line['step'] + 1}/{config.train.steps}"
     print(f"{where} {found}: not applied; its batch is {rows} {config.data.seed}", flush=True)

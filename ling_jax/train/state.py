@@ -26,7 +26,7 @@ from ling_jax.train.spikes import SpikeHistory, empty_history
 @flax.struct.dataclass
 class TrainState:
     step: jax.Array  # batches consumed: the data position
-    bad_steps: jax.Array  # of them, those that changed nothing: not finite, or a spike
+    skipped_steps: jax.Array  # those of them that changed nothing: their loss or gradient was not finite, or a spike
     params: Any
     opt_state: Any  # None where `params` are not trained
 
@@ -41,13 +41,13 @@ class GuardedState(TrainState):
 def create_state(params, optimizer: optax.GradientTransformation, trainable) -> TrainState:
     """The state before step 0; `trainable` is a tree of bools over the parameters."""
     trained, _ = specs.partition(params, trainable)
-    step, bad_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers: each is donated
-    return TrainState(step=step, bad_steps=bad_steps, params=params, opt_state=optimizer.init(trained))
+    step, skipped_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers: each is donated
+    return TrainState(step=step, skipped_steps=skipped_steps, params=params, opt_state=optimizer.init(trained))
 
 
 def guarded(state: TrainState, spikes: SpikeHistory) -> GuardedState:
     """The state with this history."""
-    return GuardedState(state.step, state.bad_steps, state.params, state.opt_state, spikes)
+    return GuardedState(state.step, state.skipped_steps, state.params, state.opt_state, spikes)
 
 
 def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraArgs, grads, trained, frozen, good):
@@ -57,7 +57,7 @@ def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraAr
         updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
     after = state.replace(
         step=state.step + 1,
-        bad_steps=state.bad_steps + ~good,
+        skipped_steps=state.skipped_steps + ~good,
         params=specs.combine(optax.apply_updates(trained, updates), frozen),
         opt_state=opt_state,
     )

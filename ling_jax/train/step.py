@@ -28,7 +28,7 @@ def make_train_step(
 
     `batch` has tokens, labels, segment_ids and positions, [B, T] each. Microbatches give the gradient of the whole
     batch: sums are divided by the batch's counts, not the microbatch's. A loss or gradient that is not finite leaves
-    everything but the data position and the count of bad steps as it was; so does a spike of a GuardedState
+    everything but the data position and the count of skipped steps as it was; so does a spike of a GuardedState
     (ling_jax.train.spikes). `trainable` is a tree of bools (None: all that the spec declares so); other leaves keep
     their bits, experts' biases too where their rate is 0.
     """
@@ -55,7 +55,8 @@ def make_train_step(
             biases = update_expert_bias(frozen, loads, router_bias_rate)
             frozen = jax.tree.map(lambda new, old: jnp.where(good, new, old), biases, frozen)
         state, updates = next_state(state, optimizer, grads, trained, frozen, good)
-        metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads) | {"grad_norm": grad_norm, "bad": ~finite}
+        metrics = _loss_metrics(loss, sums, counts) | _router_metrics(loads)
+        metrics |= {"grad_norm": grad_norm, "nonfinite": ~finite}
         if isinstance(state, GuardedState):
             metrics |= {"spike": spike, "spikes": history.skipped}
         return state, metrics | group_norms("grad_norm", grads) | group_norms("update_norm", updates)

@@ -38,7 +38,7 @@ class EventFile:
     def add(self, line: dict[str, Any]) -> None:
         """The finite numbers of a line of metrics.jsonl."""
         with write_errors(self._folder):
-            for name in line.keys() - {"step", "time", "bad", "spike"}:
+            for name in line.keys() - {"step", "time", "nonfinite", "spike"}:
                 if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
                     value = self._scalar(name, line[name])
                     self._file.write_event(self._event(wall_time=line["time"], step=line["step"], summary=value))

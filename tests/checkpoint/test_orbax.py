@@ -40,6 +40,17 @@ def test_the_newest_state_is_restored_bit_for_bit(saved):
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), (state.params, state.opt_state))
 
 
+def test_a_state_of_an_older_version_is_restored_by_its_older_names(tmp_path):
+    state = new_state()
+    older = {"bad_steps" if name == "skipped_steps" else name: value for name, value in vars(state).items()}
+    with orbax.open_manager(tmp_path, keep=1) as manager:
+        orbax.save(manager, 1, older | {"bad_steps": jax.numpy.asarray(7)}, CONFIG)
+        manager.wait_until_finished()
+        restored = orbax.restore(manager, jax.tree.map(abstract_like, state))
+    assert int(restored.skipped_steps) == 7 and type(restored) is type(state)
+    jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), (state.params, state.opt_state))
+
+
 def abstract_like(x):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 

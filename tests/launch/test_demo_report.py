@@ -109,7 +109,7 @@ def test_the_table_has_a_line_per_stage(folder):
 def test_the_steps_of_a_migrations_stages_follow_each_other(folder):
     (folder / "migrate" / "1_next").mkdir()
     (folder / "migrate" / "1_next" / "metrics.jsonl").write_text('{"step": 0, "main_loss": 2.0}')
-    lines = demo_report.read_metrics(folder / "migrate")
+    lines = demo_report.stage_metrics(folder / "migrate")
     assert [(line["step"], line["main_loss"]) for line in lines] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
 
 

@@ -116,7 +116,7 @@ def assert_same_run(wanted: Path, found: Path, steps: int = 30) -> None:
     assert [line["step"] for line in others] == list(range(len(lines)))
     for line, other in zip(lines, others, strict=True):
         assert (line["tokens"], line["loss_tokens"]) == (other["tokens"], other["loss_tokens"])
-        for name in ("main_loss", "held_out_loss") if line["step"] < steps else ():
+        for name in ("main_loss", "eval_loss") if line["step"] < steps else ():
             assert (name in line) == (name in other)
             assert other.get(name, 0) == pytest.approx(line.get(name, 0), rel=LOSS_TOLERANCE), line["step"]
 

@@ -129,7 +129,7 @@ def test_a_config_survives_its_file_and_overrides():
 
 def test_only_what_changes_no_bit_may_differ_on_resumption():
     config = changed()
-    longer = changed(train=dict(steps=9, save_every=1, keep=1, samples=0, eval_tasks=3, max_bad_steps=1))
+    longer = changed(train=dict(steps=9, save_every=1, keep=1, samples=0, eval_tasks=3, max_nonfinite_steps=1))
     assert not differences(config, longer, RESUMABLE)
     assert differences(config, changed(train=dict(seed=1)), RESUMABLE) == ["train.seed: 0 in the workdir, 1 now"]
     assert differences(config, changed(rollout=dict(slots=3)), RESUMABLE)

@@ -43,7 +43,7 @@ def test_one_real_step(name, start, tmp_path, capsys):
     config.rollout.context, config.rollout.max_tokens = 184, 16
     config.rollout.token_budget = min(config.rollout.token_budget, 64)
     line = train(prepared(from_dict(RLConfig, config.to_dict()), tmp_path))
-    assert line["step"] == 0 and line["groups"] == 1 and not line["bad"] and metric in line
+    assert line["step"] == 0 and line["groups"] == 1 and not line["nonfinite"] and metric in line
     assert line["mismatch_same_version/max"] <= 1e-5 and line["mismatch_same_version/tokens"] > 0
     out = capsys.readouterr().out
     assert f"objective  {config.objective.name}: mean" in out and "old = policy" in out and "step=1/1" in out

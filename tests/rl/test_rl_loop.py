@@ -23,7 +23,7 @@ from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
 from ling_jax.rl.runner import play
 from ling_jax.rl.trajectory import segments
-from ling_jax.train.loop import Interrupted, TooManyBadSteps
+from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.workdir import unlock
 from tests.faults import assert_same_end
 from tests.rl.event_log import check_log
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_its_report_names(whole, capsys):
     workdir, last = whole
     lines = lines_of(workdir)
     assert [line["step"] for line in lines] == list(range(6)) and last["step"] == 5
-    assert all(0 < line["answers"] <= 4 and not line["bad"] for line in lines)
+    assert all(0 < line["answers"] <= 4 and not line["nonfinite"] for line in lines)
     assert {"masked_fraction", "masked_fraction/0.9-0.99", "entropy", "reward/brief", "ratio/0.5"} <= lines[0].keys()
     samples = lines_of(workdir, "samples")
     assert {sample["step"] for sample in samples} == set(range(6)) and all(sample["text"] for sample in samples)
@@ -288,8 +288,8 @@ def test_a_world_that_breaks_ends_the_run_and_changes_nothing(start, tmp_path, m
     """No answer has a reward, so no step may move the weights."""
     monkeypatch.setitem(ENVIRONMENTS, "running_sums", Broken)
     monkeypatch.setattr(runner, "_ended", lambda episode, status: ended(episode, "failed"))  # those cut off, too
-    with pytest.raises(TooManyBadSteps, match="2 steps changed nothing"):
-        train(prepared(small_config(start, max_bad_steps=2), tmp_path))
+    with pytest.raises(TooManyNonfiniteSteps, match="2 steps changed nothing"):
+        train(prepared(small_config(start, max_nonfinite_steps=2), tmp_path))
     assert "failed: OSError: no sandbox" in capsys.readouterr().out
     before, after = (orbax.load_params(folder / "checkpoints")[0] for folder in (start, tmp_path))
     for leaf, wanted in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):

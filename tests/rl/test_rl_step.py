@@ -146,7 +146,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(poison, value):
     batch = random_batch()
     getattr(batch, poison)[...] = value
     after, metrics = step()(state(), batch)
-    assert metrics["bad"] and after.bad_steps == 1 and after.step == 1
+    assert metrics["nonfinite"] and after.skipped_steps == 1 and after.step == 1
     assert_same((after.params, after.opt_state), (state().params, state().opt_state))
 
 

@@ -13,7 +13,7 @@ from ling_jax.config import model_config
 from ling_jax.sums import checks
 from ling_jax.train import loop, progress
 from ling_jax.train.config import Source, differences
-from ling_jax.train.loop import TooManyBadSteps, prepare, train
+from ling_jax.train.loop import TooManyNonfiniteSteps, prepare, train
 from ling_jax.train.metrics import drop_lines_from
 from ling_jax.train.workdir import read_config, unlock
 from tests.damage import DAMAGES, damage, files_below
@@ -35,8 +35,8 @@ def test_a_run_leaves_what_its_report_names(whole):
     workdir, last = whole
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(12))
-    assert [line["step"] for line in lines if "held_out_loss" in line] == [4, 9, 11]
-    assert last == lines[-1] and lines[-1]["held_out_loss"] < lines[0]["main_loss"]
+    assert [line["step"] for line in lines if "eval_loss" in line] == [4, 9, 11]
+    assert last == lines[-1] and lines[-1]["eval_loss"] < lines[0]["main_loss"]
     assert all(line["drops"] == 0 and line["tokens_per_second"] > 0 for line in lines if "mfu" in line)
     assert {"host_memory_gb", "host_memory_growth_gb"} <= lines[1].keys() and lines[1]["host_memory_gb"] > 0.05
     assert {"grad_norm/lightning", "update_norm/experts", "load_max_over_mean", "mtp_loss_0"} <= lines[0].keys()
@@ -54,8 +54,8 @@ def test_a_run_leaves_what_its_report_names(whole):
 def test_resume_is_bit_exact(whole, corpus, tmp_path):
     for steps in (5, 12):
         train(prepare(small_config(corpus, steps=steps, eval_every=1), tmp_path))
-    evaluated = {line["step"]: line["held_out_loss"] for line in metrics_of(tmp_path)}
-    wanted = {line["step"]: line["held_out_loss"] for line in metrics_of(whole[0]) if "held_out_loss" in line}
+    evaluated = {line["step"]: line["eval_loss"] for line in metrics_of(tmp_path)}
+    wanted = {line["step"]: line["eval_loss"] for line in metrics_of(whole[0]) if "eval_loss" in line}
     assert wanted == {step: evaluated[step] for step in wanted}
     wanted, found = final_state(whole[0]), final_state(tmp_path)
     assert {name: x.tobytes() for name, x in wanted.items()} == {name: x.tobytes() for name, x in found.items()}
@@ -153,7 +153,7 @@ def test_another_run_in_the_workdir_is_named_field_by_field(whole, corpus):
 
 def test_logging_saving_and_length_may_change(corpus):
     config = small_config(corpus)
-    changes = dict(log_every=5, save_every=9, keep=3, steps=13, eval_batches=1, eval_every=7, max_bad_steps=2)
+    changes = dict(log_every=5, save_every=9, keep=3, steps=13, eval_batches=1, eval_every=7, max_nonfinite_steps=2)
     assert not differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, **changes)))
     assert not differences(config, dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=4)))
     assert differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)))
@@ -170,6 +170,8 @@ def test_a_field_that_an_older_config_lacks_has_its_default(whole, corpus):
     del written["train"]["router_bias_rate"]
     changed = dataclasses.replace(config, train=dataclasses.replace(config.train, router_bias_rate=0.5))
     assert differences(written, changed) == ["train.router_bias_rate: 0.001 in the workdir, 0.5 now"]
+    renamed = {"max_bad_steps" if name == "max_nonfinite_steps" else name: x for name, x in written["train"].items()}
+    assert not differences(written | {"train": renamed}, config)
 
 
 def test_before_the_first_checkpoint_any_config_may_take_over(corpus, tmp_path):
@@ -296,16 +298,16 @@ def test_evaluations_are_not_in_the_speed(corpus, tmp_path):
 
     def slow(self, params):
         clock.added += 3600
-        return {"held_out_loss": float("nan")}
+        return {"eval_loss": float("nan")}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "time", clock)
-        patch.setattr(loop._Loop, "held_out_loss", slow)
+        patch.setattr(loop._Loop, "eval_loss", slow)
         train(run)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "mfu" in line]
     assert len(speeds) == 4 and min(speeds) > 10 * 128 / 3600
-    assert lines[-1]["held_out_loss"] == "nan"  # JSON has no such number
+    assert lines[-1]["eval_loss"] == "nan"  # JSON has no such number
 
 
 def test_the_learning_rate_of_each_step_is_told(whole):
@@ -322,22 +324,22 @@ def test_a_cosine_keeps_its_end(corpus):
 
 
 def test_a_loss_that_is_not_finite_is_reported_and_ends_the_run(corpus, tmp_path, capsys):
-    config = small_config(corpus, max_bad_steps=3)
+    config = small_config(corpus, max_nonfinite_steps=3)
     config = dataclasses.replace(
         config,
         model=tiny_config(num_layers=1, vocab_size=300),  # a program of its own, so a small one
         optimizer=dataclasses.replace(config.optimizer, peak_lr=1e30),
     )
-    with pytest.raises(TooManyBadSteps, match=r"steps until step \d had a loss or gradient that is not finite"):
+    with pytest.raises(TooManyNonfiniteSteps, match=r"steps until step \d had a loss or gradient that is not finite"):
         train(prepare(config, tmp_path))
     out = capsys.readouterr().out
-    assert "bad step=2/12 loss=" in out and "grad_norm=nan: not applied" in out
+    assert "nonfinite step=2/12 loss=" in out and "grad_norm=nan: not applied" in out
     assert "rows 4 to 7 of the mixture with data.seed 0" in out
-    bad = [line["step"] for line in metrics_of(tmp_path) if line["bad"]]
+    bad = [line["step"] for line in metrics_of(tmp_path) if line["nonfinite"]]
     state = final_state(tmp_path)
-    assert state["bad_steps"] == len(bad) >= 3 and state["step"] == bad[-1] + 1
+    assert state["skipped_steps"] == len(bad) >= 3 and state["step"] == bad[-1] + 1
     assert all((abs(x) < float("inf")).all() for name, x in state.items() if not name.startswith("spikes/"))
-    with pytest.raises(TooManyBadSteps):  # as long as the limit is what it is
+    with pytest.raises(TooManyNonfiniteSteps):  # as long as the limit is what it is
         train(prepare(config, tmp_path))
 
 
@@ -357,7 +359,7 @@ def test_two_sources_are_mixed_and_both_held_out(corpus, tmp_path):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
     run = prepare(config, tmp_path / "run")
     assert len(run.corpus.held_out) == 2
-    assert train(run)["held_out_loss"] > 0
+    assert train(run)["eval_loss"] > 0
 
 
 def with_data(config, **fields):

@@ -16,6 +16,7 @@ from ling_jax.train.metrics import (
     matmul_parameters,
     parameter_group,
     read_flops_per_row,
+    read_metrics,
     to_line,
 )
 
@@ -33,9 +34,15 @@ def test_a_resumed_run_logs_each_step_once(tmp_path):
     assert [(line["step"], line["loss"]) for line in lines] == [(0, 0), (1, 1), (2, 2), (3, 30), (4, 40)]
 
 
+def test_metrics_of_an_older_version_are_read_by_their_names_of_today(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 0, "bad": false, "held_out_loss": 2.5}\n{"step": 1, "nonfinite": true}\n')
+    assert read_metrics(file) == [{"step": 0, "nonfinite": False, "eval_loss": 2.5}, {"step": 1, "nonfinite": True}]
+
+
 def test_a_line_is_json_whatever_the_loss():
-    line = json.dumps(to_line(3, {"loss": np.float32("nan"), "bad": np.bool_(True)}), allow_nan=False)
-    assert json.loads(line) == {"step": 3, "loss": "nan", "bad": True}
+    line = json.dumps(to_line(3, {"loss": np.float32("nan"), "nonfinite": np.bool_(True)}), allow_nan=False)
+    assert json.loads(line) == {"step": 3, "loss": "nan", "nonfinite": True}
 
 
 @pytest.mark.parametrize(

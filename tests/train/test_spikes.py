@@ -104,9 +104,9 @@ def test_a_corrupt_batch_changes_parameters_moments_and_biases_in_no_bit():
     state = before = guarded(learnt, history)
     for count, batch in enumerate((random_batch(1), batch_of_few()), start=1):
         state, found = step(state, batch)
-        assert found["spike"] and not found["bad"] and int(found["spikes"]) == count
+        assert found["spike"] and not found["nonfinite"] and int(found["spikes"]) == count
         assert_trees_equal((state.params, state.opt_state), (before.params, before.opt_state))
-        assert int(state.step) == int(before.step) + count and int(state.bad_steps) == count
+        assert int(state.step) == int(before.step) + count and int(state.skipped_steps) == count
     assert found["grad_norm"] > 2 * metrics["grad_norm"]  # of the second
     state, found = step(state, random_batch())
     assert not found["spike"] and not np.array_equal(state.params["head"], before.params["head"])
@@ -149,11 +149,11 @@ def bits(workdir, *, without="spikes/"):
 def test_a_planted_spike_is_skipped_counted_and_told(corpus, tmp_path, capsys):
     lines = metrics_of(trained(corpus, tmp_path, corrupt=True, **ON))
     assert [line["step"] for line in lines if line["spike"]] == [SPIKE_STEP] and lines[-1]["spikes"] == 1
-    assert [line["step"] for line in lines] == list(range(18)) and not any(line["bad"] for line in lines)
+    assert [line["step"] for line in lines] == list(range(18)) and not any(line["nonfinite"] for line in lines)
     out = capsys.readouterr().out
     assert "spike step=15/18 loss=" in out and "not applied; its batch is rows 56 to 59 of the mixture" in out
     state = final_state(tmp_path)
-    assert state["bad_steps"] == state["spikes/skipped"] == 1 and state["opt_state/count"] == 17
+    assert state["skipped_steps"] == state["spikes/skipped"] == 1 and state["opt_state/count"] == 17
 
 
 def test_a_run_without_spikes_has_the_bits_of_one_that_does_not_look(corpus, tmp_path):
@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_around_a_spike_has_the_bits_of_one_that_was_not(
         trained(corpus, tmp_path, corrupt=True, **(ON | {"steps": steps}))
     assert bits(tmp_path, without="") == bits(with_spike, without="")
     for line, wanted in zip(metrics_of(tmp_path), metrics_of(with_spike), strict=True):
-        assert line | {"held_out_loss": 0} == wanted | {"held_out_loss": 0}  # also where a start ended
+        assert line | {"eval_loss": 0} == wanted | {"eval_loss": 0}  # also where a start ended
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_a_bad_step_changes_nothing_but_the_position():
     state, batch = new_state(), random_batch()
     broken = state.replace(params=state.params | {"final_norm": state.params["final_norm"].at[0].set(jnp.nan)})
     after, metrics = train_step()(broken, batch)
-    assert bool(metrics["bad"]) and int(after.bad_steps) == 1 and int(after.step) == 1
+    assert bool(metrics["nonfinite"]) and int(after.skipped_steps) == 1 and int(after.step) == 1
     jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (broken.params, broken.opt_state))
 
 
