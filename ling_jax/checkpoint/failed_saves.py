@@ -3,12 +3,14 @@
 import contextlib
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
+from orbax.checkpoint._src.futures import future  # the threads of a save have no public name
 
 from ling_jax.checkpoint.steps import steps_in
 from ling_jax.partials import write_reason
@@ -61,6 +63,7 @@ class Manager(ocp.CheckpointManager):
                 raise
         finally:
             if _FAILURES.errors:
+                _end_waiting_threads()
                 self._remove_half_written()
 
     def _remove_half_written(self) -> None:
@@ -77,6 +80,17 @@ class Manager(ocp.CheckpointManager):
         if kept:
             again = f"the newest whole one is {kept[-1]}, and the same command goes on from there"
         return SaveFailed(f"a checkpoint could not be written into {self.directory}: {write_reason(error)}; {again}")
+
+
+def _end_waiting_threads() -> None:
+    """Ends the threads of a failed save that wait for its next part.
+
+    They would wait until Orbax's time-out of minutes, and so would the interpreter, which joins them when it exits.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, future._SignalingThread):
+            thread.cancel()  # it does nothing more once its signals are there
+            future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
 
 
 class _Failures(logging.Filter):

@@ -1,6 +1,8 @@
 """Saves in the background: one at a time, and a failed one is one error at the next look."""
 
+import concurrent.futures.thread
 import shutil
+import threading
 import time
 
 import jax.numpy as jnp
@@ -53,6 +55,7 @@ def test_a_save_that_fails_in_the_background_is_one_error_at_the_next_look(tmp_p
     assert told.startswith(f"a checkpoint could not be written into {tmp_path}: ") and len(told.splitlines()) == 1
     assert "No space left on device" in told and "the newest whole one is 1, and the same command goes on" in told
     assert "Traceback" not in capfd.readouterr().err
+    assert_nothing_holds_the_exit()
     monkeypatch.undo()
     with orbax.open_manager(tmp_path, keep=2) as manager:  # the same command
         manager.check_saves()
@@ -72,3 +75,16 @@ def test_a_folder_that_vanishes_is_one_error(tmp_path):
         folder.touch()
         orbax.save(manager, 2, state(2), tiny_config())
         manager.wait_until_finished()
+    assert_nothing_holds_the_exit()
+
+
+def assert_nothing_holds_the_exit():
+    """The interpreter joins all threads but daemons before it exits; Orbax's wait for minutes by themselves.
+
+    Workers of pools do not count: the exit wakes them.
+    """
+    ends = [threading.main_thread(), *concurrent.futures.thread._threads_queues]
+    deadline = time.monotonic() + 30
+    while alive := [t.name for t in threading.enumerate() if not t.daemon and t not in ends]:
+        assert time.monotonic() < deadline, f"{alive} wait for a save that has failed"
+        time.sleep(0.01)
