@@ -181,7 +181,7 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     with timed(folder, stage.name):
         code = run_to_end(command)
     if code:
-        hint = "" if code == 2 else "; the same command goes on from there"
+        hint = "" if code == 2 else "; the same command continues from there"
         print(f"\n{stage.name} ended with exit code {code}{hint}", flush=True)
         sys.exit(code)
     write_json(ended | {stage.name: str(last.relative_to(folder))}, folder / "complete.json")

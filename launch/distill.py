@@ -3,7 +3,7 @@
     python -m launch.distill --config=configs/align/tiny_shortest_correct.py --workdir=runs/shortest_correct
 
 The answers are written into WORKDIR/data once, with figures beside them. SIGTERM and Ctrl-C save and end the training;
-the same command goes on.
+the same command continues.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config(DistillConfig)
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run that is there continues", required=True)
 PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
 
 

@@ -6,7 +6,7 @@
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--prompts` is a file of JSON lines
 {"prompt": text} or {"messages": [...]}; `--out` gets a line for each: the record with text, tokens, logps and ended.
-The file appears when it is whole; after an interruption the same command goes on behind the answers that are written.
+The file appears when it is whole; after an interruption the same command continues behind the answers that are written.
 `--chat` reads a user's lines from standard input. A model that is tuned for conversations takes a prompt as a user's
 message, `--raw` as text to go on from; a line says which.
 """
@@ -83,7 +83,7 @@ def main() -> None:
 def _going_on() -> contextlib.AbstractContextManager[None]:
     if PROMPTS.value is None:
         return contextlib.nullcontext()
-    return going_on("the same command goes on behind the answers that are written")
+    return going_on("the same command continues behind the answers that are written")
 
 
 def check_values() -> None:

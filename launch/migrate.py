@@ -4,7 +4,7 @@
     python -m launch.migrate --config=configs/migrate/1t.py --dry_run
 
 `--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. One process runs
-it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same command goes on. The last stage's folder
+it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same command continues. The last stage's folder
 is a workdir for `launch.generate`, `launch.port` and all else.
 """
 
@@ -19,7 +19,7 @@ from ling_jax.migrate.run import run_plan
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config(MigrateConfig)
-WORKDIR = flags.DEFINE_string("workdir", None, "where the migration's files go; one that is there goes on")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the migration; one that is there continues")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the stages with their tokens, memory and checkpoints, and end")
 
 

@@ -12,7 +12,7 @@ Face folder. All files that are neither weights nor config.json go along, and an
 Several processes, such as the hosts of a pod, port one model together: the same command on each, as for
 `launch.pretrain` (docs/clusters.md), with a target that all share. Each writes its part.
 
-The target appears when it is whole. Until then it is `.NAME.partial` beside it, and the same command goes on there
+The target appears when it is whole. Until then it is `.NAME.partial` beside it, and the same command continues there
 after an interruption. `--layers=N` makes a smaller model of the first N layers: try the path before the hours.
 `--compare` runs two models on the same tokens, layer by layer, and names the first part that departs.
 """
@@ -90,7 +90,7 @@ def main() -> None:
             for line in compare_folders(*COMPARE.value, num_tokens=TOKENS.value, prompt=PROMPT.value):
                 print(line, flush=True)
             return
-    with usage_errors(), going_on("the same command goes on from what is written"), starting_errors():
+    with usage_errors(), going_on("the same command continues from what is written"), starting_errors():
         _check_flags()
         source, target = as_path(SOURCE.value), as_path(TARGET.value)
         if not (VERIFY.value and target.is_dir()):
@@ -274,7 +274,7 @@ def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
     try:
         transfer(reader, writer, threads=plan.threads, progress=progress)
     except OSError as error:
-        raise OSError(f"{error}; when that is mended the same command goes on from there") from error
+        raise OSError(f"{error}; when that is mended the same command continues from there") from error
     seconds = time.monotonic() - start
     print(f"{plan.nbytes / port.GB:.2f} GB in {port.duration(seconds)}", flush=True)
 

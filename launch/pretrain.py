@@ -6,7 +6,7 @@
 The first starts from random parameters, the second from those of a run's workdir or a Hugging Face folder. Fields of
 the config are overridden by `--config.train.steps=200`. `--data=books/` trains on these files in place of the config's
 sources; a mixture is `--config.data.sources="({'kind': 'text', 'path': 'books/'}, {'kind': 'python'})"`. SIGTERM and
-Ctrl-C save and end it; the same command goes on.
+Ctrl-C save and end it; the same command continues.
 """
 
 from absl import flags
@@ -18,7 +18,7 @@ from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.loop import prepare, train
 
 CONFIG = define_config(PretrainConfig)
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run that is there continues", required=True)
 DATA = flags.DEFINE_string("data", None, "text, JSON lines or parquet to train on: a file, a folder or a glob")
 PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
 

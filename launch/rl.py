@@ -3,7 +3,7 @@
     python -m launch.rl --config=configs/rl/tiny_kpop.py --workdir=runs/kpop --config.start_from=runs/sft
 
 Goes on from the workdir of another stage, or from a Hugging Face folder. SIGTERM and Ctrl-C save and end it; the same
-command goes on. `--replay` runs a finished or stopped run again from its start, and compares every decision, token,
+command continues. `--replay` runs a finished or stopped run again from its start, and compares every decision, token,
 batch and loss with the log.
 """
 
@@ -17,7 +17,7 @@ from ling_jax.rl.loop import check_replay, prepare, replay, train
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config(RLConfig)
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run that is there continues", required=True)
 REPLAY = flags.DEFINE_bool("replay", False, "compare the run in the workdir with itself, run again")
 
 

@@ -4,7 +4,7 @@
 
 `--config.start_from` is a stage's workdir or a Hugging Face folder; `--config.sources` are files of JSON lines
 {"messages", "tools"} or environments' tasks with their solutions. SIGTERM and Ctrl-C save and end it; the same command
-goes on.
+continues.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config(SftConfig)
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run's files go; a run that is there goes on", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run that is there continues", required=True)
 PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/profile (config.train.profile_step)")
 
 

@@ -25,7 +25,7 @@ class FullDisk(OSError):
     """A disk, a quota or a limit of file sizes that does not take what is written; the message is for the user."""
 
     def __init__(self, path: os.PathLike | str, reason: str):
-        super().__init__(f"{path} cannot be written: {reason}; free space, then the same command goes on")
+        super().__init__(f"{path} cannot be written: {reason}; free space, then the same command continues")
         self.reason = reason
 
 

@@ -78,7 +78,7 @@ class Manager(ocp.CheckpointManager):
             kept = steps_in(epath.Path(self.directory))
         again = "there is no other one, and the same command starts again"
         if kept:
-            again = f"the newest whole one is {kept[-1]}, and the same command goes on from there"
+            again = f"the newest whole one is {kept[-1]}, and the same command continues from there"
         return SaveFailed(f"a checkpoint could not be written into {self.directory}: {write_reason(error)}; {again}")
 
 

@@ -65,10 +65,10 @@ PROFILE_AFTER = 10  # steps of this start, where the config names none
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a save; the same call goes on."""
+    """A signal ended the run after a save; the same call continues."""
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"{signal.Signals(number).name}: saved at step {step}; the same command goes on from there")
+        super().__init__(f"{signal.Signals(number).name}: saved at step {step}; the same command continues from there")
         self.number = number
 
 

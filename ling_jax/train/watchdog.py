@@ -63,7 +63,7 @@ class _Watchdog:
                 finally:
                     hosts.end_hung(
                         f"no step ended in {self.seconds:g} seconds (train.hang_seconds); the stacks of all threads "
-                        f"are above and in {self.file.parent}; the same command goes on from the newest checkpoint"
+                        f"are above and in {self.file.parent}; the same command continues from the newest checkpoint"
                     )
 
     def write_stacks(self) -> None:

@@ -1,4 +1,4 @@
-"""Damage of any file of a stage's workdir is named when the same command goes on, or made good."""
+"""Damage of any file of a stage's workdir is named when the same command continues, or made good."""
 
 import random
 import shutil

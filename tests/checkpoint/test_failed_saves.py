@@ -53,7 +53,7 @@ def test_a_save_that_fails_in_the_background_is_one_error_at_the_next_look(tmp_p
             time.sleep(0.01)
     told = str(error.value)
     assert told.startswith(f"a checkpoint could not be written into {tmp_path}: ") and len(told.splitlines()) == 1
-    assert "No space left on device" in told and "the newest whole one is 1, and the same command goes on" in told
+    assert "No space left on device" in told and "the newest whole one is 1, and the same command continues" in told
     assert "Traceback" not in capfd.readouterr().err
     assert_nothing_holds_the_exit()
     monkeypatch.undo()

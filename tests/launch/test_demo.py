@@ -114,7 +114,7 @@ def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, commands, caps
     with pytest.raises(SystemExit) as ended:
         demo.run_stage(demo.STAGES[3], tmp_path, {})
     assert ended.value.code == 143
-    assert "evo_cot ended with exit code 143; the same command goes on from there" in capsys.readouterr().out
+    assert "evo_cot ended with exit code 143; the same command continues from there" in capsys.readouterr().out
     assert list(demo.read_times(tmp_path)) == ["evo_cot"]
 
 

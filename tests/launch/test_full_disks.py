@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle: one line, nothing lost, nothing half-written, and the same command goes on."""
+"""A disk that fills up in the middle: one line, nothing lost, nothing half-written, and the same command continues."""
 
 import contextlib
 import json

@@ -27,7 +27,7 @@ MISTAKES = {
         (["--config=tiny_2_6", WORKDIR], "tiny_2_6 does not exist; did you mean configs/pretrain/tiny_2_6.py?"),
         (["--config=configs/align", WORKDIR], "configs/align is a folder; name a file in it: configs/align/tiny_a"),
         (["--config=configs/align/tiny_sft.py", WORKDIR], "is a config of launch.sft"),
-        (["runs/x", TINY], "--workdir is missing: where the run's files go; a run that is there goes on; 'runs/x' is"),
+        (["runs/x", TINY], "--workdir is missing: folder of the run; a run that is there continues; 'runs/x' is"),
     ],
     "launch.generate": [
         (["runs/x", "hello"], "--model is missing: a run's workdir or a Hugging Face folder; 'runs/x' is no flag"),

@@ -42,7 +42,7 @@ def test_a_signal_ends_ports_and_answers_with_a_line_and_the_same_command_goes_o
             if kind.program.wait() != 0:  # it may have been too late
                 stopped.append(kind.name)
                 last = log.read_text().splitlines()[-1]
-                assert last.startswith(f"{number.name}: ended; the same command goes on "), last
+                assert last.startswith(f"{number.name}: ended; the same command continues "), last
                 assert "Traceback" not in log.read_text()
                 kind.program.start(kind.flags(output), log)
                 assert kind.program.wait() == 0, log.read_text()

@@ -179,7 +179,7 @@ def test_a_signal_to_one_host_stops_all_at_the_same_step(command, alone, tmp_pat
         wait_for(lambda: "step=2/" in programs[0].stdout, *programs)
         programs[1].process.send_signal(number)
         assert [program.returncode for program in programs] == [128 + number] * 2
-    assert "the same command goes on" in programs[0].stdout and not programs[1].stderr.count("error")
+    assert "the same command continues" in programs[0].stdout and not programs[1].stderr.count("error")
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert metrics_of(workdir)[-1]["step"] == saved - 1
     if saved < 30:

@@ -112,7 +112,7 @@ def test_a_process_that_fails_ends_all_with_one_line(source, tmp_path):
     limit = {0: "ulimit -f 1000;", 1: ""}  # kB of a file
     first, second = programs_of(2, tmp_path / "logs", *flags, shell=limit.get)
     assert (first.returncode, second.returncode) == (2, 1)
-    assert_one_line(first, "error: ", "cannot be written: File too large", "the same command goes on from there")
+    assert_one_line(first, "error: ", "cannot be written: File too large", "the same command continues from there")
     assert_one_line(second, "error: host 0 (", "File too large", "; host 1 (")
     port(2, flags)
     assert_trees_equal(load_hf(target)[0], load_hf(source)[0])

@@ -135,7 +135,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(command, alone, tmp_path, n
         program.send_signal(number)
         rest = program.stdout.read()
     assert program.returncode == 128 + number
-    assert "saved step=" in rest and "the same command goes on" in rest
+    assert "saved step=" in rest and "the same command continues" in rest
     assert run(command, tmp_path, *SHORT).returncode == 0
     assert_same_end(alone, tmp_path)
 
