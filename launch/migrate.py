@@ -4,8 +4,8 @@
     python -m launch.migrate --config=configs/migrate/1t.py --dry_run
 
 `--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. One process runs
-it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same command continues. The last stage's folder
-is a workdir for `launch.generate`, `launch.port` and all else.
+it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same command continues. The folder of the
+last stage is a workdir for `launch.generate`, `launch.port` and the other programs.
 """
 
 from absl import flags

@@ -13,7 +13,8 @@ import ling_jax
 ROOT = Path(__file__).parents[1]
 ANNOTATED = (
     "ling_jax/compile", "ling_jax/config.py", "ling_jax/evaluate", "ling_jax/migrate", "ling_jax/model",
-    "ling_jax/objectives", "ling_jax/parallel", "ling_jax/rewards", "ling_jax/spec.py", "pallas_kernels",
+    "ling_jax/objectives", "ling_jax/parallel", "ling_jax/rewards", "ling_jax/spec.py", "ling_jax/train",
+    "pallas_kernels",
 )  # fmt: skip
 
 

@@ -129,7 +129,7 @@ def train(run: Run) -> dict[str, Any]:
         with orbax.open_manager(run.workdir / "checkpoints", keep=run.config.train.keep) as manager:
             print(start_report(run, start), flush=True)
             if start >= run.config.train.steps:
-                print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
+                print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
             abstract = abstract_state(run.start.config, run.optimizer)
             with make_learner(run, orbax.restore(manager, abstract) if start else new_state(run)) as learner:

@@ -1,4 +1,4 @@
-"""Training: a pure step, and the loop around it that touches the world."""
+"""Training: a pure step, and the loop that reads data, logs, evaluates and saves around it."""
 
 from ling_jax.train.config import PretrainConfig as PretrainConfig
 from ling_jax.train.state import TrainState as TrainState

@@ -1,4 +1,4 @@
-"""What a pre-training run is: frozen dataclasses, made from a plain nested dict with every key and type checked."""
+"""The config of a pre-training run: frozen dataclasses, made from a nested dict whose keys and types are checked."""
 
 import dataclasses
 import functools
@@ -7,12 +7,13 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
 
 from ling_jax.config import RENAMED_FIELDS, ModelConfig, Yarn, nearest
+from ling_jax.data.sources import Source as DataSource
 from ling_jax.data.sources import source_from_config
 
 
@@ -33,7 +34,7 @@ class DataConfig:
     sequence_length: int
     tokenizer: str = ""  # a folder or file; "": a BPE of the model's vocabulary is trained on the sources
     folder: str = ""  # of the tokenised index; "": `data` in the workdir
-    held_out_fraction: float = 0.02  # of documents, by a hash; of few ones the last, or the last part of a single one
+    held_out_fraction: float = 0.02  # of documents, chosen by a hash; of few documents the last, of one its last part
     seed: int = 0
 
 
@@ -59,10 +60,10 @@ class LoopConfig:
     microbatches: int = 1
     seed: int = 0
     router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training
-    max_nonfinite_steps: int = 10  # a run stops after so many steps with a loss or gradient that is not finite
-    spike_sigmas: float = 0.0  # steps so far above the last ones are skipped (train/spikes.py); 0: none, 6: as OLMo 2
-    spike_window: int = 128  # steps that a step is compared with, as OLMo 2
-    hang_seconds: float = 1800.0  # the run ends where no step ends in so many (train/watchdog.py; our choice); 0: never
+    max_nonfinite_steps: int = 10  # the run stops after this many steps with a loss or gradient that is not finite
+    spike_sigmas: float = 0.0  # steps this far above the last ones are skipped (train/spikes.py); 0: none, 6: OLMo 2
+    spike_window: int = 128  # last steps that a step is compared with, as in OLMo 2
+    hang_seconds: float = 1800.0  # without a finished step the run ends (train/watchdog.py; our choice); 0: never
     log_every: int = 10
     eval_every: int = 0  # 0: at the end only
     eval_batches: int = 16
@@ -73,7 +74,7 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along each axis; -1: the rest."""
+    """Number of devices along each axis of the mesh; -1: all that are left."""
 
     data: int = -1
     fsdp: int = 1
@@ -83,14 +84,14 @@ class MeshConfig:
 
 
 class RowsConfig(typing.Protocol):
-    """Of rows of tokens, whatever they come from."""
+    """Config of rows of tokens, from any kind of data."""
 
     sequence_length: int
     seed: int
 
 
 class TrainingConfig(typing.Protocol):
-    """What every run of `ling_jax.train.loop` is told, whatever it trains on."""
+    """The config fields that every run of `ling_jax.train.loop` has, whatever its data are."""
 
     data: RowsConfig
     optimizer: OptimizerConfig
@@ -100,9 +101,9 @@ class TrainingConfig(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelChanges:
-    """How a run computes and trains the model that it starts from: fields of `ModelConfig`, None: as it is there.
+    """How a run computes and trains the model that it starts from: fields of `ModelConfig`; None keeps that model's.
 
-    No parameter's shape depends on one of them.
+    The shapes of parameters depend on none of these fields.
     """
 
     max_length: int | None = None
@@ -121,9 +122,9 @@ class ModelChanges:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A run from random parameters, or from those of `start_from`: its model is the one there but for the changes.
+    """A run from random parameters, or from the model of `start_from` with the changes of `model`.
 
-    A whole ModelConfig beside `start_from` must be that model, and gives all of `ModelChanges`' fields.
+    A whole ModelConfig beside `start_from` must describe that model; its fields of `ModelChanges` are the changes.
     """
 
     model: ModelConfig | ModelChanges = ModelChanges()
@@ -138,9 +139,9 @@ class PretrainConfig:
         check_config(self)
 
 
-# What may differ between a run and its resumption: how long it is, what is told and kept, which steps are skipped from
-# there on, and where and in which order the same sums are computed (so bits may change with these, and no more than
-# bits). All else makes it another run.
+# The fields that may differ between a run and its resumption: its length, what it logs and keeps, which steps it skips,
+# and on which devices and in which order it computes the same sums (which changes the last bits only). A change of any
+# other field makes it another run.
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
     "train.max_nonfinite_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "train.profile_step",
@@ -149,7 +150,8 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-Rule = tuple[Sequence[str], Callable[[Any], bool], str]  # (fields, what is good, how it is said)
+Config = TypeVar("Config")
+Rule = tuple[Sequence[str], Callable[[Any], bool], str]  # (fields, test of a value, what an error says of it)
 
 HANG: Rule = (("train.hang_seconds",), lambda x: x == 0 or 1 <= x < math.inf, "must be 0 (no watchdog), or at least 1")
 GUARDS: tuple[Rule, ...] = (
@@ -192,7 +194,7 @@ OPTIMIZER: tuple[Rule, ...] = (
 
 
 def check_config(config: PretrainConfig) -> None:
-    """Raises ValueError on values that cannot train, naming the field, the value and what would do."""
+    """Raises ValueError on values that cannot train; it names the field, the value and what is expected."""
     check_training(config)
     if config.start_from == "":
         raise ValueError("start_from is empty; name a run's workdir or a Hugging Face folder, or leave it out")
@@ -207,7 +209,7 @@ def check_config(config: PretrainConfig) -> None:
 
 
 def check_training(config: TrainingConfig) -> None:
-    """`check_config` of what every run has."""
+    """`check_config` of the fields that every run has."""
     train = config.train
     check_fields(config, TRAINING)
     check_optimizer(config)
@@ -216,12 +218,12 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def check_optimizer(config: Any) -> None:
-    """`check_config` of the `optimizer` that a config has."""
+    """`check_config` of `config.optimizer`."""
     check_fields(config, OPTIMIZER)
 
 
 def check_fields(config: Any, rules: Sequence[Rule]) -> None:
-    """Raises ValueError, with name and value, at the first field of a nested config that its rule finds no good."""
+    """Raises ValueError with name and value of the first field of a nested config that breaks its rule."""
     for names, good, wanted in rules:
         for name in names:
             value = functools.reduce(getattr, name.split("."), config)
@@ -230,15 +232,16 @@ def check_fields(config: Any, rules: Sequence[Rule]) -> None:
 
 
 def check_sequence_length(length: int, model: ModelConfig) -> None:
+    """Raises ValueError where rows of `length` tokens are shorter than 2 or longer than the model's context."""
     if not 2 <= length <= model.max_length:
         raise ValueError(
             f"data.sequence_length is {length}; the model's context, model.max_length, is {model.max_length} "
-            "(and 2 tokens are the least)"
+            "(and a row has at least 2 tokens)"
         )
 
 
 def check_sources(data: DataConfig) -> None:
-    """Raises ValueError where there are none, or one that cannot be opened or weighed."""
+    """Raises ValueError where there is no source, or one that cannot be opened or has no positive weight."""
     if not data.sources:
         raise ValueError("data.sources is empty; name at least one source, such as {'kind': 'python'}")
     for i, source in enumerate(data.sources):
@@ -250,15 +253,19 @@ def check_sources(data: DataConfig) -> None:
             raise ValueError(f"data.sources[{i}]: {error}") from None
 
 
-def open_source(source: Source):
-    """The source of `ling_jax.data` that this one describes."""
+def open_source(source: Source) -> DataSource:
+    """The source of `ling_jax.data` that this config describes. Raises ValueError where its kind is unknown."""
     fields = dataclasses.asdict(source)
     del fields["weight"]
     return source_from_config(fields)
 
 
-def from_dict(cls, values: Any, where: str = "config"):
-    """A config dataclass from nested dicts; unknown keys and wrong types raise ValueError with the nearest name."""
+def from_dict(cls: type[Config], values: Any, where: str = "config") -> Config:
+    """A config of the dataclass `cls` from nested dicts.
+
+    Older names of fields are taken too (`RENAMED_FIELDS`). Raises ValueError on unknown keys, with the nearest known
+    one, and on values of another type; `where` is the name of the config in its messages.
+    """
     if dataclasses.is_dataclass(values):
         return values
     if not hasattr(values, "items"):
@@ -295,7 +302,7 @@ def _convert(hint, value, where: str):
 
 
 def _is_none(cls, value: Any) -> bool:
-    """Whether it is what `to_config_dict` makes of a config dataclass that is None."""
+    """Whether `value` is the form in which `to_config_dict` writes a config of `cls` that is None."""
     needed = _required(cls) if dataclasses.is_dataclass(cls) and hasattr(value, "get") else []
     return bool(needed) and all(name in value and value[name] is None for name in needed)
 
@@ -305,7 +312,7 @@ def _required(cls) -> list[str]:
 
 
 def _option(options: Sequence[Any], value: Any) -> Any:
-    """Of several dataclasses the first that knows all keys of a dict and finds those it needs, else the first."""
+    """The first of several dataclasses that has all keys of a dict and lacks none that it needs; else the first."""
 
     def fits(cls) -> bool:
         return set(_required(cls)) <= set(value) <= {field.name for field in dataclasses.fields(cls)}
@@ -316,7 +323,7 @@ def _option(options: Sequence[Any], value: Any) -> Any:
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:
-    """The same fields as an `ml_collections.ConfigDict`, whose overrides are typed; what is None takes its own type."""
+    """The config as an `ml_collections.ConfigDict`, which checks the types of overrides; None is a placeholder."""
     fields = {}
     for name, hint in _settings(type(config)).items():
         value = getattr(config, name)
@@ -331,13 +338,13 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
 
 
 def _settings(cls) -> dict[str, Any]:
-    """The types of a config's fields, but for those that are no part of its equality: they are no settings."""
+    """The types of a config's fields, without fields that equality ignores: these are no settings."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.compare}
 
 
 def _placeholder(hint) -> Any:
-    """Of a field that is None; of a dataclass, its defaults and a placeholder for each field that it needs."""
+    """The placeholder of a field that is None: for a dataclass its defaults, and placeholders of what has none."""
     kind = next((option for option in typing.get_args(hint) if option is not type(None)), hint)
     if not dataclasses.is_dataclass(kind):
         return config_dict.placeholder(kind)
@@ -349,7 +356,7 @@ def _placeholder(hint) -> Any:
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """{"train.steps": 100, …} of a config or of its JSON form, but for the files that its models come from."""
+    """{"train.steps": 100, …} of a config or of its JSON form, without `hf_source`."""
     if dataclasses.is_dataclass(values):
         values = dataclasses.asdict(values)
     if isinstance(values, (list, tuple)):
@@ -380,13 +387,14 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, resumable: Sequence[str] = RESUMABLE) -> list[str]:
-    """Fields of two configs that differ and may not on resumption, a line each; `resumable` are patterns.
+    """A line for each field that differs between two configs and may not change on resumption.
 
-    Of a config dataclass `new`, a field that `old` lacks has its default there: it was written before the field was.
+    `resumable` are patterns of fields that may change. Where `new` is a dataclass, fields that `old` lacks count as
+    their defaults: an older version wrote it.
     """
     old, new = (_defaults(new) if dataclasses.is_dataclass(new) else {}) | flatten(old), flatten(new)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    # A cosine ends at train.steps: with another end, every learning rate is another.
+    # A cosine ends at train.steps, so a run with another number of steps has other learning rates from the start.
     may_differ = [name for name in resumable if (name, new["optimizer.schedule"]) != ("train.steps", "cosine")]
     fixed = [
         key for key in changed if not any(fnmatchcase(key, name) or key.startswith(name + ".") for name in may_differ)

@@ -1,4 +1,4 @@
-"""The data of a run: its tokenizer, token folders and packed rows, made once in the workdir and reused."""
+"""The data of a run: tokenizer, token folders and packed rows, made once in the workdir and reused."""
 
 import dataclasses
 import itertools
@@ -18,14 +18,14 @@ from ling_jax.preflight import check_folder, check_space, stored_bytes
 from ling_jax.train.config import DataConfig, open_source
 from ling_jax.train.workdir import has_checkpoint
 
-TOKEN_SHARE = 0.25  # bytes of tokens to one of text, at least: eight bytes a token, two an id; our choice
+TOKEN_SHARE = 0.25  # least bytes of ids for a byte of text: a token of eight bytes has an id of two; our choice
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     tokenizer: Tokenizer
     train: grain.MapDataset  # endless
-    held_out: tuple[data.PackedRows, ...]  # a source each; those that have documents
+    held_out: tuple[data.PackedRows, ...]  # of each source with held-out documents
     train_rows: int
     train_tokens: int
 
@@ -38,14 +38,14 @@ def prepare_corpus(
     replace: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> Corpus:
-    """Trains or loads the tokenizer where none is given, tokenises and packs; what is there is used again.
+    """Trains or loads the tokenizer where none is given, then tokenises and packs; existing files are used again.
 
-    `replace`: tokens of another corpus in the workdir make place.
+    With `replace`, tokens of another corpus in the workdir are replaced.
 
-    Raises ValueError or FileNotFoundError on sources that are empty or missing, and on a tokenizer that does not fit
-    the model.
+    Raises FileNotFoundError on missing sources, ValueError on empty ones and on a tokenizer with more ids than the
+    model, and OSError where the disk lacks space.
     """
-    check_token_space(_made_of(config, workdir))  # before a tokenizer is trained, too
+    check_token_space(_made_of(config, workdir))  # before the tokenizer is trained, which may take long
     tokenizer = tokenizer or _tokenizer(config, model, workdir)
     folders = tokenize_sources(config, tokenizer, workdir, replace=replace)
     weights = [source.weight for source in config.sources]
@@ -55,7 +55,7 @@ def prepare_corpus(
 def tokenize_sources(
     config: DataConfig, tokenizer: Tokenizer, workdir: epath.Path, *, replace: bool = False
 ) -> list[Path]:
-    """The token folders of the sources, made where they are not there yet."""
+    """The token folders of the sources; missing ones are made."""
     check_token_space(made_of := _made_of(config, workdir))
     folders = list(made_of)
     for source, where in zip(config.sources, folders, strict=True):
@@ -67,9 +67,9 @@ def tokenize_sources(
 
 
 def check_token_space(made_of: Mapping[Path, Iterable[Path]]) -> None:
-    """Raises OSError where tokens of files ({token folder: files}) are to be written and cannot be, or lack space.
+    """Raises OSError where a missing token folder cannot be written, or its disk lacks space for the tokens.
 
-    By the least that they can take: what is refused is certainly too small.
+    `made_of` is {token folder: files of its source}. The size is a lower bound, so that no disk is refused wrongly.
     """
     new = {where: files for where, files in made_of.items() if not where.exists()}
     for folder in {where.parent for where in new}:
@@ -87,14 +87,14 @@ def _made_of(config: DataConfig, workdir: epath.Path) -> dict[Path, Iterable[Pat
 
 
 def token_folder(named: str, workdir: epath.Path) -> Path | epath.Path:
-    """Where tokens go: the folder that the config names, or `data` in the workdir."""
+    """The folder of tokens: the one that the config names, or `data` in the workdir."""
     return as_path(named or workdir / "data")
 
 
 def packed_corpus(
     folders: Sequence[Path], weights: Sequence[float], tokenizer: Tokenizer, sequence_length: int, seed: int
 ) -> Corpus:
-    """Rows of token folders (with train/ and held_out/ each), mixed by weight."""
+    """The corpus of token folders, each with train/ and held_out/, mixed by weight."""
     train = [data.packed_rows(where / "train", sequence_length, seed) for where in folders]
     held_out = [data.packed_rows(where / "held_out", sequence_length, seed) for where in folders]
     return Corpus(
@@ -116,9 +116,9 @@ def with_short_sequences(
     long_share: float,
     seed: int,
 ) -> Corpus:
-    """The corpus of rows of `sequence_length`, of which some hold several sequences of `short_length` instead.
+    """The corpus with rows of `sequence_length`, some of which hold several sequences of `short_length` instead.
 
-    `long_share` is the share of long ones among all sequences, not among rows (report §2.3.2: "20 % of sequences").
+    `long_share` is the share of long sequences among all sequences, not among rows (report §2.3.2: 20 % of sequences).
     """
     count = sequence_length // short_length
     long = [data.packed_rows(where / "train", sequence_length, seed) for where in folders]
@@ -136,7 +136,7 @@ def held_out_batches(
 
 
 def _tokenizer(config: DataConfig, model: ModelConfig, workdir: epath.Path) -> Tokenizer:
-    """The one that the config names, the one that this run has kept, or one trained for it."""
+    """The tokenizer that the run has kept, the one that the config names, or one trained on the sources."""
     folder = workdir / "tokenizer"
     kept = has_checkpoint(workdir) and (folder / "tokenizer.json").exists()
     if kept:

@@ -1,7 +1,7 @@
 """Several processes that train one model: they join, wait for each other, stop at the same step and end together.
 
-A process is called a host here, although several may share a machine. All goes through JAX's coordination service,
-which host 0 runs. Where a process is alone these functions do nothing, at once.
+A process is called a host here, although several may share a machine. The hosts communicate through JAX's coordination
+service, which host 0 runs. In a process that is alone these functions do nothing.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
@@ -26,10 +26,10 @@ from ling_jax.messages import print_last
 from ling_jax.parallel.peers import all_peers
 from ling_jax.train.rendezvous import ProcessInfo, differences, listening_addresses, own_name, rendezvous
 
-LOOKS = 20  # of the watch in a time-out: a host that gave no sign in so many is lost
-BACKSTOP = 3  # time-outs until JAX's own heartbeats give up, which would end all without saying for whom
+POLLS = 20  # of the watch in a time-out: a host without a new heartbeat in this many is lost
+BACKSTOP = 3  # time-outs until JAX's own heartbeats end all processes without naming the lost one
 DONE = "done"
-EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a step did not end, and the same command may go on
+EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h: a step did not end, and the same command may continue
 Result = TypeVar("Result")
 
 
@@ -37,34 +37,34 @@ Result = TypeVar("Result")
 class _Hosts:
     names: tuple[str, ...]
     seconds: float  # the time-out
-    looks: int = 0  # of the watch so far
+    polls: int = 0  # of the watch so far
     leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
     exchanges: itertools.count = dataclasses.field(default_factory=itertools.count)
 
 
 _joined: list[_Hosts] = []  # one or none: JAX's service is joined once
-_handlers: list = []  # of C, which nothing else keeps alive
+_handlers: list[Any] = []  # C functions, which nothing else keeps alive
 _write_stacks: list[Callable[[], None]] = []  # one or none
 
 
 def is_multiprocess() -> bool:
+    """Whether this process has joined others."""
     return bool(_joined)
 
 
 def process_index() -> int:
-    """Of this host; known without touching devices."""
+    """The number of this host; known before devices are touched."""
     return global_state.process_id
 
 
 def join(process: ProcessInfo, facts: Mapping[str, str], seconds: float) -> None:
-    """Makes this process one of several, before it touches devices. Only host 0's standard output is shown from here.
+    """Joins this process to the others, before it touches devices. From here on only host 0 prints to stdout.
 
-    `facts` (`rendezvous.facts`) must be those of host 0. From here on a host that gives no sign of life for so many
-    seconds, or that fails, ends the others with a message that names it and exit code 1.
-    Raises ValueError as `rendezvous` does.
+    `facts` (`rendezvous.facts`) must be those of host 0. A host that fails, or sends no heartbeat for `seconds`, ends
+    the others with exit code 1 and a message that names it. Raises ValueError as `rendezvous` does.
     """
     names = rendezvous(process, facts, seconds)
-    # With it SIGTERM would be JAX's, and this program would not hear of it.
+    # JAX's preemption service would take SIGTERM, which this program handles itself.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         process.coordinator,
@@ -79,7 +79,7 @@ def join(process: ProcessInfo, facts: Mapping[str, str], seconds: float) -> None
     )
     print(f"hosts: {', '.join(names)}", flush=True)
     if process.index:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  as long as the process
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  open until the process ends
     _joined.append(_Hosts(names, seconds))
     if process.index:
         _call_on_abort(_lost_service)
@@ -87,7 +87,7 @@ def join(process: ProcessInfo, facts: Mapping[str, str], seconds: float) -> None
 
 
 def first_host_first(make: Callable[[], Result]) -> Result:
-    """`make()`, by host 0 alone and then by the others, which find what it left in a shared folder."""
+    """`make()` on host 0 first, then on the others, which find in a shared folder what host 0 wrote."""
     peers = all_peers()
     if peers.index:
         peers.wait("first host")
@@ -98,7 +98,7 @@ def first_host_first(make: Callable[[], Result]) -> Result:
 
 
 def check_same(facts: Mapping[str, object]) -> None:
-    """A barrier. Raises ValueError where a host does not come in the time-out, or differs from host 0 in a fact."""
+    """A barrier that compares facts. Raises ValueError where a host is late or differs from host 0 in a fact."""
     if not is_multiprocess():
         return
     hosts = _joined[0]
@@ -108,19 +108,19 @@ def check_same(facts: Mapping[str, object]) -> None:
     try:
         global_state.client.wait_at_barrier(f"ling_jax/{key}", round(1000 * hosts.seconds))
     except jax.errors.JaxRuntimeError:
-        came = _read(key)
-        missing = [name for host, name in enumerate(hosts.names) if host not in came]
-        told = f"{', '.join(missing)} did not come to the comparison of {', '.join(facts)}"
-        raise ValueError(f"{told} in {hosts.seconds:g} seconds; see its output") from None
-    if told := differences(parse_object(_read(key)[0], "what host 0 sent"), mine, hosts.names[process_index()]):
-        raise ValueError(f"hosts do not agree:\n  {told}")
+        arrived = _read(key)
+        missing = [name for host, name in enumerate(hosts.names) if host not in arrived]
+        late = f"{', '.join(missing)} did not come to the comparison of {', '.join(facts)}"
+        raise ValueError(f"{late} in {hosts.seconds:g} seconds; see its output") from None
+    if lines := differences(parse_object(_read(key)[0], "what host 0 sent"), mine, hosts.names[process_index()]):
+        raise ValueError(f"hosts do not agree:\n  {lines}")
 
 
 def stop_after(done: int, number: int | None, ahead: int) -> int | None:
-    """The signal after which all hosts stop when `done` steps are begun, or None: the run goes on. Asked every step.
+    """The signal for which all hosts stop after `done` steps, or None where the run continues. Called every step.
 
-    `number` is the signal that this host has got, if any. No host may ask about `done` steps before all others have
-    asked about `done - ahead`: what one of them writes is known to all when it counts.
+    `number` is the signal that this host has received, if any. No host may call it for `done` steps before all others
+    have called it for `done - ahead`. So every host has read a signal before the step at which all stop.
     """
     if not is_multiprocess():
         return number
@@ -133,7 +133,7 @@ def stop_after(done: int, number: int | None, ahead: int) -> int | None:
 
 
 def leave() -> None:
-    """Says that this host ends well, so that nobody misses it."""
+    """Announces that this host ends well, so that the others do not take it for lost."""
     if is_multiprocess():
         _joined[0].leaving.set()
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
@@ -141,7 +141,7 @@ def leave() -> None:
 
 
 def on_hang(write_stacks: Callable[[], None] | None) -> None:
-    """What this process does before it ends because another host hangs; None: nothing."""
+    """Sets the function that this process calls before it ends because another host hangs; None: none."""
     _write_stacks[:] = [write_stacks] if write_stacks else []
 
 
@@ -150,31 +150,31 @@ def end_hung(why: str) -> NoReturn:
     print_last(f"error: {why}")
     if is_multiprocess():
         message = f"{own_name(process_index())}: {why}"
-        # In a thread: the service does not answer where host 0 is suspended.
-        telling = threading.Thread(target=_end, args=(message, EXIT_HUNG), kwargs={"others": EXIT_HUNG}, daemon=True)
-        telling.start()
-        telling.join(8 * _joined[0].seconds / LOOKS)
+        # In a thread, because the service does not answer while host 0 is suspended.
+        ending = threading.Thread(target=_end, args=(message, EXIT_HUNG), kwargs={"others": EXIT_HUNG}, daemon=True)
+        ending.start()
+        ending.join(8 * _joined[0].seconds / POLLS)
     os._exit(EXIT_HUNG)
 
 
 def end_all(why: str, code: int) -> None:
-    """Ends this process and all others with a message and a code; returns where it is alone."""
+    """Ends this process and all others with a message and an exit code; returns where the process is alone."""
     if is_multiprocess():
         print_last(why)
         _end(f"{_joined[0].names[process_index()]}: {why}", code, others=code)
 
 
 def fail(error: BaseException, code: int = 1) -> None:
-    """Prints an error and ends this process with the code, and the others with a message about it; returns where it is
-    alone.
+    """Prints an error, ends this process with `code`, and the others with a message about it.
 
-    Where another host's end may be the reason, the watch has time to find out which host it was and ends this one.
+    Returns where the process is alone. If another host's end may be the cause, it first waits for the watch, which then
+    names that host and ends this process.
     """
     if not is_multiprocess():
         return
     if _of_communication(error):
-        enough = _joined[0].looks + LOOKS + 3
-        while _joined[0].looks < enough:
+        last_poll = _joined[0].polls + POLLS + 3
+        while _joined[0].polls < last_poll:
             time.sleep(0.1)
     if isinstance(error, ValueError | OSError):
         print_last(f"error: {error}")
@@ -184,7 +184,7 @@ def fail(error: BaseException, code: int = 1) -> None:
 
 
 def _of_communication(error: BaseException | None) -> bool:
-    """Whether this or what it came from is an error of devices: of a collective that lacks a host, as a rule."""
+    """Whether an error or its cause is one of devices, such as a collective that lacks a host."""
     if error is None:
         return False
     of_devices = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
@@ -192,14 +192,14 @@ def _of_communication(error: BaseException | None) -> bool:
 
 
 def _watch(hosts: _Hosts) -> None:
-    """Writes this host's sign of life, and ends the process when another host gives none."""
-    looks = dict.fromkeys(range(len(hosts.names)), ("", 0))  # host -> (its last sign of life, looks since then)
+    """Writes this host's heartbeat, and ends the process when another host's stops."""
+    seen = dict.fromkeys(range(len(hosts.names)), ("", 0))  # host -> (its last heartbeat, polls since then)
     for beat in itertools.count():
         try:
             _write("alive", str(beat))
-            if hosts.leaving.wait(hosts.seconds / LOOKS):
+            if hosts.leaving.wait(hosts.seconds / POLLS):
                 return
-            ended, signs = _read("ended"), _read("alive")
+            ended, heartbeats = _read("ended"), _read("alive")
         except jax.errors.JaxRuntimeError:
             if not hosts.leaving.is_set():
                 _lost_service()
@@ -209,17 +209,17 @@ def _watch(hosts: _Hosts) -> None:
         for message in ended.values():
             if message != DONE:
                 code, _, why = message.partition(" ")
-                _tell_end(why, int(code))
-        # Looks are counted and not seconds: while this process is suspended nobody else grows older.
-        for host, (sign, count) in looks.items():
-            looks[host] = (sign, count + 1) if signs.get(host, "") == sign else (signs[host], 0)
-        lost = [hosts.names[host] for host, (_, count) in looks.items() if count > LOOKS and host not in ended]
+                _end_after(why, int(code))
+        # Polls are counted, not seconds: a process that was suspended does not take the others for lost.
+        for host, (last, count) in seen.items():
+            seen[host] = (last, count + 1) if heartbeats.get(host, "") == last else (heartbeats[host], 0)
+        lost = [hosts.names[host] for host, (_, count) in seen.items() if count > POLLS and host not in ended]
         if lost:
-            _tell_end(f"{', '.join(lost)}: no sign of life in {hosts.seconds:g} seconds", 1)
-        hosts.looks += 1
+            _end_after(f"{', '.join(lost)}: no sign of life in {hosts.seconds:g} seconds", 1)
+        hosts.polls += 1
 
 
-def _tell_end(why: str, code: int) -> NoReturn:
+def _end_after(why: str, code: int) -> NoReturn:
     if code == EXIT_HUNG and _write_stacks:
         _write_stacks[0]()
     print_last(f"error: {why}; {_joined[0].names[process_index()]} ends too")
@@ -227,15 +227,15 @@ def _tell_end(why: str, code: int) -> NoReturn:
 
 
 def _end(message: str, code: int, *, others: int = 1) -> NoReturn:
-    """Ends this process, and the others with a message and a code of theirs.
+    """Ends this process with `code`, and the others with a message and the code `others`.
 
-    No exit by the interpreter: it would wait for hosts that wait for this one in the middle of a step.
+    It does not exit through the interpreter, which would wait for hosts that wait for this one in the middle of a step.
     """
-    _joined[0].leaving.set()  # what the watch sees from here on are the effects
+    _joined[0].leaving.set()  # the watch must not report the effects of this end
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _write("ended", f"{others} {message}")
-        if process_index() == 0:  # the service is in this process: the others must read why
-            deadline = time.monotonic() + 4 * _joined[0].seconds / LOOKS
+        if process_index() == 0:  # the service runs in this process: the others must read the message first
+            deadline = time.monotonic() + 4 * _joined[0].seconds / POLLS
             while len(_read("ended")) < len(_joined[0].names) and time.monotonic() < deadline:
                 time.sleep(0.1)
     os._exit(code)
@@ -249,9 +249,9 @@ def _lost_service() -> NoReturn:
 
 
 def _call_on_abort(end: Callable[[], NoReturn]) -> None:
-    """JAX ends a process that loses the coordination service by abort(), from a thread of its own and without a name.
+    """Calls `end` on SIGABRT: JAX aborts a process that loses the coordination service, without naming the lost host.
 
-    Only a C function is called then, so this makes one; the module keeps it.
+    The abort comes from a thread of JAX's, where only a C function can be called. The module keeps that function.
     """
     _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: end()))
     libc = ctypes.CDLL(None)

@@ -1,4 +1,4 @@
-"""The loop of training: everything about a run that touches the world. The step itself is `ling_jax.train.step`."""
+"""The loop of training: data, logs, evaluations, saves and signals around the step of `ling_jax.train.step`."""
 
 import concurrent.futures
 import contextlib
@@ -24,6 +24,7 @@ from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_su
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.files import upload_folder
+from ling_jax.model.transformer import LossSums
 from ling_jax.parallel import context
 from ling_jax.parallel.peers import all_peers
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
@@ -61,11 +62,11 @@ from ling_jax.train.workdir import (
 )
 
 PROFILED_STEPS = 3
-PROFILE_AFTER = 10  # steps of this start, where the config names none
+PROFILE_AFTER = 10  # steps after the start, where the config names no step
 
 
 class Interrupted(Exception):
-    """A signal ended the run after a save; the same call continues."""
+    """A signal ended the run after a save; the same call continues it."""
 
     def __init__(self, number: int, step: int):
         super().__init__(f"{signal.Signals(number).name}: saved at step {step}; the same command continues from there")
@@ -73,12 +74,12 @@ class Interrupted(Exception):
 
 
 class TooManyNonfiniteSteps(RuntimeError):
-    """So many steps had a loss or gradient that was not finite that the run stopped."""
+    """`train.max_nonfinite_steps` steps had a loss or gradient that is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run whose config fits its devices, its data and its workdir."""
+    """A run whose config was checked against its devices, its data and its workdir."""
 
     config: TrainingConfig
     model: ModelConfig
@@ -93,10 +94,11 @@ class Run:
     target_loss: float | None = None  # the run ends at the first evaluation with a loss of at most this
 
 
-def prepare(config: PretrainConfig, workdir) -> Run:
-    """Checks a config against devices, sources and workdir, then makes what is not there: tokenizer, tokens, rows.
+def prepare(config: PretrainConfig, workdir: epath.PathLike) -> Run:
+    """Checks a config against devices, sources and workdir, then makes the missing tokenizer, tokens and rows.
 
-    Raises ValueError or OSError with what to change; the workdir then has got nothing but tokens of other sources.
+    Raises ValueError or OSError with the field or file to change. After an error the workdir holds nothing new but
+    tokens of the sources that come before it.
     """
     for source in config.data.sources:
         data.source_files(open_source(source))
@@ -106,8 +108,10 @@ def prepare(config: PretrainConfig, workdir) -> Run:
 
 
 def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
-    """`prepare` with the parameters of `start_from`, or with those of the run's own checkpoint: a run that has one
-    needs nothing else, and the folder that it started from may be gone."""
+    """`prepare` with the parameters of `start_from`, or of the run's own checkpoint if it has one.
+
+    A run with a checkpoint does not need the folder that it started from.
+    """
     peers = all_peers()
     if peers.first(has_checkpoint(workdir), "has a checkpoint"):
         own = workdir / "checkpoints"
@@ -135,11 +139,11 @@ def _prepare_from_model(config: PretrainConfig, workdir: epath.Path) -> Run:
 def prepare_run(
     config: TrainingConfig,
     model: ModelConfig,
-    workdir,
+    workdir: epath.PathLike,
     make_corpus: Callable[..., Corpus],
     *,
     start: Callable[[jax.sharding.Mesh], Params] | None = None,
-    trainable=None,
+    trainable: Any = None,
     target_loss: float | None = None,
 ) -> Run:
     """`prepare` of any run: its rows are `make_corpus(workdir, replace=whether no checkpoint is there)`.
@@ -159,7 +163,8 @@ def prepare_run(
 
     def fill_workdir() -> Corpus:
         if hosts.process_index() and not (workdir / "config.json").exists():
-            raise ValueError(f"{workdir} has not what host 0 wrote into its own; name a workdir that all hosts share")
+            lacks = f"{workdir} lacks the files that host 0 wrote into its workdir"
+            raise ValueError(f"{lacks}; name a workdir that all hosts share")
         corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
         kept = has_checkpoint(workdir) and (workdir / "tokenizer" / "tokenizer.json").exists()
         if (
@@ -181,9 +186,10 @@ def prepare_run(
 def train(run: Run, *, profile: bool = False) -> dict:
     """Trains until `train.steps` or `Run.target_loss`, from the newest checkpoint in the workdir if there is one.
 
-    Prints a report and then progress; the workdir gets metrics.jsonl, tensorboard/ and checkpoints/. Returns the last
-    line of metrics.jsonl, or {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and
-    `TooManyNonfiniteSteps`, both after a save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
+    Prints a report and then progress, and writes metrics.jsonl, tensorboard/ and checkpoints/ into the workdir. Returns
+    the last line of metrics.jsonl, or {} where no step was left. Raises `Interrupted` after SIGTERM or Ctrl-C and
+    `TooManyNonfiniteSteps`, both after a save; `SaveFailed` where a checkpoint cannot be written; `DamagedCheckpoint`
+    where none can be read, or with --strict where the newest cannot.
     """
     use_compilation_cache()
     config, compiler = run.config, concurrent.futures.ThreadPoolExecutor(1)
@@ -195,12 +201,12 @@ def train(run: Run, *, profile: bool = False) -> dict:
             hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.corpus.tokenizer)) | rows)
             print(start_report(config, run.model, run.abstract, run.mesh, run.corpus, run.workdir, start), flush=True)
             if start >= config.train.steps:
-                print(f"done: step {start} is there already; raise train.steps to go on", flush=True)
+                print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
             if start and run.target_loss is not None and (line := _target_line(run, start)):
                 print(f"done: the held-out loss of step {start} is at most {run.target_loss:.4f}", flush=True)
                 return line
-            peak = peak_flops(run.mesh)  # measured where it is not known, so before the machine is busy
+            peak = peak_flops(run.mesh)  # it may be measured, which needs an idle machine
             of_rows = (run.model, config.train, config.data.sequence_length)
             train_step = compiler.submit(
                 compile_train_step, *of_rows, run.optimizer, run.abstract, run.mesh, run.trainable
@@ -216,9 +222,10 @@ def train(run: Run, *, profile: bool = False) -> dict:
 
 
 def _checked_step(workdir: epath.Path) -> int:
-    """The step that the run goes on from, 0 for none. Raises where it cannot, warns where something else is damaged.
+    """The step of the checkpoint that the run continues from; 0 without one.
 
-    Each host compares a share of the checkpoint's files, and host 0 the few others.
+    Each host compares a share of the checkpoint's files with their sums, and host 0 the other files of the run. Raises
+    DamagedCheckpoint or DamagedFile where the run cannot continue; warns of damaged logs.
     """
     peers = all_peers()
     step = resume_step(workdir / "checkpoints", peers)
@@ -277,8 +284,8 @@ class _Loop:
                 self.manager.check_saves()
                 state, metrics = self.train_step(state, _on_devices(batch, rows, self.run.model, self.run.mesh))
                 log.add(step, metrics)
-                # A host reads the metrics of IN_FLIGHT steps ago before this, which all have computed together.
-                stop = stopped[0] if stopped else None  # read once: it may come at any moment
+                # Before this a host has read the metrics of IN_FLIGHT steps ago, which all hosts computed together.
+                stop = stopped[0] if stopped else None  # read once: a signal may arrive at any moment
                 stop = hosts.stop_after(step + 1, stop, ahead=IN_FLIGHT + 1)
                 line, is_target = self._after(state, step + 1, log, stops=stop is not None)
                 self._check_nonfinite_steps(log, step + 1)
@@ -294,7 +301,7 @@ class _Loop:
         train, target = self.run.config.train, self.run.target_loss
         ends = done == train.steps
         evaluates = train.eval_every and done % train.eval_every == 0
-        # A run that stops for a signal leaves the evaluation out, unless it may be the one that ends the run.
+        # A run that stops for a signal skips the evaluation, unless the evaluation may end the run.
         evaluates = ends or (evaluates and (not stops or target is not None))
         saves = ends or stops or done % train.save_every == 0 or log.nonfinite_steps >= train.max_nonfinite_steps
         if not evaluates and not saves:
@@ -304,7 +311,7 @@ class _Loop:
         measured = self.eval_loss(state.params) if evaluates else {}
         is_target = target is not None and measured.get("eval_loss", math.inf) <= target
         ends, saves = ends or is_target, saves or is_target
-        line = log.flush(**measured)  # before a save, so that no step before the checkpoint lacks its line
+        line = log.flush(**measured)  # before the save, so that every step of the checkpoint has its line
         if saves or stops:
             print(f"saving step={done} in {self.run.workdir / 'checkpoints' / str(done)}", flush=True)
             orbax.save(self.manager, done, state, self.run.model, run=self._record(done))
@@ -315,13 +322,13 @@ class _Loop:
         return line, is_target
 
     def _record(self, done: int) -> dict[str, Any]:
-        """What a checkpoint notes about the run. Host 0 writes it, and has the logs."""
+        """The record of the run in a checkpoint. Host 0 writes it, and only host 0 has the logs."""
         rows = done * self.run.config.train.batch_size  # of the mixture
         record = {"config": dataclasses.asdict(self.run.config), "data": {"step": done, "rows": rows}}
         return record | (workdir_sums(self.run.workdir, ["metrics.jsonl"]) if not hosts.process_index() else {})
 
     def eval_loss(self, params) -> dict[str, float]:
-        """{} where no document is held out."""
+        """{"eval_loss": nats per token}; {} where no document is held out."""
         run = self.run
         loss = eval_loss(self.eval_step.result(), params, run.corpus, run.config.train, run.model, run.mesh)
         if loss is None:
@@ -332,14 +339,14 @@ class _Loop:
 
     @contextlib.contextmanager
     def _trace(self, start: int, *, enabled: bool) -> Iterator[Callable[[int], None]]:
-        """What is to be called before each step, to trace a few of them."""
+        """Yields a function to call before each step; it traces `PROFILED_STEPS` of them."""
         train, folder, running = self.run.config.train, self.run.workdir / "profile", []
         first = max(start, min(train.profile_step or start + PROFILE_AFTER, train.steps - 1))
 
         def end():
             if running:
                 jax.profiler.stop_trace()
-                if is_remote(folder):  # JAX writes on disks alone
+                if is_remote(folder):  # JAX writes to local disks only
                     upload_folder(Path(staged), folder)
                 running.clear()
                 print(f"profile in {folder}; open it with TensorBoard's profile plugin or xprof", flush=True)
@@ -366,10 +373,17 @@ class _Loop:
             )
 
 
-def eval_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: ModelConfig, mesh) -> float | None:
-    """Mean nats per token over the held-out batches; None where no document is held out.
+def eval_loss(
+    eval_step: Callable[..., LossSums],
+    params: Params,
+    corpus: Corpus,
+    train: LoopConfig,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+) -> float | None:
+    """Mean nats per token over the held-out batches, at most `train.eval_batches` of each source.
 
-    `eval_step` is `programs.compile_eval_step`'s.
+    `eval_step` is the program of `programs.compile_eval_step`. None where no document is held out.
     """
     size, max_batches = train.batch_size // train.microbatches, train.eval_batches * train.microbatches
     rows = device_rows(size, 1, mesh)
@@ -382,12 +396,14 @@ def eval_loss(eval_step, params, corpus: Corpus, train: LoopConfig, model: Model
 
 
 def _on_devices(batch: data.Batch, rows: int, model: ModelConfig, mesh):
-    """This host's part (`host_rows`) of a batch of so many rows, where the program wants it."""
+    """This host's part (`host_rows`) of a batch of `rows` rows, on the devices where the program expects it."""
     data.validate_batch(batch, vocab_size=model.vocab_size, max_length=model.max_length)
     sharding, places = batch_sharding(mesh), host_rows(rows, mesh)
 
-    def placed(values):
-        part = lambda index: values[np.searchsorted(places, np.arange(rows)[index[0]]), *index[1:]]  # noqa: E731
+    def placed(values: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return values[np.searchsorted(places, np.arange(rows)[index[0]]), *index[1:]]
+
         return jax.make_array_from_callback((rows, values.shape[1]), sharding, part)
 
     return {name: placed(values) for name, values in batch.items()}
@@ -396,5 +412,5 @@ def _on_devices(batch: data.Batch, rows: int, model: ModelConfig, mesh):
 def _say_padding(config: TrainingConfig, mesh: jax.sharding.Mesh) -> None:
     rows, all_rows = config.train.batch_size, device_rows(config.train.batch_size, config.train.microbatches, mesh)
     if all_rows > rows:
-        share = f"{all_rows - rows} rows of padding a step ({1 - rows / all_rows:.1%} of what is computed)"
+        share = f"{all_rows - rows} rows of padding a step ({1 - rows / all_rows:.1%} of the computation)"
         print(f"{share}: train.batch_size {rows} in {config.train.microbatches} microbatches on {dict(mesh.shape)}")

@@ -1,4 +1,4 @@
-"""Memory of a run, for its metrics: a leak shows as growth long before the machine ends the process."""
+"""Memory of a run, for its metrics: a leak shows as growth long before the process runs out of memory."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import jax
 
 
 class MemoryUse:
-    """What the process and its devices hold, in GB, and how much more than at the first measurement."""
+    """Memory of the process and of its fullest device in GB, and its growth since the first measurement."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._first: dict[str, float] = {}
 
     def measure(self) -> dict[str, float]:
-        """{"host_memory_gb", "host_memory_growth_gb"} of this process's resident memory, and the same of "device", its
-        fullest device where the backend knows. Asks the allocators only: nothing waits for a device."""
+        """{"host_memory_gb", "host_memory_growth_gb"} of this process's resident memory, and the same two with "device"
+        for its fullest device, where the backend has statistics. It does not wait for a device."""
         found = {"host": _resident_bytes(), "device": _device_bytes()}
         found = {name: size / 1e9 for name, size in found.items() if size is not None}
         self._first = found | self._first
@@ -22,7 +22,7 @@ class MemoryUse:
 
 
 def _resident_bytes() -> int | None:
-    """None where the system has no /proc."""
+    """Resident memory of this process; None where the system has no /proc."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
@@ -31,6 +31,6 @@ def _resident_bytes() -> int | None:
 
 
 def _device_bytes() -> int | None:
-    """None on backends without statistics, such as the CPU."""
+    """Memory in use on the fullest device; None on backends without statistics, such as the CPU."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return max((found["bytes_in_use"] for found in stats if "bytes_in_use" in found), default=None)

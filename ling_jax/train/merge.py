@@ -23,6 +23,7 @@ def decay_weights(decay: str, k: int) -> np.ndarray:
     """w [k] float64: the factors of the k last updates under a decay, at x_i = i / (k + 1), i = 1 … k.
 
     "linear" 1 - x, "cosine" (1 + cos πx) / 2, "1-sqrt" 1 - √x. Linear gives the plain mean of the k + 1 checkpoints.
+    Raises ValueError on another decay and on k < 0.
     """
     if decay not in DECAYS:
         raise ValueError(f"decay is {decay!r}{nearest(str(decay), DECAYS)}; expected one of {', '.join(DECAYS)}")
@@ -37,7 +38,7 @@ def merge_coefficients(weights: Sequence[float]) -> np.ndarray:
         Σ_j c_j θ_{n+j} = θ_n - Σ_i w_i u_i,   θ_{n+i} = θ_{n+i-1} - u_i
         c_0 = 1 - w_1, c_j = w_j - w_{j+1}, c_k = w_k
 
-    They sum to 1, and are not negative where the weights fall from at most 1 to at least 0, as those of a decay do.
+    They sum to 1. They are not negative where the weights fall from at most 1 to at least 0, as those of a decay do.
     Raises ValueError on weights that are not finite.
     """
     padded = np.concatenate([[1.0], np.asarray(weights, np.float64), [0.0]])
@@ -47,17 +48,17 @@ def merge_coefficients(weights: Sequence[float]) -> np.ndarray:
 
 
 def merge_checkpoints(checkpoints: Iterable[Any], coefficients: Sequence[float]) -> Any:
-    """Σ_j coefficients[j] · checkpoints[j], a tree like each of them: parameters, in time's order.
+    """Σ_j coefficients[j] · checkpoints[j] of trees of parameters, oldest first; the result has their dtypes.
 
-    One checkpoint is held beside the running sum, so an iterable that loads lazily merges any number. Sums are float64
-    for numpy leaves, and at least float32 for jax arrays, which stay where they lie; the result has the leaves' dtypes.
-    Raises ValueError on coefficients that do not sum to 1, another number of checkpoints, and trees, shapes or dtypes
-    that differ from the first's or are no floating point numbers.
+    Memory holds one checkpoint beside the running sum, if the iterable loads lazily. Sums are float64 for numpy leaves
+    and at least float32 for jax arrays, which stay on their devices. Raises ValueError on coefficients that do not sum
+    to 1, on another number of checkpoints, and on trees, shapes or dtypes that differ from the first checkpoint's or
+    are no floating point numbers.
     """
     if len(coefficients) == 0 or not math.isclose(math.fsum(coefficients), 1, abs_tol=1e-6):
         raise ValueError(f"coefficients sum to {math.fsum(coefficients)}; a merge of weights needs a sum of 1")
     total, kinds, count = None, {}, 0
-    # No zip or enumerate: both hold the last item while they fetch the next, which would be a second checkpoint.
+    # zip and enumerate would hold the last checkpoint while they fetch the next one.
     for checkpoint in checkpoints:
         if count == len(coefficients):
             raise ValueError(f"more checkpoints than the {count} coefficients; give one for each")
@@ -80,14 +81,14 @@ def _kinds(tree) -> dict[str, tuple]:
 def _check_same(expected: dict[str, tuple], tree, where: str) -> None:
     found = _kinds(tree)
     for name in expected.keys() ^ found.keys():
-        raise ValueError(f"{where}: {name} is in only one of it and the first; merge checkpoints of one run")
+        raise ValueError(f"{where}: {name} is only in it or only in the first; merge checkpoints of one run")
     for name, (shape, dtype) in found.items():
         if (shape, dtype) != expected[name]:
             raise ValueError(
                 f"{where}: {name} is {_kind_name(shape, dtype)}, the first's {_kind_name(*expected[name])}"
             )
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{where}: {name} is {dtype}; merge parameters, which are floating point, and no state")
+            raise ValueError(f"{where}: {name} is {dtype}; only floating point parameters can be merged")
 
 
 def _kind_name(shape, dtype) -> str:

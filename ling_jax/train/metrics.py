@@ -1,4 +1,4 @@
-"""Numbers about a run: FLOPs, the machine's peak, norms by group, and where they are written."""
+"""Metrics of a run: FLOPs, the peak of the devices, norms by group, and the files that hold them."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.typing import DTypeLike
 
 from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
@@ -33,7 +34,7 @@ RENAMED_METRICS = {"held_out_loss": "eval_loss", "bad": "nonfinite"}  # name in 
 
 
 def parameter_group(path: str) -> str:
-    """Where a parameter belongs in reports: embed, head, mtp, lightning, mla, gqa, experts, router, dense or norms."""
+    """The group of a parameter in reports: embed, head, mtp, lightning, mla, gqa, experts, router, dense or norms."""
     parts = path.split("/")
     if parts[0] in ("embed", "head", "mtp"):
         return parts[0]
@@ -44,7 +45,7 @@ def parameter_group(path: str) -> str:
     return {"experts": "experts", "router": "router", "expert_bias": "router"}.get(parts[4], "dense")
 
 
-def group_norms(name: str, tree) -> dict[str, jax.Array]:
+def group_norms(name: str, tree: Any) -> dict[str, jax.Array]:
     """{"name/group": Euclidean norm of the group's leaves}."""
     squares: dict[str, jax.Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -54,13 +55,15 @@ def group_norms(name: str, tree) -> dict[str, jax.Array]:
 
 
 def matmul_parameters(config: ModelConfig) -> int:
-    """Weights that multiply one token: all matrices but the embedding, `top_k` of the experts, the head once more for
-    every MTP depth (docs/architecture.md §13)."""
+    """Number of weights that multiply one token (docs/architecture.md §13).
+
+    These are all matrices but the embedding, `top_k` of the experts, and the head once more for every MTP depth.
+    """
     return sum(_multiplying(path, leaf, config) for path, leaf in named_leaves(model_spec(config)).items())
 
 
 def _multiplying(path: str, leaf, config: ModelConfig) -> int:
-    """What of a parameter multiplies one token."""
+    """How many weights of a parameter multiply one token."""
     size = math.prod(leaf.shape)
     if path == "embed" or path.endswith(("norm", "bias")):
         return 0
@@ -76,8 +79,9 @@ def _multiplying(path: str, leaf, config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, length: int) -> float:
     """Forward and backward FLOPs of a token in rows of `length` tokens (docs/architecture.md §13).
 
-    6 a matmul weight; causal softmax 3 · 2 · (T+1)/2 · H · (K + V) a layer; Lightning 3 · 4 · H · K² a layer, its
-    recurrent form. Recomputation and the chunked form's extra work are not model FLOPs.
+    6 for each matmul weight, 3 · 2 · (T+1)/2 · H · (K + V) for each layer of causal softmax attention, and
+    3 · 4 · H · K² for each Lightning layer (its recurrent form). Recomputation and the extra work of the chunked form
+    are no model FLOPs.
     """
     c, layers = config, {"lightning": 0, "softmax": 0}
     for segment in layer_plan(config):
@@ -91,18 +95,22 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
 
 
 def read_flops_per_row(config: ModelConfig, tokens: int, length: int) -> float:
-    """FLOPs of reading the last `tokens` of `length` tokens of a row into a cache, with logits of the last one alone.
+    """FLOPs of reading the last `tokens` of the `length` tokens of a row into a cache, with logits of the last token.
 
-    As `flops_per_token`, forward and without MTP: prefill has `tokens` = `length`, a decode step one token.
+    They are counted as in `flops_per_token`, forward only and without MTP. A prefill reads `tokens` = `length` tokens,
+    a decode step one.
     """
     head = 2.0 * config.hidden_size * config.vocab_size
-    # A token has length - (tokens - 1) / 2 keys on average, as one of rows of 2 * length - tokens has.
+    # These tokens have length - (tokens - 1) / 2 keys on average, as those of whole rows of 2 * length - tokens tokens.
     per_token = flops_per_token(dataclasses.replace(config, mtp_depth=0), 2 * length - tokens) / 3
     return tokens * (per_token - head) + head
 
 
-def frozen_flops_per_token(config: ModelConfig, trainable) -> float:
-    """What of `flops_per_token` is left out where not all is trained: the weights' gradients, 2 a frozen weight."""
+def frozen_flops_per_token(config: ModelConfig, trainable: Any) -> float:
+    """The FLOPs of `flops_per_token` that frozen weights save: 2 each, for their gradients.
+
+    `trainable` is a tree of bools over the parameters.
+    """
     leaves = zip(named_leaves(model_spec(config)).items(), jax.tree.leaves(trainable), strict=True)
     computed = with_weighted_mtp(config)
     frozen = [leaf for leaf, keep in leaves if not keep and (computed.mtp_depth or not leaf[0].startswith("mtp/"))]
@@ -110,8 +118,10 @@ def frozen_flops_per_token(config: ModelConfig, trainable) -> float:
 
 
 def mtp_flops_per_token(config: ModelConfig, length: int) -> float:
-    """The part of `flops_per_token` that multi-token prediction is: its layers and its logits; 0 where its loss has no
-    weight, since it is not computed then."""
+    """The part of `flops_per_token` for multi-token prediction: its layers and its logits.
+
+    It is 0 where `mtp_loss_weight` is 0, since training computes no MTP then.
+    """
     if not config.mtp_loss_weight:
         return 0.0
     parameters = matmul_parameters(config) - matmul_parameters(dataclasses.replace(config, mtp_depth=0))
@@ -125,29 +135,27 @@ def _softmax_flops(config: ModelConfig, length: int) -> float:
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float:
-    """FLOP/s of a mesh: the data sheet's, or measured with a large matmul where there is none.
+    """Peak FLOP/s of a mesh: the data sheet's, or the measured rate of a large matmul where there is none.
 
-    The CPU devices of a process are one machine's, however many are simulated; they are measured in float32, others in
-    bfloat16.
+    All CPU devices of a process share one machine; their rate is measured in float32, that of others in bfloat16.
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return jax.process_count() * matmul_flops(
-            1024, jnp.float32
-        )  # as fast as a larger one, and does not delay the start
+        # A larger matmul has the same rate and would delay the start.
+        return jax.process_count() * matmul_flops(1024, jnp.float32)
     return mesh.size * (data_sheet_flops(device) or matmul_flops(2048, jnp.bfloat16))
 
 
 def data_sheet_flops(device: jax.Device) -> float | None:
-    """Of a device that the table above has."""
+    """Peak FLOP/s of a device from `PEAK_FLOPS`; None for a device that is not in it."""
     for name, peak in sorted(PEAK_FLOPS.items(), key=lambda item: -len(item[0])):
         if device.device_kind.startswith(name):
             return peak
     return None
 
 
-def matmul_flops(size: int, dtype) -> float:
-    """FLOP/s of a matmul of two [size, size] on the first device, the best of five."""
+def matmul_flops(size: int, dtype: DTypeLike) -> float:
+    """FLOP/s of a matmul of two [size, size] arrays on the first device, the best of five."""
     x = jnp.ones((size, size), dtype)
     multiply = jax.jit(lambda x: x @ x)
     multiply(x).block_until_ready()
@@ -160,9 +168,9 @@ def matmul_flops(size: int, dtype) -> float:
 
 
 class MetricsWriter:
-    """metrics.jsonl, one line a step, and TensorBoard events, in one folder; only the first host writes."""
+    """Writes metrics.jsonl, a line for each step, and TensorBoard events into a folder; only host 0 writes."""
 
-    def __init__(self, folder, *, first_step: int):
+    def __init__(self, folder: epath.PathLike, *, first_step: int):
         self._tensorboard = None
         if jax.process_index():
             return
@@ -171,7 +179,7 @@ class MetricsWriter:
         self._tensorboard = EventFile(epath.Path(folder) / "tensorboard", first_step=first_step)
 
     def write(self, lines: list[dict[str, Any]]) -> None:
-        """Appends a line each; TensorBoard gets those with a speed or an evaluation."""
+        """Appends the lines; those with a speed or an evaluation go to TensorBoard too. Raises OSError."""
         if self._tensorboard is None:
             return
         texts = (json.dumps(_json_values(line), allow_nan=False) + "\n" for line in lines)
@@ -196,7 +204,10 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 def drop_lines_from(path: epath.Path, step: int) -> None:
-    """Forgets steps that a killed run had written and its checkpoint does not hold: they will run again."""
+    """Removes the lines of `step` and later ones, which a killed run wrote after its last checkpoint and runs again.
+
+    Raises ValueError on a line without a step, unless it is the last one and cut off.
+    """
     if not path.exists():
         return
     lines = []
@@ -213,7 +224,7 @@ def drop_lines_from(path: epath.Path, step: int) -> None:
 
 
 def to_line(step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """One step's metrics as JSON values; a value that is no number of JSON stays readable as text."""
+    """The metrics of a step as JSON values; NaN and infinity, which JSON lacks, are text."""
     return _json_values({"step": step} | {name: np.asarray(value).item() for name, value in metrics.items()})
 
 

@@ -1,4 +1,4 @@
-"""AdamW on what gradients train, and its schedules."""
+"""AdamW on the trainable parameters, and its learning rate schedules."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ling_jax.spec import path_name
+from ling_jax.spec import Params, path_name
 from ling_jax.train.config import OptimizerConfig
 
 
@@ -17,7 +17,7 @@ class AdamState(NamedTuple):
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant ("wsm", report §2.3.1) or a cosine to `final_lr_fraction` at `steps`."""
+    """Linear warm-up, then a constant rate ("wsm", report §2.3.1) or a cosine to `final_lr_fraction` at `steps`."""
     warmup = optax.linear_schedule(config.peak_lr / max(config.warmup_steps, 1), config.peak_lr, config.warmup_steps)
     if config.schedule == "wsm":
         after = optax.constant_schedule(config.peak_lr)
@@ -27,21 +27,22 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def decayed(params):
-    """Tree of bools: weight decay applies to matrices, not to norms and biases."""
+def decayed(params: Params) -> Any:
+    """A tree of bools: weight decay applies to matrices, not to norms and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).endswith(("norm", "bias")), params)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """Clipped AdamW, the numbers of optax's. Its state has leaves only where the tree it is given has (None elsewhere).
+    """Clipped AdamW with the numbers of optax's.
 
-    `update(grads, state, params, good=False)` is a step that is not taken: updates of 0, and the state as it was.
+    Its state is an AdamState, with None where the tree of parameters has None. `update(grads, state, params,
+    good=False)` takes no step: its updates are 0 and it returns the state unchanged.
     """
     c, rate = config, learning_rate(config, steps)
 
     def init(params) -> AdamState:
-        zeros = lambda: jax.tree.map(jnp.zeros_like, params)  # noqa: E731  two trees: each is donated
-        return AdamState(jnp.zeros((), jnp.int32), mu=zeros(), nu=zeros())
+        mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # two trees: each is donated
+        return AdamState(jnp.zeros((), jnp.int32), mu, nu)
 
     def update(grads, state: AdamState, params, *, good=True):
         scale = jnp.minimum(1, c.clip_norm / optax.tree.norm(grads))
@@ -52,7 +53,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
         mu = jax.tree.map(lambda m, g: mean(m, scale * g, c.b1), state.mu, grads)
         nu = jax.tree.map(lambda v, g: mean(v, jnp.square(scale * g), c.b2), state.nu, grads)
-        # Without this the compiler computes both means once more for the updates, from copies of the old ones.
+        # Without this barrier the compiler computes both means twice, the second time from copies of the old ones.
         mu, nu = jax.lax.optimization_barrier((mu, nu))
         mu_scale, nu_scale = (1 / (1 - decay ** count.astype(scale.dtype)) for decay in (c.b1, c.b2))
 

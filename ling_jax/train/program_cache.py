@@ -1,7 +1,7 @@
-"""The folder of compiled programs, where a damaged one is named, removed and compiled again.
+"""The folder of compiled programs, from which damaged entries are removed with a warning.
 
-JAX alone warns of an entry that it cannot read at every start, and never replaces it; it runs the entry of another
-program without noticing. So each entry has a file of its sum beside it.
+JAX itself never replaces an entry that it cannot read, and it does not notice an entry that belongs to another program.
+So each entry has a checksum file beside it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ling_jax.paths import cache_folder, is_remote
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs for the next start: in JAX_COMPILATION_CACHE_DIR, else in the user's cache folder."""
+    """Makes JAX keep compiled programs, in JAX_COMPILATION_CACHE_DIR or else in the user's cache folder."""
     if jax.config.jax_compilation_cache_dir is None:
         try:
             jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
@@ -31,7 +31,7 @@ def use_compilation_cache() -> None:
 
 
 def _open_cache(folder: str) -> tuple[LRUCache, str] | None:
-    """What JAX uses for its folder; None, with a warning, where the folder cannot be used."""
+    """(cache, folder) for JAX; None, with a warning, where the folder cannot be used."""
     try:
         return CheckedCache(folder, max_size=jax.config.jax_compilation_cache_max_size), folder
     except OSError as error:
@@ -40,7 +40,7 @@ def _open_cache(folder: str) -> tuple[LRUCache, str] | None:
 
 
 class CheckedCache(LRUCache):
-    """JAX's folder of files KEY-cache, each with a file KEY-sum."""
+    """JAX's folder of files KEY-cache, each with a checksum in KEY-sum."""
 
     def get(self, key: str) -> bytes | None:
         try:
@@ -55,14 +55,14 @@ class CheckedCache(LRUCache):
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps a program, unless another process has: no two compilations of one have the same bytes and sum."""
+        """Keeps a program, unless another process has kept it: two compilations of a program differ in their bytes."""
         try:
             with contextlib.nullcontext() if is_remote(self.path) else locked(self.path):
                 if self._is_kept(key):
                     return
-                self._write_sum(key, value)  # first: without an entry it means nothing
+                self._write_sum(key, value)  # first: a sum without an entry is harmless
                 if not self.eviction_enabled:
-                    with replacing(self.path / f"{key}-cache") as file:  # other programs read the folder, too
+                    with replacing(self.path / f"{key}-cache") as file:  # other processes read the folder meanwhile
                         file.write(value)
                 else:
                     super().put(key, value)
@@ -81,10 +81,10 @@ class CheckedCache(LRUCache):
         if path.exists():
             return path.read_bytes() == _sum(key, content)
         try:
-            compilation_cache.decompress_executable(content)  # of JAX alone, which keeps no sum
-        except Exception:  # of the library that compressed it
+            compilation_cache.decompress_executable(content)  # an entry that JAX wrote without a sum
+        except Exception:  # of any kind: the compression library raises its own
             return False
-        with contextlib.suppress(OSError):  # a folder that is only read
+        with contextlib.suppress(OSError):  # the folder may be read-only
             self._write_sum(key, content)
         return True
 

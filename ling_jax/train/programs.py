@@ -1,10 +1,12 @@
 """The programs of a run, compiled ahead of its first step, and its state at the start."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ling_jax import data, model
 from ling_jax import spec as specs
@@ -12,25 +14,44 @@ from ling_jax.checkpoint import orbax
 from ling_jax.config import ModelConfig
 from ling_jax.parallel.exchange import compiler_options
 from ling_jax.parallel.sharding import batch_sharding, num_shards, partition_spec
+from ling_jax.spec import Params
 from ling_jax.train.config import LoopConfig
 from ling_jax.train.spikes import empty_history
 from ling_jax.train.state import GuardedState, TrainState, create_state, guarded
 from ling_jax.train.step import make_eval_step, make_train_step
 
 
-def random_state(seed: int, config: ModelConfig, optimizer, abstract: GuardedState, trainable=None) -> GuardedState:
-    """The state before step 0 with random parameters."""
+def random_state(
+    seed: int,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: GuardedState,
+    trainable: Any = None,
+) -> GuardedState:
+    """The state before step 0 with random parameters, laid out as `abstract` says.
+
+    `trainable` is a tree of bools; None: all parameters that the spec declares so.
+    """
     trainable = specs.trainable(model.model_spec(config)) if trainable is None else trainable
     return _first_state(lambda key: model.init(key, config), jax.random.key(seed), trainable, optimizer, abstract)
 
 
-def state_of(params, config: ModelConfig, optimizer, abstract: GuardedState, trainable=None) -> GuardedState:
-    """The state before step 0 with these parameters, as master weights: in the spec's dtypes, whatever was stored.
+def state_of(
+    params: Params,
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    abstract: GuardedState,
+    trainable: Any = None,
+) -> GuardedState:
+    """`random_state` with these parameters as master weights, cast to the spec's dtypes.
 
-    Of arrays on the host each device gets its part alone.
+    Of parameters on the host each device gets its part only.
     """
     wanted = jax.tree.map(lambda leaf: leaf.dtype, abstract.params)
-    cast = lambda params: jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, wanted)  # noqa: E731
+
+    def cast(params: Params) -> Params:
+        return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, wanted)
+
     params = jax.tree.map(_on_mesh, params, abstract.params)
     trainable = specs.trainable(model.model_spec(config)) if trainable is None else trainable
     return _first_state(cast, params, trainable, optimizer, abstract)
@@ -39,7 +60,8 @@ def state_of(params, config: ModelConfig, optimizer, abstract: GuardedState, tra
 def restored_state(manager: orbax.Manager, abstract: GuardedState) -> GuardedState:
     """The state of the newest checkpoint.
 
-    The history of spikes begins anew where its window is another, and in checkpoints of earlier versions.
+    The history of spikes starts anew where the window has changed, and in checkpoints of versions without one.
+    Raises DamagedCheckpoint where it cannot be read.
     """
     wanted, (_, found) = abstract.spikes.values.shape[1], orbax.stored_shapes(manager).get("spikes/values", (2, 0))
     if wanted == found:
@@ -54,34 +76,34 @@ def restored_state(manager: orbax.Manager, abstract: GuardedState) -> GuardedSta
 
 
 def _first_state(make_params, argument, trainable, optimizer, abstract: GuardedState) -> GuardedState:
-    """Made where it will lie."""
+    """The state before step 0, computed directly on the devices where it stays."""
     window = abstract.spikes.values.shape[1]
 
     def create(argument) -> GuardedState:
         return guarded(create_state(make_params(argument), optimizer, trainable), empty_history(window))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # This program runs once. On a CPU its random numbers take LLVM longer to optimise than to draw.
+    # This program runs once, and on a CPU LLVM takes longer to optimise it than it runs.
     on_cpu = next(iter(jax.tree.leaves(shardings)[0].device_set)).platform == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return jax.jit(create, out_shardings=shardings, compiler_options=options)(argument)
 
 
 def _on_mesh(leaf, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-    """The leaf where it will lie. A jax array lies there already, or on one device of a small model."""
+    """The leaf on the mesh. A jax array is there already, or on the one device of a small model."""
     if isinstance(leaf, jax.Array):
         return leaf
     return jax.make_array_from_callback(leaf.shape, wanted.sharding, lambda index: leaf[index])
 
 
-def device_rows(rows: int, microbatches: int, mesh) -> int:
-    """Rows with padding behind them, so that each microbatch splits evenly over the devices of the batch."""
-    ways = microbatches * num_shards("batch", mesh)
-    return -(-rows // ways) * ways
+def device_rows(rows: int, microbatches: int, mesh: jax.sharding.Mesh) -> int:
+    """Number of rows with padding, such that each microbatch splits evenly over the devices of the batch axis."""
+    multiple = microbatches * num_shards("batch", mesh)
+    return -(-rows // multiple) * multiple
 
 
-def host_rows(rows: int, mesh) -> np.ndarray:
-    """Places in a batch of so many rows (`device_rows`) that this process's devices hold, in order."""
+def host_rows(rows: int, mesh: jax.sharding.Mesh) -> np.ndarray:
+    """Indices [n], ascending, of the rows that this process's devices hold of a batch of `rows` (`device_rows`)."""
     by_row = jax.sharding.NamedSharding(mesh, partition_spec(("batch",)))
     held = by_row.addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in held]))
@@ -94,9 +116,15 @@ def _abstract_batch(mesh, rows: int, length: int):
 
 
 def compile_train_step(
-    config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh, trainable=None
-):
-    """`step(state, batch) -> (state, metrics)` as a program for rows of `length`; the state given to it is used up."""
+    config: ModelConfig,
+    train: LoopConfig,
+    length: int,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: jax.sharding.Mesh,
+    trainable: Any = None,
+) -> jax.stages.Compiled:
+    """The compiled program `step(state, batch) -> (state, metrics)` for rows of `length`; it donates the state."""
     begun = time.perf_counter()
     compiled = lower_train_step(config, train, length, optimizer, abstract, mesh, trainable).compile()
     memory = compiled.memory_analysis()
@@ -106,9 +134,15 @@ def compile_train_step(
 
 
 def lower_train_step(
-    config: ModelConfig, train: LoopConfig, length: int, optimizer, abstract: TrainState, mesh, trainable=None
-):
-    """The program of `compile_train_step`, not yet compiled; the devices of the mesh need not be here."""
+    config: ModelConfig,
+    train: LoopConfig,
+    length: int,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: jax.sharding.Mesh,
+    trainable: Any = None,
+) -> jax.stages.Lowered:
+    """The program of `compile_train_step` before compilation; the devices of the mesh may be absent."""
     step = make_train_step(
         config,
         optimizer,
@@ -125,8 +159,10 @@ def lower_train_step(
         )
 
 
-def compile_eval_step(config: ModelConfig, train: LoopConfig, length: int, abstract: TrainState, mesh):
-    """`step(params, batch) -> LossSums` as a program, of a microbatch's rows."""
+def compile_eval_step(
+    config: ModelConfig, train: LoopConfig, length: int, abstract: TrainState, mesh: jax.sharding.Mesh
+) -> jax.stages.Compiled:
+    """The compiled program `step(params, batch) -> LossSums` for as many rows as a microbatch has."""
     rows = device_rows(train.batch_size // train.microbatches, 1, mesh)
     batch = _abstract_batch(mesh, rows, length)
     with jax.set_mesh(mesh):

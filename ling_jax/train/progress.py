@@ -1,4 +1,4 @@
-"""What a run tells while it runs: a report at its start, a line of progress every few steps, a line of JSON a step."""
+"""The output of a run: a report at its start, a line of progress every few steps, a line of JSON for each step."""
 
 import collections
 import datetime
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
@@ -20,15 +21,21 @@ from ling_jax.train.optimizer import learning_rate
 from ling_jax.train.state import GuardedState, TrainState, state_bytes
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
-IN_FLIGHT = 2  # steps that the host runs ahead of the device: enough to keep it busy, few to wait for when stopped
+IN_FLIGHT = 2  # steps that the host runs ahead of the device: it stays busy, and a stop waits for few steps
 
 
 def start_report(
-    config: TrainingConfig, model: ModelConfig, state: TrainState, mesh, corpus: Corpus, workdir, start: int
+    config: TrainingConfig,
+    model: ModelConfig,
+    state: TrainState,
+    mesh: jax.sharding.Mesh,
+    corpus: Corpus,
+    workdir: epath.PathLike,
+    start: int,
 ) -> str:
-    """What is about to run, of what size, on what, and where its files go. `state` may be abstract.
+    """The first lines of a run: its model, sizes, devices, data, steps and files. `state` may be abstract.
 
-    Raises KernelError where the kernels of this device do not compute what they should.
+    Raises KernelError where the kernels fail their self-check on this device.
     """
     train = config.train
     batch_tokens = train.batch_size * config.data.sequence_length
@@ -69,9 +76,9 @@ def _layers(model: ModelConfig) -> str:
 
 
 class ProgressLog:
-    """Takes each step's metrics while they are still being computed, and reads them `IN_FLIGHT` steps later.
+    """Takes the metrics of each step while they are being computed, and reads them `IN_FLIGHT` steps later.
 
-    So the device never waits for the host. Lines of metrics.jsonl are written every `log_every` steps and by `flush`.
+    So the device never waits for the host. It writes lines of metrics.jsonl every `log_every` steps and in `flush`.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class ProgressLog:
         self.nonfinite_steps = int(state.skipped_steps) - self._spikes
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
+        """Takes the metrics of a step, which need not be computed yet."""
         self._running.append((step, metrics))
         if len(self._running) > IN_FLIGHT:
             self._read_one()
@@ -108,13 +116,13 @@ class ProgressLog:
         return last
 
     def restart_clock(self) -> None:
-        """Leaves what was done since the last step (an evaluation, a save) out of the speed."""
+        """Starts the clock of the speed anew, after an evaluation or a save, which are no part of it."""
         self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
 
     def _read_one(self) -> None:
         step, metrics = self._running.popleft()
         line = to_line(step, jax.device_get(metrics)) | {"time": time.time()}
-        # Steps that were not applied did not move the optimizer's count either.
+        # Skipped steps did not advance the optimizer's count.
         line["learning_rate"] = float(self._learning_rates[step - self.nonfinite_steps - self._spikes])
         self._lines.append(line)
         self._window_tokens += line["tokens"]
@@ -128,7 +136,7 @@ class ProgressLog:
             speed = self._window_tokens / seconds
             line |= {"tokens_per_second": speed, "mfu": speed * self._flops / self._peak} | self._memory.measure()
             _print_progress(line, self._config.train.steps, seconds / self._window_steps)
-            self._write(self._lines[:-1])  # the last waits for what may still be measured after its step
+            self._write(self._lines[:-1])  # the last line waits for an evaluation after its step
             self.restart_clock()
 
     def _write(self, lines: list[dict[str, Any]]) -> None:

@@ -1,11 +1,11 @@
-"""Before JAX starts: which of several processes this one is, and whether all are there and about to do the same.
+"""The rendezvous of several processes before JAX starts: all must be there, and about to run the same program.
 
-A process is called a host here, although several may share a machine. Host 0 listens at the coordinator's address and
-the others ask there until all are known; then JAX's own service takes the port. JAX alone would end a run that lacks a
-host without saying which.
+A process is called a host here, although several may share a machine. Host 0 listens at the coordinator's address, and
+the others ask there until all have arrived. Then JAX's own service takes the port. JAX alone would end a run that lacks
+a host without naming it.
 
-A message is a line of at most 1 MB: an HMAC and a JSON object. Its key is LING_JAX_TOKEN, or the launcher's number of
-the job, so that other jobs, and with a secret token other people, cannot take part.
+A message is a line of at most 1 MB: an HMAC and a JSON object. The key of the HMAC is LING_JAX_TOKEN, or else the
+launcher's job number, so that other jobs cannot take part, and with a secret token nobody else can.
 """
 
 import asyncio
@@ -28,31 +28,26 @@ from ling_jax.files import parse_object
 from ling_jax.messages import one_line
 from ling_jax.train.config import flatten
 
-PACKAGES = ("ling_jax", "pallas_kernels", "launch")  # whose sources are the code of a run
+PACKAGES = ("ling_jax", "pallas_kernels", "launch")  # the sources that must be the same on all hosts
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-ASK_SECONDS = 0.5  # between two questions of a host to host 0
+ASK_SECONDS = 0.5  # between two requests of a host to host 0
 CLIENT_SECONDS = 10  # for a client to send its line, and to read the answer
 MAX_LINE_BYTES = 2**20  # our choice; all files and fields of a run take 40 kB
-TOKEN = "LING_JAX_TOKEN"  # of the environment
+TOKEN = "LING_JAX_TOKEN"  # environment variable
 JOB_IDS = ("SLURM_JOB_ID", "PMIX_NAMESPACE")
-LAST_SECONDS = 10  # for those that came to ask once more, when the outcome is known
-MOST_TOLD = 8  # differences in one message
-THEIRS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    OverflowError,
-)  # what another process may cause: not there yet, a lost connection, no message
+LAST_SECONDS = 10  # for the hosts to ask once more when the outcome is known
+MAX_DIFFERENCES = 8  # in one message
+# Errors that another process may cause: it is not there yet, drops the connection, or sends no message.
+PEER_ERRORS = (OSError, ValueError, TypeError, KeyError, OverflowError)
 
 
 class ProcessInfo(NamedTuple):
-    """Of a process among those that train one model."""
+    """One of the processes that train a model together."""
 
     coordinator: str  # address:port of host 0
-    count: int
-    index: int
-    devices: list[int] | None = None  # of this machine's, where processes share it; None: all
+    count: int  # number of processes
+    index: int  # number of this process, from 0
+    devices: list[int] | None = None  # local devices of this process where several share a machine; None: all
 
 
 def find_process(
@@ -60,8 +55,8 @@ def find_process(
 ) -> ProcessInfo | None:
     """This process's place; None where it is alone.
 
-    Known from what is given, else from JAX's variables of the environment, else from the cluster's launcher: SLURM,
-    Open MPI and TPU pods. Raises ValueError where one part is known and another is not, or a variable is no number.
+    Each part comes from the arguments, else from JAX's environment variables, else from the cluster's launcher (SLURM,
+    Open MPI, TPU pods). Raises ValueError where only some parts are known, or a variable is no number.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
     count = _variable("JAX_NUM_PROCESSES", int) if count is None else count
@@ -85,7 +80,7 @@ def find_process(
 
 
 def _variable(name: str, parse: Callable[[str], Any]) -> Any:
-    """Of the environment; None where it is not set or empty."""
+    """The parsed value of an environment variable; None where it is unset or empty."""
     text = os.environ.get(name)
     try:
         return parse(text) if text else None
@@ -100,8 +95,8 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _cluster():
-    """What JAX knows about the launcher of this process; None: nothing."""
-    # JAX has no public name for these, and to ask it for all (Kubernetes too) warns or fails in pods that are no job.
+    """JAX's description of this process's launcher; None where it finds none."""
+    # JAX has no public name for these. Its detection of every launcher warns or fails in Kubernetes pods without a job.
     from jax._src.clusters import GceTpuCluster, GkeTpuCluster, OmpiCluster, SlurmCluster
 
     clusters = (GkeTpuCluster, GceTpuCluster, SlurmCluster, OmpiCluster)
@@ -117,7 +112,7 @@ def _check_process(coordinator: str, count: int, index: int) -> None:
 
 
 def facts(config: Any, **more: Any) -> dict[str, str]:
-    """What must be the same on all hosts: every field of the config, every source file, the libraries' versions."""
+    """{name: value} that must be equal on all hosts: config fields, digests of sources, versions of libraries."""
     found = {f"config.{name}": repr(value) for name, value in flatten(config).items()}
     found |= {name: repr(value) for name, value in more.items()}
     root = Path(ling_jax.__file__).parents[1]
@@ -129,21 +124,22 @@ def facts(config: Any, **more: Any) -> dict[str, str]:
 
 
 def differences(first: Mapping[str, str], other: Mapping[str, str], name: str) -> str:
-    """The facts in which a host differs from host 0, a line each; "" if there are none."""
+    """A line for each fact in which the host `name` differs from host 0; "" if there is none."""
     keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
     lines = [f"{key}: {first.get(key, 'missing')} on host 0, {other.get(key, 'missing')} on {name}" for key in keys]
-    left = [f"and {len(lines) - MOST_TOLD} more"] if len(lines) > MOST_TOLD else []
-    return "\n  ".join(lines[:MOST_TOLD] + left)
+    left = [f"and {len(lines) - MAX_DIFFERENCES} more"] if len(lines) > MAX_DIFFERENCES else []
+    return "\n  ".join(lines[:MAX_DIFFERENCES] + left)
 
 
 def own_name(index: int) -> str:
+    """The name of this process in messages: its number, machine and process id."""
     return f"host {index} ({socket.gethostname()}, process {os.getpid()})"
 
 
 def rendezvous(process: ProcessInfo, own_facts: Mapping[str, str], seconds: float) -> tuple[str, ...]:
-    """The names of all hosts, in order, when all are there and have the facts of host 0.
+    """The names of all hosts, in order; returns when all have arrived with the facts of host 0.
 
-    Raises ValueError, on all hosts that came, naming those that did not come in so many seconds or what differs.
+    Raises ValueError on all hosts that have arrived; it names those that did not in `seconds`, or the differences.
     """
     if process.index:
         message = {"host": process.index, "name": own_name(process.index), "facts": dict(own_facts)}
@@ -156,18 +152,18 @@ def rendezvous(process: ProcessInfo, own_facts: Mapping[str, str], seconds: floa
 
 
 def listening_addresses(coordinator: str) -> list[str]:
-    """The addresses of this machine at which host 0 listens: those that the coordinator's name stands for.
+    """The addresses of this machine at which host 0 listens: those that the coordinator's name resolves to.
 
-    [] means all: the name stands for addresses that this machine does not have (it is behind another one), or for the
-    machine itself alone where others ask for it by name (/etc/hosts has 127.0.1.1 then).
+    [] means all addresses. Host 0 needs them where the name resolves to another machine's addresses (this one is behind
+    it), or to a loopback address (such as 127.0.1.1 in /etc/hosts) by which other machines cannot reach it.
     """
     name = coordinator.rpartition(":")[0].strip("[]")
     try:
         found = [ipaddress.ip_address(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
     except (OSError, ValueError):
         return []
-    means_itself = name == "localhost" or name in map(str, found)
-    return sorted({str(ip) for ip in found if (means_itself or not ip.is_loopback) and _is_ours(str(ip))})
+    is_loopback_name = name == "localhost" or name in map(str, found)
+    return sorted({str(ip) for ip in found if (is_loopback_name or not ip.is_loopback) and _is_ours(str(ip))})
 
 
 def _is_ours(address: str) -> bool:
@@ -180,22 +176,22 @@ def _is_ours(address: str) -> bool:
 
 
 class _Register:
-    """Host 0's side: who has come, and what they are told."""
+    """Host 0's side: which hosts have arrived, and the answer that they get."""
 
     def __init__(self, process: ProcessInfo, own_facts: Mapping[str, str]):
         self.process, self.facts = process, own_facts
         self.names, self.errors = {0: own_name(0)}, []
-        self.came, self.told = {own_name(0)}, {own_name(0)}
+        self.arrived, self.answered = {own_name(0)}, {own_name(0)}
         self.answer: dict[str, Any] | None = None
 
     async def serve(self, seconds: float) -> dict[str, Any]:
-        """Answers until all are there or the time is over, and then until all that came know the outcome."""
+        """Answers until all have arrived or the time is over, and then until all that arrived know the outcome."""
         end = time.monotonic() + seconds
         server = await self._listen()
         while len(self.names) < self.process.count and time.monotonic() < end:
             await asyncio.sleep(ASK_SECONDS / 10)
         self.answer, end = self._outcome(seconds), time.monotonic() + LAST_SECONDS
-        while self.told != self.came and time.monotonic() < end:
+        while self.answered != self.arrived and time.monotonic() < end:
             await asyncio.sleep(ASK_SECONDS / 10)
         server.close()  # without waiting for clients that are silent
         return self.answer
@@ -204,7 +200,7 @@ class _Register:
         coordinator = self.process.coordinator
         port, addresses = int(coordinator.rpartition(":")[2]), listening_addresses(coordinator)
         try:
-            # asyncio reads all clients at once: a slow one holds up nobody.
+            # asyncio reads all clients concurrently: a slow one does not delay the others.
             return await asyncio.start_server(self._meet, addresses or None, port, limit=MAX_LINE_BYTES, backlog=1024)
         except OSError as error:
             raise ValueError(
@@ -213,30 +209,30 @@ class _Register:
             ) from None
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client, which may be anybody: whatever it does ends nothing but its own connection."""
-        with contextlib.suppress(*THEIRS, asyncio.CancelledError):  # the server ends
+        """Serves one client. It may be any program: an error ends its own connection only."""
+        with contextlib.suppress(*PEER_ERRORS, asyncio.CancelledError):  # Cancelled: the server ends
             name = self._note(opened(await asyncio.wait_for(reader.readline(), CLIENT_SECONDS), "what a host sent"))
-            answer = self.answer  # it may come while this client reads
+            answer = self.answer  # it may be set while this client reads
             writer.write(sealed({"answer": answer}))
             await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
             if answer is not None:
-                self.told.add(name)
+                self.answered.add(name)
         writer.close()
 
     def _note(self, message: Mapping[str, Any]) -> str:
-        """Notes a host's message; returns the host's name. Raises ValueError or KeyError where it is none."""
+        """Notes a host's message and returns the host's name. Raises ValueError or KeyError on another message."""
         index, name, other = message["host"], message["name"], message["facts"]
         if type(index) is not int or type(name) is not str or type(other) is not dict:
             raise ValueError("no message of a host")
         name = one_line(name)
-        self.came.add(name)
+        self.arrived.add(name)
         known = self.names.setdefault(index, name)
         if known != name:
             self.errors.append(f"two processes are host {index}: {known} and {name}; give each a number of its own")
         elif not 0 < index < self.process.count:
             self.errors.append(f"{name} is none of {self.process.count} hosts; give all hosts the same num_hosts")
-        elif told := differences(self.facts, other, name):
-            self.errors.append(f"{name} would not do what host 0 does; make these the same:\n  {told}")
+        elif lines := differences(self.facts, other, name):
+            self.errors.append(f"{name} would not do what host 0 does; make these the same:\n  {lines}")
         return name
 
     def _outcome(self, seconds: float) -> dict[str, Any]:
@@ -252,12 +248,12 @@ class _Register:
 
 
 def _ask(process: ProcessInfo, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """A host's side: asks until it is told the outcome, or for so many seconds nobody answers."""
+    """The other hosts' side: asks until host 0 knows the outcome. ValueError after `seconds` without answer."""
     address, _, port = process.coordinator.rpartition(":")
     where = (address.strip("[]"), int(port))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(*THEIRS), socket.create_connection(where, timeout=CLIENT_SECONDS) as server:
+        with contextlib.suppress(*PEER_ERRORS), socket.create_connection(where, timeout=CLIENT_SECONDS) as server:
             server.sendall(sealed(message))
             answer, end = opened(_read_line(server), "what host 0 sent")["answer"], time.monotonic() + seconds
             if answer is not None:
@@ -275,13 +271,13 @@ def _read_line(connection: socket.socket) -> bytes:
 
 
 def sealed(message: Mapping[str, Any]) -> bytes:
-    """A line for another host: the message as JSON behind its HMAC, whose key is the token of this job."""
+    """A line for another host: an HMAC, keyed by this job's token, and the message as JSON."""
     text = json.dumps(message).encode()
     return _sum(text) + b" " + text + b"\n"
 
 
 def opened(line: bytes, where: str) -> dict[str, Any]:
-    """The message of a line. Raises ValueError where it is no line of a host with this job's token."""
+    """The message of a line; `where` names the sender. Raises ValueError where its HMAC is not of this job's token."""
     found, _, text = line.rstrip(b"\n").partition(b" ")
     if not hmac.compare_digest(found, _sum(text)):
         raise ValueError(f"{where} is not of this job")
@@ -293,5 +289,5 @@ def _sum(text: bytes) -> bytes:
 
 
 def _token() -> bytes:
-    """What the hosts of a job share: a secret, else the launcher's number of the job, else nothing."""
+    """The token that the hosts of a job share: LING_JAX_TOKEN, else the launcher's job number, else nothing."""
     return next((value.encode() for name in (TOKEN, *JOB_IDS) if (value := os.environ.get(name))), b"")

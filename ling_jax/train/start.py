@@ -1,7 +1,9 @@
-"""Continued pre-training: a run that begins with the parameters of another model, and new data and optimiser."""
+"""Continued pre-training: a run that starts from the parameters of another model, with new data and optimiser."""
 
 import dataclasses
 from typing import Any
+
+from etils import epath
 
 from ling_jax import data
 from ling_jax.checkpoint.folder import ModelFolder, open_model
@@ -11,15 +13,15 @@ from ling_jax.paths import as_path
 from ling_jax.train.config import ModelChanges, PretrainConfig, check_sequence_length
 
 CHANGEABLE = tuple(field.name for field in dataclasses.fields(ModelChanges))
-# What makes it another model. `init_std` is left out: nothing is drawn.
+# Fields in which another value makes another model. `init_std` is none of them: no parameter is drawn.
 FIXED = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.compare and f.name not in (*CHANGEABLE, "init_std"))
-NAMED = 4  # differences that an error names
+MAX_NAMED = 4  # differences in an error
 
 
-def with_model(config: PretrainConfig, found: ModelConfig, where) -> PretrainConfig:
-    """The config with the model that is at `where`, computed and trained as the config says.
+def with_model(config: PretrainConfig, found: ModelConfig, where: epath.PathLike) -> PretrainConfig:
+    """The config with the model `found` of the path `where`, and with the config's own changes to it.
 
-    Raises ValueError where the config gives the sizes of another model, or longer rows than the model reads.
+    Raises ValueError where the config describes another model, or has longer rows than the model's context.
     """
     if isinstance(config.model, ModelConfig):
         _check_same_model(config.model, found, where)
@@ -35,8 +37,10 @@ def _check_same_model(wanted: ModelConfig, found: ModelConfig, where) -> None:
     differ = [name for name in FIXED if getattr(wanted, name) != getattr(found, name)]
     if not differ:
         return
-    shown = [f"model.{name} is {getattr(wanted, name)!r}, there {getattr(found, name)!r}" for name in differ[:NAMED]]
-    more = f" and {len(differ) - NAMED} more" if len(differ) > NAMED else ""
+    shown = [
+        f"model.{name} is {getattr(wanted, name)!r}, there {getattr(found, name)!r}" for name in differ[:MAX_NAMED]
+    ]
+    more = f" and {len(differ) - MAX_NAMED} more" if len(differ) > MAX_NAMED else ""
     raise ValueError(
         f"the config's model is another one than that of {where}: {'; '.join(shown)}{more}; take a config that gives "
         "no sizes, such as configs/pretrain/continue_tiny.py, or name another start_from"
@@ -44,7 +48,7 @@ def _check_same_model(wanted: ModelConfig, found: ModelConfig, where) -> None:
 
 
 def with_sizes(config: PretrainConfig) -> PretrainConfig:
-    """The config with its model where it starts from one, for plans: `start_from` may be the name of a model, too.
+    """`with_model` for plans, where `start_from` may also be the name of a model; as it is without `start_from`.
 
     Raises as `open_model` and `with_model`.
     """
@@ -67,7 +71,7 @@ def check_tokenizer(named: str, start: ModelFolder) -> None:
 
 
 def start_line(path: str, start: ModelFolder, model: ModelConfig) -> str:
-    """Where the parameters come from, and in what the run differs from the model there."""
+    """A line of output: the folder and step of the parameters, and the fields that the run changes."""
 
     def described(name: str) -> str:
         return f"{name} is {_short(getattr(model, name))} (there {_short(getattr(start.config, name))})"

@@ -1,4 +1,4 @@
-"""All that a step changes."""
+"""The state of training, which a step changes, and its size."""
 
 import math
 import os
@@ -20,6 +20,7 @@ from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
 from ling_jax.paths import is_remote
 from ling_jax.preflight import check_space, stored_bytes
+from ling_jax.spec import Params
 from ling_jax.train.spikes import SpikeHistory, empty_history
 
 
@@ -33,15 +34,15 @@ class TrainState:
 
 @flax.struct.dataclass
 class GuardedState(TrainState):
-    """Of the loop of training, whose steps may be spikes (ling_jax.train.spikes)."""
+    """The state of the training loop, which skips spikes (ling_jax.train.spikes)."""
 
     spikes: SpikeHistory
 
 
-def create_state(params, optimizer: optax.GradientTransformation, trainable) -> TrainState:
+def create_state(params: Params, optimizer: optax.GradientTransformation, trainable: Any) -> TrainState:
     """The state before step 0; `trainable` is a tree of bools over the parameters."""
     trained, _ = specs.partition(params, trainable)
-    step, skipped_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers: each is donated
+    step, skipped_steps = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)  # two buffers, because both are donated
     return TrainState(step=step, skipped_steps=skipped_steps, params=params, opt_state=optimizer.init(trained))
 
 
@@ -50,9 +51,19 @@ def guarded(state: TrainState, spikes: SpikeHistory) -> GuardedState:
     return GuardedState(state.step, state.skipped_steps, state.params, state.opt_state, spikes)
 
 
-def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraArgs, grads, trained, frozen, good):
-    """(the state after a step with these gradients of `trained`, the updates); where the step is not `good`, all but
-    the two counts is what it was. `frozen` are the other parameters as they will be."""
+def next_state(
+    state: TrainState,
+    optimizer: optax.GradientTransformationExtraArgs,
+    grads: Params,
+    trained: Params,
+    frozen: Params,
+    good: jax.Array,
+) -> tuple[TrainState, Params]:
+    """(the state after a step, the updates of the `trained` parameters by their gradients `grads`).
+
+    `frozen` are the other parameters after the step. A step that is not `good` (a bool scalar) changes the two counts
+    only, and its updates are 0.
+    """
     with jax.named_scope("optimizer"):
         updates, opt_state = optimizer.update(grads, state.opt_state, trained, good=good)
     after = state.replace(
@@ -65,11 +76,16 @@ def next_state(state: TrainState, optimizer: optax.GradientTransformationExtraAr
 
 
 def abstract_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, mesh, trainable=None, *, spike_window: int = 128
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    trainable: Any = None,
+    *,
+    spike_window: int = 128,
 ) -> GuardedState:
-    """The whole state as ShapeDtypeStructs that say where it lies; the optimiser's moments lie as their parameters do.
+    """The state as ShapeDtypeStructs with shardings; the optimiser's moments have those of their parameters.
 
-    `trainable` is a tree of bools, None: all that the spec declares so. The optimiser has no state of other leaves.
+    `trainable` is a tree of bools; None: all that the spec declares so. The optimiser has no state of other leaves.
 
     Raises ValueError where the mesh cannot split a parameter evenly.
     """
@@ -92,8 +108,8 @@ def abstract_state(
     return jax.tree_util.tree_map_with_path(placed, abstract)
 
 
-def state_bytes(abstract) -> int:
-    """Of a tree of ShapeDtypeStructs with shardings: bytes on one device."""
+def state_bytes(abstract: Any) -> int:
+    """Bytes on one device of a tree of ShapeDtypeStructs with shardings."""
     sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     return sum(sizes)
 
@@ -106,9 +122,11 @@ def _address_space_left() -> float:
     return max(limit - int(status.read_text().split()[0]) * resource.getpagesize(), 0)
 
 
-def check_memory(abstract: TrainState, mesh) -> None:
-    """Raises ValueError where a device of this host cannot hold its part of the state; says nothing where its memory is
-    unknown. CPU devices share the machine's, or what `ulimit -v` leaves of it."""
+def check_memory(abstract: TrainState, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where a device of this host cannot hold its part of the state.
+
+    CPU devices share the machine's memory, or what `ulimit -v` leaves of it. A device of unknown memory is not checked.
+    """
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
         memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _address_space_left()) / len(devices)
@@ -122,9 +140,9 @@ def check_memory(abstract: TrainState, mesh) -> None:
 
 
 def check_disk(abstract: TrainState, workdir: epath.Path, train: Any) -> None:
-    """Raises OSError where the workdir's disk lacks space for the checkpoints of a run and the one that is written.
+    """Raises OSError where the workdir's disk lacks space for the kept checkpoints and the one that is written.
 
-    `train` is the config's. Without compression, which makes them a little smaller.
+    `train` is the config's. Sizes are without compression, which saves a little.
     """
     folder = workdir / "checkpoints"
     if is_remote(workdir) or newest_step(folder) >= train.steps:

@@ -1,5 +1,6 @@
-"""One training step, pure: microbatches, AdamW, the router's bias by rate (docs/architecture.md §8, §10)."""
+"""One training step, a pure function: microbatches, AdamW, router biases by rate (docs/architecture.md §8, §10)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.model.moe import Router
-from ling_jax.model.transformer import loss_counts, loss_sums, total_loss
+from ling_jax.model.transformer import LossSums, loss_counts, loss_sums, total_loss
+from ling_jax.spec import Params
 from ling_jax.train.metrics import group_norms
 from ling_jax.train.spikes import judge
 from ling_jax.train.state import GuardedState, TrainState, next_state
@@ -22,15 +24,15 @@ def make_train_step(
     *,
     microbatches: int = 1,
     router_bias_rate: float,
-    trainable=None,
-):
-    """`step(state, batch) -> (state, metrics)`.
+    trainable: Any = None,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, Any]]]:
+    """The function `step(state, batch) -> (state, metrics)`.
 
     `batch` has tokens, labels, segment_ids and positions, [B, T] each. Microbatches give the gradient of the whole
-    batch: sums are divided by the batch's counts, not the microbatch's. A loss or gradient that is not finite leaves
-    everything but the data position and the count of skipped steps as it was; so does a spike of a GuardedState
-    (ling_jax.train.spikes). `trainable` is a tree of bools (None: all that the spec declares so); other leaves keep
-    their bits, experts' biases too where their rate is 0.
+    batch: sums are divided by the counts of the batch, not of the microbatch. A step with a loss or gradient that is
+    not finite changes the data position and the count of skipped steps only; so does a spike, where the state is a
+    GuardedState (ling_jax.train.spikes). `trainable` is a tree of bools (None: all that the spec declares so); other
+    leaves keep their bits, and with `router_bias_rate` 0 router biases do too.
     """
     trainable = specs.trainable(model_spec(config)) if trainable is None else trainable
 
@@ -64,8 +66,8 @@ def make_train_step(
     return step
 
 
-def make_eval_step(config: ModelConfig):
-    """`step(params, batch) -> LossSums`."""
+def make_eval_step(config: ModelConfig) -> Callable[[Params, dict[str, jax.Array]], LossSums]:
+    """The function `step(params, batch) -> LossSums`, for batches as in `make_train_step`."""
 
     def step(params, batch):
         return loss_sums(params, config=config, **batch)[0]
@@ -74,8 +76,10 @@ def make_eval_step(config: ModelConfig):
 
 
 def _accumulate(total, trained, batch, microbatches: int):
-    """Sums of gradients, losses and what comes with them; microbatch i has rows i, i + n, …, so that a batch split
-    over devices stays where it is."""
+    """Sums over `microbatches` of (gradients, (losses, …)).
+
+    Microbatch i has the rows i, i + n, … of the batch, so that no row moves between devices.
+    """
     gradient = jax.value_and_grad(total, has_aux=True)
 
     def one(rows):
@@ -87,19 +91,25 @@ def _accumulate(total, trained, batch, microbatches: int):
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch)
     shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    add = lambda total, rows: (jax.tree.map(jnp.add, total, one(rows)), None)  # noqa: E731
+
+    def add(total, rows):
+        return jax.tree.map(jnp.add, total, one(rows)), None
+
     return jax.lax.scan(add, zeros, split)[0]
 
 
-def update_expert_bias(params, loads, rate: float):
-    """The parameters with every expert bias moved against its load of the step (`loads` as `loss_sums` groups them)."""
+def update_expert_bias(params: Params, loads: Any, rate: float) -> Params:
+    """The parameters after `bias_step` of every router bias (docs/architecture.md §8).
+
+    `loads` are tokens per expert in this step, grouped as by `loss_sums`.
+    """
 
     def moved(layer, load):
         if load is None:
             return layer
         bias = layer["ffn"]["expert_bias"]
         loads = load[0]
-        if loads.shape != bias.shape:  # of one MTP module at several depths
+        if loads.shape != bias.shape:  # one MTP module serves several depths
             loads = loads.sum(axis=0, keepdims=True)
         return layer | {"ffn": layer["ffn"] | {"expert_bias": bias + bias_step(loads, rate).astype(bias.dtype)}}
 
@@ -113,10 +123,13 @@ def update_expert_bias(params, loads, rate: float):
     return params
 
 
-def bias_step(loads_E, rate: float):
-    """rate · (s - mean(s)), s = sign(mean load - load), exact for integer loads [..., E] whose sum may pass 2^31."""
+def bias_step(loads_E: jax.Array, rate: float) -> jax.Array:
+    """rate · (s - mean(s)), s = sign(mean load - load) [..., E].
+
+    It is exact for integer loads [..., E], also where their sum exceeds 2^31.
+    """
     experts = loads_E.shape[-1]
-    # mean load = whole + left / experts, without the sum of loads: that may not fit int32.
+    # mean load = whole + left / experts, without the sum of loads, which may not fit int32.
     remainders = jnp.sum(loads_E % experts, axis=-1, keepdims=True)
     whole = jnp.sum(loads_E // experts, axis=-1, keepdims=True) + remainders // experts
     left = remainders % experts > 0
@@ -133,7 +146,7 @@ def _loss_metrics(loss, sums, counts) -> dict[str, jax.Array]:
 
 
 def _router_metrics(loads) -> dict[str, jax.Array]:
-    """Worst load over mean load of any layer, and drops of all."""
+    """The largest ratio of maximal to mean load in a layer, and the drops of all layers."""
     pairs = jax.tree.leaves(loads, is_leaf=lambda x: isinstance(x, tuple))
     ratios = [jnp.max(load.max(axis=-1) / jnp.maximum(load.mean(axis=-1), 1e-9)) for load, _ in pairs]
     if not pairs:

@@ -1,4 +1,4 @@
-"""Stopping a run from outside."""
+"""Signals that stop a run."""
 
 import contextlib
 import io
@@ -12,11 +12,11 @@ from typing import TextIO
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM, Ctrl-C and SIGHUP add their number to; a second one ends the process at once.
+    """Yields a list to which SIGTERM, Ctrl-C and SIGHUP add their number; a second signal ends the process at once.
 
-    A terminal that closes sends SIGHUP, maybe twice, which counts once; under nohup it is ignored. Ctrl-C ends every
-    program of a pipeline, so that of `run | tee log` the reader goes first: from the first signal on output that nobody
-    takes is left out, and does not keep the run from saving.
+    A terminal that closes sends SIGHUP, maybe twice, which counts once; nohup ignores it. Ctrl-C ends every program of
+    a pipeline, and in `run | tee log` the reader ends first. So after the first signal errors of stdout and stderr are
+    ignored, and the run still saves.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -30,7 +30,7 @@ def stop_signals() -> Iterator[list[int]]:
         del frame
         if received:
             if number != signal.SIGHUP:
-                os._exit(128 + number)  # no waiting for threads
+                os._exit(128 + number)  # without waiting for threads
             return
         received.append(number)
         sys.stdout, sys.stderr = _lenient(sys.stdout), _lenient(sys.stderr)
@@ -45,7 +45,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def _lenient(stream: TextIO | None) -> "TextIO | _Lenient | None":
-    """A stream of the system whose errors end nothing; others, such as a notebook's, as they are."""
+    """A stream that ignores its errors; streams that are no files, such as a notebook's, are returned as they are."""
     return _Lenient(stream) if isinstance(stream, io.TextIOWrapper) else stream
 
 
@@ -54,7 +54,7 @@ class _Lenient:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        # RuntimeError: the signal came in the middle of a write, whose buffer takes no other one.
+        # RuntimeError: the signal interrupted a write of the same buffer.
         with contextlib.suppress(OSError, RuntimeError):
             self._stream.write(text)
         return len(text)

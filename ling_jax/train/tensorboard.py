@@ -14,15 +14,15 @@ from ling_jax.paths import append, is_remote
 
 
 class EventFile:
-    """Scalars, written when they are added: an error of the disk is the caller's.
+    """Writes scalars when they are added, so that the caller gets the errors of the disk.
 
-    tensorboardX's SummaryWriter writes from a thread, which such an error ends without the program's knowledge. Events
-    for a store are written into a local file, and what is new there is appended to the object.
+    tensorboardX's SummaryWriter writes from a thread, where such errors are lost. In a store the events of a local file
+    are appended to the object.
     """
 
     def __init__(self, folder: epath.Path, *, first_step: int):
-        """What earlier starts wrote of `first_step` and later steps is no longer shown."""
-        from tensorboardX import event_file_writer, summary  # its import takes a second, and only training needs it
+        """Hides what earlier starts wrote of `first_step` and later steps."""
+        from tensorboardX import event_file_writer, summary  # this import takes a second, and only training needs it
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import directory_check
 
@@ -36,7 +36,7 @@ class EventFile:
             self._file.write_event(Event(wall_time=time.time(), step=first_step, session_log=log))
 
     def add(self, line: dict[str, Any]) -> None:
-        """The finite numbers of a line of metrics.jsonl."""
+        """Writes the finite numbers of a line of metrics.jsonl. Raises OSError."""
         with write_errors(self._folder):
             for name in line.keys() - {"step", "time", "nonfinite", "spike"}:
                 if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
@@ -46,7 +46,7 @@ class EventFile:
             self._send()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a disk that was full before
+        with contextlib.suppress(OSError):  # the disk was full before
             self._file.close()
             self._send()
         if self._staged:

@@ -1,7 +1,7 @@
 """A watchdog for steps that hang: it writes the stacks of every thread of every host, and ends the run.
 
-A collective that lacks a host, a disk that does not answer or a data source that gives nothing blocks the main thread
-for ever, while the process looks alive. The exit code is `hosts.EXIT_HUNG`, on which launchers start the run again.
+A collective that lacks a host, a disk that does not answer or an empty data source blocks the main thread for ever,
+while the process looks alive. The exit code is `hosts.EXIT_HUNG`, on which launchers start the run again.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from ling_jax.messages import print_last
 from ling_jax.train import hosts
 from ling_jax.train.rendezvous import own_name
 
-LOOKS = 20  # of the watchdog in a time-out
-FIRST_STEPS = 3  # our choice: the first ones are not watched
-WRITE_SECONDS = 10  # for the file, whose disk may be what hangs
+POLLS = 20  # of the watchdog in a time-out
+FIRST_STEPS = 3  # our choice: steps of a start that are not watched
+WRITE_SECONDS = 10  # time-out of the file, whose disk may hang
 
 
 @contextlib.contextmanager
 def watch_steps(workdir: epath.PathLike, seconds: float) -> Iterator[Callable[[], None]]:
-    """Yields what is to be called whenever something has ended: a step, an evaluation, a save.
+    """Yields a function to call at the end of every step, evaluation and save.
 
-    Where no call comes in `seconds` (0: for ever), and the first steps are over, the process writes its stacks to
-    stderr and to WORKDIR/stacks/host_N.txt, and ends; so do all other hosts.
+    Without a call in `seconds` (0: no limit) after the first steps, the process writes its stacks to stderr and to
+    WORKDIR/stacks/host_N.txt and ends, and so do all other hosts.
     """
     if not seconds:
         yield lambda: None
@@ -52,12 +52,12 @@ class _Watchdog:
         self.ends += 1
 
     def run(self) -> None:
-        # Looks are counted and not seconds: a process that was suspended has not hung.
-        seen, looks = 0, 0
-        while not self.leaving.wait(self.seconds / LOOKS):
-            looks = looks + 1 if self.ends == seen and self.ends >= FIRST_STEPS else 0
+        # Polls are counted, not seconds: a process that was suspended has not hung.
+        seen, polls = 0, 0
+        while not self.leaving.wait(self.seconds / POLLS):
+            polls = polls + 1 if self.ends == seen and self.ends >= FIRST_STEPS else 0
             seen = self.ends
-            if looks > LOOKS:
+            if polls > POLLS:
                 try:
                     self.write_stacks()
                 finally:
@@ -67,7 +67,7 @@ class _Watchdog:
                     )
 
     def write_stacks(self) -> None:
-        """Of this process, once."""
+        """Writes the stacks of this process to stderr and the file; only the first call does."""
         if not self._writing.acquire(blocking=False):
             return
         text = f"stacks of {own_name(hosts.process_index())}:\n{_stacks()}"
@@ -83,7 +83,7 @@ class _Watchdog:
 
 
 def _stacks() -> str:
-    """Of every thread, innermost call first. Source lines are left out: their disk may be what hangs."""
+    """The stack of every thread, innermost call first, without source lines, whose disk may hang."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     lines = []
     for number, top in sys._current_frames().items():

@@ -1,4 +1,4 @@
-"""The folder of a run: checks that it is a run's, and locks it for one process."""
+"""The workdir of a run: its checks, its config and its lock."""
 
 import contextlib
 import dataclasses
@@ -28,8 +28,11 @@ FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "event
 LOCK = ".lock"
 
 
-def open_workdir(workdir) -> epath.Path:
-    """The path, checked. Raises ValueError where it cannot be a run's folder."""
+def open_workdir(workdir: epath.PathLike) -> epath.Path:
+    """The checked path of a workdir.
+
+    Raises ValueError where it cannot be the folder of a run, and PermissionError where it cannot be written.
+    """
     if not str(workdir):
         raise ValueError("the workdir is empty; name a folder")
     workdir = epath.Path(as_path(workdir))
@@ -52,7 +55,7 @@ def open_workdir(workdir) -> epath.Path:
 
 
 def _check_ours(workdir: Path) -> None:
-    """Of a local workdir: what has the names of a run's files is a run's, and can be written."""
+    """Raises where files of a local workdir have the names of a run's files but are no run's, or cannot be written."""
     for name in FOLDERS:
         if (workdir / name).exists():
             check_folder(workdir / name)
@@ -73,7 +76,7 @@ def _has_content(path: Path) -> bool:
 
 
 def _check_inside(path: epath.Path, workdir: epath.Path) -> None:
-    """A run removes files of its own in its folders, and must not reach another run's through a link."""
+    """Raises ValueError on a link out of the workdir: a run removes files in its folders only."""
     if resolved(path).is_relative_to(resolved(workdir)):
         return
     raise ValueError(
@@ -83,15 +86,15 @@ def _check_inside(path: epath.Path, workdir: epath.Path) -> None:
 
 
 def has_checkpoint(workdir: epath.Path) -> bool:
+    """Whether the workdir holds a whole checkpoint."""
     return bool(steps_in(workdir / "checkpoints"))
 
 
 def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = RESUMABLE) -> None:
     """Raises ValueError where the workdir holds another run, with a line for each field that may not differ.
 
-    `config` is the dataclass of the stage, `resumable` what of it may.
-
-    Until there is a checkpoint there is nothing to go on from, and any config may take the place of the last one.
+    `config` is the dataclass of the stage, and `resumable` its fields that may differ. A workdir without a checkpoint
+    takes any config.
     """
     if not has_checkpoint(workdir):
         return
@@ -107,9 +110,9 @@ def check_workdir(config: Any, workdir: epath.Path, resumable: Sequence[str] = R
 
 
 def _config_of(workdir: epath.Path) -> dict[str, Any]:
-    """The config of a run that has a checkpoint: where config.json is damaged, the one that the checkpoint notes.
+    """The config of a run that has a checkpoint, from config.json or, where that is damaged, from the checkpoint.
 
-    A warning says so; with `checks.strict` it is an error.
+    The second case prints a warning; with `checks.strict` it is an error.
     """
     path = workdir / "config.json"
     try:
@@ -127,7 +130,7 @@ def _config_of(workdir: epath.Path) -> dict[str, Any]:
 
 
 def read_config(path: epath.Path) -> dict[str, Any]:
-    """A run's config.json. Raises OSError, ValueError, and DamagedFile where it is not as it was written."""
+    """The config.json of a run. Raises OSError, ValueError, and DamagedFile where its checksum is another."""
     expected = "the config of the run; restore it, or name another workdir"
     found = read_object(path, expected)
     if checks.verify and "crc32c" in found:  # earlier versions wrote none
@@ -137,7 +140,7 @@ def read_config(path: epath.Path) -> dict[str, Any]:
 
 
 def _noted_config(record: epath.Path) -> dict[str, Any] | None:
-    """What `checkpoint.orbax.save` got as config of the run; None where there is none that can be read."""
+    """The config in the record of a checkpoint; None where it cannot be read."""
     try:
         return read_object(record)["run"]["config"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -145,38 +148,39 @@ def _noted_config(record: epath.Path) -> dict[str, Any] | None:
 
 
 def write_config(config: Any, workdir: epath.Path) -> None:
+    """Writes config.json with its own checksum, on host 0."""
     if not hosts.process_index():
         write_sealed(dataclasses.asdict(config), workdir / "config.json")
 
 
 def read_origins(workdir: epath.Path) -> dict[str, int | None]:
-    """{path: step} of the models that the run began with, as `write_origins` left them; {} until it has a checkpoint.
+    """{path: step} of the models that the run started from, by `write_origins`; {} until it has a checkpoint.
 
-    A run that goes on takes these checkpoints again, although the stages that they come from may have gone on too.
+    A resumed run starts from the same checkpoints, even if newer ones have been saved there since.
     """
     path = workdir / "origins.json"
     return read_object(path) if has_checkpoint(workdir) and path.exists() else {}
 
 
 def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> None:
-    """Notes which checkpoint of each model a run begins with; None for a Hugging Face folder, which has but one.
+    """Notes which checkpoint of each model the run starts from; None for a Hugging Face folder, which has no steps.
 
-    A run that has a checkpoint has begun, and keeps its note.
+    A run that has a checkpoint keeps its note.
     """
     if not has_checkpoint(workdir) and not hosts.process_index():
         write_json(dict(origins), workdir / "origins.json")
 
 
 def lock(workdir: epath.Path) -> IO[bytes] | None:
-    """Makes a local workdir this process's own while the file is open; the system lets go of it however we end.
+    """Locks a local workdir for this process while the returned file is open; the system unlocks it at any end.
 
-    Of several hosts the first one holds it for all. One in a store cannot be locked, nor one on a file system without
-    locks, of which a warning says so. Raises ValueError where another process has it.
+    Host 0 holds the lock for all hosts. A workdir in a store has no lock, nor has one on a file system without locks,
+    which prints a warning. Raises ValueError where another process holds the lock.
     """
     if hosts.process_index() or is_remote(workdir):
         return None
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / LOCK, "ab")  # noqa: SIM115  open as long as the run
+    file = open(workdir / LOCK, "ab")  # noqa: SIM115  open until the run ends
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -184,17 +188,17 @@ def lock(workdir: epath.Path) -> IO[bytes] | None:
         raise ValueError(f"{workdir} is in use by another process; wait for it, or name another workdir") from None
     except OSError as error:
         reason = f"its file system has no locks ({error.strerror})"
-        warn(f"{workdir}: {reason}, so nothing keeps another run out of it; start one at a time")
+        warn(f"{workdir}: {reason}, so two runs in it would not notice each other; start one at a time")
     for folder in (Path(workdir), *(Path(workdir, name) for name in FOLDERS)):
         sweep(folder)
     return file
 
 
 def unlock(workdir: epath.Path, held: IO[bytes] | None) -> None:
-    """Unlocks a workdir, and removes one that holds nothing but its lock."""
+    """Unlocks a workdir, and removes it if it holds nothing but its lock."""
     if held is None:
         return
-    with held, contextlib.suppress(FileNotFoundError):  # somebody removed the workdir of a run that went on
+    with held, contextlib.suppress(FileNotFoundError):  # another program removed the workdir
         if [path.name for path in workdir.iterdir()] == [LOCK]:
             (workdir / LOCK).unlink()
             workdir.rmdir()

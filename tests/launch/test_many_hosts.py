@@ -253,7 +253,7 @@ def test_an_error_of_one_host_ends_all(command, tmp_path):
     homes = {host: {"HOME": str(tmp_path / f"home_{host}")} for host in (0, 1)}
     with started(command, 2, "~/run", env=homes.get, log=tmp_path) as programs:
         assert [program.returncode for program in programs] == [1, 2]
-    told = "run has not what host 0 wrote into its own; name a workdir that all hosts share"
+    told = "run lacks the files that host 0 wrote into its workdir; name a workdir that all hosts share"
     assert all(told in program.stderr and "Traceback" not in program.stderr for program in programs)
     assert "error: host 1 (" in programs[0].stderr
     with started(command, 2, tmp_path / "run", "--config.data.folder=s3://tokens") as programs:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ling_jax.train.hosts import EXIT_HUNG
-from ling_jax.train.watchdog import LOOKS, watch_steps
+from ling_jax.train.watchdog import POLLS, watch_steps
 from tests.faults import ROOT
 from tests.launch.test_many_hosts import free_port, started, wait_for
 from tests.small_run import write_corpus
@@ -70,7 +70,7 @@ def test_what_ends_in_time_is_left_alone_and_so_are_the_first_steps(tmp_path):
         time.sleep(0.5)  # compiles
         for _ in range(20):
             ended()
-            time.sleep(0.2 / LOOKS)
+            time.sleep(0.2 / POLLS)
     with watch_steps(tmp_path, 0):
         pass
     assert not any(tmp_path.iterdir())
