@@ -1,6 +1,6 @@
 """Load, migrate, train, align, distil and RL the Ling-2.6 / Ring-2.6 models in JAX.
 
-The public surface are the subpackages and modules below; each is imported when it is first used:
+The public surface consists of these subpackages and modules; each is imported when it is first used:
 
     import ling_jax
 

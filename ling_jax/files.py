@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and JSON read with errors that say where it stands."""
+"""Files and folders that appear whole or not at all, and JSON whose errors name the file."""
 
 import contextlib
 import json
@@ -13,15 +13,15 @@ from ling_jax import partials
 from ling_jax.paths import as_path, file_size, files_below, is_new, is_remote, upload
 
 MAX_JSON_BYTES = 2**28  # our choice: the index of a model of 1T parameters has about 2**24
-LFS_POINTER = b"version https://git-lfs"  # such a file begins with it
+LFS_POINTER = b"version https://git-lfs"  # the first bytes of a Git LFS pointer
 LFS_ADVICE = "a Git LFS pointer, which stands for the file; run `git lfs pull` in its folder"
 
 
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
-    """A file to write, which takes its name when the block ends well and vanishes when it does not.
+    """Yields a file to write; it gets its name at the end of the block, and is removed if the block fails.
 
-    That of a store is written on the local disk and uploaded when the block ends.
+    A file of a store is written to the local disk and uploaded at the end. Raises OSError.
     """
     path = as_path(path)
     if is_remote(path):
@@ -38,13 +38,13 @@ def replacing(path: epath.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_json(value: Any, path: epath.PathLike) -> None:
-    """A file of one JSON value, for people to read too."""
+    """Writes a file with one JSON value, indented. Raises OSError."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1).encode())
 
 
 def read_object(path: epath.PathLike, expected: str = "an object") -> dict[str, Any]:
-    """The JSON object of a file. Raises FileNotFoundError, PermissionError, or ValueError on what is no JSON object."""
+    """The JSON object of a file. Raises OSError, and ValueError where it holds no JSON object."""
     path = as_path(path)
     size = file_size(path)
     if size > MAX_JSON_BYTES:
@@ -53,7 +53,7 @@ def read_object(path: epath.PathLike, expected: str = "an object") -> dict[str, 
 
 
 def parse_object(text: str | bytes, where: str, expected: str = "an object") -> dict[str, Any]:
-    """The object that is written as JSON. Raises ValueError, which says `where` and what is `expected`."""
+    """The JSON object of a text. Raises ValueError, which names `where` it stands and what is `expected`."""
     value = parse_json(text, where, expected)
     if not isinstance(value, dict):
         raise ValueError(f"{where} is a JSON {type(value).__name__}; expected {expected}")
@@ -61,9 +61,9 @@ def parse_object(text: str | bytes, where: str, expected: str = "an object") -> 
 
 
 def parse_json(text: str | bytes, where: str, expected: str = "JSON") -> Any:
-    """A JSON value from outside of the program; all that can be wrong with the text is a ValueError.
+    """The JSON value of a text; any fault of the text is a ValueError that names `where` it stands.
 
-    So is a key that stands twice in an object with two values: readers differ in which of them they take.
+    A key that stands twice in an object with two values is a fault too, because readers differ in the one they take.
     """
     start = text[: len(LFS_POINTER)]
     if (start.encode(errors="replace") if isinstance(start, str) else start) == LFS_POINTER:
@@ -84,10 +84,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def remove_folder(path: epath.PathLike, root: epath.PathLike) -> None:
-    """Removes a folder that lies below `root`, with all that it holds.
-
-    Raises ValueError where a link leads from `root` to a folder elsewhere: that one is not ours to remove.
-    """
+    """Removes a folder below `root` and its content. Raises ValueError where a link leads out of `root`."""
     if not is_remote(root) and not (there := Path(path).resolve()).is_relative_to(Path(root).resolve()):
         raise ValueError(f"{path} is to be replaced and lies outside of {root}, in {there}; remove the link")
     epath.Path(path).rmtree()
@@ -95,11 +92,11 @@ def remove_folder(path: epath.PathLike, root: epath.PathLike) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: epath.PathLike) -> Iterator[Path]:
-    """A local folder to fill, which takes its name when the block ends well and vanishes when it does not.
+    """Yields a local folder to fill; it gets its name at the end of the block, and is removed if the block fails.
 
-    Folders above it are made where they are missing, and vanish with it; links are followed. Raises OSError at the end
-    where the name is taken by anything but an empty folder. A folder of a store gets the files when the block ends, in
-    the order in which they were written: a file that says what is in the others comes behind them.
+    Missing parents are made, and removed with it; links are followed. Raises OSError at the end if something other than
+    an empty folder has the name. A folder of a store gets the files at the end, in the order in which they were
+    written, so that an index comes after the files that it names.
     """
     path = as_path(path)
     if is_remote(path):
@@ -123,6 +120,6 @@ def new_folder(path: epath.PathLike) -> Iterator[Path]:
 
 
 def upload_folder(folder: Path, target: epath.PathLike) -> None:
-    """Copies the files below a local folder into a store, in the order in which they were written."""
+    """Copies the files below a local folder into a store, in the order in which they were written. Raises OSError."""
     for name in sorted(files_below(folder), key=lambda name: (folder / name).stat().st_mtime_ns):
         upload(folder / name, epath.Path(target) / name)

@@ -1,4 +1,4 @@
-"""What a program says beside its output."""
+"""Messages of programs: warnings, and values and sizes as text."""
 
 import contextlib
 import reprlib
@@ -13,12 +13,12 @@ PRINT_SECONDS = 5  # our choice
 
 
 def warn(text: str) -> None:
-    """One line on stderr, for what the user should know and that ends nothing."""
+    """Prints a warning line to stderr."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def print_last(text: str) -> None:
-    """A line on stderr, before a process ends itself: a reader that is gone, or takes nothing, does not keep it."""
+    """Prints to stderr before a process ends itself; it waits at most `PRINT_SECONDS` for the reader of a pipe."""
 
     def write() -> None:
         with contextlib.suppress(OSError, ValueError):  # closed
@@ -30,21 +30,21 @@ def print_last(text: str) -> None:
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """A text that a file holds, escaped or cut where it would break the line of a message or fill it."""
+    """A text from a file for a message: escaped if it has line breaks, and cut to `limit` characters."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def shown(value: Any) -> str:
-    """A value that a file holds, as a message shows it: short and on one line."""
+    """A value from a file for a message: short and on one line."""
     try:
         return one_line(SHORT.repr(value))
-    except ValueError:  # Python prints no number of more than 4300 digits
+    except ValueError:  # Python prints no number with more than 4300 digits
         return "a number of thousands of digits"
 
 
 def size_text(nbytes: int) -> str:
-    """Bytes as people read them."""
+    """A number of bytes for people, such as "1.50 GB"."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if nbytes >= size:
             return f"{nbytes / size:.2f} {unit}"
@@ -52,7 +52,7 @@ def size_text(nbytes: int) -> str:
 
 
 def count_text(count: float) -> str:
-    """A number of parameters or tokens as people read it."""
+    """A number of parameters or tokens for people, such as "1.50B"."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.2f}{unit}"

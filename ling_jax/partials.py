@@ -1,7 +1,7 @@
-"""What is written under a hidden name until it is whole, and what killed processes left of it.
+"""Partial files and folders: the hidden names of outputs until they are whole.
 
-`.NAME.UUID.partial` belongs to the process that holds the system's lock on it (flock). The lock ends with the process,
-however that ends, so a partial file without one can be removed, and one with a lock never is.
+`.NAME.UUID.partial` belongs to the process that holds its system lock (flock). The lock ends with the process in any
+case. So a partial file without a lock is left over from a killed process and may be removed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FullDisk(OSError):
-    """A disk, a quota or a limit of file sizes that does not take what is written; the message is for the user."""
+    """A full disk, or a limit of a quota or of file sizes, met while `path` was written."""
 
     def __init__(self, path: os.PathLike | str, reason: str):
         super().__init__(f"{path} cannot be written: {reason}; free space, then the same command continues")
@@ -31,38 +31,39 @@ class FullDisk(OSError):
 
 @contextlib.contextmanager
 def write_errors(path: os.PathLike | str) -> Iterator[None]:
-    """Around what writes a file or folder: the system's error of a full disk names no file, FullDisk does.
+    """Turns the errors of a full disk in a block that writes `path` into FullDisk, which names the path.
 
-    Of blocks in blocks the outermost path is named, which is not a partial one.
+    In nested blocks the error names the outermost path, which is no partial one.
     """
     try:
         yield
     except FullDisk as error:
         raise FullDisk(path, error.reason) from error
     except OSError as error:
-        # numpy gives no number: "240 requested and 0 written".
+        # numpy's error has no number, only the text "240 requested and 0 written".
         if error.errno in FULL or (error.errno is None and "requested and" in str(error)):
             raise FullDisk(path, error.strerror or str(error)) from error
         raise
 
 
 def write_reason(error: BaseException) -> str:
-    """What a library's error of a write says, in one line; of a full disk also what to do."""
+    """The reason of a library's write error in one line; for a full disk also what to do."""
     text = str(error)
-    if full := next((said for said in map(os.strerror, FULL) if said in text), ""):
+    if full := next((reason for reason in map(os.strerror, FULL) if reason in text), ""):
         return f"{full}; free space"
     return one_line((text.splitlines() or [type(error).__name__])[0])
 
 
 def partial_name(path: Path) -> Path:
+    """A new name of a partial file or folder beside `path`."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 @contextlib.contextmanager
 def claimed(path: Path, create: Callable[[Path], object]) -> Iterator[Path]:
-    """A partial file or folder beside `path`, made by `create`, locked during the block and removed if it is left.
+    """Yields a partial file or folder beside `path`, made by `create` and locked during the block.
 
-    What killed processes left of the same name is removed first.
+    After the block it is removed if it still has the partial name. Those of killed processes are removed first.
     """
     sweep(path.parent, path.name)
     while True:
@@ -72,7 +73,7 @@ def claimed(path: Path, create: Callable[[Path], object]) -> Iterator[Path]:
                 held = stack.enter_context(locked(partial))
             except FileNotFoundError:
                 held = True
-            if held and not partial.exists():  # another process swept it before it was locked
+            if held and not partial.exists():  # another process removed it before it was locked
                 continue
             try:
                 yield partial
@@ -82,7 +83,7 @@ def claimed(path: Path, create: Callable[[Path], object]) -> Iterator[Path]:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Removes partial files and folders in a folder that no process holds: of one name, or all of them."""
+    """Removes the partial files and folders of `name` (or all) in a folder that no process has locked."""
     pattern = name if name == "*" else glob.escape(name)
     for left_over in folder.glob(f".{pattern}.*.partial"):
         if not OURS.fullmatch(left_over.name) or left_over.is_symlink():
@@ -101,11 +102,11 @@ def _remove(partial: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock of a file or folder during the block; yields False where its file system has no such locks.
+    """Holds the lock of a file or folder during the block; yields False where its file system has no locks.
 
-    Raises BlockingIOError where another process has it and this one does not wait.
+    Raises BlockingIOError where another process holds it, unless `wait`.
     """
-    # NFS locks only what is open for writing, which no folder is.
+    # NFS locks only files that are open for writing; a folder cannot be.
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         try:

@@ -1,8 +1,8 @@
-"""What a path is: a file or folder of the local disk, or gs://bucket/... of Google Cloud Storage.
+"""Paths of the local disk and of Google Cloud Storage (gs://bucket/...).
 
-A local path is a `pathlib.Path` and one of a store an `epath.Path`, which have the methods for whole files and folders
-in common. The functions here are for what differs: an object of a store appears when it is written to its end, and can
-be neither mapped nor locked; a folder is the beginning of names, and no store renames it.
+A local path is a `pathlib.Path`, one of a store an `epath.Path`; they share the methods for whole files and folders.
+The functions here are for the differences. An object of a store appears when it is complete, and can be neither mapped
+nor locked. A folder of a store is a common prefix of names, which cannot be renamed.
 """
 
 import base64
@@ -20,21 +20,21 @@ from etils import epath
 
 SCHEME = "gs://"
 RIGHTS = "storage.objects.list, get, create and delete (the role Storage Object User)"
-MAX_REQUESTS = 16  # to a store at once, where many small ones are made; our choice
+MAX_REQUESTS = 16  # small requests to a store at once; our choice
 SIGN_IN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
 
 
 def as_path(where: epath.PathLike) -> Path | epath.Path:
-    """The path that a user names. The bucket of one in a store is asked for once.
+    """The path of a text; ~ is expanded, and the bucket of a store is checked once per process.
 
-    Raises ValueError on another scheme and where gcsfs is not installed, FileNotFoundError, PermissionError or OSError
-    where the bucket is not there, not to be read, or not to be reached.
+    Raises ValueError on another scheme and without gcsfs, FileNotFoundError where the bucket does not exist,
+    PermissionError where it cannot be read, and OSError where it cannot be reached.
     """
     text = os.fspath(where)
     if re.match(r"gs:/?(?!/)", text):
         raise ValueError(f"{text}: a path in a store begins with {SCHEME}; expected {SCHEME}bucket/folder")
     if "://" not in text:
-        return Path(os.path.expanduser(text))  # as it stands where ~ is of an unknown user
+        return Path(os.path.expanduser(text))  # ~ of an unknown user stays
     scheme, _, rest = text.partition("://")
     if f"{scheme}://" != SCHEME:
         raise ValueError(f"{text}: {scheme}:// is not supported; name a local path, without a scheme, or {SCHEME}…")
@@ -47,23 +47,23 @@ def as_path(where: epath.PathLike) -> Path | epath.Path:
 
 
 def is_remote(path: epath.PathLike) -> bool:
-    """Whether it is in a store."""
+    """Whether a path is in a store."""
     return os.fspath(path).startswith(SCHEME)
 
 
 def resolved(path: epath.PathLike) -> Path | epath.Path:
-    """The absolute path; links of a local one are followed."""
+    """The absolute path; local links are followed."""
     path = as_path(path)
     return path if is_remote(path) else path.resolve()
 
 
 def file_size(path: epath.PathLike) -> int:
-    """In bytes. Raises FileNotFoundError."""
+    """The size of a file in bytes. Raises FileNotFoundError."""
     return store().size(os.fspath(path)) if is_remote(path) else os.stat(path).st_size
 
 
 def files_below(folder: epath.PathLike) -> list[str]:
-    """Sorted names of all files below a folder, relative to it; links to folders are not followed."""
+    """The names of all files below a folder, relative to it and sorted; links to folders are not followed."""
     if is_remote(folder):
         return sorted(objects_below(folder))
     found = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
@@ -71,18 +71,18 @@ def files_below(folder: epath.PathLike) -> list[str]:
 
 
 def objects_below(folder: epath.PathLike) -> dict[str, tuple[int, str]]:
-    """{relative name: (size, crc32c in hexadecimal digits)} of all objects below a folder of a store."""
+    """{relative name: (bytes, crc32c as hexadecimal digits)} of all objects below a folder of a store."""
     return _described(folder, store().find(os.fspath(folder), detail=True).values())
 
 
 def matching_objects(pattern: epath.PathLike) -> list[str]:
-    """The objects of a glob in a store, as gs://… each."""
+    """The objects that match a glob in a store, each as gs://…."""
     found = store().glob(os.fspath(pattern), detail=True)
     return [SCHEME + name for name, about in found.items() if about["type"] == "file"]
 
 
 def objects_in(folder: epath.PathLike) -> dict[str, tuple[int, str]]:
-    """`objects_below` without those in folders below; {} where the folder is not there."""
+    """`objects_below` without subfolders; {} where the folder does not exist."""
     try:
         return _described(folder, store().ls(os.fspath(folder), detail=True))
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def objects_in(folder: epath.PathLike) -> dict[str, tuple[int, str]]:
 
 
 def _described(folder: epath.PathLike, found: Iterable[dict[str, Any]]) -> dict[str, tuple[int, str]]:
-    """Raises ValueError where a name would be that of a file elsewhere: in a store /a, a//b and ../a are below it."""
+    """`objects_below` of a listing. Raises ValueError on names that no local file can have, such as a//b."""
     prefix, described = os.fspath(folder).removeprefix(SCHEME).rstrip("/") + "/", {}
     for about in found:
         name = about["name"].removeprefix(prefix)
@@ -105,12 +105,12 @@ def _described(folder: epath.PathLike, found: Iterable[dict[str, Any]]) -> dict[
 
 
 def names_in(folder: epath.PathLike) -> list[str]:
-    """Names of the files of a folder; of a local one also those of folders and links."""
+    """The names of the files in a folder; in a local folder also of folders and links."""
     return list(objects_in(folder)) if is_remote(folder) else os.listdir(folder)
 
 
 def is_new(path: epath.PathLike) -> bool:
-    """Whether nothing is there, or an empty folder; the console makes one of a store as an object that ends in /."""
+    """Whether a path does not exist or is an empty folder, which in a store may be an object that ends in /."""
     if not is_remote(path):
         path = Path(path)
         return not any(path.iterdir()) if path.is_dir() else not path.exists()
@@ -123,10 +123,10 @@ def is_new(path: epath.PathLike) -> bool:
 
 
 def check_output_name(path: epath.PathLike) -> None:
-    """Raises ValueError where a path of a store is none to write below.
+    """Raises ValueError on a path of a store that is unsafe to write to.
 
-    gcsfs takes *, ? and [ for a pattern, and removes all that fit it; tensorstore takes # for the end of a path, as
-    Orbax hands it over, and writes arrays elsewhere.
+    gcsfs takes *, ? and [ for a pattern and removes everything that matches. tensorstore takes # for the end of the URL
+    that Orbax gives it, and would write arrays elsewhere.
     """
     name = os.fspath(path).removeprefix(SCHEME).partition("/")[2]
     if not name:
@@ -138,20 +138,20 @@ def check_output_name(path: epath.PathLike) -> None:
 
 
 def read_range(path: epath.PathLike, begin: int, end: int) -> bytes:
-    """Bytes of an object, by one request."""
+    """The bytes [begin, end) of an object, by one request."""
     return store().cat_file(os.fspath(path), begin, end) if begin < end else b""
 
 
 def upload(file: Path, target: epath.PathLike) -> None:
-    """Copies a local file into a store: in pieces, and the object appears when it is whole."""
+    """Copies a local file into a store in pieces; the object appears when it is whole."""
     store().put_file(os.fspath(file), os.fspath(target))
 
 
 def append(path: epath.PathLike, content: bytes) -> None:
-    """Adds to the end of a file, which is made where it is not there.
+    """Appends bytes to a file, which is made if it does not exist.
 
-    In a store the addition is an object, which the service joins once to the one that is there: a request whose answer
-    was lost is made again, and refused where the first one was heard. Raises OSError where others write the object.
+    In a store the bytes become an object, which the service joins to the existing one at most once: if the answer is
+    lost, the service refuses the second request. Raises OSError where another program writes the object.
     """
     if not is_remote(path):
         with open(path, "ab") as file:
@@ -177,43 +177,43 @@ def append(path: epath.PathLike, content: bytes) -> None:
 
 
 def _remove(file: epath.PathLike) -> None:
-    """Removes an object by one request; gcsfs's `rm` looks at names that begin like it before."""
-    with contextlib.suppress(FileNotFoundError):  # where the answer to a first request was lost
+    """Removes an object by one request; gcsfs's `rm` would list names with that prefix first."""
+    with contextlib.suppress(FileNotFoundError):  # the answer to a first request was lost
         store().rm_file(os.fspath(file))
 
 
 def check_writable(folder: epath.PathLike) -> None:
-    """Raises OSError where nothing can be written into a folder of a store, or removed; a local one is not tried."""
+    """Raises OSError where objects of a folder in a store cannot be written or removed."""
     if is_remote(folder):
         probe = epath.Path(folder) / f".{uuid.uuid4().hex}.partial"
         try:
             probe.write_bytes(b"")
             _remove(probe)
-        except Exception as error:  # of kinds of its own
+        except Exception as error:  # the client has error types of its own
             raise PermissionError(f"{folder} cannot be written: {_reason(error)}; needed are {RIGHTS}") from None
 
 
 def download(file: epath.PathLike, target: Path) -> None:
-    """Copies an object into a local file."""
+    """Copies an object to a local file."""
     store().get_file(os.fspath(file), os.fspath(target))
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again. Raises OSError for a user without a home folder."""
+    """The cache folder of this user. Raises OSError for a user without a home folder."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ling_jax"
-    except RuntimeError:  # a container's user that no list has
+    except RuntimeError:  # a user of a container without an entry in passwd
         raise FileNotFoundError("this user has no home folder; set HOME, or XDG_CACHE_HOME") from None
 
 
 @functools.cache
-def store():
-    """The client of Google Cloud Storage that epath uses, too. Raises ValueError where it is not installed.
+def store() -> Any:
+    """The gcsfs client of Google Cloud Storage, which epath uses too. Raises ValueError where it is not installed.
 
-    It keeps no listings: other processes, and tensorstore in this one, write what they would not show.
+    It caches no listings: they would miss objects that other processes, or tensorstore in this one, write.
     """
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for the kind of every bucket
-    os.environ.setdefault("EPATH_USE_TF", "false")  # epath would take TensorFlow's client where that is installed
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it requests the type of every bucket
+    os.environ.setdefault("EPATH_USE_TF", "false")  # else epath takes TensorFlow's client where that is installed
     try:
         import fsspec
         import gcsfs  # noqa: F401
@@ -221,13 +221,13 @@ def store():
         raise ValueError(
             f"{SCHEME} paths are read with gcsfs, which is not installed; run: pip install gcsfs"
         ) from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised; its log would be their tracebacks
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # errors are raised; its log would repeat their tracebacks
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.backend.fsspec_backend.fs(SCHEME)
 
 
 def store_errors() -> Iterator[type[Exception]]:
-    """Kinds of errors of the client that are neither ValueError nor OSError; none where no store was used."""
+    """The client's error types that are neither ValueError nor OSError; none in a process that has used no store."""
     if store.cache_info().currsize:
         import aiohttp
         import gcsfs.retry
@@ -246,7 +246,7 @@ def _check_bucket(bucket: str) -> None:
     except FileNotFoundError:
         advice = f"name one that does, or make it: gcloud storage buckets create {where}"
         raise FileNotFoundError(f"the bucket {where} does not exist; {advice}") from None
-    except Exception as error:  # of kinds of its own
+    except Exception as error:  # the client has error types of its own
         code = getattr(error, "code", None)
         if code == 401:
             raise PermissionError(f"{where} is not public, and no credentials are valid for it; {SIGN_IN}") from None

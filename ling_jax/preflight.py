@@ -1,7 +1,7 @@
-"""What is known about a disk before long work: names, permission, rename, space and open files.
+"""Checks of a disk before long work: names, permissions, renames, space and open files.
 
-Every process of a run looks for itself: what one of them cannot write ends all of them in the first second. Object
-stores have none of these limits.
+Every process of a run checks for itself, so that an output which one of them cannot write ends all in the first second.
+Object stores have none of these limits.
 """
 
 import os
@@ -14,14 +14,14 @@ from ling_jax.messages import size_text
 from ling_jax.partials import FullDisk, claimed, partial_name, write_errors
 from ling_jax.paths import as_path, check_output_name, check_writable, is_remote
 
-MIN_OPEN_FILES = 256  # our choice: libraries, logs, tokens and a checkpoint's files at once
+MIN_OPEN_FILES = 256  # our choice: for libraries, logs, tokens and the files of a checkpoint
 WANTED_OPEN_FILES = 2**16  # our choice
 
 
 def check_folder(path: os.PathLike | str) -> None:
-    """Raises OSError or ValueError where a folder cannot be made at a path, or nothing can be written into it.
+    """Raises OSError or ValueError where a folder cannot be made at `path`, or cannot be written to.
 
-    A file is written there and renamed, or in the nearest folder above it that exists, and removed.
+    It writes, renames and removes a file there, or in the nearest existing parent.
     """
     if is_remote(path):
         check_output_name(as_path(path))
@@ -41,7 +41,7 @@ def check_folder(path: os.PathLike | str) -> None:
 
 
 def check_new(path: os.PathLike | str) -> None:
-    """`check_folder` of the folder that a file or folder is to appear in, and its own name."""
+    """`check_folder` of the parent of a file or folder that will be written, and a check of its own name."""
     if is_remote(path):
         check_output_name(as_path(path))
         check_writable(as_path(path).parent)
@@ -57,7 +57,7 @@ def check_new(path: os.PathLike | str) -> None:
 
 
 def check_space(folder: os.PathLike | str, nbytes: int, what: str) -> None:
-    """Raises OSError where the disk of a folder lacks space for so many bytes."""
+    """Raises OSError where the disk of a folder lacks space for `nbytes`; `what` names their use in the message."""
     if is_remote(folder):
         return
     if missing := missing_space(folder, nbytes):
@@ -68,31 +68,31 @@ def check_space(folder: os.PathLike | str, nbytes: int, what: str) -> None:
 
 
 def missing_space(folder: os.PathLike | str, nbytes: int) -> int:
-    """Bytes that the disk of a folder, which need not exist yet, lacks."""
+    """The bytes that the disk of a folder lacks for `nbytes`; 0 if it has them. The folder need not exist yet."""
     path = Path(folder).expanduser().absolute()
     above = next(parent for parent in (path, *path.parents) if parent.exists())
     return max(0, nbytes - shutil.disk_usage(above).free)
 
 
 def stored_bytes(paths: Collection[Path]) -> int:
-    """What files, and all files below folders, take of the disk, holes not counted; 0 for what is not there."""
+    """Bytes on disk of files and of all files below folders, without holes; missing paths count 0."""
     below = (os.path.join(root, name) for path in paths for root, _, names in os.walk(path) for name in names)
     single = (path for path in paths if path.is_file())
     return sum(os.lstat(file).st_blocks * 512 for file in (*below, *single) if os.path.lexists(file))
 
 
 def raise_open_files() -> None:
-    """Allows this process as many open files as the system lets it. Raises OSError where these are too few."""
+    """Raises the limit of open files as far as the system allows. Raises OSError where that is too low."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    limit = WANTED_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     if hard != resource.RLIM_INFINITY and hard < MIN_OPEN_FILES:
         raise OSError(f"this process may open {hard} files, and needs {MIN_OPEN_FILES}; raise the limit (ulimit -Hn)")
 
 
 def _checked(path: os.PathLike | str) -> Path:
-    """The absolute path. Raises ValueError and OSError on what names nothing."""
+    """The absolute path. Raises ValueError and OSError on names that no file can have."""
     if not str(path):
         raise ValueError("the name of a folder or file is empty; name one")
     if "\0" in str(path):
@@ -107,7 +107,7 @@ def _checked(path: os.PathLike | str) -> Path:
 
 
 def _write_and_rename(folder: Path) -> None:
-    """Under names that `partials.sweep` removes where this process is killed, and not before."""
+    """Writes, renames and removes a file; `partials.sweep` removes it if this process is killed meanwhile."""
     try:
         with write_errors(folder), claimed(folder / "probe", Path.touch) as probe:
             probe.write_bytes(b" " * 4096)

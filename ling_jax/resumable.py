@@ -1,6 +1,6 @@
-"""Output that a program goes on with after an interruption: the folder `.NAME.partial` beside it.
+"""Output that a program continues after an interruption, from the folder `.NAME.partial` beside it.
 
-A record in the folder says what the output is of; only the same is gone on with.
+A record in the folder describes the output. A program continues only an output of the same record.
 """
 
 import contextlib
@@ -21,15 +21,16 @@ CONTENT = "content"
 
 
 def partial_folder(target: Path) -> Path:
+    """The folder `.NAME.partial` of a target."""
     return target.with_name(f".{target.name}.partial")
 
 
 @contextlib.contextmanager
 def resumable_file(target: Path, record: dict[str, Any], *, resume: bool) -> Iterator[Path]:
-    """A file that may hold the beginning of `target` and takes its name when the block ends well, else stays.
+    """Yields a file that may hold the beginning of `target`; it gets that name if the block ends well, else it stays.
 
-    What an interrupted program left is continued where its record is the same, and removed if not `resume`.
-    Raises ValueError naming what differs, and OSError where another process writes it.
+    The output of an interrupted program with the same record is continued; without `resume` it is removed.
+    Raises ValueError that names the difference of the records, and OSError where another process writes the file.
     """
     partial = partial_folder(target)
     with write_errors(target), resumed(partial, record, resume=resume):
@@ -41,9 +42,9 @@ def resumable_file(target: Path, record: dict[str, Any], *, resume: bool) -> Ite
 
 
 def keep_whole_lines(file: BinaryIO, batch: int) -> int:
-    """Cuts a file behind the last whole batch of its lines of JSON objects; returns how many lines are left.
+    """Cuts a file after its last whole batch of lines of JSON objects; returns the number of lines that are left.
 
-    The file is then at its end.
+    The position in the file is then its end.
     """
     lines, end = [], 0
     for line in file:
@@ -51,7 +52,7 @@ def keep_whole_lines(file: BinaryIO, batch: int) -> int:
             if not line.endswith(b"\n"):
                 break
             parse_object(line, "")
-        except ValueError:  # of a machine that lost power
+        except ValueError:  # the machine lost power
             break
         lines.append(len(line))
     kept = len(lines) // batch * batch
@@ -63,7 +64,7 @@ def keep_whole_lines(file: BinaryIO, batch: int) -> int:
 
 @contextlib.contextmanager
 def resumed(partial: Path, record: dict[str, Any], *, resume: bool) -> Iterator[None]:
-    """A folder of this record, made where it is not there, and this process's own during the block.
+    """Makes the folder of a record if it does not exist, and locks it during the block.
 
     Raises as `resumable_file`.
     """
@@ -78,7 +79,7 @@ def resumed(partial: Path, record: dict[str, Any], *, resume: bool) -> Iterator[
 
 
 def begin(partial: epath.PathLike, record: dict[str, Any]) -> None:
-    """Writes the record of a folder that is new. Raises ValueError where it has another one, or files without one."""
+    """Writes the record of a new folder. Raises ValueError where it has another record, or files without one."""
     _check_ours(partial)
     if (partial / RECORD).exists():
         check_record(partial, record)
@@ -88,7 +89,7 @@ def begin(partial: epath.PathLike, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _only_writer(partial: Path) -> Iterator[None]:
-    """Raises OSError where another process writes into the folder."""
+    """Locks the folder during the block. Raises OSError where another process has locked it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(partial, wait=False))
@@ -98,7 +99,7 @@ def _only_writer(partial: Path) -> Iterator[None]:
 
 
 def _check_ours(partial: epath.PathLike) -> None:
-    """Raises ValueError where the folder holds something and has no record."""
+    """Raises ValueError where the folder holds files without a record."""
     if not is_remote(partial):
         sweep(partial)
     if names_in(partial) and not (partial / RECORD).exists():
@@ -106,12 +107,12 @@ def _check_ours(partial: epath.PathLike) -> None:
 
 
 def check_record(folder: epath.PathLike, record: dict[str, Any]) -> None:
-    """Raises ValueError naming what differs from the record of the folder."""
+    """Raises ValueError that names the first difference from the record of the folder."""
     found = read_object(folder / RECORD, "the record of an interrupted output; start anew with --noresume")
     record = json.loads(json.dumps(record))
     for key in dict.fromkeys((*record, *found)):
         if found.get(key) != record.get(key):
             raise ValueError(
-                f"{folder} was begun with another {key}: {found.get(key)!r:.80}, now {record.get(key)!r:.80}; go on "
-                "with that, or start anew with --noresume"
+                f"{folder} was begun with another {key}: {found.get(key)!r:.80}, now {record.get(key)!r:.80}; "
+                "continue with that, or start anew with --noresume"
             )

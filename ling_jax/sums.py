@@ -1,4 +1,4 @@
-"""Sums of files: size and crc32c of each, recorded when it was written and compared before it is relied on."""
+"""Checksums of files: size and crc32c, recorded when a file is written and compared before it is used."""
 
 import concurrent.futures
 import dataclasses
@@ -29,7 +29,7 @@ from ling_jax.paths import (
 )
 
 BLOCK_BYTES = 8 * 2**20  # our choice
-THREADS = min(8, os.cpu_count() or 1)  # crc32c lets other threads run
+THREADS = min(8, os.cpu_count() or 1)  # crc32c releases the GIL
 FOLDER_SUMS = ".sums.json"
 
 Sum = dict[str, Any]  # {"bytes": size, "crc32c": eight hexadecimal digits}
@@ -37,23 +37,24 @@ Sum = dict[str, Any]  # {"bytes": size, "crc32c": eight hexadecimal digits}
 
 @dataclasses.dataclass
 class Checks:
-    """How this process reads what it wrote earlier; programs set it once, from --no_verify and --strict."""
+    """How this process checks files that it reads; programs set it once, from --no_verify and --strict."""
 
     verify: bool = True  # compare files with their sums
-    strict: bool = False  # damage is an error, although the run could go on without what is damaged
+    strict: bool = False  # damage is an error, also where the program could continue without the damaged file
 
 
 checks = Checks()
 
 
 class DamagedFile(ValueError):
-    """A file that is not as it was written."""
+    """A file that differs from the one that was written."""
 
 
 def sums_of(folder: epath.PathLike, names: Iterable[str], *, flush: bool = False) -> dict[str, Sum]:
-    """{name: sum} of files of a folder. `flush`: what the system still holds of them goes to the disk.
+    """{name: sum} of files in a folder; with `flush` their pages are flushed to the disk first.
 
-    Those of a store are as the store has them: nothing is read. Raises DamagedFile where one cannot be read.
+    For objects of a store it returns the store's own sums and reads nothing. Raises DamagedFile where a file cannot be
+    read.
     """
     names = list(names)
     if is_remote(folder):
@@ -66,15 +67,15 @@ def sums_of(folder: epath.PathLike, names: Iterable[str], *, flush: bool = False
 
 
 def compare(folder: epath.PathLike, sums: Mapping[str, Sum], *, may_be_longer: bool = False) -> None:
-    """Raises DamagedFile, which names the first file that is missing, cut or another, or says that `sums` are none.
+    """Raises DamagedFile that names the first file that is missing, cut or changed, or where `sums` are no sums.
 
-    `may_be_longer`: lines may have been added since, and only the part that was summed is compared. Objects of a store
-    are compared by the sums that the store has, which it keeps and checks itself.
+    With `may_be_longer` a file may have grown, and only its summed part is compared. Objects of a store are compared by
+    the sums that the store keeps and checks itself.
     """
     if not isinstance(sums, dict) or not all(map(_is_sum, sums.keys(), sums.values())):
         raise DamagedFile(f"{folder}: the sums of its files are {shown(sums)}; expected the size and crc32c of each")
     known = _stored_sums(folder, sums) if is_remote(folder) else {}
-    for name, wanted in sums.items():  # sizes first: they cost nothing
+    for name, wanted in sums.items():  # sizes first, because they need no reading
         found = known[name]["bytes"] if name in known else _size(folder / name)
         if found < wanted["bytes"] or (found > wanted["bytes"] and not may_be_longer):
             raise DamagedFile(f"{folder / name} has {found} bytes; {wanted['bytes']} were written")
@@ -86,22 +87,21 @@ def compare(folder: epath.PathLike, sums: Mapping[str, Sum], *, may_be_longer: b
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         for (name, wanted), found in zip(sums.items(), pool.map(found_sum, sums), strict=True):
             if found["crc32c"] != wanted["crc32c"]:
-                told = f"its crc32c is {found['crc32c']} and was {wanted['crc32c']}"
-                raise DamagedFile(f"{folder / name} has changed since it was written: {told}")
+                change = f"its crc32c is {found['crc32c']} and was {wanted['crc32c']}"
+                raise DamagedFile(f"{folder / name} has changed since it was written: {change}")
 
 
 def _is_sum(name: str, value: Any) -> bool:
-    """Whether an entry that a file holds is that of a file below a folder."""
+    """Whether an entry of a file of sums is valid: a name below the folder, and a sum."""
     path = PurePosixPath(name)
     below = "\0" not in name and not path.is_absolute() and ".." not in path.parts
     return below and isinstance(value, dict) and isinstance(value.get("bytes"), int) and "crc32c" in value
 
 
 def local_copy(folder: epath.PathLike) -> Path:
-    """A local folder itself; of one in a store a copy on this machine, which is made once of the same content.
+    """A local folder itself, or a local copy of a folder in a store; the same content is copied once.
 
-    Copies are in the user's cache folder and may be removed when no program reads them. One that was damaged is made
-    again.
+    Copies are in the user's cache folder, and may be removed when no program reads them. A damaged copy is made again.
     """
     if not is_remote(folder):
         return Path(folder)
@@ -132,13 +132,13 @@ def local_copy(folder: epath.PathLike) -> Path:
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """JSON with its own sum as last field. There is but one way to write it, so that any other byte is noticed."""
+    """JSON with its own crc32c as last field, in one canonical form, so that any changed byte is noticed."""
     body = json.dumps(content, indent=1).encode()
     return json.dumps(content | {"crc32c": f"{crc32c.crc32c(body):08x}"}, indent=1).encode()
 
 
 def write_sealed(content: dict[str, Any], path: Path) -> None:
-    """Writes `sealed` JSON, which is on the disk when this returns."""
+    """Writes `sealed` JSON and flushes it to the disk."""
     with replacing(path) as file:
         file.write(sealed(content))
         file.flush()
@@ -147,15 +147,15 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
 
 
 def write_folder_sums(folder: Path) -> None:
-    """Writes the sums of all files below a folder into it, as `FOLDER_SUMS`; to be called when all else is written."""
+    """Writes the sums of all files below a folder into `FOLDER_SUMS`; call it when all other files are written."""
     files = sums_of(folder, [name for name in files_below(folder) if name != FOLDER_SUMS], flush=True)
     write_sealed({"files": files}, folder / FOLDER_SUMS)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises DamagedFile where a file below is not as it was at `write_folder_sums`.
+    """Raises DamagedFile where a file below the folder has changed since `write_folder_sums`.
 
-    Folders of earlier versions have no sums, which a line on stderr says.
+    A folder of an earlier version has no sums, which is printed to stderr.
     """
     if not checks.verify:
         return
@@ -167,7 +167,7 @@ def check_folder(folder: Path) -> None:
 
 
 def read_sealed(path: Path, expected: str) -> dict[str, Any]:
-    """The object that `sealed` wrote. Raises OSError, ValueError on what is no object, and DamagedFile."""
+    """The object of a `sealed` file. Raises OSError, ValueError where it is no object, and DamagedFile."""
     content = read_object(path, expected)
     if content.pop("crc32c", None) is None or sealed(content) != path.read_bytes():
         raise DamagedFile(f"{path} has changed since it was written: its own crc32c is another")
@@ -175,7 +175,7 @@ def read_sealed(path: Path, expected: str) -> dict[str, Any]:
 
 
 def _stored_sums(folder: epath.PathLike, names: Iterable[str]) -> dict[str, Sum]:
-    """Of those objects of a store that are there."""
+    """{name: sum} of the objects among `names` that exist in a folder of a store."""
     parents = sorted({str(PurePosixPath(name).parent) for name in names})
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         listed = pool.map(lambda parent: objects_in(folder / parent), parents)
@@ -195,7 +195,7 @@ def _size(path: epath.PathLike) -> int:
 
 
 def _sum(path: epath.PathLike, limit: int | None = None, *, flush: bool = False) -> Sum:
-    """Of a file, or of so many bytes from its start."""
+    """The sum of a file, or of its first `limit` bytes."""
     size, crc = 0, 0
     try:
         for block in _blocks_of_object(path, limit) if is_remote(path) else _blocks(path, limit, flush=flush):
@@ -206,7 +206,7 @@ def _sum(path: epath.PathLike, limit: int | None = None, *, flush: bool = False)
 
 
 def _blocks(path: Path, limit: int | None, *, flush: bool) -> Iterator[memoryview]:
-    """Pieces of a local file, each valid until the next is asked for."""
+    """Blocks of a local file; each is valid until the next one is read."""
     block, left = memoryview(bytearray(BLOCK_BYTES)), BLOCK_BYTES if limit is None else limit
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(block[:left]):

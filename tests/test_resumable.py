@@ -36,7 +36,7 @@ def test_an_interrupted_file_is_gone_on_with_and_leaves_nothing(tmp_path):
 def test_what_differs_is_named_and_noresume_begins_anew(tmp_path):
     with pytest.raises(Interrupted):
         write(tmp_path / "out", b"a", interrupt=True)
-    with pytest.raises(ValueError, match=r"was begun with another seed: 0, now 1; go on with that, or .* --noresume"):
+    with pytest.raises(ValueError, match=r"another seed: 0, now 1; continue with that, or .* --noresume"):
         write(tmp_path / "out", b"b", RECORD | {"seed": 1})
     assert write(tmp_path / "out", b"b", RECORD | {"seed": 1}, resume=False) == b""
 

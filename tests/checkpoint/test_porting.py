@@ -86,7 +86,7 @@ def test_a_port_of_another_source_is_not_gone_on_with(tmp_path):
     target = tmp_path / "out"
     with pytest.raises(Interrupted):
         fill(target, {"dtype": None}, end=interrupt)
-    with pytest.raises(ValueError, match=r"another dtype: None, now 'bfloat16'; go on with that, or .* --noresume"):
+    with pytest.raises(ValueError, match=r"another dtype: None, now 'bfloat16'; continue with that, or .* --noresume"):
         fill(target, {"dtype": "bfloat16"})
     with port.resumable_folder(target, {"dtype": "bfloat16"}, resume=False) as partial:
         with pytest.raises(OSError, match="is being written by another process"):
