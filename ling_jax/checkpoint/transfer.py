@@ -16,7 +16,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.model.transformer import model_spec
 from ling_jax.spec import named_leaves
 
-BATCH_BYTES = 64 * 2**20  # what a thread holds, if a band is not larger; our choice: four threads of 64 MB beat two or three of 128
+BATCH_BYTES = 64 * 2**20  # what a thread holds, if a band is not larger; our choice: as fast as 128 MB in less memory
 TURN_BYTES = 16 * 2**20  # what processes that write one database take in turn; our choice
 
 
