@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from absl import flags
 
 from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
-from launch.interrupts import going_on
+from launch.interrupts import resumable_work
 from ling_jax.chat.records import check_text, normalise_prompt
 from ling_jax.chat.template import encode, opens_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
@@ -83,7 +83,7 @@ def main() -> None:
 def _going_on() -> contextlib.AbstractContextManager[None]:
     if PROMPTS.value is None:
         return contextlib.nullcontext()
-    return going_on("the same command continues behind the answers that are written")
+    return resumable_work("the same command continues behind the answers that are written")
 
 
 def check_values() -> None:

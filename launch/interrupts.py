@@ -48,7 +48,7 @@ def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def going_on(how: str) -> Iterator[None]:
+def resumable_work(how: str) -> Iterator[None]:
     """Around work whose output stays when it is interrupted: the line about a signal says `how` it goes on."""
     try:
         yield

@@ -17,6 +17,7 @@ after an interruption. `--layers=N` makes a smaller model of the first N layers:
 `--compare` runs two models on the same tokens, layer by layer, and names the first part that departs.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -30,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from launch.flags import run_program, usage_errors
-from launch.interrupts import going_on
+from launch.interrupts import resumable_work
 from launch.training import join_hosts, starting_errors
 from ling_jax.checkpoint import port
 from ling_jax.checkpoint.first_layers import FirstLayers
@@ -70,7 +71,7 @@ SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "the largest file of a Hugging Fa
 LAYERS = flags.DEFINE_integer("layers", None, "only the first N layers", lower_bound=1)
 MTP = flags.DEFINE_bool("mtp", True, "with --layers: keep the MTP layers")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan, from headers alone, and end")
-RESUME = flags.DEFINE_bool("resume", True, "go on with what an interrupted port to this target left")
+RESUME = flags.DEFINE_bool("resume", True, "continue an interrupted port to this target")
 VERIFY = flags.DEFINE_bool(
     "verify", False, "read both sides again and compare every number; of a target that is there, too"
 )
@@ -90,7 +91,7 @@ def main() -> None:
             for line in compare_folders(*COMPARE.value, num_tokens=TOKENS.value, prompt=PROMPT.value):
                 print(line, flush=True)
             return
-    with usage_errors(), going_on("the same command continues from what is written"), starting_errors():
+    with usage_errors(), resumable_work("the same command continues from what is written"), starting_errors():
         _check_flags()
         source, target = as_path(SOURCE.value), as_path(TARGET.value)
         if not (VERIFY.value and target.is_dir()):
@@ -122,7 +123,7 @@ def _port(source: Path, target: Path) -> None:
         raise ValueError(f"{target} is a mount point, whose name no other folder can take; name a folder in it")
     if workdir:
         has_texts = (source / "tokenizer" / TOKENIZER_FILE).exists()
-        _export(source, step, target, open_model(source, step=step) if has_texts else None)
+        _port_model(source, step, target, open_model(source, step=step) if has_texts else None)
     else:
         check_model_folder(source)
         if DTYPE.value == FLOAT8:
@@ -133,12 +134,12 @@ def _port(source: Path, target: Path) -> None:
             )
         check_path(target)
         if (source / TOKENIZER_FILE).exists():
-            open_model(source)  # an export reads its files too: what is wrong with them is said before the work
-        _ingest(source, target)
+            open_model(source)  # raises on files that an export could not read, before the long work
+        _port_model(source, None, target, None)
 
 
 def _compares() -> bool:
-    """Whether to compare two models, rather than to port one. Raises ValueError on flags of the other."""
+    """Whether to compare two models instead of porting one. Raises ValueError on flags of the other task."""
     compares = bool(COMPARE.value)
     if compares and len(COMPARE.value) != 2:
         raise ValueError(f"--compare={','.join(COMPARE.value)}: name two models, A,B")
@@ -174,15 +175,20 @@ def _open(source: Path, step: int | None) -> Reader:
     return reader if LAYERS.value is None else FirstLayers(reader, LAYERS.value, mtp=MTP.value)
 
 
-def _export(source: Path, step: int, target: Path, model: ModelFolder | None) -> None:
+def _port_model(source: Path, step: int | None, target: Path, model: ModelFolder | None) -> None:
+    """Ports a checkpoint of a workdir to a Hugging Face folder, or where `step` is None such a folder to a workdir.
+
+    `model` gives an export its tokenizer and whether it is for conversations.
+    """
     reader = _open(source, step)
     config, dtypes = _in_dtype(reader.config), _cast(reader.dtypes)
     plan = _plan(reader, config, dtypes, target)
 
     def writer(folder: Path, peers: Peers) -> Writer:
-        limit = int(SHARD_GB.value * port.GB)
+        if step is None:
+            return OrbaxWriter(folder / "checkpoints", config, dtypes, peers=peers)
+        limit, fp8 = int(SHARD_GB.value * port.GB), DTYPE.value == FLOAT8
         store = target if is_remote(target) and not DRY_RUN.value else None
-        fp8 = DTYPE.value == FLOAT8
         return HfWriter(folder, config, dtypes, max_shard_bytes=limit, fp8=fp8, store=store, peers=peers)
 
     if DRY_RUN.value:
@@ -190,9 +196,11 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
         return
     peers = all_peers()
     with port.resumable_folder(target, _record(source, step), resume=RESUME.value, peers=peers) as partial:
-        with port.staged_folder(partial, peers) as folder:
+        with contextlib.nullcontext(partial) if step is None else port.staged_folder(partial, peers) as folder:
             _move(reader, writer(folder, peers), plan)
-            if not peers.index:
+            if not peers.index and step is None:
+                copy_side_files(source, folder / "tokenizer")
+            elif not peers.index:
                 copy_side_files(source / "tokenizer", folder)
                 fill_in(folder, config, model and model.tokenizer, chat=model is not None and model.is_chat)
         peers.wait("all is written")
@@ -201,50 +209,29 @@ def _export(source: Path, step: int, target: Path, model: ModelFolder | None) ->
     print(f"{source} -> {target}")
 
 
-def _ingest(source: Path, target: Path) -> None:
-    reader = _open(source, None)
-    config, dtypes = _in_dtype(reader.config), _cast(reader.dtypes)
-    plan = _plan(reader, config, dtypes, target)
-
-    def writer(folder: Path, peers: Peers) -> Writer:
-        return OrbaxWriter(folder / "checkpoints", config, dtypes, peers=peers)
-
-    if DRY_RUN.value:
-        _estimate(reader, writer, plan, target)
-        return
-    peers = all_peers()
-    with port.resumable_folder(target, _record(source, None), resume=RESUME.value, peers=peers) as partial:
-        if not peers.index:
-            copy_side_files(source, partial / "tokenizer")
-        _move(reader, writer(partial, peers), plan)
-        peers.wait("all is written")
-        if VERIFY.value:
-            _verify(reader, open_layers(partial), target)
-    print(f"{source} -> {target}")
-
-
 def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], target: Path) -> port.Plan:
-    """Prints what the port takes; raises where memory or disk does not do."""
+    """Prints the plan of a port and returns it. Raises ValueError or OSError where memory or disk is too small."""
     plan = port.make_plan(reader, config, dtypes, _max_bytes(), _cpus(), fp8=DTYPE.value == FLOAT8)
     print(
         f"{plan.num_tensors} tensors, {plan.nbytes} bytes ({plan.nbytes / port.GB:.2f} GB) to write; memory "
         f"{plan.memory / port.GB:.2f} GB with {plan.threads} threads; the least --max_host_gb is "
-        f"{port.least_gb(plan.least_bytes)}",
+        f"{port.rounded_up_gb(plan.min_bytes)}",
         flush=True,
     )
     if all_peers().index:
         return plan
     missing = port.missing_space(target.with_name(f".{target.name}.partial"), plan.nbytes)
-    print(f"disk: {port.least_gb(missing)} GB too little" if missing else "disk: enough is free", flush=True)
+    print(f"disk: {port.rounded_up_gb(missing)} GB too little" if missing else "disk: enough is free", flush=True)
     if missing and not DRY_RUN.value:
-        raise OSError(f"{target}: {port.least_gb(missing)} GB of disk are missing; free them or name another place")
+        lack = f"{target}: {port.rounded_up_gb(missing)} GB of disk are missing"
+        raise OSError(f"{lack}; free them or name another place")
     return plan
 
 
 def _estimate(reader: Reader, writer: Callable[[Path, Peers], Writer], plan: port.Plan, target: Path) -> None:
-    """Prints how long the port would take, by a few batches that are written beside the target and removed.
+    """Prints the time of the port, measured with a few batches that are written beside the target and removed.
 
-    Those for a store are written here. Of several processes the first one measures, for all of them.
+    For a store they are written to the local disk. Process 0 measures for all processes.
     """
     remote, peers = is_remote(target), all_peers()
     if peers.index:
@@ -259,7 +246,7 @@ def _estimate(reader: Reader, writer: Callable[[Path, Peers], Writer], plan: por
 
 
 def _record(source: Path, step: int | None) -> dict:
-    """What a port has to have in common with the one that it goes on with."""
+    """The record of a port; a port continues only one with the same record."""
     chosen = {"dtype": DTYPE.value, "layers": LAYERS.value, "mtp": MTP.value}
     if step is not None:  # an Orbax target has no shards
         chosen["shard_gb"] = SHARD_GB.value
@@ -269,7 +256,7 @@ def _record(source: Path, step: int | None) -> dict:
 def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
     start, written, count = time.monotonic(), port.written_bytes(reader, writer), writer.peers.count
     if written and not writer.peers.index:
-        print(f"going on: {written / port.GB:.2f} of {plan.moved_bytes / port.GB:.2f} GB are written", flush=True)
+        print(f"continuing: {written / port.GB:.2f} of {plan.moved_bytes / port.GB:.2f} GB are written", flush=True)
     progress = port.Progress(plan.moved_bytes // count, written // count)  # of this process's share
     try:
         transfer(reader, writer, threads=plan.threads, progress=progress)
@@ -280,7 +267,7 @@ def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
 
 
 def _verify(reader: Reader, written: Reader, target: Path) -> None:
-    """Raises ValueError naming the tensors of the target, read by `written`, that are not the source's."""
+    """Raises ValueError that names the tensors of the target, read by `written`, that differ from the source's."""
     check_same_shapes(reader, written)
     for text in config_differences(reader.config, written.config):
         print(f"warning: the configs of source and target differ: {text}", file=sys.stderr, flush=True)
@@ -306,7 +293,7 @@ def _in_dtype(config: ModelConfig) -> ModelConfig:
 
 
 def _cast(dtypes: Mapping[str, np.dtype]) -> dict[str, np.dtype]:
-    """Of the leaves, as asked for; what selects experts stays float32, as official checkpoints have it."""
+    """{leaf: dtype} of the target; router biases stay float32, as in official checkpoints."""
     if DTYPE.value in (None, FLOAT8):
         return dict(dtypes)
     return {leaf: np.dtype("float32" if leaf.endswith("/expert_bias") else DTYPE.value) for leaf in dtypes}

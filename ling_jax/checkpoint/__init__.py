@@ -1,4 +1,4 @@
-"""Checkpoints: Hugging Face folders in and out, and Orbax."""
+"""Checkpoints: Hugging Face folders, Orbax checkpoints of runs, and ports between them."""
 
 from ling_jax.checkpoint.hf import hf_tensors as hf_tensors
 from ling_jax.checkpoint.hf import load_hf as load_hf

@@ -1,4 +1,4 @@
-"""How leaves are cut on disk: chunks of layers and experts, halved until they are small."""
+"""The chunks of leaves on disk: one layer and expert each, divided further until they are small."""
 
 import itertools
 import math
@@ -11,15 +11,15 @@ CHUNK_BYTES = 64 * 2**20  # our choice
 
 
 def stacked_dims(path: str) -> int:
-    """How many leading dimensions of a leaf count layers and experts."""
+    """The number of leading dimensions of a leaf that stack layers and experts."""
     names = path.split("/")
     return (2 if "segments" in names else int("mtp" in names)) + int("experts" in names)
 
 
 def chunk_shape(path: str, shape: Shape, itemsize: int) -> Shape:
-    """The chunks that Orbax cuts a leaf into by `orbax.save` on one device.
+    """The shape of the chunks in which `orbax.save` on one device stores a leaf.
 
-    One layer and expert each; the largest dimension is then divided until a chunk has at most `CHUNK_BYTES`.
+    A chunk has one layer and expert; its largest dimension is divided until it has at most `CHUNK_BYTES` bytes.
     """
     stacked = stacked_dims(path)
     if stacked >= len(shape):
@@ -32,7 +32,7 @@ def chunk_shape(path: str, shape: Shape, itemsize: int) -> Shape:
 
 
 def chunk_numbers(shape: Shape, chunk: Shape, index: Index) -> Iterator[tuple[int, ...]]:
-    """Grid positions of the chunks that a part of a leaf touches."""
+    """The grid positions of the chunks that overlap a part of a leaf."""
     whole = (*index, *[slice(None)] * (len(shape) - len(index)))
     ranges = []
     for size, step, at in zip(shape, chunk, whole, strict=True):

@@ -1,10 +1,11 @@
-"""Saves that fail in the background: one error at the next step, in place of Orbax's stacks at the next save."""
+"""Saves that fail in the background: one error at the next step, instead of Orbax's tracebacks at the next save."""
 
 import contextlib
 import logging
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,29 +22,30 @@ class SaveFailed(OSError):
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's manager, whose failed saves are a SaveFailed.
+    """Orbax's manager, with SaveFailed for saves that fail.
 
-    Orbax writes one save at a time: `save` waits for the one before it to be on the disk before it copies the arrays,
-    so that memory holds one copy of the state.
+    Orbax writes one save at a time. `save` waits until the one before it is on the disk before it copies the arrays, so
+    that memory holds one copy of the state.
     """
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         _FAILURES.errors.clear()
-        self._said = False  # whether a SaveFailed was raised
+        self._said = False  # whether this manager has raised SaveFailed
         super().__init__(*args, **options)
 
     def check_saves(self) -> None:
-        """Raises SaveFailed where a save in the background has failed; does not wait, and costs nothing."""
+        """Raises SaveFailed where a save in the background has failed; returns at once."""
         if _FAILURES.errors:
             raise self._failed(_FAILURES.errors[0])
 
     def wait_until_finished(self) -> None:
+        """Waits for the save in the background. Raises SaveFailed."""
         with self.named_failures():
             super().wait_until_finished()
 
     @contextlib.contextmanager
     def named_failures(self) -> Iterator[None]:
-        """An error of the block as SaveFailed."""
+        """Turns an error of the block into SaveFailed."""
         try:
             yield
         except SaveFailed:
@@ -53,8 +55,9 @@ class Manager(ocp.CheckpointManager):
             raise self._failed(error) from None
 
     def close(self) -> None:
+        """Waits for the save in the background and closes the manager; half-written saves are removed."""
         if _FAILURES.errors and jax.process_count() > 1:
-            return  # the others wait for this process in a barrier, and it is about to end them
+            return  # this process is about to end the others, which wait for it in a barrier
         said = self._said
         try:
             super().close()
@@ -68,13 +71,13 @@ class Manager(ocp.CheckpointManager):
 
     def _remove_half_written(self) -> None:
         for path in epath.Path(self.directory).glob("*.orbax-checkpoint-tmp"):
-            with contextlib.suppress(OSError):  # Orbax's threads may still write there; the next start removes it
+            with contextlib.suppress(OSError):  # Orbax may still write there; then the next start removes it
                 path.rmtree()
 
     def _failed(self, error: BaseException) -> SaveFailed:
         self._said = True
         kept: list[int] = []
-        with contextlib.suppress(OSError):  # of the folder, which may be why the save failed
+        with contextlib.suppress(OSError):  # the folder itself may be unreadable
             kept = steps_in(epath.Path(self.directory))
         again = "there is no other one, and the same command starts again"
         if kept:
@@ -94,9 +97,9 @@ def _end_waiting_threads() -> None:
 
 
 class _Failures(logging.Filter):
-    """Keeps the errors of background saves, which Orbax only writes into the log, and their stacks out of it.
+    """Collects the errors of background saves from Orbax's log, and removes their tracebacks from it.
 
-    What was to follow in its event loops fails, too, and is said by asyncio.
+    It also drops asyncio's messages about coroutines that fail after such an error.
     """
 
     def __init__(self):
@@ -120,9 +123,9 @@ logging.getLogger("asyncio").addFilter(_FAILURES)
 
 
 def _without_background(unraisable, default_hook=sys.unraisablehook) -> None:
-    """Leaves out what comes behind the first error of a save or a restore, which is raised.
+    """Ignores the errors that follow the first error of a save or restore, which is raised.
 
-    tensorstore calls back into event loops that Orbax has closed, and coroutines of Orbax end unfinished.
+    They come from tensorstore's callbacks into closed event loops and from unfinished coroutines of Orbax.
     """
     closed = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
     code = getattr(unraisable.object, "cr_code", None)

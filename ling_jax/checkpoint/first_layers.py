@@ -1,4 +1,4 @@
-"""A model of the first layers of another: a port is tried on it before the hours of the whole."""
+"""A model of the first layers of another model, to try a port before the hours of the whole."""
 
 import dataclasses
 
@@ -43,7 +43,10 @@ class FirstLayers(Reader):
 
 
 def first_layers(config: ModelConfig, count: int, *, mtp: bool) -> ModelConfig:
-    """The config of a model's first layers."""
+    """The config of the first `count` layers of a model.
+
+    Raises ValueError where the smaller model would have layers of other kinds, naming the counts that work.
+    """
     counts = [n for n in range(1, config.num_layers + 1) if _keeps_kinds(config, n)]
     if count not in counts:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Whether the tensors of a folder are those that its config.json asks for."""
+"""Checks that the tensors of a folder are those of its config.json."""
 
 import re
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ NAMED = 4
 
 
 def check_sizes(config: ModelConfig, tensors: Tensors) -> None:
-    """Raises ValueError where the numbers of layers, MTP layers and experts are not those of the tensors.
+    """Raises ValueError where the numbers of layers, MTP layers and experts in the config differ from the tensors'.
 
-    It builds nothing of the size that the config asks for, and so comes before whatever does.
+    It builds nothing of the size that the config asks for, so it can run first.
     """
     names = tensors.names() | tensors.absent.keys()
     layers, mtp = _layers(names)
@@ -48,8 +48,10 @@ def check_sizes(config: ModelConfig, tensors: Tensors) -> None:
 
 
 def check_tensors(tensors: Tensors, mappings: list[TensorMapping], config: ModelConfig) -> None:
-    """Raises FileNotFoundError or ValueError where a tensor is missing, belongs to nothing, or has another shape or
-    dtype; says what a user should know of the folder."""
+    """Raises FileNotFoundError or ValueError where a tensor is missing, unknown, or of another shape or dtype.
+
+    Prints warnings about the folder, such as a stale index.
+    """
     expected: dict[str, tuple[int, ...]] = {}
     for mapping in mappings:
         rows = expected.get(mapping.name, (0,))[0] + mapping.official[0]
@@ -105,7 +107,7 @@ def _layers(names: Iterable[str]) -> tuple[set[int], set[int]]:
 
 
 def _layer(name: str) -> int:
-    """The number of a tensor's layer, -1 outside of all."""
+    """The number of a tensor's layer; -1 for tensors outside of layers."""
     match = LAYER.fullmatch(name)
     return int(match[1]) if match else -1
 
@@ -115,5 +117,5 @@ def _span(prefix: str, numbers: set[int]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """The first few; a name that a file makes up may hold anything."""
+    """The first few names, made safe for a message."""
     return ", ".join(map(one_line, names[:NAMED])) + (", …" if len(names) > NAMED else "")

@@ -26,10 +26,11 @@ from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
 from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import as_path
+from ling_jax.spec import Params
 
 
 class _Texts:
-    """What a model's tokenizer, template and files say about its texts."""
+    """The properties of a model's texts that follow from its tokenizer, template and files."""
 
     tokenizer: Tokenizer
     template: ChatTemplate | FolderTemplate
@@ -37,12 +38,12 @@ class _Texts:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that close a text. Raises ValueError where there is none."""
+        """The ids of tokens that end a text. Raises ValueError where there is none."""
         return end_ids(self.tokenizer, self.declared_ends)
 
     @property
     def is_chat(self) -> bool:
-        """Whether it is tuned for conversations: its files have a chat template, or say that turns end its texts."""
+        """Whether the model is tuned for conversations: it has a chat template, or declares the end of a turn."""
         return isinstance(self.template, FolderTemplate) or self.tokenizer.token_to_id(END) in self.declared_ends
 
 
@@ -58,10 +59,10 @@ class Loaded(_Texts):
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder(_Texts):
-    """A model on disk: all but its weights is read."""
+    """A model on disk, of which everything but the weights has been read."""
 
     path: Path
-    step: int | None  # of a workdir's checkpoints; None: a Hugging Face folder
+    step: int | None  # checkpoint of a workdir; None: a Hugging Face folder
     config: ModelConfig
     tokenizer: Tokenizer
     template: ChatTemplate | FolderTemplate
@@ -69,34 +70,37 @@ class ModelFolder(_Texts):
 
     @property
     def side_folder(self) -> Path:
-        """Where the tokenizer is, and all that is neither weights nor their config."""
+        """The folder of the tokenizer and of all files but the weights and their config."""
         return self.path if self.step is None else self.path / "tokenizer"
 
-    def params(self, mesh: jax.sharding.Mesh | None = None):
-        """The weights as they are stored, on the mesh. None: a workdir's on the first device, others on the host."""
+    def params(self, mesh: jax.sharding.Mesh | None = None) -> Params:
+        """The stored parameters on the mesh; without one a workdir's on the first device, others on the host."""
         if self.step is None:
             return load_hf(self.path, mesh=mesh)[0]
         return orbax.load_params(self.path / "checkpoints", self.step, mesh=mesh, verify=False)[0]
 
     def load(self) -> Loaded:
+        """The model with its parameters."""
         return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends, self.step)
 
 
-def open_model(path, *, step: int | None = None, tokenizer: str = "", peers: Peers = ALONE) -> ModelFolder:
-    """A run's workdir (checkpoints/ and tokenizer/) or a Hugging Face folder with its tokenizer.json.
+def open_model(
+    path: epath.PathLike, *, step: int | None = None, tokenizer: str = "", peers: Peers = ALONE
+) -> ModelFolder:
+    """The model of a run's workdir (checkpoints/ and tokenizer/) or of a Hugging Face folder with tokenizer.json.
 
-    A chat template and the files that declare end tokens stand beside the tokenizer. `step` picks a checkpoint of a
-    workdir; None takes the newest. `tokenizer` is a folder or a file, read where the model's folder has no
-    tokenizer.json. Where all `peers` call it for a folder that they share, each verifies a part of the
-    checkpoint. Raises FileNotFoundError where the folder is neither, and ValueError where tokenizer
-    and model do not fit, or a file cannot be read.
+    A chat template and the files that declare end tokens are beside the tokenizer. `step` picks a checkpoint of a
+    workdir; None takes the newest. `tokenizer` is a folder or file, which is read where the model's folder has no
+    tokenizer.json. `peers` are processes that all call it for a shared folder; each verifies a part of the checkpoint.
+    Raises FileNotFoundError where the folder is neither, DamagedCheckpoint, and ValueError where a file cannot be read
+    or the tokenizer has more ids than the model.
     """
     folder = as_path(path)
     if is_workdir(folder):
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step, peers=peers)
         check_texts(folder, step)
-        keys = json.loads(config.hf_source or "{}")  # the config.json that the model was read from, if any
+        keys = json.loads(config.hf_source or "{}")  # the config.json that the model came from, if any
     else:
         check_model_folder(folder)
         beside, keys = folder, read_config(folder)
@@ -115,7 +119,7 @@ def open_model(path, *, step: int | None = None, tokenizer: str = "", peers: Pee
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raises FileNotFoundError where the folder holds no model that can be read."""
+    """Raises FileNotFoundError where the folder holds no *.safetensors file; it names what was probably meant."""
     if folder.is_dir() and (weight_files(folder) or (folder / INDEX_FILE).is_file()):
         return
     raise FileNotFoundError(
@@ -123,8 +127,11 @@ def check_model_folder(folder: Path) -> None:
     )
 
 
-def load_model(path, *, step: int | None = None) -> Loaded:
-    """`open_model` with its weights. Where a run deletes its newest checkpoint meanwhile, the then newest is taken."""
+def load_model(path: epath.PathLike, *, step: int | None = None) -> Loaded:
+    """`open_model` with the parameters.
+
+    If a run deletes the newest checkpoint meanwhile, the newest one of then is loaded. Raises as `open_model`.
+    """
     checkpoints = Path(path).expanduser() / "checkpoints"
     for _ in range(ATTEMPTS - 1):
         before = steps_in(checkpoints)
@@ -137,9 +144,9 @@ def load_model(path, *, step: int | None = None) -> Loaded:
 
 
 def save_texts(model: ModelFolder, folder: epath.PathLike, *, chat: bool) -> None:
-    """Copies the side files of a model, tokenizer and template among them, and notes its end tokens.
+    """Copies the side files of a model, with tokenizer and template, and writes its end tokens.
 
-    `chat`: the model is one for conversations, or is about to become one.
+    `chat`: the model is for conversations, or training will make it so.
     """
     copy_side_files(model.side_folder, folder)
     ends = model.end_ids if chat else model.declared_ends

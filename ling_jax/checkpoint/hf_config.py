@@ -29,7 +29,7 @@ from ling_jax.checkpoint.quantised import weight_format
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.messages import warn
 
-# What a file may leave to the others; keys of one row are written together.
+# Keys that a file may leave out because others determine them; keys of one row are written together.
 DERIVED = (
     ("head_dim",),
     ("num_key_value_heads",),
@@ -41,15 +41,15 @@ OF_ARCHITECTURE = ("architectures", "model_type", "auto_map", *REPEATED)
 
 
 def from_hf(hf: dict[str, Any]) -> ModelConfig:
-    """ModelConfig of a Hugging Face config.json.
+    """The ModelConfig of a Hugging Face config.json.
 
-    Dispatches on `architectures`: Ling 2.6 and Ling 3.0 share a `model_type`. Its `hf_source` is the file, which
-    `to_hf` writes again, without `quantization_config`: parameters in memory are not quantised. One line on stderr
-    names the keys that are not read. Raises ValueError, naming the key, the value and what is expected, on another
-    architecture, missing keys, values out of range or in contradiction, and on what asks for another computation.
+    The key `architectures` decides the family, because Ling 2.6 and Ling 3.0 share a `model_type`. `hf_source` keeps
+    the file for `to_hf`, without `quantization_config`, since parameters in memory are not quantised. A line on stderr
+    names the keys that are not read. Raises ValueError that names the key, its value and the expected ones: on another
+    architecture, missing keys, values out of range, contradictions, and keys that ask for another computation.
     """
     config = read_model(hf)
-    weight_format(hf)  # one that is not read is an error
+    weight_format(hf)  # raises on a format that is not supported
     named = unread_keys(hf)
     if (overridden := overridden_factor(hf, config)) is not None:
         named.append(f"partial_rotary_factor {overridden} (rotary_dim {config.rotary_dim} wins)")
@@ -66,11 +66,11 @@ def from_hf(hf: dict[str, Any]) -> ModelConfig:
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The config.json that `from_hf` reads back to the same model, but for an MTP weight of 0, which no file can say.
+    """The config.json that `from_hf` reads back to the same model, except that an MTP weight of 0 cannot be written.
 
-    A model that came from a file keeps the file's keys as they stood; those that say of the model what has changed
-    since get the new value. Where the architecture has changed, keys of the old one go. `slope_layer_offset` is always
-    written, `quantization_config` never.
+    A model that came from a file keeps the keys of the file; keys of changed fields get the new value. If the
+    architecture has changed, the keys of the old one are dropped. `slope_layer_offset` is always written,
+    `quantization_config` never.
     """
     if not config.hf_source:
         return _header(config) | _keys(config)
@@ -86,14 +86,14 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
 def _can_be_written(value: Any) -> bool:
     try:
         json.dumps(value)
-    except (TypeError, ValueError, RecursionError):  # no JSON, a number of thousands of digits, nested too deeply
+    except (TypeError, ValueError, RecursionError):  # not JSON, a number with thousands of digits, too deep nesting
         return False
     return True
 
 
 @functools.cache
 def _warn_once(text: str, stream) -> None:
-    """A program reads a folder's config more than once."""
+    """Warns once, because a program reads the config of a folder more than once."""
     warn(text)
 
 
@@ -116,7 +116,7 @@ def _header(config: ModelConfig) -> dict[str, Any]:
 
 
 def _keys(config: ModelConfig, num_shared: int = 1) -> dict[str, Any]:
-    """A model by the keys of the table, in transformers 4's form; of `num_shared` shared experts if these can be."""
+    """{key: value} of the table for a model in transformers 4's form, with `num_shared` shared experts if possible."""
     family = V25 if config.full_attention == "mla" else LINEAR if config.layer_group_size > 1 else V2
     total = config.shared_ffn_size
     num_shared = num_shared if total and total % num_shared == 0 else int(total > 0)
@@ -142,7 +142,7 @@ def _scaling(yarn: Yarn | None) -> dict[str, Any] | None:
 
 
 def _update(hf: dict[str, Any], before: ModelConfig, config: ModelConfig) -> dict[str, Any]:
-    """The file `hf` of `before`, with what is another in `config`."""
+    """The file `hf` of `before` with the values in which `config` differs."""
     num_shared = hf.get("num_shared_experts") or hf.get("n_shared_experts") or 1
     old, new = _keys(before, num_shared), _keys(config, num_shared)
     changed = {key for key in new if new[key] != old[key]}
@@ -150,7 +150,7 @@ def _update(hf: dict[str, Any], before: ModelConfig, config: ModelConfig) -> dic
         left_out = any(not any(at(hf, place) for place in KEYS[key].places) for key in group)
         if changed.intersection(group) or (left_out and changed.intersection(DERIVED_FROM)):
             changed |= set(group)
-    if hf.get("head_dim") not in (None, old["head_dim"]):  # that of a port, which no other code reads so
+    if hf.get("head_dim") not in (None, old["head_dim"]):  # a port's head_dim, which other code reads differently
         changed.add("head_dim")
     for key in sorted(changed, key=list(new).index):
         if key == "rope_scaling":
@@ -162,7 +162,7 @@ def _update(hf: dict[str, Any], before: ModelConfig, config: ModelConfig) -> dic
 
 
 def _update_repeated(hf: dict[str, Any], changed: set[str], config: ModelConfig) -> None:
-    """Lists of layers go where they are no longer right; numbers get the new value."""
+    """Drops lists of layers that no longer fit, and updates numbers that repeat others."""
     stale = MIXER_LISTS if changed & {"num_hidden_layers", "layer_group_size"} else ()
     stale += (FFN_LIST,) if changed & {"num_hidden_layers", "first_k_dense_replace"} else ()
     for key in stale:
@@ -174,7 +174,7 @@ def _update_repeated(hf: dict[str, Any], changed: set[str], config: ModelConfig)
 
 
 def _write(hf: dict[str, Any], key: Key, value: Any) -> None:
-    """Wherever the file has the key; on the top level if nowhere."""
+    """Writes a value at every place where the file has the key, else on the top level."""
     places = [place.partition(".") for place in key.places]
     held = [
         (first, second) for first, _, second in places if first in hf and (not second or second in (hf[first] or ()))
@@ -187,7 +187,7 @@ def _write(hf: dict[str, Any], key: Key, value: Any) -> None:
 
 
 def _write_scaling(hf: dict[str, Any], scaling: dict[str, Any] | None) -> None:
-    """In the object that the file has; its other keys, such as `rope_theta`, stay."""
+    """Writes YaRN's keys into the object that the file has for them; its other keys, such as `rope_theta`, stay."""
     for place in [place for place in ROPE if isinstance(hf.get(place), dict)] or ["rope_scaling"]:
         gone = ("rope_type", "type", *YARN)
         kept = {key: value for key, value in (hf.get(place) or {}).items() if key not in gone}

@@ -1,4 +1,4 @@
-"""The keys of Hugging Face's config.json: what is read, of which type and range, and what the others may say."""
+"""The keys of Hugging Face's config.json: types and ranges of those that are read, allowed values of the others."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,24 +9,26 @@ class Kind(NamedTuple):
 
     accepts: Callable[[Any], bool]
     expected: str
-    is_float: bool = False  # read as one, though the file may have a whole number
+    is_float: bool = False  # read as float, also where the file has a whole number
 
 
 def whole(low: int, high: int) -> Kind:
-    """JSON's true and 4.0 are no whole numbers."""
+    """Integers from `low` to `high`; JSON's true and 4.0 are none."""
     return Kind(lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}")
 
 
 def above(low: float, high: float) -> Kind:
+    """Numbers in (low, high]."""
     return Kind(lambda v: _is_number(v) and low < v <= high, f"a number above {low} and at most {high:g}", True)
 
 
 def at_least(low: float, high: float) -> Kind:
+    """Numbers in [low, high]."""
     return Kind(lambda v: _is_number(v) and low <= v <= high, f"a number from {low} to {high:g}", True)
 
 
 def one_of(*values: Any) -> Kind:
-    """Values of the same type only: 1 is not true."""
+    """One of some values, of the same type: 1 is not true."""
     names = [_json_name(value) for value in values]
     listed = " or ".join(([", ".join(names[:-1])] if names[:-1] else []) + names[-1:])
     return Kind(lambda v: any(type(v) is type(value) and v == value for value in values), listed)
@@ -64,25 +66,26 @@ LING_3_MARKS = ("short_conv_kernel_size", "gated_attention_proj_granularity_type
 
 
 class Key(NamedTuple):
-    """One thing that is read. A key that is null is as one that is missing."""
+    """A key that is read. null counts as missing."""
 
     name: str  # on the top level, or in an object of `ROPE`: "rope_scaling.factor"
     kind: Kind
     meaning: str
-    field: str = ""  # of ModelConfig; "": fields are derived from it
-    needed: bool = False  # by the families that read it
+    field: str = ""  # of ModelConfig; "": other fields are derived from the key
+    needed: bool = False  # whether a file of its families must have it
     families: tuple[str, ...] = ALL
-    also: tuple[str, ...] = ()  # other places of the same thing
+    also: tuple[str, ...] = ()  # other names of the key
 
     @property
     def places(self) -> tuple[str, ...]:
         return (self.name, *self.also)
 
 
-ROPE = ("rope_parameters", "rope_scaling")  # transformers 5 and its predecessors name the same object so
+ROPE = ("rope_parameters", "rope_scaling")  # names of the same object in transformers 5 and before
 
 
 def in_rope(key: str) -> tuple[str, ...]:
+    """The places of a key in the objects of `ROPE`."""
     return tuple(f"{place}.{key}" for place in ROPE)
 
 
@@ -90,7 +93,7 @@ def _yarn(key: str, kind: Kind, meaning: str, *also: str) -> Key:
     return Key(f"rope_scaling.{key}", kind, meaning, also=(f"rope_parameters.{key}", *also))
 
 
-# Limits are several times what any public model has: they keep absurd sizes from being built.
+# Limits are several times the sizes of public models, so that no absurd size is built.
 LAYERS, EXPERTS, HEADS, WIDTH = 1024, 8192, 4096, 2**20
 MAX_POSITION = 2**31 - 1  # positions are int32
 EXPERTS_NAMES = ("n_routed_experts", "num_local_experts")  # DeepSeek's, Mixtral's
@@ -161,15 +164,16 @@ YARN = {  # keys of an object of `ROPE` -> fields of `Yarn`
 }  # fmt: skip
 
 
-# What other keys may say. They belong to this or a neighbouring family and change what is computed.
+# Allowed values of other keys, which belong to this or a neighbouring family and would change the computation.
 def nothing(*more: Any) -> Kind:
-    """null, false, 0, an empty list, object or text; or one of `more`."""
+    """null, false, 0, an empty list, object or string, or one of `more`."""
     extra = one_of(*more) if more else None
     expected = "null, false or 0" + (f", or {extra.expected}" if extra else "") + ": nothing else is computed"
     return Kind(lambda v: not v or (extra is not None and extra.accepts(v)), expected)
 
 
 def only(*values: Any) -> Kind:
+    """null or one of some values."""
     kind = one_of(*values)
     return Kind(lambda v: v is None or kind.accepts(v), f"{kind.expected}: nothing else is computed")
 
@@ -236,14 +240,14 @@ UNREAD: dict[str, Kind] = {
     **dict.fromkeys((*in_rope("extrapolation_factor"), *in_rope("attn_factor")), ONE),  # vLLM's of YaRN
     **{place: nothing() for key in OTHER_ROPES for place in in_rope(key)},
 }
-# These repeat what other keys say, and must agree with them.
+# These keys repeat others and must agree with them.
 LINEAR_HEADS = ("num_kv_heads_for_linear_attn", "linear_key_value_heads", "num_linear_key_value_heads")
 MIXER_LISTS = ("layer_types", "layers_block_type", "_layers_block_type")
 FFN_LIST = "mlp_layer_types"
 REPEATED = (*LINEAR_HEADS, *MIXER_LISTS, FFN_LIST, "qk_head_dim", "full_attention_type")
 DROPOUTS = ("attention_dropout", "embedding_dropout", "output_dropout", "hidden_dropout", "router_jitter_noise")
 
-# Settings of generation and old tasks: transformers 4 keeps them in every config, and some tools write them out.
+# Settings of generation and of old tasks, which transformers 4 keeps in every config and some tools write.
 TRANSFORMERS_4 = (
     "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
@@ -255,7 +259,7 @@ TRANSFORMERS_4 = (
 )  # fmt: skip
 
 QUANTISATION = ("quantization_config", "compression_config", "quantization")  # the last: MLX
-# Of the releases and of what transformers writes into every file: they change nothing that is computed.
+# Keys of the releases and of transformers that do not change the computation.
 HARMLESS = frozenset((
     *ROPE, *QUANTISATION, "architectures", "model_type", "auto_map", "transformers_version", "_name_or_path",
     "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "output_attentions",

@@ -2,8 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from etils import epath
+from jax.typing import DTypeLike
 
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.fit import check_sizes, check_tensors
@@ -22,12 +25,12 @@ from ling_jax.spec import named_leaves
 
 
 class HfReader(Reader):
-    """Of a folder of the official format; `dtype` as in `load_hf`.
+    """Reads a folder of the official format; `dtype` as in `load_hf`.
 
-    Raises FileNotFoundError, PermissionError or ValueError, naming the file or tensor, before anything large is read.
+    Raises FileNotFoundError, PermissionError or ValueError that name the file or tensor, before weights are read.
     """
 
-    def __init__(self, folder, *, dtype=None):
+    def __init__(self, folder: epath.PathLike, *, dtype: DTypeLike | None = None):
         folder = as_path(folder)
         content = read_config(folder)
         self._tensors = Tensors(folder, content)
@@ -49,9 +52,9 @@ class HfReader(Reader):
         return from_official(self._tensors.read(mapping.name, rows, self.dtypes[leaf]), mapping)
 
     def as_stored(self, value: np.ndarray, leaf: str, index: Index = ()) -> np.ndarray:
-        """As in `Reader`. FP8 in its blocks, of which the part has whole ones, in the dtype that this model is read in.
+        """As in `Reader`; a part of an FP8 weight must consist of whole blocks.
 
-        Raises ValueError on what FP8 cannot hold.
+        Raises ValueError on values that FP8 cannot hold.
         """
         if leaf not in self._quantised:
             return super().as_stored(value, leaf, index)
@@ -70,7 +73,7 @@ class HfReader(Reader):
         self._tensors.report_nonfinite()
 
     def _stored_dtypes(self, mappings: list[TensorMapping], config: ModelConfig, dtype) -> dict[str, np.dtype]:
-        """Of each leaf; the wider one where its tensors have several, so that no value changes."""
+        """The dtype of each leaf; the widest one where its tensors have several, so that no value changes."""
         found: dict[str, np.dtype] = {}
         for mapping in mappings:
             stored = self._tensors.dtype(mapping.name, config.compute_dtype) if dtype is None else np.dtype(dtype)
@@ -78,8 +81,8 @@ class HfReader(Reader):
         return found
 
 
-def read_config(folder: Path) -> dict:
-    """The folder's config.json; errors name the file."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder. Raises FileNotFoundError, PermissionError or ValueError that name the file."""
     file = folder / "config.json"
     try:
         return read_object(file)
@@ -87,8 +90,11 @@ def read_config(folder: Path) -> dict:
         raise FileNotFoundError(f"{file} is missing: {folder} is not a Hugging Face model folder") from None
 
 
-def config_of(hf: dict, tensors: Tensors, dtype) -> ModelConfig:
-    """The config of a folder: what its file says, and the slope convention that it or its tensors tell."""
+def config_of(hf: dict[str, Any], tensors: Tensors, dtype: DTypeLike | None) -> ModelConfig:
+    """The ModelConfig of a folder: its config.json, and the slope convention of the file or else of the tensors.
+
+    Raises ValueError where the two do not fit together.
+    """
     try:
         config = from_hf(hf)
     except ValueError as error:
@@ -102,7 +108,7 @@ def config_of(hf: dict, tensors: Tensors, dtype) -> ModelConfig:
 
 
 def _stored_slope_offset(tensors: Tensors, config: ModelConfig) -> int:
-    """The convention that a stored slope of a Lightning layer fits; 0 without one."""
+    """The slope convention of a stored slope of a Lightning layer; 0 without one."""
     lightning = [n for n in range(config.num_layers) if not config.is_full_attention_layer(n)]
     slopes, names = {f"model.layers.{n}.attention.slope": n for n in lightning}, tensors.names()
     stored = [name for name in slopes if name in names and tensors.stored_dtype(name) in DTYPES]

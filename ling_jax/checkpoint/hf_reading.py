@@ -1,4 +1,4 @@
-"""Hugging Face's config.json -> ModelConfig: what the file has, whether it fits, and what is left out."""
+"""Hugging Face's config.json -> ModelConfig: its values, checks of them, and the keys that are not read."""
 
 import json
 from typing import Any, NamedTuple
@@ -32,18 +32,18 @@ from ling_jax.checkpoint.hf_keys import (
 from ling_jax.config import ModelConfig, Yarn
 from ling_jax.messages import shown
 
-MAX_NAMED = 50  # our choice: a line that can still be read
+MAX_NAMED = 50  # keys in a message; our choice
 
 
 class Found(NamedTuple):
-    """What a file has of the table."""
+    """The values that a file has for the keys of the table."""
 
-    values: dict[str, Any]  # by the name of the key; None where the file has none
-    places: dict[str, str]  # of the values: which key a message names
+    values: dict[str, Any]  # key -> value; None where the file lacks it
+    places: dict[str, str]  # key -> its name in this file, for messages
 
 
 def read_model(hf: dict[str, Any]) -> ModelConfig:
-    """What `from_hf` reads, without its file and its warning. No loop is as long as a number in the file says."""
+    """`from_hf` without `hf_source` and warnings. The length of no loop depends on a number in the file."""
     if not isinstance(hf, dict):
         raise ValueError(f"config.json is {_shown(hf)}; expected an object")
     name = _architecture(hf)
@@ -58,7 +58,7 @@ def read_model(hf: dict[str, Any]) -> ModelConfig:
 
 
 def unread_keys(hf: dict[str, Any]) -> list[str]:
-    """Keys that are neither read nor known to change nothing, as a message names them: the first `MAX_NAMED`."""
+    """The first `MAX_NAMED` keys that are neither read nor known as harmless, as texts for a message."""
     known = HARMLESS | UNREAD.keys() | {place for place in PLACES if "." not in place}
     named = [key for key in hf if key not in known and not key.startswith(OFF_PREFIXES)]
     named += [key for key in DROPOUTS if hf.get(key)]
@@ -111,7 +111,7 @@ def at(hf: dict[str, Any], place: str) -> Any:
 
 
 def _find(hf: dict[str, Any], key: Key, architecture: str) -> tuple[str, Any]:
-    """(place, value) of a key; all the places that have it agree."""
+    """(place, value) of a key. Raises ValueError where two places have different values."""
     found = [(place, value) for place in key.places if (value := at(hf, place)) is not None]
     for place, value in found:
         if not key.kind.accepts(value):
@@ -130,7 +130,7 @@ def _find(hf: dict[str, Any], key: Key, architecture: str) -> tuple[str, Any]:
 
 
 def _check_unread(hf: dict[str, Any], family: Family) -> None:
-    """Keys that are not read must not ask for another computation."""
+    """Raises ValueError where a key that is not read asks for another computation."""
     for rope in ROPE:
         scaling = hf.get(rope)
         if not isinstance(scaling, dict | None):
@@ -154,7 +154,7 @@ def _check_unread(hf: dict[str, Any], family: Family) -> None:
 
 
 def _yarn(found: Found) -> Yarn | None:
-    """None where the objects of `ROPE` only repeat the rope's parameters, as transformers 5 writes them."""
+    """The YaRN scaling; None where the objects of `ROPE` only repeat rope's parameters, as in transformers 5."""
     given = {key: found.values[f"rope_scaling.{key}"] for key in YARN}
     if found.values["rope_scaling.rope_type"] != "yarn":
         for key in ("factor", "attention_factor"):
@@ -176,7 +176,7 @@ def _yarn(found: Found) -> Yarn | None:
 
 
 def _fill_in(values: dict[str, Any], family: Family) -> None:
-    """Defaults that follow from other keys."""
+    """Fills in the defaults that follow from other keys."""
     heads = values["num_attention_heads"]
     if values["head_dim"] is None or _has_head_dim_of_port(values, family):
         if values["hidden_size"] % heads:
@@ -200,10 +200,10 @@ def _fill_in(values: dict[str, Any], family: Family) -> None:
 
 
 def _has_head_dim_of_port(values: dict[str, Any], family: Family) -> bool:
-    """Whether head_dim is not a Lightning head's: transformers' port of 2.6 writes qk_rope_head_dim there.
+    """Whether head_dim is qk_rope_head_dim, as transformers' port of 2.6 writes it, and not that of a Lightning head.
 
-    The rotated part is then that of hidden_size / num_attention_heads. Where it is that of head_dim, the two mixers
-    would not share their table of rotations, which the official code cannot do.
+    Then partial_rotary_factor is a part of hidden_size / num_attention_heads. As a part of head_dim it would give the
+    two mixers different tables of rotations, which the official code cannot have.
     """
     factor, heads = values["partial_rotary_factor"], values["num_attention_heads"]
     if family.softmax != "mla" or factor is None or values["head_dim"] != (rope := values["qk_rope_head_dim"]):
@@ -213,7 +213,7 @@ def _has_head_dim_of_port(values: dict[str, Any], family: Family) -> bool:
 
 
 def _check_relations(found: Found, family: Family) -> None:
-    """What one value says of another."""
+    """Raises ValueError where the values of two keys contradict each other."""
     v, place = found.values, found.places
 
     def require(holds: bool, key: str, expected: str) -> None:
@@ -248,7 +248,7 @@ def _model(values: dict[str, Any], family: Family, yarn: Yarn | None) -> ModelCo
     fields = {field: value for field, value in named.items() if value is not None}
     fields |= {} if family.hybrid else {"layer_group_size": 1}
     fields |= {"num_kv_heads": values["num_key_value_heads"]} if family.softmax == "gqa" else {}
-    # 0 is what the 2.6 releases have, whatever they were trained with: it says nothing of training.
+    # The 2.6 releases have 0, which is not the weight of their training.
     fields |= {"mtp_loss_weight": weight} if (weight := values["mtp_loss_scaling_factor"]) else {}
     return ModelConfig(
         full_attention=family.softmax,
@@ -263,7 +263,7 @@ def _model(values: dict[str, Any], family: Family, yarn: Yarn | None) -> ModelCo
 
 
 def _check_repeated(hf: dict[str, Any], config: ModelConfig) -> None:
-    """Keys that repeat what others say of the model."""
+    """Raises ValueError where keys that repeat others contradict them."""
     heads = config.num_heads
     for key in LINEAR_HEADS:
         if not nothing(heads).accepts(value := hf.get(key)):
@@ -282,7 +282,7 @@ def _check_repeated(hf: dict[str, Any], config: ModelConfig) -> None:
 
 
 def _check_list(hf: dict[str, Any], key: str, kinds: list[Kind], reason: str) -> None:
-    """A list with a name for each layer."""
+    """Raises ValueError where a list of names, one for each layer, does not fit the model."""
     if (found := hf.get(key)) is None:
         return
     if not isinstance(found, list) or len(found) != len(kinds):
@@ -293,7 +293,7 @@ def _check_list(hf: dict[str, Any], key: str, kinds: list[Kind], reason: str) ->
 
 
 def overridden_factor(hf: dict[str, Any], config: ModelConfig) -> float | None:
-    """The part of a head that the file names, where its `rotary_dim` says otherwise."""
+    """The file's partial_rotary_factor where its `rotary_dim` contradicts it, else None."""
     for place in KEYS["partial_rotary_factor"].places:
         if (factor := at(hf, place)) is not None and int(config.head_dim * factor) != config.rotary_dim:
             return factor
@@ -301,17 +301,17 @@ def overridden_factor(hf: dict[str, Any], config: ModelConfig) -> float | None:
 
 
 def refusal(place: str, value: Any, expected: str) -> ValueError:
-    """The one form of all errors on a key that is there."""
+    """The error of a key with a wrong value."""
     return ValueError(f"config.json: {_name(place)} is {_shown(value)}; expected {expected}")
 
 
 def _name(place: str) -> str:
-    """A key as it stands, unless that would break the line or fill it."""
+    """A key for a message, escaped and cut if it is long or has line breaks."""
     return place if place.isprintable() and 0 < len(place) <= 80 else _shown(place)
 
 
 def _shown(value: Any) -> str:
-    """On one line and short, whatever it is."""
+    """A value for a message: short and on one line."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return shown(value)

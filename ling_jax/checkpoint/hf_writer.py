@@ -1,4 +1,4 @@
-"""A Hugging Face folder that is written part by part, into shards whose layout is known beforehand."""
+"""A Hugging Face folder written part by part, into shards whose layout is computed first."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import names_in, upload
 
 MAX_SHARD_BYTES = 5 * 2**30
-# Transposed and written at a time, in the processor's cache: half the CPU time of all at once, measured.
+# Rows that are transposed and written at a time: they fit the cache, which halves the CPU time (measured).
 PIECE_ROWS = 512
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -34,7 +34,7 @@ class Tensor(NamedTuple):
 
     dtype: np.dtype
     shape: tuple[int, ...]
-    begin: int  # first byte behind the header
+    begin: int  # offset after the header
 
     @property
     def nbytes(self) -> int:
@@ -47,11 +47,11 @@ class Shard(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Without the header."""
+        """Bytes without the header."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def header(self) -> bytes:
-        """As the format has it, padded to 8 bytes."""
+        """The header of a safetensors file, padded to 8 bytes."""
         entries: dict = {"__metadata__": {"format": "pt"}}
         for name, tensor in self.tensors.items():
             ends = [tensor.begin, tensor.begin + tensor.nbytes]
@@ -62,11 +62,11 @@ class Shard(NamedTuple):
 
 
 class HfWriter(Writer):
-    """Fills a folder that is there with the files that `load_hf` and the official code read.
+    """Writes the files that `load_hf` and the official code read into an existing folder.
 
-    A shard has another name until it is whole and on the disk; `close` writes the index. The folder may hold whole
-    shards of an interrupted writer of the same config, dtypes and sizes: these stay. Of several processes each writes
-    whole shards, and the first one all else.
+    A shard has a partial name until it is whole and on the disk; `close` writes the index. Whole shards of an
+    interrupted writer of the same config, dtypes and sizes stay. Of several processes each writes whole shards, and
+    process 0 all other files.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class HfWriter(Writer):
         store: epath.Path | None = None,
         peers: Peers = ALONE,
     ):
-        """`store`: a folder of a store, which gets whole shards in the place of `folder`.
+        """`store`: a folder of a store; whole shards are moved there from `folder`.
 
-        `fp8`: linear layers as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others.
+        `fp8`: linear layers are written as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others.
         """
         super().__init__(config, dtypes)
         self.peers, self._folder, self._store = peers, folder, store
@@ -94,7 +94,7 @@ class HfWriter(Writer):
         self._depth = {mapping.leaf: len(mapping.index) for mapping in mappings}
         self._whole = {shard.file for shard in self.shards} & set(names_in(store or folder))
         self._left = {shard.file: shard.nbytes for shard in self.shards if shard.file not in self._whole}
-        self._open: dict[str, tuple[BinaryIO, int]] = {}  # file, first byte behind the header
+        self._open: dict[str, tuple[BinaryIO, int]] = {}  # file, size of the header
         self._lock = threading.Lock()
         content = to_hf(config) | ({"quantization_config": BLOCK_CONFIG} if fp8 else {})
         if not peers.index:
@@ -128,7 +128,7 @@ class HfWriter(Writer):
         return self._shard_of[self._mappings[leaf, index[: self._depth[leaf]]].name].file
 
     def _mappings_of(self, part: Part) -> Iterator[tuple[TensorMapping, np.ndarray]]:
-        """The official tensors of a part, each with its values; experts are tensors of their own."""
+        """The official tensors of a part with their values; each expert is a tensor of its own."""
         depth, values = self._depth[part.leaf], np.asarray(part.values)
         if len(part.index) >= depth:
             yield narrowed(self._mappings[part.leaf, part.index[:depth]], part.index[depth:]), values
@@ -149,7 +149,7 @@ class HfWriter(Writer):
         self._write_rows(mapping.name + SCALES[0], mapping.row // BLOCK, scale)
 
     def _write_rows(self, name: str, row: int, value: np.ndarray) -> None:
-        """Rows of an official tensor, from `row` on."""
+        """Writes rows of an official tensor, from `row` on."""
         shard = self._shard_of[name]
         tensor = shard.tensors[name]
         data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
@@ -168,7 +168,7 @@ class HfWriter(Writer):
 
     def _begin(self, shard: Shard) -> tuple[BinaryIO, int]:
         header = shard.header()
-        file = self._partial(shard).open("wb", buffering=0)  # closed with the writer, if it is never whole
+        file = self._partial(shard).open("wb", buffering=0)  # stays open until the shard is whole
         self._open[shard.file] = file, len(header)
         _write_all(file.fileno(), np.frombuffer(header, np.uint8), 0)
         return self._open[shard.file]
@@ -189,9 +189,10 @@ class HfWriter(Writer):
 def shard_layout(
     mappings: list[TensorMapping], dtypes: Mapping[str, np.dtype], max_bytes: int, *, fp8: bool = False
 ) -> list[Shard]:
-    """The official tensors in the order of layers, cut where the next would pass `max_bytes`.
+    """The shards: official tensors in the order of layers, at most `max_bytes` in each.
 
-    A scale is in the file of its weight. With `fp8`, a linear layer whose parts begin within a block stays wide.
+    A scale is in the file of its weight. With `fp8`, a linear layer with a part that begins inside of a block is not
+    quantised.
     """
     whole: dict[str, Tensor] = {}
     ragged = set()
@@ -227,11 +228,12 @@ def _pieces(mapping: TensorMapping) -> Iterator[Index]:
 
 
 def shard_name(number: int, count: int) -> str:
+    """The file name of shard `number`, from 1, of `count`."""
     return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def _placed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Wide dtypes first, which keeps every tensor aligned."""
+    """The tensors of a shard with their offsets; wide dtypes come first, so that every tensor is aligned."""
     placed, begin = {}, 0
     for name in sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize):
         placed[name] = tensors[name]._replace(begin=begin)

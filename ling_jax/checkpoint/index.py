@@ -1,4 +1,4 @@
-"""Which file of a Hugging Face folder holds which tensor: its index decides, and headers where there is no good one."""
+"""The file of each tensor in a Hugging Face folder, by its index, or by the headers without a valid index."""
 
 from collections.abc import Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +20,16 @@ OTHER_WEIGHTS = (".gguf", ".ggml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5
 
 class Location(NamedTuple):
     place: dict[str, tuple[SafetensorsFile, str]]  # canonical name -> file, name in the file
-    absent: dict[str, str]  # canonical name -> the file that the index names, which is not there
-    remarks: list[str]  # what a user should know
+    absent: dict[str, str]  # canonical name -> the missing file that the index names
+    remarks: list[str]  # for warnings
 
 
 def locate(folder: Path) -> Location:
-    """Where the tensors of a folder are.
+    """The locations of a folder's tensors.
 
-    An index whose files do not hold what it says is replaced by the headers of all files that are there. Raises
-    FileNotFoundError without any file, ValueError on a broken index and on a tensor that is in two files where no
-    index decides.
+    A stale index, whose files hold other tensors, is replaced by the headers of all files in the folder. Raises
+    FileNotFoundError where there is no file, ValueError on a broken index, and on a tensor in two files without a valid
+    index.
     """
     index, beside = folder / INDEX_FILE, weight_files(folder)
     if not index.is_file():
@@ -57,7 +57,7 @@ def locate(folder: Path) -> Location:
 
 
 def _first_difference(lost: dict[str, str], unnamed: list[tuple[str, str]], files: Container[str]) -> str:
-    """Of an index and the headers of the `files` that it names."""
+    """The first difference between an index and the headers of the `files` that it names, as text."""
     name, file = min(lost.items()) if lost else min(unnamed)
     if not lost:
         return f"{one_line(name)} of {one_line(file)} is not in it"
@@ -69,18 +69,18 @@ def _adapter(folder: Path) -> list[str]:
 
 
 def is_workdir(folder: Path) -> bool:
-    """Whether a model's folder is a run's workdir, and no Hugging Face folder with checkpoints of another program."""
+    """Whether a folder is a run's workdir, and no Hugging Face folder with checkpoints of another program."""
     return (folder / "checkpoints").is_dir() and not weight_files(folder)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files in a folder; hidden ones are a file system's or a download's own."""
+    """The names of the safetensors files in a folder, without hidden ones and adapters."""
     names = (name for name in names_in(folder) if name.endswith(".safetensors") and not name.startswith("."))
     return sorted(name for name in names if name != ADAPTER and (is_remote(folder) or (folder / name).is_file()))
 
 
 def other_weights(folder: Path) -> str:
-    """ "; …" about what else a folder without safetensors files holds of weights, or ""."""
+    """ "; …" with a hint about other weights in a folder without safetensors files, or ""."""
     for name in sorted(names_in(folder)):
         path = folder / name
         if name == "snapshots" and any(path.glob("*/config.json")):
@@ -95,7 +95,7 @@ def other_weights(folder: Path) -> str:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """{tensor: file name} of an index. Raises ValueError on anything else, and on names that leave the folder."""
+    """{tensor: file name} of an index. Raises ValueError on other content, and on file names outside of the folder."""
     weight_map = read_object(index, "an object with weight_map").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         found = "missing" if weight_map is None else f"a JSON {type(weight_map).__name__} of {weight_map!r:.40}"

@@ -1,4 +1,6 @@
-"""Which reader a model on disk has."""
+"""Opens a model on disk with the reader of its format."""
+
+from etils import epath
 
 from ling_jax.checkpoint.hf_reader import HfReader
 from ling_jax.checkpoint.index import is_workdir
@@ -7,7 +9,10 @@ from ling_jax.checkpoint.parts import Reader
 from ling_jax.paths import as_path
 
 
-def open_layers(path, step: int | None = None) -> Reader:
-    """Of a run's workdir (checkpoints/) or a Hugging Face folder; raises as `load_hf` and `orbax.load_config`."""
+def open_layers(path: epath.PathLike, step: int | None = None) -> Reader:
+    """The reader of a run's workdir (checkpoints/) or a Hugging Face folder.
+
+    Raises as `load_hf` and `orbax.load_config`.
+    """
     folder = as_path(path)
     return OrbaxReader(folder / "checkpoints", step) if is_workdir(folder) else HfReader(folder)

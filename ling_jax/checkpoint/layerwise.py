@@ -78,13 +78,13 @@ def mixer_outputs(
     return np.concatenate(made)
 
 
-def embedded(reader: Reader, tokens, config: ModelConfig) -> np.ndarray:
-    """[…, D] of tokens […]; the table is held as long as this takes."""
+def embedded(reader: Reader, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """The embeddings […, D] of tokens […]; memory holds the table during the call only."""
     return np.asarray(reader.top("embed")[np.asarray(tokens)], config.compute_dtype)
 
 
 def _through(params, x, log_decay_H, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind) -> list[Any]:
-    """All batches after a layer. The results are ready on return, so nothing refers to the layer any more."""
+    """The outputs of a layer for all batches, computed on return, so that the layer can be freed."""
     outs = [run_layer(params, x_BTD, log_decay_H, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
     return jax.block_until_ready(outs)
 
@@ -94,12 +94,21 @@ def _sequence(rows: Batch, config: ModelConfig):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def normed(weight_D, x_BTD, config: ModelConfig):
+def normed(weight_D: jax.Array, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
+    """x [B, T, D] after the RMS norm with a weight [D]."""
     return rms_norm(x_BTD, weight_D, config.norm_eps)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
-def run_layer(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, kind: LayerKind):
+def run_layer(
+    params: Params,
+    x_BTD: jax.Array,
+    log_decay_H: jax.Array | None,
+    rows: Batch,
+    config: ModelConfig,
+    kind: LayerKind,
+) -> jax.Array:
+    """The output [B, T, D] of a layer; `log_decay_H` [H] is None for full attention."""
     return layer(params, x_BTD, log_decay_H, None, _sequence(rows, config), config, kind)[0]
 
 
@@ -109,10 +118,12 @@ def _mixed(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, mixer: 
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def mtp_input(params, embedded_BTD, hidden_BTD, config: ModelConfig):
+def mtp_input(params: Params, embedded_BTD: jax.Array, hidden_BTD: jax.Array, config: ModelConfig) -> jax.Array:
+    """The input [B, T, D] of an MTP layer, from embeddings and hidden states [B, T, D] (`mtp.module_input`)."""
     return module_input(params, embedded_BTD, hidden_BTD, config)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def shifted_tokens(rows: Batch, by: int, config: ModelConfig):
+def shifted_tokens(rows: Batch, by: int, config: ModelConfig) -> jax.Array:
+    """The tokens [B, T] that follow those of the rows by `by` positions (`mtp.shift_tokens`)."""
     return shift_tokens(rows["tokens"], _sequence(rows, config).docs, by)

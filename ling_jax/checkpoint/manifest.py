@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: size and crc32c of each of its files, written last and compared before it is read.
 
-Orbax keeps no sums of the arrays' bytes: a bit that a disk flips is another weight. The manifest is the file
-`manifest.json` in the folder of a step; `write` makes it, `verify` compares the folder with it.
+Orbax stores no checksums of arrays, so a bit that flips on the disk would be another weight. The manifest is the file
+`manifest.json` in the folder of a step. `write` makes it, and `verify` compares the folder with it.
 """
 
 import contextlib
@@ -28,23 +28,23 @@ OF_PROCESS = re.compile(r"ocdbt\.process_([0-9]+)")
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that is there and cannot be read."""
+    """A checkpoint exists but cannot be read."""
 
 
 def write(folder: Path | epath.Path, peers: Peers = ALONE) -> None:
-    """Writes the manifest of a step's folder: all its files but the manifest itself, flushed to the disk before.
+    """Flushes all other files in the folder of a step to the disk and writes their manifest.
 
-    It repeats the checkpoint's record (META_FILE, of `orbax.meta_record`). To be called when everything else is written
-    and before the folder takes its name; a manifest that is there is replaced. All `peers` call it: each sums and
-    flushes the files that it wrote, and the first one writes. Where one of them cannot, the others raise DamagedFile.
+    The manifest repeats the checkpoint's record (META_FILE, of `orbax.meta_record`). Call it when all other files are
+    written and before the folder gets its name; it replaces an old manifest. All `peers` call it: each sums and flushes
+    the files that it wrote, and process 0 writes. If one of them fails, the others raise DamagedFile.
     """
     sums, problem = {}, None
     try:
         if not peers.index and not is_remote(folder):
-            for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process killed while it wrote one
+            for left_over in folder.glob(f".{FILE_NAME}.*.partial"):  # of a process that was killed in this function
                 left_over.unlink()
         sums = _own_sums(folder, peers)
-    except Exception as error:  # a store's have kinds of their own, and the others wait
+    except Exception as error:  # of any kind: stores have their own, and the other processes wait
         problem = error
     found = peers.gather([sums, problem and str(problem)], "sums")
     if problem:
@@ -66,13 +66,13 @@ def write_of_save(folder: Path | epath.Path, peers: Peers) -> None:
 
 
 def help_write(peers: Peers) -> None:
-    """In a thread of the other processes: sums of what they wrote of the next save that process 0 ends."""
-    with contextlib.suppress(Exception):  # which process 0 raises
+    """The other processes' part of `write_of_save`, in a thread: it sums the files that they wrote."""
+    with contextlib.suppress(Exception):  # process 0 raises the error
         write(as_path(peers.first(None, "saved folder")), peers)
 
 
 def _own_sums(folder: Path | epath.Path, peers: Peers) -> dict[str, Sum]:
-    """Of the files that this process wrote, or that are left of one with a higher number."""
+    """{name: sum} of the files that this process wrote, or that a process beyond the present ones left."""
 
     def is_ours(path: PurePath) -> bool:
         return _writer(path) % peers.count == peers.index
@@ -87,18 +87,16 @@ def _own_sums(folder: Path | epath.Path, peers: Peers) -> dict[str, Sum]:
 
 
 def _writer(path: PurePath) -> int:
-    """The number of the process that wrote a file of a checkpoint: Orbax gives each a folder."""
+    """The number of the process that wrote a file of a checkpoint; Orbax gives each process a folder."""
     return next((int(match[1]) for name in path.parts if (match := OF_PROCESS.fullmatch(name))), 0)
 
 
 def verify(folder: Path | epath.Path, peers: Peers = ALONE) -> bool:
-    """Compares every file with the manifest, of several processes each its share.
+    """Compares every file with the manifest; each of several `peers` compares a share.
 
-    False where there is no manifest, as in checkpoints of earlier versions.
-
-    Raises DamagedCheckpoint, which names the first file that is missing, cut or another, and ValueError on a manifest
-    of another format. Files that the manifest does not name are left alone. What this process has compared, and no one
-    has touched since, is not read again.
+    Returns False where there is no manifest, as in checkpoints of earlier versions. Files that are not in the manifest
+    are ignored. A process does not read unchanged files a second time. Raises DamagedCheckpoint that names the first
+    file that is missing, cut or changed, and ValueError on a manifest of another format.
     """
     folder = as_path(folder)
     if not (folder / FILE_NAME).exists():
@@ -111,7 +109,7 @@ def verify(folder: Path | epath.Path, peers: Peers = ALONE) -> bool:
 
 
 def _stats(folder: Path | epath.Path) -> tuple:
-    """What tells whether files were touched: a name, size, time of change and inode each; of objects their sums."""
+    """Values that change when a file is touched: names, sizes, times and inodes; for objects their sums."""
     if is_remote(folder):
         return tuple(sorted(objects_below(folder).items()))
     stats = ((name, (folder / name).stat()) for name in files_below(folder))
@@ -120,7 +118,7 @@ def _stats(folder: Path | epath.Path) -> tuple:
 
 @functools.lru_cache(maxsize=16)
 def _compare(folder: Path | epath.Path, stats: tuple, peers: Peers) -> None:
-    """Reads this process's share of a checkpoint's files; in a process once, unless a file was touched since."""
+    """Compares this process's share of the files; cached until a file is touched."""
     files = read(folder).get("files")
     compare(folder, dict(peers.share(files.items())) if isinstance(files, dict) else files)
 
@@ -141,7 +139,7 @@ def read(folder: Path | epath.Path) -> dict[str, Any]:
 
 @functools.cache
 def code_version() -> str:
-    """Of this package: its version and a digest of its sources, which tells changed ones apart."""
+    """The version of this package with a digest of its sources."""
     root, digest = Path(__file__).parents[1], hashlib.blake2b(digest_size=8)
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
@@ -149,7 +147,7 @@ def code_version() -> str:
 
 
 def flush_folder(folder: Path) -> None:
-    """The names in a folder go to the disk."""
+    """Flushes the entries of a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

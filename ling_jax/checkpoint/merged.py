@@ -1,4 +1,4 @@
-"""A weighted sum of models of one run, summed part by part: none of them is in memory."""
+"""A weighted sum of models of one run, computed part by part, so that memory never holds a whole model."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ling_jax.checkpoint.parts import Reader
 class MergedReader(Reader):
     """Σ_j coefficients[j] · readers[j], summed in float64; config and dtypes are the first's.
 
-    Raises ValueError where one is of another model or has other dtypes.
+    Raises ValueError where the models or their dtypes differ.
     """
 
     def __init__(self, readers: Sequence[Reader], coefficients: Sequence[float]):

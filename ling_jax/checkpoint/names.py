@@ -1,7 +1,7 @@
 """Names and layouts of the official checkpoints, as data (docs/architecture.md §12).
 
-torch stores a linear layer as [out, in]; ours are [in axes…, out axes…]: transposed, then reshaped. Leaves that share
-one official tensor follow each other along its rows.
+A linear layer of torch is [out, in]; ours is its transpose, reshaped to [in axes…, out axes…]. Leaves that share an
+official tensor are consecutive rows of it.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.config import ModelConfig
 from ling_jax.model.layers import layer_numbers
-from ling_jax.spec import Leaf, named_leaves
+from ling_jax.spec import Leaf, Spec, named_leaves
 
 # Leaf of a layer -> official name in the layer.
 LAYER_NAMES = {
@@ -63,38 +63,38 @@ TOP_NAMES = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
-# Official name -> other names under which it is found.
+# Official name -> other name of the same tensor in some files.
 ALIASES = {
     "mlp.gate.expert_bias": "mlp.gate.e_score_correction_bias",
     "attention.dense.": "attention.o_proj.",
 }
-# Buffers and copies that some exporters write beside the weights; `.slope` is read for its values.
+# Buffers and copies that some exporters write; only `.slope` is read, for its values.
 IGNORED = re.compile(r"\.(inv_freq|slope)$|^model\.mtp")
 LAYER_OF = "model.layers.{layer}."
 NUMBER = re.compile(r"model\.layers\.(\d+)\.")
-STRIP = 64  # rows that are transposed at a time: five times faster than all at once, measured on a CPU
+STRIP = 64  # rows that are transposed at a time: five times faster than all at once (measured on a CPU)
 
 
 def canonical(name: str) -> str:
-    """The official name of a tensor, whatever it is stored under."""
+    """The official name of a tensor that may be stored under another name."""
     for official, alias in ALIASES.items():
         name = name.replace(alias, official)
     return name
 
 
 class TensorMapping(NamedTuple):
-    """One official tensor's worth of one leaf."""
+    """The part of a leaf that is an official tensor, or consecutive rows of one."""
 
     leaf: str  # path in the parameters
-    index: Index  # where in the leaf: its stacked dimensions, and more of a part of a tensor
+    index: Index  # in the leaf: its stacked dimensions, and further ones for a part of a tensor
     name: str  # official name
-    row: int  # first official row
+    row: int  # first row in the official tensor
     shape: tuple[int, ...]  # of the leaf at `index`
     official: tuple[int, ...]  # shape of these rows in the official tensor
 
 
-def tensor_mappings(spec, config: ModelConfig) -> list[TensorMapping]:
-    """Every leaf's place in the official tensors, in the order of layers; leaves of one tensor in the order of rows."""
+def tensor_mappings(spec: Spec, config: ModelConfig) -> list[TensorMapping]:
+    """The mappings of all leaves, sorted by official name; leaves of one tensor are in the order of their rows."""
     found = []
     for path, leaf in named_leaves(spec).items():
         found += [_mapping(path, leaf, index, name) for index, name in _official_names(path, leaf, config)]
@@ -143,7 +143,7 @@ def _mapping(path: str, leaf: Leaf, index: tuple[int, ...], name: str) -> Tensor
 
 
 def _input_dims(path: str) -> int:
-    """How many leading dimensions of a matrix are its input; the output projection reads [H, V], MTP's two vectors."""
+    """The number of leading dimensions that are the input of a matrix: 2 for [H, V] and MTP's two vectors, else 1."""
     return 2 if path.endswith(("mixer/out", "mtp/proj")) else 1
 
 
@@ -157,7 +157,7 @@ def _with_rows(ordered: list[TensorMapping]) -> list[TensorMapping]:
 
 
 def in_file_order(mappings: list[TensorMapping]) -> list[TensorMapping]:
-    """The embedding, layer after layer, what follows them."""
+    """The mappings in the order of files: the embedding, layer after layer, then the final norm and the head."""
 
     def order(mapping: TensorMapping) -> tuple[int, int]:
         if match := NUMBER.match(mapping.name):
@@ -168,12 +168,12 @@ def in_file_order(mappings: list[TensorMapping]) -> list[TensorMapping]:
 
 
 def row_dim(mapping: TensorMapping) -> int:
-    """The dimension of `mapping.shape` that the official rows follow first."""
+    """The dimension of `mapping.shape` that is the outer one of the official rows."""
     return _input_dims(mapping.leaf) if _is_transposed(mapping) else 0
 
 
 def narrowed(mapping: TensorMapping, rest: Index) -> TensorMapping:
-    """The mapping of fewer rows: `rest` is an index into `mapping.shape` that cuts no dimension but `row_dim`."""
+    """The mapping of fewer rows; `rest` is an index into `mapping.shape` that cuts only `row_dim`."""
     dim = row_dim(mapping)
     if len(rest) <= dim:
         return mapping
@@ -189,7 +189,7 @@ def narrowed(mapping: TensorMapping, rest: Index) -> TensorMapping:
 
 
 def from_official(value: np.ndarray, mapping: TensorMapping) -> np.ndarray:
-    """A mapping's rows of an official tensor in our layout."""
+    """The rows of a mapping in an official tensor, in our layout."""
     return (transposed(value) if _is_transposed(mapping) else value).reshape(mapping.shape)
 
 
@@ -203,7 +203,7 @@ def to_official(value: np.ndarray, mapping: TensorMapping) -> np.ndarray:
 def transposed(matrix: np.ndarray) -> np.ndarray:
     """A contiguous copy of the transpose."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
-    bits = f"u{matrix.dtype.itemsize}"  # numpy copies dtypes that it does not know one by one
+    bits = f"u{matrix.dtype.itemsize}"  # numpy would copy elements of unknown dtypes one by one
     source, target = matrix.view(bits), out.view(bits)
     for first in range(0, len(source), STRIP):
         target[:, first : first + STRIP] = source[first : first + STRIP].T

@@ -1,4 +1,4 @@
-"""What a path that is no model was probably meant to be."""
+"""Hints for a path that is no model: what was probably meant."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ NAMED = 8  # folders that a hint lists
 
 
 def near_models(path: Path) -> str:
-    """ "; …" with the model that is near: the workdir around checkpoints, stages of a run, the folder of a file."""
+    """ "; …" with a model nearby: the workdir around checkpoints, the stages of a run, the folder of a file."""
     if path.is_file():
         inside = path.suffix == ".safetensors"
         return f"; it is a file{f': name its folder, {path.parent}' if inside else ', and a model is a folder'}"

@@ -1,18 +1,19 @@
-"""Weights that are NaN or infinite are loaded and named: whoever loads a model hears of them."""
+"""Warnings about weights that are NaN or infinite, which are loaded all the same."""
 
 from collections.abc import Mapping
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
 from ling_jax.messages import warn
 
-CHUNK = 2**17  # elements checked at a time: the temporaries stay in the processor's cache
+CHUNK = 2**17  # elements that are checked at a time: the temporaries fit the cache
 NAMED = 4
 
 
 def count_nonfinite(array: np.ndarray) -> int:
-    """How many elements are NaN or infinite; little memory beside the array is used."""
+    """The number of NaN or infinite elements; temporaries are small."""
     if not array.flags.c_contiguous:
         array = np.ascontiguousarray(array)
     flat = array.reshape(-1)
@@ -21,13 +22,13 @@ def count_nonfinite(array: np.ndarray) -> int:
 
 
 def _is_finite(array: np.ndarray) -> np.ndarray:
-    if array.dtype == ml_dtypes.bfloat16:  # an exponent of ones alone; the library takes ten times as long
+    if array.dtype == ml_dtypes.bfloat16:  # an exponent of ones; ml_dtypes takes ten times as long
         return array.view(np.uint16) & 0x7F80 != 0x7F80
     return np.isfinite(array)
 
 
-def report_nonfinite(where, counts: Mapping[str, int]) -> None:
-    """One warning that names the tensors with NaN or infinity and how many elements of each; none where all is 0."""
+def report_nonfinite(where: epath.PathLike, counts: Mapping[str, int]) -> None:
+    """Warns once about tensors with NaN or infinity, {name: count}; `where` is their file or folder."""
     found = {name: count for name, count in counts.items() if count}
     if not found:
         return

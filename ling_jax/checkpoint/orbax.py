@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a run: asynchronous saves, the newest whole one restored onto any mesh."""
+"""Orbax checkpoints of a run: saved asynchronously, and restored onto any mesh."""
 
 import asyncio
 import contextlib
@@ -29,13 +29,14 @@ from ling_jax.model import model_spec
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.parallel.sharding import shardings
 from ling_jax.paths import is_remote, resolved
+from ling_jax.spec import Params
 
 RENAMED_LEAVES = {"bad_steps": "skipped_steps"}  # name in older checkpoints -> field of the state
 
 
 @dataclasses.dataclass(frozen=True)
 class _Newest:
-    """An Orbax policy: the newest `keep` checkpoints stay, and as many of those at multiples of `every`."""
+    """An Orbax policy that keeps the newest `keep` checkpoints, and the newest `keep` at multiples of `every`."""
 
     keep: int
     every: int
@@ -47,9 +48,9 @@ class _Newest:
 
 
 class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """An Orbax folder that takes its name when all is written, its manifest last.
+    """An Orbax folder that gets its name when everything is written, the manifest last.
 
-    Process 0 ends a save; the others sum what they wrote in a thread that `save` starts.
+    Process 0 ends a save. The others sum their files in a thread that `save` starts.
     """
 
     by_itself = False
@@ -75,13 +76,13 @@ class _WithManifest(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 class _WithOwnManifest(_WithManifest):
-    """Of one process among several, which saves without the others."""
+    """The folder of one process among several that saves without the others."""
 
     by_itself = True
 
 
 class _InStore(ocp.path.atomicity.CommitFileTemporaryPath):
-    """An Orbax folder in a store, which renames none: the manifest is written last but for the file of the commit."""
+    """An Orbax folder in a store, which renames no folder: the manifest is written last, before the commit file."""
 
     by_itself = False
 
@@ -98,16 +99,16 @@ class _InStore(ocp.path.atomicity.CommitFileTemporaryPath):
 
 
 class _OwnInStore(_InStore):
-    """Of one process among several, which saves without the others."""
+    """The folder of one process among several that saves without the others."""
 
     by_itself = True
 
 
-def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) -> Manager:
-    """Checkpoints below `folder`; the newest `keep` stay.
+def open_manager(folder: epath.PathLike, *, keep: int, every: int = 1, by_itself: bool = False) -> Manager:
+    """The manager of the checkpoints below `folder`, which keeps the newest `keep`.
 
-    So do as many at multiples of `every`: those that signals add in between push none of them out. `by_itself`: of
-    several processes this one alone uses it. Raises as `check_path`.
+    It also keeps the newest `keep` at multiples of `every`, so that checkpoints which signals add in between do not
+    replace them. `by_itself`: only this one of several processes uses it. Raises as `check_path`.
     """
     folder = epath.Path(resolved(folder))  # Orbax takes no relative path
     check_path(folder)
@@ -115,7 +116,7 @@ def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) 
     if is_remote(folder):
         shared, own = _InStore, _OwnInStore
     if by_itself:
-        folder.mkdir(parents=True, exist_ok=True)  # which the manager does only where all processes are
+        folder.mkdir(parents=True, exist_ok=True)  # the manager would wait for all processes here
         multiprocessing = {"multiprocessing_options": _by_itself()}
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_Newest(keep, every),
@@ -129,9 +130,9 @@ def open_manager(folder, *, keep: int, every: int = 1, by_itself: bool = False) 
 
 
 def check_path(folder: epath.PathLike) -> None:
-    """Raises ValueError where Orbax would not find again what it saves below a folder.
+    """Raises ValueError where Orbax could not find its own files below a folder.
 
-    It looks for what its processes wrote by a pattern of names, and tensorstore takes a backslash for /.
+    Orbax looks for the files of its processes with a glob pattern, and tensorstore takes a backslash for /.
     """
     path = str(epath.Path(resolved(folder)))
     if "\\" in path or not fnmatch.fnmatchcase(path, path):
@@ -141,17 +142,17 @@ def check_path(folder: epath.PathLike) -> None:
 def save(
     manager: Manager,
     step: int,
-    state,
+    state: Any,
     model: ModelConfig,
     *,
     run: dict[str, Any] | None = None,
     **records: dict[str, Any],
 ) -> None:
-    """Starts the save of a state under its step, with JSON objects by name; returns when the arrays are copied.
+    """Starts the save of a state, a tree of arrays, and of JSON objects by name; returns when the arrays are copied.
 
-    A save that is still being written is waited for first: memory holds one copy of a state at a time. Raises
-    SaveFailed where that one, or the beginning of this one, fails.
-    `run` is what the checkpoint notes about its run: config, data position, `workdir_sums`.
+    It first waits for a save that is still being written, so that memory holds one copy of a state. `run` is the record
+    of the run: config, data position, `workdir_sums`. Raises SaveFailed where that save, or the start of this one,
+    fails.
     """
     records = {"meta": meta_record(model) | ({"run": run} if run else {})} | records
     items = {name: ocp.args.JsonSave(record) for name, record in records.items()}
@@ -166,12 +167,12 @@ def save(
 
 
 def meta_record(model: ModelConfig) -> dict[str, Any]:
-    """What META_FILE holds: the model, and that a manifest stands beside it."""
+    """The content of META_FILE: the model, and that the checkpoint has a manifest."""
     return {"model": dataclasses.asdict(model), "has_manifest": True}
 
 
 def _chunks(path, leaf) -> ocp.SaveArgs:
-    """Large leaves are stored by layers and experts, so that one can be read without the others."""
+    """Stores large leaves in chunks of one layer and expert, so that one can be read without the others."""
     stacked = chunks.stacked_dims(specs.path_name(path))
     if stacked >= jnp.ndim(leaf):
         return ocp.SaveArgs()
@@ -179,7 +180,7 @@ def _chunks(path, leaf) -> ocp.SaveArgs:
 
 
 def restore_record(manager: ocp.CheckpointManager, name: str) -> dict[str, Any]:
-    """A JSON object that the newest checkpoint was saved with."""
+    """A JSON object of the newest checkpoint."""
     arguments = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
     return manager.restore(manager.latest_step(), args=arguments)[name]
 
@@ -213,10 +214,10 @@ def restore(manager: ocp.CheckpointManager, abstract_state: Any, step: int | Non
     return dataclasses.replace(abstract_state, **{name: found[older_names.get(name, name)] for name in fields})
 
 
-def save_params(folder, params, model: ModelConfig, *, by_itself: bool = False) -> None:
-    """Writes parameters alone as step 0 of a new checkpoints folder, which `load_params` reads.
+def save_params(folder: epath.PathLike, params: Params, model: ModelConfig, *, by_itself: bool = False) -> None:
+    """Writes parameters only, as step 0 of a new checkpoints folder for `load_params`.
 
-    All processes call it, or where `by_itself` this one alone.
+    All processes call it, or with `by_itself` only this one. Raises FileExistsError where it holds checkpoints.
     """
     with open_manager(folder, keep=1, by_itself=by_itself) as manager:
         if manager.latest_step() is not None:
@@ -225,12 +226,16 @@ def save_params(folder, params, model: ModelConfig, *, by_itself: bool = False) 
 
 
 def load_params(
-    folder, step: int | None = None, *, mesh: jax.sharding.Mesh | None = None, verify: bool = True
-) -> tuple[Any, ModelConfig]:
-    """(parameters as they are stored, config) of a run's checkpoints folder, on this host's first device or a mesh.
+    folder: epath.PathLike,
+    step: int | None = None,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    verify: bool = True,
+) -> tuple[Params, ModelConfig]:
+    """(stored parameters, config) of a run's checkpoints folder, on this host's first device or on a mesh.
 
-    Weights that are not finite are named on stderr. Raises FileNotFoundError where there is none, ValueError where the
-    mesh cannot split a parameter, and DamagedCheckpoint where it cannot be read. `verify` as in `load_config`.
+    `verify` as in `load_config`. Warns about weights that are not finite. Raises FileNotFoundError without a
+    checkpoint, ValueError where the mesh cannot split a parameter, and DamagedCheckpoint where it cannot be read.
     """
     folder = epath.Path(resolved(folder))
     config, step = load_config(folder, step, verify=verify)
@@ -250,10 +255,10 @@ def load_params(
     return params, config
 
 
-def stored_params(state: epath.PathLike, config: ModelConfig):
-    """Orbax's metadata of the parameters in the state folder of a checkpoint, of which nothing else is read.
+def stored_params(state: epath.PathLike, config: ModelConfig) -> Any:
+    """The tree of Orbax's metadata of the parameters in the state folder of a checkpoint.
 
-    Raises an error of any kind where they are not those of the model.
+    Raises an error of any type where they are not the parameters of the model.
     """
     # Not the checkpointer's own `metadata`: it warns of a file that only a checkpoint without a manager has.
     stored = ocp.PyTreeCheckpointHandler().metadata(epath.Path(state)).tree["params"]
@@ -264,13 +269,13 @@ def stored_params(state: epath.PathLike, config: ModelConfig):
 
 
 def _count_nonfinite(leaf: jax.Array) -> int:
-    """Of what this process holds, every element once."""
+    """The number of nonfinite elements that this process holds, without replicas."""
     return sum(count_nonfinite(np.asarray(s.data)) for s in leaf.addressable_shards if s.replica_id == 0)
 
 
 @contextlib.contextmanager
 def damage(folder: epath.PathLike, *, leaf: str = "", advice: str = "") -> Iterator[None]:
-    """Whatever goes wrong in the block, of many kinds by what is damaged, as DamagedCheckpoint."""
+    """Turns any error of the block into DamagedCheckpoint: damaged files raise errors of many types."""
     folder = epath.Path(folder)
     try:
         yield
@@ -286,13 +291,13 @@ def damage(folder: epath.PathLike, *, leaf: str = "", advice: str = "") -> Itera
 
 
 def load_config(
-    folder, step: int | None = None, *, verify: bool = True, peers: Peers = ALONE
+    folder: epath.PathLike, step: int | None = None, *, verify: bool = True, peers: Peers = ALONE
 ) -> tuple[ModelConfig, int]:
     """(config, step) of a checkpoint, the newest whole one where `step` is None (`steps.choose_step`).
 
-    `verify`: its files are compared with its manifest, all of them; not needed for a step that `load_config` returned.
-    Where all `peers` call it, each compares a share.
-    Raises FileNotFoundError where there is none, and DamagedCheckpoint where its record of the model cannot be read.
+    `verify` compares all its files with its manifest; each of several `peers`, which all call it, compares a share. A
+    step that `load_config` returned need not be verified again. Raises FileNotFoundError without a checkpoint, and
+    DamagedCheckpoint where files differ or the record of the model cannot be read.
     """
     folder = epath.Path(resolved(folder))
     step = steps.choose_step(folder, step, verify=verify, peers=peers)
@@ -301,7 +306,7 @@ def load_config(
 
 
 def _by_itself() -> ocp.options.MultiprocessingOptions:
-    """For what a process reads without the others: it may be the only one that does."""
+    """Orbax's options for a process that reads or writes without the others."""
     host = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host_{host}"
@@ -320,7 +325,7 @@ def _abstract(config: ModelConfig, stored, mesh: jax.sharding.Mesh | None):
 
 
 def config_from_json(fields: dict[str, Any]) -> ModelConfig:
-    """Raises an error of any kind where the fields are not those of a model."""
+    """The ModelConfig of a JSON object. Raises an error of any type where the fields are not those of a model."""
     if not isinstance(json.loads(fields.get("hf_source") or "{}"), dict):
         raise ValueError("hf_source is no JSON object")
     fields = {RENAMED_FIELDS.get(name, name): value for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""Orbax checkpoints, read and written part by part: no leaf is ever whole in memory."""
+"""Orbax checkpoints read and written part by part, so that memory never holds a whole leaf."""
 
 import collections
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from etils import epath
 from orbax.checkpoint.path import atomicity
 
 from ling_jax import spec as specs
@@ -23,23 +24,23 @@ from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.partials import write_reason
 from ling_jax.paths import SCHEME, is_remote, resolved
 
-# What is written is not read again: a cache would only hold memory.
+# No cache: written chunks are not read again.
 NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
-ORBAX_RECORD = "_METADATA"  # in the state folder: in which format the arrays are
-DATABASE = "ocdbt.process_{}"  # as Orbax names that of one process; `manifest.OF_PROCESS`
-# LZ4 of the bits of a position together: of weights in bfloat16 it leaves 76 % in two thirds of the time that zstd of
-# level 1, Orbax's choice, takes for 78 %; measured on normal numbers.
+ORBAX_RECORD = "_METADATA"  # file in the state folder with the format of the arrays
+DATABASE = "ocdbt.process_{}"  # Orbax's name for the database of a process (`manifest.OF_PROCESS`)
+# LZ4 after a bit shuffle compresses bfloat16 weights to 76 %. Orbax's choice, zstd of level 1, compresses them to 78 %
+# and takes half as long again (measured on normal numbers).
 COMPRESSOR = {"id": "blosc", "cname": "lz4", "clevel": 1, "shuffle": 2}
 
 
 class OrbaxReader(Reader):
-    """Of a checkpoint in a run's checkpoints folder, the newest if `step` is None.
+    """Reads a checkpoint in a run's checkpoints folder, the newest if `step` is None.
 
-    It reads what Orbax saves on any devices, in any of its formats. Raises as `orbax.load_config`, and
-    DamagedCheckpoint where a leaf cannot be read or is not that of the model.
+    It reads checkpoints of any devices and in any of Orbax's formats. Raises as `orbax.load_config`, and
+    DamagedCheckpoint where a leaf cannot be read or has another shape than in the model.
     """
 
-    def __init__(self, folder, step: int | None = None, *, verify: bool = True):
+    def __init__(self, folder: epath.PathLike, step: int | None = None, *, verify: bool = True):
         """`verify` as in `orbax.load_config`."""
         config, step = orbax.load_config(folder, step, verify=verify)
         self._state, context = resolved(folder) / str(step) / "state", tensorstore.Context(NO_CACHE)
@@ -66,13 +67,13 @@ class OrbaxReader(Reader):
         self._nonfinite.clear()
 
     def _stored_specs(self, config: ModelConfig) -> dict[str, dict[str, Any]]:
-        """The tensorstore spec of every leaf, in the format that the checkpoint's own record names."""
+        """The tensorstore spec of every leaf, in the format of the checkpoint's record."""
         with orbax.damage(self._state):
             orbax.stored_params(self._state, config)
             record = read_object(self._state / ORBAX_RECORD)
         form = {
             "driver": "zarr3" if record.get("use_zarr3") else "zarr",
-            # Where chunks of zeros are stored too, one that is missing is damage: the checkpoint is being removed.
+            # If chunks of zeros are stored too, a missing chunk is damage: the checkpoint is being removed.
             "fill_missing_data_reads": not record.get("store_array_data_equal_to_fill_value"),
         }
         stored = {path: zarr(self._state, path) | form for path in specs.named_leaves(model_spec(config))}
@@ -86,17 +87,16 @@ class OrbaxReader(Reader):
 
 
 class OrbaxWriter(Writer):
-    """Step 0 of a checkpoints folder, which `orbax.load_params` and Orbax itself restore.
+    """Writes step 0 of a checkpoints folder, which `orbax.load_params` and Orbax itself restore.
 
-    Orbax writes the structure, with scalars as leaves. Each leaf is then created in its place with its own shape, in
-    the chunks of `orbax.save`, and filled part by part. `folder` is new, or holds what an interrupted writer of the
-    same config and dtypes left there: `is_written` says what is done.
+    Orbax writes the structure, with scalars as leaves. Then each leaf is created anew with its own shape, in the chunks
+    of `orbax.save`, and filled part by part. `folder` is new or holds the parts of an interrupted writer of the same
+    config and dtypes (`is_written`).
 
-    Of several processes the first one makes all that, and each of the others commits to a database of its own, as in
-    a save of Orbax; `close` merges them, which copies references and no values. Two processes that commit to one
-    database give the same result on a local disk, at the same rate with commits of 64 MB; but with small commits every
-    third is tried again and leaves a file that nothing refers to, the locks of network file systems are not always
-    there, and an object store takes one new version of a database's manifest a second.
+    Process 0 creates the leaves. Each other process commits to a database of its own, as in a save of Orbax, and
+    `close` merges these by copying references. One database for all would give the same result on a local disk, at the
+    same rate with commits of 64 MB. But a third of small commits is retried and leaves an unused file, some network
+    file systems have no locks, and an object store takes one new version of a database's manifest per second.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, dtypes: Mapping[str, np.dtype], *, peers: Peers = ALONE):
@@ -108,7 +108,7 @@ class OrbaxWriter(Writer):
                 scalars = [np.zeros((), dtypes[path]) for path in leaves]
                 params = specs.tree_of(model_spec(config), scalars)
                 orbax.save_params(folder, params, config, by_itself=all_peers().count > 1)
-            if is_remote(self._state):  # it is no checkpoint again until it is whole
+            if is_remote(self._state):  # the folder is no checkpoint until it is whole
                 self._commit_file.unlink(missing_ok=True)
         self._shapes = {path: leaf.shape for path, leaf in leaves.items()}
         self._chunks = {path: chunk_shape(path, self._shapes[path], dtypes[path].itemsize) for path in leaves}
@@ -120,10 +120,9 @@ class OrbaxWriter(Writer):
         self._done = set().union(*map(_keys, [self._state, *_databases(self._state)]))
 
     def write(self, parts: Iterable[Part]) -> None:
-        """Writes parts in one commit, which makes one file of them.
+        """Writes parts in one commit, which makes one file.
 
-        Parts of whole chunks are never read back. Several threads may write at once. Raises OSError where the disk
-        does not take them.
+        Parts of whole chunks are never read back. Several threads may write at once. Raises OSError.
         """
         commit = tensorstore.Transaction()
         for part in parts:
@@ -138,7 +137,7 @@ class OrbaxWriter(Writer):
         return all(f"{stored_name(leaf)}/{key}" in self._done for key in keys)
 
     def close(self) -> None:
-        """Every commit is whole by itself; the manifest, which readers compare, is that of all of them."""
+        """Merges the databases, checks that no chunk is missing, and writes the manifest that readers compare."""
         self.peers.wait("parts")
         if not self.peers.index:
             _merge(self._state)
@@ -149,7 +148,7 @@ class OrbaxWriter(Writer):
 
     @property
     def _commit_file(self):
-        """The file without which a folder in a store is no checkpoint."""
+        """The file that marks a folder in a store as a whole checkpoint."""
         return self._state.parent / atomicity.COMMIT_SUCCESS_FILE
 
     def _check_whole(self) -> None:
@@ -174,7 +173,7 @@ class OrbaxWriter(Writer):
         return arrays | {path: self._array(path, context) for path in new}
 
     def _open_own(self, database: Path) -> dict[str, Any]:
-        """The same arrays, whose values go into another database."""
+        """The same arrays with another database for their values."""
         context, arrays = tensorstore.Context(NO_CACHE), {}
         for path in self._shapes:
             spec = self._array(path, context).spec().to_json() | {"kvstore": zarr(database, path)["kvstore"]}
@@ -184,7 +183,7 @@ class OrbaxWriter(Writer):
     def _commit(self, commit: tensorstore.Transaction) -> None:
         try:
             commit.commit_async().result()
-        except Exception as error:  # of kinds of its own
+        except Exception as error:  # tensorstore has error types of its own
             raise OSError(f"{self._state} cannot be written: {write_reason(error)}") from error
 
     def _array(self, path: str, context: tensorstore.Context):
@@ -194,7 +193,7 @@ class OrbaxWriter(Writer):
 
 
 def stored_name(path: str) -> str:
-    """Orbax's name of a leaf of the parameters."""
+    """Orbax's name for a leaf of the parameters."""
     return ".".join(["params", *path.split("/")])
 
 
@@ -208,7 +207,7 @@ def _place(state: Path) -> dict[str, Any]:
 
 
 def _base(folder: Path) -> dict[str, Any]:
-    """Of a local folder no URL: its path may hold % and #."""
+    """The key-value store of a folder. A local one is no URL, because its path may contain % and #."""
     if is_remote(folder):
         bucket, _, path = str(folder).removeprefix(SCHEME).partition("/")
         return {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
@@ -216,7 +215,7 @@ def _base(folder: Path) -> dict[str, Any]:
 
 
 def _databases(state: Path) -> list[Path]:
-    """Of the processes but the first, which has the state's own, as far as they are there."""
+    """The existing databases of processes other than process 0, which has the state's own."""
     found = (path for path in state.iterdir() if manifest.OF_PROCESS.fullmatch(path.name))
     return [path for path in found if path.name != DATABASE.format(0) and (path / "manifest.ocdbt").exists()]
 
@@ -226,7 +225,7 @@ def _keys(database: Path) -> set[str]:
 
 
 def _merge(state: Path) -> None:
-    """The state's database gets what those of single processes hold, in one commit."""
+    """Copies the databases of single processes into the state's own, in one commit."""
     context = tensorstore.Context()
     whole = tensorstore.KvStore.open(_place(state), context=context).result()
     with tensorstore.Transaction(atomic=True) as commit:

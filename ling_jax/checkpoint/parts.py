@@ -1,8 +1,8 @@
-"""A model part by part: what every reader and writer of a format does.
+"""A model part by part: the interface of the readers and writers of all formats.
 
 A part is a leaf of the parameters and an index into its leading dimensions: a layer, an expert, or a band of a matrix.
 A layer is the tree that `model.layers.layer_spec` declares; MTP depth d is layer `num_layers` + d, with the tree of
-`model.mtp.mtp_spec`. What belongs to no layer has its name in the parameters: `embed`, `final_norm`, `head`.
+`model.mtp.mtp_spec`. Leaves outside of layers have their names in the parameters: `embed`, `final_norm`, `head`.
 """
 
 import abc
@@ -53,7 +53,7 @@ def layer_leaves(config: ModelConfig) -> list[dict[str, LayerLeaf]]:
 
 
 class _Parts:
-    """What a reader and a writer know of a model."""
+    """The config, the dtypes and the layers of a model."""
 
     def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
         self.config = config
@@ -62,7 +62,7 @@ class _Parts:
 
 
 class Reader(_Parts, abc.ABC):
-    """A model that is read part by part, by several threads if need be."""
+    """A model that is read part by part; several threads may read."""
 
     @abc.abstractmethod
     def read(self, leaf: str, index: Index = ()) -> np.ndarray:
@@ -70,33 +70,35 @@ class Reader(_Parts, abc.ABC):
 
     @abc.abstractmethod
     def report_nonfinite(self, where: str = "") -> None:
-        """One warning about NaN and infinity in what was read since the last."""
+        """Warns once about NaN and infinity in the parts that were read since the last call."""
 
     def as_stored(self, value: np.ndarray, leaf: str, index: Index = ()) -> np.ndarray:
-        """A part of another model with this one's shapes, rounded as this one's storage would round it.
+        """A part of another model with the same shapes, rounded as this model's storage rounds it.
 
-        That is the value itself where the storage holds every number of its dtype.
+        It returns `value` itself where the storage holds every number of its dtype.
         """
         wider = np.promote_types(value.dtype, self.dtypes[leaf]) == self.dtypes[leaf]
         return value if wider else value.astype(self.dtypes[leaf])
 
     def is_quantised(self, leaf: str, index: Index = ()) -> bool:
-        """Whether a part of one layer and expert is FP8."""
+        """Whether a part within one layer and expert is stored as FP8."""
         return False
 
     def top(self, name: str) -> np.ndarray:
+        """A leaf outside of layers (`TOP`)."""
         value = self.read(name)
         self.report_nonfinite()
         return value
 
     def layer(self, number: int) -> Params:
+        """The parameters of a layer."""
         leaves = {name: self.read(*part) for name, part in self._layers[number].items()}
         self.report_nonfinite(f"layer {number}: ")
         return traverse_util.unflatten_dict(leaves, sep="/")
 
 
 class TreeReader(Reader):
-    """Of parameters in memory."""
+    """Reads parameters in memory."""
 
     def __init__(self, params: Params, config: ModelConfig):
         self._leaves = {path: np.asarray(leaf) for path, leaf in named_leaves(params).items()}
@@ -106,39 +108,40 @@ class TreeReader(Reader):
         return self._leaves[leaf][index]
 
     def report_nonfinite(self, where: str = "") -> None:
-        """None: whoever read the parameters has said it."""
+        """Warns of nothing: the loader of the parameters has warned."""
 
 
 class Writer(_Parts, abc.ABC):
-    """A model that is written part by part, in any order, by several threads if need be.
+    """A model that is written part by part, in any order; several threads may write.
 
-    Where several processes write one model, each makes a writer, writes other parts (`transfer.own_share`) and closes
-    its writer, which waits for the others.
+    If several processes write a model, each makes a writer, writes its share (`transfer.own_share`), and closes the
+    writer, which waits for the others.
     """
 
-    peers: Peers = ALONE  # who writes
+    peers: Peers = ALONE  # the processes that write
 
     @abc.abstractmethod
     def write(self, parts: Iterable[Part]) -> None:
         """Writes parts in our layout. Each is written once."""
 
     def is_written(self, leaf: str, index: Index) -> bool:
-        """Whether an interrupted writer before this one has written a part."""
+        """Whether an earlier, interrupted writer has written a part."""
         return False
 
     def file_number(self, leaf: str, index: Index) -> int | None:
-        """Of the file that a part goes into and that one process alone may write; None: any process writes any part."""
+        """The number of the file of a part, which only one process may write; None: any process may write any part."""
         return None
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Ends a model of which every part is written."""
+        """Completes the model; call it when every part is written."""
 
     def top(self, name: str, array: Any) -> None:
+        """Writes a leaf outside of layers (`TOP`)."""
         self.write([Part(name, (), array)])
 
     def layer(self, number: int, params: Params) -> None:
-        """Raises ValueError where the tree is not that of the layer."""
+        """Writes the parameters of a layer. Raises ValueError where the tree has other leaves than the layer."""
         leaves, declared = named_leaves(params), self._layers[number]
         if leaves.keys() != declared.keys():
             other = sorted(leaves.keys() ^ declared.keys())
@@ -147,7 +150,7 @@ class Writer(_Parts, abc.ABC):
 
 
 class TreeWriter(Writer):
-    """Into memory."""
+    """Writes into memory."""
 
     def __init__(self, config: ModelConfig, dtypes: Mapping[str, np.dtype]):
         super().__init__(config, dtypes)
@@ -163,4 +166,4 @@ class TreeWriter(Writer):
             self._leaves[part.leaf][part.index] = part.values
 
     def close(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""

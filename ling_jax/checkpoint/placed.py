@@ -1,4 +1,4 @@
-"""A model from a reader onto a mesh: each process reads what its own devices hold, one leaf after the other."""
+"""Loads a model from a reader onto a mesh: each process reads the parts of its own devices, leaf by leaf."""
 
 import functools
 import itertools
@@ -15,9 +15,10 @@ from ling_jax.spec import Params, named_leaves, tree_of
 
 
 def load_onto(reader: Reader, mesh: jax.sharding.Mesh) -> Params:
-    """The parameters in the reader's dtypes. Raises ValueError where the mesh cannot split one evenly.
+    """The parameters in the reader's dtypes, on the mesh.
 
-    A process holds its devices' part and a layer's part of one leaf beside it, whatever the size of the model.
+    Besides the parts of its devices a process holds one layer of one leaf. Raises ValueError where the mesh cannot
+    split a parameter evenly.
     """
     spec = model_spec(reader.config)
     shapes = {path: leaf.shape for path, leaf in named_leaves(spec).items()}
@@ -25,7 +26,7 @@ def load_onto(reader: Reader, mesh: jax.sharding.Mesh) -> Params:
     dims = {mapping.leaf: row_dim(mapping) for mapping in tensor_mappings(spec, reader.config)}
 
     def leaf(path: str) -> jax.Array:
-        @functools.cache  # devices may hold the same part
+        @functools.cache  # several devices may hold the same part
         def part(*bounds: tuple[int, int]) -> np.ndarray:
             return read_block(reader, path, bounds, dims[path])
 
@@ -40,9 +41,9 @@ def load_onto(reader: Reader, mesh: jax.sharding.Mesh) -> Params:
 
 
 def read_block(reader: Reader, path: str, bounds: tuple[tuple[int, int], ...], dim: int) -> np.ndarray:
-    """The numbers of a leaf between [begin, end) of each dimension, by layers and experts.
+    """The block of a leaf within `bounds`, [begin, end) of each dimension, read layer by layer and expert by expert.
 
-    `dim` is the dimension behind these that official rows follow: only the wanted rows are read, and then cut.
+    `dim` is the dimension of the official rows after the stacked ones. It reads only the rows within the bounds.
     """
     depth = stacked_dims(path)
     stacked, rest = bounds[:depth], [slice(*bound) for bound in bounds[depth:]]

@@ -1,4 +1,4 @@
-"""What a port between formats takes, and how it goes on after an interruption."""
+"""Ports between formats: their plan of memory and disk, and their continuation after an interruption."""
 
 import contextlib
 import itertools
@@ -26,22 +26,22 @@ from ling_jax.preflight import stored_bytes
 from ling_jax.resumable import RECORD, begin, check_record, partial_folder, resumed
 
 GB = 10**9
-BASE_BYTES = 700 * 10**6  # of Python with its libraries and the plan of 1T; measured: 0.3 to 0.6 GB
-COPIES = 3  # of a batch: as converted, as encoded, on its way to the disk; measured: up to 2.2
+BASE_BYTES = 700 * 10**6  # Python with its libraries and the plan of a model of 1T; measured: 0.3 to 0.6 GB
+COPIES = 3  # of a batch: converted, encoded, and on its way to the disk; measured: up to 2.2
 THREADS_PER_CPU = 2  # one waits for the disk while the other computes; our choice
 RECORD_VERSION = 1
 PROGRESS_SECONDS = 10
 
 
 class Plan(NamedTuple):
-    """What a port takes, from headers alone."""
+    """The sizes of a port, from headers only."""
 
     num_tensors: int
-    nbytes: int  # that are written, without headers and compression
-    moved_bytes: int  # in the wider of the dtypes of source and target: what progress counts
-    least_bytes: int  # of host memory
+    nbytes: int  # to write, without headers and compression
+    moved_bytes: int  # in the wider dtype of source and target, as progress counts them
+    min_bytes: int  # of host memory, with one thread
     threads: int
-    memory: int  # with all threads
+    memory: int  # bytes of host memory with all threads
 
 
 def make_plan(
@@ -53,37 +53,39 @@ def make_plan(
     *,
     fp8: bool = False,
 ) -> Plan:
-    """Raises ValueError where the memory is too little, with the least that does."""
+    """The plan of a port, with at most `max_host_bytes` of host memory (None: no limit).
+
+    Raises ValueError where that is too little; it names the minimum.
+    """
     (layout,) = shard_layout(tensor_mappings(model_spec(config), config), dtypes, 2**63, fp8=fp8)
     sizes = [band.nbytes for band in bands(reader, config, dtypes)]
     batch = max(BATCH_BYTES, *sizes)
-    least = BASE_BYTES + COPIES * batch
+    min_bytes = BASE_BYTES + COPIES * batch
     threads = THREADS_PER_CPU * cpus
     if max_host_bytes is not None:
-        if max_host_bytes < least:
-            raise ValueError(
-                f"--max_host_gb={max_host_bytes / GB:g} is too little memory; the least that works is {least_gb(least)}"
-            )
+        if max_host_bytes < min_bytes:
+            given, least = f"--max_host_gb={max_host_bytes / GB:g}", rounded_up_gb(min_bytes)
+            raise ValueError(f"{given} is too little memory; the least that works is {least}")
         threads = min(threads, (max_host_bytes - BASE_BYTES) // (COPIES * batch))
     return Plan(
         num_tensors=len(layout.tensors),
         nbytes=layout.nbytes,
         moved_bytes=sum(sizes),
-        least_bytes=least,
+        min_bytes=min_bytes,
         threads=threads,
         memory=BASE_BYTES + threads * COPIES * batch,
     )
 
 
-def least_gb(nbytes: int) -> str:
-    """In GB, rounded up, so that a flag with this value is enough."""
+def rounded_up_gb(nbytes: int) -> str:
+    """Bytes in GB, rounded up, so that a flag with this value is enough."""
     return f"{math.ceil(nbytes / GB * 100) / 100:.2f}"
 
 
 def missing_space(partial: Path, needed: int) -> int:
-    """Bytes that the disk lacks for a target of `needed` bytes, some of which an interrupted port may have written.
+    """The bytes that the disk lacks for a target of `needed` bytes; those of an interrupted port count as written.
 
-    A store lacks none.
+    It is 0 for a store.
     """
     if is_remote(partial):
         return 0
@@ -91,9 +93,9 @@ def missing_space(partial: Path, needed: int) -> int:
 
 
 def finish(target: Path, record: dict[str, Any], peers: Peers = ALONE) -> None:
-    """Ends a port that was killed when its target had its name already, and is whole.
+    """Completes a port that was killed after its whole target had got its name.
 
-    Raises ValueError where it was of another record.
+    Raises ValueError where the target is of another record.
     """
     check_record(target, {"version": RECORD_VERSION} | record)
     peers.wait("target looked at")
@@ -103,15 +105,14 @@ def finish(target: Path, record: dict[str, Any], peers: Peers = ALONE) -> None:
 
 @contextlib.contextmanager
 def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peers: Peers = ALONE) -> Iterator[Path]:
-    """A folder to fill that is named `target` when the block ends well, and stays for the next try when it does not.
+    """Yields a folder to fill; it gets the name `target` if the block ends well, else it stays for the next try.
 
-    What an interrupted port left there is gone on with where its record is the same, and removed if not `resume`.
-    Several processes that share the folder fill it together; the first one makes and names it.
-    Raises ValueError naming what differs, and OSError where another process fills it.
-
-    In a store it is the target itself, which holds the record until the block ends well.
+    The folder of an interrupted port with the same record is continued; without `resume` it is removed. Several
+    processes that share the folder fill it together; process 0 makes and renames it. In a store the folder is the
+    target itself, which holds the record until the block ends well. Raises ValueError that names the difference of the
+    records, and OSError where another process fills the folder.
     """
-    peers.wait("target looked at")  # by all, before there is something
+    peers.wait("target looked at")  # all look at the target before process 0 makes it
     if is_remote(target):
         if not peers.index:
             check_writable(target)
@@ -128,7 +129,7 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
     if peers.index:
         peers.wait("folder made")
         if not (partial / RECORD).exists():
-            raise ValueError(f"{partial} has not what host 0 wrote there; name a target that all hosts share")
+            raise ValueError(f"{partial} lacks the files that host 0 wrote there; name a target that all hosts share")
         yield partial
         peers.wait("folder named")
         return
@@ -136,23 +137,23 @@ def resumable_folder(target: Path, record: dict[str, Any], *, resume: bool, peer
         peers.wait("folder made")
         yield partial
         if target.is_dir():
-            target.rmdir()  # empty, or an error
+            target.rmdir()  # raises unless it is empty
         partial.rename(target)
         (target / RECORD).unlink()
         peers.wait("folder named")
 
 
 def is_interrupted(target: Path) -> bool:
-    """Whether a folder of a store is the target of a port that has not ended."""
+    """Whether a folder in a store is the target of an interrupted port."""
     return is_remote(target) and (target / RECORD).exists()
 
 
 @contextlib.contextmanager
 def staged_folder(folder: Path, peers: Peers = ALONE) -> Iterator[Path]:
-    """Where the files of a Hugging Face folder are written: the folder itself, or a local one for that of a store.
+    """Yields the folder for the files of a Hugging Face folder: itself, or a local one if it is in a store.
 
-    From there they are uploaded when the block ends, config.json last: without it a folder is no model. Shards go
-    before, by `HfWriter`, so that the disk (TMPDIR) holds only those that are being written.
+    The local files are uploaded at the end of the block, config.json last, because a folder without it is no model.
+    `HfWriter` uploads shards before, so that the disk (TMPDIR) holds only the shards that are being written.
     """
     if not is_remote(folder):
         yield folder
@@ -166,13 +167,13 @@ def staged_folder(folder: Path, peers: Peers = ALONE) -> Iterator[Path]:
 
 
 def written_bytes(reader: Reader, writer: Writer) -> int:
-    """What an interrupted port has left, as progress counts."""
+    """The bytes that an interrupted port has written, as progress counts them."""
     every = bands(reader, writer.config, writer.dtypes)
     return sum(band.nbytes for band in every if writer.is_written(band.leaf, band.index))
 
 
 def measured_rate(reader: Reader, writer: Writer, threads: int) -> float:
-    """Bytes a second of a few batches that are read, converted and written."""
+    """The bytes per second of reading, converting and writing a few batches."""
     every = batches(bands(reader, writer.config, writer.dtypes))
     start = time.monotonic()
     nbytes = sum(moved(reader, writer, itertools.islice(every, 2 * threads), threads))
@@ -180,9 +181,9 @@ def measured_rate(reader: Reader, writer: Writer, threads: int) -> float:
 
 
 class Progress:
-    """Prints how far a transfer is, its rate and the time left, in a line every `PROGRESS_SECONDS`.
+    """Prints the progress, rate and remaining time of a transfer every `PROGRESS_SECONDS`.
 
-    `written`: bytes of the total that an interrupted transfer has left.
+    `written`: bytes of the total that an interrupted transfer has written.
     """
 
     def __init__(self, nbytes: int, written: int = 0):
@@ -202,14 +203,15 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
+    """A time as text, such as "40 s" or "2 h 05 min"."""
     minutes = round(seconds / 60)
     return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def source_identity(folder: Path, step: int | None) -> dict[str, Any]:
-    """What identifies the weights of a source: where it is, and the size and time of each file, by its name.
+    """The record that identifies the weights of a source: its path, and size and time of each file.
 
-    Links are followed. Of the objects of a store it is their size and crc32c.
+    Links are followed. For objects of a store it has size and crc32c.
     """
     weights = folder if step is None else folder / "checkpoints" / str(step)
     about = {"source": str(resolved(folder)), "step": step}

@@ -1,7 +1,8 @@
-"""FP8 weights of a Hugging Face folder: how its config.json says they are scaled, and their values.
+"""FP8 weights of a Hugging Face folder: their format in config.json, and their values.
 
-Two forms are released: blocks of 128 x 128 with `X.weight_scale_inv` (2.0), and output channels with `X.weight_scale`
-(compressed-tensors: 2.5 and 2.6). Both scales multiply the stored weight. Other formats are refused by their name.
+The releases have two formats: blocks of 128 x 128 with `X.weight_scale_inv` (2.0), and output channels with
+`X.weight_scale` (compressed-tensors: 2.5 and 2.6). Both scales multiply the stored weight. Other formats raise an error
+that names them.
 """
 
 import dataclasses
@@ -12,15 +13,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jax.typing import DTypeLike
 
 from ling_jax.checkpoint.hf_keys import QUANTISATION
 from ling_jax.checkpoint.nonfinite import CHUNK
 from ling_jax.checkpoint.safetensors_file import FP8
 from ling_jax.messages import one_line, shown
 
-SCALES = ("_scale_inv", "_scale")  # behind the weight's name
+SCALES = ("_scale_inv", "_scale")  # suffixes of a weight's name
 SCALE_DTYPES = ("F32", "BF16", "F16")
-# Scales and zero points of activations and caches, which are not quantised here.
+# Suffixes of scales and zero points of activations and caches, which are not quantised here.
 ACTIVATION_SCALES = (
     ".input_scale", ".input_zero_point", ".output_scale", ".output_zero_point", ".q_scale", ".k_scale", ".v_scale",
 )  # fmt: skip
@@ -28,7 +30,7 @@ SUPPORTED = (
     "quantised weights are read as FP8 in blocks (weight_scale_inv) or by output channel (weight_scale); "
     "take the BF16 or FP8 release, or dequantise the folder first"
 )
-# End of a tensor's name -> the format that stores it. The first that fits names the folder's.
+# Suffix of a tensor's name -> its format. The first that matches is the format of the folder.
 OTHER_NAMES = {
     ".weight_packed": "packed int4 or int8 (compressed-tensors)",
     ".weight_zero_point": "integers with zero points (compressed-tensors)",
@@ -64,7 +66,7 @@ class WeightFormat:
     block_columns: int | None
 
     def scale_shapes(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """What the scale of a weight [rows, columns] may be; a dimension of 1 may be left out but in blocks."""
+        """The allowed shapes of the scale of a weight [rows, columns]; without blocks it may lack a dimension of 1."""
         rows = math.ceil(shape[0] / (self.block_rows or max(shape[0], 1)))
         columns = math.ceil(shape[1] / (self.block_columns or max(shape[1], 1)))
         shapes: list[tuple[int, ...]] = [(rows, columns)]
@@ -77,9 +79,9 @@ PER_CHANNEL, PER_TENSOR = WeightFormat(1, None), WeightFormat(None, None)
 
 
 def weight_format(hf: Mapping[str, Any]) -> WeightFormat | None:
-    """How a config.json says that weights are quantised, None where it does not.
+    """The format of quantised weights in a config.json; None where weights are not quantised.
 
-    Raises ValueError naming the key, and the format where it is one that is not read.
+    Raises ValueError that names the key, and the format if it is not supported.
     """
     key = next((key for key in QUANTISATION if hf.get(key)), None)
     if key is None:
@@ -109,7 +111,7 @@ def _method_name(found: dict[str, Any], key: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text without quotes, all else as `shown`."""
+    """A text without quotes; other values as `shown`."""
     return one_line(value) if isinstance(value, str) else shown(value)
 
 
@@ -120,7 +122,7 @@ def _fp8(found: dict[str, Any], where: str) -> WeightFormat:
 
 
 def _blocks(block: Any, where: str) -> WeightFormat:
-    if isinstance(block, str) and re.fullmatch(r"[0-9]{1,9}x[0-9]{1,9}", block):  # of older compressed-tensors
+    if isinstance(block, str) and re.fullmatch(r"[0-9]{1,9}x[0-9]{1,9}", block):  # the form of older compressed-tensors
         block = [int(size) for size in block.split("x")]
     sizes = block if isinstance(block, list) else []
     if len(sizes) != 2 or not all(type(size) is int and size > 0 for size in sizes):
@@ -129,7 +131,7 @@ def _blocks(block: Any, where: str) -> WeightFormat:
 
 
 def _compressed(found: dict[str, Any], where: str) -> WeightFormat | None:
-    """Of compressed-tensors; None where it only describes activations, or no quantisation at all."""
+    """The format of a compressed-tensors config; None where it quantises no weights."""
     for name in ("sparsity_config", "transform_config"):  # pruned weights, rotated weights
         value = found.get(name)
         if value and not (isinstance(value, dict) and value.get("format") == "dense"):
@@ -164,7 +166,7 @@ def _group(weights: Any, where: str, form: Any) -> WeightFormat:
 
 
 def refuse_other_formats(dtypes: Mapping[str, str]) -> None:
-    """Raises ValueError where a tensor {name: dtype} is of a quantised format that is not read."""
+    """Raises ValueError where one of the tensors {name: dtype} has a quantised format that is not supported."""
     marked = [name for name in dtypes if name.endswith(tuple(OTHER_NAMES))]
     for end, form in OTHER_NAMES.items():
         for name in marked:
@@ -178,16 +180,17 @@ def refuse_other_formats(dtypes: Mapping[str, str]) -> None:
 
 
 def scale_of(name: str, names: Iterable[str]) -> str | None:
-    """The name of a weight's scale among the `names` (a set or dict)."""
+    """The name of a weight's scale among `names` (a set or dict); None without one."""
     return next((name + end for end in SCALES if name + end in names), None)
 
 
 def is_activation_scale(name: str) -> bool:
+    """Whether a tensor scales activations or caches and not weights."""
     return name.endswith(ACTIVATION_SCALES)
 
 
 def pair_scales(tensors: Mapping[str, tuple[str, tuple[int, ...]]], form: WeightFormat | None) -> dict[str, str]:
-    """{FP8 weight: its scale} of tensors {name: (dtype, shape)}; raises ValueError naming one that does not fit."""
+    """{FP8 weight: its scale} of tensors {name: (dtype, shape)}. ValueError names one without its partner."""
     pairs = {name: scale_of(name, tensors) for name, (dtype, _) in tensors.items() if dtype in FP8}
     if pairs and form is None:
         name = min(pairs)
@@ -216,10 +219,12 @@ def _check_scale(name: str, scale: str, tensors, form: WeightFormat) -> None:
         raise ValueError(f"{scale} is {found}; quantization_config makes it {shapes} for {name} {shape}")
 
 
-def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_row: int, dtype) -> np.ndarray:
-    """fp32(weight) · fp32(scale), rounded once to fp32 and then to `dtype`.
+def dequantise(
+    weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_row: int, dtype: DTypeLike
+) -> np.ndarray:
+    """fp32(weight) · fp32(scale), rounded to fp32 and then to `dtype`.
 
-    `weight` are rows of a whole [rows, columns] from `first_row` on, `scale` is that of the whole.
+    `weight` [n, columns] are rows of a matrix from `first_row` on; `scale` is that of the whole matrix.
     """
     rows, columns = weight.shape
     block_rows = min(form.block_rows or first_row + rows, first_row + rows)
@@ -227,7 +232,7 @@ def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_
     scale = scale.astype(np.float32).reshape(-1, math.ceil(columns / block_columns))
     codes, values = weight.view(np.uint8), np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
     out = np.empty(weight.shape, dtype)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is counted by the caller
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller counts nonfinite values
         for begin in range(0, rows, step := max(1, CHUNK // columns)):
             end = min(begin + step, rows)
             blocks = np.arange(first_row + begin, first_row + end) // block_rows
@@ -238,7 +243,7 @@ def dequantise(weight: np.ndarray, scale: np.ndarray, form: WeightFormat, first_
     return out
 
 
-# Linear layers of the releases in FP8; router, norms, embedding and head stay wide.
+# Linear layers that the FP8 releases quantise; router, norms, embedding and head are not quantised.
 QUANTISED_NAMES = re.compile(
     r"\.(attention\.(query_key_value|dense|g_proj|q_proj|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)"
     r"|mlp(\.shared_experts|\.experts\.\d+)?\.(gate|up|down)_proj)\.weight$"
@@ -256,10 +261,10 @@ LARGEST = float(ml_dtypes.finfo(E4M3).max)
 
 
 def quantise(value: np.ndarray, form: WeightFormat = BLOCKS) -> tuple[np.ndarray, np.ndarray]:
-    """(E4M3 weight, fp32 scale of each block) of whole blocks of a matrix; the last ones may be ragged.
+    """(E4M3 weight [rows, columns], fp32 scale of each block) of a matrix of whole blocks; the last may be smaller.
 
-    The largest element of a block becomes the largest code, so that quantising what was dequantised changes nothing.
-    Raises ValueError on what is not finite. Little memory beside the result is used.
+    The largest element of a block becomes the largest code, so that quantising a dequantised weight changes nothing.
+    Temporaries are small. Raises ValueError on NaN and infinity.
     """
     block_rows, block_columns = form.block_rows or len(value), form.block_columns or value.shape[1]
     codes = np.empty(value.shape, E4M3)
@@ -272,7 +277,7 @@ def quantise(value: np.ndarray, form: WeightFormat = BLOCKS) -> tuple[np.ndarray
 
 
 def _quantise_rows(value: np.ndarray, block_rows: int, block_columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """`quantise` of a few rows of blocks."""
+    """`quantise` for a few rows of blocks."""
     rows, columns = value.shape
     padded_shape = -(-rows // block_rows) * block_rows, -(-columns // block_columns) * block_columns
     padded = np.zeros(padded_shape, np.float32)
@@ -283,11 +288,11 @@ def _quantise_rows(value: np.ndarray, block_rows: int, block_columns: int) -> tu
         raise ValueError("a block has NaN or infinity, which FP8 cannot hold; export in bfloat16")
     largest = np.maximum(largest, np.finfo(np.float32).tiny * LARGEST)  # a block of zeros
     scale = largest / np.float32(LARGEST)
-    scale = (scale * np.float32(LARGEST)) / np.float32(LARGEST)  # a fixed point of dequantising in fp32
+    scale = (scale * np.float32(LARGEST)) / np.float32(LARGEST)  # stays the same in later rounds
     codes = np.clip(blocks / scale[:, None, :, None], -LARGEST, LARGEST).astype(E4M3)
     return codes.reshape(padded_shape)[:rows, :columns], scale
 
 
-def rounded(value: np.ndarray, form: WeightFormat, dtype) -> np.ndarray:
-    """What whole blocks of a matrix are after they were quantised and dequantised. Raises as `quantise`."""
+def rounded(value: np.ndarray, form: WeightFormat, dtype: DTypeLike) -> np.ndarray:
+    """Whole blocks of a matrix after quantising and dequantising. Raises as `quantise`."""
     return dequantise(*quantise(value, form), form, 0, dtype)

@@ -17,7 +17,7 @@ import safetensors
 from ling_jax.files import LFS_ADVICE, LFS_POINTER
 from ling_jax.paths import file_size, is_remote, read_range
 
-HEADER_BYTES = 2**20  # of a store's file that are asked for at first; our choice: most headers are shorter
+HEADER_BYTES = 2**20  # that the first request to a store reads; our choice: most headers are shorter
 MAX_HEADER_BYTES = 2**28  # more than the format allows
 
 FP8 = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
@@ -31,7 +31,10 @@ DTYPES = {
 
 
 class SafetensorsFile:
-    """Raises FileNotFoundError, PermissionError, or ValueError where the file is no whole safetensors file."""
+    """An open safetensors file.
+
+    Raises FileNotFoundError, PermissionError, or ValueError where it is no whole safetensors file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -47,17 +50,17 @@ class SafetensorsFile:
         return list(self._header)
 
     def dtype(self, name: str) -> str:
-        """As safetensors names it, such as "BF16"; those in `DTYPES` can be read."""
+        """The dtype of a tensor in safetensors' notation, such as "BF16"; those in `DTYPES` can be read."""
         return self._header[name]["dtype"]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._header[name]["shape"])
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
-        """Rows of a tensor, read from the disk now: a mapped file would end the process where the disk fails.
+        """Rows of a tensor, by one read or one request to a store.
 
-        Raises OSError naming the file where it cannot be read, and ValueError where it has changed since it was opened.
-        Those of a file in a store are read by one request.
+        The file is not mapped, because an error of the disk would then end the process. Raises OSError that names the
+        file where it cannot be read, and ValueError where it has changed since it was opened.
         """
         shape, dtype = self.shape(name), DTYPES[self.dtype(name)]
         first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
@@ -91,7 +94,7 @@ class SafetensorsFile:
 
 
 def _version(found: os.stat_result) -> tuple[int, ...]:
-    """What is another where a file is another."""
+    """Values that differ when a file was replaced or changed."""
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
@@ -112,7 +115,7 @@ def _read_header(path: Path) -> tuple[int, dict]:
     end = min(size, 8 + int.from_bytes(first[:8], "little"))
     if end > MAX_HEADER_BYTES:
         raise ValueError(f"{path} ({size} bytes) is not a whole safetensors file: its header is {end} bytes")
-    with tempfile.NamedTemporaryFile() as copy:  # of the header; what is behind it is a hole, which takes no disk
+    with tempfile.NamedTemporaryFile() as copy:  # the header, followed by a hole that takes no space
         copy.write(first[:end] + read_range(path, len(first), end))
         copy.truncate(size)
         copy.flush()
@@ -120,11 +123,11 @@ def _read_header(path: Path) -> tuple[int, dict]:
 
 
 def _read_local_header(path: Path, named: Path) -> tuple[int, dict]:
-    """`named` is what errors name."""
+    """(size of the header, header) of a local file; `named` is its name in errors."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
-            with safetensors.safe_open(path, framework="numpy"):  # raises where header and file do not fit
+            with safetensors.safe_open(path, framework="numpy"):  # raises where the header does not fit the file
                 return size, json.loads(file.read(size))
     except PermissionError:
         raise PermissionError(f"{named} cannot be read: permission denied; change its mode or owner") from None

@@ -1,7 +1,7 @@
-"""What a model's folder holds beside weights and config.json: tokenizer, template, licence, model card, code.
+"""Side files of a model, neither weights nor config.json: tokenizer, template, licence, model card, code.
 
-In a Hugging Face folder these files stand beside the weights, in a run's workdir in tokenizer/. They go from the one
-to the other as they are; a model that was made here gets those that a reader of its export needs.
+In a Hugging Face folder they are beside the weights, in a run's workdir in tokenizer/. Ports copy them unchanged. A
+model that was trained from scratch gets the side files that readers of its export need.
 """
 
 import json
@@ -29,27 +29,27 @@ from ling_jax.paths import as_path, files_below, resolved
 
 BOS = "<|startoftext|>"
 MODEL_CARD = "README.md"
-# Of weights: a copy would say of the new ones what was true of the old.
+# Files that describe the weights: copies would describe the old weights.
 OF_WEIGHTS = ("config.json", "quantize_config.json", "quant_config.json", "hf_quant_config.json")
 WEIGHTS = (".index.json", ".onnx_data", ".onnx.data", ".tflite", ".npy", ".distcp", ".ot", *OTHER_WEIGHTS)
-# Weights in another form or of another step, with files that belong to them.
+# Folders with weights in another format or of another step.
 SKIPPED_FOLDERS = re.compile(r"original|onnx|gguf|checkpoints|(checkpoint-|global_step)\d+")
 
 
 def side_files(folder: epath.PathLike) -> Iterator[PurePosixPath]:
-    """Paths in a model's folder, relative to it, of all files but weights, what describes them, and hidden ones."""
+    """The relative paths of the side files in a model's folder; hidden files are none."""
     for path in map(PurePosixPath, files_below(folder)):
         skipped = any(name.startswith(".") or SKIPPED_FOLDERS.fullmatch(name) for name in path.parts[:-1])
-        # Downloads that broke off and backups have an ending of their own behind ".safetensors".
+        # Backups and broken downloads have a suffix after ".safetensors".
         left_out = path.name.startswith(".") or ".safetensors" in path.name or path.name.endswith(WEIGHTS)
         if not skipped and not left_out and str(path) not in OF_WEIGHTS:
             yield path
 
 
 def copy_side_files(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Copies the side files of a model's folder, what links point to included; files that are there are replaced.
+    """Copies the side files of a model's folder, following links; existing files are replaced.
 
-    Nothing is done where both are one folder, or where the source is missing.
+    It does nothing where both are the same folder, or where the source does not exist. Raises OSError.
     """
     source, target = as_path(source), as_path(target)
     if resolved(source) == resolved(target):
@@ -60,19 +60,19 @@ def copy_side_files(source: epath.PathLike, target: epath.PathLike) -> None:
 
 
 def fill_in(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, *, chat: bool) -> None:
-    """Adds to an export what it lacks and its reader needs: token ids in config.json, generation_config.json,
-    tokenizer_config.json with the default chat template, a model card. What is there stays as it is.
+    """Adds missing files to an export: token ids in config.json, generation_config.json, tokenizer_config.json with the
+    default chat template, and a model card. Existing entries are not changed.
 
-    `chat`: the model is tuned for conversations: the end of a turn ends its texts, and a tokenizer_config.json without
-    a template gets the default one. Without a tokenizer only the card is added.
+    `chat`: the model is tuned for conversations. Then the end of a turn ends its texts, and a tokenizer_config.json
+    without a template gets the default one. Without a tokenizer it adds the card only.
     """
     if tokenizer is not None:
         ids = _ids(tokenizer, {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS})
         known = read_object(folder / "config.json")
-        _write(known | ids | known, folder / "config.json")  # the file's own keys first, as they are
+        _write(known | ids | known, folder / "config.json")  # the file's own keys come first, unchanged
         ends = list(_ids(tokenizer, {EOS: EOS} | ({END: END} if chat else {})).values())
         noted = read_object(folder / GENERATION_CONFIG)
-        if ends and noted.keys() <= {KEY}:  # none, or the end tokens that a run noted
+        if ends and noted.keys() <= {KEY}:  # empty, or only the end tokens that a run wrote
             _write(ids | {KEY: ends} | noted, folder / GENERATION_CONFIG)
         known, template = read_object(folder / CONFIG_NAME), _template(folder, tokenizer)
         if not (folder / CONFIG_NAME).exists():
@@ -84,7 +84,7 @@ def fill_in(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None, *, c
 
 
 def _ids(tokenizer: Tokenizer, tokens: dict[str, str]) -> dict[str, int]:
-    """The ids of the tokens that the tokenizer has."""
+    """{key: id} of the tokens that the tokenizer has."""
     return {key: id for key, token in tokens.items() if (id := tokenizer.token_to_id(token)) is not None}
 
 
@@ -102,7 +102,7 @@ def _template(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def model_card(config: ModelConfig) -> str:
-    """A short README.md."""
+    """The text of a short README.md about a model."""
     hf, size = to_hf(config), specs.count(model_spec(config))
     rows = {
         "parameters": f"{size / 1e9:.3f} B" if size >= 1e8 else f"{size / 1e6:.3f} M",

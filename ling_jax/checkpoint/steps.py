@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is read: the newest that is whole."""
+"""The checkpoint of a run that is read: the newest whole one."""
 
 import re
 import sys
@@ -16,17 +16,17 @@ from ling_jax.sums import checks
 
 DAMAGED_SUFFIX = ".damaged"
 STEP = re.compile("0|[1-9][0-9]*")
-ATTEMPTS = 5  # our choice: a run may delete old checkpoints while they are looked at
+ATTEMPTS = 5  # our choice: a run may delete old checkpoints meanwhile
 LISTING_SECONDS, POLL_SECONDS = 60, 2  # our choice: a network file system may show an old listing for a minute
 
 
 def steps_in(folder: epath.PathLike) -> list[int]:
-    """The steps of all checkpoints in a folder that were written to their end, in order."""
+    """The steps of all completely written checkpoints in a folder, ascending."""
     folder = epath.Path(folder)
     if not folder.exists():
         return []
     found = [path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
-    if is_remote(folder):  # no store renames a folder: the file is written last
+    if is_remote(folder):  # the commit file is written last, since no store renames a folder
         found = [path for path in found if (path / atomicity.COMMIT_SUCCESS_FILE).exists()]
     return sorted(int(path.name) for path in found)
 
@@ -37,11 +37,11 @@ def newest_step(folder: epath.PathLike) -> int:
 
 
 def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool = True, peers: Peers = ALONE) -> int:
-    """The step itself where one is named, else the newest of which every file is as it was saved.
+    """The given step, or the newest whose files are all as they were saved.
 
-    All `peers`, which share the folder, call it, and each compares a part of the files. A damaged one is named on
-    stderr. Raises FileNotFoundError where there is no such checkpoint, and DamagedCheckpoint where none is whole,
-    where the named one is not, and with `checks.strict` where the newest is not.
+    All `peers`, which share the folder, call it, and each compares a part of the files. Without `verify` no file is
+    compared. It warns about damaged checkpoints. Raises FileNotFoundError where there is no such checkpoint, and
+    DamagedCheckpoint where none is whole, where the given one is not, and with `checks.strict` where the newest is not.
     """
     folder = epath.Path(folder)
     for attempt in range(ATTEMPTS):
@@ -55,7 +55,7 @@ def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool
         try:
             chosen, damage = _first_whole(folder, wanted, peers)
         except DamagedCheckpoint:
-            if may_be_gone and _steps_of_all(folder, peers) != present:  # the run has deleted it in the meantime
+            if may_be_gone and _steps_of_all(folder, peers) != present:  # the run has deleted it meanwhile
                 continue
             raise
         if damage and may_be_gone and _steps_of_all(folder, peers) != present:
@@ -67,9 +67,9 @@ def choose_step(folder: epath.PathLike, step: int | None = None, *, verify: bool
 
 
 def resume_step(folder: epath.PathLike, peers: Peers = ALONE) -> int:
-    """The step that a run goes on from: `choose_step`, or 0 where there is no checkpoint.
+    """The step from which a run continues: `choose_step`, or 0 where there is no checkpoint.
 
-    Damaged checkpoints that are newer get another name, so that the run can save these steps again; nothing is deleted.
+    Newer, damaged checkpoints are renamed, so that the run can save these steps again; nothing is deleted.
     """
     folder = epath.Path(folder)
     if not _steps_of_all(folder, peers):
@@ -83,7 +83,7 @@ def resume_step(folder: epath.PathLike, peers: Peers = ALONE) -> int:
 
 
 def _steps_of_all(folder: epath.Path, peers: Peers) -> list[int]:
-    """`steps_in` as all processes see it. Raises ValueError where they see different ones for a long time."""
+    """`steps_in` when all processes see the same. Raises ValueError where they differ for `LISTING_SECONDS`."""
     for _ in range(LISTING_SECONDS // POLL_SECONDS):
         views = peers.gather(steps_in(folder), "steps")
         differing = [host for host, view in enumerate(views) if view != views[0]]
@@ -97,7 +97,7 @@ def _steps_of_all(folder: epath.Path, peers: Peers) -> list[int]:
 
 
 def _first_whole(folder: epath.Path, candidates: list[int], peers: Peers) -> tuple[int, list[DamagedCheckpoint]]:
-    """(the first candidate that is whole, the damage of those before it)."""
+    """(the first whole candidate, the damage of those before it)."""
     damage: list[DamagedCheckpoint] = []
     for step in candidates:
         try:
@@ -113,9 +113,9 @@ def _first_whole(folder: epath.Path, candidates: list[int], peers: Peers) -> tup
 
 
 def check(folder: epath.Path, peers: Peers = ALONE) -> None:
-    """Raises DamagedCheckpoint where a checkpoint's files are not as they were saved, as far as it can be known.
+    """Raises DamagedCheckpoint where files of a checkpoint have changed since the save.
 
-    All `peers` call it: each compares a share of the files, and what one finds is raised in all.
+    All `peers` call it: each compares a share of the files, and the damage that one finds is raised in all.
     """
     damage = None
     try:
@@ -143,7 +143,7 @@ def _check_share(folder: epath.Path, peers: Peers) -> None:
 
 def _set_aside(folder: epath.Path) -> None:
     damaged = folder.with_name(folder.name + DAMAGED_SUFFIX)
-    if damaged.exists():  # of an earlier try to reach this step
+    if damaged.exists():  # from an earlier try to reach this step
         damaged.rmtree()
     folder.rename(damaged)
     print(f"WARNING: {folder} is now {damaged.name}; remove it when you have looked at it", file=sys.stderr, flush=True)

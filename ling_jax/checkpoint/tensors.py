@@ -1,4 +1,4 @@
-"""The tensors of a Hugging Face folder by their official names, read row by row; FP8 weights are dequantised."""
+"""The tensors of a Hugging Face folder by their official names, read in ranges of rows; FP8 weights are dequantised."""
 
 import collections
 import threading
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from ling_jax.checkpoint.index import locate
 from ling_jax.checkpoint.names import IGNORED
@@ -23,15 +24,15 @@ from ling_jax.messages import one_line
 
 
 class Tensors:
-    """Dtypes and shapes at once, values on demand. `hf` is the folder's config.json.
+    """The tensors of a folder: dtypes and shapes are read at once, values on demand. `hf` is its config.json.
 
-    Names are canonical, and scales belong to their weights. Raises FileNotFoundError, PermissionError or ValueError
-    naming the file, the key of config.json or the tensor.
+    Names are canonical, and scales are part of their weights. Raises FileNotFoundError, PermissionError or ValueError
+    that name the file, the key of config.json or the tensor.
     """
 
     def __init__(self, folder: Path, hf: dict[str, Any]):
         self.folder = folder
-        # `absent`: tensors of files that only the index knows. `remarks`: what a user should know of the folder.
+        # `absent`: tensors of files that only the index names. `remarks`: warnings about the folder.
         self._place, self.absent, self.remarks = locate(folder)
         self._nonfinite: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
@@ -53,7 +54,7 @@ class Tensors:
         self._place.clear()
 
     def names(self) -> set[str]:
-        """Of weights and of whatever else is there, but for scales."""
+        """The names of all tensors but scales."""
         scales = set(self._scales.values())
         return {name for name in self._place if name not in scales and not is_activation_scale(name)}
 
@@ -62,20 +63,20 @@ class Tensors:
         return file.shape(stored)
 
     def stored_dtype(self, name: str) -> str:
-        """As safetensors names it, such as "BF16"."""
+        """The stored dtype in safetensors' notation, such as "BF16"."""
         file, stored = self._place[name]
         return file.dtype(stored)
 
     def format_of(self, name: str) -> WeightFormat | None:
-        """How a weight is quantised; None: not at all."""
+        """The FP8 format of a weight; None for one that is not quantised."""
         return self._format if name in self._scales else None
 
-    def dtype(self, name: str, dequantised) -> np.dtype:
-        """What a weight is stored in; `dequantised` if that is FP8."""
+    def dtype(self, name: str, dequantised: DTypeLike) -> np.dtype:
+        """The stored dtype of a weight; `dequantised` for FP8."""
         return np.dtype(dequantised) if name in self._scales else DTYPES[self.stored_dtype(name)]
 
-    def read(self, name: str, rows: slice, dtype) -> np.ndarray:
-        """Rows of a tensor in `dtype`. What is not finite there is counted, for `report_nonfinite`."""
+    def read(self, name: str, rows: slice, dtype: DTypeLike) -> np.ndarray:
+        """Rows of a tensor in `dtype`; it counts nonfinite values for `report_nonfinite`. Raises OSError."""
         value = self._stored(name, rows)
         if name in self._scales:
             scale = self._stored(self._scales[name], slice(None))
@@ -89,7 +90,7 @@ class Tensors:
         return value
 
     def report_nonfinite(self) -> None:
-        """One warning about what was read since the last."""
+        """Warns once about nonfinite values that were read since the last call."""
         report_nonfinite(self.folder, self._nonfinite)
         self._nonfinite.clear()
 

@@ -1,4 +1,4 @@
-"""A model from a reader to a writer, in bands that are small whatever the size of its tensors."""
+"""The transfer of a model from a reader to a writer, in small bands of its tensors."""
 
 import contextlib
 import math
@@ -16,8 +16,8 @@ from ling_jax.config import ModelConfig
 from ling_jax.model.transformer import model_spec
 from ling_jax.spec import named_leaves
 
-BATCH_BYTES = 64 * 2**20  # what a thread holds, if a band is not larger; our choice: as fast as 128 MB in less memory
-TURN_BYTES = 16 * 2**20  # what processes that write one database take in turn; our choice
+BATCH_BYTES = 64 * 2**20  # that a thread holds, unless a band is larger; our choice: as fast as 128 MB in less memory
+TURN_BYTES = 16 * 2**20  # that processes which write one database take in turn; our choice
 
 
 class Band(NamedTuple):
@@ -31,9 +31,9 @@ class Band(NamedTuple):
 def transfer(
     reader: Reader, writer: Writer, *, threads: int = 1, progress: Callable[[int], None] = lambda nbytes: None
 ) -> None:
-    """Writes this process's share of what the reader has, except what `writer.is_written`, and closes the writer.
+    """Writes this process's share of the reader's model, without the parts that are written, and closes the writer.
 
-    Each thread reads, converts and writes a batch of its own. `progress` gets the bytes of every batch that is written.
+    Each thread reads, converts and writes batches of its own. `progress` gets the bytes of every written batch.
     """
     own = own_share(bands(reader, writer.config, writer.dtypes), writer)
     left = (band for band in own if not writer.is_written(band.leaf, band.index))
@@ -47,7 +47,7 @@ def transfer(
 def own_share(every: Iterable[Band], writer: Writer) -> Iterator[Band]:
     """The bands that this process writes: whole files where a file has one writer, else `TURN_BYTES` in turn.
 
-    It does not depend on what is written already: the processes need not see the same of it.
+    The share does not depend on the parts that are written already, which processes may see differently.
     """
     peers = writer.peers
     for number, batch in enumerate(batches(every, TURN_BYTES)):
@@ -58,7 +58,7 @@ def own_share(every: Iterable[Band], writer: Writer) -> Iterator[Band]:
 
 
 def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: int) -> Generator[int]:
-    """Moves batches; yields the bytes of each that is written, in order. No thread works on when it is closed."""
+    """Moves batches, and yields the bytes of each written one, in order. Its threads end when it is closed."""
 
     def move(batch: list[Band]) -> int:
         values = ((band, reader.read(band.leaf, band.index)) for band in batch)
@@ -73,7 +73,7 @@ def moved(reader: Reader, writer: Writer, every: Iterable[list[Band]], threads: 
 
 
 def bands(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype]) -> Iterator[Band]:
-    """Every number of the model once, layer by layer; `config` and `dtypes` are those of what is written."""
+    """Bands that cover the model once, layer by layer; `config` and `dtypes` are the writer's."""
     shapes = {path: leaf.shape for path, leaf in named_leaves(model_spec(config)).items()}
     for mapping in in_file_order(tensor_mappings(model_spec(config), config)):
         itemsize = dtypes[mapping.leaf].itemsize
@@ -90,7 +90,7 @@ def bands(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype]) -
 
 
 def batches(every: Iterable[Band], limit: int | None = None) -> Iterator[list[Band]]:
-    """In order, together at most `limit` bytes (None: `BATCH_BYTES`), or one that is larger."""
+    """Consecutive bands of at most `limit` bytes together (None: `BATCH_BYTES`), or one larger band."""
     limit = limit or BATCH_BYTES
     batch: list[Band] = []
     for band in every:

@@ -1,4 +1,4 @@
-"""Two models on disk, compared number by number: whether a port's target holds what its source does."""
+"""A comparison of two models on disk, number by number: the source and the target of a port."""
 
 import dataclasses
 import threading
@@ -17,23 +17,23 @@ from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.spec import named_leaves
 
 CHUNK = 2**22  # numbers that are compared at a time; our choice
-NAMED = 4  # tensors that a message names
+MAX_NAMED = 4  # tensors in a message
 FLOAT8 = "float8"
-# E4M3 has three bits of mantissa, and is off by at most 1/16 of a number (a bit more when it is read as bfloat16), or
-# by half of its smallest number, 2^-10 of the scale, which is 1/448 of the largest number of a block.
+# E4M3 has three bits of mantissa. Its error is at most 1/16 of a number (a bit more if it is read as bfloat16), or half
+# of its smallest number, 2^-10 of the scale, which is 1/448 of the largest number of a block.
 FLOAT8_ERROR, FLOAT8_SMALLEST = 1 / 15, 2.0**-18
 
 
 @dataclasses.dataclass
 class Difference:
-    """How a tensor of the target is another than the source makes it."""
+    """The difference of a tensor in the target from the source."""
 
-    size: int = 0  # numbers of the parts that were compared
+    size: int = 0  # numbers that were compared
     count: int = 0  # of them that differ
     largest: float = 0.0  # absolute difference; infinite where one side is NaN and the other is not
 
     def add(self, other: "Difference") -> None:
-        """Takes in what was found of other parts of the tensor."""
+        """Adds the difference of other parts of the tensor."""
         self.size += other.size
         self.count += other.count
         self.largest = max(self.largest, other.largest)
@@ -44,11 +44,11 @@ class Difference:
 
 @dataclasses.dataclass
 class Verification:
-    """What a comparison of all tensors found, by their official names."""
+    """The result of a comparison of all tensors, by their official names."""
 
     tensors: dict[str, Difference]
-    roundings: dict[str, set[str]]  # dtype -> tensors that the target holds rounded to it
-    float8_squares: np.ndarray  # sums of squares of the errors of float8, and of the numbers
+    roundings: dict[str, set[str]]  # dtype -> tensors of the target that are rounded to it
+    float8_squares: np.ndarray  # [2], sums of squares of float8's errors and of the numbers
 
     @property
     def different(self) -> dict[str, Difference]:
@@ -57,15 +57,15 @@ class Verification:
     def check(self, target: Path) -> None:
         """Raises ValueError that names the first tensors that differ."""
         if found := self.different:
-            named = "; ".join(f"{name}: {difference}" for name, difference in list(found.items())[:NAMED])
-            more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+            named = "; ".join(f"{name}: {difference}" for name, difference in list(found.items())[:MAX_NAMED])
+            more = f"; and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
             raise ValueError(
                 f"{target}: {len(found)} of {len(self.tensors)} tensors are not those of the source: {named}{more}; "
                 "port again"
             )
 
     def __str__(self) -> str:
-        """What was compared, and what of it is the same only after rounding."""
+        """The number of tensors, and of those that are equal only after rounding."""
         rounded = [f"{len(names)} of them rounded to {dtype}" for dtype, names in sorted(self.roundings.items())]
         if FLOAT8 in self.roundings:
             error, size = self.float8_squares
@@ -81,12 +81,12 @@ def compare_models(
     progress: Callable[[int], None] = lambda nbytes: None,
     peers: Peers = ALONE,
 ) -> Verification:
-    """Compares every number of `written` with what its storage makes of the reader's.
+    """Compares every number of `written` with the reader's number as `written` stores it.
 
-    That is the same bits where it holds all numbers of the source's dtype, else the source's number rounded once, and
-    in FP8 what our quantiser gives, within the error of the format. Each thread reads a batch of bands from both sides,
-    of which it holds one band at a time; `progress` gets the bytes of every batch. All `peers` call it: each compares
-    a share, and all return what was found together. Raises ValueError where the two are models of different parameters.
+    These are the same bits where the target's dtype holds all numbers of the source's, else the source's number rounded
+    once, and for FP8 the result of our quantiser, within the error of the format. Each thread reads batches of bands
+    from both sides and holds one band at a time; `progress` gets the bytes of every batch. All `peers` call it: each
+    compares a share, and all return the common result. Raises ValueError where the two have different parameters.
     """
     check_same_shapes(reader, written)
     mappings = tensor_mappings(model_spec(written.config), written.config)
@@ -109,7 +109,7 @@ def compare_models(
 
 
 def _of_all(own: Verification, peers: Peers) -> Verification:
-    """What all processes found."""
+    """The common result of all processes."""
     tensors = {name: dataclasses.astuple(found) for name, found in own.tensors.items()}
     roundings = {dtype: sorted(names) for dtype, names in own.roundings.items()}
     parts = peers.gather([tensors, roundings, own.float8_squares.tolist()], "differences")
@@ -124,7 +124,7 @@ def _of_all(own: Verification, peers: Peers) -> Verification:
 
 
 def check_same_shapes(reader: Reader, written: Reader) -> None:
-    """Raises ValueError where the two are models of different parameters."""
+    """Raises ValueError where the parameters of the two models have different names or shapes."""
     one, other = (named_leaves(model_spec(r.config)) for r in (reader, written))
     for leaf in sorted(one.keys() | other.keys()):
         if leaf not in one or leaf not in other or one[leaf].shape != other[leaf].shape:

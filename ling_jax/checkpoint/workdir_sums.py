@@ -1,7 +1,7 @@
-"""What a checkpoint notes about the other files of its workdir, and the comparison when it is read.
+"""Checksums of the other files in a workdir, which a checkpoint records and which are compared when it is read.
 
-Logs grow after a save, and the part that was there must still be; the tokenizer and what stands beside it must not
-change, or the model would read other texts than it was trained on.
+Logs grow after a save, but their earlier part must not change. The tokenizer and the files beside it must not change at
+all, or the model would read other tokens than in its training.
 """
 
 import sys
@@ -17,13 +17,13 @@ from ling_jax.messages import shown
 from ling_jax.paths import files_below, is_remote
 from ling_jax.sums import DamagedFile, checks, compare, sums_of
 
-# Also logs: files that grow, or that are written once.
+# Further logs: files that grow, or that are written once.
 ALSO = ("origins.json",)
 FOLDERS = ("tensorboard", "evaluation")
 
 
 def workdir_sums(workdir: epath.PathLike, logs: Sequence[str]) -> dict[str, Any]:
-    """{"logs", "texts"}: sums of the named logs, `ALSO`, and tokenizer/, all on the disk when this returns."""
+    """{"logs", "texts"}: sums of the logs, of `ALSO` and of tokenizer/, which are flushed to the disk."""
     workdir = epath.Path(workdir)
     logs = [name for name in (*logs, *ALSO) if (workdir / name).exists()]
     also = [name for folder in FOLDERS for name in _files(workdir, folder)]
@@ -42,7 +42,7 @@ def _files(workdir: epath.Path, folder: str) -> list[str]:
 
 
 def check_texts(workdir: epath.PathLike, step: int) -> None:
-    """Raises DamagedFile where the tokenizer or a file beside it is not as it was when a checkpoint was saved."""
+    """Raises DamagedFile where the tokenizer or a file beside it has changed since a checkpoint was saved."""
     try:
         compare(epath.Path(workdir), _noted(workdir, step, "texts"))
     except DamagedFile as error:
@@ -52,9 +52,9 @@ def check_texts(workdir: epath.PathLike, step: int) -> None:
 
 
 def check_logs(workdir: epath.PathLike, step: int) -> None:
-    """Warns on stderr where the logs lack something that they held when a checkpoint was saved.
+    """Warns where the part of the logs that a checkpoint records has changed.
 
-    With `checks.strict` that is a DamagedFile.
+    With `checks.strict` it raises DamagedFile instead.
     """
     for name, wanted in _noted(workdir, step, "logs").items():
         try:
@@ -62,12 +62,12 @@ def check_logs(workdir: epath.PathLike, step: int) -> None:
         except DamagedFile as error:
             if checks.strict:
                 raise
-            effect = f"the run goes on from checkpoint {step}, and what was there before it is missing or changed"
+            effect = f"the run continues from checkpoint {step}, and lines before it are missing or changed"
             print(f"WARNING: DAMAGED LOG: {error}; {effect}", file=sys.stderr, flush=True)
 
 
 def _noted(workdir: epath.PathLike, step: int, kind: str) -> dict[str, Any]:
-    """What `workdir_sums` gave for a checkpoint; {} for those of earlier versions, and where nothing is verified."""
+    """The `workdir_sums` of a checkpoint; {} for one of an earlier version, and where nothing is verified."""
     if not checks.verify or not step:
         return {}
     file = epath.Path(workdir) / "checkpoints" / str(step) / manifest.META_FILE

@@ -81,14 +81,14 @@ def _kinds(tree) -> dict[str, tuple]:
 def _check_same(expected: dict[str, tuple], tree, where: str) -> None:
     found = _kinds(tree)
     for name in expected.keys() ^ found.keys():
-        raise ValueError(f"{where}: {name} is only in it or only in the first; merge checkpoints of one run")
+        raise ValueError(f"{where}: {name} is in only one of it and the first; merge checkpoints of one run")
     for name, (shape, dtype) in found.items():
         if (shape, dtype) != expected[name]:
             raise ValueError(
                 f"{where}: {name} is {_kind_name(shape, dtype)}, the first's {_kind_name(*expected[name])}"
             )
         if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"{where}: {name} is {dtype}; only floating point parameters can be merged")
+            raise ValueError(f"{where}: {name} is {dtype}; merge parameters, which are floating point")
 
 
 def _kind_name(shape, dtype) -> str:

@@ -166,7 +166,7 @@ def test_1t_goes_through_16_gb(one_t):
     plan = port.make_plan(one_t, config, one_t.dtypes, 16 * port.GB, cpus=32)
     assert plan.nbytes == 2 * count(model_spec(config)) > 2e12
     assert plan.num_tensors == 60_199  # 76 x (256 + 1) x 3 of experts, and the others
-    assert plan.least_bytes < 2 * port.GB and plan.memory <= 16 * port.GB and plan.threads > 8
+    assert plan.min_bytes < 2 * port.GB and plan.memory <= 16 * port.GB and plan.threads > 8
     with pytest.raises(ValueError, match=r"--max_host_gb=1 is too little memory; the least that works is 1\.\d\d$"):
         port.make_plan(one_t, config, one_t.dtypes, 10**9, cpus=1)
 

@@ -128,7 +128,7 @@ def test_processes_that_would_not_do_the_same_are_refused(source, tmp_path):
     flags = [f"--source={source}", "--target=~/run"]
     first, second = programs_of(2, tmp_path / "logs", *flags, env=homes.get)
     assert (first.returncode, second.returncode) == (1, 2)
-    assert_one_line(second, ".run.partial has not what host 0 wrote there; name a target that all hosts share")
+    assert_one_line(second, ".run.partial lacks the files that host 0 wrote there; name a target that all hosts share")
     assert not (tmp_path / "home_0" / "run").exists() and not (tmp_path / "run").exists()
 
 
