@@ -13,6 +13,7 @@ def programs() -> dict[str, str]:
 
 
 def main() -> None:
+    """Prints the programs, a line for each."""
     listed = programs()
     width = max(map(len, listed))
     print("The programs, each with --help:")

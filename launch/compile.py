@@ -1,4 +1,4 @@
-"""Compiles a run's programs for TPUs that are not here, and says what a step costs at the least.
+"""Compiles a run's programs for TPUs that are not here, and prints a lower bound of a step's time.
 
     python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16 --json_out=1t.json
     python -m launch.compile --config=configs/migrate/1t.py --stage=mla_warmup --topology=v5p:8x8x16
@@ -6,15 +6,15 @@
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs, or `launch.migrate` in a `--stage`: optimiser, MTP, experts and kernels included. (A
 migration's `--config.source` and a pre-training's `--config.start_from` may be the name of a model here; no weights are
-read.) Fields of the config are overridden by `--config.mesh.expert=16`; `--plan` looks for the best mesh. Exit code 2:
-the config, the topology or the mesh is no good, or the program does not fit (the report is written all the same).
+read.) `--config.mesh.expert=16` overrides a field of the config; `--plan` looks for the best mesh. Exit code 2 means
+that the config, the topology or the mesh is wrong, or that the program does not fit (the report is still written).
 """
 
 import dataclasses
 import os
 from typing import Any
 
-# Before JAX starts; what is set already stays.
+# Set before JAX starts; existing values stay.
 ENVIRONMENT = dict(
     JAX_PLATFORMS="cpu", TPU_ACCELERATOR_TYPE="v5p-8", TPU_WORKER_HOSTNAMES="localhost", TPU_SKIP_MDS_QUERY="1",
     ALLOW_MULTIPLE_LIBTPU_LOAD="1",
@@ -36,15 +36,15 @@ from ling_jax.train.start import with_sizes  # noqa: E402
 
 CONFIG = define_config(PretrainConfig, MigrateConfig)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16", required=True)
-SLICES = flags.DEFINE_integer("slices", 1, "so many of the topology, joined by their hosts' network", lower_bound=1)
+SLICES = flags.DEFINE_integer("slices", 1, "slices of the topology, joined by their hosts' network", lower_bound=1)
 STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")
 PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
 ROWS = flags.DEFINE_integer(
     "rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch", lower_bound=0
 )
-JSON_OUT = flags.DEFINE_string("json_out", "", "where the report goes as JSON")
+JSON_OUT = flags.DEFINE_string("json_out", "", "file for the report as JSON")
 PLAN = flags.DEFINE_bool("plan", False, "search mesh, remat and microbatches for the best step that fits")
-SAVE = flags.DEFINE_string("save", "", "where the executable goes, for jax.experimental.serialize_executable")
+SAVE = flags.DEFINE_string("save", "", "file for the executable, by jax.experimental.serialize_executable")
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _read_config() -> tuple[PretrainConfig, Any]:
-    """(the run, which of its parameters are trained: None for all) of a pre-training, or of a migration's `--stage`."""
+    """(config, tree of bools of trained parameters, or None for all) of a pre-training, or a migration's `--stage`."""
     values = CONFIG.value.to_dict()
     if "stages" not in values:
         if STAGE.value:
@@ -102,7 +102,7 @@ def _compiled(config: PretrainConfig, trainable) -> dict[str, Any]:
 
 
 def _planned(config: PretrainConfig) -> dict[str, Any]:
-    """The report of the best mesh, and all that was looked at as its `plan`."""
+    """The report of the best mesh, with all candidates as its `plan`."""
 
     def measure(config: PretrainConfig) -> dict[str, Any]:
         fields = compile_and_report(config, TOPOLOGY.value, slices=SLICES.value)

@@ -1,4 +1,4 @@
-"""The fields of a config's dataclasses, with what their comments say: for --help and the documentation."""
+"""The fields of config dataclasses with their comments, for --help and the documentation."""
 
 import dataclasses
 import inspect
@@ -15,16 +15,16 @@ REQUIRED = object()
 
 
 class Field(NamedTuple):
-    """One field that `--config.NAME=value` overrides."""
+    """A field that `--config.NAME=value` overrides."""
 
-    name: str  # with those of the groups that it is in: train.steps
+    name: str  # with its groups, such as train.steps
     type: str
     default: Any  # REQUIRED where a config must name it
     text: str  # its comment
 
 
 def fields(classes: Sequence[type], prefix: str = "") -> Iterator[Field]:
-    """All fields of config dataclasses, groups within them included; of several classes each name once."""
+    """All fields of config dataclasses, also those in groups; each name once."""
     seen: set[str] = set()
     for cls in classes:
         hints, texts = typing.get_type_hints(cls), comments(cls)
@@ -58,7 +58,7 @@ def _name(hint: Any) -> str:
 
 
 def comments(cls: type) -> dict[str, str]:
-    """{field: the comment behind it, or the lines of comment above it} of a dataclass."""
+    """{field: its comment on the same line, or the comment lines above} of a dataclass."""
     source = textwrap.dedent(inspect.getsource(cls))
     found: dict[str, str] = {}
     above: list[str] = []

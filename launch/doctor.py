@@ -1,8 +1,8 @@
-"""Says whether this machine runs ling_jax, and what to do where it does not.
+"""Checks whether this machine runs ling_jax, and prints what to do where it does not.
 
     python -m launch.doctor
 
-A line for each check: `ok` and what was found, or `FAIL`, why, and what to do. The exit code is 0 if all are ok.
+It prints a line for each check: `ok` and the result, or `FAIL`, the reason and what to do. Exit code 0: all are ok.
 """
 
 import importlib
@@ -17,36 +17,38 @@ import uuid
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from launch.flags import run_program
 
-# Everything else is imported by the check that needs it: a broken install is then a line, and no traceback.
+# Each check imports what it needs, so that a broken install is a line and no traceback.
 
 PACKAGES = {"jax": "jax", "jaxlib": "jaxlib", "flax": "flax", "optax": "optax", "orbax-checkpoint": "orbax.checkpoint",
             "grain": "grain", "tokenizers": "tokenizers"}  # fmt: skip
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-LEAST_SHARE = 0.3  # of the data sheet's FLOP/s; our choice: a sound device reaches more than half
-TOLERANCE = 1e-4  # float32 at the highest precision is off by about 1e-6
+MIN_SHARE = 0.3  # of the data sheet's FLOP/s; our choice: a sound device reaches more than half
+TOLERANCE = 1e-4  # the error of float32 at the highest precision is about 1e-6
 
 
 class Problem(Exception):
-    """What a check found wrong."""
+    """The problem that a check found."""
 
 
 class Check(NamedTuple):
     name: str
-    run: Callable[[], str]  # what was found; raises where that is wrong
+    run: Callable[[], str]  # the result; raises Problem or another error
     advice: str
 
 
 def main() -> None:
+    """Runs all checks."""
     failed = [check.name for check in checks() if not report(check)]
     print(f"{len(failed)} failed: {', '.join(failed)}" if failed else "all ok", flush=True)
     sys.exit(1 if failed else 0)
 
 
 def checks() -> list[Check]:
+    """All checks, in order."""
     install = "make install, or pip install -r requirements.lock"
     return [
         Check("python", python_version, "name a newer one: make install PYTHON=python3.12"),
@@ -62,10 +64,11 @@ def checks() -> list[Check]:
 
 
 def report(check: Check) -> bool:
+    """Runs a check and prints its line; returns whether it is ok."""
     try:
         print(f"ok    {check.name:<18} {check.run()}", flush=True)
         return True
-    except Exception as error:  # whatever it is, it is what is wrong with this machine
+    except Exception as error:  # any error is a problem of this machine
         why = str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
         first_line = (why.splitlines() or [""])[0]
         print(f"FAIL  {check.name:<18} {first_line}. What to do: {check.advice}", flush=True)
@@ -73,13 +76,15 @@ def report(check: Check) -> bool:
 
 
 def python_version() -> str:
-    least = requirement("requires-python")
-    if not satisfies(platform.python_version(), least):
-        raise Problem(f"{platform.python_version()}; ling_jax needs {least}")
+    """The version of Python and the system. Raises Problem where it is too old."""
+    wanted = requirement("requires-python")
+    if not satisfies(platform.python_version(), wanted):
+        raise Problem(f"{platform.python_version()}; ling_jax needs {wanted}")
     return f"{platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
 def package_version(name: str) -> str:
+    """The version of an installed package. Raises Problem where pyproject.toml needs another."""
     importlib.import_module(PACKAGES[name])
     version = importlib.metadata.version(name)
     wanted = next((line for line in requirement("dependencies") if re.match(rf"{name}[^\w-]", line)), "")
@@ -89,7 +94,7 @@ def package_version(name: str) -> str:
 
 
 def object_store() -> str:
-    """A machine that names local paths alone needs nothing for others."""
+    """The client of gs:// paths; it is no problem if it is missing, since local paths do not need it."""
     from ling_jax.paths import store
 
     try:
@@ -99,18 +104,23 @@ def object_store() -> str:
     return f"read by gcsfs {importlib.metadata.version('gcsfs')}"
 
 
-def requirement(field: str):
+def requirement(field: str) -> Any:
+    """A field of the project in pyproject.toml."""
     return tomllib.loads(PYPROJECT.read_text())["project"][field]
 
 
 def satisfies(version: str, requirement: str) -> bool:
-    """Of a requirement that has at most `>=` and `<`."""
-    numbers = lambda text: tuple(map(int, re.findall(r"\d+", text.split("+")[0])[:3]))  # noqa: E731
+    """Whether a version fulfils a requirement of `>=` and `<` bounds."""
+
+    def numbers(text: str) -> tuple[int, ...]:
+        return tuple(map(int, re.findall(r"\d+", text.split("+")[0])[:3]))
+
     bounds = re.findall(r"(>=|<)([\d.]+)", requirement)
     return all((numbers(version) >= numbers(bound)) == (sign == ">=") for sign, bound in bounds)
 
 
 def devices() -> str:
+    """The devices and their memory. Raises Problem where a GPU is not used."""
     import jax
 
     found = jax.local_devices()
@@ -124,6 +134,7 @@ def devices() -> str:
 
 
 def compilation_cache() -> str:
+    """The folder of compiled programs, which must be writable."""
     import jax
 
     from ling_jax.paths import as_path
@@ -137,13 +148,13 @@ def compilation_cache() -> str:
     probe = folder / f".doctor.{uuid.uuid4().hex}"
     probe.write_text("")
     probe.unlink()
-    jax.config.update("jax_enable_compilation_cache", False)  # the next checks tell how long compiling takes
+    jax.config.update("jax_enable_compilation_cache", False)  # the next checks measure the time of compiling
     return f"are kept in {folder}"
 
 
 @cache
-def tiny_model():
-    """(params, config) of one layer of each kind, of weights so large that what is wrong shows in the logits."""
+def tiny_model() -> tuple[Any, Any]:
+    """(params, config) of one layer of each kind, with weights so large that errors show in the logits."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -151,12 +162,16 @@ def tiny_model():
     from ling_jax.config import model_config
 
     config, rng = model_config("tiny-2.6", num_layers=2, layer_group_size=2, mtp_depth=0), np.random.default_rng(0)
-    # Of numpy: to compile the random init of every shape takes as long as the training step.
-    leaf = lambda declared: jnp.float32(rng.normal(declared.init is spec.ones, 0.1, declared.shape))  # noqa: E731
+
+    def leaf(declared: spec.Leaf) -> jnp.ndarray:
+        # By numpy, because compiling the random init of every shape takes as long as the training step.
+        return jnp.float32(rng.normal(declared.init is spec.ones, 0.1, declared.shape))
+
     return spec.tree_map(leaf, model.model_spec(config)), config
 
 
 def training_step() -> str:
+    """The time of compiling a training step, and two losses, of which the second must be lower."""
     import jax
     import jax.numpy as jnp
 
@@ -205,7 +220,7 @@ def decoding() -> str:
 
 
 def kernels() -> str:
-    """The chunks that all platforms have and the kernels of this one against their references as they are written."""
+    """The chunked form and the kernels of this platform against their references."""
     from pallas_kernels.lightning_attention.self_check import chosen_backend, kernel_errors
 
     backends = sorted({"xla", chosen_backend()})
@@ -217,6 +232,7 @@ def kernels() -> str:
 
 
 def matmul() -> str:
+    """The speed of a large matmul. Raises Problem below `MIN_SHARE` of the data sheet."""
     import jax
 
     from ling_jax.train.metrics import data_sheet_flops, matmul_flops
@@ -224,7 +240,7 @@ def matmul() -> str:
     size, dtype = (2048, "float32") if jax.default_backend() == "cpu" else (8192, "bfloat16")
     speed, peak = matmul_flops(size, dtype), data_sheet_flops(jax.devices()[0])
     found = f"{speed / 1e12:.3g} TFLOP/s ({dtype}, {size} x {size})"
-    if peak and speed < LEAST_SHARE * peak:
+    if peak and speed < MIN_SHARE * peak:
         raise Problem(f"{found}, {speed / peak:.0%} of the data sheet")
     return found + (f", {speed / peak:.0%} of the data sheet" if peak else "")
 

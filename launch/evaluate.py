@@ -11,14 +11,14 @@
   follows its prompt as it is, so it usually begins with a space;
 - for generate: JSON lines {"prompt" or "messages", "answer": ...}; `verifier(text, record)` gives a bool or a number
   from 0 to 1 (ling_jax.evaluate.answers:same_answer compares numbers, units and mathematics by what they mean).
-A model that is tuned for conversations takes `prompt` as a user's message, `--raw` as plain text; a line says which.
-Where the prompt opens reasoning, the verifier gets the answer with <think> in front.
+A model that is tuned for conversations takes `prompt` as a user's message, or with `--raw` as plain text; a line says
+which. Where the prompt opens reasoning, the verifier gets the answer with <think> in front.
 A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json.
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,16 +53,20 @@ SEED = flags.DEFINE_integer("seed", 0, "generate: of the first answer; the next 
 STOP = flags.DEFINE_multi_string("stop", [], "generate: text that ends an answer; may be given several times")
 RAW = flags.DEFINE_bool("raw", False, "choice, generate: prompts as they are, without the chat template")
 THINKING, EFFORT = define_thinking()
-SETTINGS = {  # what a task's numbers depend on beside the model and the data
+SETTINGS = {  # flags that change the numbers of a task
     "perplexity": (WINDOW,),
     "choice": (RAW, THINKING, EFFORT),
     "generate": (VERIFIER, SAMPLES, NEW, TEMPERATURE, TOP_P, SEED, STOP, RAW, THINKING, EFFORT),
 }
 
 
+Records = list[tuple[str, dict[str, Any]]]
+Results = tuple[list[dict], list[Metric]]
+
+
 class Task(NamedTuple):
     read: Callable[[], Any]  # the input, before the model is loaded
-    encode: Callable[[Loaded, Any], Any]  # the same as tokens; both raise ValueError on what the user gave
+    encode: Callable[[Loaded, Any], Any]  # the input as tokens; both raise ValueError on wrong input
     measure: Callable[[Loaded, Any, Any], tuple[list[dict], list[Metric]]]  # (samples, metrics)
 
 
@@ -93,6 +97,7 @@ def main() -> None:
 
 
 def check_flags() -> None:
+    """Raises ValueError on flags of another task and on values that their types allow."""
     known = {flag.name for flag in SETTINGS[TASK.value]}
     for task, settings in SETTINGS.items():
         for flag in settings:
@@ -106,32 +111,37 @@ def check_flags() -> None:
         raise ValueError(f"--samples={SAMPLES.value} at temperature 0 would all be the same; give --temperature")
 
 
-def encode_perplexity(model: Loaded, texts: list[str]):
+def encode_perplexity(model: Loaded, texts: list[str]) -> tuple[list, list]:
+    """(documents, their windows) as tokens."""
     if (WINDOW.value or 0) > model.config.max_length:
         raise ValueError(f"--window is {WINDOW.value}; the model's context is {model.config.max_length} tokens")
     documents = encode_texts(model.tokenizer, texts)
     return documents, list(windows(documents, WINDOW.value or model.config.max_length))
 
 
-def measure_perplexity(model: Loaded, texts: list[str], encoded):
+def measure_perplexity(model: Loaded, texts: list[str], encoded: tuple[list, list]) -> Results:
+    """(samples, metrics) of windows."""
     documents, parts = encoded
     logps = score(model, [part.tokens for part in parts], "windows")
     return perplexity_results(documents, parts, logps)
 
 
-def measure_choice(model: Loaded, records, choices):
+def measure_choice(model: Loaded, records: Records, choices: list) -> Results:
+    """(samples, metrics) of questions."""
     logps = score(model, [choice.prompt + choice.tokens for choice in choices], "choices")
     return choice_results(records, choices, logps)
 
 
-def score(model: Loaded, rows, what: str):
+def score(model: Loaded, rows: Sequence[Sequence[int]], what: str) -> dict[int, Any]:
+    """{number of a row: log-probabilities of its tokens}; `what` names rows in the progress."""
     scored = score_rows(model.params, model.config, rows, BATCH.value)
     logps = dict(with_progress(scored, what, len(rows)))
     print(f"evaluate: programs compiled={next_token_logps._cache_size()}", flush=True)
     return logps
 
 
-def measure_generate(model: Loaded, records, prompts):
+def measure_generate(model: Loaded, records: Records, prompts: list[list[int]]) -> Results:
+    """(samples, metrics) of generated answers."""
     verifier, each = load_verifier(VERIFIER.value), SAMPLES.value
     seeds = range(SEED.value, SEED.value + len(records) * each)
     if seeds.stop > 2**32:

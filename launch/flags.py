@@ -1,4 +1,4 @@
-"""How every program here reads its flags; a mistake in them is one message and exit code 2."""
+"""The flags of all programs; a mistake in them is one message and exit code 2."""
 
 import contextlib
 import math
@@ -21,13 +21,13 @@ from ling_jax.preflight import check_new, raise_open_files
 HELP = ("--help", "-help", "-h", "--helpshort", "--helpfull")
 NUMBER = re.compile(r"flag (--\S+?)=(.*): invalid literal for int\(\) with base 10: .*")
 MISSING = re.compile(r"flag --(\w+)=None: Flag --\w+ must have a value")
-_config_classes: tuple[type, ...] = ()  # of the program's config: set once, by its `define_config`
+_config_classes: tuple[type, ...] = ()  # of the program's config; `define_config` sets it once
 
 
 def define_config(*classes: type) -> flags.FlagHolder:
-    """`--config FILE`, whose fields `--config.a.b=value` and `--config.a[0].b=value` override.
+    """The flag `--config FILE`; `--config.a.b=value` and `--config.a[0].b=value` override its fields.
 
-    The file's config is of one of `classes`, whose fields --help lists.
+    The config of the file belongs to one of `classes`, whose fields --help lists.
     """
     global _config_classes
     _config_classes = classes
@@ -37,7 +37,7 @@ def define_config(*classes: type) -> flags.FlagHolder:
 
 
 def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
-    """`--thinking` and `--effort`, of how a chat template asks for an answer."""
+    """The flags `--thinking` and `--effort` of chat templates."""
     from ling_jax.chat.thinking import CHOICES  # it imports JAX, which other programs set up first
 
     thinking = flags.DEFINE_enum(
@@ -47,20 +47,20 @@ def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Runs a program whose `main` takes no arguments. Libraries' own progress shows with `--verbosity=0`."""
+    """Runs a program whose `main` takes no arguments. `--verbosity=0` shows the logs of libraries."""
     handle_signals()
     try:
         app.run(lambda argv: _main(main), flags_parser=_parse)
     except Stopped as stopped:
         end(stopped)
     except Exception as error:
-        if not (told := out_of_memory(error)):
+        if not (message := out_of_memory(error)):
             raise
-        _fail(told)
+        _fail(message)
 
 
 def define_checks() -> None:
-    """`--no_verify` and `--strict`, of how the checkpoints that a program reads are looked at."""
+    """The flags `--no_verify` and `--strict` of programs that read checkpoints."""
     flags.DEFINE_bool("no_verify", False, "read checkpoints without comparing their files with their manifests")
     flags.DEFINE_bool("strict", False, "a damaged newest checkpoint is an error; else the newest whole one is read")
 
@@ -77,7 +77,7 @@ def _main(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Around what reads the user's input: ValueError and OSError there end the program with exit code 2."""
+    """A block that reads the user's input: ValueError and OSError end the program with one line and exit code 2."""
     try:
         yield
     except (ValueError, OSError, *store_errors()) as error:
@@ -85,7 +85,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def check_sampling(temperature: float, top_p: float, stop: Sequence[str]) -> None:
-    """Raises ValueError for what the types of these flags let through."""
+    """Raises ValueError on values that the types of these flags allow."""
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if not math.isfinite(value):
             raise ValueError(f"--{name} is {value}; expected a finite number")
@@ -94,7 +94,7 @@ def check_sampling(temperature: float, top_p: float, stop: Sequence[str]) -> Non
 
 
 def check_output(flag: str, file: str) -> None:
-    """Raises ValueError where a file to write (or "") cannot be one: before the work that fills it."""
+    """Raises ValueError or OSError where an output file cannot be written; "" is no file. Call it before the work."""
     if not file:
         return
     path = as_path(file)
@@ -130,7 +130,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _missing(error: str, argv: Sequence[str]) -> str:
-    """The line for required flags that a command lacks; "" if the error is another one."""
+    """The message for missing required flags; "" for another error."""
     names = MISSING.findall(error)
     if not names:
         return ""
@@ -141,7 +141,7 @@ def _missing(error: str, argv: Sequence[str]) -> str:
 
 
 def _help() -> str:
-    """What the program does, its flags, and the fields of its config."""
+    """The text of --help: the docstring of the program, its flags, and the fields of its config."""
     module = sys.modules["__main__"]
     text = [(module.__doc__ or "").strip(), "", "Flags (--name=value):"]
     for name in sorted(_own_flags(sys.argv[0])):
@@ -155,7 +155,7 @@ def _help() -> str:
 
 
 def _own_flags(program: str) -> set[str]:
-    """Names of the flags that the modules of this folder define."""
+    """The names of the flags that modules of this folder define."""
     modules = flags.FLAGS.flags_by_module_dict().items()
     ours = (defined for name, defined in modules if name == program or name.startswith("launch."))
     return {flag.name for defined in ours for flag in defined} | ({"config"} if _config_classes else set())

@@ -6,9 +6,9 @@
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--prompts` is a file of JSON lines
 {"prompt": text} or {"messages": [...]}; `--out` gets a line for each: the record with text, tokens, logps and ended.
-The file appears when it is whole; after an interruption the same command continues behind the answers that are written.
+The file appears when it is whole; after an interruption the same command continues after the answers that are written.
 `--chat` reads a user's lines from standard input. A model that is tuned for conversations takes a prompt as a user's
-message, `--raw` as text to go on from; a line says which.
+message, or with `--raw` as text to continue; a line says which.
 """
 
 import contextlib
@@ -42,23 +42,23 @@ from ling_jax.rollout.text import Completion, complete, complete_all
 define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
-PROMPT = flags.DEFINE_string("prompt", None, "what a user says, or text to go on from")
+PROMPT = flags.DEFINE_string("prompt", None, "what a user says, or text to continue")
 PROMPTS = flags.DEFINE_string("prompts", None, "a file of JSON lines with `prompt` or `messages`")
 CHAT = flags.DEFINE_bool("chat", False, "talk on standard input")
-RAW = flags.DEFINE_bool("raw", False, "go on from prompts as they are, without the chat template")
+RAW = flags.DEFINE_bool("raw", False, "continue prompts as they are, without the chat template")
 THINKING, EFFORT = define_thinking()
 OUT = flags.DEFINE_string("out", None, "JSON lines of answers, for --prompts")
 BATCH = flags.DEFINE_integer("batch_size", 8, "prompts of --prompts at once", lower_bound=1)
 NEW = flags.DEFINE_integer("max_new_tokens", 128, "of each answer", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", 0.7, "0 takes the likeliest token", lower_bound=0.0)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "draws from the likeliest tokens that have this much together", 0.0, 1.0)
-RESUME = flags.DEFINE_bool("resume", True, "go on with what an interrupted start with this --out left")
+RESUME = flags.DEFINE_bool("resume", True, "continue the answers of an interrupted start with this --out")
 SEED = flags.DEFINE_integer("seed", 0, "of the first prompt; the next ones count up", lower_bound=0)
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends an answer; may be given several times")
 
 
 def main() -> None:
-    with usage_errors(), _going_on():
+    with usage_errors(), _interruptions():
         if sum([PROMPT.value is not None, PROMPTS.value is not None, CHAT.value]) != 1:
             raise ValueError("give one of --prompt, --prompts and --chat")
         if (PROMPTS.value is None) != (OUT.value is None):
@@ -80,14 +80,14 @@ def main() -> None:
             answer_all(model, generator, records)
 
 
-def _going_on() -> contextlib.AbstractContextManager[None]:
+def _interruptions() -> contextlib.AbstractContextManager[None]:
     if PROMPTS.value is None:
         return contextlib.nullcontext()
-    return resumable_work("the same command continues behind the answers that are written")
+    return resumable_work("the same command continues after the answers that are written")
 
 
 def check_values() -> None:
-    """Of flags: what their types cannot say, before a model is loaded."""
+    """Raises ValueError on values of flags that their types allow, before a model is loaded."""
     if OUT.value is not None:
         check_new(OUT.value)
         if as_path(OUT.value).is_dir():
@@ -101,16 +101,18 @@ def check_values() -> None:
 
 
 def read_prompts(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("file, line n", normalised record) of each prompt. Raises ValueError that names the line."""
     for where, record in with_unique_ids(read_objects(path)):
         yield where, normalise_prompt(record, where)
 
 
 def sampling() -> dict[str, Any]:
+    """The flags of sampling, as arguments of the generator."""
     return dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value)
 
 
 def answer_one(model: Loaded, generator: Generator, prompt: str) -> None:
-    """Standard output gets the answer alone, behind the text that it goes on from."""
+    """Prints the answer to stdout, after the text that it continues."""
     (tokens,) = encode_prompts(model, [("--prompt", {"prompt": prompt})], raw=RAW.value)
     generator.room_for([tokens], NEW.value)  # before anything is shown
     print(prompt_report(model, raw=RAW.value), file=sys.stderr, flush=True)
@@ -161,7 +163,7 @@ def write_answers(model: Loaded, generator: Generator, records, prompts, done: i
 
 
 def _record(model: Loaded, records, prompts) -> dict[str, Any]:
-    """What the answers depend on. Batches too: a sum in another order has other last bits."""
+    """The record of the output: all that changes the answers, also the batch size, which changes last bits."""
     asked = hashlib.blake2b(repr(([record for _, record in records], prompts)).encode("utf-8", "backslashreplace"))
     chosen = {"step": model.step, "seed": SEED.value, "batch_size": BATCH.value} | sampling()
     folder = as_path(MODEL.value)
@@ -169,6 +171,7 @@ def _record(model: Loaded, records, prompts) -> dict[str, Any]:
 
 
 def chat(model: Loaded, generator: Generator) -> None:
+    """Answers the lines of stdin as turns of one conversation."""
     messages: list[dict[str, Any]] = []
     for line in sys.stdin:
         messages.append({"role": "user", "content": line.rstrip("\n")})

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C to a program: one line and exit code 128 + the signal, whatever it is doing.
+"""SIGTERM and Ctrl-C end a program with one line and exit code 128 + the signal.
 
-In the loop of training they save first (ling_jax.train.stop). Everywhere else there is nothing to save: the signal is
-raised as an exception, so that what is half-written is removed on the way out.
+The loop of training saves first (ling_jax.train.stop). Elsewhere the signal is raised as an exception, so that
+half-written files are removed.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from typing import NoReturn
 
 STDERR = 2
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
-CLEAN_SECONDS = 10  # for the way out; a library that does not look at signals (a compiler) may take minutes
+CLEAN_SECONDS = 10  # for the cleaning up; a library that ignores signals (a compiler) may take minutes
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that ended the program before its work began, or in the middle of what needs no save."""
+    """A signal ended the program where nothing has to be saved."""
 
     def __init__(self, number: int):
         super().__init__(f"{signal.Signals(number).name}: ended; the same command starts again")
@@ -27,20 +27,20 @@ class Stopped(KeyboardInterrupt):
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
-    """A handler for the time in which modules are imported, when nothing is to be cleaned up."""
+    """The handler during imports, when nothing needs cleaning up."""
     del frame
     end(Stopped(number))
 
 
 def end(stopped: Stopped) -> NoReturn:
-    """No waiting for threads that compile or read."""
+    """Prints the line of a signal and ends the process without waiting for threads."""
     with contextlib.suppress(OSError):  # Ctrl-C ends `| tee` first, and a daemon has no standard error
         os.write(STDERR, f"{stopped}\n".encode())
     os._exit(128 + stopped.number)
 
 
 def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
-    """The handler of a running program. A second signal, or a way out that takes too long, ends it at once."""
+    """The handler of a running program; a second signal ends it at once."""
     del frame
     for other in NUMBERS:
         signal.signal(other, end_at_once)
@@ -49,7 +49,7 @@ def raise_stopped(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextlib.contextmanager
 def resumable_work(how: str) -> Iterator[None]:
-    """Around work whose output stays when it is interrupted: the line about a signal says `how` it goes on."""
+    """A block whose output stays after a signal; the line of the signal says `how` to continue."""
     try:
         yield
     except Stopped as stopped:
@@ -58,8 +58,10 @@ def resumable_work(how: str) -> Iterator[None]:
 
 
 def handle_signals() -> None:
-    """Signals of this process raise `Stopped` in the main thread; where that one does not come back from a library in
-    `CLEAN_SECONDS`, they end the process."""
+    """Makes signals raise `Stopped` in the main thread.
+
+    They end the process if the main thread does not return from a library within `CLEAN_SECONDS`.
+    """
     for number in NUMBERS:
         signal.signal(number, raise_stopped)
     receives, sends = os.pipe()
@@ -69,7 +71,7 @@ def handle_signals() -> None:
 
 
 def _end_late(receives: int) -> None:
-    """Ends the process some time after a signal, unless a handler of somebody else has it."""
+    """Ends the process `CLEAN_SECONDS` after a signal, unless other code handles it."""
     while True:
         number = os.read(receives, 1)[0]
         if number in NUMBERS and signal.getsignal(number) in (raise_stopped, end_at_once):

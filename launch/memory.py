@@ -1,4 +1,4 @@
-"""Too little memory: one line that says how much is needed where that can be known, and exit code 2."""
+"""Errors of too little memory: one line, with the needed amount if it is known, and exit code 2."""
 
 import resource
 import sys
@@ -7,7 +7,7 @@ ADDRESS_SPACE = 2.5e9  # bytes; measured: a training of the smallest model reser
 
 
 def check_address_space() -> None:
-    """Ends the program where `ulimit -v` leaves less than any program here needs: imports would fail, or abort."""
+    """Ends the program where `ulimit -v` is below the need of every program here: imports would fail or abort."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
         print(
@@ -20,7 +20,7 @@ def check_address_space() -> None:
 
 
 def out_of_memory(error: Exception) -> str:
-    """The message of an error that came of too little memory, else ""."""
+    """The message for an error of too little memory; "" for other errors."""
     of_device = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
     if not isinstance(error, MemoryError) and not of_device:
         return ""

@@ -1,4 +1,4 @@
-"""The config file that a command names, and its overrides: what is wrong with either, and what was probably meant."""
+"""Checks of the config file of a command and of its overrides, with hints about what was probably meant."""
 
 import dataclasses
 import difflib
@@ -19,11 +19,11 @@ from ling_jax.config import nearest
 
 EXAMPLE = "configs/pretrain/tiny_2_6.py"
 OVERRIDE = re.compile(r"--?config\.([^=]+)(=?)")
-NAMED = 4  # fields or files that a hint lists
+MAX_NAMED = 4  # fields or files in a hint
 
 
 def check_config_file(path: str, classes: Sequence[type]) -> ml_collections.ConfigDict:
-    """The config of a file. Raises flags.Error, which names the line, where it is none of the program's."""
+    """The config of a file. Raises flags.Error that names the line of an error, or the program of another config."""
     file = path.split(":")[0]
     if not os.path.isfile(file):
         raise flags.Error(f"--config={path}: {_no_file(Path(file))}")
@@ -41,7 +41,7 @@ def check_config_file(path: str, classes: Sequence[type]) -> ml_collections.Conf
 
 
 def check_overrides(argv: Sequence[str], classes: Sequence[type]) -> None:
-    """Names of overrides against the config that they change; the flag itself would only say which part is unknown."""
+    """Raises flags.Error, with a hint, where an override names no field of the config."""
     names = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=names)
     names(argv, known_only=True)
@@ -56,7 +56,7 @@ def meant_fields(name: str, classes: Sequence[type]) -> str:
     """ "; did you mean --config.train.steps?" for a flag `steps` that a program does not have, else ""."""
     listed = [field.name for field in fields(classes)] if classes else []
     found = [field for field in listed if field.rpartition(".")[2] == name and "[" not in field]
-    return f"; did you mean {' or '.join(f'--config.{field}' for field in found[:NAMED])}?" if found else ""
+    return f"; did you mean {' or '.join(f'--config.{field}' for field in found[:MAX_NAMED])}?" if found else ""
 
 
 def _check_override(name: str, config: ml_collections.ConfigDict) -> None:
@@ -66,12 +66,12 @@ def _check_override(name: str, config: ml_collections.ConfigDict) -> None:
     if where.endswith("]"):
         raise flags.Error(f"--config.{name} is a whole item; override its fields, or all of {where.rpartition('[')[0]}")
     if isinstance(node, ml_collections.ConfigDict):
-        some = ", ".join(f"--config.{name}.{field}" for field in list(node)[:NAMED])
+        some = ", ".join(f"--config.{name}.{field}" for field in list(node)[:MAX_NAMED])
         raise flags.Error(f"--config.{name} is a group of {len(node)} fields; override them one by one: {some}, …")
 
 
 def _step_into(node: Any, part: Any, where: str, name: str, config: ml_collections.ConfigDict) -> tuple[Any, str]:
-    """(the part of a field, its name); raises flags.Error where there is none."""
+    """(the value of a part of a field, its name). Raises flags.Error where there is none."""
     if isinstance(part, int):
         if not isinstance(node, (tuple, list)) or not 0 <= part < len(node):
             raise flags.Error(f"--config.{name}: {where} has no item {part}")
@@ -86,10 +86,10 @@ def _step_into(node: Any, part: Any, where: str, name: str, config: ml_collectio
 
 
 def _near(part: str, node: Any, config: ml_collections.ConfigDict) -> str:
-    """What was probably meant: a field of that name elsewhere, one of a similar name here, or all that are here."""
+    """A hint: the field of that name in another group, the nearest name in this group, or all fields of it."""
     names = [name for name in _names(config, "config.") if name.rpartition(".")[2] == part]
     if names:
-        return f"; did you mean --{' or --'.join(names[:NAMED])}?"
+        return f"; did you mean --{' or --'.join(names[:MAX_NAMED])}?"
     return nearest(part, node.keys()) or f"; it has {', '.join(node.keys())}"
 
 
@@ -103,7 +103,7 @@ def _names(node: ml_collections.ConfigDict, prefix: str) -> Iterable[str]:
 def _no_file(path: Path) -> str:
     if path.is_dir():
         inside = sorted(str(file) for file in path.rglob("*.py"))
-        return f"{path} is a folder; name a file in it{': ' + ', '.join(inside[:NAMED]) if inside else ''}"
+        return f"{path} is a folder; name a file in it{': ' + ', '.join(inside[:MAX_NAMED]) if inside else ''}"
     known = {file.stem: str(file) for file in sorted(Path("configs").rglob("*.py"))}
     close = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.75)
     hint = f"did you mean {known[close[0]]}?" if close else f"name a file such as {EXAMPLE}"
@@ -115,7 +115,7 @@ def _knows(cls: type, config: ml_collections.ConfigDict) -> bool:
 
 
 def _program_of(file: Path) -> str | None:
-    """The program that the docstring of a config file starts last; one before it makes what that needs."""
+    """The program of a config file: the last one in its docstring, since earlier ones prepare its inputs."""
     found = re.findall(r"python -m (launch\.\w+)[^\n]*" + re.escape(file.name), file.read_text(errors="replace"))
     return found[-1] if found else None
 

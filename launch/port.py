@@ -6,7 +6,7 @@
     python -m launch.port --compare=Ling-2.6-flash,runs/flash
 
 A source with *.safetensors becomes a workdir (checkpoints/0 and tokenizer/), one with checkpoints/ becomes a Hugging
-Face folder. All files that are neither weights nor config.json go along, and an export gets what it lacks
+Face folder. All files that are neither weights nor config.json are copied, and an export gets missing ones
 (docs/porting.md, docs/checkpoints.md). FP8 weights become those of the config's dtype.
 
 Several processes, such as the hosts of a pod, port one model together: the same command on each, as for
@@ -58,7 +58,7 @@ from ling_jax.resumable import RECORD
 from ling_jax.train import hosts
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir")
-TARGET = flags.DEFINE_string("target", None, "a folder that is not there yet")
+TARGET = flags.DEFINE_string("target", None, "a new folder")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
@@ -73,13 +73,13 @@ MTP = flags.DEFINE_bool("mtp", True, "with --layers: keep the MTP layers")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the plan, from headers alone, and end")
 RESUME = flags.DEFINE_bool("resume", True, "continue an interrupted port to this target")
 VERIFY = flags.DEFINE_bool(
-    "verify", False, "read both sides again and compare every number; of a target that is there, too"
+    "verify", False, "read both sides again and compare every number; also of an existing target"
 )
 COMPARE = flags.DEFINE_list("compare", [], "A,B: run two models on the same tokens layer by layer, and nothing else")
 PROMPT = flags.DEFINE_string("prompt", "", "the text of --compare; random tokens if not given")
 TOKENS = flags.DEFINE_integer("tokens", 512, "of --compare, at most", lower_bound=1)
 
-LARGEST_GB = 1e9  # of a flag: more than any machine has
+LARGEST_GB = 1e9  # of a flag: larger than any machine
 SAME_ON_ALL = (SOURCE, TARGET, DTYPE, STEP, SHARD_GB, LAYERS, MTP, DRY_RUN, RESUME, VERIFY)  # of several processes
 OF_PORTS, OF_COMPARISONS = (*SAME_ON_ALL, MAX_HOST_GB), (PROMPT, TOKENS)
 

@@ -2,7 +2,7 @@
 
     python -m launch.rl --config=configs/rl/tiny_kpop.py --workdir=runs/kpop --config.start_from=runs/sft
 
-Goes on from the workdir of another stage, or from a Hugging Face folder. SIGTERM and Ctrl-C save and end it; the same
+It starts from the workdir of another stage, or from a Hugging Face folder. SIGTERM and Ctrl-C save and end it; the same
 command continues. `--replay` runs a finished or stopped run again from its start, and compares every decision, token,
 batch and loss with the log.
 """
@@ -18,7 +18,7 @@ from ling_jax.train.config import from_dict
 
 CONFIG = define_config(RLConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run that is there continues", required=True)
-REPLAY = flags.DEFINE_bool("replay", False, "compare the run in the workdir with itself, run again")
+REPLAY = flags.DEFINE_bool("replay", False, "run the run in the workdir again, and compare")
 
 
 def main() -> None:

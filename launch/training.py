@@ -1,4 +1,4 @@
-"""How the programs that train begin, on one host or on many, and how they end."""
+"""The start and the end of programs that train, on one host or on many."""
 
 import contextlib
 import os
@@ -39,10 +39,9 @@ TRAINING_ERRORS = (TooManyNonfiniteSteps, DamagedCheckpoint, SaveFailed, KernelE
 
 
 def join_hosts(config: Any, **flags: Any) -> None:
-    """Where this process is one of several: waits for the others, which must be about to do the same.
+    """Waits for the other hosts, if this process is one of several; all must have the same config, code and `flags`.
 
-    Raises ValueError where one does not come, or has another config, other code or another value of one of `flags`. To
-    be called before any device is touched.
+    Call it before any device is touched. Raises ValueError where a host does not come, or differs.
     """
     if process := find_process(COORDINATOR.value, NUM_HOSTS.value, HOST.value):
         hosts.join(process, facts(config, **flags), HOST_TIMEOUT.value)
@@ -56,7 +55,7 @@ def check_one_host(what: str) -> None:
 
 @contextlib.contextmanager
 def starting_errors() -> Iterator[None]:
-    """Around what prepares a run, inside `usage_errors`: an error of one host, or a signal to it, ends all."""
+    """A block that prepares a run, inside `usage_errors`: an error of one host, or a signal to it, ends all hosts."""
     try:
         yield
     except Stopped as stopped:
@@ -69,9 +68,9 @@ def starting_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def training_errors() -> Iterator[None]:
-    """Around a loop: a signal ends the program with 128 + its number, what stopped the training with 1.
+    """A block that trains: a signal ends the program with exit code 128 + its number, an error with 1.
 
-    That is what the data, the tasks or the rewards turn out to be in the middle of a run, too: a ValueError.
+    ValueError is an error of the data, the tasks or the rewards in the middle of a run.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Conversations: records -> templates -> tokens and loss masks, and what a model answers back to messages."""
+"""Conversations: records -> chat templates -> tokens and loss masks, and answers of a model -> messages."""
 
 from ling_jax.chat.records import normalise_conversation as normalise_conversation
 from ling_jax.chat.records import normalise_messages as normalise_messages

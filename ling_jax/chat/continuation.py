@@ -1,4 +1,4 @@
-"""How a conversation goes on behind an answer that a model has just written, token by token."""
+"""The text between two answers of a model: the rest of its turn, an observation, and the next opening."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ Message = dict[str, Any]
 
 
 class UnreadableAnswer(ValueError):
-    """The words of an answer are not the form in which the template writes an answer: the model's mistake."""
+    """The template would write this answer with other words; the model's mistake."""
 
 
-def go_on(
+def continue_conversation(
     template: ChatTemplate | FolderTemplate,
     messages: Sequence[Message],
     words: str,
@@ -23,17 +23,16 @@ def go_on(
     tools: Sequence[dict] = (),
     end_tokens: Collection[str],
 ) -> tuple[Message, list[Piece]]:
-    """(the answer to `messages` as a message, what a model reads behind its end token before it answers again).
+    """(the answer to `messages` as a message, the pieces between its end token and the next answer).
 
-    `words` are the answer as it was written, without the end token; `observation` are the messages that follow. What
-    was read, the words and what is read now are together the template's rendering:
+    `words` are the answer without its end token; `observation` are the messages that follow. All parts together are the
+    template's rendering:
 
-        rendering up to the answer | words | end token | what stands behind it, the observation, the next opening
+        rendering up to the answer | words | end token | rest of the turn, the observation, the next opening
 
-    The message is the one that the words parse to or, where the template writes its calls in another way, has them in
-    its content. Raises UnreadableAnswer where the template would write the words in another way, such as with an end to
-    reasoning that was never closed, and another ValueError where it changes what was read, or the words once they are
-    followed by the observation.
+    The message is parsed from the words; where the template writes its calls in another form, they stay in its content.
+    Raises UnreadableAnswer where the template would write other words, for example by closing a reasoning that was not
+    closed, and another ValueError where the template changes an earlier rendering, or the words after the observation.
     """
     (opened,) = template.renderings(messages, [(len(messages), True)], tools=tools)
     read = _text(opened)
@@ -51,7 +50,7 @@ def go_on(
 
 
 def _readings(words: str, opened: Sequence[Piece], tools: Sequence[dict]) -> list[Message]:
-    """As messages: all parts apart, then with the calls in the content, then with the reasoning in it too."""
+    """Possible messages of an answer: fully parsed, with calls in the content, with reasoning in the content too."""
     text = (THINK if opens_reasoning(opened) else "") + words
     parsed = parse_either(text, tools)
     found = [] if parsed.errors else [as_message(parsed)]
@@ -62,7 +61,7 @@ def _readings(words: str, opened: Sequence[Piece], tools: Sequence[dict]) -> lis
 
 
 def _behind(pieces: Sequence[Piece], start: str) -> list[Piece] | None:
-    """The pieces behind a text that they begin with; None where they do not, or it ends within a special token."""
+    """The pieces after a text with which they start; None if they do not, or if it ends inside of a special token."""
     if not _text(pieces).startswith(start):
         return None
     left = len(start)

@@ -1,4 +1,4 @@
-"""Conversations as token folders that know which tokens the assistant said: the data of supervised fine-tuning."""
+"""Conversations as token folders with a loss mask on the assistant's tokens: the data of supervised fine-tuning."""
 
 import collections
 import itertools
@@ -18,7 +18,7 @@ from ling_jax.data.packing import Document, write_documents
 
 Record = dict[str, Any]
 POLICIES = ("drop", "error")
-TOGETHER = 4096  # conversations that are encoded at once, on all threads
+BATCH_SIZE = 4096  # conversations that are encoded at once, on all threads
 
 
 def tokenize_conversations(
@@ -38,13 +38,12 @@ def tokenize_conversations(
 ) -> dict:
     """Writes <folder>/train and <folder>/held_out as `data.tokenize` does; returns <folder>/meta.json.
 
-    `records` are pairs of where it stands and {"messages", "tools"} (`chat.records`); `source` and `digest` name them.
-    What the assistant says is learnt, its ends of turn included. Conversations with the same prompt are on the same
-    side of the split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for
-    malformed ones and those without a word of the assistant; dropped ones are counted in meta["dropped"] and told. A
-    conversation that the template rewrites as it grows is several documents, counted in meta["forked"] but for the
-    first.
-    `padding` is the token that fills rows up, for a tokenizer without <|endoftext|>.
+    `records` are pairs of ("file, line n", {"messages", "tools"}) as in `chat.records`; `source` and `digest` identify
+    them. The loss is on the assistant's words and ends of turn. Conversations with the same prompt are on the same side
+    of the split. `too_long` ("drop" or "error") is for those of more than `longest` tokens, `unusable` for malformed
+    ones and those without words of the assistant. Dropped ones are printed and counted in meta["dropped"]. A
+    conversation whose earlier turns the template rewrites is several documents; meta["forked"] counts all but the
+    first. `padding` is the token of padding, for a tokenizer without <|endoftext|>.
     """
     for name, policy in (("too_long", too_long), ("unusable", unusable)):
         if policy not in POLICIES:
@@ -56,7 +55,7 @@ def tokenize_conversations(
 
     def documents() -> Iterator[Document]:
         kept, forked, usable = 0, 0, _usable(records, template, dropped)
-        while batch := list(itertools.islice(usable, TOGETHER)):
+        while batch := list(itertools.islice(usable, BATCH_SIZE)):
             encoded = encode_all(tokenizer, [sample.pieces for sample in batch])
             for (where, record, number, _), (ids, mask) in zip(batch, encoded, strict=True):
                 if not any(mask):
@@ -67,16 +66,16 @@ def tokenize_conversations(
                     kept, forked = kept + 1, forked + bool(number)
                     yield Document(prompt_of(record), np.asarray(ids, np.uint32), np.asarray(mask, bool))
         about.update(dropped=dropped.counts(), forked=forked)
-        told = " ".join(f"{reason}={count}" for reason, count in about["dropped"].items())
-        print(f"conversations: {kept=} {forked=} dropped: {told}", flush=True)
+        counts = " ".join(f"{reason}={count}" for reason, count in about["dropped"].items())
+        print(f"conversations: {kept=} {forked=} dropped: {counts}", flush=True)
         if not kept:
-            raise ValueError(f"{source} has no conversation that can be learnt ({told}); name another source")
+            raise ValueError(f"{source} has no conversation that can be learnt ({counts}); name another source")
 
     return write_documents(documents(), tokenizer, folder, about, digest=digest, replace=replace)
 
 
 def prompt_of(record: Record) -> str:
-    """What stands before the assistant's first words, as canonical JSON."""
+    """The messages before the assistant's first one, and the tools, as canonical JSON."""
     before = itertools.takewhile(lambda message: message["role"] != "assistant", record["messages"])
     return json.dumps([list(before), list(record.get("tools", ()))], sort_keys=True, ensure_ascii=False)
 
@@ -89,7 +88,7 @@ class _Sample(NamedTuple):
 
 
 def _usable(records, template, dropped: "_Dropped") -> Iterator[_Sample]:
-    """The samples of those that the template can render."""
+    """The samples of the records that the template can render."""
     for where, record in records:
         try:
             record = normalise_conversation(record, where)
@@ -102,16 +101,16 @@ def _usable(records, template, dropped: "_Dropped") -> Iterator[_Sample]:
 
 
 class _Dropped:
-    """Counts by reason, or raises where the reason's policy is "error"."""
+    """Counts dropped records by reason; raises ValueError where the policy of the reason is "error"."""
 
     def __init__(self, policies: dict[str, str]):
         self._policies, self._counts = policies, collections.Counter()
 
-    def add(self, reason: str, told: str) -> None:
+    def add(self, reason: str, message: str) -> None:
         if self._policies[reason] == "error":
-            raise ValueError(f"{told}; correct or remove it, or let {reason} be 'drop'")
+            raise ValueError(f"{message}; correct or remove it, or let {reason} be 'drop'")
         if not self._counts[reason]:
-            print(f"conversations: first dropped as {reason}: {told}", flush=True)
+            print(f"conversations: first dropped as {reason}: {message}", flush=True)
         self._counts[reason] += 1
 
     def counts(self) -> dict[str, int]:

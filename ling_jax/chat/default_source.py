@@ -1,4 +1,4 @@
-"""The default template as Jinja, for the folders that we export."""
+"""The default template as Jinja source, for exported folders."""
 
 import functools
 from pathlib import Path
@@ -6,5 +6,5 @@ from pathlib import Path
 
 @functools.cache
 def default_source() -> str:
-    """What `ChatTemplate()` renders; `enable_thinking` and `reasoning_effort` are its options."""
+    """Jinja source that renders as `ChatTemplate()`, with the options `enable_thinking` and `reasoning_effort`."""
     return Path(__file__).with_name("default_template.jinja").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Which tokens end an answer: those that a folder's files declare, and those of Ling and Ring."""
+"""The tokens that end an answer: those that a folder's files declare, and those of Ling and Ring."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -23,10 +23,11 @@ KEY = "eos_token_id"
 def declared_end_ids(
     config: Mapping[str, Any], folder: str | Path, tokenizer: Tokenizer, vocab_size: int
 ) -> frozenset[int]:
-    """Ids that end a text: `eos_token_id` of a config.json's keys and of the folder's generation_config.json, and
-    `eos_token` of its tokenizer_config.json and special_tokens_map.json where the tokenizer has it.
+    """The ids of the end tokens that a folder declares.
 
-    Raises ValueError naming file and value of what is no id below the model's `vocab_size`.
+    These are `eos_token_id` of `config` (config.json) and of generation_config.json, and `eos_token` of
+    tokenizer_config.json and special_tokens_map.json if the tokenizer has it. Raises ValueError that names file and
+    value where a value is no id below the model's `vocab_size`.
     """
     folder = as_path(folder)
     generation = read_object(folder / GENERATION_CONFIG)
@@ -48,9 +49,9 @@ def _ids(config: Mapping[str, Any], where: str, vocab_size: int) -> set[int]:
 
 
 def end_ids(tokenizer: Tokenizer, declared: Collection[int] = ()) -> frozenset[int]:
-    """Tokens that close a text: the declared ones, the end of a document and of a turn where the tokenizer has them.
+    """The ids that end a text: the declared ones, and the tokenizer's ends of a document and of a turn.
 
-    Raises ValueError where there is none: no answer would end.
+    Raises ValueError where there is none, since no answer would end.
     """
     known = {token for name in (EOS, END) if (token := tokenizer.token_to_id(name)) is not None}
     if not (found := frozenset(known) | set(declared)):
@@ -62,12 +63,12 @@ def end_ids(tokenizer: Tokenizer, declared: Collection[int] = ()) -> frozenset[i
 
 
 def token_texts(tokenizer: Tokenizer, ids: Collection[int]) -> list[str]:
-    """Of those that the tokenizer has, by id."""
+    """The texts of token ids, in the order of ids; ids without a token are skipped."""
     return [text for token in sorted(ids) if (text := tokenizer.id_to_token(token)) is not None]
 
 
 def save_end_ids(ids: Collection[int], folder: epath.PathLike) -> None:
-    """Writes the generation_config.json that `declared_end_ids` reads, whole or not at all; its other keys stay."""
+    """Writes `eos_token_id` into generation_config.json, whole or not at all; other keys stay."""
     path = as_path(folder) / GENERATION_CONFIG
     known = read_object(path)
     with replacing(path) as file:
@@ -75,9 +76,9 @@ def save_end_ids(ids: Collection[int], folder: epath.PathLike) -> None:
 
 
 def check_turns_end(template: ChatTemplate | FolderTemplate, tokenizer: Tokenizer, ends: Collection[int]) -> None:
-    """Raises ValueError where no trained token of the template ends a turn: a model would learn never to stop.
+    """Raises ValueError where no trained token of the template ends a turn, since a model would never learn to stop.
 
-    A template that refuses the conversation that is tried says so later, with the record.
+    It tries a short conversation. A template that refuses it raises later, with the record.
     """
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     try:

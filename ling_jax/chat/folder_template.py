@@ -1,4 +1,4 @@
-"""The chat template that comes with a checkpoint folder, which wins over the default one."""
+"""The chat template of a checkpoint folder, which is used instead of the default one."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
@@ -37,25 +38,26 @@ class FolderTemplate:
 
     The sandbox is a process with limits of time, memory and output (`ling_jax.chat.renderer`).
 
-    What it writes for an assistant is found by rendering the conversation up to there and one message further. Where a
-    later rendering does not go on from an earlier one, such as without the reasoning of earlier turns, the conversation
-    is several samples. What stands behind the end token of a turn belongs to what follows.
+    The assistant's text is the difference between two renderings of the conversation, up to its message and one message
+    further. Where a later rendering does not start with an earlier one, for example because it drops the reasoning of
+    earlier turns, the conversation becomes several samples. Text after the end token of a turn belongs to the next
+    message.
     """
 
     source: str
-    where: str = dataclasses.field(repr=False, compare=False)  # for messages; a copy elsewhere is the same template
+    where: str = dataclasses.field(repr=False, compare=False)  # file, for messages; a copy is the same template
     special_tokens: tuple[str, ...] = SPECIAL_TOKENS
-    end_tokens: tuple[str, ...] = (EOS, END)  # those that end a turn
+    end_tokens: tuple[str, ...] = (EOS, END)  # tokens that end a turn
     bos_token: str = ""
     eos_token: str = ""
-    tools_source: str = ""  # the template of conversations with tools, where it is another one
-    thinking: bool | None = None  # None: the template's own default, its switch is undefined
+    tools_source: str = ""  # the template of conversations with tools, if it is another one
+    thinking: bool | None = None  # None: the template's default, with its switch undefined
     effort: str | None = None  # as `thinking`
 
     def render(self, messages: Sequence[dict], *, tools: Sequence[dict] = (), prompt: bool = False) -> list[Piece]:
-        """Pieces of a conversation, as `ChatTemplate.render`.
+        """The pieces of a conversation, as in `ChatTemplate.render`.
 
-        Raises ValueError where the template rewrites history, but in a prompt, of which nothing is learnt.
+        Raises ValueError where the template rewrites history, except in a prompt, which is not trained on.
         """
         try:
             first, *others = self._samples(messages, tools, prompt)
@@ -69,25 +71,25 @@ class FolderTemplate:
         return self.renderings(messages, [(len(messages), True)], tools=tools)[0]
 
     def samples(self, messages: Sequence[dict], *, tools: Sequence[dict] = ()) -> list[list[Piece]]:
-        """Pieces of the texts to learn a conversation from: each answer is trained in one of them.
+        """The pieces of the samples of a conversation; each answer is trained on in one of them.
 
-        Raises ValueError where the template does not write an answer behind its own prompt, or leaves out its calls.
+        Raises ValueError where the template does not write an answer after its own prompt, or omits its calls.
         """
         calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
         if calling and "tool_calls" not in self._source(tools):
-            told = f"reads no tool_calls: those of messages[{calling[0]}] would be lost"
-            raise ValueError(f"the chat template of {self.where} {told}")
+            problem = f"reads no tool_calls: those of messages[{calling[0]}] would be lost"
+            raise ValueError(f"the chat template of {self.where} {problem}")
         found = self._samples(messages, tools, False)
         return [pieces for pieces in found if any(piece.trained for piece in pieces)] or found[:1]
 
     def reads(self, names: Sequence[str]) -> bool:
-        """Whether one of its sources has one of these names."""
+        """Whether one of its sources contains one of the names."""
         return any(name in source for source in (self.source, self.tools_source) for name in names)
 
     def renderings(
         self, messages: Sequence[dict], parts: Sequence[tuple[int, bool]], *, tools: Sequence[dict] = ()
     ) -> list[list[Piece]]:
-        """Pieces of the first n messages, for each (n, whether with the generation prompt); nothing is trained."""
+        """The pieces of the first n messages for each part (n, whether with the generation prompt), untrained."""
         check_messages(messages)
         mark, text, found = self._mark(messages, tools), "", []
         for kept, added in self._texts(messages, tools, parts, mark):
@@ -96,7 +98,10 @@ class FolderTemplate:
         return found
 
     def _samples(self, messages: Sequence[dict], tools: Sequence[dict], prompt: bool) -> list[list[Piece]]:
-        """Of texts up to an answer, the answer, up to the next, …; one that does not go on begins a sample."""
+        """The samples, from the texts up to an answer, the answer, up to the next one, ….
+
+        A text that does not start with the one before begins a sample.
+        """
         check_messages(messages)
         said = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         steps = [(n, n == i) for i in said for n in (i, i + 1)] + [(len(messages), prompt)]
@@ -105,18 +110,18 @@ class FolderTemplate:
         for number, (kept, added) in enumerate(self._texts(messages, tools, steps, mark)):
             answer = number % 2 == 1
             if kept < length and answer:
-                told = f"it does not write messages[{said[number // 2]}] behind its own prompt"
-                raise ValueError(f"the chat template of {self.where} rewrites history: {told}")
+                problem = f"it does not write messages[{said[number // 2]}] behind its own prompt"
+                raise ValueError(f"the chat template of {self.where} rewrites history: {problem}")
             if kept < length:
                 found, behind = [*found, []], ""
             length, text, behind = kept + len(added), behind + added, ""
-            if answer and (end := self._ends.search(text)):  # the first: no model writes further
+            if answer and (end := self._ends.search(text)):  # the first one, where a model stops
                 text, behind = text[: end.end()], text[end.end() :]
             found[-1] += self._split(text, mark, trained=answer)
         return found
 
     def _texts(self, messages: Sequence[dict], tools: Sequence[dict], parts, mark: str) -> list[Rendered]:
-        """What the template writes, with the mark in every special token that a text spells."""
+        """The template's output for each part, with the mark inside of special tokens that messages spell."""
         values, source = {name: token for name in NAMED_TOKENS if (token := getattr(self, name))}, self._source(tools)
         try:
             messages, tools = _marked([list(messages), list(tools)], self._special, mark)
@@ -132,12 +137,12 @@ class FolderTemplate:
             raise ValueError(f"the chat template of {self.where} {error}") from None
 
     def _mark(self, messages: Sequence[dict], tools: Sequence[dict]) -> str:
-        """A character that occurs nowhere, neither as it is nor as JSON escapes it."""
+        """A character that occurs neither in the conversation nor in the template, also not as a JSON escape."""
         try:
-            told = json.dumps([list(messages), list(tools), self.source, self.tools_source], default=str)
+            text = json.dumps([list(messages), list(tools), self.source, self.tools_source], default=str)
         except RecursionError:
             raise ValueError("messages or tools are nested too deeply for a chat template") from None
-        used = set(ESCAPE.findall(told))
+        used = set(ESCAPE.findall(text))
         for mark in map(chr, itertools.chain(*PRIVATE)):
             if not used.issuperset(ESCAPE.findall(json.dumps(mark))):
                 return mark
@@ -169,7 +174,7 @@ def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
 
 
 def _fields(messages: Sequence[dict], *, reasoning_apart: bool) -> list[dict]:
-    """The messages under the names that templates know, without what is null.
+    """The messages with the field names that templates use, without null fields.
 
     Reasoning is a field where the template reads one, else <think>…</think> before the content. A call has OpenAI's
     form, {"type", "function": {"name", "arguments"}}, and the two fields of `function` beside it.
@@ -188,7 +193,7 @@ def _fields(messages: Sequence[dict], *, reasoning_apart: bool) -> list[dict]:
 
 
 def _marked(value, special: re.Pattern, mark: str):
-    """The value with the mark in every special token that a text spells, so that it stays text."""
+    """The value with the mark inside of special tokens in its texts, so that they stay text."""
     match value:
         case str():
             return special.sub(lambda token: token[0][0] + mark + token[0][1:], value)
@@ -206,10 +211,10 @@ def _without(mark: str, text: str) -> str:
 def load_template(
     folder: str | Path, special_tokens: Sequence[str] = (), end_tokens: Sequence[str] = ()
 ) -> FolderTemplate | None:
-    """The template of chat_template.jinja, or of tokenizer_config.json's `chat_template`; None where there is none.
+    """The template of chat_template.jinja, or of `chat_template` in tokenizer_config.json; None without one.
 
-    One that is named tool_use, in a list there or in additional_chat_templates/, is for conversations with tools.
-    It is None for the default template too, which exports carry: `ChatTemplate` has more options.
+    A template named tool_use, in a list there or in additional_chat_templates/, is for conversations with tools. It is
+    None for the default template too, which exports have, because `ChatTemplate` has more options.
 
     `special_tokens` and `end_tokens` are the tokenizer's, beside those of Ling and Ring. Raises ValueError naming a
     file that cannot be read.
@@ -245,13 +250,13 @@ def _text(path: Path) -> str:
 
 
 def read_object(path: epath.PathLike) -> dict:
-    """The object of a JSON file, {} where there is none; raises ValueError on anything else."""
+    """The object of a JSON file; {} without the file. Raises ValueError on other content."""
     path = as_path(path)
     return files.read_object(path) if path.is_file() else {}
 
 
 def _sources(value, path: Path) -> dict[str, str]:
-    """Templates by name, of a text, which is the default one, or of [{"name", "template"}]."""
+    """{name: template} of a text, which is the default template, or of a list of {"name", "template"}."""
     entries = value if isinstance(value, list) else [{"name": "default", "template": value}] if value else []
     for entry in entries:
         fields = [entry.get("name"), entry.get("template")] if isinstance(entry, dict) else [None]
@@ -261,7 +266,7 @@ def _sources(value, path: Path) -> dict[str, str]:
     return {entry["name"]: entry["template"] for entry in entries}
 
 
-def token_text(value) -> str:
-    """A token is a string, an object with its content, or none."""
+def token_text(value: Any) -> str:
+    """The text of a token in a config: a string, or an object with `content`; "" for other values."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else ""

@@ -1,4 +1,4 @@
-"""JSON as models and data sets write it, read strictly: what has no exact value in Python is refused."""
+"""Strict JSON of models and data sets: values without an exact form in Python are errors."""
 
 import json
 import math
@@ -7,18 +7,18 @@ from typing import Any
 
 from ling_jax.data.json_lines import check_whole_characters
 
-MAX_DEPTH = 100  # of lists and objects in each other: our choice, far below what Python's recursion allows
-# Strings and all that is neither a bracket nor foreign to JSON, then the start of a string that has no end on its line,
-# or brackets. Possessive: nothing is tried again in another way.
+MAX_DEPTH = 100  # of nested lists and objects; our choice, far below Python's recursion limit
+# Strings and other JSON text without brackets, then either the start of a string without end on its line, or brackets.
+# Possessive quantifiers: the regular expression never backtracks.
 STRING = r'"(?:[^"\\\x00-\x1f]++|\\[^\x00-\x1f])*+'
 STEP = re.compile(rf'(?:[^"\\<{{}}\[\]]++|{STRING}")*+({STRING}\\?)?([{{\[]*+)([}}\]]*+)')
 
 
 def read_json(text: str) -> Any:
-    """The value that a JSON text holds. Raises ValueError on what has no exact value in Python.
+    """The value of a JSON text. Raises ValueError where it has no exact value in Python.
 
-    That is, besides what is no JSON: NaN, Infinity and numbers too large for a float, integers of more digits than
-    Python reads (4300), names that occur twice in an object, half surrogate pairs, and more than `MAX_DEPTH` levels.
+    Besides other text these are NaN, Infinity, numbers too large for a float, integers of more than 4300 digits, names
+    that occur twice in an object, half surrogate pairs, and more than `MAX_DEPTH` levels.
     """
     start = len(text) - len(text.lstrip())
     if text[start : start + 1] in ("{", "[") and not bracketed_end(text, start)[1]:
@@ -30,7 +30,7 @@ def read_json(text: str) -> Any:
 
 
 def check_json(value: Any, where: str) -> None:
-    """Raises ValueError unless JSON can hold the value and `read_json` reads it back."""
+    """Raises ValueError unless `read_json` reads the JSON of the value back."""
     try:
         read_json(json.dumps(value))
     except (ValueError, RecursionError) as error:
@@ -38,9 +38,9 @@ def check_json(value: Any, where: str) -> None:
 
 
 def bracketed_end(text: str, start: int) -> tuple[int, bool]:
-    """(end, True) of the object or list that begins at `start`, or (where it cannot be JSON any more, False).
+    """(end, True) of the object or list that begins at `start`, or (the position of its first error, False).
 
-    Only strings and brackets are looked at, each character once; `read_json` checks the rest.
+    It reads strings and brackets only, in linear time; `read_json` checks the rest.
     """
     depth, at = 0, start
     while True:

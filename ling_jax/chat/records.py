@@ -1,6 +1,6 @@
-"""Records with a prompt or a conversation: read into one form, errors name file, line and field.
+"""Records with a prompt or a conversation, normalised to one form; errors name file, line and field.
 
-Messages may be as OpenAI's clients write them; `normalise_messages` says what becomes of that.
+Messages may have the form of OpenAI's clients (`normalise_messages`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ from ling_jax.messages import shown
 
 EXPECTED = "an object with a field 'messages'"
 ROLES = {"developer": "system", "function": "tool"}  # OpenAI's other names
-IDENTIFIERS = ("id", "name", "tool_call_id")  # what a message is called; no template needs it
-OTHER_FORMS = {  # field -> how to get from there to messages
+IDENTIFIERS = ("id", "name", "tool_call_id")  # names of messages, which no template needs
+OTHER_FORMS = {  # field -> how to convert its form to messages
     "conversations": "ShareGPT's form: rename it to messages, 'from' to role (human: user, gpt: assistant), 'value' to "
     "content",
     "instruction": "Alpaca's form: write instruction and input as a user's message and output as an assistant's",
@@ -24,9 +24,9 @@ OTHER_FORMS = {  # field -> how to get from there to messages
 
 
 def normalise_prompt(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """The record with its one of `prompt` and `messages`, and with its tools, in our form.
+    """The record with its `prompt` or `messages`, and its tools, in our form.
 
-    Raises ValueError naming a field that is malformed.
+    Raises ValueError that names a malformed field.
     """
     if "prompt" in record and "messages" not in record:
         check_text(record["prompt"], f"{where}: prompt")
@@ -37,7 +37,7 @@ def normalise_prompt(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def normalise_conversation(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """The record with `messages` and `tools` in our form; raises ValueError naming a field that is malformed."""
+    """The record with `messages` and `tools` in our form; raises ValueError that names a malformed field."""
     if "messages" not in record:
         raise ValueError(f"{where}: expected {EXPECTED}{_other_form(record)}")
     messages = normalise_messages(record["messages"], f"{where}: messages")
@@ -49,15 +49,15 @@ def normalise_conversation(record: dict[str, Any], where: str) -> dict[str, Any]
 def normalise_messages(messages: Any, where: str = "messages") -> list[dict[str, Any]]:
     """Messages in the form of `chat.template`, from that form or from OpenAI's.
 
-    - A field that is null, or an empty list, is not there; content may be so beside tool calls.
-    - Content that is a list of parts {"type": "text", "text"} is their texts, joined.
-    - `tool_calls[].function` and `function_call` are calls; arguments may be JSON text that holds an object.
+    - A field that is null or an empty list counts as missing; beside tool calls content may be missing.
+    - Content that is a list of parts {"type": "text", "text"} becomes their joined texts.
+    - `tool_calls[].function` and `function_call` are calls; their arguments may be the JSON text of an object.
     - `reasoning_content` is reasoning, and so is `<think>…</think>` where an assistant's content begins with it.
     - Roles developer and function are system and tool. Names and ids are dropped once the results of an assistant's
       calls are in the order of the calls.
 
-    Raises ValueError naming the message and the field of anything else. Where a system message may stand is for the
-    template to say.
+    Raises ValueError that names the message and the field of anything else. The template decides where a system message
+    may be.
     """
     if not isinstance(messages, list | tuple):
         raise ValueError(f"{where} is {shown(messages)}; expected a list of messages, at least one")
@@ -67,19 +67,20 @@ def normalise_messages(messages: Any, where: str = "messages") -> list[dict[str,
 
 
 def read_conversations(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Records with "messages" and "tools" of JSON lines; errors name the file, the line and the field."""
+    """The records with "messages" and "tools" of JSON lines. Raises ValueError that names file, line and field."""
     for where, record in read_objects(path, EXPECTED):
         yield {"tools": []} | normalise_conversation(record, where)
 
 
 def check_text(text: Any, where: str) -> None:
+    """Raises ValueError unless a value is a text of whole characters that is not empty."""
     if not isinstance(text, str) or not text:
         raise ValueError(f"{where} is {shown(text)}; expected text")
     check_whole_characters(text, where)
 
 
 def _other_form(record: Mapping[str, Any]) -> str:
-    return next((f"; {field!r} is {told}" for field, told in OTHER_FORMS.items() if field in record), "")
+    return next((f"; {field!r} is {form}" for field, form in OTHER_FORMS.items() if field in record), "")
 
 
 def _with_tools(record: dict[str, Any], where: str) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _normalise_message(message: Any, where: str) -> Any:
 
 
 def _present(fields: Mapping[str, Any], *, but: Sequence[str] = ()) -> dict[str, Any]:
-    """Those that are not null, without empty lists (content aside) and what is named."""
+    """The fields that are neither null nor empty lists (except content), without those of `but`."""
     kept = {key: value for key, value in fields.items() if value is not None and key not in but}
     return {key: value for key, value in kept.items() if value != [] or key == "content"}
 
@@ -181,7 +182,7 @@ def _normalise_reasoning(message: dict[str, Any], where: str) -> None:
 
 
 def _in_order_of_calls(given: Sequence[dict], messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """The messages, the results behind an assistant's calls in the order of the calls, where both have ids."""
+    """The messages with the results of an assistant's calls in the order of the calls, if both have ids."""
     found, i = list(messages), 0
     while i < len(given):
         ids = [call.get("id") for call in given[i].get("tool_calls") or ()]
@@ -191,8 +192,8 @@ def _in_order_of_calls(given: Sequence[dict], messages: list[dict[str, Any]], wh
         start = i
         while i < len(given) and messages[i]["role"] == "tool" and given[i].get("tool_call_id") is not None:
             if given[i]["tool_call_id"] not in ids:
-                told = f"{where}[{i}].tool_call_id is {shown(given[i]['tool_call_id'])}"
-                raise ValueError(f"{told}; the calls before it are {', '.join(ids)}")
+                found_id = f"{where}[{i}].tool_call_id is {shown(given[i]['tool_call_id'])}"
+                raise ValueError(f"{found_id}; the calls before it are {', '.join(ids)}")
             i += 1
         order = sorted(range(start, i), key=lambda at: ids.index(given[at]["tool_call_id"]))
         found[start:i] = [messages[at] for at in order]

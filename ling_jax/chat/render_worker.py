@@ -1,6 +1,6 @@
-"""The process of `ling_jax.chat.renderer`: renders chat templates, one JSON line in, one out for each text.
+"""The process of `ling_jax.chat.renderer`, which renders chat templates: a JSON line in, one out for each text.
 
-It is run as a file and imports nothing of this package, so that it starts without JAX.
+It runs as a file and imports nothing of this package, so that it starts without JAX.
 """
 
 import contextlib
@@ -12,41 +12,45 @@ import signal
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MEMORY_BYTES = 1 << 30  # our choice: a text that doubles in a loop must fail here, not fill the machine
+MEMORY_BYTES = 1 << 30  # our choice: a text that doubles in a loop must not fill the machine
 MAX_CHARACTERS = 16 << 20  # of one text; our choice: a conversation of a million tokens has a quarter of it
 MAX_REPLY = 64 << 20  # characters of all texts of a request, which the caller holds at once; our choice
 
 
 def main() -> None:
+    """Reads requests from stdin and writes replies to stdout until stdin is closed."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what anything prints must not get among the replies
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end closes our input
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends this process, whatever the parent does with it
+    os.dup2(2, 1)  # other output must not mix with the replies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, whose end closes our input
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends this process, also where the parent ignores the signal
     with contextlib.suppress(ValueError, OSError):  # macOS may refuse
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for line in sys.stdin.buffer:
         try:
             for reply in rendered(json.loads(line)):
-                print(json.dumps(reply), file=replies, flush=True)  # a sign of life, text by text
+                print(json.dumps(reply), file=replies, flush=True)  # text by text, as a sign of life
         except MemoryError:
             print(json.dumps(f"needs more than {MEMORY_BYTES >> 30} GiB of memory"), file=replies)
-        except Exception as error:  # a template may run anything that the sandbox allows
-            told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            print(json.dumps(f"fails: {told}"), file=replies)
+        except Exception as error:  # a template may raise anything that the sandbox allows
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            print(json.dumps(f"fails: {reason}"), file=replies)
         replies.flush()
 
 
 def rendered(request: dict) -> Iterator[list | str]:
-    """[kept, added] for each of `texts`, [number of messages, whether with the generation prompt]: a text is `added`
-    behind the one before, `kept` characters, or alone, 0. A reply that says what is wrong is a string, and the last.
+    """A reply [kept, added] for each of the request's `texts`, [number of messages, whether with generation prompt].
 
-    Each may take `seconds` of processor time; SIGPROF then ends this process, in the middle of C code too.
+    A text is the first `kept` characters of the one before, all or none, and then `added`. A reply that is a string
+    describes an error and is the last one. A text that takes more than `seconds` of CPU time ends this process by
+    SIGPROF, also in C code.
     """
     before, replied = "", 0
     for count, prompt in request["texts"]:
@@ -60,7 +64,7 @@ def rendered(request: dict) -> Iterator[list | str]:
         if text is None:
             yield f"writes more than {MAX_CHARACTERS >> 20} million characters"
             return
-        text.encode()  # half a surrogate pair is an error here, not in a tokenizer
+        text.encode()  # raises on half a surrogate pair here, not in a tokenizer
         kept = len(before) if text.startswith(before) else 0
         replied += len(text) - kept
         if replied > MAX_REPLY:
@@ -71,7 +75,7 @@ def rendered(request: dict) -> Iterator[list | str]:
 
 
 def bounded(parts: Iterator[str]) -> str | None:
-    """The parts together; None where they are too many characters."""
+    """The joined parts; None where they have more than `MAX_CHARACTERS`."""
     written, characters = [], 0
     for part in parts:
         characters += len(part)
@@ -83,7 +87,7 @@ def bounded(parts: Iterator[str]) -> str | None:
 
 @functools.lru_cache(maxsize=8)
 def compiled(source: str) -> jinja2.Template:
-    """A template in Jinja's sandbox, with what `transformers` gives to one."""
+    """A template in Jinja's sandbox, with the filters and globals of `transformers`."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation]
     )
@@ -93,21 +97,28 @@ def compiled(source: str) -> jinja2.Template:
 
 
 class Generation(Extension):
-    """{% generation %} blocks, which mark what an assistant says: they write what is in them."""
+    """{% generation %} blocks, which mark the assistant's text; here they only write their content."""
 
     tags = frozenset({"generation"})
 
-    def parse(self, parser) -> nodes.Node:
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def to_json(value, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
-    """Jinja's own escapes what HTML reads, such as "<"."""
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON for templates; Jinja's own filter would escape HTML characters such as "<"."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def refuse(message: str):
+def refuse(message: str) -> NoReturn:
+    """The function `raise_exception` of templates."""
     raise jinja2.TemplateError(message)
 
 

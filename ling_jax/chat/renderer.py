@@ -1,4 +1,4 @@
-"""Renders chat templates in a process that is killed where one takes too long: they come with downloaded folders."""
+"""Renders chat templates of downloaded folders in a process that is killed if a template takes too long."""
 
 import atexit
 import json
@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 from ling_jax.processes import end_worker, start_worker
 
 WORKER = Path(__file__).with_name("render_worker.py")
-SECONDS = 5.0  # of processor time for one text: our choice; a conversation of 400 messages takes milliseconds
-SILENCE_SECONDS = 120.0  # without a reply: the machine is at fault
+SECONDS = 5.0  # of CPU time for a text; our choice: a conversation of 400 messages takes milliseconds
+SILENCE_SECONDS = 120.0  # without a reply; then the machine is at fault
 
 
 class Rendered(NamedTuple):
-    """A text that goes on from the one before, or is another one."""
+    """A text that starts with the one before, or another text."""
 
-    kept: int  # characters of the one before: all, or none
+    kept: int  # characters of the text before: all, or none
     added: str
 
 
 class Renderer:
-    """One process, which starts when first needed and is used again. For any number of threads."""
+    """A process that starts at the first text and is reused; any number of threads may use it."""
 
     def __init__(self, seconds: float = SECONDS):
         self.seconds = seconds
@@ -39,10 +39,10 @@ class Renderer:
     def texts(
         self, source: str, messages: Sequence[dict], values: dict[str, Any], texts: Sequence[tuple[int, bool]]
     ) -> list[Rendered]:
-        """The first `n` messages by the template, for each (n, whether with the generation prompt) of `texts`.
+        """The rendered first n messages, for each (n, whether with the generation prompt) of `texts`.
 
-        `values` is what else the template gets; both are JSON. Raises ValueError that says what the template does
-        ("fails: …", "takes more than …").
+        `values` are further variables of the template; all are JSON. Raises ValueError that describes what the template
+        does ("fails: …", "takes more than …").
         """
         request = {"source": source, "messages": messages, "values": values, "texts": texts, "seconds": self.seconds}
         try:
@@ -52,7 +52,7 @@ class Renderer:
         with self._lock:
             try:
                 found = self._answered(line, len(texts))
-            except BaseException:  # interrupted: a late reply would be taken for the next one's
+            except BaseException:  # a late reply would be taken for that of the next request
                 self._close()
                 raise
         if isinstance(found, str):
@@ -60,7 +60,7 @@ class Renderer:
         return found
 
     def close(self) -> None:
-        """Ends the process; a later text starts another."""
+        """Ends the process; a later text starts another one."""
         with self._lock:
             self._close()
 
@@ -70,8 +70,8 @@ class Renderer:
             end_worker(worker)
 
     def _answered(self, line: bytes, count: int) -> list[Rendered] | str:
-        """The texts, or what is wrong with the template."""
-        for attempt in range(2):  # a process that someone else has ended is started again
+        """The texts, or the problem of the template."""
+        for attempt in range(2):  # a process that was killed is started again
             if self._worker is None:
                 self._worker = start_worker(WORKER, stderr=subprocess.DEVNULL)
             try:
@@ -84,8 +84,8 @@ class Renderer:
                 if status == -signal.SIGPROF:
                     raise ValueError(f"runs longer than {self.seconds:g} s") from None
                 if attempt:
-                    told = f"`{sys.executable} {WORKER}` may say why"
-                    raise ValueError(f"ends the process that renders it, with exit status {status}; {told}") from None
+                    advice = f"`{sys.executable} {WORKER}` may say why"
+                    raise ValueError(f"ends the process that renders it, with exit status {status}; {advice}") from None
         raise AssertionError("the second attempt returns or raises")
 
     def _replies(self, count: int) -> list[Rendered] | str:

@@ -1,7 +1,7 @@
 """Conversations: messages -> pieces of text -> tokens and a loss mask (docs/chat.md).
 
-A conversation is a list of messages {"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant's
-may have "reasoning" and "tool_calls" [{"name", "arguments"}], null for none.
+A conversation is a list of messages {"role": "system" | "user" | "assistant" | "tool", "content": text}. A message of
+an assistant may have "reasoning" and "tool_calls" [{"name", "arguments"}]; null counts as missing.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ CALL_FORMATS = {
 
 
 class Piece(NamedTuple):
-    """Text of one kind. What is not special is plain text, whatever it spells."""
+    """A text that is special, or trained on, as a whole. A text that is not special is encoded as plain text."""
 
     text: str
     special: bool = False
@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """The default template of Ling and Ring; each turn's pieces depend on the turns before it in nothing but order."""
+    """The default template of Ling and Ring. The pieces of a turn do not depend on other turns."""
 
     thinking: bool | None = None  # None: off
     effort: str | None = None  # "high", "xhigh"; None: the model's default
@@ -68,9 +68,9 @@ class ChatTemplate:
             raise ValueError(f"tool_format is {self.tool_format!r}; it is one of {', '.join(TOOL_FORMATS)}")
 
     def render(self, messages: Sequence[dict], *, tools: Sequence[dict] = (), prompt: bool = False) -> list[Piece]:
-        """Pieces of a conversation; `prompt` adds the words after which the assistant speaks.
+        """The pieces of a conversation; `prompt` adds the opening of an assistant's turn.
 
-        Raises ValueError naming a message that this template cannot write.
+        Raises ValueError that names a message which this template cannot write.
         """
         check_messages(messages)
         system = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
@@ -92,7 +92,7 @@ class ChatTemplate:
         return pieces + (_role("assistant") if prompt else [])
 
     def samples(self, messages: Sequence[dict], *, tools: Sequence[dict] = ()) -> list[list[Piece]]:
-        """Pieces of the texts to learn a conversation from: one, since history only grows."""
+        """The pieces of the samples of a conversation: one sample, because later turns do not change earlier ones."""
         return [self.render(messages, tools=tools)]
 
     def renderings(
@@ -135,7 +135,7 @@ def _turn(role: str, body: list[Piece]) -> list[Piece]:
 
 
 def _tool_result(turns: Sequence[dict], i: int) -> list[Piece]:
-    """Neighbouring results share a turn: the first opens it, the last closes it."""
+    """The pieces of a tool result. Consecutive results share a turn, which the first opens and the last closes."""
     opens = i == 0 or turns[i - 1]["role"] != "tool"
     closes = i + 1 == len(turns) or turns[i + 1]["role"] != "tool"
     body = Piece(f"\n<tool_response>\n{turns[i]['content']}\n</tool_response>")
@@ -143,26 +143,26 @@ def _tool_result(turns: Sequence[dict], i: int) -> list[Piece]:
 
 
 def opens_reasoning(prompt: Sequence[Piece]) -> bool:
-    """Whether a prompt ends inside <think>, as some templates' do, so that the answer begins with reasoning."""
+    """Whether a prompt ends with <think>, as those of some templates do, so that the answer begins with reasoning."""
     return "".join(piece.text for piece in prompt).rstrip().endswith(THINK)
 
 
 def opened_reasoning(tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
-    """<think> where a prompt of tokens ends inside it, else ""; with it in front, an answer is read as it is meant."""
+    """<think> where a prompt of tokens ends with it, else ""; the prefix of an answer that is to be parsed."""
     ending = tokenizer.decode(list(prompt[-16:]), skip_special_tokens=False)  # <think> may be several tokens
     return THINK if ending.rstrip().endswith(THINK) else ""
 
 
 def encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> tuple[list[int], list[int]]:
-    """(token ids, loss mask): 1 on what the assistant says, its end of turn included.
+    """(token ids, loss mask); the mask is 1 on the assistant's words and ends of turn.
 
-    A special piece is its token where the tokenizer has it; everything else is encoded as plain text.
+    A special piece is its token if the tokenizer has it; other pieces are encoded as plain text.
     """
     return next(encode_all(tokenizer, [pieces]))
 
 
 def encode_all(tokenizer: Tokenizer, conversations: Sequence[Sequence[Piece]]) -> Iterator[tuple[list[int], list[int]]]:
-    """`encode` of each; together they are encoded on all threads."""
+    """`encode` of each conversation, on all threads."""
     pieces = (piece for conversation in conversations for piece in conversation)
     encoded = encode_documents(tokenizer, (piece.text for piece in pieces if _token(tokenizer, piece) is None))
     for conversation in conversations:
@@ -180,7 +180,7 @@ def _token(tokenizer: Tokenizer, piece: Piece) -> int | None:
 
 
 def first_rewrite(earlier: Sequence[int], later: Sequence[int]) -> int | None:
-    """Where the tokens of a longer conversation stop to begin with those of its start; None where history only grew."""
+    """The first index at which a longer conversation's tokens differ from those of its start; None without one."""
     for i, token in enumerate(earlier):
         if i >= len(later) or later[i] != token:
             return i

@@ -1,4 +1,4 @@
-"""Whether a model is asked to think before it answers, and how hard: options of programs and recipes."""
+"""Options of programs and recipes: whether a model thinks before it answers, and with which effort."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ CHOICES = {"default": None, "on": True, "off": False}
 
 
 def check_thinking(thinking: str, effort: str) -> None:
-    """Raises ValueError naming the option."""
+    """Raises ValueError that names an option without a valid value."""
     if thinking not in CHOICES:
         raise ValueError(f"thinking is {thinking!r}{nearest(thinking, CHOICES)}; it is one of {', '.join(CHOICES)}")
     if effort != effort.strip() or not effort.isprintable():
@@ -22,9 +22,9 @@ def check_thinking(thinking: str, effort: str) -> None:
 def with_thinking(
     template: ChatTemplate | FolderTemplate, thinking: str = "default", effort: str = ""
 ) -> ChatTemplate | FolderTemplate:
-    """The template with thinking "on", "off" or as it is by "default", and with an effort such as "high" or none.
+    """The template with thinking "on", "off" or by its "default", and with an effort such as "high" or none.
 
-    Raises ValueError for what the template of a folder does not read: it would change nothing.
+    Raises ValueError for an option that the template of a folder does not read, since it would have no effect.
     """
     check_thinking(thinking, effort)
     for asked, value, names in (
@@ -42,6 +42,6 @@ def with_thinking(
 def with_reasoning(
     template: ChatTemplate | FolderTemplate, messages: Sequence[Mapping[str, Any]]
 ) -> ChatTemplate | FolderTemplate:
-    """The template with thinking on where that was left open and an answer in the conversation has reasoning."""
+    """The template with thinking on, if it has no such option yet and an answer of the conversation has reasoning."""
     reasons = any(message.get("reasoning") for message in messages)
     return dataclasses.replace(template, thinking=True) if reasons and template.thinking is None else template

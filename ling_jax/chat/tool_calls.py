@@ -1,4 +1,4 @@
-"""What an assistant writes: reasoning, text and tool calls, as text and back (docs/chat.md)."""
+"""Answers of an assistant: reasoning, content and tool calls, rendered and parsed (docs/chat.md)."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ling_jax.chat.json_text import bracketed_end, read_json
 
-TOOL_FORMATS = ("xml", "xml_lines", "json")  # how calls are written; all are read
+TOOL_FORMATS = ("xml", "xml_lines", "json")  # forms in which calls are written; all are read
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 KEY, END_KEY = "<arg_key>", "</arg_key>"
@@ -26,9 +26,10 @@ Call = dict[str, Any]  # {"name": text, "arguments": dict}
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """`errors` are names, each once: "unclosed_tool_call", "malformed_tool_call", "unclosed_think".
+    """A parsed answer.
 
-    What could not be read is still in `content`, or in `reasoning` where it stands there.
+    `errors` are names, each once: "unclosed_tool_call", "malformed_tool_call", "unclosed_think". Text that could not be
+    parsed stays in `content` or `reasoning`.
     """
 
     content: str
@@ -47,11 +48,11 @@ class Span(NamedTuple):
 
 
 def parse_either(text: str, tools: Iterable[Any] = ()) -> Parsed:
-    """Reasoning, content and calls of what a model wrote after the generation prompt; it never raises on text.
+    """Reasoning, content and calls of a model's text after the generation prompt; no text raises an error.
 
-    Each call may be in the XML or in the JSON form. `tools` are OpenAI schemas, which tell strings that look like JSON
-    from values; without one, what reads as JSON is a value. Where the prompt ended with <think>
-    (`template.opens_reasoning`), put it before the text. Takes time linear in the text.
+    Each call may be in the XML or in the JSON form. `tools` are OpenAI schemas; they decide whether an argument that
+    looks like JSON is a string. Without a schema it is a JSON value. If the prompt ends with <think>
+    (`template.opens_reasoning`), put that before the text. It takes linear time.
     """
     parts: dict[str, list[str]] = {"content": [], "reasoning": [], "call": [], "mark": []}
     calls, errors = [], []
@@ -64,17 +65,17 @@ def parse_either(text: str, tools: Iterable[Any] = ()) -> Parsed:
 
 
 def as_message(parsed: Parsed) -> dict[str, Any]:
-    """The assistant's message that `chat.template` renders as what was parsed."""
+    """The assistant's message that `chat.template` renders as the parsed answer."""
     calls = list(parsed.tool_calls) or None
     return {"role": "assistant", "content": parsed.content, "reasoning": parsed.reasoning, "tool_calls": calls}
 
 
 def split_answer(text: str, errors: list[str], tools: Iterable[Any] = ()) -> Iterator[Span]:
-    """Spans that stand side by side, from 0 to the end of the text; `errors` gets the name of each that is found.
+    """Consecutive spans that cover the text; the names of errors are appended to `errors`.
 
-    </think> ends reasoning only where <think> opened the text; a call that can be read ends it too. A call takes the
-    newline before it along. Where a call cannot be read, scanning goes on at the mark that it stopped at or, in
-    reasoning, at a </think> before that: no character is looked at more than a few times.
+    </think> ends reasoning only if <think> opened the text; a readable call ends it too. The span of a call includes
+    the newline before it. After an unreadable call, scanning continues at the mark where it stopped or, in reasoning,
+    at an earlier </think>. So no character is read more than a few times.
     """
     properties = _properties(tools)
     kind, start = "content", 0
@@ -105,7 +106,7 @@ def split_answer(text: str, errors: list[str], tools: Iterable[Any] = ()) -> Ite
 
 
 def _next_mark(text: str, start: int) -> re.Match:
-    """The first mark from `start` on; at the end of the text an empty one."""
+    """The first mark from `start` on; an empty match at the end of the text if there is none."""
     return MARK.search(text, start) or END_OF_TEXT.search(text, len(text))
 
 
@@ -114,7 +115,7 @@ def _is_unclosed(text: str, stopped: int) -> bool:
 
 
 def _read_call(text: str, start: int, properties) -> tuple[Call | None, int]:
-    """(call, its end) of what follows a <tool_call>, or (None, the mark or the end of the text at which it stopped)."""
+    """(call, its end) after a <tool_call>, or (None, the mark or the end of the text at which reading stopped)."""
     start = BLANKS.match(text, start).end()
     return (
         _read_json_call(text, start) if text.startswith(("{", "["), start) else _read_xml_call(text, start, properties)
@@ -134,7 +135,7 @@ def _read_json_call(text: str, start: int) -> tuple[Call | None, int]:
 
 
 def _json_call(value: Any) -> Call | None:
-    """Of an object with name and arguments and nothing else; arguments may be text that holds an object."""
+    """The call of an object with only name and arguments, which may be the JSON text of an object; else None."""
     if not isinstance(value, dict):
         return None
     name, arguments = value.get("name"), value.get("arguments", {})
@@ -179,7 +180,7 @@ def _value(text: str, is_text: bool) -> Any:
 
 
 def _properties(tools: Iterable[Any]) -> dict[str, dict[str, bool]]:
-    """function -> parameter -> whether it may be a string, of schemas in the usual form; a schema may be anything."""
+    """{function: {parameter: whether it may be a string}} of OpenAI schemas; malformed ones are ignored."""
     found: dict[str, dict[str, bool]] = {}
     for tool in tools or ():
         function = _object(_object(tool).get("function", tool))
@@ -191,7 +192,7 @@ def _properties(tools: Iterable[Any]) -> dict[str, dict[str, bool]]:
 
 
 def _may_be_text(schema: Any, root: dict[str, Any]) -> bool:
-    """Whether a schema, or a part of its unions, is of strings; each part is looked at once, in a circle too."""
+    """Whether a schema, or a part of its unions, allows strings; each part is visited once, also in cycles."""
     parts, seen = [schema], set()
     while parts:
         part = _object(parts.pop())
@@ -211,7 +212,7 @@ def _may_be_text(schema: Any, root: dict[str, Any]) -> bool:
 
 
 def _referred(reference: str, root: dict[str, Any]) -> Any:
-    """What a reference within the parameters, such as #/$defs/Unit, names."""
+    """The target of a reference within the parameters, such as #/$defs/Unit."""
     value: Any = root
     for name in reference.removeprefix("#/").split("/"):
         value = _object(value).get(name)
@@ -223,10 +224,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def render_call(call: Call, tool_format: str) -> str:
-    """One call as text: in "xml" and "xml_lines" strings stand as they are and all else as JSON.
+    """A call as text: in "xml" and "xml_lines" strings are unchanged and other values are JSON.
 
-    "xml" is byte-equal to how the template of the 2.6 models writes history; "xml_lines" has each part on a line.
-    Raises ValueError where the call would be read back as something else.
+    "xml" is byte-equal to the history in the template of the 2.6 models; "xml_lines" has each part on a line. Raises
+    ValueError where the call would be parsed differently.
     """
     name, arguments = call["name"], call["arguments"]
     if not name.strip():

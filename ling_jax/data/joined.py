@@ -1,4 +1,4 @@
-"""Rows that several shorter rows share: short sequences beside long ones in batches of one length."""
+"""Rows that join several shorter rows, so that short and long sequences are in batches of one length."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from ling_jax.data.sources import TokenDocuments
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JoinedRows:
-    """Row i is rows i·n to i·n + n - 1 of `rows`, one behind the other; their documents stay apart.
+    """Row i joins rows i·n to i·n + n - 1 of `rows`, n = `count`; segments of different rows stay distinct.
 
-    As `PackedRows`, by random access; what is left of `rows` behind the last whole row is not used.
+    Random access as in `PackedRows`. Rows after the last whole group of n are not used.
     """
 
     rows: PackedRows

@@ -1,4 +1,4 @@
-"""JSON lines: read and checked, errors name file, line and field."""
+"""JSON lines, whose errors name the file, the line and the field."""
 
 import codecs
 import collections
@@ -14,18 +14,18 @@ from ling_jax.data.text_files import FORMAT_BYTES, open_decompressed, wrong_form
 from ling_jax.messages import shown
 from ling_jax.paths import as_path
 
-HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may escape one half of a surrogate pair, which no UTF-8 can hold
-MAX_LINE_BYTES = 1 << 30  # our choice: a line is held in memory as a whole, and gzip packs zeros a thousandfold
+HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which JSON can escape and UTF-8 cannot encode
+MAX_LINE_BYTES = 1 << 30  # our choice: memory holds a whole line, and gzip expands a thousandfold
 
 
 def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, object) of each line of a file, gzipped or not; blank lines are left out.
+    """("file, line n", object) of each line of a file, which may be gzipped; blank lines are skipped.
 
-    A byte order mark is dropped, also in front of a later line, where files were joined. Raises ValueError on what is
-    no JSON object: a NaN, an Infinity and a key that stands twice among it, on a line of more than 1 GiB, and on a file
-    of another format.
+    A byte order mark is dropped, also in front of a later line of joined files. Raises ValueError on a line that is no
+    JSON object (NaN, Infinity and repeated keys are errors too), on a line of more than 1 GiB, and on a file of another
+    format.
     """
-    # Lines are read as bytes: in text, more than line ends would separate them.
+    # Lines are read as bytes, because text has more line separators.
     with open_decompressed(as_path(path)) as file:
         for number in itertools.count(1):
             if not (line := file.readline(MAX_LINE_BYTES + 1)):
@@ -40,7 +40,7 @@ def read_objects(path: str | Path, expected: str = "an object") -> Iterator[tupl
                 continue
             try:
                 record = _load(line.decode())
-            except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, brackets nested by the thousand
+            except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, too deep nesting
                 raise ValueError(f"{where} is not JSON: {error}; expected {expected} on each line") from None
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is a JSON {type(record).__name__}; expected {expected}")
@@ -64,7 +64,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def with_unique_ids(records: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of `read_objects`; ValueError on an `id` that an earlier one has, since results are found by it.
+    """The records of `read_objects`. Raises ValueError where two have the same `id`, by which results are found.
 
     The id of a record without one is its number, from 0.
     """
@@ -79,7 +79,7 @@ def with_unique_ids(records: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[t
 
 
 def field(record: dict[str, Any], name: str, where: str) -> Any:
-    """A field that must be there."""
+    """The value of a required field. Raises ValueError where the record lacks it."""
     if name not in record:
         keys = [key if len(key) <= 100 else f"{key[:97]}..." for key in itertools.islice(record, 20)]
         found = ", ".join(keys) + (", ..." if len(record) > len(keys) else "")
@@ -88,5 +88,6 @@ def field(record: dict[str, Any], name: str, where: str) -> Any:
 
 
 def check_whole_characters(text: str, where: str) -> None:
+    """Raises ValueError where a text has half a surrogate pair."""
     if HALF_PAIR.search(text):
         raise ValueError(f"{where} holds half a surrogate pair; expected whole characters")

@@ -1,4 +1,4 @@
-"""Batches out of packed sources: which rows come at a step is a pure function of (seed, step)."""
+"""Batches of packed sources: the rows of a step are a pure function of (seed, step)."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,28 +12,28 @@ Batch = dict[str, np.ndarray]
 
 
 def mixture(rows: Sequence[PackedRows | JoinedRows], weights: Sequence[float], seed: int) -> grain.MapDataset:
-    """An endless dataset that draws rows of each source in proportion to its weight (to 1 % of the smallest).
+    """An endless dataset that draws rows of the sources in proportion to their weights (to 1 % of the smallest).
 
-    Each source goes through all its rows before any comes again, in another order every epoch. Raises ValueError on
-    weights that are not positive, and on sources that do not fit together.
+    Each source yields all its rows once per epoch, in another order every epoch. Raises ValueError on weights that are
+    not positive, and on sources with different tokenizers or sequence lengths.
     """
     _check_mixture(rows, weights)
-    # Seeds are hashed, since grain counts epochs up from them: run 1's first epoch would be run 0's second.
+    # Seeds are hashed, because grain adds the epoch to them: run 1's first epoch would be run 0's second.
     seeds = np.random.SeedSequence(seed).generate_state(len(rows)).tolist()
     endless = [
         grain.MapDataset.source(source).shuffle(seed=source_seed).repeat()
         for source, source_seed in zip(rows, seeds, strict=True)
     ]
-    # grain truncates weights to integers such that the smallest is 100; rounded before, they stay what they are.
+    # grain scales weights until the smallest is 100 and truncates them, so they are rounded to such integers first.
     shares = [round(100 * weight / min(weights)) for weight in weights]
     return grain.MapDataset.mix(endless, weights=shares)
 
 
 def global_batch(dataset: grain.MapDataset, step: int, batch_size: int, part: Sequence[int] | None = None) -> Batch:
-    """The batch of a step, rows step * batch_size, … of the dataset, [batch_size, T] each field.
+    """The batch of a step: the rows from step * batch_size on, [batch_size, T] for each field.
 
-    `part` are the rows of it that are wanted, by their place in the batch: what a host's devices compute. Places from
-    `batch_size` on are padding. So the parts of all hosts are the batch of a single one, however it is split.
+    `part` selects rows by their index in the batch, such as those of a host's devices; indices from `batch_size` on are
+    rows of padding. The parts of all hosts together are the batch of a single host.
     """
     part, first = _part(batch_size, part), step * batch_size
     padding = empty_row(len(dataset[first]["tokens"]), 0) if max(part) >= batch_size else {}
@@ -48,21 +48,21 @@ def batches(
     stop_step: int,
     part: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, `global_batch` of it) for start_step <= step < stop_step, read ahead in the background.
+    """(step, its `global_batch`) for start_step <= step < stop_step, read ahead in the background.
 
-    Starts anywhere at once: no earlier row is read.
+    It reads no row of an earlier step.
     """
     part = _part(batch_size, part)
     steps = grain.MapDataset.range(start_step, stop_step)
     read = steps.map(lambda step: (step, global_batch(dataset, step, batch_size, part)))
-    # One thread: rows are memory-mapped, and more of them would only compete with the training loop for the GIL.
+    # One thread, because rows are memory-mapped and more threads would compete with the training loop for the GIL.
     return iter(read.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
 def held_out_batches(rows: PackedRows, batch_size: int, part: Sequence[int] | None = None) -> Iterator[Batch]:
-    """Batches of all rows once, in order, [batch_size, T] each field, or a part of each as in `global_batch`.
+    """Batches of all rows in order, [batch_size, T] for each field; `part` selects rows as in `global_batch`.
 
-    The last batch is filled up with rows of padding.
+    The last batch is filled with rows of padding.
     """
     part = _part(batch_size, part)
     padding = empty_row(rows.sequence_length, rows.documents.eos_id)

@@ -1,4 +1,4 @@
-"""Losses of n-gram models: what a language model must beat to show that it learned more than counting."""
+"""Losses of n-gram models, a baseline for small language models."""
 
 from collections.abc import Iterable
 
@@ -6,18 +6,18 @@ import numpy as np
 
 from ling_jax.data.mixture import Batch
 
-MAX_VOCAB_SIZE = 4096  # counts are dense: each of the three int32 tables has 64 MiB at this size
-CHOICE_EVERY = 8  # of so many rows of training data one chooses the smoothing
+MAX_VOCAB_SIZE = 4096  # counts are dense: each of three int32 tables has 64 MiB at this size
+CHOICE_EVERY = 8  # every eighth training row chooses the smoothing
 SMOOTHINGS = ("kneser_ney", "absolute", "witten_bell")
 
 
 def ngram_losses(train_batches: Iterable[Batch], held_out_batches: Iterable[Batch], vocab_size: int) -> dict:
-    """{"unigram", "bigram"}: mean nats per predicted token of the held-out batches (both finite, of `mixture`).
+    """{"unigram", "bigram"}: mean nats per predicted token of the held-out batches. Both iterables are finite.
 
-    What is predicted is what a model is trained to predict, the next token inside a segment. The unigram is add-one
-    smoothed. The bigram takes the smoothing (`bigram_probabilities`) that is best on every eighth training row under
-    the counts of the other rows, then the counts of all. Raises ValueError on a vocabulary above 4096, and where
-    there is nothing to predict.
+    As in training, the predicted tokens are the next tokens inside a segment. The unigram model has add-one smoothing.
+    The bigram model has the smoothing of `bigram_probabilities` that is best on every eighth training row with the
+    counts of the other rows; then it counts all rows. Raises ValueError on a vocabulary above 4096, and where no token
+    is predicted.
     """
     if vocab_size > MAX_VOCAB_SIZE:
         raise ValueError(f"vocab_size is {vocab_size}; counts are dense tables, of at most {MAX_VOCAB_SIZE} tokens")
@@ -43,24 +43,24 @@ def ngram_losses(train_batches: Iterable[Batch], held_out_batches: Iterable[Batc
 
 
 def count_bigrams(counts: np.ndarray, tokens: np.ndarray, segment_ids: np.ndarray) -> None:
-    """Adds the transitions of rows [B, T] to counts[token, next token], those inside a segment only."""
+    """Adds the transitions inside segments of rows [B, T] to counts [token, next token]."""
     inside = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] != 0)
     np.add.at(counts, (tokens[:, :-1][inside], tokens[:, 1:][inside]), 1)
 
 
 def unigram_probabilities(counts: np.ndarray) -> np.ndarray:
-    """Of each token as the next one, add-one smoothed; [V]."""
+    """Add-one smoothed probabilities [V] of each token as the next one."""
     return _add_one(counts.sum(axis=0))
 
 
 def bigram_probabilities(counts: np.ndarray, token: np.ndarray, following: np.ndarray, smoothing: str) -> np.ndarray:
-    """p(following | token), [n] each, interpolated with a lower order; sums to 1 over `following`.
+    """p(following | token) [n] for pairs of tokens [n], interpolated with a lower order; it sums to 1 over `following`.
 
         p(w | v) = (c(v, w) - d(c(v, w)) + mass(v) lower(w)) / total(v),   lower(w) for a v never seen
 
-    "absolute" takes the discounts of modified Kneser-Ney (Chen and Goodman 1999) off the counts, mass(v) is their sum
-    over w; "kneser_ney" does so and makes `lower` the number of tokens that w follows instead of its count;
-    "witten_bell" takes nothing off and adds mass(v) = the number of different w after v to the total.
+    "absolute" subtracts the discounts of modified Kneser-Ney (Chen and Goodman 1999) from the counts; mass(v) is their
+    sum over w. "kneser_ney" does the same, and `lower` counts the tokens that w follows instead of w. "witten_bell"
+    subtracts nothing and adds mass(v), the number of different w after v, to the total.
     """
     total = counts.sum(axis=1, dtype=np.float64)
     if smoothing == "witten_bell":
@@ -78,12 +78,12 @@ def bigram_probabilities(counts: np.ndarray, token: np.ndarray, following: np.nd
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What to take off counts of 0, 1, 2 and more: D_k = k - (k+1) Y n_{k+1} / n_k, Y = n_1 / (n_1 + 2 n_2)."""
+    """Discounts [4] of counts 0, 1, 2 and more: D_k = k - (k+1) Y n_{k+1} / n_k, Y = n_1 / (n_1 + 2 n_2)."""
     n = np.array([np.count_nonzero(counts == k) for k in range(1, 5)], np.float64)
     k = np.arange(1, 4)
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = k - (k + 1) * n[0] / (n[0] + 2 * n[1]) * n[1:] / n[:-1]
-    # Tables too small to estimate from get a usual value; always a little, or what was never seen would have none.
+    # Small tables without an estimate get a usual value. No discount is 0, or unseen tokens would have probability 0.
     estimate = np.where(np.isfinite(estimate), estimate, 0.75)
     return np.array([0, *np.clip(estimate, 0.1, k)])
 

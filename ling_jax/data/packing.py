@@ -1,4 +1,4 @@
-"""Tokenised documents on disk, and the plan that lays them out as rows of a fixed length."""
+"""Tokenised documents on disk, and the plan that packs them into rows of a fixed length."""
 
 import bisect
 import contextlib
@@ -12,7 +12,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -36,20 +36,20 @@ CORPUS_FILES = re.compile(
 
 
 class Document(NamedTuple):
-    split_by: str | bytes  # what decides whether it is held out
+    split_by: str | bytes  # its hash decides whether the document is held out
     ids: np.ndarray
-    trained: np.ndarray | None = None  # bool: which of them are learnt; None: all
+    trained: np.ndarray | None = None  # bool: whether each id is trained on; None: all
 
 
 def tokenize(
     source: Source, tokenizer: Tokenizer, folder: str | Path, *, held_out_fraction: float, replace: bool = False
 ) -> dict:
-    """Tokenises a source into <folder>/train and <folder>/held_out, once; returns <folder>/meta.json.
+    """Tokenises a source into <folder>/train and <folder>/held_out; returns <folder>/meta.json.
 
-    Each document ends with eos. Which are held out is a hash of each text (`is_held_out`); where that leaves a side
-    empty, the last one is, or the last part of a single one: see `split_by_position`. The folder appears whole or not
-    at all; one that holds the same source, tokenizer and fraction is reused, another is replaced or a ValueError.
-    Prints a line of progress every few seconds.
+    Each document ends with eos. A hash of its text decides whether it is held out (`is_held_out`); where all would be
+    on one side, its position does (`split_by_position`). The folder appears whole or not at all. A folder of the same
+    source, tokenizer and fraction is reused; another corpus is replaced with `replace`, else it is a ValueError. Prints
+    a line of progress every few seconds.
     """
     if not 0 <= held_out_fraction < 1:
         raise ValueError(f"held_out_fraction is {held_out_fraction}; it must be at least 0 and below 1")
@@ -68,10 +68,10 @@ def write_documents(
     digest: str,
     replace: bool = False,
 ) -> dict:
-    """Writes tokenised documents as `tokenize` says; returns <folder>/meta.json.
+    """Writes tokenised documents as `tokenize` does; returns <folder>/meta.json.
 
-    `about`, JSON values with "source" and "held_out_fraction" among them, goes into it, with what is put there while
-    the documents are read. `digest` and all of `about` but "source" tell corpora apart.
+    `about` holds JSON values with "source" and "held_out_fraction"; they go into meta.json, with those that are added
+    while the documents are read. `digest` and all of `about` but "source" identify the corpus.
     """
     folder = as_path(folder)
     meta = _describe(about, tokenizer, digest)
@@ -82,7 +82,7 @@ def write_documents(
             meta |= _write_splits(documents, partial, meta) | about
             meta["files"] = sums_of(partial, files_below(partial), flush=True)
             write_sealed(meta, partial / "meta.json")
-    except OSError:  # another process was first, which is well if it wrote the same
+    except OSError:  # another process was first; that is fine if it wrote the same corpus
         if not _present_meta(folder, meta):
             raise
     return meta
@@ -90,7 +90,7 @@ def write_documents(
 
 def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
     vocab_size, tokenizer_is = largest_id(tokenizer) + 1, tokenizer_digest(tokenizer)
-    rest = {key: value for key, value in about.items() if key != "source"}  # where a source lies does not matter
+    rest = {key: value for key, value in about.items() if key != "source"}  # the place of a source does not matter
     whole = repr((digest, tokenizer_is, sorted(rest.items()))).encode()
     return {
         "fingerprint": hashlib.blake2b(whole, digest_size=16).hexdigest(),
@@ -103,9 +103,9 @@ def _describe(about: dict[str, Any], tokenizer: Tokenizer, digest: str) -> dict:
 
 
 def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict | None:
-    """meta.json of a folder that is already there and holds what is wanted; None where there is none.
+    """meta.json of an existing folder with the wanted corpus; None where the folder does not exist.
 
-    Another corpus is removed or a ValueError; what is no corpus is always one.
+    Another corpus is removed with `replace`, else it is a ValueError; a folder without a corpus always is.
     """
     if is_new(folder):
         return None
@@ -127,7 +127,7 @@ def _present_meta(folder: Path, wanted: dict, *, replace: bool = False) -> dict 
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json without its own sum, which those of earlier versions do not have."""
+    """meta.json without its own checksum, which earlier versions did not write."""
     path, expected = folder / "meta.json", "that of a tokenised corpus; remove the folder, or name another"
     found = read_object(path, expected)
     if "crc32c" in found or "files" in found:
@@ -147,7 +147,7 @@ def _advice(folder: Path) -> Iterator[None]:
 
 
 def _remove_corpus(folder: Path) -> None:
-    """Removes a tokenised corpus. Raises ValueError, and removes nothing, where a link or a file of others is there."""
+    """Removes a tokenised corpus. Raises ValueError, and removes nothing, if it holds a link or a foreign file."""
     if is_remote(folder):
         foreign = [folder / name for name in files_below(folder) if not CORPUS_FILES.fullmatch(name)]
         links = []
@@ -164,7 +164,7 @@ def _remove_corpus(folder: Path) -> None:
 
 
 def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> dict:
-    """Writes a token folder for each split; returns {split: {"documents", "tokens"}} and how they were split."""
+    """Writes a token folder for each split; returns {split: {"documents", "tokens"}} and "held_out_by"."""
     dtype, fraction = np.dtype(meta["dtype"]).newbyteorder("<"), meta["held_out_fraction"]
     lengths, hashes = _write_tokens(documents, folder, dtype, fraction)
     by_position = fraction > 0 and not all(lengths.values())
@@ -183,11 +183,14 @@ def _write_splits(documents: Iterable[Document], folder: Path, meta: dict) -> di
 def _write_tokens(
     documents: Iterable[Document], folder: Path, dtype: np.dtype, fraction: float
 ) -> tuple[dict[str, array], array]:
-    """Writes tokens.bin of each split, and trained.bin; returns (lengths by split, the hash of each document)."""
+    """Writes tokens.bin and trained.bin of each split; returns (lengths by split, the hash of each document)."""
     lengths, hashes = {split: array("q") for split in SPLITS}, array("Q")
     start = reported = time.monotonic()
     with contextlib.ExitStack() as stack:
-        open_in = lambda split, name: stack.enter_context((folder / split / name).open("ab"))  # noqa: E731
+
+        def open_in(split: str, name: str) -> BinaryIO:
+            return stack.enter_context((folder / split / name).open("ab"))
+
         for split in SPLITS:
             (folder / split).mkdir(parents=True)
         tokens = {split: open_in(split, "tokens.bin") for split in SPLITS}
@@ -208,7 +211,7 @@ def _write_tokens(
 
 
 def _encoded(source: Source, tokenizer: Tokenizer) -> Iterator[Document]:
-    """Each document with eos, split by its text or by the bytes of the ids that are given."""
+    """The documents with eos; their text, or the bytes of given ids, decides the split."""
     end = eos_id(tokenizer)
     if isinstance(source, TokenFile):
         for ids in _given_ids(source, tokenizer):
@@ -220,7 +223,7 @@ def _encoded(source: Source, tokenizer: Tokenizer) -> Iterator[Document]:
 
 
 def _given_ids(source: TokenFile, tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Documents of a token folder, which must be of this tokenizer as far as its meta.json tells."""
+    """The documents of a token folder. Raises ValueError where its meta.json names another tokenizer."""
     given = open_documents(source.path)
     theirs = (given.vocab_size, given.eos_id, given.tokenizer)
     ours = (largest_id(tokenizer) + 1, eos_id(tokenizer), tokenizer_digest(tokenizer) if given.tokenizer else "")
@@ -243,7 +246,7 @@ def _report(lengths: dict[str, array], seconds: float) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackPlan:
-    """Which pieces of documents make up each row: row r has pieces row_offsets[r] : row_offsets[r + 1]."""
+    """The pieces of documents in each row: row r has the pieces row_offsets[r] : row_offsets[r + 1]."""
 
     sequence_length: int
     seed: int
@@ -266,11 +269,11 @@ class PackPlan:
 
 
 def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
-    """Lays out documents of these lengths (int [documents]) in rows of `sequence_length`, each token once.
+    """Packs documents of `lengths` (int [documents]) into rows of `sequence_length`; each token is in one row.
 
-    Documents are shuffled and only what is longer than a row is cut, from its start on; pieces then go, longest
-    first, to the fullest row that has room (best-fit decreasing), and rows are shuffled. O(n log n); a pure function
-    of its arguments.
+    Documents are shuffled, and those longer than a row are cut from their start on. Pieces go, longest first, to the
+    fullest row that has room (best-fit decreasing); then rows are shuffled. O(n log n), and a pure function of its
+    arguments. Raises ValueError on a sequence length below 2.
     """
     if sequence_length < 2:
         raise ValueError(f"sequence_length is {sequence_length}; a row needs at least 2 tokens to predict one")
@@ -292,10 +295,10 @@ def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
 
 
 def _best_fit_decreasing(length: np.ndarray, capacity: int) -> np.ndarray:
-    """The row of each piece, [pieces]: longest first, the fullest row that has room, else a new one."""
+    """The row of each piece, [pieces]: longest first, the fullest row with room for it, else a new one."""
     row = np.empty(len(length), np.int64)
-    with_room: list[list[int]] = [[] for _ in range(capacity)]  # rows that are begun, by how much room they have
-    rooms: list[int] = []  # the rooms that some row has, sorted
+    with_room: list[list[int]] = [[] for _ in range(capacity)]  # open rows by the room that they have
+    rooms: list[int] = []  # the sizes of room that some row has, sorted
     num_rows = 0
     longest_first = np.argsort(-length, kind="stable")
     for piece, size in zip(longest_first.tolist(), length[longest_first].tolist(), strict=True):
@@ -318,9 +321,9 @@ def _best_fit_decreasing(length: np.ndarray, capacity: int) -> np.ndarray:
 class PackedRows:
     """Rows of a plan by random access (a grain data source).
 
-    Row i is {"tokens", "labels", "segment_ids", "positions"}, int32 [sequence_length] each: labels are the tokens,
-    -100 on padding and on what is not learnt; segments count 1, 2, … along the row, 0 is padding; positions start at 0
-    in each piece; padding tokens are eos.
+    Row i is {"tokens", "labels", "segment_ids", "positions"}, int32 [sequence_length] each. Labels are the tokens, and
+    -100 on padding and on tokens that are not trained on. Segments count 1, 2, … along the row; 0 is padding. Positions
+    start at 0 in each piece. Padding tokens are eos.
     """
 
     documents: TokenDocuments
@@ -357,13 +360,16 @@ class PackedRows:
 
 
 def empty_row(sequence_length: int, eos_id: int) -> dict[str, np.ndarray]:
-    """A row that is all padding."""
+    """A row of padding, int32 [sequence_length] for each field."""
     values = {"tokens": eos_id, "labels": IGNORED_LABEL, "segment_ids": 0, "positions": 0}
     return {name: np.full(sequence_length, value, np.int32) for name, value in values.items()}
 
 
 def packed_rows(folder: str | Path, sequence_length: int, seed: int) -> PackedRows:
-    """Rows of a token folder; the plan is kept beside the tokens, and reused."""
+    """The packed rows of a token folder; the plan is kept beside the tokens and reused.
+
+    Raises FileNotFoundError or ValueError as `open_documents`, and ValueError on the plan of other tokens.
+    """
     documents = open_documents(folder)
     path = documents.folder / f"pack_{sequence_length}_{seed}.npz"
     made_for = np.array([sequence_length, seed, len(documents), documents.num_tokens])
@@ -378,23 +384,23 @@ def packed_rows(folder: str | Path, sequence_length: int, seed: int) -> PackedRo
 
 
 def _kept_plan(path: Path, made_for: np.ndarray) -> PackPlan | None:
-    """The plan of a file; None where there is none that can be used: it takes seconds to make."""
+    """The plan of a file; None where it is missing, damaged or of another corpus."""
     try:
-        with np.load(path) as arrays:  # a zip archive, which has sums
+        with np.load(path) as arrays:  # a zip archive, which has checksums
             if "made_for" in arrays and not np.array_equal(arrays["made_for"], made_for):
                 return None
             return PackPlan(*made_for[:2].tolist(), **{name: arrays[name] for name in PLAN_ARRAYS})
     except FileNotFoundError:
         return None
-    except Exception as error:  # of many kinds, by what is damaged
+    except Exception as error:  # of any type, depending on the damage
         print(f"{path} is damaged ({type(error).__name__}) and is made again", file=sys.stderr, flush=True)
         return None
 
 
 def validate_batch(batch: dict[str, np.ndarray], *, vocab_size: int, max_length: int) -> None:
-    """Checks on the host what compiled code cannot: the values of a batch of rows ([B, T] each field of `PackedRows`).
+    """Checks the values of a batch of rows on the host ([B, T] for each field of `PackedRows`).
 
-    Raises ValueError naming the field, the place, the value and what was expected.
+    Raises ValueError that names the field, the index, the value and what is expected.
     """
     fields = tuple(empty_row(1, 0))
     if missing := [name for name in fields if name not in batch]:

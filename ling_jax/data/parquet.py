@@ -1,18 +1,19 @@
-"""Parquet files as documents: a column of strings, read a batch of rows at a time."""
+"""Documents in parquet files: a column of strings, read in batches of rows."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 from ling_jax.config import nearest
 from ling_jax.data.text_files import FORMAT_BYTES, wrong_format
 from ling_jax.paths import is_remote
 
-BATCH_ROWS = 256  # held at once; a row may be a long document
+BATCH_ROWS = 256  # in memory at a time; a row may be a long document
 
 
-def import_pyarrow():
-    """pyarrow, its parquet reader with it; ValueError where it is not installed."""
+def import_pyarrow() -> ModuleType:
+    """The module pyarrow with its parquet reader. Raises ValueError where it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -24,8 +25,8 @@ def import_pyarrow():
 def read_parquet(path: Path, column: str) -> Iterator[str]:
     """The strings of a column, in order.
 
-    Raises ValueError on a file that is no parquet or damaged, a missing column, another type, and a row without a
-    value, each by name.
+    Raises ValueError that names the file on other formats and damage, the column if it is missing or of another type,
+    and the row if it has no value.
     """
     pyarrow = import_pyarrow()
     try:
@@ -36,14 +37,14 @@ def read_parquet(path: Path, column: str) -> Iterator[str]:
                 for number, row in enumerate(rows):
                     yield _text(row, f"{path}, row group {group}, row {number}: column {column!r}")
     except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk, not of the format
+        if isinstance(error, OSError) and error.errno:  # an error of the disk, not of the format
             raise
         found = " ".join(str(error).split())[:200]
         raise ValueError(f"{path} {_other_format(path) or f'is no parquet file, or damaged: {found}'}") from None
 
 
 def _opened(path: Path) -> contextlib.AbstractContextManager:
-    """What pyarrow reads a file from: its path, or the open object of a store."""
+    """The source from which pyarrow reads a file: its path, or the open object of a store."""
     return path.open("rb") if is_remote(path) else contextlib.nullcontext(path)
 
 
@@ -68,7 +69,7 @@ def _check_column(schema, column: str, path: Path) -> None:
 
 
 def _text(value, where: str) -> str:
-    """Of a scalar of a column of strings."""
+    """The text of a scalar in a column of strings."""
     try:
         text = value.as_py()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The held-out split of small data, by position, where a hash of each document leaves a side empty."""
+"""The held-out split of small data by position, for documents that a hash puts all on one side."""
 
 import itertools
 from array import array
@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 
 SPLITS = ("train", "held_out")
-MIN_PART = 2  # tokens: fewer predict none
+MIN_PART = 2  # tokens: a single one predicts nothing
 Span = tuple[int, int]
 
 
 def split_by_position(
     folder: Path, lengths: dict[str, array], hashes: Sequence[int], dtype: np.dtype, fraction: float
 ) -> str:
-    """Splits documents that are all on one side, in their files and `lengths`; returns what is held out, "" for none.
+    """Splits documents that are all on one side, in their files and in `lengths`; returns what is held out, or "".
 
-    The last document is held out, with all that have its hash. Documents that all have one hash are the same text:
-    its last part is held out, as large as `fraction` says, and the part before it ends without eos. Conversations
-    (they have a trained.bin) are not cut, nor are texts of less than 4 tokens: all of them are trained on.
+    It holds out the last document and all with the same hash. If all documents have one hash, they are the same text:
+    then it holds out the last `fraction` of it, and the part before ends without eos. Conversations (they have a
+    trained.bin) and texts of less than 4 tokens are not cut; they are all trained on.
     """
     full = SPLITS[0] if lengths[SPLITS[0]] else SPLITS[1]
     ends = np.cumsum([0, *lengths[full]]).tolist()
@@ -40,7 +40,7 @@ def split_by_position(
 
 
 def _cut(documents: list[Span], fraction: float) -> tuple[list[Span], list[Span]]:
-    """All copies of one document without their last part, and that part once."""
+    """(all copies of a document without their last part, that part once)."""
     length = documents[0][1] - documents[0][0]
     size = max(MIN_PART, round(fraction * length))
     if length - size < MIN_PART:

@@ -1,4 +1,4 @@
-"""Where documents come from: text, JSON lines, parquet, token files, and the standard library of this Python."""
+"""Sources of documents: text, JSON lines, parquet, token files, and the standard library of this Python."""
 
 import ast
 import dataclasses
@@ -27,9 +27,9 @@ from ling_jax.sums import local_copy
 class TextFiles:
     """UTF-8 text, gzipped or not: a file, a folder (all files below it) or a glob.
 
-    One document a file, or split by `separator`, in which "\\n" stands for any line end: \\n, \\r\\n or \\r. Line ends
-    inside documents stay as they are; a byte order mark is dropped. Hidden files are left out of folders and globs;
-    files that are not UTF-8 text are left out, and counted in a printed line.
+    Each file is a document, or several that `separator` splits; "\\n" in it matches any line end (\\n, \\r\\n or \\r).
+    Line ends inside documents are kept; a byte order mark is dropped. Folders and globs skip hidden files. Files that
+    are not UTF-8 text are skipped, and a printed line counts them.
     """
 
     path: str
@@ -38,9 +38,9 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """One JSON object a line, the document in `field`, gzipped or not: a file, a folder (all JSON_LINES) or a glob.
+    """A JSON object on each line, with the document in `field`: a file, a folder (all JSON_LINES below it) or a glob.
 
-    Other fields are not used: an `id` may come again.
+    Files may be gzipped. Other fields are not used, so ids may repeat.
     """
 
     path: str
@@ -49,7 +49,7 @@ class JsonLines:
 
 @dataclasses.dataclass(frozen=True)
 class ParquetFiles:
-    """A column of strings, a document a row: a file, a folder (all *.parquet below it) or a glob."""
+    """A column of strings, with a document in each row: a file, a folder (all *.parquet below it) or a glob."""
 
     path: str
     field: str = "text"
@@ -57,19 +57,19 @@ class ParquetFiles:
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
-    """Documents already tokenised: a folder with tokens.bin, offsets.npy and meta.json (see `open_documents`)."""
+    """Tokenised documents: a folder with tokens.bin, offsets.npy and meta.json (see `open_documents`)."""
 
     path: str
 
 
 @dataclasses.dataclass(frozen=True)
 class PythonSources:
-    """The standard library of the running Python, one document a module: 12 MB at hand (licence: PSF-2.0)."""
+    """The standard library of the running Python, 12 MB, with a module as a document (licence: PSF-2.0)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PythonDocstrings:
-    """English out of the same modules: all docstrings of a module are one document (licence: PSF-2.0)."""
+    """The docstrings of the same modules; those of a module are a document (licence: PSF-2.0)."""
 
 
 Source = TextFiles | JsonLines | ParquetFiles | TokenFile | PythonSources | PythonDocstrings
@@ -78,7 +78,7 @@ KINDS = {
     "text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles, "tokens": TokenFile, "python": PythonSources,
     "docstrings": PythonDocstrings,
 }  # fmt: skip
-JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json.gz")  # how files that hold them end, in a folder
+JSON_LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz", ".json.gz")  # suffixes of such files in a folder
 OPTIONS = {"path": "", "field": "text", "separator": ""}  # key -> the value that means "not given"
 TOKEN_FILES = ("meta.json", "offsets.npy", "tokens.bin")
 STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -87,8 +87,8 @@ STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test
 def source_from_config(config: dict) -> Source:
     """A source from {"kind", "path", "field", "separator"}; the last three where the kind has them.
 
-    Raises ValueError on an unknown kind or key (with the nearest name), on an option that the kind has no use for,
-    and on a missing path.
+    Raises ValueError on an unknown kind or key (with the nearest name), on an option that the kind does not have, and
+    on a missing path.
     """
     for key in config:
         if key not in ("kind", *OPTIONS):
@@ -103,14 +103,14 @@ def source_from_config(config: dict) -> Source:
     if "path" in fields and "path" not in given:
         raise ValueError(f"a source of kind {kind!r} needs a path; got {config}")
     if kind == "parquet":
-        import_pyarrow()  # missing is said before any work
+        import_pyarrow()  # raises before any work where it is missing
     return KINDS[kind](**given)
 
 
 def kind_of(path: str) -> str:
-    """The kind of source that a path is by the names of its files: "tokens", "parquet", "jsonl" or "text".
+    """The kind of source of a path, from the names of its files: "tokens", "parquet", "jsonl" or "text".
 
-    Raises FileNotFoundError or ValueError where there are no files, or where a folder holds parquet and JSON lines.
+    Raises FileNotFoundError or ValueError where there are no files, or both parquet files and JSON lines.
     """
     files = _find(path, "")
     if files.keys() >= set(TOKEN_FILES):
@@ -123,9 +123,9 @@ def kind_of(path: str) -> str:
 
 
 def documents(source: Source) -> Iterator[str]:
-    """The source's documents in a fixed order; blank ones are left out.
+    """The documents of a source in a fixed order, without blank ones.
 
-    Raises FileNotFoundError on a missing path and ValueError on an empty corpus, each naming what to do.
+    Raises FileNotFoundError on a missing path and ValueError on an empty corpus.
     """
     files = source_files(source)
     match source:
@@ -145,7 +145,7 @@ def documents(source: Source) -> Iterator[str]:
 
 
 def source_files(source: Source) -> dict[str, Path]:
-    """The files that a source reads, by their names relative to its root, in order of these names."""
+    """{name relative to the source's root: file} of the files that a source reads, sorted by name."""
     match source:
         case TextFiles():
             return _find(source.path, "")
@@ -160,9 +160,9 @@ def source_files(source: Source) -> dict[str, Path]:
 
 
 def source_digest(source: Source) -> str:
-    """Hex digest of what a source reads: its options, and names, sizes and first 64 KiB of its files.
+    """Hex digest of a source: its options, and names, sizes and first 64 KiB of its files.
 
-    Cheap on any corpus; where files live does not matter. An edit past 64 KiB that keeps the size goes unseen.
+    It does not depend on the place of the files, and misses edits after 64 KiB that keep the size.
     """
     anywhere = dataclasses.replace(source, path="") if hasattr(source, "path") else source
     digest = hashlib.blake2b(repr(anywhere).encode(), digest_size=16)
@@ -174,30 +174,30 @@ def source_digest(source: Source) -> str:
 
 
 def is_held_out(document: str | bytes | int, fraction: float) -> bool:
-    """Whether a document (or its `split_hash`) belongs to the held-out split, as `fraction` of them do.
+    """Whether a document (or its `split_hash`) is in the held-out split, which holds `fraction` of all documents.
 
-    A pure function of its bytes: identical documents fall on the same side, whatever source or order they come in.
+    It is a pure function of the bytes, so identical documents are on the same side in any source and order.
     """
     hashed = document if isinstance(document, int) else split_hash(document)
     return hashed < fraction * 2**64
 
 
 def training_documents(source: Source, fraction: float) -> Iterator[str]:
-    """The documents of a source that are not held out; all of a small one where the hash holds out every one."""
+    """The documents of a source that are not held out; all of them where every one would be held out."""
     held_out = []
     for text in documents(source):
         if not is_held_out(text, fraction):
             held_out = None
             yield text
-        elif held_out is not None:  # until one is trained on
+        elif held_out is not None:  # until a document is trained on
             held_out.append(text)
     yield from held_out or ()
 
 
 def split_hash(document: str | bytes) -> int:
-    """A hash of a document's bytes, 0 to 2**64 - 1."""
+    """A hash of the bytes of a document, 0 to 2**64 - 1."""
     digest, size = hashlib.blake2b(digest_size=8), 1 << 20
-    for start in range(0, len(document), size):  # a long text is not copied as a whole
+    for start in range(0, len(document), size):  # in pieces: a long text is not copied as a whole
         part = document[start : start + size]
         digest.update(part.encode() if isinstance(part, str) else part)
     return int.from_bytes(digest.digest(), "big")
@@ -212,8 +212,8 @@ class TokenDocuments:
     offsets: np.ndarray  # [documents + 1] int64
     vocab_size: int
     eos_id: int
-    tokenizer: str  # digest of the tokenizer; "" where it is not known
-    trained: np.ndarray | None = None  # [num_tokens] bool: what is learnt; None: everything
+    tokenizer: str  # digest of the tokenizer; "" if unknown
+    trained: np.ndarray | None = None  # [num_tokens] bool: whether each token is trained on; None: all
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -231,15 +231,15 @@ class TokenDocuments:
 
 
 def open_documents(folder: str | Path) -> TokenDocuments:
-    """Documents of a token folder, such as <folder of `tokenize`>/train; those of a store are copied to this machine.
+    """The documents of a token folder, such as <folder of `tokenize`>/train; one in a store is copied to this machine.
 
-    It holds tokens.bin (ids, little-endian), offsets.npy (int64, where each document starts, and the end) and
-    meta.json ({"dtype": "uint16" or "uint32", "vocab_size", "eos_id"}, and "tokenizer", its digest, if known), and
-    trained.bin (a byte a token: 1 where it is learnt) where that is not all of them. Raises FileNotFoundError on a
-    missing file and ValueError where they do not fit together.
+    The folder holds tokens.bin (ids, little-endian), offsets.npy (int64, the start of each document, and the end) and
+    meta.json ({"dtype": "uint16" or "uint32", "vocab_size", "eos_id"}, and the digest "tokenizer" if known). It also
+    holds trained.bin (a byte for each token, 1 if it is trained on) unless all tokens are. Raises FileNotFoundError on
+    a missing file and ValueError where the files contradict each other.
     """
     folder = as_path(folder)
-    _token_files(folder)  # are all there
+    _token_files(folder)  # raises where one is missing
     folder = local_copy(folder)
     meta = _read_meta(folder / "meta.json")
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
@@ -288,9 +288,9 @@ def _open_trained(path: Path, num_tokens: int) -> np.ndarray | None:
 
 
 def _find(path: str, *endings: str) -> dict[str, Path]:
-    """Files at a path (a file, a folder of files that end so, or a glob) by relative name, hidden ones left out.
+    """{relative name: file} of a path: a file, a folder of files with these endings, or a glob, without hidden files.
 
-    Links are followed. Raises FileNotFoundError on a path or a link that leads nowhere, and ValueError on no files.
+    Links are followed. Raises FileNotFoundError on a missing path or a broken link, and ValueError without files.
     """
     where = as_path(path)
     if is_remote(where):
@@ -300,7 +300,7 @@ def _find(path: str, *endings: str) -> dict[str, Path]:
     if where.is_dir():
         root, found = where, (file for file in _below(where) if file.name.lower().endswith(endings))
     elif glob.has_magic(str(where)):
-        # A folder may have brackets in its name: what is there is taken by its name.
+        # An existing folder may have brackets in its name, which are then no pattern.
         root = next(parent for parent in where.parents if parent.is_dir() or not glob.has_magic(str(parent)))
         pattern = str(where.relative_to(root))
         found = (root / name for name in glob.glob(pattern, root_dir=root, recursive=True))
@@ -343,7 +343,7 @@ def _find_remote(where: epath.Path, *endings: str) -> dict[str, epath.Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, those behind links to folders too; a folder that contains itself is entered once."""
+    """All files below a folder, through links to folders too; a folder that contains itself is entered once."""
     entered = {}
     for parent, names, files in os.walk(folder, followlinks=True):
         entered[parent] = entered.get(os.path.dirname(parent), frozenset()) | {os.path.realpath(parent)}

@@ -1,4 +1,4 @@
-"""Text files as documents: byte order marks, line ends, gzip, and what is no text."""
+"""Documents in text files: byte order marks, line ends, gzip, and checks of the format."""
 
 import codecs
 import contextlib
@@ -31,16 +31,13 @@ OTHER_FORMATS = {  # their first bytes -> what to do with such a file
     b"PK\x03\x04": "is a zip archive: unpack it",
     b"PAR1\x15": "is a parquet file: read it with kind 'parquet'",
 }
-FORMAT_BYTES = 64  # at the start of a file, which `wrong_format` looks at
+FORMAT_BYTES = 64  # at the start of a file, for `wrong_format`
 ANY_LINE_END = rb"(?:\r\n|\n|\r(?!\n))"
 
 
 @contextlib.contextmanager
 def open_decompressed(path: Path) -> Iterator[BinaryIO]:
-    """A file to read bytes from, through gzip where it starts as such a file, whatever its name.
-
-    Raises ValueError on damaged gzip.
-    """
+    """Yields an open file of bytes, decompressed if it starts as gzip. Raises ValueError on damaged gzip."""
     try:
         with path.open("rb") as opened:
             file = io.BufferedReader(opened) if is_remote(path) else opened  # gcsfs's own reads lines of any length
@@ -56,7 +53,7 @@ def open_decompressed(path: Path) -> Iterator[BinaryIO]:
 
 
 def wrong_format(start: bytes) -> str:
-    """What a file is that is neither UTF-8 nor gzip, by its first bytes, and what to do; "" where they do not say."""
+    """The format of a file that is neither UTF-8 nor gzip, by its first bytes, with advice; "" if it is unknown."""
     for first, what in OTHER_FORMATS.items():
         if start.startswith(first):
             return what
@@ -69,11 +66,11 @@ def wrong_format(start: bytes) -> str:
 def read_text_files(files: dict[str, Path], separator: str | None) -> Iterator[str]:
     """Documents of text files: one a file, or split by `separator`, in which a "\\n" stands for any line end.
 
-    Files that are not UTF-8 are left out, and a separator may occur nowhere in a file; both are printed at the end.
-    Files are memory-mapped, so a split file's size does not matter.
+    It skips files that are not UTF-8, and prints their number and that of files without the separator at the end.
+    Files are memory-mapped, so memory does not depend on their size.
     """
     pattern = _separator_pattern(separator) if separator else None
-    not_text, unsplit = _FilesSaid(), _FilesSaid()
+    not_text, unsplit = _CountedFiles(), _CountedFiles()
     for path in files.values():
         with _mapped(path) as content:
             if reason := _why_not_text(content):
@@ -101,8 +98,8 @@ def _split(content: mmap.mmap | bytes, separator: re.Pattern[bytes] | None) -> I
     yield content[start:].decode()
 
 
-class _FilesSaid:
-    """How many files something is said of, and the first of them."""
+class _CountedFiles:
+    """The number of files with a remark, and the first of them."""
 
     def __init__(self):
         self.count, self.first = 0, ""
@@ -119,7 +116,7 @@ def _separator_pattern(separator: str) -> re.Pattern[bytes]:
 
 @contextlib.contextmanager
 def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
-    """The bytes of a file, mapped. Those of a gzip file or of a store go into a temporary one: no size fills memory."""
+    """Yields the mapped bytes of a file; a file in gzip or in a store is first copied to a temporary file."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_decompressed(path))
         if isinstance(file, gzip.GzipFile) or is_remote(path):
@@ -132,7 +129,7 @@ def _mapped(path: Path) -> Iterator[mmap.mmap | bytes]:
 
 
 def _why_not_text(content: mmap.mmap | bytes) -> str:
-    """What keeps bytes from being UTF-8 text without NUL; "" where nothing does."""
+    """Why bytes are no UTF-8 text without NUL; "" if they are."""
     if reason := wrong_format(content[:FORMAT_BYTES]):
         return reason
     if content.find(b"\0") >= 0:

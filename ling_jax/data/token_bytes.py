@@ -1,4 +1,4 @@
-"""The bytes that a token of a byte-level tokenizer stands for."""
+"""The bytes of the tokens of a byte-level tokenizer."""
 
 import functools
 
@@ -8,10 +8,9 @@ from ling_jax.data.tokenizer import largest_id
 
 
 def token_bytes(tokenizer: Tokenizer) -> tuple[list[bytes], list[bool]]:
-    """(the bytes, whether it is a special token) of every id up to the largest.
+    """(bytes of every id up to the largest, whether it is a special token).
 
-    The bytes of a special token are its name's, and an id without a token has none.
-
+    The bytes of a special token are its name; an id without a token has no bytes.
     Raises ValueError on a tokenizer that is not byte-level.
     """
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}

@@ -1,4 +1,4 @@
-"""Byte-level BPE: train, save, load, and encode documents as plain text."""
+"""Byte-level BPE tokenizers: training, files, and encoding of documents as plain text."""
 
 import contextlib
 import hashlib
@@ -17,8 +17,8 @@ from ling_jax.paths import as_path
 EOS = "<|endoftext|>"  # also the padding of base models
 SPECIAL_TOKENS = (EOS, "<|startoftext|>", "<|role_end|>", "<role>", "</role>", "<think>", "</think>")
 FILE_NAME = "tokenizer.json"
-BATCH_CHARACTERS = 1 << 20  # encoded at once: enough for all threads, little to hold
-PIECE_CHARACTERS = 1 << 18  # of a long text
+BATCH_CHARACTERS = 1 << 20  # of texts that are encoded at once: work for all threads in little memory
+PIECE_CHARACTERS = 1 << 18  # of a piece of a long text
 AHEAD = 4  # words; the usual regular expressions look one word ahead
 MARGIN = 1024  # characters: longer than any added token
 _PLAIN: weakref.WeakKeyDictionary[Tokenizer, tuple[tuple, Tokenizer]] = weakref.WeakKeyDictionary()
@@ -28,10 +28,10 @@ PROBE = "It's 42 words,\n\n  or\tnot… größer 日本 " + "a" * 64
 def train_bpe(texts: Iterable[str], vocab_size: int, *, words: Sequence[str] = ()) -> Tokenizer:
     """A byte-level BPE of at most `vocab_size` tokens: the special ones (ids 0-6), all 256 bytes, merges, `words`.
 
-    No merge has a digit in it: a model that reads numbers digit by digit learns to calculate sooner (our choice).
-    `words` are strings that are one token wherever they stand, in plain text too. The same texts give the same
-    tokenizer. Few texts may not have enough pairs to fill the vocabulary. Raises ValueError on a vocabulary without
-    room for what is no merge.
+    No merge contains a digit, because a model that reads numbers digit by digit learns to calculate sooner (our
+    choice). `words` are strings that are always one token, in plain text too. The same texts give the same tokenizer;
+    few texts may not fill the vocabulary. Raises ValueError on a vocabulary without room for special tokens, bytes and
+    words.
     """
     needed = len(SPECIAL_TOKENS) + 256 + len(words)
     if vocab_size < needed:
@@ -54,7 +54,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, words: Sequence[str] = (
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: epath.PathLike) -> epath.Path:
-    """Writes `folder`/tokenizer.json, whole or not at all; returns its path."""
+    """Writes `folder`/tokenizer.json, whole or not at all, and returns its path. Raises OSError."""
     path = as_path(folder) / FILE_NAME
     with replacing(path) as file:
         file.write(tokenizer.to_str(pretty=True).encode())
@@ -62,7 +62,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: epath.PathLike) -> epath.Path:
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, or of a folder that holds one."""
+    """The tokenizer of a tokenizer.json, or of a folder with one. Raises FileNotFoundError or ValueError."""
     path = as_path(path)
     if path.is_dir():
         path = path / FILE_NAME
@@ -73,7 +73,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
         raise ValueError(f"{path} {reason}")
     try:
         tokenizer = Tokenizer.from_str(content.decode())
-        tokenizer.encode(PROBE)  # a regular expression may fail where it is first used
+        tokenizer.encode(PROBE)  # a broken regular expression fails at its first use
     except BaseException as error:
         if not _is_library_error(error) and not isinstance(error, UnicodeDecodeError):
             raise
@@ -82,12 +82,12 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
 
 
 def _is_library_error(error: BaseException) -> bool:
-    """The library raises plain Exception, and where its Rust code panics a BaseException of a hidden class."""
+    """Whether an error is the library's: a plain Exception, or a BaseException after a panic of its Rust code."""
     return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def eos_id(tokenizer: Tokenizer) -> int:
-    """Id of <|endoftext|>, which closes documents and pads rows."""
+    """The id of <|endoftext|>, which ends documents and pads rows. Raises ValueError without that token."""
     token = tokenizer.token_to_id(EOS)
     if token is None:
         raise ValueError(f"the tokenizer has no token {EOS!r}, which closes documents; add it as a special token")
@@ -95,23 +95,23 @@ def eos_id(tokenizer: Tokenizer) -> int:
 
 
 def largest_id(tokenizer: Tokenizer) -> int:
-    """The largest token id, -1 without tokens. Ids may have gaps: their count is no bound."""
+    """The largest token id; -1 without tokens. Ids may have gaps, so the number of tokens is no bound."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
-    """Hex digest that tells tokenizers apart."""
+    """Hex digest of a tokenizer."""
     return hashlib.blake2b(tokenizer.to_str().encode(), digest_size=16).hexdigest()
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Token ids of each text, uint32 [length], in order and streaming; nothing is added, nothing truncated.
+    """Token ids of each text, uint32 [length], in order and as a stream, without added tokens or truncation.
 
-    A text that spells a special token ("<role>") is plain text here: what a document says must not end it or open a
-    role. The caller's tokenizer is not changed. Raises ValueError on a text that the tokenizer fails on.
+    The names of special tokens ("<role>") in a text are plain text, so that a document cannot end itself or open a
+    role. The given tokenizer is not changed. Raises ValueError on a text for which the tokenizer fails.
 
-    A text of more than PIECE_CHARACTERS is encoded in pieces (see `_encode_in_pieces`), so that time is linear and
-    memory bounded: the library holds about 100 bytes a character.
+    A text of more than PIECE_CHARACTERS is encoded in pieces (`_encode_in_pieces`) in linear time and bounded memory:
+    the library takes about 100 bytes for each character.
     """
     plain = _kept_plain(tokenizer)
     for batch in _batches(texts):
@@ -125,7 +125,7 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.
 
 
 def _kept_plain(tokenizer: Tokenizer) -> Tokenizer:
-    """`_plain`, made once as long as the tokenizer stays as it is: many calls have a few words each."""
+    """`_plain`, cached until the tokenizer changes, because many calls have a few words each."""
     state = (tokenizer.get_vocab_size(), repr(tokenizer.normalizer), repr(tokenizer.pre_tokenizer))
     kept = _PLAIN.get(tokenizer)
     if kept is None or kept[0] != state:
@@ -134,7 +134,7 @@ def _kept_plain(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:
-    """One that encodes special tokens like other text. It shares the model, so it costs no copy of the vocabulary."""
+    """A tokenizer that encodes special tokens like other text; it shares the model, and so the vocabulary."""
     plain = Tokenizer(tokenizer.model)
     if tokenizer.normalizer is not None:
         plain.normalizer = tokenizer.normalizer
@@ -143,7 +143,7 @@ def _plain(tokenizer: Tokenizer) -> Tokenizer:
     added = tokenizer.get_added_tokens_decoder()
     for special, tokens in itertools.groupby((added[id] for id in sorted(added)), key=lambda token: token.special):
         (plain.add_special_tokens if special else plain.add_tokens)(list(tokens))
-    if plain.get_added_tokens_decoder().keys() != added.keys():  # a vocabulary with holes: ids are given as in a file
+    if plain.get_added_tokens_decoder().keys() != added.keys():  # a vocabulary with gaps keeps its ids only in a file
         plain = Tokenizer.from_str(tokenizer.to_str())
         plain.no_truncation()
         plain.no_padding()
@@ -163,7 +163,7 @@ def _library_errors() -> Iterator[None]:
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts of BATCH_CHARACTERS together; those of more than PIECE_CHARACTERS alone."""
+    """Batches of texts of BATCH_CHARACTERS together; texts of more than PIECE_CHARACTERS are batches of their own."""
     batch, characters = [], 0
     for text in texts:
         is_long = len(text) > PIECE_CHARACTERS
@@ -180,18 +180,18 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _encode_in_pieces(plain: Tokenizer, text: str) -> Iterator[np.ndarray]:
-    """Ids of a long text, piece by piece: those of the whole text where it has boundaries between words.
+    """The ids of a long text, piece by piece; they equal those of the whole text if it has boundaries between words.
 
-    Words are what the pre-tokenizer makes; no token passes their boundaries. A piece ends where a word begins that
-    has AHEAD more words and MARGIN characters behind it, since how the last words end may depend on what follows;
-    and it is encoded behind the AHEAD words before it, since a tokenizer may treat the start of a text in its own way.
+    Words are those of the pre-tokenizer; no token crosses their boundaries. A piece ends at a word with at least AHEAD
+    words and MARGIN characters after it, because the end of the last words may depend on what follows. A piece is
+    encoded together with the AHEAD words before it, because a tokenizer may treat the start of a text differently.
 
         text     ...|w|w|w|w|w|w|w|w|w|w|w|w|w|w|w|w|w|...
         piece 1  ids of these words --->|  AHEAD   |         encoded, and left to piece 2
         piece 2           | AHEAD |ids of these words ...
 
-    Where no word ends for PIECE_CHARACTERS (one long run of a letter), the piece ends in the middle of a word: there,
-    and only there, ids may differ from those of the whole text.
+    If no word ends within PIECE_CHARACTERS (a long run of one letter), the piece ends in the middle of a word. Only
+    there may ids differ from those of the whole text.
     """
     context = start = 0  # ids of text[start:] are to come; text[context:start] is encoded with it
     while start < len(text):
@@ -219,7 +219,7 @@ def _encode_in_pieces(plain: Tokenizer, text: str) -> Iterator[np.ndarray]:
 
 
 def _words(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """(the first token, the first character) of each word. A prefix that the tokenizer adds to a word is part of it."""
+    """(the first token, the first character) of each word; a prefix that the tokenizer adds to a word belongs to it."""
     words = np.array([-1 if word is None else word for word in encoding.word_ids], np.int64)
     first_tokens = np.flatnonzero(np.diff(words, prepend=-1))
     offsets = encoding.offsets

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
-from ling_jax.chat.continuation import UnreadableAnswer, go_on
+from ling_jax.chat.continuation import UnreadableAnswer, continue_conversation
 from ling_jax.chat.end_tokens import token_texts
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate, Piece, encode_all, opened_reasoning, opens_reasoning
@@ -125,10 +125,10 @@ class Reader:
         return ids
 
     def go_on(self, episode: Episode, words: str, observation: Sequence[Message]) -> tuple[Message, list[Piece]]:
-        """`chat.continuation.go_on` behind the episode's history, with its errors."""
+        """`chat.continuation.continue_conversation` after the episode's history, with its errors."""
         ends = token_texts(self.tokenizer, self.end_ids)
         template, tools = self._template(episode.effort), episode.task.tools
-        return go_on(template, episode.history, words, observation, tools=tools, end_tokens=ends)
+        return continue_conversation(template, episode.history, words, observation, tools=tools, end_tokens=ends)
 
     def _template(self, effort: str | None):
         return self.template if effort is None else dataclasses.replace(self.template, effort=effort)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from ling_jax.chat.continuation import UnreadableAnswer, go_on
+from ling_jax.chat.continuation import UnreadableAnswer, continue_conversation
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
@@ -40,7 +40,7 @@ def test_what_was_read_and_written_is_the_templates_rendering(name, template):
         messages, read = list(ASKED), joined(template, ASKED, prompt=True)
         for _ in range(3):
             words = ("hm</think>" if name == "2.6 on" else "") + rng.choice(ANSWERS)
-            answer, pieces = go_on(template, messages, words, RESULT, end_tokens=ENDS)
+            answer, pieces = continue_conversation(template, messages, words, RESULT, end_tokens=ENDS)
             end = "[END]" if name == "newline" else "<|role_end|>"
             read += words + end + "".join(piece.text for piece in pieces)
             messages += [answer, *RESULT]
@@ -50,7 +50,7 @@ def test_what_was_read_and_written_is_the_templates_rendering(name, template):
 
 def test_what_stands_behind_the_end_token_is_read():
     template = dict(templates())["newline"]
-    _, pieces = go_on(template, ASKED, "Hello", RESULT, end_tokens=ENDS)
+    _, pieces = continue_conversation(template, ASKED, "Hello", RESULT, end_tokens=ENDS)
     assert "".join(piece.text for piece in pieces) == "\ntool: no answer[END]\nassistant: "
     assert pieces[0].text == "\ntool: no answer", "one text: it is cut into tokens as one"
 
@@ -58,7 +58,7 @@ def test_what_stands_behind_the_end_token_is_read():
 def test_an_answer_is_parsed_as_an_engine_would():
     """The prompt opened the reasoning."""
     template = dict(templates())["2.6 on"]
-    answer, _ = go_on(template, ASKED, "hm</think>Hello", RESULT, end_tokens=ENDS)
+    answer, _ = continue_conversation(template, ASKED, "hm</think>Hello", RESULT, end_tokens=ENDS)
     assert (answer["reasoning"], answer["content"]) == ("hm", "Hello")
 
 
@@ -68,7 +68,7 @@ def test_an_answer_may_look_different_while_it_is_the_last_message():
         "{{ m.content }}", "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}{{ m.content }}"
     )
     template = FolderTemplate(source, "folder", end_tokens=ENDS, special_tokens=("[END]",))
-    answer, pieces = go_on(template, ASKED, "Hello", RESULT, end_tokens=ENDS)
+    answer, pieces = continue_conversation(template, ASKED, "Hello", RESULT, end_tokens=ENDS)
     assert answer["content"] == "Hello" and pieces[0].text == "\ntool: no answer"
 
 
@@ -88,6 +88,6 @@ def test_a_template_that_rewrites_an_answer_is_found(name):
     source, words, observation = REWRITES[name]
     template = FolderTemplate(source, "folder", end_tokens=ENDS, special_tokens=("[END]", "<|role_end|>", "<think>"))
     with pytest.raises(ValueError, match=r"the chat template (rewrites history behind|writes an answer in)") as raised:
-        go_on(template, ASKED, words, observation, end_tokens=ENDS)
+        continue_conversation(template, ASKED, words, observation, end_tokens=ENDS)
     models_mistake = name in ("blanks around", "reasoning that was never closed")
     assert isinstance(raised.value, UnreadableAnswer) is models_mistake
