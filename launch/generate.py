@@ -39,6 +39,8 @@ from ling_jax.rollout import Generator
 from ling_jax.rollout.prompts import encode_prompts, prompt_report
 from ling_jax.rollout.text import Completion, complete, complete_all
 
+Records = list[tuple[str, dict[str, Any]]]  # ("file, line n", record)
+
 define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
@@ -131,12 +133,13 @@ def stream(model: Loaded, generator: Generator, prompt: list[int], *, shown: str
     return answer
 
 
-def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dict[str, Any]]]) -> None:
+def answer_all(model: Loaded, generator: Generator, records: Records) -> None:
+    """Answers all records into --out, after the whole batches of an interrupted start."""
     prompts = encode_prompts(model, records, raw=RAW.value)
-    generator.room_for(prompts, NEW.value)  # all of them, before the first is answered
+    generator.room_for(prompts, NEW.value)  # raises before the first answer
     if any("prompt" in record for _, record in records):
         print(prompt_report(model, raw=RAW.value), flush=True)
-    if is_remote(OUT.value):  # an object cannot be gone on with
+    if is_remote(OUT.value):  # objects cannot be continued
         with replacing(OUT.value) as file:
             write_answers(model, generator, records, prompts, 0, file)
     else:
@@ -148,8 +151,10 @@ def answer_all(model: Loaded, generator: Generator, records: list[tuple[str, dic
     print(f"programs compiled: {generator.programs()}; answers in {OUT.value}", flush=True)
 
 
-def write_answers(model: Loaded, generator: Generator, records, prompts, done: int, file: BinaryIO) -> None:
-    """A line for each record, in batches, behind the `done` lines that are there."""
+def write_answers(
+    model: Loaded, generator: Generator, records: Records, prompts: list[list[int]], done: int, file: BinaryIO
+) -> None:
+    """Writes a line for each record, in batches, after the `done` lines of the file."""
     start, tokens, left, total = time.monotonic(), 0, iter(records), done + len(records)
     seeds = range(SEED.value + done, SEED.value + total)
     for answers in complete_all(generator, model.tokenizer, prompts, seeds, BATCH.value, **sampling()):
@@ -162,7 +167,7 @@ def write_answers(model: Loaded, generator: Generator, records, prompts, done: i
         print(f"prompts={done}/{total} {tokens=} tokens/s={speed:.0f}", flush=True)
 
 
-def _record(model: Loaded, records, prompts) -> dict[str, Any]:
+def _record(model: Loaded, records: Records, prompts: list[list[int]]) -> dict[str, Any]:
     """The record of the output: all that changes the answers, also the batch size, which changes last bits."""
     asked = hashlib.blake2b(repr(([record for _, record in records], prompts)).encode("utf-8", "backslashreplace"))
     chosen = {"step": model.step, "seed": SEED.value, "batch_size": BATCH.value} | sampling()
