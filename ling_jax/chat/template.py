@@ -179,14 +179,6 @@ def _token(tokenizer: Tokenizer, piece: Piece) -> int | None:
     return tokenizer.token_to_id(piece.text) if piece.special else None
 
 
-def first_rewrite(earlier: Sequence[int], later: Sequence[int]) -> int | None:
-    """The first index at which a longer conversation's tokens differ from those of its start; None without one."""
-    for i, token in enumerate(earlier):
-        if i >= len(later) or later[i] != token:
-            return i
-    return None
-
-
 def check_messages(messages: Any, where: str = "messages") -> None:
     """Raises ValueError naming the message, the field, what was found and what was expected."""
     if not isinstance(messages, (list, tuple)) or not messages:

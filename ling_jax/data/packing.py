@@ -263,10 +263,6 @@ class PackPlan:
     def num_tokens(self) -> int:
         return int(self.piece_length.sum(dtype=np.int64))
 
-    @property
-    def padding_fraction(self) -> float:
-        return 1 - self.num_tokens / max(self.num_rows * self.sequence_length, 1)
-
 
 def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
     """Packs documents of `lengths` (int [documents]) into rows of `sequence_length`; each token is in one row.
