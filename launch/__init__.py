@@ -3,10 +3,14 @@
 import signal
 import sys
 
-from launch.interrupts import NUMBERS, end_at_once
-from launch.memory import check_address_space
+from launch.early import check_start
 
 if sys.argv[0] == "-m":  # a program begins, and its imports take seconds; not in a module that imports this package
+    check_start()  # first: what follows needs a Python that is new enough
+
+    from launch.interrupts import NUMBERS, end_at_once
+    from launch.memory import check_address_space
+
     for number in NUMBERS:
         signal.signal(number, end_at_once)
     check_address_space()

@@ -3,6 +3,8 @@
     python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16 --json_out=1t.json
     python -m launch.compile --config=configs/migrate/1t.py --stage=mla_warmup --topology=v5p:8x8x16
 
+`--topology` is a shape such as v5p:4x4x8, or a slice as Google Cloud names it: v5p-256 (TensorCores, two a chip),
+v5litepod-256 and v6e-256 (chips).
 No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs, or `launch.migrate` in a `--stage`: optimiser, MTP, experts and kernels included. (A
 migration's `--config.source` and a pre-training's `--config.start_from` may be the name of a model here; no weights are
@@ -27,7 +29,7 @@ from launch.flags import check_output, define_config, run_program, usage_errors 
 from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
-from ling_jax.compile.topology import describe  # noqa: E402
+from ling_jax.compile.topology import describe, slice_topology  # noqa: E402
 from ling_jax.files import write_json  # noqa: E402
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask  # noqa: E402
 from ling_jax.migrate.dry_run import source_config  # noqa: E402
@@ -35,7 +37,7 @@ from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
 from ling_jax.train.start import with_sizes  # noqa: E402
 
 CONFIG = define_config(PretrainConfig, MigrateConfig)
-TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16", required=True)
+TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16, or v5p-2048", required=True)
 SLICES = flags.DEFINE_integer("slices", 1, "slices of the topology, joined by their hosts' network", lower_bound=1)
 STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")
 PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
@@ -57,12 +59,15 @@ def main() -> None:
             raise ValueError("--rows is for --program=prefill or decode; a train step has train.batch_size rows")
         if PLAN.value and (SAVE.value or PROGRAM.value != "train"):
             raise ValueError("--plan compiles train steps and keeps none: leave --save and --program out")
+        topology = slice_topology(TOPOLOGY.value)
+        if topology != TOPOLOGY.value:
+            print(f"{TOPOLOGY.value} is {topology}", flush=True)
         config, trainable = _read_config()
         if PLAN.value and trainable is not None:
             raise ValueError(
                 "--plan searches for a pre-training's mesh; a migration's stage has the mesh of its config"
             )
-        fields = _planned(config) if PLAN.value else _compiled(config, trainable)
+        fields = _planned(config, topology) if PLAN.value else _compiled(config, trainable, topology)
         if JSON_OUT.value:
             write_json(fields, JSON_OUT.value)
         if fields["problem"]:
@@ -87,10 +92,10 @@ def _read_config() -> tuple[PretrainConfig, Any]:
     return config, trainable_mask(model, run.stage.trains)
 
 
-def _compiled(config: PretrainConfig, trainable) -> dict[str, Any]:
+def _compiled(config: PretrainConfig, trainable, topology: str) -> dict[str, Any]:
     fields = compile_and_report(
         config,
-        TOPOLOGY.value,
+        topology,
         PROGRAM.value,
         trainable=trainable,
         slices=SLICES.value,
@@ -101,17 +106,17 @@ def _compiled(config: PretrainConfig, trainable) -> dict[str, Any]:
     return fields
 
 
-def _planned(config: PretrainConfig) -> dict[str, Any]:
+def _planned(config: PretrainConfig, topology: str) -> dict[str, Any]:
     """The report of the best mesh, with all candidates as its `plan`."""
 
     def measure(config: PretrainConfig) -> dict[str, Any]:
-        fields = compile_and_report(config, TOPOLOGY.value, slices=SLICES.value)
+        fields = compile_and_report(config, topology, slices=SLICES.value)
         bound = f"{fields['step_seconds_bound']:.4g} s" if fields["fits"] else "does not fit"
         how = f"{fields['mesh']} remat {config.model.remat}, {config.train.microbatches} microbatches"
         print(f"{how}: {bound}, compiled in {fields['compile_seconds']:.0f} s", flush=True)
         return fields
 
-    devices, chip = describe(TOPOLOGY.value, SLICES.value)
+    devices, chip = describe(topology, SLICES.value)
     tried = plan.plan(config, len(devices), chip, measure, slices=SLICES.value)
     print(plan.as_text(tried), flush=True)
     rows = [

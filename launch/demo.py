@@ -28,6 +28,7 @@ from absl import flags
 
 from launch import demo_report
 from launch.flags import run_program, usage_errors
+from launch.room import check_demo
 from ling_jax import data, model
 from ling_jax.align.records import ChatSource, records, texts, write_records
 from ling_jax.chat.template import ChatTemplate
@@ -99,6 +100,7 @@ def main() -> None:
         if is_remote(WORKDIR.value or ""):
             raise ValueError(f"--workdir={WORKDIR.value}: the demo's folder is a local one")
         folder = open_workdir(WORKDIR.value or {"full": "runs/demo", "quick": "runs/demo_quick"}[PRESET.value])
+        check_demo(PRESET.value, folder)
         held = lock(folder)
     try:
         run(Path(folder), PRESET.value)

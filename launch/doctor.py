@@ -55,6 +55,7 @@ def checks() -> list[Check]:
         *(Check(name, partial(package_version, name), install) for name in PACKAGES),
         Check("gs:// paths", object_store, "pip install gcsfs, or name local paths only"),
         Check("devices", devices, "set JAX_PLATFORMS to what is there (cpu, cuda, tpu) and install its jaxlib"),
+        Check("room for make demo", room, "as it says, or PRESET=quick make demo"),
         Check("compiled programs", compilation_cache, "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"),
         Check("training step", training_step, "run make test; the versions of requirements.lock are the tested ones"),
         Check("decoding", decoding, "run make test; the versions of requirements.lock are the tested ones"),
@@ -106,7 +107,7 @@ def object_store() -> str:
 
 def requirement(field: str) -> Any:
     """A field of the project in pyproject.toml."""
-    return tomllib.loads(PYPROJECT.read_text())["project"][field]
+    return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"][field]
 
 
 def satisfies(version: str, requirement: str) -> bool:
@@ -131,6 +132,15 @@ def devices() -> str:
     where = "each" if memory else "of RAM"
     memory = memory or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return f"{len(found)} x {found[0].device_kind} ({found[0].platform}), {memory / 2**30:.1f} GiB {where}"
+
+
+def room() -> str:
+    """The disk and the memory that the longer preset of the demo takes."""
+    from launch.room import DEMO, check_demo
+    from ling_jax.messages import size_text
+
+    check_demo("full", Path("runs/demo"))
+    return f"{size_text(DEMO['full'].disk)} of disk and {size_text(DEMO['full'].memory)} of memory are there"
 
 
 def compilation_cache() -> str:

@@ -1,6 +1,7 @@
 """The flags of all programs; a mistake in them is one message and exit code 2."""
 
 import contextlib
+import difflib
 import math
 import re
 import sys
@@ -49,6 +50,7 @@ def define_thinking() -> tuple[flags.FlagHolder, flags.FlagHolder]:
 def run_program(main: Callable[[], None]) -> None:
     """Runs a program whose `main` takes no arguments. `--verbosity=0` shows the logs of libraries."""
     handle_signals()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 shows é as \xe9
     try:
         app.run(lambda argv: _main(main), flags_parser=_parse)
     except Stopped as stopped:
@@ -106,6 +108,8 @@ def check_output(flag: str, file: str) -> None:
 
 
 def _fail(error) -> NoReturn:
+    if type(error) is FileNotFoundError and error.filename and error.errno:  # of open(), which says no more
+        error = f"{error.filename} does not exist; name a file or folder that is there"
     print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
 
@@ -124,9 +128,17 @@ def _parse(argv: list[str]) -> list[str]:
             flags.FLAGS.verbosity = logging.WARNING  # set, or absl makes it INFO
         return left
     except flags.UnrecognizedFlagError as error:
-        _fail(f"{error}{meant_fields(error.flagname, _config_classes)} (--help lists the flags)")
+        _fail(f"there is no flag --{error.flagname}{_meant(error.flagname)} (--help lists the flags)")
     except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         _fail(_missing(str(error), argv) or NUMBER.sub(r"\1=\2 is no whole number", str(error)))
+
+
+def _meant(name: str) -> str:
+    """What was probably meant by a flag that this program does not have."""
+    near = difflib.get_close_matches(name, _own_flags(sys.argv[0]), n=2)
+    return meant_fields(name, _config_classes) or (
+        f"; did you mean {' or '.join(f'--{n}' for n in near)}?" if near else ""
+    )
 
 
 def _missing(error: str, argv: Sequence[str]) -> str:

@@ -7,12 +7,13 @@
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. `--prompts` is a file of JSON lines
 {"prompt": text} or {"messages": [...]}; `--out` gets a line for each: the record with text, tokens, logps and ended.
 The file appears when it is whole; after an interruption the same command continues after the answers that are written.
-`--chat` reads a user's lines from standard input. A model that is tuned for conversations takes a prompt as a user's
-message, or with `--raw` as text to continue; a line says which.
+`--chat` reads a user's lines from standard input; /reset begins a new conversation, /exit or Ctrl-D ends. A model that
+is tuned for conversations takes a prompt as a user's message, or with `--raw` as text to continue; a line says which.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO
 
 from absl import flags
 
+from launch.chat import chat
 from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
 from launch.interrupts import resumable_work
 from ling_jax.chat.records import check_text, normalise_prompt
@@ -46,7 +48,7 @@ MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face fo
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
 PROMPT = flags.DEFINE_string("prompt", None, "what a user says, or text to continue")
 PROMPTS = flags.DEFINE_string("prompts", None, "a file of JSON lines with `prompt` or `messages`")
-CHAT = flags.DEFINE_bool("chat", False, "talk on standard input")
+CHAT = flags.DEFINE_bool("chat", False, "talk on standard input; /reset, /exit")
 RAW = flags.DEFINE_bool("raw", False, "continue prompts as they are, without the chat template")
 THINKING, EFFORT = define_thinking()
 OUT = flags.DEFINE_string("out", None, "JSON lines of answers, for --prompts")
@@ -75,7 +77,7 @@ def main() -> None:
         model = dataclasses.replace(model, template=with_thinking(model.template, THINKING.value, EFFORT.value))
         generator = Generator(model.params, model.config, model.end_ids)
         if CHAT.value:
-            chat(model, generator)
+            chat(model, MODEL.value, functools.partial(answer_turn, model, generator))
         elif PROMPT.value is not None:
             answer_one(model, generator, PROMPT.value)
         else:
@@ -175,14 +177,11 @@ def _record(model: Loaded, records: Records, prompts: list[list[int]]) -> dict[s
     return chosen | {"prompts": asked.hexdigest()} | port.source_identity(folder, model.step)
 
 
-def chat(model: Loaded, generator: Generator) -> None:
-    """Answers the lines of stdin as turns of one conversation."""
-    messages: list[dict[str, Any]] = []
-    for line in sys.stdin:
-        messages.append({"role": "user", "content": line.rstrip("\n")})
-        pieces = model.template.render(messages, prompt=True)
-        answer = stream(model, generator, encode(model.tokenizer, pieces)[0])
-        messages.append(as_message(parse_either((THINK if opens_reasoning(pieces) else "") + answer.text)))
+def answer_turn(model: Loaded, generator: Generator, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """Prints the answer to a conversation; returns it as a message."""
+    pieces = model.template.render(messages, prompt=True)
+    answer = stream(model, generator, encode(model.tokenizer, pieces)[0])
+    return as_message(parse_either((THINK if opens_reasoning(pieces) else "") + answer.text))
 
 
 if __name__ == "__main__":

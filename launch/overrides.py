@@ -20,6 +20,20 @@ from ling_jax.config import nearest
 EXAMPLE = "configs/pretrain/tiny_2_6.py"
 OVERRIDE = re.compile(r"--?config\.([^=]+)(=?)")
 MAX_NAMED = 4  # fields or files in a hint
+SYNONYMS = {  # other programs' words: the end of our field's name
+    "lr": "peak_lr",
+    "learning_rate": "peak_lr",
+    "epochs": "steps",
+    "num_train_epochs": "steps",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "microbatches",
+    "max_seq_length": "sequence_length",
+    "seq_len": "sequence_length",
+    "model": "start_from",
+    "teacher": "teachers[i].model",
+    "data": "sources[i].path",
+}
 
 
 def check_config_file(path: str, classes: Sequence[type]) -> ml_collections.ConfigDict:
@@ -54,8 +68,16 @@ def check_overrides(argv: Sequence[str], classes: Sequence[type]) -> None:
 
 def meant_fields(name: str, classes: Sequence[type]) -> str:
     """ "; did you mean --config.train.steps?" for a flag `steps` that a program does not have, else ""."""
-    listed = [field.name for field in fields(classes)] if classes else []
-    found = [field for field in listed if field.rpartition(".")[2] == name and "[" not in field]
+    return _meant(_called(name, [field.name.replace("[i]", "[0]") for field in fields(classes)] if classes else []))
+
+
+def _called(name: str, listed: Iterable[str]) -> list[str]:
+    """The fields whose name ends in a word, or in what other programs mean by it."""
+    word = SYNONYMS.get(name, name).replace("[i]", "[0]")
+    return [field for field in listed if f".{field}".endswith(f".{word}") and ("[" in word or "[" not in field)]
+
+
+def _meant(found: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(f'--config.{field}' for field in found[:MAX_NAMED])}?" if found else ""
 
 
@@ -87,9 +109,10 @@ def _step_into(node: Any, part: Any, where: str, name: str, config: ml_collectio
 
 def _near(part: str, node: Any, config: ml_collections.ConfigDict) -> str:
     """A hint: the field of that name in another group, the nearest name in this group, or all fields of it."""
-    names = [name for name in _names(config, "config.") if name.rpartition(".")[2] == part]
-    if names:
-        return f"; did you mean --{' or --'.join(names[:MAX_NAMED])}?"
+    if found := _called(part, _names(config, "")):
+        return _meant(found)
+    if not node:
+        return "; it is empty in the file: copy the file, and fill it there"
     return nearest(part, node.keys()) or f"; it has {', '.join(node.keys())}"
 
 
@@ -116,7 +139,8 @@ def _knows(cls: type, config: ml_collections.ConfigDict) -> bool:
 
 def _program_of(file: Path) -> str | None:
     """The program of a config file: the last one in its docstring, since earlier ones prepare its inputs."""
-    found = re.findall(r"python -m (launch\.\w+)[^\n]*" + re.escape(file.name), file.read_text(errors="replace"))
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found = re.findall(r"python -m (launch\.\w+)[^\n]*" + re.escape(file.name), text)
     return found[-1] if found else None
 
 

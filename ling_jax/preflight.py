@@ -4,6 +4,7 @@ Every process of a run checks for itself, so that an output which one of them ca
 Object stores have none of these limits.
 """
 
+import math
 import os
 import resource
 import shutil
@@ -16,6 +17,7 @@ from ling_jax.paths import as_path, check_output_name, check_writable, is_remote
 
 MIN_OPEN_FILES = 256  # our choice: for libraries, logs, tokens and the files of a checkpoint
 WANTED_OPEN_FILES = 2**16  # our choice
+CGROUP = Path("/sys/fs/cgroup")  # of a container, which sees its own at the top
 
 
 def check_folder(path: os.PathLike | str) -> None:
@@ -72,6 +74,38 @@ def missing_space(folder: os.PathLike | str, nbytes: int) -> int:
     path = Path(folder).expanduser().absolute()
     above = next(parent for parent in (path, *path.parents) if parent.exists())
     return max(0, nbytes - shutil.disk_usage(above).free)
+
+
+def address_space_left() -> float:
+    """Bytes that `ulimit -v` leaves to this process; infinity without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or not (status := Path("/proc/self/statm")).exists():
+        return math.inf
+    return max(limit - int(status.read_text().split()[0]) * resource.getpagesize(), 0)
+
+
+def available_memory() -> float:
+    """Bytes that the programs of this machine, container or `ulimit -v` may still take; infinity where nothing says so.
+
+    Memory that holds files' contents counts as free, and so does swap.
+    """
+    found = [address_space_left()]
+    if (machine := Path("/proc/meminfo")).exists():
+        sizes = dict(line.split(":") for line in machine.read_text().splitlines())
+        found.append(sum(int(sizes[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree")))
+    limit, used = (CGROUP / name for name in ("memory.max", "memory.current"))
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        found.append(max(int(most) - int(used.read_text()), 0))
+    return min(found)
+
+
+def check_available_memory(nbytes: float, what: str) -> None:
+    """Raises OSError where less memory is available."""
+    if (there := available_memory()) < nbytes:
+        raise OSError(
+            f"not enough memory: {what} takes about {size_text(int(nbytes))}, and {size_text(int(there))} are "
+            "available; end other programs, raise the limit of the container or of `ulimit -v`, or take a larger one"
+        )
 
 
 def stored_bytes(paths: Collection[Path]) -> int:

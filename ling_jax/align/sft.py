@@ -169,7 +169,7 @@ def write_samples(run: Run, count: int) -> None:
     {"step", "prompt", "reference": what the conversation's assistant says first, "answer", "tokens", "ended"}
     """
     path, step = run.workdir / "samples.jsonl", run.config.train.steps
-    if not count or (path.exists() and parse_object(path.read_text().partition("\n")[0], str(path))["step"] == step):
+    if not count or (path.exists() and parse_object(path.read_bytes().partition(b"\n")[0], str(path))["step"] == step):
         return
     chosen = list(itertools.islice(_held_out(run.corpus), count))
     if not chosen:

@@ -6,6 +6,7 @@ from pathlib import Path
 from ling_jax.checkpoint.index import is_workdir, other_weights, weight_files
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+RUNS = "runs"  # where the configs and the documentation have their workdirs
 NAMED = 8  # folders that a hint lists
 
 
@@ -31,8 +32,11 @@ def _is_model(folder: Path) -> bool:
 
 
 def _hub(path: Path) -> str:
-    if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+    """Of a path where nothing is: a name on a hub, unless its folder is here or called as the folder of runs is."""
+    if HUB_NAME.fullmatch(str(path)) and not path.parent.exists() and path.parts[0] != RUNS:
         return (
             f"; no such folder is here: fetch it by `hf download {path} --local-dir {path.name}`, and name {path.name}"
         )
-    return "; it does not exist"
+    if path.parts[0] == RUNS:
+        return "; it does not exist: run the program that makes it first (a config's first lines give the commands)"
+    return "; it does not exist; name the workdir of a run, or the folder of a model that was fetched"

@@ -70,6 +70,7 @@ class LoopConfig:
     save_every: int = 100
     keep: int = 2  # checkpoints
     profile_step: int = 0  # the step that `--profile` traces from; 0: the 10th of this start
+    wandb: str = ""  # a W&B project that gets the metrics, too (pip install 'ling-jax[wandb]'); "": none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ class PretrainConfig:
 RESUMABLE = (
     "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
     "train.max_nonfinite_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "train.profile_step",
-    "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
+    "train.wandb", "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
     "stage.context",  # of a migration's stage: a part of its mesh
 )  # fmt: skip
 

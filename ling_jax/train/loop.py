@@ -50,6 +50,7 @@ from ling_jax.train.spikes import with_sigmas
 from ling_jax.train.start import check_tokenizer, start_line, with_model
 from ling_jax.train.state import GuardedState, abstract_state, check_disk, check_memory
 from ling_jax.train.stop import stop_signals
+from ling_jax.train.wandb_run import check_wandb, open_wandb
 from ling_jax.train.watchdog import watch_steps
 from ling_jax.train.workdir import (
     check_workdir,
@@ -152,6 +153,7 @@ def prepare_run(
     `trainable` and `target_loss` are as in `Run`.
     """
     workdir = open_workdir(workdir)
+    check_wandb(config.train.wandb)
     check_workdir(config, workdir)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     context.check_rows(config.data.sequence_length, mesh.shape["context"])
@@ -262,7 +264,8 @@ class _Loop:
     def steps(self, state: GuardedState, start: int, *, profile: bool) -> dict:
         train = self.run.config.train
         rows = device_rows(train.batch_size, train.microbatches, self.run.mesh)
-        writer = MetricsWriter(self.run.workdir, first_step=start)
+        wandb = open_wandb(train.wandb, self.run.workdir, self.run.config)
+        writer = MetricsWriter(self.run.workdir, first_step=start, wandb=wandb)
         log = ProgressLog(self.run.config, self.run.model, writer, state=state, peak=self.peak)
         self._check_nonfinite_steps(log, start)
         batches = data.batches(

@@ -21,6 +21,7 @@ from ling_jax.partials import write_errors
 from ling_jax.paths import append
 from ling_jax.spec import named_leaves, path_name
 from ling_jax.train.tensorboard import EventFile
+from ling_jax.train.wandb_run import WandbRun
 
 # Dense bf16 peak of one device, FLOP/s; vendors' data sheets.
 PEAK_FLOPS = {
@@ -168,10 +169,13 @@ def matmul_flops(size: int, dtype: DTypeLike) -> float:
 
 
 class MetricsWriter:
-    """Writes metrics.jsonl, a line for each step, and TensorBoard events into a folder; only host 0 writes."""
+    """Writes metrics.jsonl, a line for each step, and TensorBoard events into a folder; only host 0 writes.
 
-    def __init__(self, folder: epath.PathLike, *, first_step: int):
-        self._tensorboard = None
+    `wandb` gets what TensorBoard gets.
+    """
+
+    def __init__(self, folder: epath.PathLike, *, first_step: int, wandb: WandbRun | None = None):
+        self._tensorboard, self._wandb = None, wandb
         if jax.process_index():
             return
         self._path = epath.Path(folder) / "metrics.jsonl"
@@ -188,10 +192,14 @@ class MetricsWriter:
         for line in lines:
             if not REPORTED.isdisjoint(line):
                 self._tensorboard.add(line)
+                if self._wandb is not None:
+                    self._wandb.add(line)
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:

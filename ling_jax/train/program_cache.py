@@ -35,7 +35,7 @@ def _open_cache(folder: str) -> tuple[LRUCache, str] | None:
     try:
         return CheckedCache(folder, max_size=jax.config.jax_compilation_cache_max_size), folder
     except OSError as error:
-        warn(f"compiled programs are not kept: {error}")
+        warn(f"compiled programs are not kept: {error}; set JAX_COMPILATION_CACHE_DIR to a folder that can be written")
         return None
 
 

@@ -13,6 +13,7 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.messages import count_text, size_text
 from ling_jax.model import layer_plan, model_spec
+from ling_jax.train import tensorboard
 from ling_jax.train.config import TrainingConfig
 from ling_jax.train.corpus import Corpus
 from ling_jax.train.memory import MemoryUse
@@ -60,6 +61,7 @@ def start_report(
         "data": f"{tokens} tokens in {corpus.train_rows} rows of {config.data.sequence_length}",
         "run": f"steps {start} to {train.steps} of {batch_tokens} tokens: {epochs:.2f} epochs in all",
         "files": f"{workdir}: config.json, metrics.jsonl, tensorboard/, checkpoints/, tokenizer/",
+        "curves": tensorboard.command(workdir),
         "compiled programs": jax.config.jax_compilation_cache_dir or "not kept",
     }
     return "\n".join(f"{name:>17}  {text}" for name, text in lines.items())

