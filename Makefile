@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint format docs lock clean
+.PHONY: install demo test test-slow lint format docs screenshots lock clean
 
 install: .venv/.installed
 
@@ -34,6 +34,9 @@ format: install
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+screenshots: install
+	$(BIN)/python docs/write_screenshots.py runs/demo/report.html
 
 lock: install
 	$(BIN)/python -m pip install --quiet uv

@@ -1,48 +1,40 @@
-"""The demo's page: one HTML file with its charts inside, without scripts, links or network; light and dark."""
+"""The demo's page: one HTML file with its charts inside, no scripts, no network; light and dark, desktop and phone."""
 
 import html
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from launch import demo_figures as figures
+from launch.demo_figures import Interval, Stages, environments, evaluated, task_title
 from launch.demo_rules import TITLES, Answers
-from launch.svg import Series, bars, chart, strip
+from ling_jax.chat.tool_calls import parse_either
 from ling_jax.config import ModelConfig
 
-TASKS = {"digit_sums": "Sums, worked out", "lookup": "Sums over a tool's numbers"}
-COLOURS = {"GQA": "var(--c3)", "Lightning": "var(--c0)", "MLA": "var(--c1)"}
-BAND = "masked_fraction/"  # metrics of the mask among tokens of a range of probability
-PANELS = {
-    "main_loss": "Loss, nats per token",
-    "reward": "Reward",
-    "accuracy": "Accuracy of samples",
-    "tokens_per_answer": "Tokens per answer",
-}
-CALL_LINE = ">\n<"  # between the parts of a tool call, which take a line each
-SHOWN_STAGES = 3  # conversations of a task side by side: the first stage, the middle one and the last
-STYLE = """
-:root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--text:#1c1c1e;--muted:#6a6a70;--grid:#e4e4e2;--line:#dcdcda;
---c0:#2f6fde;--c1:#d9663b;--c2:#2f9e6e;--c3:#8a63c9;--good:#1d7f4e;--bad:#b3382c;--none:#77777d;--said:#eef3fd}
-@media(prefers-color-scheme:dark){:root{--bg:#131315;--card:#1c1c1f;--text:#ececee;--muted:#a0a0a8;--grid:#2c2c31;
---line:#33333a;--c0:#7aa7ff;--c1:#ff9b73;--c2:#5fd0a0;--c3:#bb9af0;--good:#5fd0a0;--bad:#ff8a7d;--none:#9a9aa2;
---said:#202a3d}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--text);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:20px 16px 60px}h1{font-size:28px;margin:.2em 0}h2{font-size:20px;
-margin:2em 0 .5em}h3{font-size:15px;margin:1.2em 0 .4em}p{max-width:75ch}.muted{color:var(--muted)}
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
-.facts{display:flex;flex-wrap:wrap;gap:6px 28px;margin-top:10px}.facts b{display:block;font-size:18px}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:12px}
-.wide{grid-template-columns:repeat(auto-fit,minmax(min(420px,100%),1fr))}
-svg{width:100%;height:auto;display:block;font-family:inherit}.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:13.5px;min-width:100%}td,th{padding:6px 8px;vertical-align:top;text-align:left;
-border-bottom:1px solid var(--line);white-space:nowrap}th{font-weight:600}tr>th:first-child{white-space:normal}
-.good{color:var(--good)}.bad{color:var(--bad)}
-.badge{display:inline-block;border:1px solid currentColor;border-radius:99px;padding:0 9px;font-size:12px;
-font-weight:600}.none{color:var(--none)}.said{background:var(--said);border-radius:8px;padding:6px 9px;margin:5px 0;
-font:12.5px/1.45 ui-monospace,SFMono-Regular,Menlo,monospace;white-space:pre-wrap;overflow-wrap:anywhere}
-.tool{border-left:3px solid var(--c3)}code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace}
-"""
+STYLE = Path(__file__).with_suffix(".css")
+BADGES = {"reproduced": "good", "not seen": "bad", "not testable here": "none"}
+KNOWN_LOSSES = (  # (what we do worse or cannot say, the command that shows it)
+    (
+        "Eager PyTorch with MKL trains faster on a CPU: our step of a hybrid of 110 M parameters runs at 0.88 to 0.94 "
+        "times its speed, measured in four runs on two cores.",
+        "python -m benchmarks.train_step",
+    ),
+    (
+        "On a CPU the experts take 1.8 to 1.9 times as long as their matrix products would at the machine's peak.",
+        "python -m benchmarks.train_step",
+    ),
+    (
+        "Nothing has run on a TPU. The programs are compiled for TPUs, which gives memory and a lower bound on time, "
+        "and no measured speed.",
+        "python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16",
+    ),
+    ("Reinforcement learning and migration run in one process, on the devices of one machine.", ""),
+    (
+        "A run of a toy shows that the code does what the report describes. It does not show that a method helps at "
+        "scale, and one seed says little of the spread.",
+        "",
+    ),
+)
 
 
 def page(
@@ -51,238 +43,202 @@ def page(
     answers: Mapping[str, Answers],
     migration: Sequence[Mapping[str, Any]],
     models: Mapping[str, ModelConfig],
+    events: Iterable[Mapping[str, Any]],
 ) -> str:
     """The page of a finished demo.
 
-    `metrics` and `answers` are each stage's lines of metrics.jsonl and samples.jsonl, `migration` the reports of the
-    migration's stages, `models` the configs of its base ("base") and of its result ("hybrid").
+    `report` is report.json, `metrics` and `answers` are each stage's lines of metrics.jsonl and samples.jsonl,
+    `migration` the reports of the migration's stages, `models` the configs of its base ("base") and of its result
+    ("hybrid"), `events` the log of the KPop stage.
     """
-    parts = [
-        header(report),
-        hero(report["stages"]),
-        section("Report card", report_card(report["stages"])),
-        section("The same tasks, stage by stage", conversations(answers)),
-        section("Migration", migrated(migration, models)),
-        section("Training", curves(metrics)),
-        section("KPop: staleness and its mask", kpop(metrics.get("kpop", ()))),
-        section("Findings", findings(report)),
-        section("Where we lose", losses(report)),
-    ]
+    stages = report["stages"]
+    sections = {
+        "Report card": report_card(stages, answers),
+        "The same tasks, stage by stage": conversations(answers),
+        "Migration": figures.migration(migration, models),
+        "Training": figures.curves(stages, metrics),
+        "KPop: stale samples, their mask, the slots": figures.kpop(metrics.get("kpop", ()), events),
+        "Findings": findings(report),
+        "Where we lose": losses(report, models),
+    }
+    sections = {title: content for title, content in sections.items() if content}
+    links = "".join(f'<a href="#{_anchor(title)}">{html.escape(title)}</a>' for title in sections)
+    body = "".join(
+        f'<h2 id="{_anchor(title)}">{html.escape(title)}</h2>{content}' for title, content in sections.items()
+    )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width,initial-scale=1"><title>ling_jax: from a base model to KPop</title>'
-        f"<style>{STYLE}</style></head><body><main>{''.join(parts)}</main></body></html>"
+        f"<style>{STYLE.read_text()}</style></head><body><main>{header(report, models['hybrid'])}"
+        f"{figures.hero(stages, answers)}<nav>{links}</nav>{body}</main></body></html>"
     )
 
 
-def header(report: Mapping[str, Any]) -> str:
+def _anchor(title: str) -> str:
+    return title.split(",")[0].split(":")[0].lower().replace(" ", "-")
+
+
+def header(report: Mapping[str, Any], config: ModelConfig) -> str:
+    experts = f", {config.num_experts} experts, {config.top_k} a token" if _has_experts(config) else ""
+    seen = [found["verdict"] for found in report["findings"]]
     facts = {
         "machine": report["machine"],
         "time": f"{report['seconds'] / 60:.1f} minutes",
-        "model": f"{report['parameters'] / 1e6:.2f} M parameters",
+        "model": f"{report['parameters'] / 1e6:.2f} M parameters, {config.num_layers} layers{experts}"
+        + (f", {config.mtp_depth} MTP layer{'s' * (config.mtp_depth > 1)}" if config.mtp_depth else ""),
         "stages": str(len(report["stages"])),
         "held-out tasks": f"{report['tasks']} of each kind",
+        "findings": f"{seen.count('reproduced')} of {len(seen)} reproduced",
     }
     shown = "".join(f"<div><span class=muted>{name}</span><b>{html.escape(v)}</b></div>" for name, v in facts.items())
     return (
         "<h1>From a base model to KPop</h1><p>Every stage of the Ling-2.6 report at toy scale, on this machine: a Ling "
         "2.0 base, its migration to Lightning and MLA layers, fine-tuning, reinforcement learning and distillation. "
         "After each stage the model answers the same held-out tasks, greedily.</p>"
-        f'<div class="card"><div class=facts>{shown}</div></div>'
+        f'<div class="card facts">{shown}</div>'
     )
 
 
-def section(title: str, content: str) -> str:
-    return f"<h2>{html.escape(title)}</h2>{content}" if content else ""
+def _has_experts(config: ModelConfig) -> bool:
+    return config.first_dense_layers < config.num_layers
 
 
-def examined(stages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The stages whose model has answered the tasks."""
-    return [row for row in stages if all(task in row for task in TASKS)]
-
-
-def hero(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy with 95 % intervals and tokens per answer, by stage."""
-    asked = examined(stages)
-    names = [row["name"] for row in asked]
-    accuracy = [
-        Series(
-            title,
-            [(x, row[task]["accuracy"]) for x, row in enumerate(asked)],
-            [row[task]["ci95"] for row in asked],
-        )
-        for task, title in TASKS.items()
-    ]
-    tokens = [Series(title, [(x, row[task]["tokens"]) for x, row in enumerate(asked)]) for task, title in TASKS.items()]
-    charts = [
-        chart("Accuracy, with 95 % intervals", accuracy, x_names=names, y_range=(0, 1), percent=True, width=520),
-        chart("Tokens per answer", tokens, x_names=names, width=520),
-    ]
-    return f'<div class="grid wide" style="margin-top:14px">{"".join(card(one) for one in charts)}</div>'
-
-
-def card(content: str) -> str:
-    return f'<div class="card">{content}</div>'
-
-
-def report_card(stages: Sequence[Mapping[str, Any]]) -> str:
-    """Rows are measures, columns stages; a change of accuracy is coloured where the intervals are apart."""
-    asked = examined(stages)
-    head = "".join(f"<th>{html.escape(row['name'])}" for row in asked)
-    rows = []
-    for task, title in TASKS.items():
-        cells = [_accuracy(row[task], before and before[task]) for before, row in itertools.pairwise([None, *asked])]
-        rows.append((f"{title}: right", cells))
-        rows.append((f"{title}: tokens", [f"{row[task]['tokens']:.1f}" for row in asked]))
-    rows.append(("superfluous tool calls", [f"{row['lookup']['superfluous_calls']:.2f}" for row in asked]))
-    body = "".join(f"<tr><th>{html.escape(name)}<td>{'<td>'.join(cells)}" for name, cells in rows)
-    times = "<td>".join(f"{row['seconds']:.0f} s" for row in asked)
+def report_card(stages: Stages, answers: Mapping[str, Answers]) -> str:
+    """Rows are measures of the tasks, columns stages; a change against the stage that one starts from is coloured."""
+    rows = evaluated(stages)
+    if not rows:
+        return ""
+    names = [row["name"] for row in rows]
+    lines = []
+    for environment in environments(rows):
+        results = {row["name"]: row[environment] for row in rows}
+        accuracy = {name: (result["accuracy"], result["ci95"]) for name, result in results.items()}
+        tokens = {name: figures.tokens_of(answers[name], environment) for name in names}
+        title = task_title(environment)
+        lines.append((f"{title}: right", [_cell(row, accuracy, percent=True) for row in rows]))
+        lines.append((f"{title}: tokens", [_cell(row, tokens, fewer=True) for row in rows]))
+        if any(result.get("superfluous_calls") for result in results.values()):
+            calls = [f"{result['superfluous_calls']:.2f}" for result in results.values()]
+            lines.append((f"{title}: superfluous calls", calls))
+    lines.append(("starts from", [html.escape(row.get("from") or "-") for row in rows]))
+    lines.append(("time of the stage", [f"{row['seconds']:.0f} s" for row in rows]))
+    head = "".join(f"<th>{html.escape(name)}" for name in names)
+    body = "".join(f"<tr><th>{html.escape(title)}{_cells(names, cells)}" for title, cells in lines)
     return (
-        f'<div class="card scroll"><table><tr><th><span class=muted>tasks</span>{head}{body}'
-        f"<tr><th>time of the stage<td>{times}</table></div>"
-        "<p class=muted>Green or red: the 95 % interval lies above or below that of the stage before.</p>"
+        f'<div class="card report"><table><tr><th>{head}{body}</table></div><p class=muted>Below a value is its 95 % '
+        "interval. Green is better and red is worse than the stage that this one starts from: their intervals do not "
+        "meet. Fewer tokens count as better.</p>"
     )
 
 
-def _accuracy(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    (low, high), kind = now["ci95"], ""
-    if before:
-        kind = "good" if low > before["ci95"][1] else "bad" if high < before["ci95"][0] else ""
-    return f'<b class="{kind}">{now["accuracy"]:.1%}</b><br><span class=muted>{low:.0%} to {high:.0%}</span>'
+def _cells(names: Sequence[str], cells: Sequence[str]) -> str:
+    return "".join(f'<td data-stage="{html.escape(name)}">{cell}' for name, cell in zip(names, cells, strict=True))
+
+
+def _cell(
+    row: Mapping[str, Any],
+    values: Mapping[str, tuple[float, Interval]],
+    *,
+    percent: bool = False,
+    fewer: bool = False,
+) -> str:
+    mean, (low, high) = values[row["name"]]
+    before, kind = values.get(row.get("from", "")), ""
+    if before and (low > before[1][1] or high < before[1][0]):
+        kind = "bad" if (mean > before[0]) == fewer else "good"
+    value, interval = (
+        (f"{mean:.1%}", f"{low:.0%} to {high:.0%}") if percent else (f"{mean:.1f}", f"{low:.1f} to {high:.1f}")
+    )
+    return f'<b class="{kind}">{value}</b><small>{interval}</small>'
 
 
 def conversations(answers: Mapping[str, Answers]) -> str:
-    """Of each kind a task that the stages answer differently, and one that the last stage gets wrong, if there is."""
-    stages = list(answers)
-    if not stages:
+    """Of each kind a task that the stages learned, and one task that the last stage gets wrong, if there is one."""
+    if not answers:
         return ""
-    shown = list(dict.fromkeys([stages[0], stages[len(stages) // 2], stages[-1]]))[:SHOWN_STAGES]
-    return "".join(
-        f"<h3>{html.escape(TASKS.get(name, name))}{' (the last stage is wrong)' if failed else ''}</h3>"
-        f"<div class=grid>{''.join(card(_conversation(stage, answers[stage][number])) for stage in shown)}</div>"
-        for name, number, failed in _chosen(answers, stages[0], stages[-1])
+    stages = list(answers)
+    learned, failed = _chosen(answers[stages[0]], answers[stages[-1]])
+    shown = [(number, "") for number in learned] + [(number, ": wrong after the last stage") for number in failed]
+    parts = []
+    for number, remark in shown:
+        first = answers[stages[0]][number]
+        talks = "".join(_conversation(names, answer) for names, answer in _distinct(answers, number))
+        parts.append(
+            f"<h3>{html.escape(task_title(first['environment']) + remark)}</h3>"
+            f'<div class="said user"><small>user</small>{html.escape(first["prompt"])}</div>'
+            f"<p>Expected answer: <b>{html.escape(str(first.get('expected', '-')))}</b></p>"
+            f'<div class="grid talks">{talks}</div>'
+        )
+    return "<p class=muted>Stages that give the same answer share a card.</p>" + "".join(parts)
+
+
+def _chosen(first: Answers, last: Answers) -> tuple[list[int], list[int]]:
+    """(a task of each kind that the last stage solves and, if possible, the first does not; at most one failure)."""
+    learned: dict[str, int] = {}
+    by_change = sorted(range(len(last)), key=lambda number: first[number]["outcome"])  # stable: failures come first
+    for number in by_change:
+        if last[number]["outcome"]:
+            learned.setdefault(last[number]["environment"], number)
+    return sorted(learned.values()), [number for number, answer in enumerate(last) if not answer["outcome"]][:1]
+
+
+def _distinct(answers: Mapping[str, Answers], number: int) -> list[tuple[list[str], Mapping[str, Any]]]:
+    """(stages, the answer that they have in common) to a task, in the order of the stages."""
+    found: dict[str, tuple[list[str], Mapping[str, Any]]] = {}
+    for stage, lines in answers.items():
+        found.setdefault(str(lines[number]["messages"]), ([], lines[number]))[0].append(stage)
+    return list(found.values())
+
+
+def _conversation(stages: Sequence[str], answer: Mapping[str, Any]) -> str:
+    right = bool(answer["outcome"])
+    said = [_message(message) for message in answer["messages"]]
+    if not said:
+        said.append('<div class="said muted">(cut off by the limit of tokens)</div>')
+    verdict = f'<span class="badge {"good" if right else "bad"}">{"right" if right else "wrong"}</span>'
+    return (
+        f'<div class="card"><b>{html.escape(", ".join(stages))}</b> {verdict}{"".join(said)}'
+        f"<span class=muted>{answer['tokens']} tokens</span></div>"
     )
 
 
-def _chosen(answers: Mapping[str, Answers], first: str, last: str) -> list[tuple[str, int, bool]]:
-    """(kind, number of the task, whether it is a failure of the last stage)."""
-    chosen = []
-    by_kind = itertools.groupby(enumerate(answers[last]), lambda item: item[1]["environment"])
-    for name, numbered in by_kind:
-        items = list(numbered)
-        learned = [n for n, answer in items if answer["outcome"] > answers[first][n]["outcome"]]
-        solved = [n for n, answer in items if answer["outcome"]]
-        failures = [n for n, answer in items if not answer["outcome"]]
-        chosen += [(name, n, False) for n in (learned or solved)[:1]]
-        chosen += [(name, n, True) for n in failures[:1]]
-    return chosen
-
-
-def _conversation(stage: str, answer: Mapping[str, Any]) -> str:
-    right = bool(answer["outcome"])
-    said = [f'<div class="said muted">{html.escape(answer["prompt"])}</div>']
-    for message in answer["messages"]:
-        kind = "said tool" if message["role"] == "tool" else "said"
-        said.append(f'<div class="{kind}">{html.escape(message["content"].replace(CALL_LINE, "> <"))}</div>')
-    verdict = f'<span class="{"good" if right else "bad"}">{"right" if right else "wrong"}</span>'
-    if not answer["messages"]:
-        said.append('<div class="said muted">(cut off by the limit of tokens)</div>')
-    return f"<b>{html.escape(stage)}</b> {verdict}{''.join(said)}<span class=muted>expected: {_expected(answer)}</span>"
-
-
-def _expected(answer: Mapping[str, Any]) -> str:
-    return html.escape(str(answer.get("expected", "")))
-
-
-def migrated(migration: Sequence[Mapping[str, Any]], models: Mapping[str, ModelConfig]) -> str:
-    """The losses of each stage, the layers before and after, and what decoding keeps of the past."""
-    if not migration:
-        return ""
-    names = [report["stage"] for report in migration]
-    kinds = {"before": "loss_before", "converted": "loss_converted", "after": "loss_after"}
-    series = [
-        Series(name, [(x, report[key]) for x, report in enumerate(migration) if report.get(key)], dots=True)
-        for name, key in kinds.items()
+def _message(message: Mapping[str, Any]) -> str:
+    """What the assistant wrote, a tool call as call(argument=value), or what a tool returned."""
+    if message["role"] == "tool":
+        return f'<div class="said tool"><small>tool</small>{html.escape(message["content"])}</div>'
+    parsed = parse_either(message["content"])
+    calls = [
+        f"{call['name']}({', '.join(f'{key}={value}' for key, value in call['arguments'].items())})"
+        for call in parsed.tool_calls
     ]
-    series = [one for one in series if one.points]
-    base, hybrid = models["base"], models["hybrid"]
-    rows = [("Ling 2.0 base", layer_kinds(base)), ("hybrid", layer_kinds(hybrid))]
-    used = {kind: COLOURS[kind] for kind in COLOURS if any(kind in kinds for _, kinds in rows)}
-    contexts = [2**n for n in range(7, 18)]
-    caches = [
-        Series(name, [(n / 1000, cache_bytes(config, n) / 1e6) for n in contexts])
-        for name, config in (("base", base), ("hybrid", hybrid))
-    ]
-    charts = [
-        chart("Held-out loss, nats per token", series, x_names=names),
-        strip("Kinds of layers", rows, used),
-        chart("What decoding keeps of a text, MB", caches, x_label="thousand tokens"),
-    ]
-    return f"<div class=grid>{''.join(map(card, charts))}</div>"
-
-
-def layer_kinds(config: ModelConfig) -> list[str]:
-    softmax = {"mla": "MLA", "gqa": "GQA"}[config.full_attention]
-    return [softmax if config.is_full_attention_layer(layer) else "Lightning" for layer in range(config.num_layers)]
-
-
-def cache_bytes(config: ModelConfig, tokens: int) -> int:
-    """Of one row: latents or keys and values in bfloat16, Lightning states in float32."""
-    kinds = layer_kinds(config)
-    per_token = {"MLA": config.kv_lora_rank + config.rope_dim, "GQA": 2 * config.num_kv_heads * config.head_dim}
-    grows = sum(2 * per_token[kind] * tokens for kind in kinds if kind in per_token)
-    return grows + 4 * kinds.count("Lightning") * config.num_heads * config.head_dim**2
-
-
-def curves(metrics: Mapping[str, Answers]) -> str:
-    """What each stage's metrics.jsonl holds of `PANELS`, by step."""
-    parts = []
-    for stage, lines in metrics.items():
-        charts = []
-        for name, title in PANELS.items():
-            points = [(line["step"] + 1, line[name]) for line in lines if name in line]
-            if not points:
-                continue
-            series = [Series("training", points)]
-            held_out = [(line["step"] + 1, line["eval_loss"]) for line in lines if "eval_loss" in line]
-            if name == "main_loss" and held_out:
-                series.append(Series("held out", held_out, dots=True))
-            charts.append(chart(title, series, x_label="step"))
-        if charts:
-            parts.append(f"<h3>{html.escape(TITLES[stage])}</h3><div class=grid>{''.join(map(card, charts))}</div>")
-    return "".join(parts)
-
-
-def kpop(lines: Answers) -> str:
-    """How stale the samples of a step are, and what the mask drops by a token's probability."""
-    stale = [line for line in lines if line.get("staleness/max", 0) > 0]
-    charts = []
-    steps = [(line["step"] + 1, line["staleness/max"]) for line in lines if "staleness/max" in line]
-    if steps:
-        charts.append(chart("Staleness, weight versions", [Series("largest of a step", steps)], x_label="step"))
-    bands = [name for name in (stale[0] if stale else ()) if name.startswith(BAND)]
-    if bands:
-        values = [sum(line[name] for line in stale) / len(stale) for name in bands]
-        names = [name.removeprefix(BAND) for name in bands]
-        charts.append(bars("Tokens that the mask drops, by their probability", names, values, percent=True))
-    return f"<div class=grid>{''.join(map(card, charts))}</div>" if charts else ""
+    return f'<div class="said">{html.escape(chr(10).join(filter(None, [parsed.content.strip(), *calls])))}</div>'
 
 
 def findings(report: Mapping[str, Any]) -> str:
-    """A badge for each finding, with its rule, and why one was not seen."""
-    kinds = {"reproduced": "good", "not seen": "bad", "not testable here": "none"}
-    parts = []
-    for found in report["findings"]:
-        why = f"<br><span class=muted>Why not at this size: {html.escape(found['why'])}</span>" if found["why"] else ""
-        parts.append(
-            f'<tr><td><span class="badge {kinds[found["verdict"]]}">{found["verdict"]}</span>'
-            f'<td style="white-space:normal"><b>{html.escape(found["name"])}</b> <span class=muted>'
-            f"{html.escape(found['report_ref'])}</span><br>{html.escape(found['rule'])}{why}"
-            f"<td>{shown(found['value'])}<td>{shown(found['ci95'])}<td>{found['n']}"
-        )
+    """A badge for each finding, with its rule, and why one was not seen; the command that makes more, if any."""
+    found = report["findings"]
+    if not found:
+        return ""
+    more = report.get("comparisons")
+    is_new = more and all(one.get("command") != more for one in found)
+    command = f" More comparisons: <code>{html.escape(more)}</code>" if is_new else ""
+    seeds = max(one.get("seeds", 1) for one in found)
     return (
-        "<div class='card scroll'><table><tr><th>verdict<th>what the report says; rule<th>measured<th>95 %<th>n"
-        f"{''.join(parts)}</table></div><p class=muted>One seed; the rules were fixed before the numbers.</p>"
+        f'<div class="card">{"".join(map(_finding, found))}</div><p class=muted>'
+        f"{'One seed' if seeds == 1 else f'At most {seeds} seeds'}; the rules were fixed before the numbers were seen."
+        f"{command}</p>"
+    )
+
+
+def _finding(one: Mapping[str, Any]) -> str:
+    why = f"<p class=muted>Why not at this size: {html.escape(one['why'])}.</p>" if one.get("why") else ""
+    command = f"<p><code>{html.escape(one['command'])}</code></p>" if one.get("command") else ""
+    interval = "" if one["ci95"] is None else f"<br>95 %: {shown(one['ci95'])}"
+    return (
+        f'<div class=finding><div><span class="badge {BADGES.get(one["verdict"], "none")}">'
+        f"{html.escape(one['verdict'])}</span></div><div><b>{html.escape(one['name'])}</b> "
+        f"<span class=muted>{html.escape(one['report_ref'])}</span><p>Rule: {html.escape(one['rule'])}.</p>{why}"
+        f"{command}</div><p class=muted>measured <b>{shown(one['value'])}</b>{interval}<br>n = {one['n']}</p></div>"
     )
 
 
@@ -293,14 +249,38 @@ def shown(value: Any) -> str:
     return f"[{', '.join(f'{x:.3g}' for x in value)}]" if isinstance(value, (list, tuple)) else f"{value:.3g}"
 
 
-def losses(report: Mapping[str, Any]) -> str:
-    """What is outside of its bar here, and what others do better."""
-    failing = [claim for claim in report["claims"] if not claim["holds"]]
-    lines = [f"{claim['name']}: {claim['value']:.2g}, the bar is {claim['bar']:g}. {claim['why']}" for claim in failing]
-    lines += [
-        "A run on a toy says that the code does what the report describes, not that the method wins at scale.",
-        "On a CPU a step of a model this small is mostly overhead; eager PyTorch is timed beside it by "
-        "`python -m benchmarks.train_step`.",
+def losses(report: Mapping[str, Any], models: Mapping[str, ModelConfig]) -> str:
+    """What is outside of its bar, which stages cost accuracy, and what others do better, each with a command."""
+    here = [
+        f"{claim['name']}: {claim['value']:.2g}, the bar is {claim['bar']:g}. {claim['why']}"
+        for claim in report["claims"]
+        if not claim["holds"]
     ]
-    items = "".join(f"<li>{html.escape(line)}" for line in lines)
-    return f"<ul>{items}</ul>"
+    here += _lost_accuracy(report["stages"])
+    if context := figures.larger_cache_below(models):
+        here.append(
+            f"Up to {context:,} tokens the hybrid's cache is larger than that of its base, because a Lightning state "
+            "has the same size for any context."
+        )
+    lines = [(text, "python -m launch.demo") for text in here] + [*KNOWN_LOSSES]
+    items = (
+        f"<li>{html.escape(text[0].upper() + text[1:])}{f'<code>{html.escape(command)}</code>' if command else ''}</li>"
+        for text, command in lines
+    )
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _lost_accuracy(stages: Stages) -> list[str]:
+    """A sentence for each stage whose accuracy lies below that of the stage it starts from, intervals apart."""
+    rows = {row["name"]: row for row in evaluated(stages)}
+    found = []
+    for name, row in rows.items():
+        before = rows.get(row.get("from", ""))
+        for environment in environments([row]) if before else ():
+            was, now = before[environment], row[environment]
+            if now["ci95"][1] < was["ci95"][0]:
+                found.append(
+                    f"{TITLES.get(name, name)} costs accuracy of {task_title(environment).lower()}: "
+                    f"{was['accuracy']:.1%} before, {now['accuracy']:.1%} after."
+                )
+    return found

@@ -36,13 +36,14 @@ def write(
         "seconds": sum(times.values()),
         "parameters": specs.count(model_spec(models["hybrid"])),
         "tasks": max((row["digit_sums"]["n"] for row in rows if "digit_sums" in row), default=0),
-        "stages": rows,
+        "stages": [row | origin(folder / row["name"], stages) for row in rows],
         "claims": [agreement(metrics)],
         "findings": [finding(*expected, answers) for expected in EXPECTED] + [masked(metrics["kpop"])],
     }
     write_json(report, folder / "report.json")
     with replacing(folder / "report.html") as file:
-        file.write(page(report, metrics, answers, migration_reports(folder / "migrate"), models).encode())
+        events = read_lines(folder / "kpop" / "events.jsonl")
+        file.write(page(report, metrics, answers, migration_reports(folder / "migrate"), models, events).encode())
     found = [f"  {f['verdict']:<18} {f['name']:<42} {shown(f['value'])} {shown(f['ci95'])}" for f in report["findings"]]
     claims = [f"  {'holds' if c['holds'] else 'outside its bar':<18} {_claim(c)}" for c in report["claims"]]
     return "\n".join([table(rows), "", *found, *claims])
@@ -69,6 +70,16 @@ def stage_metrics(workdir: Path) -> Answers:
 
 def read_lines(path: Path) -> Answers:
     return [line for _, line in read_objects(path)] if path.exists() else []
+
+
+def origin(workdir: Path, stages: Sequence[str]) -> dict[str, str]:
+    """{"from": the stage that a run starts from, "environment": of its first tasks}, where its config has them."""
+    path = workdir / "config.json"
+    config = read_object(path) if path.exists() else {}
+    parts = reversed(Path(config.get("start_from") or config.get("source") or "").parts)
+    before = next((part for part in parts if part in stages), None)
+    environment = next((task["environment"] for task in config.get("tasks", ())), None)
+    return {key: value for key, value in (("from", before), ("environment", environment)) if value}
 
 
 def describe(stage: str, metrics: Answers, answers: Answers, seconds: float) -> dict[str, Any]:

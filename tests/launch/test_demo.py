@@ -1,6 +1,7 @@
 """The thread of stages: their order, what is skipped, how they end, and all of it once."""
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from ling_jax.align.specialists import DistillConfig
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.rl.config import RLConfig
 from ling_jax.train.config import PretrainConfig, from_dict
+from tests.browser import chromium_or_skip, figures_of, open_file, too_wide
 from tests.faults import ROOT, assert_same_end, run_with_kills, runs_below
 
 NAMES = [stage.name for stage in demo.STAGES]
@@ -184,3 +186,15 @@ def test_the_quick_demo_runs_all_stages_and_then_none(whole):
     assert again.returncode == 0 and again.stdout.count("complete: ") == len(NAMES)
     assert json.loads((folder / "report.json").read_text())["findings"] == report["findings"]
     assert (folder / "hf" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_of_the_quick_demo_is_whole(whole):
+    """tests/launch/test_demo_page.py has the same promises for a page of made-up numbers."""
+    page = whole[0] / "report.html"
+    with chromium_or_skip() as browser:
+        for width, scheme in itertools.product((1200, 390), ("light", "dark")):
+            tab = open_file(browser, page, width, scheme)
+            figures = figures_of(tab)
+            assert len(figures) > 15 and [f for f in figures if not f["marks"] or f["cut_off"]] == []
+            assert (tab.errors, tab.requests, too_wide(tab)) == ([], [page.as_uri()], [])

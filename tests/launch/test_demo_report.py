@@ -1,57 +1,18 @@
 """The demo's report from files that are written by hand."""
 
 import json
-from html.parser import HTMLParser
 
 import pytest
 
 from launch import demo_report, demo_rules
-from launch.demo import STAGES
-from ling_jax.config import model_config
-
-MODELS = {"base": model_config("tiny-2.0"), "hybrid": model_config("tiny-2.6")}
-NAMES = [stage.name for stage in STAGES]
-TASKS = 100
-
-
-def answers(solved, tokens, extra):
-    """To `TASKS` sums and as many lookups, of which the first `solved` are right."""
-    for environment in ("digit_sums", "lookup"):
-        for i in range(TASKS):
-            said = {
-                "environment": environment,
-                "prompt": f"?{i}<b>",
-                "messages": [{"role": "assistant", "content": "A:1 & 2"}],
-                "expected": "3",
-                "tokens": tokens + i % 3,
-            }
-            yield said | {"outcome": float(i < solved), "superfluous_calls": extra if environment == "lookup" else 0}
+from tests.demo_folder import NAMES, TASKS, answers, write_demo
+from tests.demo_folder import write_report as write
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Every stage solves five tasks more with two tokens less, but the last, which is as the one before."""
-    for number, name in enumerate(NAMES):
-        run = tmp_path / name / ("0_only" if name == "migrate" else "")
-        run.mkdir(parents=True)
-        line = (
-            {"main_loss": 1.0} if name in ("pretrain", "migrate", "sft") else {"reward": 0.5, demo_rules.MISMATCH: 2e-6}
-        )
-        stale = {"masked_fraction": 0.3, "staleness/max": 2} if name == "kpop" else {}
-        lines = [json.dumps({"step": step} | line | stale) for step in range(3)]
-        (run / "metrics.jsonl").write_text("\n".join(lines))
-        if name in ("pretrain", "migrate"):
-            continue
-        grade = min(number - 1, len(NAMES) - 3)
-        (tmp_path / "evaluation" / name).mkdir(parents=True)
-        said = answers(50 + 5 * grade, 40 - 2 * grade, 1 if name == "sft" else 0)
-        (tmp_path / "evaluation" / name / "samples.jsonl").write_text("\n".join(map(json.dumps, said)))
+    write_demo(tmp_path)
     return tmp_path
-
-
-def write(folder):
-    table = demo_report.write(folder, NAMES, {"sft": 12.0, "kpop": 30.0}, MODELS)
-    return table, json.loads((folder / "report.json").read_text())
 
 
 def test_verdicts_follow_their_rules(folder):
@@ -113,18 +74,8 @@ def test_the_steps_of_a_migrations_stages_follow_each_other(folder):
     assert [(line["step"], line["main_loss"]) for line in lines] == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0)]
 
 
-def test_the_page_stands_alone(folder):
-    write(folder)
-    tags = []
-
-    class Reader(HTMLParser):
-        def handle_starttag(self, tag, attrs):
-            tags.append((tag, dict(attrs)))
-
-    text = (folder / "report.html").read_text()
-    Reader().feed(text)
-    charts = [dict(attributes)["aria-label"] for tag, attributes in tags if tag == "svg"]
-    assert {"Accuracy, with 95 % intervals", "Tokens per answer", "Reward", "Staleness, weight versions"} <= set(charts)
-    assert "http" not in text.replace("http-equiv", "") and "url(" not in text
-    assert not {"script", "link", "a", "iframe"} & {tag for tag, _ in tags}
-    assert "&lt;b&gt;" in text and "A:1 &amp; 2" in text
+def test_a_row_names_the_stage_that_it_starts_from_and_the_tasks_that_it_trains_on(folder):
+    rows = {row["name"]: row for row in write(folder)[1]["stages"]}
+    assert (rows["sft"]["from"], rows["evo_cot"]["from"]) == ("migrate", "sft")
+    assert rows["agentic"]["environment"] == "lookup"
+    assert not {"from", "environment"} & rows["pretrain"].keys()

@@ -1,0 +1,50 @@
+"""Writes the screenshots of the demo's page to docs/figures: desktop light, desktop dark, phone.
+
+python docs/write_screenshots.py runs/demo/report.html
+
+Needs Chromium (`apt-get install -y chromium`) and the dev extra.
+"""
+
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+MAX_BYTES = 300_000
+SCALE = 2  # pixels of the picture for one of the page
+# name: (colour scheme, viewport, the heading that stands at the top, height in pixels)
+VIEWS = {
+    "demo_desktop": ("light", {"width": 1140, "height": 1000}, "", 1500),
+    "demo_dark": ("dark", {"width": 1140, "height": 1000}, "migration", 1500),
+    "demo_phone": ("light", {"width": 390, "height": 844}, "", 1700),
+}
+
+
+def main(page: Path) -> None:
+    sys.path.insert(0, str(ROOT))
+    from tests.browser import chromium
+
+    with chromium() as browser:
+        for name, (scheme, viewport, heading, height) in VIEWS.items():
+            tab = browser.new_page(viewport=viewport, color_scheme=scheme, device_scale_factor=SCALE)
+            tab.goto(page.resolve().as_uri())
+            whole = tab.evaluate("document.documentElement.scrollHeight")
+            top = tab.evaluate("id => id && document.getElementById(id).offsetTop - 20", heading) or 0
+            clip = {"x": 0, "y": top, "width": viewport["width"], "height": min(height, whole - top)}
+            write_png(tab.screenshot(full_page=True, clip=clip), ROOT / "docs" / "figures" / f"{name}.png")
+
+
+def write_png(png: bytes, path: Path) -> None:
+    """With 256 colours, which a page of flat colours does with. Raises ValueError where that is still too large."""
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(path, optimize=True)
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes; expected at most {MAX_BYTES}: lower its height in VIEWS")
+    print(f"{path}: {size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/write_screenshots.py runs/demo/report.html")
+    main(Path(sys.argv[1]))
