@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint format docs screenshots lock clean
+.PHONY: install demo notebooks test test-slow lint format docs screenshots lock clean
 
 install: .venv/.installed
 
@@ -16,6 +16,10 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python -m launch.demo
+
+notebooks: install
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c requirements.lock -e '.[notebooks]'
+	$(BIN)/python -m jupyter lab notebooks
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
