@@ -43,6 +43,7 @@ class Finding:
     seeds: list[int]
     rule: str
     verdict: str
+    why: str = ""  # the likely reason where it is not seen
 
 
 def best_seconds(function: Callable, *arguments, times: int = 5) -> float:
@@ -98,7 +99,8 @@ def finish(claims: list[Claim], command: str, json_out: str | None, findings: Se
         verdict = "holds" if claim.holds else "FAILS"
         print(f"{claim.name:<{width}} {claim.value:>8.3g} {claim.unit:<11} {bar:<8} {verdict}")
     for finding in findings:
-        print(f"{finding.name:<{width}} {finding.value:>8.3g} {finding.verdict}: {finding.rule}")
+        why = f". Likely reason: {finding.why}" if finding.why else ""
+        print(f"{finding.name:<{width}} {finding.value:>8.3g} {finding.verdict}: {finding.rule}{why}")
     if json_out:
         rows = [_fields(claim) | {"holds": claim.holds, "command": command} for claim in claims]
         content = {"machine": machine(), "claims": rows, "findings": [_fields(finding) for finding in findings]}

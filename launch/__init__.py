@@ -1,5 +1,6 @@
 """Programs, run from a checkout: `python -m launch.NAME --help`."""
 
+import os
 import signal
 import sys
 
@@ -14,3 +15,5 @@ if sys.argv[0] == "-m":  # a program begins, and its imports take seconds; not i
     for number in NUMBERS:
         signal.signal(number, end_at_once)
     check_address_space()
+    # XLA's own lines, such as of a slow compilation; its errors are exceptions all the same. JAX reads it as it loads.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

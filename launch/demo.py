@@ -1,14 +1,13 @@
 """The whole way of the report at toy scale, in minutes on a laptop: `make demo`.
 
-A Ling 2.0 base, its migration to a hybrid, then fine-tuning, Evo-CoT with LPO, shortest correct answers, an agentic
-specialist with GSPO, the two specialists in one model, preference alignment and KPop, each by the program that would do
-it at any scale. From fine-tuning on, each stage's model answers the same held-out tasks. Ends with a table, report.json
-and report.html. Started again, it goes on where it was; `PRESET=quick make demo` shows that everything runs, and learns
-little.
+A Ling 2.0 base with experts and MTP, its migration to a hybrid, then fine-tuning, Evo-CoT with LPO, shortest correct
+answers, an agentic specialist with GSPO, the two specialists in one model, preference alignment and KPop, each by a
+program of this folder. From fine-tuning on, each stage's model answers the same held-out tasks. Ends with a table,
+report.json and report.html. Started again, it goes on where it was; `PRESET=quick make demo` shows that everything
+runs, and learns little.
 """
 
 import contextlib
-import datetime
 import importlib
 import itertools
 import os
@@ -49,15 +48,20 @@ PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", 
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "demo"
 VOCABULARY = 512
-CHATS, MODULES = 2_000, 100  # conversations of each kind, and modules' docstrings, that the tokenizer is made of
+CHATS = (  # what the tokenizer is made of, beside docstrings
+    ChatSource(environment="digit_sums", difficulties=(3, 4), count=2_000),
+    ChatSource(environment="lookup", difficulties=(2,), count=2_000),
+)
+MODULES = 100  # with docstrings
 PRETRAINING = (
     ChatSource(environment="digit_sums", difficulties=(2, 3, 4), count=18_000, seed=100_000),
     ChatSource(environment="lookup", difficulties=(1, 2), count=6_000, seed=100_000),
 )
-TASKS = {"digit_sums": (3, 4), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
+TASKS = {"digit_sums": (3, 4, 5), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
 STEP = 16 * 120  # tokens of a step of the first stages
+FASTEST, SLOWEST = 0.7, 2.5  # times a stage's seconds: on eight quiet cores, and on two that other programs use
 
 
 class Stage(NamedTuple):
@@ -68,20 +72,21 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=80, quick=19),
-    Stage("migrate", "launch.migrate", full=90, quick=30),
-    Stage("sft", "launch.sft", full=65, quick=22),
-    Stage("evo_cot", "launch.align", full=70, quick=12),
-    Stage("shortest_correct", "launch.distill", full=30, quick=11),
-    Stage("agentic", "launch.align", full=55, quick=11),
-    Stage("specialists", "launch.distill", full=25, quick=14),
-    Stage("preference", "launch.align", full=42, quick=9),
-    Stage("kpop", "launch.rl", full=58, quick=13),
+    Stage("pretrain", "launch.pretrain", full=85, quick=19),
+    Stage("migrate", "launch.migrate", full=140, quick=30),
+    Stage("sft", "launch.sft", full=75, quick=22),
+    Stage("evo_cot", "launch.align", full=80, quick=12),
+    Stage("shortest_correct", "launch.distill", full=35, quick=11),
+    Stage("agentic", "launch.align", full=45, quick=11),
+    Stage("specialists", "launch.distill", full=30, quick=14),
+    Stage("preference", "launch.align", full=40, quick=9),
+    Stage("kpop", "launch.rl", full=50, quick=13),
 )
-QUICK = {  # two layers, and few steps
-    "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.init_std": 0.06}
+QUICK = {  # two layers, and few steps; without experts and MTP, whose programs take three times as long to compile
+    "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.mtp_depth": 0, "model.init_std": 0.06}
     | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
-    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "seen_tokens": 60 * STEP}
+    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "target.mtp_depth": 0}
+    | {"seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
     "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
     "evo_cot": {"train.steps": 2},
@@ -92,6 +97,7 @@ QUICK = {  # two layers, and few steps
     "preference": {"train.steps": 2, "optimizer.peak_lr": 2e-4},  # Evo-CoT's, and so its compiled step
     "kpop": {"train.steps": 3},
 }
+FOLDERS = {"full": "runs/demo", "quick": "runs/demo_quick"}
 HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment
 
 
@@ -99,7 +105,7 @@ def main() -> None:
     with usage_errors():
         if is_remote(WORKDIR.value or ""):
             raise ValueError(f"--workdir={WORKDIR.value}: the demo's folder is a local one")
-        folder = open_workdir(WORKDIR.value or {"full": "runs/demo", "quick": "runs/demo_quick"}[PRESET.value])
+        folder = open_workdir(WORKDIR.value or FOLDERS[PRESET.value])
         check_demo(PRESET.value, folder)
         held = lock(folder)
     try:
@@ -113,8 +119,7 @@ def run(folder: Path, preset: str) -> None:
     write_texts(folder)
     examiner = Examiner(folder, HELD_OUT[preset])
     for number, stage in enumerate(STAGES):
-        left = datetime.timedelta(seconds=round(remaining(read_times(folder), number, preset)))
-        title(f"{number + 1} of {len(STAGES)}: {stage.name} (about {left} to the end)")
+        title(f"{number + 1} of {len(STAGES)}: {stage.name} ({time_left(read_times(folder), number, preset)})")
         run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
         if stage.name not in ("pretrain", "migrate"):  # which have never seen a conversation
             examiner.examine(stage.name)
@@ -134,6 +139,8 @@ def ending(folder: Path) -> str:
     commands = {
         "talk to the last model": f"python -m launch.generate --model={last} --chat",
         "export it": f"python -m launch.port --source={last} --target=exported",
+        "compare LPO, the length term and the focal reward with what they replace": "python -m benchmarks.alignment "
+        f"--workdir={folder}",
         "train on your own texts": "python -m launch.pretrain --config=configs/pretrain/tiny_2_6.py "
         "--workdir=runs/own --data=FOLDER",
     }
@@ -159,8 +166,8 @@ def write_texts(folder: Path) -> None:
 
 def chat_texts() -> Iterator[str]:
     """Conversations about the tasks, as they are rendered; special tokens aside."""
-    for name, difficulties in TASKS.items():
-        for _, record in records(ChatSource(environment=name, difficulties=difficulties, count=CHATS)):
+    for source in CHATS:
+        for _, record in records(source):
             pieces = ChatTemplate().render(record["messages"])
             yield "\n".join(piece.text for piece in pieces if not piece.special)
 
@@ -194,7 +201,8 @@ def forget(stage: Stage, folder: Path) -> None:
     shutil.rmtree(folder / "evaluation" / stage.name, ignore_errors=True)
     times, of_stage = read_times(folder), (stage.name, f"evaluation of {stage.name}")
     write_json({name: seconds for name, seconds in times.items() if name not in of_stage}, folder / "times.json")
-    later = [other.name for other in STAGES[STAGES.index(stage) + 1 :] if (folder / other.name).exists()]
+    after = [*(other.name for other in STAGES[STAGES.index(stage) + 1 :]), "alignment"]  # of benchmarks.alignment
+    later = [name for name in after if (folder / name).exists()]
     if later:
         print(f"{', '.join(later)} come from an earlier {stage.name}; remove their folders to make them again")
 
@@ -252,6 +260,14 @@ def remaining(times: Mapping[str, float], number: int, preset: str) -> float:
     return sum(expected[number:]) * (done / planned if done else 1.0)
 
 
+def time_left(times: Mapping[str, float], number: int, preset: str) -> str:
+    """The same in words: a range over machines, until a stage has shown how fast this one is."""
+    minutes = remaining(times, number, preset) / 60
+    if any(stage.name in times for stage in STAGES[:number]):
+        return f"about {max(1, round(minutes))} minutes to the end"
+    return f"{minutes * FASTEST:.0f} to {minutes * SLOWEST:.0f} minutes to the end, by the machine"
+
+
 class Examiner:
     """Asks every stage's model the same held-out tasks; one compiled program serves all."""
 
@@ -273,6 +289,7 @@ class Examiner:
         if self.player is None:
             reader = make_reader(loaded, context=CONTEXT, max_tokens=MOST_TOKENS)
             self.player = Player(loaded.config, reader, SLOTS, temperature=0.0)
+        print(f"{stage}: the model answers {len(self.tasks)} held-out tasks", flush=True)
         with timed(self.folder, f"evaluation of {stage}"):
             answers = evaluate(self.player, loaded.params, self.tasks)
         metrics = summarise(answers)

@@ -17,6 +17,8 @@ from ling_jax.files import read_object, replacing, write_json
 from ling_jax.model import model_spec
 from ling_jax.train.metrics import read_metrics
 
+COMPARISONS = "alignment/report.json"  # what benchmarks.alignment leaves in the demo's folder
+
 
 def write(
     folder: Path,
@@ -31,6 +33,7 @@ def write(
     metrics = {stage: stage_metrics(folder / stage) for stage in stages}
     answers = {s: a for s in stages if (a := read_lines(folder / "evaluation" / s / "samples.jsonl"))}
     rows = [describe(stage, metrics[stage], answers.get(stage, []), times.get(stage, 0.0)) for stage in stages]
+    found = [finding(expected, answers) for expected in EXPECTED] + [masked(metrics["kpop"])]
     report = {
         "machine": machine(),
         "seconds": sum(times.values()),
@@ -38,15 +41,28 @@ def write(
         "tasks": max((row["digit_sums"]["n"] for row in rows if "digit_sums" in row), default=0),
         "stages": [row | origin(folder / row["name"], stages) for row in rows],
         "claims": [agreement(metrics)],
-        "findings": [finding(*expected, answers) for expected in EXPECTED] + [masked(metrics["kpop"])],
+        "findings": found + compared(folder),
+        "comparisons": f"python -m benchmarks.alignment --workdir={folder}",  # the command that makes more findings
     }
     write_json(report, folder / "report.json")
     with replacing(folder / "report.html") as file:
         events = read_lines(folder / "kpop" / "events.jsonl")
         file.write(page(report, metrics, answers, migration_reports(folder / "migrate"), models, events).encode())
-    found = [f"  {f['verdict']:<18} {f['name']:<42} {shown(f['value'])} {shown(f['ci95'])}" for f in report["findings"]]
     claims = [f"  {'holds' if c['holds'] else 'outside its bar':<18} {_claim(c)}" for c in report["claims"]]
-    return "\n".join([table(rows), "", *found, *claims])
+    return "\n".join([table(rows), "", *map(_verdict, report["findings"]), *claims])
+
+
+def compared(folder: Path) -> list[dict[str, Any]]:
+    """Findings of benchmarks.alignment, where it has run, each with its command."""
+    if not (path := folder / COMPARISONS).exists():
+        return []
+    command = f"python -m benchmarks.alignment --workdir={folder}"
+    return [found | {"seeds": len(found["seeds"]), "command": command} for found in read_object(path)["findings"]]
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
+    line = f"  {found['verdict']:<18} {found['name']:<48} {shown(found['value'])} {shown(found['ci95'])}"
+    return f"{line}\n  {'':<18} likely reason: {found['why']}" if found["why"] else line
 
 
 def _claim(claim: Mapping[str, Any]) -> str:

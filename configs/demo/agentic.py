@@ -1,8 +1,6 @@
 """The agentic specialist of `make demo`: sums of numbers that a tool knows, without calls that nobody needs; GSPO.
 
 python -m launch.align --config=configs/demo/agentic.py --workdir=runs/demo/agentic
-
-512 held-out lookups, one seed: 43 % -> 97 % right, 1.2 -> 1.0 superfluous calls.
 """
 
 from configs.align import tiny_agentic
@@ -16,7 +14,7 @@ def get_config(folder="runs/demo"):
     config.rollout.context = 144
     config.rollout.max_tokens = 72
     config.rollout.prompts_per_step = 16
-    config.train.steps = 15
-    config.train.dpr_steps = 15
+    config.train.steps = 10
+    config.train.dpr_steps = 10
     config.train.eval_tasks = 0
     return config

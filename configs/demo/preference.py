@@ -1,8 +1,6 @@
 """Preference alignment in `make demo`: five rule judges, weighed by the bidirectional focal reward; LPO.
 
 python -m launch.align --config=configs/demo/preference.py --workdir=runs/demo/preference
-
-512 held-out tasks each, one seed: sums 98 % right as before, tools 100 %.
 """
 
 from configs.demo import evo_cot
@@ -13,5 +11,5 @@ def get_config(folder="runs/demo"):
     config.start_from = f"{folder}/specialists"
     config.reward = "preference"
     config.optimizer.peak_lr = 5e-5  # our choice: 2e-4 costs 17 points of accuracy
-    config.train.steps = 10
+    config.train.steps = 6
     return config

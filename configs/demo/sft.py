@@ -1,8 +1,6 @@
 """Chat answers of `make demo`: sums whose steps are often written again, and sums of numbers that a tool knows.
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
-
-512 held-out tasks each, one seed: sums 81 %, tools 43 % right.
 """
 
 from ling_jax.align.records import ChatSource
@@ -12,7 +10,7 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 def get_config(folder="runs/demo"):
     planted = {"redundancy": 0.6, "most": 1}  # so that the likeliest answer has every step and call twice
-    sums = ChatSource(environment="digit_sums", difficulties=(3, 4), count=8_000, solution=planted, weight=0.6)
+    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.6)
     lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.4)
     return to_config_dict(
         SftConfig(

@@ -1,8 +1,6 @@
 """Two specialists become one model in `make demo`: it learns the shortest right answers of each in its own domain.
 
 python -m launch.distill --config=configs/demo/specialists.py --workdir=runs/demo/specialists
-
-512 held-out tasks each, one seed: sums 99 % -> 98 % right, and tools 34 % -> 99.6 %, nearly without superfluous calls.
 """
 
 from configs.demo import shortest_correct
@@ -11,13 +9,13 @@ from configs.demo import shortest_correct
 def get_config(folder="runs/demo"):
     config = shortest_correct.get_config(folder)
     config.start_from = f"{folder}/shortest_correct"
-    sums = {"environment": "digit_sums", "difficulties": (3, 4), "count": 400, "seed": 40_000}
+    sums = {"environment": "digit_sums", "difficulties": (3, 4, 5), "count": 400, "seed": 40_000}
     lookups = {"environment": "lookup", "difficulties": (2,), "count": 400, "seed": 40_000}
     config.teachers = (
         {"model": f"{folder}/shortest_correct", "tasks": (sums,)},
         {"model": f"{folder}/agentic", "tasks": (lookups,)},
     )
     config.sampling.context = 144
-    config.sampling.max_tokens = 72
+    config.sampling.max_tokens = 88
     config.sampling.per_query = 2
     return config

@@ -138,6 +138,12 @@ def test_time_left_follows_the_machine():
     twice_as_slow = {stage.name: 2 * stage.full for stage in demo.STAGES[:3]}
     assert demo.remaining(twice_as_slow, 3, "full") == pytest.approx(2 * sum(expected[3:]))
     assert demo.remaining({}, 1, "quick") == sum(stage.quick for stage in demo.STAGES[1:])
+    assert demo.time_left(twice_as_slow, 3, "full") == f"about {2 * sum(expected[3:]) / 60:.0f} minutes to the end"
+
+
+def test_time_left_is_a_range_before_the_machine_is_known():
+    low, high = (round(sum(stage.full for stage in demo.STAGES) / 60 * factor) for factor in (0.7, 2.5))
+    assert demo.time_left({}, 0, "full") == f"{low} to {high} minutes to the end, by the machine"
 
 
 def test_time_of_a_stage_adds_up_over_starts(tmp_path):

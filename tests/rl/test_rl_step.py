@@ -103,8 +103,9 @@ def test_what_is_fresh_is_measured_alone():
     logps = np.asarray(logps_of()(state().params, batch.tokens)[0])
     fresh = batch.mask[:, 1:] & (batch.ages[:, 1:] == 0)
     _, metrics = step()(state(), batch)
-    wanted = np.abs(logps - batch.behaviour_logps[:, 1:])[fresh].max()
-    np.testing.assert_allclose(metrics["mismatch_same_version/max"], wanted, rtol=1e-4)
+    differences = np.abs(logps - batch.behaviour_logps[:, 1:])[fresh]
+    np.testing.assert_allclose(metrics["mismatch_same_version/max"], differences.max(), rtol=1e-4)
+    assert metrics["mismatch_same_version/far"] == (differences > 1e-4).sum() > 0
     assert metrics["mismatch_same_version/tokens"] == fresh.sum() and metrics["staleness/max"] == 2
     assert metrics["loss_tokens"] == batch.mask.sum()
 

@@ -3,9 +3,11 @@
 import concurrent.futures
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from jax._src import compilation_cache
 
+from ling_jax.train import program_cache
 from ling_jax.train.program_cache import CheckedCache, use_compilation_cache
 from tests.damage import DAMAGES, files_below
 from tests.faults import ROOT
@@ -109,3 +112,25 @@ def test_a_folder_that_cannot_be_one_is_a_warning(folder, tmp_path, capsys):
     results()
     told = capsys.readouterr().err
     assert told.count("compiled programs are not kept") == 1 and len(told.splitlines()) == 1
+
+
+def compile_once(number):
+    jax.clear_caches()
+    jax.jit(lambda x: jnp.cos(x * number).sum())(X).block_until_ready()
+
+
+def test_a_long_compilation_is_announced_with_the_seconds_of_the_last_one(folder, capsys, monkeypatch):
+    monkeypatch.setattr(program_cache, "SILENT_SECONDS", 0.0)
+    compile_once(3)
+    assert re.search(r"compiling \S+ \(10 to 60 s for small models, cached afterwards\)", capsys.readouterr().out)
+    compile_once(4)
+    assert re.search(r"compiling \S+ \(about \d+ s, cached afterwards\)", capsys.readouterr().out)
+    compile_once(4)
+    assert "compiling" not in capsys.readouterr().out
+
+
+def test_a_short_compilation_is_not_announced(folder, capsys, monkeypatch):
+    monkeypatch.setattr(program_cache, "SILENT_SECONDS", 2.0)
+    compile_once(5)
+    time.sleep(2.2)
+    assert "compiling" not in capsys.readouterr().out
