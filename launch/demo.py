@@ -73,7 +73,8 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage("pretrain", "launch.pretrain", full=85, quick=19),
-    Stage("migrate", "launch.migrate", full=140, quick=30),
+    Stage("migrate", "launch.migrate", full=85, quick=30),
+    Stage("experts", "launch.pretrain", full=90, quick=45),
     Stage("sft", "launch.sft", full=75, quick=22),
     Stage("evo_cot", "launch.align", full=80, quick=12),
     Stage("shortest_correct", "launch.distill", full=35, quick=11),
@@ -82,12 +83,13 @@ STAGES = (
     Stage("preference", "launch.align", full=40, quick=9),
     Stage("kpop", "launch.rl", full=50, quick=13),
 )
-QUICK = {  # two layers, and few steps; without experts and MTP, whose programs take three times as long to compile
-    "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.mtp_depth": 0, "model.init_std": 0.06}
+QUICK = {  # two layers, and few steps
+    "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.init_std": 0.06}
     | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
-    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "target.mtp_depth": 0}
+    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2}
     | {"seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
+    "experts": {"train.steps": 10},
     "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
     "evo_cot": {"train.steps": 2},
     "shortest_correct": {"train.steps": 4, "teachers[0].tasks[0].count": 128},
@@ -121,7 +123,7 @@ def run(folder: Path, preset: str) -> None:
     for number, stage in enumerate(STAGES):
         title(f"{number + 1} of {len(STAGES)}: {stage.name} ({time_left(read_times(folder), number, preset)})")
         run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
-        if stage.name not in ("pretrain", "migrate"):  # which have never seen a conversation
+        if stage.name not in ("pretrain", "migrate", "experts"):  # which have never seen a conversation
             examiner.examine(stage.name)
     title("Export of the last model to the Hugging Face format, and back")
     print(round_trip(open_model(folder / STAGES[-1].name), folder / "hf"))

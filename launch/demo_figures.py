@@ -42,7 +42,12 @@ class Measure(NamedTuple):
 
 def on_texts(stage: str) -> bool:
     """Whether the loss of a stage is one of plain texts; that of the others is one of answers."""
-    return stage in ("pretrain", "migrate")
+    return stage in ("pretrain", "migrate", "experts")
+
+
+def of_experts(stage: str) -> bool:
+    """Whether it is the stage whose model has experts and MTP."""
+    return stage == "experts"
 
 
 LOSS = {"main_loss": "training", "eval_loss": "held out"}
@@ -52,6 +57,17 @@ MEASURES = (
         LOSS,
         of_stage=on_texts,
         caption="Most training rows are sums, whose loss is lower than that of English; of the held-out rows half are.",
+    ),
+    Measure(
+        "Losses of the next tokens, nats per token",
+        {"main_loss": "the next", "mtp_loss_0": "the one after it, by MTP"},
+        of_stage=of_experts,
+    ),
+    Measure(
+        "Load of the busiest expert over the mean",
+        {"load_max_over_mean": "training"},
+        of_stage=of_experts,
+        caption="The router's bias moves against the load; at 1 all experts have the same number of tokens.",
     ),
     Measure("Loss on answers, nats per token", LOSS, of_stage=lambda stage: not on_texts(stage)),
     Measure("Reward", {"reward": "training"}, caption="Each stage has a reward of its own."),

@@ -14,6 +14,7 @@ MARGIN = 0.05  # of accuracy that "keeps" may cost
 TITLES = {
     "pretrain": "A Ling 2.0 base on English and on sums",
     "migrate": "Migration to Lightning and MLA layers",
+    "experts": "A small model with experts and MTP",
     "sft": "Supervised fine-tuning on conversations",
     "evo_cot": "Evo-CoT with LPO",
     "shortest_correct": "Distillation of shortest correct answers",
