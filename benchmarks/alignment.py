@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import flags
 from ml_collections.config_flags import config_path
 
+from benchmarks.json_out import JSON_OUT
 from benchmarks.report import Claim, Finding, check_json_out, finish
 from launch import demo
 from launch.demo_report import COMPARISONS, read_lines, stage_metrics
@@ -36,8 +36,6 @@ from ling_jax.rl.reward import Reward, Rewards, of_each_group
 from ling_jax.rl.runner import Episode, Reader
 from ling_jax.train.config import from_dict
 from ling_jax.train.workdir import lock, open_workdir, unlock
-
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go, too")
 
 
 class Variant(NamedTuple):

@@ -16,6 +16,7 @@ import jax
 from absl import app, flags
 
 from benchmarks import experts
+from benchmarks.json_out import JSON_OUT
 from benchmarks.lightning_cpu import measure_lightning
 from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
 from pallas_kernels.lightning_attention import (
@@ -27,7 +28,6 @@ from pallas_kernels.lightning_attention import (
 )  # fmt: skip
 from pallas_kernels.static_cost import CHIPS, Cost, static_cost
 
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 QUICK = flags.DEFINE_bool("quick", False, "v5p and the smallest shape alone")
 
 DIM, CHUNK = 128, 128

@@ -27,6 +27,7 @@ from absl import app, flags, logging
 
 from benchmarks import hybrid_ratio, mtp_depths
 from benchmarks import migration_recovery as study
+from benchmarks.json_out import JSON_OUT
 from benchmarks.report import Claim, Finding, check_json_out, finish
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.layers import open_layers
@@ -37,7 +38,6 @@ from ling_jax.model.rope import inverse_frequencies
 from ling_jax.spec import named_leaves
 from ling_jax.train.merge import DECAYS, decay_weights, merge_checkpoints, merge_coefficients
 
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 QUICK = flags.DEFINE_bool("quick", False, "a study too short to recover, which shows that all runs")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the study's runs go; a temporary folder if not given")
 LAYER = flags.DEFINE_bool("layer_1t", False, "only convert one layer of the 1T's shape; prints seconds and bytes")

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 
+from benchmarks.json_out import JSON_OUT
 from benchmarks.port_model import SHARD_BYTES, sized_config, write_model
 from benchmarks.port_process import Program, Usage
 from benchmarks.report import Claim, check_json_out, finish
@@ -30,7 +31,6 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader
 from ling_jax.checkpoint.transfer import bands, batches
 from ling_jax.sums import compare
 
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 SCRATCH = flags.DEFINE_string("scratch", ".", "a folder of the disk to measure; all that is written there is removed")
 SIZE = flags.DEFINE_float("gb", 8, "of the model; peaks are taken of half and twice as much too", lower_bound=2.4)
 TURNS = flags.DEFINE_integer("turns", 3, "how often each time is taken", lower_bound=1)

@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from unittest import mock
 
 import jax
-from absl import app, flags
+from absl import app
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+from benchmarks.json_out import JSON_OUT
 from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
 from pallas_kernels.softmax_attention import softmax_attention_tpu, tpu_backward, tpu_forward
 from pallas_kernels.static_cost import CHIPS, static_cost
-
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 
 LENGTH, HEADS, KEY_DIM, VALUE_DIM = 4096, 16, 192, 128
 SCALE = KEY_DIM**-0.5

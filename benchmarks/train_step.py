@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from benchmarks.json_out import JSON_OUT
 from benchmarks.lightning_cpu import measure_lightning
 from benchmarks.report import Claim, best_seconds, best_seconds_donated, check_json_out, finish
 from ling_jax import model, spec
@@ -25,7 +26,6 @@ from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.metrics import flops_per_token, matmul_flops
 from ling_jax.train.optimizer import make_optimizer
 
-JSON_OUT = flags.DEFINE_string("json_out", None, "where the claims go")
 QUICK = flags.DEFINE_bool("quick", False, "fewer repetitions")
 
 LENGTH, ROWS, PEER_THREADS = 1024, 2, 2

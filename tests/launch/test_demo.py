@@ -53,7 +53,7 @@ def commands(monkeypatch):
 
 
 def test_a_complete_stage_is_not_run_again(tmp_path, commands):
-    stage = demo.STAGES[2]
+    stage = demo.STAGES[3]
     steps = demo.load_config(stage.name, tmp_path).train.steps
     demo.run_stage(stage, tmp_path, {})
     (tmp_path / stage.name / "checkpoints" / str(steps - 1)).mkdir(parents=True)
@@ -68,7 +68,7 @@ def test_a_complete_stage_is_not_run_again(tmp_path, commands):
 
 def test_a_stage_that_was_killed_after_its_last_checkpoint_is_ended(tmp_path, commands):
     """Samples are written after it."""
-    stage = demo.STAGES[2]
+    stage = demo.STAGES[3]
     demo.end_of(stage, tmp_path, {}).mkdir(parents=True)
     commands.code = 137
     with pytest.raises(SystemExit):
@@ -88,7 +88,7 @@ def test_a_stage_that_was_killed_after_its_last_checkpoint_is_ended(tmp_path, co
 
 
 def test_what_was_measured_of_a_stage_that_is_made_again_is_gone(tmp_path, commands, capsys):
-    stage = demo.STAGES[2]
+    stage = demo.STAGES[3]
     for folder in ("evaluation/sft", "evaluation/evo_cot", "evo_cot"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "times.json").write_text('{"sft": 60.0, "evaluation of sft": 9.0, "evo_cot": 70.0}')
@@ -114,7 +114,7 @@ def test_a_migration_is_complete_with_its_last_report(tmp_path, commands):
 def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, commands, capsys):
     commands.code = 143
     with pytest.raises(SystemExit) as ended:
-        demo.run_stage(demo.STAGES[3], tmp_path, {})
+        demo.run_stage(demo.STAGES[4], tmp_path, {})
     assert ended.value.code == 143
     assert "evo_cot ended with exit code 143; the same command continues from there" in capsys.readouterr().out
     assert list(demo.read_times(tmp_path)) == ["evo_cot"]

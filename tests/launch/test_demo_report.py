@@ -62,9 +62,9 @@ def test_the_table_has_a_line_per_stage(folder):
     table, report = write(folder)
     lines = table.splitlines()
     assert [line.split()[0] for line in lines[1 : 1 + len(NAMES)]] == NAMES
-    assert "55.0% [45.2%, 64.4%]" in lines[3] and "12 s" in lines[3]
-    assert report["seconds"] == 42 and report["stages"][2]["digit_sums"]["accuracy"] == 0.55
-    assert not any("digit_sums" in row for row in report["stages"][:2])
+    assert "55.0% [45.2%, 64.4%]" in lines[4] and "12 s" in lines[4]
+    assert report["seconds"] == 42 and report["stages"][3]["digit_sums"]["accuracy"] == 0.55
+    assert not any("digit_sums" in row for row in report["stages"][:3])
 
 
 def test_the_steps_of_a_migrations_stages_follow_each_other(folder):

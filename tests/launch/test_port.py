@@ -187,8 +187,8 @@ def test_plans_refusals_and_verification(tmp_path):
     save_hf(random_params(config, dtype="float32"), config, tmp_path / "hf")
     command = [f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'run'}"]
     cases = [
-        (["--dry_run", "--max_host_gb=16"], 0, "the least --max_host_gb is 1.11"),
-        (["--max_host_gb=0.5"], 2, "--max_host_gb=0.5 is too little memory; the least that works is 1.11"),
+        (["--dry_run", "--max_host_gb=16"], 0, "the least --max_host_gb is 0.91"),
+        (["--max_host_gb=0.5"], 2, "--max_host_gb=0.5 is too little memory; the least that works is 0.91"),
         (["--step=3"], 2, "is no run's workdir and has no checkpoints; leave --step out"),
         (["--layers=3"], 2, "--layers=3: the first layers of this model"),
         ([command[0].replace("source", "target")], 2, "is the source; name a new folder"),
