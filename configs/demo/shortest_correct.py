@@ -1,6 +1,8 @@
 """Shortest correct answers in `make demo`: the model of Evo-CoT learns the shortest of its own right answers.
 
 python -m launch.distill --config=configs/demo/shortest_correct.py --workdir=runs/demo/shortest_correct
+
+512 held-out sums, one seed: 79 % -> 99 % right, 34 -> 35 tokens an answer.
 """
 
 from configs.align import tiny_shortest_correct
