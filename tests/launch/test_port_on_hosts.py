@@ -45,6 +45,7 @@ def source(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_leave_what_one_leaves_both_ways(source, tmp_path):
     to_run = [f"--source={source}", f"--target={tmp_path / 'run'}", "--verify"]
     to_back = [f"--source={tmp_path / 'run'}", f"--target={tmp_path / 'back'}", "--shard_gb=0.00003"]

@@ -71,7 +71,7 @@ def pieces_of(split):
         splits=st.lists(st.sampled_from([1, 3, 8]), min_size=1, max_size=4),
         left=st.booleans(),
         chunk=st.sampled_from([4, 8]),
-    )(settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])(split))
+    )(settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])(split))
 
 
 def slow_but(names, quick):

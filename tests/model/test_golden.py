@@ -35,13 +35,10 @@ def test_float32_losses_and_gradients_equal_official(golden, name):
 # The two chunk sizes belong to parts that do not meet, so they vary together: each alone, ragged, and whole.
 CHUNKS = {1: 7, 16: 1, 64: 128}
 RUNS = list(itertools.product([True, False], REMAT_POLICIES, CHUNKS))
-FAST_RUNS = [(False, "dots", 16)]
 
 
-@pytest.mark.parametrize(
-    ("scan_layers", "remat", "lightning_chunk"),
-    [run if run in FAST_RUNS else pytest.param(*run, marks=pytest.mark.slow) for run in RUNS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("scan_layers", "remat", "lightning_chunk"), RUNS)
 def test_run_settings_do_not_change_the_numbers(golden, x64, scan_layers, remat, lightning_chunk):
     run = dict(scan_layers=scan_layers, remat=remat, lightning_chunk=lightning_chunk)
     check_loss(golden / "v25_mtp_noqlora_eps", "float64", loss_chunk=CHUNKS[lightning_chunk], **run)

@@ -52,7 +52,7 @@ def train_step(**options):
     return quick_jit(make_train_step(CONFIG, OPTIMIZER, router_bias_rate=1e-3, **options))
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32 - 1))
 def test_accumulation_equals_the_large_batch(x64, seed):
     """In float64, where only a wrong sum or denominator shows."""
