@@ -2,15 +2,13 @@
 
 import ast
 import sys
-from pathlib import Path
 
-from launch.early import START
+from launch.early import program_sources
 
 
 def programs() -> dict[str, str]:
     """{name: first line of its docstring} of every program in this folder."""
-    sources = {path.stem: path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("[!_]*.py"))}
-    return {name: ast.get_docstring(ast.parse(s)).splitlines()[0] for name, s in sources.items() if START in s}
+    return {name: ast.get_docstring(ast.parse(s)).splitlines()[0] for name, s in program_sources().items()}
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
 """The whole way of the report at toy scale, in minutes on a laptop: `make demo`.
 
-A Ling 2.0 base with experts and MTP, its migration to a hybrid, then fine-tuning, Evo-CoT with LPO, shortest correct
-answers, an agentic specialist with GSPO, the two specialists in one model, preference alignment and KPop, each by a
-program of this folder. From fine-tuning on, each stage's model answers the same held-out tasks. Ends with a table,
-report.json and report.html. Started again, it goes on where it was; `PRESET=quick make demo` shows that everything
-runs, and learns little.
+A Ling 2.0 base, its migration to a hybrid, a small model with experts and MTP, then fine-tuning, Evo-CoT with LPO,
+shortest correct answers, an agentic specialist with GSPO, the two specialists in one model, preference alignment and
+KPop, each by a program of this folder. From fine-tuning on, each stage's model answers the same held-out tasks. Ends
+with a table, report.json and report.html. Started again, it continues where it was; `PRESET=quick make demo` shows that
+everything runs, and learns little.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from launch import demo_report
+from launch.demo_rules import ON_TEXTS
 from launch.flags import run_program, usage_errors
 from launch.room import check_demo
 from ling_jax import data, model
@@ -61,7 +62,7 @@ TASKS = {"digit_sums": (3, 4, 5), "lookup": (2,)}  # what every stage is asked: 
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
 STEP = 16 * 120  # tokens of a step of the first stages
-FASTEST, SLOWEST = 0.7, 2.5  # times a stage's seconds: on eight quiet cores, and on two that other programs use
+FASTEST, SLOWEST = 0.7, 2.5  # times a stage's seconds: guesses of eight quiet cores, and of two busy ones
 
 
 class Stage(NamedTuple):
@@ -72,22 +73,21 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=85, quick=19),
-    Stage("migrate", "launch.migrate", full=85, quick=30),
-    Stage("experts", "launch.pretrain", full=90, quick=45),
-    Stage("sft", "launch.sft", full=75, quick=22),
-    Stage("evo_cot", "launch.align", full=80, quick=12),
-    Stage("shortest_correct", "launch.distill", full=35, quick=11),
-    Stage("agentic", "launch.align", full=45, quick=11),
-    Stage("specialists", "launch.distill", full=30, quick=14),
-    Stage("preference", "launch.align", full=40, quick=9),
-    Stage("kpop", "launch.rl", full=50, quick=13),
+    Stage("pretrain", "launch.pretrain", full=119, quick=27),
+    Stage("migrate", "launch.migrate", full=85, quick=43),
+    Stage("experts", "launch.pretrain", full=33, quick=32),
+    Stage("sft", "launch.sft", full=75, quick=30),
+    Stage("evo_cot", "launch.align", full=83, quick=20),
+    Stage("shortest_correct", "launch.distill", full=40, quick=20),
+    Stage("agentic", "launch.align", full=58, quick=21),
+    Stage("specialists", "launch.distill", full=34, quick=20),
+    Stage("preference", "launch.align", full=51, quick=13),
+    Stage("kpop", "launch.rl", full=71, quick=19),
 )
 QUICK = {  # two layers, and few steps
     "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.init_std": 0.06}
     | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
-    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2}
-    | {"seen_tokens": 60 * STEP}
+    "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
     "experts": {"train.steps": 10},
     "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
@@ -123,7 +123,7 @@ def run(folder: Path, preset: str) -> None:
     for number, stage in enumerate(STAGES):
         title(f"{number + 1} of {len(STAGES)}: {stage.name} ({time_left(read_times(folder), number, preset)})")
         run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
-        if stage.name not in ("pretrain", "migrate", "experts"):  # which have never seen a conversation
+        if stage.name not in ON_TEXTS:  # which have never seen a conversation
             examiner.examine(stage.name)
     title("Export of the last model to the Hugging Face format, and back")
     print(round_trip(open_model(folder / STAGES[-1].name), folder / "hf"))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from launch.demo_rules import TITLES, Answers
+from launch.demo_rules import ON_TEXTS, TITLES, Answers
 from launch.demo_slots import slots
 from launch.svg import Series, bars, chart, padded, strip, values_of
 from ling_jax.config import ModelConfig
@@ -42,7 +42,7 @@ class Measure(NamedTuple):
 
 def on_texts(stage: str) -> bool:
     """Whether the loss of a stage is one of plain texts; that of the others is one of answers."""
-    return stage in ("pretrain", "migrate", "experts")
+    return stage in ON_TEXTS
 
 
 def of_experts(stage: str) -> bool:

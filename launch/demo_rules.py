@@ -10,6 +10,7 @@ from ling_jax.evaluate.statistics import Z95
 Answers = Sequence[Mapping[str, Any]]  # lines of a stage's samples.jsonl or metrics.jsonl
 MAX_MISMATCH = 1e-5  # between log-probs as they were sampled and as the trainer computes them
 MISMATCH = "mismatch_same_version/max"
+ON_TEXTS = ("pretrain", "migrate", "experts")  # stages that learn plain texts; the others learn answers
 MARGIN = 0.05  # of accuracy that "keeps" may cost
 TITLES = {
     "pretrain": "A Ling 2.0 base on English and on sums",

@@ -22,9 +22,14 @@ def check_start():
     sys.excepthook = _explain
 
 
+def program_sources():
+    """{name: source} of every program in this folder."""
+    sources = {file.stem: file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob("[!_]*.py"))}
+    return {name: source for name, source in sources.items() if START in source}
+
+
 def _unknown_program(name):
-    folder = Path(__file__).parent
-    programs = [file.stem for file in sorted(folder.glob("[!_]*.py")) if START in file.read_text(encoding="utf-8")]
+    programs = program_sources()
     if name.partition(".")[2] in programs:
         return ""
     near = difflib.get_close_matches(name.partition(".")[2], programs, n=1)

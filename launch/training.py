@@ -84,7 +84,7 @@ def training_errors() -> Iterator[None]:
     except (*TRAINING_ERRORS, *store_errors()) as error:
         hosts.fail(error)
         print(f"error: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, SaveFailed):  # Orbax's threads wait for minutes for what was to follow, and hold the exit
+        if isinstance(error, SaveFailed):  # threads of Orbax may still hold the exit, although `close` wakes them
             sys.stdout.flush()
             os._exit(1)
         sys.exit(1)

@@ -2,9 +2,9 @@
 
     python -m launch.pretrain --config=configs/demo/pretrain.py --workdir=runs/demo/pretrain
 
-`launch.demo` writes the texts of the tasks and the tokenizer first. Experts and MTP are left out here and learned by a
-second model (configs/demo/experts.py): on a CPU a step with experts in every layer takes six times as long, and its
-programs a minute each to compile, which would make an hour of the ten minutes.
+`launch.demo` writes the texts of the tasks and the tokenizer first. Experts and MTP are left out
+here and learned by a second model (configs/demo/experts.py), so that the demo stays within twelve minutes: with both, a
+step of this model takes 1.2 times as long on two CPU cores, and each of its programs 9 s longer to compile.
 """
 
 from ling_jax.config import model_config

@@ -100,7 +100,7 @@ def open_model(
         beside = folder / "tokenizer"
         config, step = orbax.load_config(folder / "checkpoints", step, peers=peers)
         check_texts(folder, step)
-        keys = json.loads(config.hf_source or "{}")  # the config.json that the model came from, if any
+        keys = json.loads(config.hf_source or "{}")  # of the config.json of the model's source; {} without one
     else:
         check_model_folder(folder)
         beside, keys = folder, read_config(folder)

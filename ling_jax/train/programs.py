@@ -60,7 +60,7 @@ def state_of(
 def restored_state(manager: orbax.Manager, abstract: GuardedState) -> GuardedState:
     """The state of the newest checkpoint.
 
-    The history of spikes starts anew where the window has changed, and in checkpoints of versions without one.
+    The history of spikes is empty if the window has changed, or if the checkpoint's version had no history.
     Raises DamagedCheckpoint where it cannot be read.
     """
     wanted, (_, found) = abstract.spikes.values.shape[1], orbax.stored_shapes(manager).get("spikes/values", (2, 0))

@@ -118,7 +118,7 @@ class ProgressLog:
         return last
 
     def restart_clock(self) -> None:
-        """Starts the clock of the speed anew, after an evaluation or a save, which are no part of it."""
+        """Restarts the measurement of the speed after an evaluation or a save, whose time does not count."""
         self._window_tokens, self._window_steps, self._window_start = 0, 0, time.perf_counter()
 
     def _read_one(self) -> None:

@@ -87,8 +87,13 @@ def test_text_is_readable_in_light_and_dark(opened):
 
 def contrast(first, second) -> float:
     """Of two sRGB colours, from 1 to 21 (WCAG 2.2)."""
-    linear = lambda c: c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4  # noqa: E731
-    luminance = lambda rgb: sum(w * linear(c) for w, c in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))  # noqa: E731
+
+    def linear(channel):
+        return channel / 255 / 12.92 if channel <= 10 else ((channel / 255 + 0.055) / 1.055) ** 2.4
+
+    def luminance(rgb):
+        return sum(weight * linear(c) for weight, c in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))
+
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
