@@ -3,8 +3,8 @@
 A Ling 2.0 base, its migration to a hybrid, a small model with experts and MTP, then fine-tuning, Evo-CoT with LPO,
 shortest correct answers, an agentic specialist with GSPO, the two specialists in one model, preference alignment and
 KPop, each by a program of this folder. From fine-tuning on, each stage's model answers the same held-out tasks. Ends
-with a table, report.json and report.html. Started again, it continues where it was; `PRESET=quick make demo` shows that
-everything runs, and learns little.
+with a table, report.json and report.html. Started again, it continues where it was; `PRESET=quick make demo` leaves the
+experts out, shows that everything else runs, and learns little.
 """
 
 import contextlib
@@ -69,35 +69,41 @@ class Stage(NamedTuple):
     name: str  # of its config and its folder
     program: str
     full: float  # seconds on two cores
-    quick: float
+    quick: float  # 0: left out
 
 
 STAGES = (
     Stage("pretrain", "launch.pretrain", full=119, quick=27),
     Stage("migrate", "launch.migrate", full=85, quick=43),
-    Stage("experts", "launch.pretrain", full=33, quick=32),
-    Stage("sft", "launch.sft", full=75, quick=30),
-    Stage("evo_cot", "launch.align", full=83, quick=20),
-    Stage("shortest_correct", "launch.distill", full=40, quick=20),
-    Stage("agentic", "launch.align", full=58, quick=21),
-    Stage("specialists", "launch.distill", full=34, quick=20),
-    Stage("preference", "launch.align", full=51, quick=13),
-    Stage("kpop", "launch.rl", full=71, quick=19),
+    Stage("experts", "launch.pretrain", full=33, quick=0),
+    Stage("sft", "launch.sft", full=75, quick=26),
+    Stage("evo_cot", "launch.align", full=83, quick=16),
+    Stage("shortest_correct", "launch.distill", full=40, quick=10),
+    Stage("agentic", "launch.align", full=58, quick=16),
+    Stage("specialists", "launch.distill", full=34, quick=14),
+    Stage("preference", "launch.align", full=51, quick=9),
+    Stage("kpop", "launch.rl", full=56, quick=16),
 )
-QUICK = {  # two layers, and few steps
+# Two layers, and few steps. Stages share compiled programs: of decoding, by one context; of distillation, by the rate
+# and warm-up of fine-tuning; of the step of preference alignment, by Evo-CoT's rate.
+FEW_ANSWERS = {"samples": 0, "train.steps": 4, "teachers[0].tasks[0].count": 128, "sampling.context": 144}
+FEW_ANSWERS |= {"optimizer.peak_lr": 2e-3, "optimizer.warmup_steps": 20}
+FEW_ROLLOUTS = {"rollout.context": 144, "rollout.prompts_per_step": 8}
+QUICK = {
     "pretrain": {"model.num_layers": 2, "model.first_dense_layers": 2, "model.init_std": 0.06}
     | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
     "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
-    "experts": {"train.steps": 10},
-    "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
-    "evo_cot": {"train.steps": 2},
-    "shortest_correct": {"train.steps": 4, "teachers[0].tasks[0].count": 128},
-    "agentic": {"train.steps": 2},
-    "specialists": {"train.steps": 4, "teachers[0].tasks[0].count": 128}
+    "sft": {"samples": 0, "train.steps": 90, "optimizer.peak_lr": 2e-3}
+    | {f"sources[{n}].count": 2_000 for n in range(2)},
+    "evo_cot": {"train.steps": 2} | FEW_ROLLOUTS,
+    "shortest_correct": FEW_ANSWERS,
+    "agentic": {"train.steps": 2} | FEW_ROLLOUTS,
+    "specialists": FEW_ANSWERS
     | {"sampling.per_query": 3},  # one of 100 answers with tools is right, and there must be some
-    "preference": {"train.steps": 2, "optimizer.peak_lr": 2e-4},  # Evo-CoT's, and so its compiled step
-    "kpop": {"train.steps": 3},
+    "preference": {"train.steps": 2, "optimizer.peak_lr": 2e-4} | FEW_ROLLOUTS,
+    "kpop": {"train.steps": 2, "train.eval_tasks": 64, "rollout.slots": 64, "rollout.token_budget": 64 * 20}
+    | FEW_ROLLOUTS,
 }
 FOLDERS = {"full": "runs/demo", "quick": "runs/demo_quick"}
 HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment
@@ -120,8 +126,9 @@ def run(folder: Path, preset: str) -> None:
     use_compilation_cache()
     write_texts(folder)
     examiner = Examiner(folder, HELD_OUT[preset])
-    for number, stage in enumerate(STAGES):
-        title(f"{number + 1} of {len(STAGES)}: {stage.name} ({time_left(read_times(folder), number, preset)})")
+    stages = stages_of(preset)
+    for number, stage in enumerate(stages):
+        title(f"{number + 1} of {len(stages)}: {stage.name} ({time_left(read_times(folder), number, preset)})")
         run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
         if stage.name not in ON_TEXTS:  # which have never seen a conversation
             examiner.examine(stage.name)
@@ -130,8 +137,12 @@ def run(folder: Path, preset: str) -> None:
     title("What was learned")
     names = {"base": "pretrain", "hybrid": STAGES[-1].name}
     models = {kind: orbax.load_config(folder / name / "checkpoints")[0] for kind, name in names.items()}
-    print(demo_report.write(folder, [stage.name for stage in STAGES], read_times(folder), models))
+    print(demo_report.write(folder, [stage.name for stage in stages], read_times(folder), models))
     print(ending(folder))
+
+
+def stages_of(preset: str) -> list[Stage]:
+    return [stage for stage in STAGES if getattr(stage, preset)]
 
 
 def ending(folder: Path) -> str:
@@ -257,15 +268,16 @@ def read_if_there(path: Path) -> dict[str, Any]:
 
 def remaining(times: Mapping[str, float], number: int, preset: str) -> float:
     """Seconds to the end, as fast as this machine was so far."""
-    expected = [getattr(stage, preset) for stage in STAGES]
-    done, planned = sum(times.get(stage.name, 0.0) for stage in STAGES[:number]), sum(expected[:number])
+    stages = stages_of(preset)
+    expected = [getattr(stage, preset) for stage in stages]
+    done, planned = sum(times.get(stage.name, 0.0) for stage in stages[:number]), sum(expected[:number])
     return sum(expected[number:]) * (done / planned if done else 1.0)
 
 
 def time_left(times: Mapping[str, float], number: int, preset: str) -> str:
     """The same in words: a range over machines, until a stage has shown how fast this one is."""
     minutes = remaining(times, number, preset) / 60
-    if any(stage.name in times for stage in STAGES[:number]):
+    if any(stage.name in times for stage in stages_of(preset)[:number]):
         return f"about {max(1, round(minutes))} minutes to the end"
     return f"{minutes * FASTEST:.0f} to {minutes * SLOWEST:.0f} minutes to the end, by the machine"
 

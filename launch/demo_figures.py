@@ -231,10 +231,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _evaluations(rows: Mapping[str, Mapping[str, Any]], stage: str, key: str, steps: int) -> list[Series]:
-    """Dots for the held-out results of the model that a stage starts from, at step 0, and of its own, at the end."""
+    """Dots for the held-out results of the model that a stage starts from, at step 0, and of its own, at the end.
+
+    KPop's are of held-out tasks of its own kind, since its tasks are others than those that all stages are asked.
+    """
     row = rows.get(stage, {})
     environment = row.get("environment")
     before, after = rows.get(row.get("from", ""), {}).get(environment), row.get(environment)
+    if "own" in row:
+        before, after = row["own"].values()
     points = [(step, result[key]) for step, result in ((0, before), (steps, after)) if result and key]
     return [Series("evaluation", points, dots=True)] if points else []
 

@@ -127,8 +127,17 @@ def report_card(stages: Stages, answers: Mapping[str, Answers]) -> str:
     return (
         f'<div class="card report"><table><tr><th>{head}{body}</table></div><p class=muted>Below a value is its 95 % '
         "interval. Green is better and red is worse than the stage that this one starts from: their intervals do not "
-        "meet. Fewer tokens count as better.</p>"
+        f"meet. Fewer tokens count as better.{_own_tasks(stages)}</p>"
     )
+
+
+def _own_tasks(stages: Stages) -> str:
+    """A sentence on the last stage's results on tasks of its own kind."""
+    parts = [
+        f"{name} {part['accuracy']:.1%} ({part['ci95'][0]:.0%} to {part['ci95'][1]:.0%})"
+        for name, part in stages[-1].get("own", {}).items()
+    ]
+    return html.escape(f" Right answers to KPop's own kind of tasks: {', '.join(parts)}.") if parts else ""
 
 
 def _cells(names: Sequence[str], cells: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.report import machine
 from launch.demo_page import page, shown
-from launch.demo_rules import EXPECTED, TITLES, Answers, agreement, finding, masked
+from launch.demo_rules import EXPECTED, KPOP_ENDS, TITLES, Answers, agreement, finding, masked
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
@@ -33,7 +33,9 @@ def write(
     metrics = {stage: stage_metrics(folder / stage) for stage in stages}
     answers = {s: a for s in stages if (a := read_lines(folder / "evaluation" / s / "samples.jsonl"))}
     rows = [describe(stage, metrics[stage], answers.get(stage, []), times.get(stage, 0.0)) for stage in stages]
-    found = [finding(expected, answers) for expected in EXPECTED] + [masked(metrics["kpop"])]
+    ends = dict(zip(KPOP_ENDS, own_answers(folder / "kpop"), strict=True))
+    rows[-1]["own"] = {end: results(lines)["digit_sums"] for end, lines in ends.items()}
+    found = [finding(expected, answers | ends) for expected in EXPECTED] + [masked(metrics["kpop"])]
     report = {
         "machine": machine(),
         "seconds": sum(times.values()),
@@ -49,7 +51,8 @@ def write(
         events = read_lines(folder / "kpop" / "events.jsonl")
         file.write(page(report, metrics, answers, migration_reports(folder / "migrate"), models, events).encode())
     claims = [f"  {'holds' if c['holds'] else 'outside its bar':<18} {_claim(c)}" for c in report["claims"]]
-    return "\n".join([table(rows), "", *map(_verdict, report["findings"]), *claims])
+    longer = "; ".join(f"{end}: {percent(part)}" for end, part in rows[-1]["own"].items())
+    return "\n".join([table(rows), longer, "", *map(_verdict, report["findings"]), *claims])
 
 
 def compared(folder: Path) -> list[dict[str, Any]]:
@@ -88,6 +91,12 @@ def read_lines(path: Path) -> Answers:
     return [line for _, line in read_objects(path)] if path.exists() else []
 
 
+def own_answers(workdir: Path) -> list[Answers]:
+    """To the held-out tasks that a run of `launch.rl` asks its own model: at its start and at its end."""
+    folders = sorted((workdir / "evaluation").iterdir())
+    return [read_lines(folder / "samples.jsonl") for folder in (folders[0], folders[-1])]
+
+
 def origin(workdir: Path, stages: Sequence[str]) -> dict[str, str]:
     """{"from": the stage that a run starts from, "environment": of its first tasks}, where its config has them."""
     path = workdir / "config.json"
@@ -99,16 +108,22 @@ def origin(workdir: Path, stages: Sequence[str]) -> dict[str, str]:
 
 
 def describe(stage: str, metrics: Answers, answers: Answers, seconds: float) -> dict[str, Any]:
-    """A row of the table. Intervals are Wilson's for accuracy."""
+    """A row of the table."""
     row = {"name": stage, "title": TITLES[stage], "seconds": round(seconds, 1), "steps": len(metrics)}
     if metrics and "eval_loss" in metrics[-1]:
         row["eval_loss"] = metrics[-1]["eval_loss"]
+    return row | results(answers)
+
+
+def results(answers: Answers) -> dict[str, dict[str, Any]]:
+    """{environment: accuracy with Wilson's interval, means of tokens and superfluous calls}."""
+    found = {}
     for environment in dict.fromkeys(answer["environment"] for answer in answers):
         of = [answer for answer in answers if answer["environment"] == environment]
         accuracy = float(np.mean([answer["outcome"] for answer in of]))
-        row[environment] = {"n": len(of), "accuracy": accuracy, "ci95": wilson_interval(accuracy, len(of))}
-        row[environment] |= {name: float(np.mean([a[name] for a in of])) for name in ("tokens", "superfluous_calls")}
-    return row
+        found[environment] = {"n": len(of), "accuracy": accuracy, "ci95": wilson_interval(accuracy, len(of))}
+        found[environment] |= {name: float(np.mean([a[name] for a in of])) for name in ("tokens", "superfluous_calls")}
+    return found
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -49,7 +49,8 @@ def events(steps: int = STEPS) -> Iterator[dict[str, Any]]:
 
 
 def write_demo(folder: Path, steps: int = STEPS) -> None:
-    """Every stage solves five tasks more with two tokens less than the one before; the last is as the one before."""
+    """Every stage solves five tasks more with two tokens less than the one before; the last is as the one before, and
+    solves one more of its own tasks."""
     for number, name in enumerate(NAMES):
         run = folder / name / ("0_linear_warmup" if name == "migrate" else "")
         run.mkdir(parents=True)
@@ -72,6 +73,10 @@ def write_demo(folder: Path, steps: int = STEPS) -> None:
         lines = answers(50 + 5 * grade, 40 - 2 * grade, 1 if name == "sft" else 0)
         write_lines(folder / "evaluation" / name / "samples.jsonl", lines)
     write_lines(folder / "kpop" / "events.jsonl", events(steps))
+    for step, solved in ((0, 40), (steps, 41)):
+        own = folder / "kpop" / "evaluation" / f"{step:06}"
+        own.mkdir(parents=True)
+        write_lines(own / "samples.jsonl", [a for a in answers(solved, 70, 0) if a["environment"] == "digit_sums"])
 
 
 def _metrics(name: str) -> dict[str, float]:

@@ -2,7 +2,10 @@
 
 python -m launch.rl --config=configs/demo/kpop.py --workdir=runs/demo/kpop
 
-512 held-out sums, one seed: 99 % -> 93 % right; the mask takes 0.5 % of the tokens.
+Half of its sums have six additions; the stages before it trained on three to five. It answers 512 held-out tasks of
+the same kinds before and after, whatever else `launch.demo` asks. One seed: 51 % -> 88 % right, those of six additions
+6 % -> 79 %; 98 % -> 96 % of the sums that all stages are asked. The mask takes 1.0 % of the tokens, and 41 to 45 % of
+those with probabilities from 0.1 to 0.9.
 """
 
 from configs.rl import tiny_kpop
@@ -11,15 +14,16 @@ from configs.rl import tiny_kpop
 def get_config(folder="runs/demo"):
     config = tiny_kpop.get_config()
     config.start_from = f"{folder}/preference"
-    config.tasks = ({"environment": "digit_sums", "difficulties": (3, 4, 5), "count": 10_000, "seed": 300_000},)
-    config.optimizer.peak_lr = 1e-4
-    # Our choice: with phi 0.1 and half the rate the mask took 0.02 % of a sharper policy's tokens.
+    longer = (6, 3, 6, 4, 6, 5)  # in turn; with five and six alone, at 1e-4, the shorter sums fell from 98 % to 62 %
+    config.tasks = ({"environment": "digit_sums", "difficulties": longer, "count": 10_000, "seed": 300_000},)
+    config.optimizer.peak_lr = 5e-5  # our choice: 1e-4 gained half as much
+    # Our choice, PPO's clip range at a probability of one half: D ~ (r - 1)^2 p / 2(1 - p), so |r - 1| <= 0.2.
     config.objective.options = {"phi": 0.02, "kappa_cap": 2.0}
     config.rollout.context = 120
     config.rollout.max_tokens = 88
     config.rollout.prompts_per_step = 16
     config.rollout.slots = 256
     config.rollout.token_budget = 256 * 20  # an answer of some 40 tokens takes two or three versions
-    config.train.steps = 16
-    config.train.eval_tasks = 0
+    config.train.steps = 18
+    config.train.eval_tasks = 512
     return config

@@ -39,9 +39,10 @@ from ling_jax.rl.learner import Event, Learner
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
+from ling_jax.train import tensorboard
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.memory import MemoryUse
-from ling_jax.train.metrics import drop_lines_from, to_line
+from ling_jax.train.metrics import MetricsWriter, drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate, make_optimizer
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.state import TrainState, check_disk, create_state
@@ -117,8 +118,8 @@ def check_replay(workdir) -> None:
 def train(run: Run) -> dict[str, Any]:
     """Learns until `train.steps`, from the newest checkpoint in the workdir if there is one.
 
-    The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, checkpoints/, and
-    evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
+    The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, tensorboard/,
+    checkpoints/, and evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
     {} where nothing was left to do. Raises `Interrupted` after SIGTERM or Ctrl-C, and `TooManyNonfiniteSteps`, both
     after a save; `DamagedCheckpoint` where none can be read, or with --strict the newest.
     """
@@ -186,6 +187,7 @@ def start_report(run: Run, start: int) -> str:
     options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
     tasks = "; ".join(map(describe_source, config.tasks))
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
+    logs = ", ".join(f"{name}.jsonl" for name in LOGS)
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
     lines = {
         "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
@@ -196,7 +198,8 @@ def start_report(run: Run, start: int) -> str:
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
         "run": f"steps {start} to {steps}, one optimisation step each: old = policy, so the ratio is 1",
         "kernels": check_kernels(),
-        "files": f"{run.workdir}: config.json, metrics.jsonl, samples.jsonl, events.jsonl, checkpoints/, tokenizer/",
+        "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/",
+        "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
 
@@ -234,7 +237,11 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
     if start == 0:
         _evaluate(run, learner.state.params, 0)
     log = _Log(run, start)
-    with stop_signals() as stopped, watch_steps(run.workdir, train.hang_seconds) as ended:
+    with (
+        contextlib.closing(log),
+        stop_signals() as stopped,
+        watch_steps(run.workdir, train.hang_seconds) as ended,
+    ):
 
         def generated(*progress: int) -> None:
             ended()
@@ -286,7 +293,8 @@ class _Log:
     def __init__(self, run: Run, start: int):
         self._run, self._start, self._begun = run, start, time.perf_counter()
         self._told, self._memory = self._begun, MemoryUse()
-        for name in LOGS:
+        self._metrics = MetricsWriter(run.workdir, first_step=start)
+        for name in ("samples", "events"):
             drop_lines_from(run.workdir / f"{name}.jsonl", start)
         steps = run.config.train.steps
         self._rates = np.asarray(jax.jit(learning_rate(run.config.optimizer, steps))(np.arange(steps)))
@@ -301,12 +309,15 @@ class _Log:
             "time": time.time(),
         }
         line |= self._memory.measure()
-        self._append("metrics", step, [line])
+        self._metrics.write([line])
         self._append("samples", step, result.samples)
         self._append("events", step, result.events)
         self._print(step, line)
         self._told = time.perf_counter()
         return line
+
+    def close(self) -> None:
+        self._metrics.close()
 
     def generating(self, step: int, tokens: int, waiting: int) -> None:
         """A line now and then: how far the budget is used up, and how many rollouts are under way."""

@@ -22,6 +22,7 @@ from tests.browser import chromium_or_skip, figures_of, open_file, too_wide
 from tests.faults import ROOT, assert_same_end, run_with_kills, runs_below
 
 NAMES = [stage.name for stage in demo.STAGES]
+QUICK_NAMES = [stage.name for stage in demo.stages_of("quick")]
 CONFIGS = {
     "launch.pretrain": PretrainConfig, "launch.migrate": MigrateConfig, "launch.sft": SftConfig,
     "launch.distill": DistillConfig,
@@ -138,6 +139,8 @@ def test_time_left_follows_the_machine():
     twice_as_slow = {stage.name: 2 * stage.full for stage in demo.STAGES[:3]}
     assert demo.remaining(twice_as_slow, 3, "full") == pytest.approx(2 * sum(expected[3:]))
     assert demo.remaining({}, 1, "quick") == sum(stage.quick for stage in demo.STAGES[1:])
+    slow = {stage.name: 2 * stage.quick for stage in demo.STAGES[:4]}  # of which one is left out
+    assert demo.remaining(slow, 3, "quick") == pytest.approx(2 * sum(stage.quick for stage in demo.STAGES[4:]))
     assert demo.time_left(twice_as_slow, 3, "full") == f"about {2 * sum(expected[3:]) / 60:.0f} minutes to the end"
 
 
@@ -172,7 +175,7 @@ def test_kills_change_nothing_in_any_stage(whole, tmp_path):
     hits = run_with_kills(quick(tmp_path / "run"), kills=10, longest=35, seed=0, log=tmp_path / "log")
     assert len(hits) >= 5, hits
     runs = runs_below(whole[0])
-    assert len(runs) == len(NAMES) + 3  # a migration's four stages are runs
+    assert len(runs) == len(QUICK_NAMES) + 3  # a migration's four stages are runs
     assert runs == runs_below(tmp_path / "run")
     for run in runs:
         assert_same_end(whole[0] / run, tmp_path / "run" / run)
@@ -186,10 +189,10 @@ def test_the_quick_demo_runs_all_stages_and_then_none(whole):
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     assert "the logits are bit-equal" in first.stdout
     report = json.loads((folder / "report.json").read_text())
-    assert [row["name"] for row in report["stages"]] == NAMES
+    assert [row["name"] for row in report["stages"]] == QUICK_NAMES
     assert 0 < report["claims"][0]["value"] < 1e-4  # wrong weights, masks or positions differ by far more
     again = subprocess.run(quick(folder), cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0 and again.stdout.count("complete: ") == len(NAMES)
+    assert again.returncode == 0 and again.stdout.count("complete: ") == len(QUICK_NAMES)
     assert json.loads((folder / "report.json").read_text())["findings"] == report["findings"]
     assert (folder / "hf" / "tokenizer.json").is_file()
 

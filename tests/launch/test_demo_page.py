@@ -117,7 +117,7 @@ def test_the_page_has_what_the_report_found(text, folder):
     _, report = demo_folder.write_report(folder)
     assert text.count("<div class=finding>") == len(report["findings"])
     assert text.count("Why not at this size: ") == sum(f["verdict"] == "not seen" for f in report["findings"]) > 0
-    assert "55.0%" in text and "45% to 64%" in text
+    assert "55.0%" in text and "45% to 64%" in text and "longer sums after kpop 41.0% (32% to 51%)" in text
     assert ">wrong<" in text and ">right<" in text and "Expected answer: <b>3</b>" in text
     assert "get(name=a)" in text and "the number is 2" in text and "wrong after the last stage" in text
 

@@ -35,6 +35,14 @@ def test_what_is_kept_may_cost_less_than_the_margin(folder):
     assert verdicts["Merging keeps the sums"] == verdicts["Merging keeps the tools"] == "not seen"
 
 
+def test_kpop_is_judged_by_tasks_of_its_own_kind(folder):
+    table, report = write(folder)
+    (found,) = [f for f in report["findings"] if f["name"] == "KPop raises accuracy with stale samples"]
+    assert (found["value"], found["n"], found["verdict"]) == (pytest.approx(0.01), TASKS, "not seen")
+    assert "longer sums before kpop: 40.0% [30.9%, 49.8%]; longer sums after kpop: 41.0% [31.9%, 50.8%]" in table
+    assert [part["accuracy"] for part in report["stages"][-1]["own"].values()] == [0.4, 0.41]
+
+
 def test_nothing_can_be_kept_where_nothing_was_right(folder):
     for name in ("agentic", "specialists"):
         path = folder / "evaluation" / name / "samples.jsonl"

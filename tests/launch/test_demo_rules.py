@@ -19,6 +19,15 @@ def test_a_finding_that_is_not_seen_has_a_likely_reason_and_another_has_none():
     assert (better["verdict"], better["why"], better["value"]) == ("reproduced", "", 0.5)
 
 
+def test_the_reason_of_a_loss_is_another_than_that_of_too_little_gain():
+    expected = Expected("name", "§1", "raises", "outcome", "digit_sums", "before", "after", "too few steps")
+    found = finding(expected, {"before": answers([1] * 40), "after": answers([i % 2 for i in range(40)])})
+    assert found["verdict"] == "not seen" and found["why"] == demo_rules.OPPOSITE
+    shorter = expected._replace(kind="lowers", what="tokens")
+    found = finding(shorter, {"before": answers([1] * 40), "after": answers([1] * 40, tokens=31)})
+    assert found["verdict"] == "not seen" and found["why"] == demo_rules.OPPOSITE
+
+
 @pytest.mark.parametrize("expected", [*EXPECTED, *COMPARED], ids=lambda expected: expected.name)
 def test_every_finding_has_a_rule_a_reference_and_a_likely_reason(expected):
     assert expected.kind in demo_rules.RULES and "§" in expected.report_ref and expected.why

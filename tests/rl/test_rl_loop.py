@@ -62,6 +62,8 @@ def test_a_run_leaves_what_its_report_names(whole, capsys):
     assert {"masked_fraction", "masked_fraction/0.9-0.99", "entropy", "reward/brief", "ratio/0.5"} <= lines[0].keys()
     samples = lines_of(workdir, "samples")
     assert {sample["step"] for sample in samples} == set(range(6)) and all(sample["text"] for sample in samples)
+    (events,) = (workdir / "tensorboard").iterdir()
+    assert b"reward/brief" in events.read_bytes() and b"masked_fraction" in events.read_bytes()
     params, config = orbax.load_params(workdir / "checkpoints")
     assert config.vocab_size == params["embed"].shape[0]
 
