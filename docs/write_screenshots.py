@@ -25,7 +25,7 @@ VIEWS = {
 
 def main(page: Path) -> None:
     sys.path.insert(0, str(ROOT))
-    from tests.browser import chromium
+    from tests.helpers.browser import chromium
 
     with chromium() as browser:
         for name, (scheme, viewport, heading, height) in VIEWS.items():

@@ -5,7 +5,7 @@
 
 `--topology` is a shape such as v5p:4x4x8, or a slice as Google Cloud names it: v5p-256 (TensorCores, two a chip),
 v5litepod-256 and v6e-256 (chips).
-No TPU is needed, only libtpu (`pip install 'ling-jax[tpu]'`) and some minutes of one core. The train step is the one
+No TPU is needed, only libtpu (`pip install -e '.[tpu]'`) and some minutes of one core. The train step is the one
 that `launch.pretrain` runs, or `launch.migrate` in a `--stage`: optimiser, MTP, experts and kernels included. (A
 migration's `--config.source` and a pre-training's `--config.start_from` may be the name of a model here; no weights are
 read.) `--config.mesh.expert=16` overrides a field of the config; `--plan` looks for the best mesh. Exit code 2 means

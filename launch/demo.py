@@ -278,7 +278,8 @@ def time_left(times: Mapping[str, float], number: int, preset: str) -> str:
     """The same in words: a range over machines, until a stage has shown how fast this one is."""
     minutes = remaining(times, number, preset) / 60
     if any(stage.name in times for stage in stages_of(preset)[:number]):
-        return f"about {max(1, round(minutes))} minutes to the end"
+        whole = max(1, round(minutes))
+        return f"about {whole} minute{'s' if whole > 1 else ''} to the end"
     return f"{minutes * FASTEST:.0f} to {minutes * SLOWEST:.0f} minutes to the end, by the machine"
 
 

@@ -44,7 +44,7 @@ OPPOSITE = (
     "the opposite was measured: the stage moved its model the other way, and one seed does not say whether the method, "
     "its rate or its few steps are the cause"
 )
-FEW_STEPS = "the stage has few steps, and the model before it already solves most of these tasks"
+FEW_STEPS = "the stage has few steps, or the model before it already solves most of these tasks"
 SHORT_ALREADY = "the answers before are almost as short as right answers can be"
 NO_ROOM = "a model of this size has little room for two skills, and the stage has few steps"
 EXPECTED = (

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 OLDEST = (3, 11)
-START = 'if __name__ == "__main__":'
+START = '\nif __name__ == "__main__":'
 PACKAGE = "absl"  # which every program imports first
 OURS = ("launch", "ling_jax", "pallas_kernels")
 

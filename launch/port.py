@@ -51,6 +51,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.evaluate.compare import compare_folders
 from ling_jax.evaluate.layer_errors import config_differences
+from ling_jax.messages import size_text
 from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.paths import as_path, is_new, is_remote, resolved
 from ling_jax.preflight import check_new
@@ -213,7 +214,7 @@ def _plan(reader: Reader, config: ModelConfig, dtypes: Mapping[str, np.dtype], t
     """Prints the plan of a port and returns it. Raises ValueError or OSError where memory or disk is too small."""
     plan = port.make_plan(reader, config, dtypes, _max_bytes(), _cpus(), fp8=DTYPE.value == FLOAT8)
     print(
-        f"{plan.num_tensors} tensors, {plan.nbytes} bytes ({plan.nbytes / port.GB:.2f} GB) to write; memory "
+        f"{plan.num_tensors} tensors, {size_text(plan.nbytes)} to write; memory "
         f"{plan.memory / port.GB:.2f} GB with {plan.threads} threads; the least --max_host_gb is "
         f"{port.rounded_up_gb(plan.min_bytes)}",
         flush=True,
@@ -256,14 +257,14 @@ def _record(source: Path, step: int | None) -> dict:
 def _move(reader: Reader, writer: Writer, plan: port.Plan) -> None:
     start, written, count = time.monotonic(), port.written_bytes(reader, writer), writer.peers.count
     if written and not writer.peers.index:
-        print(f"continuing: {written / port.GB:.2f} of {plan.moved_bytes / port.GB:.2f} GB are written", flush=True)
+        print(f"continuing: {size_text(written)} of {size_text(plan.moved_bytes)} are written", flush=True)
     progress = port.Progress(plan.moved_bytes // count, written // count)  # of this process's share
     try:
         transfer(reader, writer, threads=plan.threads, progress=progress)
     except OSError as error:
         raise OSError(f"{error}; when that is mended the same command continues from there") from error
     seconds = time.monotonic() - start
-    print(f"{plan.nbytes / port.GB:.2f} GB in {port.duration(seconds)}", flush=True)
+    print(f"{size_text(plan.nbytes)} in {port.duration(seconds)}", flush=True)
 
 
 def _verify(reader: Reader, written: Reader, target: Path) -> None:
@@ -277,7 +278,7 @@ def _verify(reader: Reader, written: Reader, target: Path) -> None:
     found = compare_models(reader, written, threads=plan.threads, progress=progress, peers=peers)
     found.check(target)
     seconds = port.duration(time.monotonic() - start)
-    print(f"verified: {found}; {target} holds what the source does; {plan.nbytes / port.GB:.2f} GB in {seconds}")
+    print(f"verified: {found}; {target} holds what the source does; {size_text(plan.nbytes)} in {seconds}")
 
 
 def _max_bytes() -> int | None:

@@ -45,7 +45,7 @@ def shown(value: Any) -> str:
 
 def size_text(nbytes: int) -> str:
     """A number of bytes for people, such as "1.50 GB"."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if nbytes >= size:
             return f"{nbytes / size:.2f} {unit}"
     return f"{nbytes} bytes"

@@ -12,7 +12,7 @@ from etils import epath
 from hypothesis import settings
 
 from ling_jax.paths import as_path
-from tests.gcs_emulator import BUCKET, emulator
+from tests.helpers.gcs_emulator import BUCKET, emulator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
@@ -50,7 +50,7 @@ def free_programs():
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
     """Starts of runs within a module share their compiled programs."""
-    from tests.compiled import shared_between_starts  # with all of training, which few modules need
+    from tests.helpers.compiled import shared_between_starts  # with all of training, which few modules need
 
     with shared_between_starts(tmp_path_factory.mktemp("compiled")):
         yield

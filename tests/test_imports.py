@@ -64,3 +64,17 @@ def test_a_package_imports_only_what_lies_below_it(package):
 def test_every_package_has_its_place():
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in FILES]
     assert {package_of(module) for module in modules} - {None, "__init__", "__main__"} == set(RANK)
+
+
+def test_a_file_of_tests_is_a_test_or_a_helper_and_its_folder_is_a_package():
+    tests = ROOT / "tests"
+    packages = {path.name for top in (ROOT, ROOT / "ling_jax") for path in top.iterdir() if path.is_dir()}
+    for file in tests.rglob("*.py"):
+        where = file.relative_to(tests)
+        if where.parts[0] not in ("helpers", "gs"):  # gs: programs of several packages with paths of a bucket
+            assert where.parent == Path() or where.parts[0] in packages, f"{where}: no package has this name"
+            assert file.name.startswith("test_") or file.stem in ("conftest", "__init__"), f"{where} is a helper"
+
+
+def test_two_packages_may_have_tests_of_one_name(pytestconfig):
+    assert pytestconfig.getoption("importmode") == "importlib"

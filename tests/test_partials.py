@@ -8,7 +8,7 @@ import pytest
 
 from ling_jax import partials
 from ling_jax.files import new_folder, replacing
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 HOLD = """
 import sys, time

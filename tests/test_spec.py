@@ -7,8 +7,8 @@ import pytest
 
 from ling_jax import model, spec
 from ling_jax.spec import Leaf
-from tests.golden_numbers import quick_jit
-from tests.tiny import FAMILIES, assert_trees_equal, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import FAMILIES, assert_trees_equal, tiny_config
 
 OTHERS = [family for family in FAMILIES if family != "2.6"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ling_jax.checkpoint import orbax, save_hf
 from ling_jax.train.state import TrainState
-from tests.tiny import random_params, tiny_config
+from tests.helpers.tiny import random_params, tiny_config
 
 ROOT = Path(__file__).parents[1]
 USE = """

@@ -77,7 +77,7 @@ def describe(name: str, slices: int = 1) -> tuple[list[jax.Device], Chip]:
     if version in ("v5e", "v6e") and (len(layout) != 2 or any(size.isdigit() and int(size) > 16 for size in layout)):
         raise ValueError(f"topology {name!r} does not exist: {version} has two axes of 16 at the most; e.g. {EXAMPLES}")
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("libtpu is missing, and it is the compiler: pip install 'ling-jax[tpu]' (no TPU is needed)")
+        raise ValueError("libtpu is missing, and it is the compiler: pip install -e '.[tpu]' (no TPU is needed)")
     options = {"num_slices": slices}
     if set(layout) == {"1"}:
         options["chips_per_host_bounds"] = [1, 1, 1]

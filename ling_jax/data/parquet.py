@@ -18,7 +18,7 @@ def import_pyarrow() -> ModuleType:
         import pyarrow.parquet
     except ImportError:
         needed = "parquet files are read with pyarrow, which is not installed"
-        raise ValueError(f"{needed}; run: pip install 'ling-jax[data]'") from None
+        raise ValueError(f"{needed}; run: pip install pyarrow") from None
     return pyarrow
 
 

@@ -27,16 +27,22 @@ class Metric(NamedTuple):
 
 
 def with_progress(batches: Iterable[Sequence], what: str, total: int, *, doing: str = "evaluate") -> Iterator:
-    """The items of the batches, with a progress line every few seconds and at the end: items done and time left."""
-    start = reported = time.monotonic()
-    done = 0
+    """The items of the batches, with a progress line every few seconds and at the end: items done and time left.
+
+    The first batch says nothing about the others: it waits for compilations.
+    """
+    start = reported = begun = time.monotonic()
+    done = first = 0
     for batch in batches:
         yield from batch
         done, now = done + len(batch), time.monotonic()
+        if not first:
+            first, begun = done, now
         if now - reported >= REPORT_SECONDS or done == total:
             reported = now
-            eta = datetime.timedelta(seconds=round((now - start) / done * (total - done)))
-            print(f"{doing}: {what}={done}/{total} seconds={now - start:.1f} {eta=!s}", flush=True)
+            left = (now - begun) / (done - first) * (total - done) if done > first else 0.0
+            eta = f" eta={datetime.timedelta(seconds=round(left))}" if done > first or done == total else ""
+            print(f"{doing}: {what}={done}/{total} seconds={now - start:.1f}{eta}", flush=True)
 
 
 def table(metrics: Iterable[Metric]) -> str:

@@ -70,7 +70,7 @@ class LoopConfig:
     save_every: int = 100
     keep: int = 2  # checkpoints
     profile_step: int = 0  # the step that `--profile` traces from; 0: the 10th of this start
-    wandb: str = ""  # a W&B project that gets the metrics, too (pip install 'ling-jax[wandb]'); "": none
+    wandb: str = ""  # a W&B project that gets the metrics, too (pip install wandb); "": none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

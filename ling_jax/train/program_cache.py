@@ -150,7 +150,8 @@ class _Notice:
 
 def _begin_notice(key: str, seconds: float | None) -> None:
     _end_notice(COMPILED)
-    _current.notice = _Notice(_name(key).removeprefix("jit_"), seconds)
+    name = _name(key).removeprefix("jit_").strip("_")
+    _current.notice = _Notice("a program" if name == "lambda" else name, seconds)
 
 
 def _end_notice(event: str, *_, **__) -> None:

@@ -16,8 +16,7 @@ def check_wandb(project: str) -> None:
     """Raises ValueError where a project is named and wandb is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
-            f"train.wandb is {project!r}, and wandb is not installed: pip install 'ling-jax[wandb]' (in a checkout: "
-            "pip install -e '.[wandb]'), or leave train.wandb empty"
+            f"train.wandb is {project!r}, and wandb is not installed: pip install wandb, or leave train.wandb empty"
         )
 
 

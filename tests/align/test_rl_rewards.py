@@ -15,7 +15,7 @@ from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.runner import Ask, Episode, Reader, answer
 from ling_jax.rl.trajectory import append_observation, append_segment
-from tests.rl_run import tokenizer
+from tests.helpers.rl_run import tokenizer
 
 READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
 END = tokenizer().token_to_id("<|role_end|>")

@@ -17,8 +17,8 @@ from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
-from tests.faults import assert_same_end, metrics_of
-from tests.small_stage import write_stage
+from tests.helpers.faults import assert_same_end, metrics_of
+from tests.helpers.small_stage import write_stage
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

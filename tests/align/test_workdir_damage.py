@@ -11,11 +11,11 @@ from ling_jax.align.specialists import prepare_distillation
 from ling_jax.checkpoint.steps import newest_step, resume_step
 from ling_jax.rl import loop
 from ling_jax.train.workdir import unlock
-from tests import rl_run
 from tests.align.test_stages import distil_config, sft_config
-from tests.compiled import shared_between_starts
-from tests.damage import DAMAGES, files_below
-from tests.small_stage import write_stage
+from tests.helpers import rl_run
+from tests.helpers.compiled import shared_between_starts
+from tests.helpers.damage import DAMAGES, files_below
+from tests.helpers.small_stage import write_stage
 
 # A lock holds nothing; fine-tuning writes samples for people, and a plan of rows is made again where it is damaged.
 NOT_READ = (".lock", "samples.jsonl", ".npz")

@@ -10,7 +10,7 @@ from benchmarks.port_model import RandomReader, sized_config
 from benchmarks.port_process import Program
 from ling_jax.model import model_spec
 from ling_jax.spec import count
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 GB = 10**9
 

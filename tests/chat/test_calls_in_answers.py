@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.tool_calls import TOOL_FORMATS, as_message, parse_either, render_call
-from tests.chat.answer_texts import BITS, MARKS, SETTINGS, WHOLE, check_laws, every_cut, repeated, seconds
+from tests.helpers.answer_texts import BITS, MARKS, SETTINGS, WHOLE, check_laws, every_cut, repeated, seconds
 
 RING = {"name": "ring", "arguments": {"who": "Ann"}}
 RING_TEXT = "<tool_call>ring<arg_key>who</arg_key>\n<arg_value>Ann</arg_value>\n</tool_call>"

@@ -8,8 +8,8 @@ from ling_jax.chat.continuation import UnreadableAnswer, continue_conversation
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
-from tests.chat.official_forms import FORMS
 from tests.chat.test_official_forms import joined
+from tests.helpers.official_forms import FORMS
 
 ENDS = ("<|role_end|>", "[END]")
 ASKED = [{"role": "user", "content": "ring Ann"}]

@@ -15,8 +15,8 @@ from ling_jax.data.json_lines import read_objects
 from ling_jax.data.packing import IGNORED_LABEL
 from ling_jax.data.sources import is_held_out
 from ling_jax.model.transformer import loss_sums
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 BYTES = train_bpe(["a"], 263)  # no merges: a token is a byte or a special one
 

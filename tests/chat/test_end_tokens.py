@@ -10,7 +10,7 @@ from ling_jax.chat.folder_template import FolderTemplate, load_template
 from ling_jax.chat.template import ChatTemplate, encode
 from ling_jax.data.packing import open_documents
 from ling_jax.data.tokenizer import EOS, SPECIAL_TOKENS
-from tests.chat.official_forms import FORMS
+from tests.helpers.official_forms import FORMS
 
 TOKENIZER = data.train_bpe([], 280, words=("</s>", "[END]"))
 ROLE_END = TOKENIZER.token_to_id("<|role_end|>")

@@ -10,7 +10,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
-from tests.chat.official_forms import FORMS, LING_2_0, LING_2_6
+from tests.helpers.official_forms import FORMS, LING_2_0, LING_2_6
 
 WORDS = (
     "Hi", " ", "\n", "naïve", "日本", "🙂", "<role>", "</role>", "<|role_end|>", "<|endoftext|>", "{{ x }}", "\\n",

@@ -6,7 +6,7 @@ from ling_jax.chat.template import ChatTemplate, opens_reasoning
 from ling_jax.chat.thinking import check_thinking, with_reasoning, with_thinking
 from ling_jax.data import train_bpe
 from ling_jax.data.packing import open_documents
-from tests.chat.official_forms import FORMS, LING_2_6
+from tests.helpers.official_forms import FORMS, LING_2_6
 
 HI = [{"role": "user", "content": "Hi"}]
 SWITCHES = (

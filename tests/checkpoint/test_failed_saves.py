@@ -11,7 +11,7 @@ import pytest
 from ling_jax.checkpoint import manifest, orbax
 from ling_jax.checkpoint.orbax import SaveFailed
 from ling_jax.checkpoint.steps import steps_in
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 
 def state(step):

@@ -7,9 +7,9 @@ import pytest
 from ling_jax import data
 from ling_jax.checkpoint import save_hf
 from ling_jax.checkpoint.folder import open_model, save_texts
-from tests.chat.official_forms import LING_2_6
-from tests.small_stage import write_stage
-from tests.tiny import random_params, tiny_config
+from tests.helpers.official_forms import LING_2_6
+from tests.helpers.small_stage import write_stage
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(vocab_size=300, num_layers=1, first_dense_layers=1)
 TOKENIZER = data.train_bpe([], 263)

@@ -12,7 +12,7 @@ from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.checkpoint.quantised import quantise
 from ling_jax.checkpoint.tensors import Tensors
 from ling_jax.checkpoint.transfer import transfer
-from tests.tiny import random_params, tiny_config
+from tests.helpers.tiny import random_params, tiny_config
 
 WIDE = tiny_config("2.6", hidden_size=160, head_dim=64, expert_ffn_size=136, num_layers=2, mtp_depth=1)
 

@@ -13,7 +13,7 @@ from ling_jax.checkpoint import hf_tensors, hf_writer, load_hf, save_hf
 from ling_jax.config import Yarn
 from ling_jax.model import model_spec
 from tests.conftest import FIXTURES
-from tests.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
 
 SOURCE = FIXTURES / "v25_yarn_mscale"
 WEIGHTS = "model.safetensors"

@@ -14,9 +14,9 @@ from ling_jax.checkpoint.hf_keys import QUANTISATION
 from ling_jax.config import MODELS, ModelConfig, Yarn, model_config
 from ling_jax.migrate.convert import form_config
 from ling_jax.train.config import differences
-from tests.checkpoint.hf_configs import BASES, FIXTURE, PLAIN, YARN, json_values, rope_5, without
-from tests.checkpoint.releases import COUNTS, FP8, RELEASES
-from tests.tiny import FAMILIES, tiny_config
+from tests.helpers.hf_configs import BASES, FIXTURE, PLAIN, YARN, json_values, rope_5, without
+from tests.helpers.releases import COUNTS, FP8, RELEASES
+from tests.helpers.tiny import FAMILIES, tiny_config
 
 # Fields that config.json does not hold; they come back as their defaults.
 HOW_IT_IS_RUN = dict(remat="full", scan_layers=True, lightning_chunk=None, loss_chunk=128)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ling_jax.checkpoint import from_hf, to_hf
 from ling_jax.checkpoint.hf_keys import HARMLESS, TABLE, UNREAD
-from tests.checkpoint.hf_configs import BASES, FIXTURE, GQA, PLAIN, YARN, json_values, refusal, without
+from tests.helpers.hf_configs import BASES, FIXTURE, GQA, PLAIN, YARN, json_values, refusal, without
 
 
 @pytest.mark.parametrize("key", [key.name for key in TABLE if key.needed])

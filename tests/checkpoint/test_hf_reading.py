@@ -9,8 +9,8 @@ from ling_jax import model, spec
 from ling_jax.checkpoint import from_hf, to_hf
 from ling_jax.checkpoint.hf_keys import ARCHITECTURES, ROPE
 from ling_jax.config import Yarn
-from tests.checkpoint.hf_configs import BASES, FIXTURE, GQA, PLAIN, YARN, refusal, rope_5, without
-from tests.checkpoint.releases import RELEASES
+from tests.helpers.hf_configs import BASES, FIXTURE, GQA, PLAIN, YARN, refusal, rope_5, without
+from tests.helpers.releases import RELEASES
 
 # Architectures
 

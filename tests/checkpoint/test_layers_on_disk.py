@@ -12,7 +12,7 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader
 from ling_jax.checkpoint.parts import TOP, TreeReader
 from ling_jax.model.layers import layer_kind, layer_spec
 from ling_jax.spec import named_leaves
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 BOTH = pytest.mark.parametrize("family", ["2.6", "2.0"])
 

@@ -16,7 +16,7 @@ from ling_jax import sums
 from ling_jax.checkpoint import manifest, orbax, steps
 from ling_jax.checkpoint.layers import OrbaxReader
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
-from tests.damage import DAMAGES, damage, files_below
+from tests.helpers.damage import DAMAGES, damage, files_below
 from tests.train.test_step import CONFIG, new_state
 
 

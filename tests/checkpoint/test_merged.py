@@ -8,7 +8,7 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.checkpoint.transfer import transfer
 from ling_jax.train.merge import merge_checkpoints
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 CONFIG = tiny_config("2.6", mtp_depth=1, compute_dtype="float32")
 

@@ -8,7 +8,7 @@ from ling_jax.checkpoint.names import tensor_mappings
 from ling_jax.model import model_spec
 from ling_jax.model.layers import layer_numbers
 from ling_jax.spec import named_leaves
-from tests.tiny import FAMILIES, random_params, tiny_config
+from tests.helpers.tiny import FAMILIES, random_params, tiny_config
 
 
 def official_shapes(c):

@@ -7,7 +7,7 @@ import pytest
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.layers import open_layers
 from ling_jax.checkpoint.nonfinite import CHUNK, count_nonfinite
-from tests.hf_folders import copy_of_source, edit_tensors, read_tensors, warnings
+from tests.helpers.hf_folders import copy_of_source, edit_tensors, read_tensors, warnings
 
 BAD = "model.layers.2.mlp.experts.5.up_proj.weight"
 BIAS = "model.layers.3.mlp.gate.expert_bias"

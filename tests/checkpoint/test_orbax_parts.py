@@ -16,7 +16,7 @@ from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.spec import named_leaves
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 CONFIG = tiny_config("2.6", mtp_depth=2, first_dense_layers=1, compute_dtype="float32")
 

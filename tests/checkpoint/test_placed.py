@@ -16,7 +16,7 @@ from ling_jax.checkpoint.transfer import transfer
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.spec import named_leaves
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 
 @pytest.mark.parametrize(("family", "fp8"), [("2.6", False), ("2.0", False), ("2.6", True)])

@@ -17,7 +17,7 @@ from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.preflight import stored_bytes
 from ling_jax.spec import count, named_leaves
-from tests.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
 
 CONFIG = tiny_config("2.6", mtp_depth=1, compute_dtype="float32")
 

@@ -16,7 +16,7 @@ from ling_jax.checkpoint.quantised import WeightFormat, weight_format
 from ling_jax.checkpoint.safetensors_file import SafetensorsFile
 from ling_jax.spec import named_leaves
 from tests.conftest import FIXTURES, QUICK
-from tests.hf_folders import (
+from tests.helpers.hf_folders import (
     E4M3,
     compressed_config,
     dequantise_by_hand,
@@ -27,7 +27,7 @@ from tests.hf_folders import (
     read_tensors,
     write_tensors,
 )
-from tests.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
 
 BLOCK = (128, 128)
 # name -> quantization_config, block (None: the whole dimension), end of the scale's name, scale's shape, its dtype

@@ -6,8 +6,8 @@ import pytest
 
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.checkpoint.steps import steps_in
-from tests.fork_server import ROOT, Program
-from tests.small_run import write_corpus
+from tests.helpers.fork_server import ROOT, Program
+from tests.helpers.small_run import write_corpus
 
 
 @contextlib.contextmanager
@@ -15,7 +15,11 @@ def running(folder):
     """The workdir of a program that trains until the block ends."""
     write_corpus(folder / "corpus")
     sources = f"({{'kind': 'text', 'path': '{folder / 'corpus'}'}},)"
-    flags = [f"--config={ROOT / 'tests/small_run.py'}", f"--config.data.sources={sources}", "--config.train.steps=9999"]
+    flags = [
+        f"--config={ROOT / 'tests/helpers/small_run.py'}",
+        f"--config.data.sources={sources}",
+        "--config.train.steps=9999",
+    ]
     flags += ["--config.train.save_every=1", "--config.train.keep=1", "--config.model.num_layers=1"]
     flags += ["--config.model.mtp_depth=0", f"--workdir={folder / 'run'}"]
     program = Program("launch.pretrain", {})

@@ -15,7 +15,7 @@ from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.checkpoint.side_files import copy_side_files, fill_in
-from tests.tiny import random_params, tiny_config
+from tests.helpers.tiny import random_params, tiny_config
 
 CARRIED = {
     "generation_config.json": '{"eos_token_id": [254, 255], "temperature": 0.6}',

@@ -15,7 +15,7 @@ import safetensors.numpy
 from ling_jax.checkpoint import load_hf, load_hf_config, save_hf
 from ling_jax.checkpoint.folder import check_model_folder
 from ling_jax.checkpoint.layers import open_layers
-from tests.hf_folders import (
+from tests.helpers.hf_folders import (
     SOURCE,
     WEIGHTS,
     copy_of_source,
@@ -26,7 +26,7 @@ from tests.hf_folders import (
     write_raw,
     write_tensors,
 )
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 INDEX = "model.safetensors.index.json"
 NORM = "model.norm.weight"

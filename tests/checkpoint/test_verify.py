@@ -14,7 +14,7 @@ from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.checkpoint.verify import compare_models
-from tests.tiny import random_params, tiny_config
+from tests.helpers.tiny import random_params, tiny_config
 
 SIZES = dict(mtp_depth=1, compute_dtype="float32", expert_ffn_size=130, hidden_size=144)  # ragged blocks of FP8
 CONFIG = tiny_config(**SIZES)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import ROOT
-from tests.programs import needs_libtpu
+from tests.helpers.faults import ROOT
+from tests.helpers.programs import needs_libtpu
 
 SNAPSHOT = Path(__file__).with_name("collectives.json")
 # One group of a Lightning and an MLA layer with experts, MTP, two microbatches: what a step repeats.

@@ -17,7 +17,7 @@ from ling_jax.data.packing import PackedRows, pack_plan, packed_rows, tokenize, 
 from ling_jax.data.sources import PythonSources, TextFiles, TokenDocuments, TokenFile, is_held_out, open_documents
 from ling_jax.data.tokenizer import train_bpe
 from ling_jax.sums import read_sealed
-from tests.damage import DAMAGES, damage
+from tests.helpers.damage import DAMAGES, damage
 
 TEXTS = [f"document {i}: " + "word " * (i % 7) for i in range(40)]
 LENGTHS = st.lists(st.integers(0, 40), max_size=30).map(lambda lengths: np.array(lengths, int))

@@ -279,7 +279,7 @@ def test_a_parquet_column_that_is_there_twice_is_refused(tmp_path):
 
 def test_parquet_without_pyarrow_names_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ValueError, match=r"pyarrow, which is not installed; run: pip install 'ling-jax\[data\]'"):
+    with pytest.raises(ValueError, match=r"pyarrow, which is not installed; run: pip install pyarrow"):
         source_from_config({"kind": "parquet", "path": str(tmp_path)})
 
 

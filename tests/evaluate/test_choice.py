@@ -10,8 +10,8 @@ from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
-from tests.chat.official_forms import LING_2_6
-from tests.tiny import tiny_config
+from tests.helpers.official_forms import LING_2_6
+from tests.helpers.tiny import tiny_config
 
 TOKENIZER = data.train_bpe(["some words of a text"], 270)
 LOADED = Loaded(None, tiny_config(vocab_size=300), TOKENIZER, ChatTemplate())

@@ -18,7 +18,7 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader
 from ling_jax.checkpoint.parts import TreeReader, layer_leaves
 from ling_jax.evaluate import layer_errors
 from ling_jax.evaluate.layer_errors import PartError, check_comparable, compare_layers, config_differences
-from tests.tiny import FAMILIES, random_params, tiny_config
+from tests.helpers.tiny import FAMILIES, random_params, tiny_config
 
 CONFIG = tiny_config(mtp_depth=2, compute_dtype="float32")
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 24))

@@ -56,3 +56,14 @@ def test_progress_says_how_many_and_passes_all_on(capsys):
     assert list(with_progress(iter(["ab", "c"]), "windows", 3)) == ["a", "b", "c"]
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("evaluate: windows=3/3 seconds=") and line.endswith("eta=0:00:00")
+
+
+def test_the_compilations_of_the_first_batch_do_not_count_for_the_time_left(capsys, monkeypatch):
+    times = iter([0.0, 100.0, 110.0, 120.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    assert list(with_progress(iter("abc"), "rollouts", 3)) == ["a", "b", "c"]
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluate: rollouts=1/3 seconds=100.0",
+        "evaluate: rollouts=2/3 seconds=110.0 eta=0:00:10",
+        "evaluate: rollouts=3/3 seconds=120.0 eta=0:00:00",
+    ]

@@ -4,7 +4,7 @@ import pytest
 
 from ling_jax import model
 from ling_jax.evaluate.scoring import next_token_logps, score_rows
-from tests.tiny import random_params, tiny_config
+from tests.helpers.tiny import random_params, tiny_config
 
 # A context that is no power of two, and a depth of MTP, which scoring leaves out.
 CONFIG = tiny_config(num_layers=2, mtp_depth=1, max_length=40, compute_dtype="float32", remat="none")

@@ -11,7 +11,7 @@ from ling_jax.checkpoint import manifest, orbax, steps
 from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_sums
 from ling_jax.paths import append, files_below
 from ling_jax.sums import DamagedFile
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 CONFIG = tiny_config(num_layers=2, compute_dtype="float32")
 PARAMS = jax.tree.map(jnp.asarray, random_params(CONFIG, dtype="float32"))

@@ -11,7 +11,7 @@ from ling_jax import data
 from ling_jax.data import JsonLines, ParquetFiles, TextFiles
 from ling_jax.data.sources import source_digest
 from ling_jax.files import upload_folder
-from tests.small_run import write_corpus
+from tests.helpers.small_run import write_corpus
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from ling_jax.checkpoint import load_hf, orbax
 from ling_jax.checkpoint.manifest import read, verify
 from ling_jax.checkpoint.steps import steps_in
 from ling_jax.sums import local_copy
-from tests.damage import files_below
+from tests.helpers.damage import files_below
+from tests.helpers.tiny import assert_trees_equal
 from tests.launch import test_many_hosts, test_port_on_hosts
 from tests.launch.test_many_hosts import assert_same_run, run_hosts, started, wait_for
 from tests.launch.test_port_on_hosts import port
-from tests.tiny import assert_trees_equal
 
 alone, command, source = test_many_hosts.alone, test_many_hosts.command, test_port_on_hosts.source  # fixtures
 

@@ -10,7 +10,7 @@ import pytest
 from ling_jax import files, paths, preflight, sums
 from ling_jax.paths import as_path
 from ling_jax.sums import DamagedFile
-from tests.gcs_emulator import BUCKET, FORBIDDEN, UNKNOWN_CALLER
+from tests.helpers.gcs_emulator import BUCKET, FORBIDDEN, UNKNOWN_CALLER
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ling_jax.checkpoint.orbax_parts import OrbaxReader, OrbaxWriter
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.checkpoint.steps import steps_in
 from ling_jax.files import upload_folder
-from tests.tiny import assert_trees_equal, random_params, tiny_config
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 CONFIG = tiny_config(num_layers=2, mtp_depth=1, compute_dtype="float32")
 PARAMS = random_params(CONFIG, dtype="float32")

@@ -12,12 +12,12 @@ from ling_jax import paths
 from ling_jax.checkpoint.steps import steps_in
 from ling_jax.files import upload_folder
 from ling_jax.sums import local_copy
-from tests.faults import ROOT, assert_same_end, run_with_kills
-from tests.gcs_emulator import FORBIDDEN
-from tests.refusals import run_each
-from tests.rl_run import write_start
-from tests.small_run import write_corpus
-from tests.small_stage import write_stage
+from tests.helpers.faults import ROOT, assert_same_end, run_with_kills
+from tests.helpers.gcs_emulator import FORBIDDEN
+from tests.helpers.refusals import run_each
+from tests.helpers.rl_run import write_start
+from tests.helpers.small_run import write_corpus
+from tests.helpers.small_stage import write_stage
 
 SUMS = "({'environment': 'running_sums', 'difficulties': (1,), 'count': 6},)"
 SHORT = ["--config.data.sequence_length=128", "--config.train.batch_size=4", "--config.train.steps=4"]
@@ -61,7 +61,7 @@ def test_every_program_refuses_other_schemes_before_its_work(tmp_path):
     (tmp_path / "texts").write_text("text")
     run_ = f"--workdir={tmp_path / 'run'}"
     text = f"--config.data.sources=({{'kind': 'text', 'path': '{tmp_path / 'texts'}'}},)"
-    pretrain, tuning = ["--config=tests/small_run.py", text], [config.format("align/tiny_sft"), start]
+    pretrain, tuning = ["--config=tests/helpers/small_run.py", text], [config.format("align/tiny_sft"), start]
     programs = {
         "pretrain": [
             [*pretrain, "--workdir=s3://a/b"],
@@ -115,7 +115,12 @@ def test_a_run_in_a_store_is_stopped_and_killed_and_ends_as_one_on_the_disk(tmp_
 
     def run_to(steps, workdir, **kills):
         sources = f"--config.data.sources=({{'kind': 'text', 'path': '{gs}/corpus'}},)"
-        flags = ["--config=tests/small_run.py", f"--workdir={workdir}", sources, f"--config.train.steps={steps}"]
+        flags = [
+            "--config=tests/helpers/small_run.py",
+            f"--workdir={workdir}",
+            sources,
+            f"--config.train.steps={steps}",
+        ]
         flags += ["--config.train.eval_every=0"]  # a run that stops for a signal leaves out the evaluation of its step
         how = dict(kills=0, longest=2, seed=0, log=tmp_path / "log", begin="step=") | kills
         return run_with_kills([sys.executable, "-m", "launch.pretrain", *flags], **how)

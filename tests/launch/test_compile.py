@@ -20,9 +20,9 @@ from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
 from ling_jax.train.start import with_sizes
 from ling_jax.train.state import abstract_state, state_bytes
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
+from tests.helpers.programs import needs_libtpu
 from tests.parallel.test_sharding import abstract_mesh
-from tests.programs import needs_libtpu
 
 
 def test_an_unknown_chip_is_refused_with_those_that_are_known():
@@ -61,7 +61,7 @@ def test_layouts_that_a_chip_does_not_have_are_refused_before_libtpu_aborts(name
 
 def test_libtpu_missing_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install 'ling-jax\[tpu\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[tpu\]'"):
         describe("v5p:2x2x1")
 
 

@@ -18,8 +18,8 @@ from ling_jax.align.specialists import DistillConfig
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.rl.config import RLConfig
 from ling_jax.train.config import PretrainConfig, from_dict
-from tests.browser import chromium_or_skip, figures_of, open_file, too_wide
-from tests.faults import ROOT, assert_same_end, run_with_kills, runs_below
+from tests.helpers.browser import chromium_or_skip, figures_of, open_file, too_wide
+from tests.helpers.faults import ROOT, assert_same_end, run_with_kills, runs_below
 
 NAMES = [stage.name for stage in demo.STAGES]
 QUICK_NAMES = [stage.name for stage in demo.stages_of("quick")]

@@ -9,8 +9,8 @@ import pytest
 
 from launch.demo_figures import cache_bytes, larger_cache_below
 from launch.demo_slots import Span, slot_spans
-from tests import demo_folder
-from tests.browser import chromium_or_skip, figures_of, open_file, too_wide
+from tests.helpers import demo_folder
+from tests.helpers.browser import chromium_or_skip, figures_of, open_file, too_wide
 
 COLOURS = """() => [getComputedStyle(document.body).backgroundColor,
   ...['body', '.muted', '.caption', '.good', '.bad'].map(one => getComputedStyle(document.querySelector(one)).color)]"""

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from launch import demo_report, demo_rules
-from tests.demo_folder import NAMES, TASKS, answers, write_demo
-from tests.demo_folder import write_report as write
+from tests.helpers.demo_folder import NAMES, TASKS, answers, write_demo
+from tests.helpers.demo_folder import write_report as write
 
 
 @pytest.fixture

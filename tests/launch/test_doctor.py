@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from launch import doctor
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 NAMES = [
     "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "gs:// paths", "devices",

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 
 def start(program, *options, **environment):

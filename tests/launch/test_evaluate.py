@@ -9,9 +9,9 @@ import pytest
 
 from ling_jax import data, model
 from ling_jax.checkpoint import save_hf
-from tests.faults import ROOT
-from tests.refusals import run_each
-from tests.tiny import random_params, tiny_config
+from tests.helpers.faults import ROOT
+from tests.helpers.refusals import run_each
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(vocab_size=300, num_layers=2, compute_dtype="float32", remat="none", max_length=64)
 PARAMS = random_params(CONFIG, dtype="float32")

@@ -14,11 +14,11 @@ from ling_jax.checkpoint.orbax_parts import OrbaxWriter
 from ling_jax.checkpoint.steps import choose_step, steps_in
 from ling_jax.checkpoint.transfer import transfer
 from ling_jax.data import save_tokenizer, train_bpe
-from tests.disks import fill, fill_when, small_disk
-from tests.faults import assert_same_files, assert_same_model, assert_same_run
-from tests.fork_server import ROOT, Program
-from tests.small_run import write_corpus
-from tests.tiny import random_params, tiny_config
+from tests.helpers.disks import fill, fill_when, small_disk
+from tests.helpers.faults import assert_same_files, assert_same_model, assert_same_run
+from tests.helpers.fork_server import ROOT, Program
+from tests.helpers.small_run import write_corpus
+from tests.helpers.tiny import random_params, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def folder(tmp_path):
 def test_runs(folder):
     write_corpus(folder / "corpus", documents=60)
     sources = f"({{'kind': 'text', 'path': '{folder / 'corpus'}'}},)"
-    run = [f"--config={ROOT / 'tests/small_run.py'}", f"--config.data.sources={sources}"]
+    run = [f"--config={ROOT / 'tests/helpers/small_run.py'}", f"--config.data.sources={sources}"]
     run += ["--config.model.num_layers=1", "--config.model.mtp_depth=0"]
     moments = [  # (path, bytes that are left)
         (".lock", 0), (".lock", 20_000), ("tokenizer", 3000), ("tensorboard/*", 100), ("metrics.jsonl", 4096),

@@ -9,11 +9,11 @@ import pytest
 
 from ling_jax import data
 from ling_jax.checkpoint import orbax, save_hf
-from tests.chat.official_forms import LING_2_6
-from tests.damage import damage
-from tests.faults import ROOT
-from tests.refusals import run_each
-from tests.tiny import random_params, tiny_config
+from tests.helpers.damage import damage
+from tests.helpers.faults import ROOT
+from tests.helpers.official_forms import LING_2_6
+from tests.helpers.refusals import run_each
+from tests.helpers.tiny import random_params, tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from launch.__main__ import programs
 from launch.config_fields import REQUIRED, fields
 from ling_jax.align.sft import SftConfig
 from ling_jax.train.config import PretrainConfig
-from tests.faults import ROOT
-from tests.refusals import run_each
+from tests.helpers.faults import ROOT
+from tests.helpers.refusals import run_each
 
 TINY = "--config=configs/pretrain/tiny_2_6.py"
 WORKDIR = "--workdir=runs/x"

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.faults import ROOT, metrics_of
-from tests.small_run import write_corpus
+from tests.helpers.faults import ROOT, metrics_of
+from tests.helpers.small_run import write_corpus
 
 WORKS = """
 import sys, time
@@ -87,7 +87,7 @@ def test_a_signal_during_the_imports_is_one_line():
 def test_signals_at_random_moments_before_the_first_step_leave_nothing_half_written(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     write_corpus(tmp_path / "corpus", documents=400)
-    command = [sys.executable, "-m", "launch.pretrain", f"--config={ROOT / 'tests/small_run.py'}"]
+    command = [sys.executable, "-m", "launch.pretrain", f"--config={ROOT / 'tests/helpers/small_run.py'}"]
     command += [f"--config.data.sources=({{'kind': 'text', 'path': '{tmp_path / 'corpus'}'}},)"]
     command += ["--config.model.num_layers=1", "--config.model.mtp_depth=0", f"--workdir={tmp_path / 'run'}"]
     rng, moments = random.Random(0), []

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.faults import KINDS, kill_often, kinds
+from tests.helpers.faults import KINDS, kill_often, kinds
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 # Ends with the codes of a file, one a run; without one it waits for SIGTERM as a training does.
 PROGRAM = """#!/bin/bash

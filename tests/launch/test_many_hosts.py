@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from ling_jax.checkpoint import manifest
-from tests import damage
-from tests.faults import ROOT, final_state, metrics_of
-from tests.small_run import write_corpus
-from tests.small_stage import write_stage
+from tests.helpers import damage
+from tests.helpers.faults import ROOT, final_state, metrics_of
+from tests.helpers.small_run import write_corpus
+from tests.helpers.small_stage import write_stage
 
 # Two devices add two numbers in one order; one device adds the same rows in another, and four have several orders.
 # In float32 that is a few units in the last place at each step, and steps build on each other.
@@ -41,7 +41,7 @@ def command(tmp_path_factory):
     sources = f"({{'kind': 'text', 'path': '{folder / 'corpus'}'}},)"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-        config = [f"--config={ROOT / 'tests/small_run.py'}", f"--config.data.sources={sources}"]
+        config = [f"--config={ROOT / 'tests/helpers/small_run.py'}", f"--config.data.sources={sources}"]
         yield [sys.executable, "-m", "launch.pretrain", *config, *SMALL]
 
 

@@ -10,14 +10,14 @@ from ling_jax.checkpoint import load_hf
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.config import model_config
 from ling_jax.migrate.run import read_report
-from tests.faults import ROOT, run_with_kills
-from tests.refusals import run_each
-from tests.small_migration import write_source
-from tests.small_run import write_corpus
-from tests.small_stage import write_stage
-from tests.tiny import assert_trees_equal
+from tests.helpers.faults import ROOT, run_with_kills
+from tests.helpers.refusals import run_each
+from tests.helpers.small_migration import write_source
+from tests.helpers.small_run import write_corpus
+from tests.helpers.small_stage import write_stage
+from tests.helpers.tiny import assert_trees_equal
 
-CONFIG = "--config=tests/small_migration.py"
+CONFIG = "--config=tests/helpers/small_migration.py"
 
 
 def test_the_plan_of_the_real_1t_and_what_is_refused(tmp_path):

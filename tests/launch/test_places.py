@@ -6,11 +6,11 @@ import re
 import pytest
 
 from ling_jax.checkpoint import save_hf
-from tests.disks import WITHOUT_OVERRIDE, small_disk
-from tests.fork_server import ROOT
-from tests.refusals import run_each
-from tests.small_run import write_corpus
-from tests.tiny import random_params, tiny_config
+from tests.helpers.disks import WITHOUT_OVERRIDE, small_disk
+from tests.helpers.fork_server import ROOT
+from tests.helpers.refusals import run_each
+from tests.helpers.small_run import write_corpus
+from tests.helpers.tiny import random_params, tiny_config
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def run(tmp_path):
     """Flags of a small run."""
     write_corpus(tmp_path / "corpus")
     sources = f"({{'kind': 'text', 'path': '{tmp_path / 'corpus'}'}},)"
-    return [f"--config={ROOT / 'tests/small_run.py'}", f"--config.data.sources={sources}"]
+    return [f"--config={ROOT / 'tests/helpers/small_run.py'}", f"--config.data.sources={sources}"]
 
 
 def test_a_workdir_that_cannot_be_one_is_named(tmp_path, run, places):
@@ -85,7 +85,7 @@ def test_disks_that_are_closed_or_too_small_are_named_before_the_work(tmp_path, 
     with small_disk(tmp_path / "small", 300_000), small_disk(tmp_path / "closed", 300_000, "ro"):
         commands = [[*run, f"--workdir={tmp_path / name / 'run'}"] for name in ("small", "closed")]
         few = ["prlimit", "--nofile=64:64"]
-        wanted = [r"[\d.]+ (MB|bytes) of disk are missing for 3 checkpoints .*, which take", "Read-only file system"]
+        wanted = [r"[\d.]+ (MB|kB) of disk are missing for 3 checkpoints .*, which take", "Read-only file system"]
         refused("launch.pretrain", commands, wanted)
         assert not any((tmp_path / "small").iterdir())
     refused("launch.pretrain", commands[:1], ["may open 64 files, and needs 256"], few)

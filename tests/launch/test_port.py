@@ -19,14 +19,21 @@ from ling_jax.checkpoint.hf_writer import HfWriter
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.spec import named_leaves
-from tests.faults import ROOT
-from tests.refusals import run_each
-from tests.tiny import FAMILIES, random_params, tiny_config
+from tests.helpers.faults import ROOT
+from tests.helpers.refusals import run_each
+from tests.helpers.tiny import FAMILIES, random_params, tiny_config
 
 
 def port(source, target, *more):
     command = [sys.executable, "-m", "launch.port", f"--source={source}", f"--target={target}", *more]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def ports(folder, *pairs):
+    """Ports one after another, for one start of the program: (source, target) are names of folders in `folder`."""
+    return run_each(
+        "launch.port", [[f"--source={folder / source}", f"--target={folder / target}"] for source, target in pairs]
+    )
 
 
 def tensors(folder):
@@ -47,8 +54,7 @@ def test_hf_to_orbax_to_hf_keeps_every_byte(tmp_path, family, dtype, monkeypatch
     data.save_tokenizer(data.train_bpe(["words"], 263), tmp_path / "hf")
     (tmp_path / "hf" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     if dtype == "float32" and family == "2.6":  # through the program once, the rest through its functions
-        for source, target in (("hf", "run"), ("run", "back")):
-            done = port(tmp_path / source, tmp_path / target)
+        for done in ports(tmp_path, ("hf", "run"), ("run", "back")):
             assert done.returncode == 0, done.stderr
         assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (tmp_path / "hf" / "tokenizer.json").read_bytes()
         for folder in ("hf", "run", "back"):
@@ -77,9 +83,9 @@ def test_official_folders_come_back_with_all_tensors_and_keys(golden, tmp_path):
     """Hugging Face -> Orbax -> Hugging Face, side files and all."""
     names = sorted(path.parent.name for path in golden.glob("*/config.json"))
     assert len(names) >= 5
-    flags = [[f"--source={golden / name}", f"--target={tmp_path / 'run' / name}"] for name in names]
-    flags += [[f"--source={tmp_path / 'run' / name}", f"--target={tmp_path / 'back' / name}"] for name in names]
-    for done in run_each("launch.port", flags):
+    there = [(golden / name, f"run/{name}") for name in names]
+    back = [(f"run/{name}", f"back/{name}") for name in names]
+    for done in ports(tmp_path, *there, *back):
         assert done.returncode == 0, done.stderr
     for name in names:
         source, back = golden / name, tmp_path / "back" / name
@@ -99,8 +105,8 @@ def test_a_port_reports_what_is_not_finite(tmp_path):
     params = random_params(config, dtype="float32")
     params["head"][0, :3] = np.nan
     save_hf(params, config, tmp_path / "hf")
-    for source, target, name in (("hf", "run", "lm_head.weight (3)"), ("run", "back", "head (3)")):
-        done = port(tmp_path / source, tmp_path / target)
+    directions = ports(tmp_path, ("hf", "run"), ("run", "back"))
+    for done, name in zip(directions, ("lm_head.weight (3)", "head (3)"), strict=True):
         assert done.returncode == 0 and f"3 weights are NaN or infinite, in {name}" in done.stderr
         assert done.stderr.count("warning") == 1
     assert np.isnan(load_hf(tmp_path / "back")[0]["head"][0, :3]).all()
@@ -267,7 +273,7 @@ def test_the_plan_of_1t_is_made_from_headers_alone(tmp_path):
             file.truncate(len(shard.header()) + shard.nbytes)
     done = port(folder, tmp_path / "run", "--dry_run", "--max_host_gb=16")
     assert done.returncode == 0, done.stderr
-    assert "60199 tensors, 2050828850688 bytes (2050.83 GB) to write" in done.stdout
+    assert "60199 tensors, 2.05 TB to write" in done.stdout
     assert re.search(r"the least --max_host_gb is \d\.\d\d\n", done.stdout)
     assert re.search(r"disk: \d+\.\d\d GB too little\n", done.stdout)
     assert re.search(r"time: .* at \d+ MB/s, measured here on a few batches\n", done.stdout)

@@ -13,11 +13,11 @@ from ling_jax.checkpoint.orbax_parts import OrbaxWriter
 from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.checkpoint.transfer import transfer
 from ling_jax.spec import named_leaves
-from tests.damage import files_below
-from tests.hf_folders import read_tensors
+from tests.helpers.damage import files_below
+from tests.helpers.hf_folders import read_tensors
+from tests.helpers.refusals import run_each
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 from tests.launch.test_many_hosts import Program, free_port, wait_for
-from tests.refusals import run_each
-from tests.tiny import assert_trees_equal, random_params, tiny_config
 
 # 26 MB, of which processes take 16 in turn.
 CONFIG = tiny_config("2.6", mtp_depth=1, compute_dtype="float32", hidden_size=64, vocab_size=50_000)

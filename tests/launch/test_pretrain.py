@@ -10,9 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from tests.faults import ROOT, assert_same_end, run_with_kills, step_seconds
-from tests.refusals import run_each
-from tests.small_run import write_corpus
+from tests.helpers.faults import ROOT, assert_same_end, run_with_kills, step_seconds
+from tests.helpers.refusals import run_each
+from tests.helpers.small_run import write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def command(tmp_path_factory):
     write_corpus(folder / "corpus")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     sources = f"({{'kind': 'text', 'path': '{folder / 'corpus'}'}},)"
-    config = [f"--config={ROOT / 'tests/small_run.py'}", f"--config.data.sources={sources}"]
+    config = [f"--config={ROOT / 'tests/helpers/small_run.py'}", f"--config.data.sources={sources}"]
     yield [sys.executable, "-m", "launch.pretrain", *config]
     del os.environ["JAX_COMPILATION_CACHE_DIR"]
 

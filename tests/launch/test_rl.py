@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from tests.faults import ROOT, assert_same_end, run_with_kills, step_seconds
-from tests.refusals import run_each
-from tests.rl_run import write_start
+from tests.helpers.faults import ROOT, assert_same_end, run_with_kills, step_seconds
+from tests.helpers.refusals import run_each
+from tests.helpers.rl_run import write_start
 
 SMALL = [
     "--config.rollout.context=184",

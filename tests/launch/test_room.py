@@ -1,9 +1,9 @@
 import subprocess
 import sys
 
-from tests.disks import small_disk
-from tests.faults import ROOT
-from tests.refusals import run_each
+from tests.helpers.disks import small_disk
+from tests.helpers.faults import ROOT
+from tests.helpers.refusals import run_each
 
 
 def test_too_little_disk_is_reported_before_the_demo_begins(tmp_path):

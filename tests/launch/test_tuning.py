@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from tests.faults import ROOT, assert_same_end, run_with_kills, step_seconds
-from tests.small_stage import write_stage
+from tests.helpers.faults import ROOT, assert_same_end, run_with_kills, step_seconds
+from tests.helpers.small_stage import write_stage
 
 SUMS = "{'environment': 'running_sums', 'difficulties': (1,), 'count': 6}"
 SMALL = [

@@ -16,9 +16,9 @@ from ling_jax.checkpoint.parts import TreeReader
 from ling_jax.migrate.convert import Conversion, convert_model, converted_layers, form_config
 from ling_jax.model import mla
 from ling_jax.spec import named_leaves
-from tests.golden_numbers import quick_jit
-from tests.small_migration import WHOLE, source_config, target_config
-from tests.tiny import random_params
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.small_migration import WHOLE, source_config, target_config
+from tests.helpers.tiny import random_params
 
 
 def rows(seed, length=24, padding=5):

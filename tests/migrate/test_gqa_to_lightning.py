@@ -4,8 +4,8 @@ import pytest
 
 from ling_jax.migrate.gqa_to_lightning import gqa_to_lightning, hybrid_config, source_heads
 from ling_jax.model.lightning import lightning_spec
-from tests.objective_numbers import load
-from tests.tiny import random_params, tiny_config
+from tests.helpers.objective_numbers import load
+from tests.helpers.tiny import random_params, tiny_config
 
 
 def layer_of(config, seed=0, dtype="float64"):

@@ -12,6 +12,7 @@ from ling_jax import spec
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.data import save_tokenizer
+from ling_jax.messages import size_text
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.dry_run import as_text, dry_run
 from ling_jax.migrate.plan import open_converted, prepare_plan
@@ -21,12 +22,12 @@ from ling_jax.rollout import Generator
 from ling_jax.sums import DamagedFile
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
-from tests.damage import DAMAGES, damage
-from tests.faults import final_state
-from tests.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source
-from tests.small_run import write_corpus
-from tests.small_stage import write_stage
-from tests.tiny import assert_trees_equal, tiny_config
+from tests.helpers.damage import DAMAGES, damage
+from tests.helpers.faults import final_state
+from tests.helpers.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source
+from tests.helpers.small_run import write_corpus
+from tests.helpers.small_stage import write_stage
+from tests.helpers.tiny import assert_trees_equal, tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -438,4 +439,4 @@ def test_a_stage_that_only_converts_takes_its_disk_once():
     config = small_config("source", "corpus")
     config = dataclasses.replace(config, stages=(Stage(name="once", form="mla"),))
     (record,) = dry_run(config, source_config())
-    assert as_text([record]).endswith(f", {4 * record['parameters']} bytes of disk")
+    assert as_text([record]).endswith(f", {size_text(4 * record['parameters'])} of disk")

@@ -4,8 +4,8 @@ import pytest
 
 from ling_jax.migrate.qk_fusion import fuse_qk_norm, fused_config, head_squares
 from ling_jax.model.gqa import gqa_spec
-from tests.objective_numbers import BOTH, load
-from tests.tiny import tiny_config
+from tests.helpers.objective_numbers import BOTH, load
+from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config("2.0", hidden_size=48, num_heads=4, num_kv_heads=2, head_dim=16)
 # float64: the project's tolerance of objectives; float32: rounding of a product over 48 inputs

@@ -12,8 +12,8 @@ from ling_jax.migrate.transmla import mean_rms as latent_weight
 from ling_jax.model import gqa, mla
 from ling_jax.model.rope import rope_table
 from ling_jax.model.transformer import make_token_info
-from tests.objective_numbers import BOTH, load
-from tests.tiny import tiny_config
+from tests.helpers.objective_numbers import BOTH, load
+from tests.helpers.tiny import tiny_config
 
 EXACT = {"float64": 1e-6, "float32": 1e-4}  # of the oracles; eigenvectors of a moment are good to its square root
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ling_jax import model
 from ling_jax.config import model_config
 from ling_jax.model.layers import layer_numbers
-from tests.golden_numbers import LOGITS, golden_models, load_fixture, quick_jit
-from tests.tiny import FAMILIES, random_params, tiny_config
+from tests.helpers.golden_numbers import LOGITS, golden_models, load_fixture, quick_jit
+from tests.helpers.tiny import FAMILIES, random_params, tiny_config
 
 forward = quick_jit(model.forward, static_argnums=2)
 

@@ -11,7 +11,7 @@ import pytest
 from ling_jax import model
 from ling_jax.config import model_config
 from ling_jax.spec import abstract
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 ROWS, LENGTH, VOCAB = 2, 40, 997
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ling_jax import model
 from ling_jax.model.transformer import loss_sums
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 ROWS, LENGTH = 4, 20
 CONFIG = tiny_config(mtp_depth=2, compute_dtype="float64")

@@ -9,7 +9,7 @@ import pytest
 from ling_jax import model
 from ling_jax.config import REMAT_POLICIES
 from tests.conftest import DEFAULT, QUICK
-from tests.golden_numbers import LOGITS, check_forward, check_loss, golden_models, load_fixture, quick_jit
+from tests.helpers.golden_numbers import LOGITS, check_forward, check_loss, golden_models, load_fixture, quick_jit
 
 
 @pytest.mark.parametrize("name", golden_models())

@@ -23,8 +23,8 @@ from ling_jax.model.layers import (
 )
 from ling_jax.model.norm import group_rms_norm
 from ling_jax.model.transformer import make_token_info
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 
 def kinds_of(config):

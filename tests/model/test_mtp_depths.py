@@ -15,8 +15,8 @@ from ling_jax.spec import named_leaves, trainable
 from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 ONE = tiny_config(num_layers=2, first_dense_layers=2, mtp_depth=1, compute_dtype="float32")
 SEPARATE = dataclasses.replace(ONE, mtp_depth=3)

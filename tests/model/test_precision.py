@@ -11,8 +11,8 @@ from ling_jax import model
 from ling_jax.model import moe
 from ling_jax.model.rope import rope_table
 from tests.conftest import FIXTURES
-from tests.golden_numbers import load_fixture, quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import load_fixture, quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 FIXTURE = FIXTURES / "v25_yarn_mscale"
 

@@ -13,7 +13,7 @@ from ling_jax.config import model_config
 from ling_jax.model import moe
 from ling_jax.model.lightning import base_slopes, log_decays
 from ling_jax.model.rope import inverse_frequencies, rope_table
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 ULPS = 1e-12  # relative; one power and one division in float64
 

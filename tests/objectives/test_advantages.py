@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.objectives import group_advantages
-from tests.objective_numbers import BOTH, close, evaluate, load
+from tests.helpers.objective_numbers import BOTH, close, evaluate, load
 
 
 def normalised(rewards):

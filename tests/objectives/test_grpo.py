@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ling_jax.objectives import grpo_loss
-from tests.objective_numbers import BOTH, close, load, objective, token_terms
+from tests.helpers.objective_numbers import BOTH, close, load, objective, token_terms
 
 
 def check(numbers, case, dtype, advantages, mask, **options):

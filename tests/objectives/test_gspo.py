@@ -5,7 +5,7 @@ import pytest
 from ling_jax.objectives import gspo_loss
 from ling_jax.objectives.gspo import sequence_ratio
 from ling_jax.objectives.tokens import loss_tokens
-from tests.objective_numbers import BOTH, close, evaluate, load, objective
+from tests.helpers.objective_numbers import BOTH, close, evaluate, load, objective
 
 
 @BOTH

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from ling_jax.objectives import calibrate_phi, kpop_loss
 from ling_jax.objectives.kpop import binary_kl, kpop_mask
-from tests.objective_numbers import BOTH, LOGPS, close, evaluate, load, objective, token_terms
+from tests.helpers.objective_numbers import BOTH, LOGPS, close, evaluate, load, objective, token_terms
 
 EDGES = np.array([1e-6, 0.0, -1e-9, -1e-3, -0.7, -20.0, -100.0, -1e4])
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from ling_jax.objectives import lpo_loss
 from ling_jax.objectives.lpo import sentence_ratio
 from ling_jax.objectives.tokens import loss_tokens, surrogate
-from tests.objective_numbers import BOTH, close, evaluate, load, objective
+from tests.helpers.objective_numbers import BOTH, close, evaluate, load, objective
 
 
 def arrays_of(numbers):

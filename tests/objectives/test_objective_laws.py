@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ling_jax.objectives import grpo_loss, gspo_loss, icepop_loss, kpop_loss, lpo_loss, tis_loss
-from tests.golden_numbers import quick_jit
-from tests.objective_numbers import LOGPS
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.objective_numbers import LOGPS
 
 ROWS, LENGTH = 4, 5
 IDS = np.array([[0, 0, 2, 2, 5], [0, 1, 2, 3, 4], [3, 3, 3, 3, 3], [1, 0, 1, 0, 1]], np.int32)

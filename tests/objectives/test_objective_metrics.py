@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from ling_jax.objectives import grpo_loss, kpop_loss
 from ling_jax.objectives.metrics import masked_quantile
-from tests.objective_numbers import evaluate, objective
+from tests.helpers.objective_numbers import evaluate, objective
 
 
 @given(seed=st.integers(0, 2**32 - 1), level=st.sampled_from([0.0, 0.01, 0.3, 0.5, 0.7, 0.99, 1.0]))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.objectives import reference_kl
-from tests.objective_numbers import BOTH, LOGPS, close, evaluate
+from tests.helpers.objective_numbers import BOTH, LOGPS, close, evaluate
 
 
 @BOTH

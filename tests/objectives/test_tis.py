@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ling_jax.objectives import tis_loss
-from tests.objective_numbers import BOTH, close, objective, token_terms
+from tests.helpers.objective_numbers import BOTH, close, objective, token_terms
 
 
 @BOTH

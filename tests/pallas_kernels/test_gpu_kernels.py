@@ -19,7 +19,7 @@ from pallas_kernels.lightning_attention import (
     self_check,
 )
 from pallas_kernels.lightning_attention.gpu import lightning_attention_gpu, suits_gpu
-from tests.pallas_kernels.kernel_laws import (
+from tests.helpers.kernel_laws import (
     NAMES,
     assert_a_row_of_padding_keeps_its_state,
     assert_accepted_tokens_count_and_others_do_not,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pallas_kernels.lightning_attention import document_ids, lightning_attention, lightning_attention_flat
-from tests.pallas_kernels.kernel_laws import assert_a_row_of_padding_keeps_its_state, assert_it_stays_in_its_document
+from tests.helpers.kernel_laws import assert_a_row_of_padding_keeps_its_state, assert_it_stays_in_its_document
 
 BACKENDS = ("reference", "xla")
 

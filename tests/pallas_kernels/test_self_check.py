@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels.lightning_attention import self_check
-from tests.programs import needs_libtpu, output_of
+from tests.helpers.programs import needs_libtpu, output_of
 
 
 @pytest.mark.slow
@@ -43,5 +43,5 @@ def test_a_wrong_kernel_is_an_error_with_an_override(monkeypatch, error):
 @needs_libtpu
 def test_the_check_compiles_for_tpus():
     """Attention and layer, forward and backward; decoding; both grouped matmuls; softmax, both ways."""
-    lines = output_of("tests.pallas_kernels.self_check_on_tpus").splitlines()
+    lines = output_of("tests.helpers.self_check_on_tpus").splitlines()
     assert lines == ["v5e:2x2 9", "v5p:2x2x1 9", "v6e:2x2 9", "tpu7x:2x2x1 9"]

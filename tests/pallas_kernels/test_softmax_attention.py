@@ -25,8 +25,8 @@ from pallas_kernels.softmax_attention import (
 )
 from pallas_kernels.softmax_attention.tpu_forward import block_size
 from pallas_kernels.softmax_attention.window import LOG_ZERO, query_blocks, visible_blocks
-from tests.pallas_kernels.kernel_laws import random_segments
-from tests.programs import needs_libtpu, output_of
+from tests.helpers.kernel_laws import random_segments
+from tests.helpers.programs import needs_libtpu, output_of
 
 SCALE = 0.2
 HEADS, GROUPS, KEY_DIM, VALUE_DIM = 4, 2, 24, 16
@@ -202,7 +202,7 @@ def test_on_a_cpu_no_kernel_is_chosen():
 @needs_libtpu
 def test_it_compiles_for_tpus():
     """Forward and backward: whole rows on meshes, long ones, and stretches of split ones."""
-    lines = output_of("tests.pallas_kernels.softmax_on_tpus").splitlines()
+    lines = output_of("tests.helpers.softmax_on_tpus").splitlines()
     assert len(lines) == 15
     for line in lines:
         assert line.endswith(" softmax_backward 1 softmax_forward 1"), line

@@ -9,7 +9,7 @@ from pallas_kernels.bundles import read_schedule
 from pallas_kernels.hlo_bytes import computations, hlo_operations
 from pallas_kernels.lightning_attention import lightning_attention_flat
 from pallas_kernels.static_cost import static_cost
-from tests.programs import needs_libtpu
+from tests.helpers.programs import needs_libtpu
 
 # A loop of 6 trips over a grid of 4 (two fill and drain the pipeline) with a region for its first step alone, and in it
 # a loop whose trips are not known.

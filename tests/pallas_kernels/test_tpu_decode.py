@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.lightning_attention import lightning_decode_tpu
-from tests.pallas_kernels.kernel_laws import (
+from tests.helpers.kernel_laws import (
     assert_accepted_tokens_count_and_others_do_not,
     assert_other_layers_of_a_stack_stay_as_they_are,
     assert_thousands_of_tokens_keep_slow_decays,

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from pallas_kernels.lightning_attention import lightning_attention, lightning_attention_flat
 from pallas_kernels.lightning_attention.tpu import head_block, lightning_attention_tpu, suits_tpu
-from tests.pallas_kernels.kernel_laws import (
+from tests.helpers.kernel_laws import (
     NAMES,
     assert_a_row_of_padding_keeps_its_state,
     assert_any_shape_equals_the_recurrence,

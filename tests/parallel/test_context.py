@@ -8,9 +8,9 @@ import pytest
 from ling_jax import model
 from ling_jax.model.transformer import make_token_info
 from ling_jax.parallel import context
+from tests.helpers.programs import output_of
+from tests.helpers.tiny import tiny_config
 from tests.parallel.test_sharding import abstract_mesh
-from tests.programs import output_of
-from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -41,7 +41,7 @@ def test_a_cache_is_refused_where_rows_are_split():
 
 
 def on_four_devices(*names: str) -> None:
-    assert output_of("tests.parallel.rows_on_four", *names).split() == [*names]
+    assert output_of("tests.helpers.rows_on_four", *names).split() == [*names]
 
 
 @pytest.mark.slow

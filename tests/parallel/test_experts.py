@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ling_jax.model import moe
 from ling_jax.parallel import expert_chunks, expert_tiles, experts
-from tests.golden_numbers import quick_jit
-from tests.programs import needs_libtpu, output_of
-from tests.tiny import tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.programs import needs_libtpu, output_of
+from tests.helpers.tiny import tiny_config
 
 WIDTH, FFN = 5, 3
 # (tokens, choices, experts): one token, primes, fewer pairs than experts, several tiles of every size.
@@ -147,7 +147,7 @@ def test_the_kernels_of_a_tpu_equal_the_form_of_cpus(monkeypatch):
 @pytest.mark.slow
 @needs_libtpu
 def test_a_pod_runs_the_kernels_and_computes_the_shared_expert_while_tokens_travel():
-    *kernels, overlap = output_of("tests.parallel.experts_on_v5p").splitlines()
+    *kernels, overlap = output_of("tests.helpers.experts_on_v5p").splitlines()
     of_kernels = "grouped_columns grouped_rows"
     assert kernels == [f"expert {of_kernels} ragged-all-to-all", f"fsdp tensor {of_kernels}", f"data {of_kernels}"]
     exchanges, products = map(int, re.findall(r"\d+", overlap))
@@ -157,15 +157,15 @@ def test_a_pod_runs_the_kernels_and_computes_the_shared_expert_while_tokens_trav
 
 @pytest.mark.slow
 def test_tokens_travel_to_their_experts_and_back_for_any_loads():
-    assert output_of("tests.parallel.experts_on_eight", "loads").count("equal") == 8
+    assert output_of("tests.helpers.experts_on_eight", "loads").count("equal") == 8
 
 
 def test_what_a_device_may_not_send_is_counted_as_dropped():
-    assert output_of("tests.parallel.experts_on_eight", "drops") == "counted\n"
+    assert output_of("tests.helpers.experts_on_eight", "drops") == "counted\n"
 
 
 def test_gpus_exchange_by_one_operation_there_and_one_back():
-    assert output_of("tests.parallel.experts_on_eight", "cuda") == "exchanges 4, others 0\n"
+    assert output_of("tests.helpers.experts_on_eight", "cuda") == "exchanges 4, others 0\n"
 
 
 @pytest.mark.parametrize(("experts_groups_kept_top", "devices"), [((16, 4, 2, 3), d) for d in (2, 4, 8, 16)] + [

@@ -10,8 +10,8 @@ from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.parallel import sharding
-from tests.programs import output_of
-from tests.tiny import tiny_config
+from tests.helpers.programs import output_of
+from tests.helpers.tiny import tiny_config
 
 
 def abstract_mesh(**sizes):
@@ -78,29 +78,29 @@ def test_a_dimension_that_cannot_be_split_is_named():
 @pytest.mark.parametrize("family", ["2.6", "linear-2.0", "2.0"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_mesh_gives_the_loss_and_gradients_of_one_device(family, dtype):
-    assert len(output_of("tests.parallel.eight_devices", family, dtype).splitlines()) == 11
+    assert len(output_of("tests.helpers.eight_devices", family, dtype).splitlines()) == 11
 
 
 @pytest.mark.slow
 def test_lightning_kernels_on_a_mesh_equal_one_device():
-    assert output_of("tests.parallel.lightning_on_four") == "equal\n"
+    assert output_of("tests.helpers.lightning_on_four") == "equal\n"
 
 
 @pytest.mark.slow
 def test_a_state_saved_on_one_mesh_goes_on_alike_on_others():
-    assert len(output_of("tests.parallel.eight_devices", "restore").splitlines()) == 5
+    assert len(output_of("tests.helpers.eight_devices", "restore").splitlines()) == 5
 
 
 @pytest.mark.slow
 def test_a_stored_model_starts_with_its_own_values_on_every_mesh():
-    assert len(output_of("tests.parallel.eight_devices", "start").splitlines()) == 2
+    assert len(output_of("tests.helpers.eight_devices", "start").splitlines()) == 2
 
 
 @pytest.mark.slow
 def test_log_probabilities_of_split_rows_equal_those_of_whole_ones():
-    assert len(output_of("tests.parallel.eight_devices", "logps").splitlines()) == 2
+    assert len(output_of("tests.helpers.eight_devices", "logps").splitlines()) == 2
 
 
 @pytest.mark.slow
 def test_the_embedding_is_looked_up_alike_on_every_mesh():
-    assert len(output_of("tests.parallel.eight_devices", "lookup").splitlines()) == 11
+    assert len(output_of("tests.helpers.eight_devices", "lookup").splitlines()) == 11

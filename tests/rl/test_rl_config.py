@@ -8,7 +8,7 @@ from ling_jax.align.rewards import named_reward
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, RLConfig
 from ling_jax.train.config import differences, from_dict, to_config_dict
-from tests.rl_run import small_config
+from tests.helpers.rl_run import small_config
 
 
 def changed(**parts) -> RLConfig:

@@ -10,7 +10,7 @@ from ling_jax.checkpoint.folder import load_model
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loop import train
 from ling_jax.train.config import from_dict
-from tests.rl_run import prepared, steps_compiled_once, write_start
+from tests.helpers.rl_run import prepared, steps_compiled_once, write_start
 
 CONFIGS = {
     "evo_cot": (tiny_evo_cot, "clip_fraction"),

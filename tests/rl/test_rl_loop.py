@@ -25,9 +25,9 @@ from ling_jax.rl.runner import play
 from ling_jax.rl.trajectory import segments
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.workdir import unlock
-from tests.faults import assert_same_end
-from tests.rl.event_log import check_log
-from tests.rl_run import prepared, small_config, steps_compiled_once, tokenizer, write_start
+from tests.helpers.event_log import check_log
+from tests.helpers.faults import assert_same_end
+from tests.helpers.rl_run import prepared, small_config, steps_compiled_once, tokenizer, write_start
 
 ended = runner._ended
 

@@ -16,8 +16,8 @@ from ling_jax.rl.step import Batch, make_objective, make_rl_step, trainable
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import create_state
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(num_layers=2, compute_dtype="float32", remat="none", mtp_depth=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), 10)

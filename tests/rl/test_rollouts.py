@@ -14,7 +14,7 @@ from ling_jax.rl.runner import Ask, Episode
 from ling_jax.rl.staleness import Limits
 from ling_jax.rl.token_budget import Budget
 from ling_jax.rl.trajectory import Trajectory, append_segment, segments
-from tests.rl.event_log import check_log
+from tests.helpers.event_log import check_log
 
 PIECE = 3
 

@@ -16,8 +16,8 @@ from ling_jax.rl import runner
 from ling_jax.rl.rollouts import _episode_json, _with_history
 from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
 from ling_jax.rollout.slots import Drawn
-from tests.chat.official_forms import FORMS
-from tests.rl_run import tokenizer
+from tests.helpers.official_forms import FORMS
+from tests.helpers.rl_run import tokenizer
 
 CONTEXT = 1200
 END = next(iter(end_ids(tokenizer()) - {tokenizer().token_to_id("<|endoftext|>")}))

@@ -7,8 +7,8 @@ import pytest
 
 from ling_jax import model
 from ling_jax.rollout import Generator
-from tests.golden_numbers import QUICK, quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import QUICK, quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(compute_dtype="float32", remat="none")
 PARAMS = random_params(CONFIG, dtype="float32", std=0.2)

@@ -10,7 +10,7 @@ from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.rollout.prompts import encode_prompts, prompt_report
-from tests.chat.official_forms import LING_2_6
+from tests.helpers.official_forms import LING_2_6
 
 TOKENIZER = data.train_bpe([], 263)
 BASE = Loaded(None, None, TOKENIZER, ChatTemplate())

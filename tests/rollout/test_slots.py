@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from ling_jax import model
 from ling_jax.rollout import slots as slots_module
 from ling_jax.rollout.slots import Drawn, Slots
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 # All heads share one norm group: alone, the norm of a first token divides by q·k, which may be as good as 0.
 CONFIG = tiny_config(compute_dtype="float32", remat="none", num_heads=4, num_norm_groups=1, max_length=64)

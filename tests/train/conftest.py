@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.small_run import write_corpus
+from tests.helpers.small_run import write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from ling_jax.train.config import Source, differences
 from ling_jax.train.loop import TooManyNonfiniteSteps, prepare, train
 from ling_jax.train.metrics import drop_lines_from
 from ling_jax.train.workdir import read_config, unlock
-from tests.damage import DAMAGES, damage, files_below
-from tests.faults import assert_same_end, final_state, metrics_of
-from tests.small_run import small_config
-from tests.tiny import tiny_config
+from tests.helpers.damage import DAMAGES, damage, files_below
+from tests.helpers.faults import assert_same_end, final_state, metrics_of
+from tests.helpers.small_run import small_config
+from tests.helpers.tiny import tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -11,7 +11,7 @@ import pytest
 
 from ling_jax.train import rendezvous as module
 from ling_jax.train.rendezvous import ProcessInfo, differences, facts, find_process, rendezvous
-from tests.small_run import small_config
+from tests.helpers.small_run import small_config
 
 FACTS = {"config.train.steps": "30", "ling_jax/a.py": "1234"}
 

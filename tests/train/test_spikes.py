@@ -15,9 +15,9 @@ from ling_jax.checkpoint import orbax
 from ling_jax.train.loop import prepare, train
 from ling_jax.train.spikes import MAX_IN_A_ROW, empty_history, judge, with_sigmas
 from ling_jax.train.state import guarded
-from tests.faults import final_state, metrics_of
-from tests.small_run import small_config
-from tests.tiny import assert_trees_equal, tiny_config
+from tests.helpers.faults import final_state, metrics_of
+from tests.helpers.small_run import small_config
+from tests.helpers.tiny import assert_trees_equal, tiny_config
 from tests.train.test_step import new_state, random_batch, train_step
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

@@ -20,10 +20,10 @@ from ling_jax.train import loop
 from ling_jax.train.config import ModelChanges, from_dict, to_config_dict
 from ling_jax.train.loop import prepare, train
 from ling_jax.train.workdir import unlock
-from tests.faults import assert_same_end
-from tests.refusals import run_each
-from tests.small_run import small_config, write_corpus
-from tests.tiny import assert_trees_equal, tiny_config
+from tests.helpers.faults import assert_same_end
+from tests.helpers.refusals import run_each
+from tests.helpers.small_run import small_config, write_corpus
+from tests.helpers.tiny import assert_trees_equal, tiny_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -197,7 +197,7 @@ def test_starts_that_cannot_be_are_one_line_and_exit_code_2(start, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "config.py").write_text(
         "from ling_jax.train.config import *\n"
-        "from tests.small_run import small_config\n"
+        "from tests.helpers.small_run import small_config\n"
         "def get_config():\n"
         f"    config = small_config({str(start / 'corpus')!r})\n"
         "    return to_config_dict(dataclasses.replace(config, model=ModelChanges(), start_from=START))\n"

@@ -17,8 +17,8 @@ from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import create_state
 from ling_jax.train.step import bias_step, make_train_step
-from tests.golden_numbers import quick_jit
-from tests.tiny import assert_trees_equal, random_params
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import assert_trees_equal, random_params
 
 CONFIG = model_config(
     "tiny-2.6", vocab_size=64, hidden_size=32, num_layers=2, layer_group_size=2, num_heads=2, head_dim=16,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 SAVES = """
 import sys, time

@@ -10,9 +10,9 @@ import pytest
 
 from ling_jax.train.hosts import EXIT_HUNG
 from ling_jax.train.watchdog import POLLS, watch_steps
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
+from tests.helpers.small_run import write_corpus
 from tests.launch.test_many_hosts import free_port, started, wait_for
-from tests.small_run import write_corpus
 
 HANGS = """
 import sys, threading
@@ -81,7 +81,7 @@ def test_a_suspended_host_ends_the_others_with_stacks(tmp_path, monkeypatch):
     """Host 1 is stopped; host 0 waits for it in a step, and its watchdog is faster than the sign of life."""
     write_corpus(tmp_path / "corpus")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    command = [sys.executable, "-m", "launch.pretrain", f"--config={ROOT / 'tests/small_run.py'}"]
+    command = [sys.executable, "-m", "launch.pretrain", f"--config={ROOT / 'tests/helpers/small_run.py'}"]
     command += [f"--config.data.sources=({{'kind': 'text', 'path': '{tmp_path / 'corpus'}'}},)"]
     command += ["--config.model.num_layers=1", "--config.model.mtp_depth=0", "--config.train.steps=100000"]
     command += ["--config.train.hang_seconds=20"]
@@ -99,7 +99,7 @@ def test_a_suspended_host_ends_the_others_with_stacks(tmp_path, monkeypatch):
 def test_a_host_whose_data_hangs_ends_all_with_the_stacks_of_all(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     os.mkfifo(tmp_path / "fifo")
-    command = [sys.executable, "-m", "tests.train.hanging_host", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.helpers.hanging_host", str(tmp_path)]
     log = tmp_path / "logs"
     log.mkdir()
     port, programs = free_port(), []

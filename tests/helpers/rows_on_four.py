@@ -23,8 +23,8 @@ from pallas_kernels.lightning_attention import document_ids, lightning_attention
 from pallas_kernels.lightning_attention.context import live_between
 from pallas_kernels.softmax_attention import api, tpu, xla
 from tests.conftest import golden_folder
-from tests.golden_numbers import quick_jit
-from tests.tiny import tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import tiny_config
 
 LAYERS = 2
 

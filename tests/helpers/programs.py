@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.faults import ROOT
+from tests.helpers.faults import ROOT
 
 
 def run_each(
@@ -22,7 +22,7 @@ def run_each(
     compute before the forks. `prefix` is what stands before the command, such as one that takes rights away.
     """
     done = subprocess.run(
-        [*prefix, sys.executable, "-m", "tests.refusals", module, str(together)],
+        [*prefix, sys.executable, "-m", "tests.helpers.refusals", module, str(together)],
         input=json.dumps(commands),
         env=os.environ | {"PYTHONPATH": f"{path}:{ROOT}"},
         capture_output=True,

@@ -5,8 +5,8 @@ from ling_jax.migrate.config import MigrateConfig, StageLoop
 from ling_jax.migrate.convert import Conversion
 from ling_jax.migrate.stages import mid_training, migration
 from ling_jax.train.config import DataConfig, OptimizerConfig, Source, to_config_dict
-from tests.small_stage import write_stage
-from tests.tiny import tiny_config
+from tests.helpers.small_stage import write_stage
+from tests.helpers.tiny import tiny_config
 
 BOTH = dict(num_layers=2, num_heads=4, vocab_size=263, first_dense_layers=2, compute_dtype="float32")
 # Two layers become Lightning, two MLA, and MTP is converted along.

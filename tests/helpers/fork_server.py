@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Program:
     """`python -m module`; one start at a time."""
 
     def __init__(self, module: str, env: dict[str, str]):
-        command = [sys.executable, "-m", "tests.fork_server", module]
+        command = [sys.executable, "-m", "tests.helpers.fork_server", module]
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._server = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, **pipes)
 

@@ -14,8 +14,8 @@ from ling_jax.rl import loop
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
 from ling_jax.rl.loop import Run, prepare
 from ling_jax.train.config import OptimizerConfig
-from tests.small_stage import write_stage
-from tests.tiny import tiny_config
+from tests.helpers.small_stage import write_stage
+from tests.helpers.tiny import tiny_config
 
 # Dense: where two experts are as good, round-off chooses, and then sampling and training do not agree to 1e-5.
 MODEL = tiny_config(

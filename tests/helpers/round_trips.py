@@ -1,8 +1,8 @@
 """Models from Hugging Face folders to Orbax and back, on the meshes of so many simulated devices. Run as a program: the
 number of devices is fixed when JAX starts.
 
-    python -m tests.parallel.round_trips DEVICES MESHES FOLDER…      # twice; at most so many meshes of each model
-    python -m tests.parallel.round_trips ADDRESS INDEX TARGET FOLDER…      # one of two processes of a device each
+    python -m tests.helpers.round_trips DEVICES MESHES FOLDER…      # twice; at most so many meshes of each model
+    python -m tests.helpers.round_trips ADDRESS INDEX TARGET FOLDER…      # one of two processes of a device each
 """
 
 import itertools
@@ -19,7 +19,7 @@ from ling_jax.checkpoint.hf import load_hf_config
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
 from ling_jax.spec import named_leaves
-from tests.hf_folders import read_tensors
+from tests.helpers.hf_folders import read_tensors
 
 MESHES = {
     1: [{}],

@@ -1,7 +1,7 @@
 """A config for `--config`: the smallest run that has all parts. It needs `--config.data.sources`."""
 
 from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source, to_config_dict
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 
 def small_config(folder="", **train) -> PretrainConfig:

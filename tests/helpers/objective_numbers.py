@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from tests.golden_numbers import quick_jit
+from tests.helpers.golden_numbers import quick_jit
 
 # XLA on a CPU takes subnormal numbers for 0.
 LOGPS = st.floats(-1e4, 2.0**-20, width=32, allow_subnormal=False)

@@ -1,6 +1,6 @@
 """Kills programs at random moments, starts them again, and compares where they end with runs that were left alone.
 
-    python -m tests.faults --kills=100 --seed=0
+    python -m tests.helpers.faults --kills=100 --seed=0
 
 Each kind of kill (`kinds`) waits for something of the program's files or output and then for a random time: steps,
 saves, deletions of old checkpoints, tokenising, ports in both directions, answers, the start.
@@ -31,10 +31,10 @@ from ling_jax.checkpoint.steps import newest_step
 from ling_jax.data import save_tokenizer, train_bpe
 from ling_jax.resumable import RECORD
 from ling_jax.spec import named_leaves
-from tests.damage import files_below
-from tests.fork_server import ROOT, Program
-from tests.small_run import write_corpus
-from tests.tiny import random_params, tiny_config
+from tests.helpers.damage import files_below
+from tests.helpers.fork_server import ROOT, Program
+from tests.helpers.small_run import write_corpus
+from tests.helpers.tiny import random_params, tiny_config
 
 # What depends on the clock and not on the data.
 MEASURED = (
@@ -194,7 +194,11 @@ def kinds(folder: Path) -> Iterator[list[Kind]]:
     """Kinds of kills that share a program, one list after the other; their inputs are made below the folder."""
     write_corpus(folder / "corpus", documents=60)
     sources = f"({{'kind': 'text', 'path': '{folder / 'corpus'}'}},)"
-    run = [f"--config={ROOT / 'tests/small_run.py'}", f"--config.data.sources={sources}", "--config.train.steps=40"]
+    run = [
+        f"--config={ROOT / 'tests/helpers/small_run.py'}",
+        f"--config.data.sources={sources}",
+        "--config.train.steps=40",
+    ]
     run += ["--config.train.save_every=4", "--config.model.num_layers=1", "--config.model.mtp_depth=0"]
     env = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
 

@@ -19,8 +19,8 @@ from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import state_of
 from ling_jax.train.state import abstract_state
-from tests.golden_numbers import quick_jit
-from tests.tiny import random_params, tiny_config
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.tiny import random_params, tiny_config
 
 MESHES = [
     {"data": 8},

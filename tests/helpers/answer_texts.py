@@ -1,6 +1,6 @@
 """Random and adversarial answers of a model, for the parser of tool calls, and the laws that hold for each of them.
 
-    python -m tests.chat.answer_texts --seconds=600
+    python -m tests.helpers.answer_texts --seconds=600
 
 2 CPU cores: prints how many texts were tried, and the slowest of the texts of 1 MB.
 """

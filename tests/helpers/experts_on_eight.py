@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ling_jax.parallel import exchange, expert_chunks, experts
 from ling_jax.parallel.experts import expert_parallel
 from ling_jax.parallel.sharding import make_mesh
-from tests.golden_numbers import quick_jit
+from tests.helpers.golden_numbers import quick_jit
 from tests.parallel.test_experts import LOADS, dense, random_case
 
 MESHES = [{"expert": 8}, {"data": 2, "expert": 4}, {"expert": 2, "context": 2, "tensor": 2}, {"fsdp": 2, "expert": 4}]

@@ -4,7 +4,7 @@ import jax
 
 from ling_jax import data, model
 from ling_jax.checkpoint import orbax
-from tests.tiny import tiny_config
+from tests.helpers.tiny import tiny_config
 
 CONFIG = tiny_config(num_layers=1, first_dense_layers=1, vocab_size=263, hidden_size=32, init_std=0.1)
 

@@ -3,8 +3,8 @@
 `gcp-storage-emulator` keeps objects as files of a folder. It lacks what the service has and clients rely on, which is
 added here: an object's generation in the header of its download, preconditions of writes (tensorstore), the move of an
 object (gcsfs), and names that are no paths of files, such as that of an object which ends in / or goes on in others.
-Two buckets answer as those of others do. As a program, `python -m tests.gcs_emulator FOLDER` serves the folder and
-prints its port.
+Two buckets answer as those of others do. As a program, `python -m tests.helpers.gcs_emulator FOLDER` serves the folder
+and prints its port.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ REFUSALS = {FORBIDDEN: HTTPStatus.FORBIDDEN, UNKNOWN_CALLER: HTTPStatus.UNAUTHOR
 @contextlib.contextmanager
 def emulator(folder: Path) -> Iterator[dict[str, str]]:
     """The environment of programs that shall find the emulator in the place of the service."""
-    command = [sys.executable, "-m", "tests.gcs_emulator", str(folder)]
+    command = [sys.executable, "-m", "tests.helpers.gcs_emulator", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             host = f"http://127.0.0.1:{int(process.stdout.readline())}"
