@@ -13,10 +13,11 @@ from benchmarks.report import Finding
 from ling_jax import model
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.config import ModelConfig
+from ling_jax.engine import Request
+from ling_jax.engine.generate import engine_for, generate
 from ling_jax.evaluate.accepted import accepted_length
 from ling_jax.migrate.config import MTP_SCHEMES
 from ling_jax.migrate.run import with_mtp_modules
-from ling_jax.rollout import Generator
 from ling_jax.train.config import LoopConfig, PretrainConfig
 from ling_jax.train.corpus import prepare_corpus
 from ling_jax.train.loop import prepare, prepare_run, train
@@ -54,8 +55,10 @@ def _config(config: ModelConfig, steps: int, folder: Path) -> PretrainConfig:
 
 def accepted(loaded: Loaded, prompts: list[np.ndarray]) -> list[float]:
     """Of each prompt's greedy continuation."""
-    generator = Generator(loaded.params, loaded.config, set())
-    *_, answers = generator([prompt.tolist() for prompt in prompts], max_new_tokens=NEW, temperature=0.0)
+    lists = [prompt.tolist() for prompt in prompts]
+    engine = engine_for(loaded.params, loaded.config, lists, max_new_tokens=NEW)
+    greedy = (Request(i, prompt, NEW, seed=0, temperature=0.0) for i, prompt in enumerate(lists))
+    answers = list(generate(engine, greedy))
     texts = np.stack([np.r_[prompt, answer.tokens] for prompt, answer in zip(prompts, answers, strict=True)])
     logits = jax.jit(model.forward, static_argnums=2)(loaded.params, texts, loaded.config).mtp_logits
     drafts_BTN = np.stack([np.asarray(depth).argmax(axis=-1) for depth in logits], axis=-1)

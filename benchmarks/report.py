@@ -28,7 +28,18 @@ class Claim:
 
     @property
     def holds(self) -> bool:
+        """False for NaN: what was not measured does not hold."""
         return self.value >= self.bar if self.sense == ">=" else self.value <= self.bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A measurement without a bar."""
+
+    name: str
+    value: float
+    unit: str
+    workload: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,24 +96,36 @@ def machine() -> str:
     return f"{platform.machine()}, {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
 
 
-def _fields(row: Claim | Finding) -> dict[str, Any]:
+def _fields(row: Claim | Figure | Finding) -> dict[str, Any]:
     """For JSON, which has no infinity: a value that is not finite is null."""
     fields = dataclasses.asdict(row)
     return fields | ({} if math.isfinite(row.value) else {"value": None})
 
 
-def finish(claims: list[Claim], command: str, json_out: str | None, findings: Sequence[Finding] = ()) -> int:
-    """Prints a table and writes the file; returns the exit code: 0 if all claims hold, whatever was found."""
-    width = max((len(row.name) for row in (*claims, *findings)), default=0)
+def finish(
+    claims: list[Claim],
+    command: str,
+    json_out: str | None,
+    findings: Sequence[Finding] = (),
+    figures: Sequence[Figure] = (),
+) -> int:
+    """Prints a table and writes the file; returns the exit code: 0 if all claims hold, whatever was found.
+
+    A claim whose value is NaN was not measured: the workload says why.
+    """
+    width = max((len(row.name) for row in (*claims, *findings, *figures)), default=0)
     for claim in claims:
         bar = f"{claim.sense} {claim.bar:g}"
-        verdict = "holds" if claim.holds else "FAILS"
+        verdict = "not measured" if math.isnan(claim.value) else "holds" if claim.holds else "FAILS"
         print(f"{claim.name:<{width}} {claim.value:>8.3g} {claim.unit:<11} {bar:<8} {verdict}")
+    for figure in figures:
+        print(f"{figure.name:<{width}} {figure.value:>8.3g} {figure.unit:<11} {figure.workload}")
     for finding in findings:
         why = f". Likely reason: {finding.why}" if finding.why else ""
         print(f"{finding.name:<{width}} {finding.value:>8.3g} {finding.verdict}: {finding.rule}{why}")
     if json_out:
         rows = [_fields(claim) | {"holds": claim.holds, "command": command} for claim in claims]
         content = {"machine": machine(), "claims": rows, "findings": [_fields(finding) for finding in findings]}
+        content |= {"figures": [_fields(figure) for figure in figures]} if figures else {}
         Path(json_out).write_text(json.dumps(content, indent=1, allow_nan=False))
     return 0 if all(claim.holds for claim in claims) else 1

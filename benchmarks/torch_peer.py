@@ -64,63 +64,63 @@ def make_train_step(params, config: ModelConfig, peak_lr: float):
 def loss(params, tokens_BT, config: ModelConfig):
     """Mean next-token loss of rows that are one document each."""
     x_BTD, positions = params["embed"][tokens_BT], torch.arange(tokens_BT.shape[1])
-    rope = _rope_table(positions, config.rotary_dim, config)
-    latent_rope = _rope_table(positions, config.rope_dim, config)
+    rope = rope_table(positions, config.rotary_dim, config)
+    latent_rope = rope_table(positions, config.rope_dim, config)
     decays = torch.tensor(log_decays(config), dtype=torch.float32)
     for number, layer in enumerate(params["layers"]):
         kind = layer_kind(config, number)
         x_BTD = _layer(layer, x_BTD, kind, decays[number], rope, latent_rope, config)
-    hidden_BTD = _rms_norm(x_BTD, params["final_norm"], config.norm_eps)[:, :-1]
+    hidden_BTD = rms_norm(x_BTD, params["final_norm"], config.norm_eps)[:, :-1]
     return F.cross_entropy(hidden_BTD.flatten(0, 1) @ params["head"], tokens_BT[:, 1:].flatten())
 
 
 def _layer(layer, x_BTD, kind: LayerKind, log_decay_H, rope, latent_rope, config: ModelConfig):
-    normed = _rms_norm(x_BTD, layer["mixer_norm"], config.norm_eps)
+    normed = rms_norm(x_BTD, layer["mixer_norm"], config.norm_eps)
     if kind.mixer == "lightning":
         x_BTD = x_BTD + _lightning(layer["mixer"], normed, log_decay_H, rope, config)
     else:
         x_BTD = x_BTD + _mla(layer["mixer"], normed, latent_rope, config)
-    normed = _rms_norm(x_BTD, layer["ffn_norm"], config.norm_eps)
-    return x_BTD + (_swiglu(layer["ffn"], normed) if kind.ffn == "dense" else _moe(layer["ffn"], normed, config))
+    normed = rms_norm(x_BTD, layer["ffn_norm"], config.norm_eps)
+    return x_BTD + (swiglu(layer["ffn"], normed) if kind.ffn == "dense" else _moe(layer["ffn"], normed, config))
 
 
-def _rms_norm(x, weight, eps: float):
+def rms_norm(x, weight, eps: float):
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def _project(x_BTD, weight_DHK):
+def project(x_BTD, weight_DHK):
     return (x_BTD @ weight_DHK.flatten(1)).unflatten(-1, weight_DHK.shape[1:])
 
 
-def _project_out(o_BTHV, weight_HVD):
+def project_out(o_BTHV, weight_HVD):
     return o_BTHV.flatten(2) @ weight_HVD.flatten(0, 1)
 
 
-def _rope_table(positions, dims: int, config: ModelConfig):
+def rope_table(positions, dims: int, config: ModelConfig):
     frequencies, factor = inverse_frequencies(dims, config.rope_theta, config.rope_scaling)
     angles = positions[:, None].float() * torch.tensor(frequencies, dtype=torch.float32)
     return torch.cos(angles)[:, None] * factor, torch.sin(angles)[:, None] * factor  # [T, 1, dims/2]
 
 
-def _rotate_half(x_BTHK, table):
+def rotate_half(x_BTHK, table):
     cos, sin = table
     half = cos.shape[-1]
     a, b, rest = x_BTHK.split([half, half, x_BTHK.shape[-1] - 2 * half], dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-def _rotate_interleaved(x_BTHK, table):
+def rotate_interleaved(x_BTHK, table):
     cos, sin = table
     a, b = x_BTHK.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
 def _lightning(p, x_BTD, log_decay_H, rope, config: ModelConfig):
-    q, k = (_rotate_half(_rms_norm(_project(x_BTD, p[n]), p[f"{n}_norm"], config.norm_eps), rope) for n in ("q", "k"))
-    o_BTHV = _chunked_attention(q, k, _project(x_BTD, p["v"]), log_decay_H, config.lightning_chunk)
+    q, k = (rotate_half(rms_norm(project(x_BTD, p[n]), p[f"{n}_norm"], config.norm_eps), rope) for n in ("q", "k"))
+    o_BTHV = _chunked_attention(q, k, project(x_BTD, p["v"]), log_decay_H, config.lightning_chunk)
     grouped = o_BTHV.unflatten(2, (config.num_norm_groups, -1)).flatten(3)
     o_BTHV = F.rms_norm(grouped, (grouped.shape[-1],), eps=config.norm_eps).reshape(o_BTHV.shape) * p["norm"]
-    return _project_out(o_BTHV * torch.sigmoid(_project(x_BTD, p["gate"])), p["out"])
+    return project_out(o_BTHV * torch.sigmoid(project(x_BTD, p["gate"])), p["out"])
 
 
 def _chunked_attention(q_BTHK, k_BTHK, v_BTHV, log_decay_H, chunk: int):
@@ -138,36 +138,36 @@ def _chunked_attention(q_BTHK, k_BTHK, v_BTHV, log_decay_H, chunk: int):
 
 
 def _mla(p, x_BTD, rope, config: ModelConfig):
-    q_BTHK = _project(_rms_norm(x_BTD @ p["q_a"], p["q_a_norm"], LATENT_NORM_EPS), p["q_b"])
+    q_BTHK = project(rms_norm(x_BTD @ p["q_a"], p["q_a_norm"], LATENT_NORM_EPS), p["q_b"])
     q_nope, q_rope = q_BTHK.split([config.nope_dim, config.rope_dim], dim=-1)
     latent_BTR, k_rope = (x_BTD @ p["kv_a"]).split([config.kv_lora_rank, config.rope_dim], dim=-1)
-    kv_BTHK = _project(_rms_norm(latent_BTR, p["kv_a_norm"], LATENT_NORM_EPS), p["kv_b"])
+    kv_BTHK = project(rms_norm(latent_BTR, p["kv_a_norm"], LATENT_NORM_EPS), p["kv_b"])
     k_nope, v_BTHV = kv_BTHK.split([config.nope_dim, config.v_dim], dim=-1)
-    k_rope = _rotate_interleaved(k_rope[:, :, None], rope).expand(-1, -1, config.num_heads, -1)
-    q, k = torch.cat([q_nope, _rotate_interleaved(q_rope, rope)], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
+    k_rope = rotate_interleaved(k_rope[:, :, None], rope).expand(-1, -1, config.num_heads, -1)
+    q, k = torch.cat([q_nope, rotate_interleaved(q_rope, rope)], dim=-1), torch.cat([k_nope, k_rope], dim=-1)
     heads_first = (x.transpose(1, 2) for x in (q, k, v_BTHV))
     o_BHTV = F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=softmax_scale(config))
-    return _project_out(o_BHTV.transpose(1, 2), p["out"])
+    return project_out(o_BHTV.transpose(1, 2), p["out"])
 
 
-def _swiglu(p, x):
+def swiglu(p, x):
     return (F.silu(x @ p["gate"]) * (x @ p["up"])) @ p["down"]
 
 
 def _moe(p, x_BTD, config: ModelConfig):
     x_MD = x_BTD.flatten(0, 1)
-    index_Mk, weight_Mk = _route(torch.sigmoid(x_MD @ p["router"]), p["expert_bias"], config)
+    index_Mk, weight_Mk = route(torch.sigmoid(x_MD @ p["router"]), p["expert_bias"], config)
     order = index_Mk.flatten().argsort(stable=True)
     loads = torch.bincount(index_Mk.flatten(), minlength=config.num_experts).tolist()
     rows = x_MD.index_select(0, order // config.top_k).split(loads)
     experts = (p["experts"][name].unbind(0) for name in ("gate", "up", "down"))
     y_PD = torch.cat([(F.silu(x @ gate) * (x @ up)) @ down for x, gate, up, down in zip(rows, *experts, strict=True)])
     y_MkD = y_PD.index_select(0, order.argsort()).unflatten(0, (-1, config.top_k))
-    y_MD = torch.einsum("MkD,Mk->MD", y_MkD, weight_Mk) + _swiglu(p["shared"], x_MD)
+    y_MD = torch.einsum("MkD,Mk->MD", y_MkD, weight_Mk) + swiglu(p["shared"], x_MD)
     return y_MD.view_as(x_BTD)
 
 
-def _route(score_ME, expert_bias_E, config: ModelConfig):
+def route(score_ME, expert_bias_E, config: ModelConfig):
     with torch.no_grad():
         grouped = (score_ME + expert_bias_E).unflatten(1, (config.num_expert_groups, -1))
         best = grouped.topk(2, dim=-1).values.sum(-1).topk(config.top_groups, dim=-1).indices

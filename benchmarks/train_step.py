@@ -16,6 +16,7 @@ from absl import app, flags
 
 from benchmarks.json_out import JSON_OUT
 from benchmarks.lightning_cpu import measure_lightning
+from benchmarks.models import HYBRID
 from benchmarks.report import Claim, best_seconds, best_seconds_donated, check_json_out, finish
 from ling_jax import model, spec
 from ling_jax.config import ModelConfig, model_config
@@ -29,13 +30,6 @@ from ling_jax.train.optimizer import make_optimizer
 QUICK = flags.DEFINE_bool("quick", False, "fewer repetitions")
 
 LENGTH, ROWS, PEER_THREADS = 1024, 2, 2
-# About 110M parameters, 29M of them multiply a token.
-HYBRID = dict(
-    vocab_size=8192, hidden_size=512, num_heads=8, head_dim=64, num_norm_groups=8, rotary_dim=32, q_lora_rank=256,
-    kv_lora_rank=128, nope_dim=64, rope_dim=32, v_dim=64, ffn_size=1024, num_experts=64, top_k=8,
-    num_expert_groups=8, top_groups=4, expert_ffn_size=128, shared_ffn_size=128, mtp_depth=0, lightning_chunk=128,
-    loss_chunk=256, max_length=65536,
-)  # fmt: skip
 
 
 def main(argv) -> None:

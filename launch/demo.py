@@ -303,7 +303,7 @@ class Examiner:
         loaded = model.load()
         if self.player is None:
             reader = make_reader(loaded, context=CONTEXT, max_tokens=MOST_TOKENS)
-            self.player = Player(loaded.config, reader, SLOTS, temperature=0.0)
+            self.player = Player(loaded.config, reader, SLOTS, temperature=0.0, row_tile=None)
         print(f"{stage}: the model answers {len(self.tasks)} held-out tasks", flush=True)
         with timed(self.folder, f"evaluation of {stage}"):
             answers = evaluate(self.player, loaded.params, self.tasks)

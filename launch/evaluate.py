@@ -28,13 +28,14 @@ from launch.flags import check_sampling, define_checks, define_thinking, run_pro
 from ling_jax.chat.template import opened_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import Loaded, load_model
+from ling_jax.engine import Request
+from ling_jax.engine.generate import engine_for
+from ling_jax.engine.prompts import prompt_report
 from ling_jax.evaluate.answers import answer_results, answers, encode_tasks, load_verifier, read_tasks, verify
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
 from ling_jax.evaluate.perplexity import encode_texts, perplexity_results, read_texts, windows
 from ling_jax.evaluate.report import Metric, check_new_folder, table, with_progress, write_results
 from ling_jax.evaluate.scoring import next_token_logps, score_rows
-from ling_jax.rollout import Generator
-from ling_jax.rollout.prompts import prompt_report
 
 define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
@@ -147,10 +148,15 @@ def measure_generate(model: Loaded, records: Records, prompts: list[list[int]]) 
     if seeds.stop > 2**32:
         raise ValueError(f"--seed={SEED.value}: with one for each answer, seeds pass 2^32 - 1; name a smaller one")
     repeated = [prompt for prompt in prompts for _ in range(each)]
-    sampling = dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value)
-    generator = Generator(model.params, model.config, model.end_ids)
+    sampling = dict(max_new_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value)
+    stop_ids = sorted(model.end_ids)
+    requests = [
+        Request(i, prompt, seed=seed, stop_ids=stop_ids, **sampling)
+        for i, (prompt, seed) in enumerate(zip(repeated, seeds, strict=True))
+    ]
+    engine = engine_for(model.params, model.config, prompts, max_new_tokens=NEW.value, slots=BATCH.value)
     completions, verdicts = [], []
-    stream = answers(generator, model.tokenizer, repeated, seeds, BATCH.value, **sampling)
+    stream = ([completion] for completion in answers(engine, model.tokenizer, requests, STOP.value))
     for i, completion in enumerate(with_progress(stream, "answers", len(repeated))):
         completions.append(completion)
         text = opened_reasoning(model.tokenizer, repeated[i]) + completion.text

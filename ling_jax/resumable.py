@@ -41,12 +41,12 @@ def resumable_file(target: Path, record: dict[str, Any], *, resume: bool) -> Ite
         shutil.rmtree(partial)
 
 
-def keep_whole_lines(file: BinaryIO, batch: int) -> int:
-    """Cuts a file after its last whole batch of lines of JSON objects; returns the number of lines that are left.
+def keep_whole_lines(file: BinaryIO) -> int:
+    """Cuts a file after its last whole line with a JSON object; returns the number of lines that are left.
 
     The position in the file is then its end.
     """
-    lines, end = [], 0
+    kept, end = 0, 0
     for line in file:
         try:
             if not line.endswith(b"\n"):
@@ -54,9 +54,7 @@ def keep_whole_lines(file: BinaryIO, batch: int) -> int:
             parse_object(line, "")
         except ValueError:  # the machine lost power
             break
-        lines.append(len(line))
-    kept = len(lines) // batch * batch
-    end = sum(lines[:kept])
+        kept, end = kept + 1, end + len(line)
     file.truncate(end)
     file.seek(end)
     return kept

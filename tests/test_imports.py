@@ -12,7 +12,7 @@ ORDER = (
     ("align",),
     ("rl",),
     ("evaluate", "migrate", "compile"),
-    ("rollout",),
+    ("engine",),
     ("train",),
     ("envs",),
     ("checkpoint",),

@@ -60,11 +60,11 @@ def test_two_processes_do_not_write_one_output(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "kept"),
-    [(b"", 0), (b"{}\n", 0), (b"{}\n{}\n", 2), (b"{}\n{}\n{}\n", 2), (b'{}\n{"a": ', 0), (b"{}\n\0\0\n{}\n{}\n", 0)],
+    [(b"", 0), (b"{}\n", 1), (b"{}\n{}\n", 2), (b'{}\n{"a": ', 1), (b"{}\n\0\0\n{}\n{}\n", 1)],
 )
-def test_whole_batches_of_whole_lines_are_kept(tmp_path, content, kept):
+def test_whole_lines_are_kept(tmp_path, content, kept):
     (tmp_path / "lines").write_bytes(content)
     with (tmp_path / "lines").open("r+b") as file:
-        assert keep_whole_lines(file, 2) == kept
+        assert keep_whole_lines(file) == kept
         assert file.tell() == 3 * kept
     assert (tmp_path / "lines").read_bytes() == b"{}\n" * kept

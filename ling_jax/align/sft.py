@@ -18,11 +18,12 @@ from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save_texts
 from ling_jax.data.tokenizer import EOS
+from ling_jax.engine import Request
+from ling_jax.engine.generate import engine_for
+from ling_jax.engine.text import complete
 from ling_jax.files import parse_object, replacing
 from ling_jax.parallel.peers import all_peers
 from ling_jax.preflight import check_folder
-from ling_jax.rollout import Generator
-from ling_jax.rollout.text import complete
 from ling_jax.train import hosts
 from ling_jax.train.config import (
     LoopConfig,
@@ -177,8 +178,9 @@ def write_samples(run: Run, count: int) -> None:
         return
     model, prompts = load_model(run.workdir), [prompt for prompt, _ in chosen]
     room = min(SAMPLE_TOKENS, model.config.max_length - max(map(len, prompts)))
-    generator = Generator(model.params, model.config, model.end_ids)
-    *_, answers = complete(generator, model.tokenizer, prompts, max_new_tokens=room, temperature=0.0)
+    engine = engine_for(model.params, model.config, prompts, max_new_tokens=room)
+    sampling = dict(max_new_tokens=room, seed=0, temperature=0.0, stop_ids=sorted(model.end_ids))
+    answers = list(complete(engine, model.tokenizer, (Request(i, p, **sampling) for i, p in enumerate(prompts))))
     with replacing(path) as file:
         for (prompt, reference), answer in zip(chosen, answers, strict=True):
             texts = model.tokenizer.decode_batch([prompt, reference], skip_special_tokens=False)

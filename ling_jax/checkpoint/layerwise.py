@@ -11,8 +11,7 @@ import numpy as np
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
-from ling_jax.model.layers import MIXERS, LayerKind, layer, layer_kind, mtp_layer_kind
-from ling_jax.model.lightning import log_decays
+from ling_jax.model.layers import MIXERS, LayerKind, layer, layer_constants, layer_kind, mtp_layer_kind
 from ling_jax.model.mtp import module_input, shift_tokens
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.transformer import make_token_info
@@ -41,12 +40,12 @@ class LayerActivations(NamedTuple):
 
 def layerwise_forward(reader: Reader, batches: Sequence[Batch]) -> Iterator[LayerActivations]:
     """Yields every layer in order, MTP depths last, with the inputs that the unconverted model gives its mixer."""
-    config, decays = reader.config, log_decays(reader.config)
+    config = reader.config
     x, kind = list(embedded(reader, np.stack([batch["tokens"] for batch in batches]), config)), None
     for number in range(config.num_layers):
         params, kind = reader.layer(number), layer_kind(config, number)
         yield LayerActivations(number, kind, params, [normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
-        x = _through(params, x, decays[number], batches, config, kind)
+        x = _through(params, x, number, batches, config, kind)
         del params  # free it before the next layer is read
         gc.collect(0)  # JAX frees zero-copy arrays at any collection
     if not config.mtp_depth:
@@ -59,7 +58,7 @@ def layerwise_forward(reader: Reader, batches: Sequence[Batch]) -> Iterator[Laye
             x.append(mtp_input(params, embedded_BTD, hidden_BTD, config))
         inputs = [normed(params["layer"]["mixer_norm"], x_BTD, config) for x_BTD in x]
         yield LayerActivations(config.num_layers + depth, kind, params, inputs)
-        x = _through(params["layer"], x, None, batches, config, kind)
+        x = _through(params["layer"], x, config.num_layers + depth, batches, config, kind)
         hidden = [normed(params["final_norm"], x_BTD, config) for x_BTD in x]
         del params
         gc.collect(0)
@@ -69,11 +68,9 @@ def mixer_outputs(
     mixer: Params, activations: LayerActivations, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind
 ) -> np.ndarray:
     """The outputs of a mixer of this config and kind on the layer's inputs, at live tokens: [N, D] float64."""
-    number = activations.number
-    decay_H = log_decays(config)[number] if number < config.num_layers else None
-    made = []
+    constants, made = layer_constants(config, kind, activations.number), []
     for x_BTD, rows in zip(activations.inputs, batches, strict=True):
-        y_BTD = _mixed(mixer, x_BTD, decay_H, rows, config, kind.mixer)
+        y_BTD = _mixed(mixer | constants, x_BTD, rows, config, kind.mixer)
         made.append(np.asarray(y_BTD, np.float64)[rows["segment_ids"] > 0])
     return np.concatenate(made)
 
@@ -83,9 +80,10 @@ def embedded(reader: Reader, tokens: np.ndarray, config: ModelConfig) -> np.ndar
     return np.asarray(reader.top("embed")[np.asarray(tokens)], config.compute_dtype)
 
 
-def _through(params, x, log_decay_H, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind) -> list[Any]:
+def _through(params, x, number: int, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind) -> list[Any]:
     """The outputs of a layer for all batches, computed on return, so that the layer can be freed."""
-    outs = [run_layer(params, x_BTD, log_decay_H, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
+    constants = layer_constants(config, kind, number)
+    outs = [run_layer(params, x_BTD, constants, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
     return jax.block_until_ready(outs)
 
 
@@ -103,18 +101,18 @@ def normed(weight_D: jax.Array, x_BTD: jax.Array, config: ModelConfig) -> jax.Ar
 def run_layer(
     params: Params,
     x_BTD: jax.Array,
-    log_decay_H: jax.Array | None,
+    constants: Params,
     rows: Batch,
     config: ModelConfig,
     kind: LayerKind,
 ) -> jax.Array:
-    """The output [B, T, D] of a layer; `log_decay_H` [H] is None for full attention."""
-    return layer(params, x_BTD, log_decay_H, None, _sequence(rows, config), config, kind)[0]
+    """The output [B, T, D] of a layer with these constants (`layer_constants`)."""
+    return layer(params, x_BTD, constants, None, _sequence(rows, config), config, kind)[0]
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
-def _mixed(params, x_BTD, log_decay_H, rows: Batch, config: ModelConfig, mixer: str):
-    return MIXERS[mixer][1](params, x_BTD, _sequence(rows, config), log_decay_H, None, config)[0]
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _mixed(params, x_BTD, rows: Batch, config: ModelConfig, mixer: str):
+    return MIXERS[mixer].forward(params, x_BTD, _sequence(rows, config), None, config)[0]
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -2,23 +2,25 @@
 
 import importlib
 import numbers
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from ling_jax.chat.records import normalise_prompt
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import field, read_objects, with_unique_ids
+from ling_jax.engine import Engine, Request
+from ling_jax.engine.prompts import encode_prompts
+from ling_jax.engine.text import Completion, complete
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
 from ling_jax.messages import shown
 from ling_jax.rewards import gold_answer, shared_checker
-from ling_jax.rollout.prompts import encode_prompts
-from ling_jax.rollout.text import Completion, complete_all
 
 Verifier = Callable[[str, dict[str, Any]], bool | float]
 
@@ -113,11 +115,13 @@ def encode_tasks(
     return prompts
 
 
-def answers(*arguments: Any, **sampling: Any) -> Iterator[list[Completion]]:
-    """Batches of completions by `complete_all`. Raises FloatingPointError if a log-probability is not finite."""
-    for done in complete_all(*arguments, **sampling):
-        check_finite([answer.logps for answer in done])
-        yield done
+def answers(
+    engine: Engine, tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str]
+) -> Iterator[Completion]:
+    """Completions by `engine.text.complete`. Raises FloatingPointError if a log-probability is not finite."""
+    for answer in complete(engine, tokenizer, requests, stop):
+        check_finite([answer.logps])
+        yield answer
 
 
 def answer_results(

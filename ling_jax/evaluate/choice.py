@@ -11,10 +11,10 @@ from ling_jax.chat.template import opened_reasoning
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data import encode_documents
 from ling_jax.data.json_lines import field, read_objects, with_unique_ids
+from ling_jax.engine.prompts import encode_prompts
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.statistics import wilson_interval
 from ling_jax.messages import shown
-from ling_jax.rollout.prompts import encode_prompts
 
 
 class Choice(NamedTuple):

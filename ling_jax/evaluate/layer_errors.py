@@ -20,8 +20,7 @@ from ling_jax.checkpoint.layerwise import embedded, mtp_input, normed, run_layer
 from ling_jax.checkpoint.parts import LayerLeaf, Reader, layer_leaves
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
-from ling_jax.model.layers import LayerKind, layer_kind, mtp_layer_kind
-from ling_jax.model.lightning import log_decays
+from ling_jax.model.layers import LayerKind, layer_constants, layer_kind, mtp_layer_kind
 from ling_jax.model.loss import head_logits
 from ling_jax.spec import Params, named_leaves
 
@@ -100,10 +99,9 @@ class _Model:
 
     def trunk(self) -> Iterator[_Block]:
         """Layers and the final norm."""
-        decays = log_decays(self.config)
         for number in range(self.config.num_layers):
             kind = layer_kind(self.config, number)
-            run = functools.partial(self._layer, decay_H=decays[number], kind=kind)
+            run = functools.partial(self._layer, number=number, kind=kind)
             yield _Block(f"layer {number}", ", ".join(kind), self._places[number], run)
         yield self.top("final_norm", "final norm", lambda params, x, _: normed(params["final_norm"], x, self.config))
 
@@ -118,18 +116,18 @@ class _Model:
 
     def mtp(self, depth: int) -> _Block:
         kind = mtp_layer_kind(self.config)
-        run = functools.partial(self._mtp, kind=kind)
+        run = functools.partial(self._mtp, number=self.config.num_layers + depth, kind=kind)
         return _Block(f"MTP {depth + 1}", ", ".join(kind), self._places[self.config.num_layers + depth], run)
 
     def mtp_embedded(self, depth: int) -> np.ndarray:
         return embedded(self.reader, shifted_tokens(self.rows, depth + 1, self.config), self.config)
 
-    def _layer(self, params: Params, x_BTD, _, *, decay_H, kind: LayerKind):
-        return run_layer(params, x_BTD, decay_H, self.rows, self.config, kind)
+    def _layer(self, params: Params, x_BTD, _, *, number: int, kind: LayerKind):
+        return run_layer(params, x_BTD, layer_constants(self.config, kind, number), self.rows, self.config, kind)
 
-    def _mtp(self, params: Params, hidden_BTD, embedded_BTD, *, kind: LayerKind):
+    def _mtp(self, params: Params, hidden_BTD, embedded_BTD, *, number: int, kind: LayerKind):
         x_BTD = mtp_input(params, embedded_BTD, hidden_BTD, self.config)
-        x_BTD = self._layer(params["layer"], x_BTD, None, decay_H=None, kind=kind)
+        x_BTD = self._layer(params["layer"], x_BTD, None, number=number, kind=kind)
         return normed(params["final_norm"], x_BTD, self.config)
 
 

@@ -11,8 +11,14 @@ from numpy.typing import ArrayLike
 from ling_jax.config import ModelConfig
 from ling_jax.model.loss import shifted_targets, token_logps
 from ling_jax.model.transformer import hidden_states, make_token_info
-from ling_jax.rollout.generate import LEAST_BUCKET, bucket
 from ling_jax.spec import Params
+
+LEAST_BUCKET = 16  # tokens; our choice
+
+
+def bucket(size: int, least: int) -> int:
+    """The next power of two, at least `least`."""
+    return max(least, 1 << (size - 1).bit_length())
 
 
 @functools.partial(jax.jit, static_argnames="config")

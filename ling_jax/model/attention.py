@@ -1,13 +1,17 @@
 """Causal softmax attention for GQA and MLA."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ling_jax.model.token_info import PAGE_SIZE
 from ling_jax.parallel.sharding import num_shards, per_device
 from pallas_kernels.softmax_attention import softmax_attention_tpu, uses_kernels
 
 MIN_BLOCK, MAX_BLOCKS = 128, 8  # our choice: eight blocks skip 44 % of the scores
+PAGED_BLOCK = 128  # keys between two updates of the running softmax; our choice
 
 
 def cached_attention(
@@ -25,6 +29,48 @@ def cached_attention(
     score_BGHTS = jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min)
     weight_BGHTS = jax.nn.softmax(score_BGHTS, axis=-1).astype(q_BTHK.dtype)
     out_BGHTV = jnp.einsum("BGHTS,BSGV->BGHTV", weight_BGHTS, v_BSGV)
+    return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
+
+
+def paged_attention(
+    q_BTHK: jax.Array,
+    read: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    table_Bn: jax.Array,
+    last_BT: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """`cached_attention` over pages: query t of row b reads positions 0 … last[b, t] of the pages `table[b]`.
+
+    `read(pages [B, m])` returns their keys [B, S, G, K] and values [B, S, G, V]. Blocks of `PAGED_BLOCK` positions are
+    added to a running softmax one after the other, as many as the longest row has: a row's result depends neither on
+    other rows nor on the length of the table. Keys behind a row's last position are not looked at, even if they are
+    NaN. The result for padding (a position past the table) is undefined.
+    """
+    dtype, per_block = jnp.promote_types(q_BTHK.dtype, jnp.float32), PAGED_BLOCK // PAGE_SIZE
+    table_Bn = jnp.pad(table_Bn, ((0, 0), (0, -table_Bn.shape[1] % per_block)))
+    last_BT = jnp.where(last_BT < table_Bn.shape[1] * PAGE_SIZE, last_BT, -1)
+    groups, width = (x.shape[size] for x, size in zip(jax.eval_shape(read, table_Bn[:, :1]), (2, 3), strict=True))
+    q_BTGHK = q_BTHK.reshape(*q_BTHK.shape[:2], groups, -1, q_BTHK.shape[3])
+
+    def add_block(number, carry):
+        max_BGHT, sum_BGHT, out_BGHTV = carry
+        position_S = number * PAGED_BLOCK + jnp.arange(PAGED_BLOCK)
+        stored_BS11 = (position_S <= jnp.max(last_BT, axis=1, keepdims=True))[..., None, None]
+        pages_Bn = jax.lax.dynamic_slice_in_dim(table_Bn, number * per_block, per_block, axis=1)
+        k_BSGK, v_BSGV = (jnp.where(stored_BS11, x, 0).astype(q_BTHK.dtype) for x in read(pages_Bn))
+        score_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=dtype) * scale
+        allowed_BTS = position_S <= last_BT[..., None]
+        score_BGHTS = jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min)
+        new_BGHT = jnp.maximum(max_BGHT, jnp.max(score_BGHTS, axis=-1))
+        weight_BGHTS, kept_BGHT = jnp.exp(score_BGHTS - new_BGHT[..., None]), jnp.exp(max_BGHT - new_BGHT)
+        added = jnp.einsum("BGHTS,BSGV->BGHTV", weight_BGHTS.astype(v_BSGV.dtype), v_BSGV, preferred_element_type=dtype)
+        out_BGHTV = out_BGHTV * kept_BGHT[..., None] + added
+        return new_BGHT, sum_BGHT * kept_BGHT + jnp.sum(weight_BGHTS, axis=-1), out_BGHTV
+
+    shape = (q_BTGHK.shape[0], *q_BTGHK.shape[2:4], q_BTGHK.shape[1])
+    start = jnp.full(shape, jnp.finfo(dtype).min, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, width), dtype)
+    _, sum_BGHT, out_BGHTV = jax.lax.fori_loop(0, jnp.max(last_BT) // PAGED_BLOCK + 1, add_block, start)
+    out_BGHTV = (out_BGHTV / sum_BGHT[..., None]).astype(q_BTHK.dtype)
     return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
 
 

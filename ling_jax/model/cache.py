@@ -12,9 +12,10 @@ from jax.typing import DTypeLike
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.model.layers import layer_plan
-from ling_jax.model.mla import latent_width
-from ling_jax.spec import Leaf, Spec, stack, zeros
+from ling_jax.model.layers import MIXERS, layer_plan
+from ling_jax.model.mixer import CacheSizes
+from ling_jax.model.token_info import PAGE_SIZE, PAST_END
+from ling_jax.spec import Spec, stack
 
 
 @flax.struct.dataclass
@@ -32,19 +33,23 @@ def cache_spec(config: ModelConfig, batch_size: int, max_length: int, dtype: DTy
 
     Keys, values and latents have `dtype`, Lightning states at least float32.
     """
-    c, wide = config, jnp.promote_types(dtype, jnp.float32)
-    state = Leaf((batch_size, c.num_heads, c.head_dim, c.head_dim), ("batch", "heads", None, None), zeros, wide)
-    heads = Leaf((batch_size, max_length, c.num_kv_heads, c.head_dim), ("batch", None, "kv_heads", None), zeros, dtype)
-    kinds = {"lightning": {"state": state}, "gqa": {"key": heads, "value": heads}}
-    if c.full_attention == "mla":
-        kinds["mla"] = {"latent": Leaf((batch_size, max_length, latent_width(c)), ("batch", None, None), zeros, dtype)}
+    return layers_cache_spec(config, CacheSizes(batch_size, batch_size, max_length, dtype))
+
+
+def layers_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
+    """{segment: {run: what its kind of layer stores, leaves stacked [repeats, count, …]}}."""
     return {
         str(index): {
-            name: stack(kinds[run.kind.mixer], (segment.repeats, run.count), (None, None))
+            name: stack(MIXERS[run.kind.mixer].cache_spec(config, sizes), (segment.repeats, run.count), (None, None))
             for name, run in segment.named_runs()
         }
         for index, segment in enumerate(layer_plan(config))
     }
+
+
+def pool_spec(config: ModelConfig, *, states: int, pages: int) -> Spec:
+    """Spec of a pool's arrays: so many sequences' states and pages of `PAGE_SIZE` tokens (`forward_with_pages`)."""
+    return layers_cache_spec(config, CacheSizes(states, pages, PAGE_SIZE, config.compute_dtype))
 
 
 def init_cache(config: ModelConfig, batch_size: int, max_length: int, *, dtype: DTypeLike | None = None) -> Cache:
@@ -61,5 +66,5 @@ def init_cache(config: ModelConfig, batch_size: int, max_length: int, *, dtype: 
 
 
 def slots_of(cache: Cache, live_BT: jax.Array) -> jax.Array:
-    """[B, T] int32 slot of each live token; padding gets 2^30, past the end of any cache."""
-    return jnp.where(live_BT, cache.length[:, None] + jnp.cumsum(live_BT, axis=1, dtype=jnp.int32) - 1, 2**30)
+    """[B, T] int32 slot of each live token; padding gets one past the end of any cache."""
+    return jnp.where(live_BT, cache.length[:, None] + jnp.cumsum(live_BT, axis=1, dtype=jnp.int32) - 1, PAST_END)

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.attention import cached_attention, softmax_attention
-from ling_jax.model.layer_cache import LayerCache, read_leaf, write_tokens
+from ling_jax.model.attention import cached_attention, paged_attention, softmax_attention
+from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_tokens
+from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import RopeTable, rotate_half
 from ling_jax.model.token_info import TokenInfo
@@ -73,28 +74,47 @@ def gqa(
     params: Params,
     x_BTD: jax.Array,
     info: TokenInfo,
-    log_decay_H: jax.Array | None,
     cache: LayerCache | None,
     config: ModelConfig,
 ) -> tuple[jax.Array, LayerCache | None]:
     """GQA of the layer's normed input x [B, T, D]: (y [B, T, D], the cache with these tokens or None)."""
-    del log_decay_H
     q_BTHK, k_BTGK, v_BTGV = project_qkv(params, x_BTD, info.rope, config)
     scale = config.head_dim**-0.5
     if cache is not None:
-        cache = write_tokens(cache, "key", k_BTGK, info.slots)
-        cache = write_tokens(cache, "value", v_BTGV, info.slots)
+        cache = write_tokens(cache, "key", k_BTGK, info.places)
+        cache = write_tokens(cache, "value", v_BTGV, info.places)
     if info.split is not None:
         kv, kv_heads = (k_BTGK, v_BTGV), ((config.num_kv_heads, "kv_heads"),)
         o_BTHV = context.attention(_keys_and_values, (), (), q_BTHK, kv, kv_heads, info.split.docs, scale)
-    elif info.last_visible_slot is None:
+    elif info.last_visible is None:
         o_BTHV = softmax_attention(q_BTHK, k_BTGK, v_BTGV, info.docs, scale)
+    elif info.pages is None:
+        o_BTHV = cached_attention(q_BTHK, read_leaf(cache, "key"), read_leaf(cache, "value"), info.last_visible, scale)
     else:
-        o_BTHV = cached_attention(
-            q_BTHK, read_leaf(cache, "key"), read_leaf(cache, "value"), info.last_visible_slot, scale
-        )
+
+        def read(pages_Bn):
+            return read_pages(cache, "key", pages_Bn), read_pages(cache, "value", pages_Bn)
+
+        o_BTHV = paged_attention(q_BTHK, read, info.pages.table, info.last_visible, scale)
     return project_out(params, o_BTHV), cache
 
 
 def _keys_and_values(_, kv):
     return kv
+
+
+def gqa_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
+    """Keys and values of every token."""
+    shape, axes = (
+        (sizes.blocks, sizes.block_size, config.num_kv_heads, config.head_dim),
+        ("batch", None, "kv_heads", None),
+    )
+    return {name: Leaf(shape, axes, zeros, sizes.dtype) for name in ("key", "value")}
+
+
+def gqa_flops(config: ModelConfig, length: int) -> float:
+    """Scores and values of causal attention: 3 · 2 · (T+1)/2 · H · 2K."""
+    return 3 * (length + 1) * config.num_heads * 2 * config.head_dim
+
+
+GQA = Mixer(gqa_spec, gqa, gqa_cache_spec, gqa_flops)

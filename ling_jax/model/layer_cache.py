@@ -7,7 +7,8 @@ the arrays in place and never copies a cache.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+
+from ling_jax.model.token_info import Places
 
 
 class LayerCache(NamedTuple):
@@ -27,9 +28,14 @@ def write_state(cache: LayerCache, name: str, new: jax.Array) -> LayerCache:
     return cache._replace(leaves=cache.leaves | {name: cache.leaves[name].at[cache.position].set(new)})
 
 
-def write_tokens(cache: LayerCache, name: str, new_BT: jax.Array, slots_BT: jax.Array) -> LayerCache:
-    """The cache with `new_BT` [B, T, …] in the slots [B, T]. Slots past the end (padding) are dropped."""
-    rows_B1 = jnp.arange(slots_BT.shape[0])[:, None]
+def read_pages(cache: LayerCache, name: str, pages_Bn: jax.Array) -> jax.Array:
+    """The tokens in pages [B, n] of the array `name` of this layer, [B, n · page size, …]."""
+    found = cache.leaves[name][*cache.position, pages_Bn]
+    return found.reshape(found.shape[0], -1, *found.shape[3:])
+
+
+def write_tokens(cache: LayerCache, name: str, new_BT: jax.Array, places: Places) -> LayerCache:
+    """The cache with `new_BT` [B, T, …] in these places. Those past the end (padding) are dropped."""
     old = cache.leaves[name]
-    new = old.at[*cache.position, rows_B1, slots_BT].set(new_BT.astype(old.dtype), mode="drop")
+    new = old.at[*cache.position, *places].set(new_BT.astype(old.dtype), mode="drop")
     return cache._replace(leaves=cache.leaves | {name: new})

@@ -7,19 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import ArrayLike
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.gqa import gqa, gqa_spec
+from ling_jax.model.gqa import GQA
 from ling_jax.model.layer_cache import LayerCache
-from ling_jax.model.lightning import ENTERING, lightning, lightning_spec, log_decays
-from ling_jax.model.mla import mla, mla_spec
+from ling_jax.model.lightning import ENTERING, LIGHTNING
+from ling_jax.model.mixer import Mixer
+from ling_jax.model.mla import MLA
 from ling_jax.model.moe import Router, dense_ffn, dense_spec, moe, moe_spec
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.token_info import TokenInfo
 from ling_jax.parallel.sharding import constrain, gather_weights
 from ling_jax.spec import Leaf, Params, Spec, ones, stack
 
-MIXERS = {"lightning": (lightning_spec, lightning), "mla": (mla_spec, mla), "gqa": (gqa_spec, gqa)}
+MIXERS: dict[str, Mixer] = {"lightning": LIGHTNING, "mla": MLA, "gqa": GQA}
 FFNS = {"dense": (dense_spec, dense_ffn), "moe": (moe_spec, moe)}
 
 
@@ -87,7 +89,7 @@ def layer_numbers(config: ModelConfig) -> dict[tuple[str, str], np.ndarray]:
 def layer_spec(config: ModelConfig, kind: LayerKind) -> Spec:
     """Spec of one layer: two norms, the mixer and the feed-forward part."""
     norm = Leaf((config.hidden_size,), (None,), ones)
-    mixer_spec, ffn_spec = MIXERS[kind.mixer][0], FFNS[kind.ffn][0]
+    mixer_spec, ffn_spec = MIXERS[kind.mixer].spec, FFNS[kind.ffn][0]
     return {"mixer_norm": norm, "mixer": mixer_spec(config), "ffn_norm": norm, "ffn": ffn_spec(config)}
 
 
@@ -102,10 +104,15 @@ def segments_spec(config: ModelConfig) -> Spec:
     }
 
 
+def layer_constants(config: ModelConfig, kind: LayerKind, numbers: ArrayLike) -> dict[str, np.ndarray]:
+    """What a mixer of this kind gets beside its parameters: {name: [..., …]} for layer numbers [...] of the trunk."""
+    return {name: values[np.asarray(numbers)] for name, values in MIXERS[kind.mixer].constants(config).items()}
+
+
 def layer(
     params: Params,
     x_BTD: jax.Array,
-    log_decay_H: jax.Array | None,
+    constants: Params,
     cache: LayerCache | None,
     info: TokenInfo,
     config: ModelConfig,
@@ -113,13 +120,14 @@ def layer(
 ) -> tuple[jax.Array, Router | None, LayerCache | None]:
     """One decoder layer: x + mixer(norm(x)), then + ffn(norm(x)); x [B, T, D].
 
-    Returns (x, the Router of a MoE layer or None, the cache with these tokens or None).
+    `constants` are the layer's own, as of `layer_constants`. Returns (x, the Router of a MoE layer or None, the cache
+    with these tokens or None).
     """
-    (mixer_spec, mixer), (ffn_spec, ffn) = MIXERS[kind.mixer], FFNS[kind.ffn]
+    mixer, (ffn_spec, ffn) = MIXERS[kind.mixer], FFNS[kind.ffn]
     with jax.named_scope(kind.mixer):
         normed = rms_norm(x_BTD, params["mixer_norm"], config.norm_eps)
-        weights = gather_weights(params["mixer"], mixer_spec(config), x_BTD.dtype)
-        y_BTD, cache = mixer(weights, normed, info, log_decay_H, cache, config)
+        weights = gather_weights(params["mixer"], mixer.spec(config), x_BTD.dtype)
+        y_BTD, cache = mixer.forward(weights | constants, normed, info, cache, config)
         x_BTD = x_BTD + y_BTD
     with jax.named_scope(kind.ffn):
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
@@ -154,12 +162,14 @@ def run_segments(
     Routers are {segment: {run: Router stacked [repeats, count, …], None for dense layers}}. The cache's leaves are
     {segment: {run: {name: [repeats, count, B, …]}}}; without a cache each run has None.
     """
-    routers, caches, decays, numbers = {}, {}, log_decays(config), layer_numbers(config)
+    routers, caches, numbers = {}, {}, layer_numbers(config)
     for index, segment in enumerate(layer_plan(config)):
-        log_decay = {name: decays[numbers[str(index), name]] for name, _ in segment.named_runs()}
+        constants = {
+            name: layer_constants(config, run.kind, numbers[str(index), name]) for name, run in segment.named_runs()
+        }
         group = _group_function(segment, info, config)
         cached = {name: None for name, _ in segment.named_runs()} if cache is None else cache[str(index)]
-        carry, inputs = (x_BTD, cached), (params[str(index)], log_decay)
+        carry, inputs = (x_BTD, cached), (params[str(index)], constants)
         (x_BTD, caches[str(index)]), routers[str(index)] = _scan(group, carry, inputs, segment.repeats, config)
     return x_BTD, routers, caches
 
@@ -167,11 +177,11 @@ def run_segments(
 def _group_function(segment: Segment, info: TokenInfo, config: ModelConfig):
     def group(carry, repeat, inputs):
         x_BTD, cache = carry
-        params, log_decay = inputs
+        params, constants = inputs
         routers, caches = {}, {}
         for name, run in segment.named_runs():
             body = _layer_function(run, repeat, info, config)
-            of_run = (params[name], log_decay[name])
+            of_run = (params[name], constants[name])
             (x_BTD, caches[name]), routers[name] = _scan(body, (x_BTD, cache[name]), of_run, run.count, config)
         return (x_BTD, caches), routers
 
@@ -181,9 +191,9 @@ def _group_function(segment: Segment, info: TokenInfo, config: ModelConfig):
 def _layer_function(run: LayerRun, repeat, info: TokenInfo, config: ModelConfig):
     def body(carry, number, inputs):
         x_BTD, leaves = carry
-        params, log_decay_H = inputs
+        params, constants = inputs
         cache = None if leaves is None else LayerCache(leaves, (repeat, number))
-        x_BTD, router, cache = layer(params, x_BTD, log_decay_H, cache, info, config, run.kind)
+        x_BTD, router, cache = layer(params, x_BTD, constants, cache, info, config, run.kind)
         return (x_BTD, None if cache is None else cache.leaves), router
 
     return remat(body, config, scanned=_scanned(run.count, config))

@@ -12,11 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import out_spec, project_out, project_qkv, qkv_spec
 from ling_jax.model.layer_cache import LayerCache, read_leaf, write_state
+from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import group_rms_norm, rms_norm
 from ling_jax.model.rope import rotate_half
-from ling_jax.model.token_info import TokenInfo
+from ling_jax.model.token_info import PAST_END, TokenInfo
 from ling_jax.parallel.sharding import RULES, per_device, shard_size
-from ling_jax.spec import Leaf, Params, Spec, normal, ones
+from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
 from pallas_kernels.lightning_attention import (
     Norms,
     lightning_attention,
@@ -76,7 +77,6 @@ def lightning(
     params: Params,
     x_BTD: jax.Array,
     info: TokenInfo,
-    log_decay_H: jax.Array | None,
     cache: LayerCache | None,
     config: ModelConfig,
 ) -> tuple[jax.Array, LayerCache | None]:
@@ -85,12 +85,14 @@ def lightning(
     With a cache, few tokens and heads that suit it, the platform's decode kernel runs. Otherwise `lightning_tpu` runs
     on TPUs where the shapes suit it, and `lightning_xla` everywhere else.
     """
+    if info.pages is not None:
+        return lightning_paged(params, x_BTD, info, cache, config)
     decode, suits = DECODES.get(platform(), (None, None))
     if cache is not None and decode and suits(x_BTD.shape[1], config.head_dim, config.head_dim):
-        return lightning_decode(params, x_BTD, info, log_decay_H, cache, config, decode)
+        return lightning_decode(params, x_BTD, info, cache, config, decode)
     state_BHKV = None if cache is None else read_leaf(cache, "state")
     form = lightning_xla if info.rotation is None else lightning_tpu
-    y_BTD, state_BHKV = form(params, x_BTD, info, log_decay_H, state_BHKV, config)
+    y_BTD, state_BHKV = form(params, x_BTD, info, state_BHKV, config)
     return y_BTD, None if cache is None else write_state(cache, "state", state_BHKV)
 
 
@@ -98,7 +100,6 @@ def lightning_xla(
     params: Params,
     x_BTD: jax.Array,
     info: TokenInfo,
-    log_decay_H: jax.Array,
     state_BHKV: jax.Array | None,
     config: ModelConfig,
 ) -> tuple[jax.Array, jax.Array]:
@@ -123,7 +124,7 @@ def lightning_xla(
         None if between_BRS is None else (rows, (between_BRS.shape[1], "tokens")),
     )  # fmt: skip
     o_BTHV, state_BHKV = per_device(attend, in_axes, (tokens, state))(
-        q_BTHK, k_BTHK, v_BTHV, log_decay_H, state_BHKV, info.docs, between_BRS
+        q_BTHK, k_BTHK, v_BTHV, params["log_decay"], state_BHKV, info.docs, between_BRS
     )
     return gated_output(params, o_BTHV, x_BTD, config), state_BHKV
 
@@ -158,7 +159,6 @@ def lightning_tpu(
     params: Params,
     x_BTD: jax.Array,
     info: TokenInfo,
-    log_decay_H: jax.Array,
     state_BHKV: jax.Array | None,
     config: ModelConfig,
     interpret: bool = False,
@@ -190,7 +190,7 @@ def lightning_tpu(
     )  # fmt: skip
     projected = (_flat_projection(params, name, x_BTD) for name in ("q", "k", "v", "gate"))
     o_BTX, state_BHKV = per_device(layer, in_axes, (tokens, state))(
-        *projected, *norms, *info.rotation, log_decay_H, state_BHKV, info.docs, between_BRS, info.rope
+        *projected, *norms, *info.rotation, params["log_decay"], state_BHKV, info.docs, between_BRS, info.rope
     )
     y_BTD = o_BTX @ params["out"].astype(o_BTX.dtype).reshape(o_BTX.shape[-1], -1)
     return y_BTD + params["out_bias"].astype(y_BTD.dtype) if "out_bias" in params else y_BTD, state_BHKV
@@ -200,7 +200,6 @@ def lightning_decode(
     params: Params,
     x_BTD: jax.Array,
     info: TokenInfo,
-    log_decay_H: jax.Array,
     cache: LayerCache,
     config: ModelConfig,
     decode: Callable[..., Any],
@@ -221,9 +220,67 @@ def lightning_decode(
     in_axes = (*(tokens,) * 3, (heads,), stacked, (), (), None if live is None else (rows,))
     qkv = (x_BTHK.reshape(batch, length, -1) for x_BTHK in project_qkv(params, x_BTD, info.rope, config))
     place = map(jnp.int32, cache.position)
-    o_BTX, states = per_device(step, in_axes, (tokens, stacked))(*qkv, log_decay_H, states, *place, live)
+    o_BTX, states = per_device(step, in_axes, (tokens, stacked))(*qkv, params["log_decay"], states, *place, live)
     o_BTHV = o_BTX.reshape(batch, length, config.num_heads, -1)
     return gated_output(params, o_BTHV, x_BTD, config), cache._replace(leaves=cache.leaves | {"state": states})
+
+
+def lightning_paged(
+    params: Params, x_BTD: jax.Array, info: TokenInfo, cache: LayerCache, config: ModelConfig
+) -> tuple[jax.Array, LayerCache]:
+    """The layer for rows whose states lie in `info.pages.state`: (y [B, T, D], the cache with the new states).
+
+    Rows of one token go by the one-step recurrence, and those of one sequence, which are neighbours, hand the state on.
+    Padding (`info.live`) leaves the states as they are.
+    """
+    pages = info.pages
+    fresh_B111 = pages.fresh[:, None, None, None]
+    state_BHKV = jnp.where(fresh_B111, 0, cache.leaves["state"][*cache.position, pages.state])
+    if x_BTD.shape[1] > 1:
+        form = lightning_xla if info.rotation is None else lightning_tpu
+        y_BTD, state_BHKV = form(params, x_BTD, info, state_BHKV, config)
+        last_B = jnp.ones(pages.state.shape, bool)
+    else:
+        qkv = (x_BTHK[:, 0] for x_BTHK in project_qkv(params, x_BTD, info.rope, config))
+        o_BHV, state_BHKV, last_B = recurrence_of_rows(*qkv, params["log_decay"], state_BHKV, info)
+        y_BTD = gated_output(params, o_BHV[:, None], x_BTD, config)
+    place_B = jnp.where(last_B & info.live.any(axis=1), pages.state, PAST_END)
+    states = cache.leaves["state"]
+    states = states.at[*cache.position, place_B].set(state_BHKV.astype(states.dtype), mode="drop")
+    return y_BTD, cache._replace(leaves=cache.leaves | {"state": states})
+
+
+def recurrence_of_rows(
+    q_BHK: jax.Array, k_BHK: jax.Array, v_BHV: jax.Array, log_decay_H: jax.Array, state_BHKV: jax.Array, info: TokenInfo
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(out [B, H, V], states behind the rows' tokens [B, H, K, V], [B] bool: the last row of its sequence).
+
+    A row behind one of the same sequence takes the state from it. The two branches give the same bits on a CPU.
+    """
+    pages, wide = info.pages, state_BHKV.dtype
+    same_B = jnp.pad(pages.state[1:] == pages.state[:-1], (1, 0))
+    decay_H11 = jnp.exp(log_decay_H.astype(wide))[:, None, None]
+
+    def step(state_BHKV, q_BHK, k_BHK, v_BHV):
+        update_BHKV = k_BHK.astype(wide)[..., None] * v_BHV.astype(wide)[..., None, :]
+        state_BHKV = decay_H11 * state_BHKV + update_BHKV
+        out_BHV = jnp.einsum("BHK,BHKV->BHV", q_BHK.astype(wide), state_BHKV) * q_BHK.shape[-1] ** -0.5
+        return out_BHV.astype(v_BHV.dtype), state_BHKV
+
+    def together():
+        return step(state_BHKV, q_BHK, k_BHK, v_BHV)
+
+    def in_order():
+        def row(before_1HKV, inputs):
+            *qkv, state_HKV, same = inputs
+            state_1HKV = jnp.where(same, before_1HKV, state_HKV[None])
+            out_1HV, state_1HKV = step(state_1HKV, *(x[None] for x in qkv))
+            return state_1HKV, (out_1HV[0], state_1HKV[0])
+
+        return jax.lax.scan(row, jnp.zeros_like(state_BHKV[:1]), (q_BHK, k_BHK, v_BHV, state_BHKV, same_B))[1]
+
+    out_BHV, state_BHKV = jax.lax.cond(pages.distinct, together, in_order)
+    return out_BHV, state_BHKV, ~jnp.append(same_B[1:], False)
 
 
 def _flat_projection(params, name: str, x_BTD):
@@ -237,3 +294,23 @@ def gated_output(params: Params, o_BTHV: jax.Array, x_BTD: jax.Array, config: Mo
     o_BTHV = group_rms_norm(o_BTHV, params["norm"], config.num_norm_groups, config.norm_eps)
     gate_BTHV = jax.nn.sigmoid(jnp.einsum("BTD,DHV->BTHV", x_BTD, params["gate"].astype(x_BTD.dtype)))
     return project_out(params, o_BTHV * gate_BTHV)
+
+
+def lightning_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
+    """One state for each sequence, in at least float32."""
+    shape = (sizes.sequences, config.num_heads, config.head_dim, config.head_dim)
+    return {"state": Leaf(shape, ("batch", "heads", None, None), zeros, jnp.promote_types(sizes.dtype, jnp.float32))}
+
+
+def lightning_flops(config: ModelConfig, length: int) -> float:
+    """The recurrent form: 3 · 4 · H · K²."""
+    del length
+    return 12 * config.num_heads * config.head_dim**2
+
+
+def lightning_constants(config: ModelConfig) -> dict[str, np.ndarray]:
+    """{"log_decay": [L, H]}."""
+    return {"log_decay": log_decays(config)}
+
+
+LIGHTNING = Mixer(lightning_spec, lightning, lightning_cache_spec, lightning_flops, lightning_constants)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.attention import cached_attention, softmax_attention
+from ling_jax.model.attention import cached_attention, paged_attention, softmax_attention
 from ling_jax.model.gqa import out_spec, project_out
-from ling_jax.model.layer_cache import LayerCache, read_leaf, write_tokens
+from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_tokens
+from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import RopeTable, rotate_interleaved, yarn_mscale
 from ling_jax.model.token_info import TokenInfo
@@ -56,20 +57,18 @@ def mla(
     params: Params,
     x_BTD: jax.Array,
     info: TokenInfo,
-    log_decay_H: jax.Array | None,
     cache: LayerCache | None,
     config: ModelConfig,
 ) -> tuple[jax.Array, LayerCache | None]:
     """MLA of the layer's normed input x [B, T, D]: (y [B, T, D], the cache with these tokens or None)."""
-    del log_decay_H
     q_BTHK = queries(params, x_BTD, info.latent_rope, config)
     latent_BTR = jnp.concatenate(latents(params, x_BTD, info.latent_rope, config), axis=-1)
     if cache is not None:
-        cache = write_tokens(cache, "latent", latent_BTR, info.slots)
-    if info.last_visible_slot is None:
+        cache = write_tokens(cache, "latent", latent_BTR, info.places)
+    if info.last_visible is None:
         o_BTHV = _expanded(params, q_BTHK, latent_BTR, info, config)
     else:
-        o_BTHV = _absorbed(params, q_BTHK, read_leaf(cache, "latent"), info.last_visible_slot, config)
+        o_BTHV = _absorbed(params, q_BTHK, cache, info, config)
     return project_out(params, o_BTHV), cache
 
 
@@ -92,13 +91,24 @@ def keys_and_values(kv_b_RHK: jax.Array, latent_BTR: jax.Array, config: ModelCon
     return jnp.concatenate([k_nope_BTHK, k_rope_BTHK], axis=-1), v_BTHV
 
 
-def _absorbed(params, q_BTHK, cached_BSR, last_BT, config: ModelConfig):
+def _absorbed(params, q_BTHK, cache: LayerCache, info: TokenInfo, config: ModelConfig):
     """Attention with `kv_b` absorbed into queries and outputs, [B, T, H, V]: all heads share one key and one value."""
     kv_b_RHK = params["kv_b"].astype(q_BTHK.dtype)
     q_nope, q_rope = jnp.split(q_BTHK, [config.nope_dim], axis=-1)
     q_BTHR = jnp.concatenate([jnp.einsum("BTHK,RHK->BTHR", q_nope, kv_b_RHK[..., : config.nope_dim]), q_rope], axis=-1)
-    k_BS1R = cached_BSR[:, :, None]
-    o_BTHR = cached_attention(q_BTHR, k_BS1R, k_BS1R[..., : config.kv_lora_rank], last_BT, softmax_scale(config))
+
+    def keys_values(latent_BSR):
+        k_BS1R = latent_BSR[:, :, None]
+        return k_BS1R, k_BS1R[..., : config.kv_lora_rank]
+
+    def read(pages_Bn):
+        return keys_values(read_pages(cache, "latent", pages_Bn))
+
+    last_BT, scale = info.last_visible, softmax_scale(config)
+    if info.pages is None:
+        o_BTHR = cached_attention(q_BTHR, *keys_values(read_leaf(cache, "latent")), last_BT, scale)
+    else:
+        o_BTHR = paged_attention(q_BTHR, read, info.pages.table, last_BT, scale)
     return jnp.einsum("BTHR,RHV->BTHV", o_BTHR, kv_b_RHK[..., config.nope_dim :])
 
 
@@ -127,3 +137,17 @@ def latents(
     latent_BTR, k_rope_BTK = jnp.split(kv_BTR, [config.kv_lora_rank], axis=-1)
     latent_BTR = rms_norm(latent_BTR, params["kv_a_norm"], LATENT_NORM_EPS)
     return latent_BTR, rotate_interleaved(k_rope_BTK[:, :, None], rope_table)[:, :, 0]
+
+
+def mla_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
+    """The latent and the rope key of every token."""
+    shape = (sizes.blocks, sizes.block_size, latent_width(config))
+    return {"latent": Leaf(shape, ("batch", None, None), zeros, sizes.dtype)}
+
+
+def mla_flops(config: ModelConfig, length: int) -> float:
+    """Scores and values of causal attention: 3 · 2 · (T+1)/2 · H · (K + V)."""
+    return 3 * (length + 1) * config.num_heads * (config.nope_dim + config.rope_dim + config.v_dim)
+
+
+MLA = Mixer(mla_spec, mla, mla_cache_spec, mla_flops)

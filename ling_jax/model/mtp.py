@@ -78,7 +78,7 @@ def mtp_hidden(
 
     def module(params, hidden_BTD, embedded_BTD):
         z_BTD = module_input(params, embedded_BTD, hidden_BTD, config)
-        z_BTD, router, _ = layer(params["layer"], z_BTD, None, None, info, config, mtp_layer_kind(config))
+        z_BTD, router, _ = layer(params["layer"], z_BTD, {}, None, info, config, mtp_layer_kind(config))
         return rms_norm(z_BTD, params["final_norm"], config.norm_eps), router
 
     def run(depth: int, hidden_BTD, *, constant: bool):

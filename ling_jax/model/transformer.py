@@ -19,7 +19,7 @@ from ling_jax.model.moe import Router
 from ling_jax.model.mtp import mtp_hidden, mtp_spec
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import rope_table
-from ling_jax.model.token_info import ContextSplit, TokenInfo
+from ling_jax.model.token_info import PAGE_SIZE, PAST_END, ContextSplit, Pages, Places, TokenInfo
 from ling_jax.parallel import context
 from ling_jax.parallel.embedding import look_up
 from ling_jax.parallel.sharding import constrain, num_shards
@@ -118,10 +118,28 @@ def forward_with_cache(
     documents = None if segment_ids is None else live_BT.astype(jnp.int32)
     positions = jnp.where(live_BT, slots_BT, 0) if positions is None else positions
     info = make_token_info(tokens, config, positions, documents)
-    info = info._replace(slots=slots_BT, last_visible_slot=None if cache.empty else slots_BT)
+    places = Places(jnp.arange(tokens.shape[0])[:, None], slots_BT)
+    info = info._replace(places=places, last_visible=None if cache.empty else slots_BT)
     hidden_BTD, routers, layers = _trunk(params, tokens, info, config, cache.layers)
     length = cache.length + live_BT.sum(axis=1, dtype=jnp.int32)
     return hidden_BTD, routers, cache.replace(layers=layers, length=length, empty=False)
+
+
+def forward_with_pages(
+    params: Params, tokens: jax.Array, positions: jax.Array, pages: Pages, layers: Any, config: ModelConfig
+) -> tuple[jax.Array, dict[str, Any], Any]:
+    """(hidden states for the LM head [B, T, D], routers by segment, the pool with these tokens).
+
+    `tokens` [B, T] stand at `positions` [B, T] int32 of their sequences, in order; a negative position is padding,
+    behind a row's tokens. `layers` are the arrays of a pool (`cache.pool_spec`), which `pages` points into.
+    """
+    live_BT, n = positions >= 0, pages.table.shape[1]
+    info = make_token_info(tokens, config, jnp.maximum(positions, 0), live_BT.astype(jnp.int32))
+    page_BT = jnp.take_along_axis(pages.table, jnp.clip(positions // PAGE_SIZE, 0, n - 1), axis=1)
+    places = Places(jnp.where(live_BT, page_BT, PAST_END), positions % PAGE_SIZE)
+    info = info._replace(places=places, last_visible=jnp.where(live_BT, positions, PAST_END), pages=pages)
+    hidden_BTD, routers, layers = _trunk(params, tokens, info, config, layers)
+    return hidden_BTD, routers, layers
 
 
 def loss(
@@ -214,8 +232,8 @@ def make_token_info(
     return TokenInfo(
         docs=docs,
         live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
-        slots=None,
-        last_visible_slot=None,
+        places=None,
+        last_visible=None,
         rope=rope,
         rotation=rotation_lanes(*rope, config.head_dim) if uses_layer_kernel(tokens.shape, config) else None,
         latent_rope=rope_table(positions, config.rope_dim, config),

@@ -66,9 +66,9 @@ class Learner:
         """
         begun, self.events = time.perf_counter(), []
         self.rollouts.begin()
-        self.player.load(self.state.params)
+        self.player.load(self.state.params, self.rollouts.version)
         while self.rollouts.is_open:
-            self.rollouts.advance(self.player.advance(self.rollouts.running, self.rollouts.version))
+            self.rollouts.advance(self.player.advance(self.rollouts.running))
             tell(self.rollouts.version, self.rollouts.pool.generated, len(self.rollouts.pool.active))
         generated = time.perf_counter()
         groups = self.rollouts.harvest(self.config.rollout.prompts_per_step)

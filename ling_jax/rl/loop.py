@@ -277,7 +277,7 @@ def _evaluate(run: Run, params, step: int) -> None:
     config, folder = run.config, run.workdir / "evaluation" / f"{step:06}"
     if not config.train.eval_tasks:
         return
-    player = Player(run.start.config, run.reader, config.rollout.slots, temperature=0.0)
+    player = Player(run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None)
     sources = [held_out_of(source, config.train.eval_tasks) for source in config.tasks]
     records = evaluate(player, params, [task for tasks in sources for task in tasks])
     metrics = summarise(records)

@@ -85,10 +85,11 @@ class Rollouts:
             tokens.update(_bytes(episode.trajectory, len(before.completion_ids)))
             progress[i] = (episode.drawn - self.episodes[i].drawn, not episode.running)
             self.episodes[i] = episode
-        counts = {str(i): [count, moved[i].trajectory.status] for i, (count, _) in progress.items()}
+        grown = {i: count for i, (count, ended) in progress.items() if count or ended}
+        counts = {str(i): [count, moved[i].trajectory.status] for i, count in grown.items()}
         self._emit("slice", {"version": self.version, "rollouts": counts, "tokens": tokens.hexdigest()})
-        for i, (_, ended) in progress.items():
-            if i not in self._drew:
+        for i, (count, ended) in progress.items():
+            if count and i not in self._drew:
                 self._event({"op": "segment", "id": i})
                 self._drew.add(i)
             if ended:

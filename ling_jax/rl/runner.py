@@ -1,4 +1,4 @@
-"""Episodes: a policy's turns in an environment, token by token, over the slots of the engine."""
+"""Episodes: a policy's turns in an environment, token by token, drawn by the engine."""
 
 import dataclasses
 import itertools
@@ -16,6 +16,7 @@ from ling_jax.chat.tool_calls import END_THINK, THINK, parse_either
 from ling_jax.checkpoint.folder import Loaded, ModelFolder
 from ling_jax.config import ModelConfig
 from ling_jax.data.token_bytes import token_bytes
+from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
 from ling_jax.envs import ENVIRONMENTS, Task
 from ling_jax.envs.base import Message
 from ling_jax.envs.tools.call import Call
@@ -23,7 +24,8 @@ from ling_jax.evaluate.report import Metric, with_progress
 from ling_jax.evaluate.statistics import Z95, wilson_interval
 from ling_jax.rewards import split_sentences
 from ling_jax.rl.trajectory import Trajectory, append_observation, append_segment
-from ling_jax.rollout.slots import Drawn, Slots
+
+PREFILL_TOKENS = 16_384  # that a step reads at most: all episodes go on together where they fit; our choice
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,7 +171,7 @@ def turn_spans(trajectory: Trajectory) -> list[tuple[int, int]]:
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
 
-def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[Episode, list[Piece]]:
+def take(episode: Episode, drawn: Event, version: int, reader: Reader) -> tuple[Episode, list[Piece]]:
     """(the episode with what weights `version` drew, what it has to read before it can go on).
 
     Where a turn has ended the environment answers it; one that raises makes the episode "failed", and so does a chat
@@ -179,9 +181,9 @@ def take(episode: Episode, drawn: Drawn, version: int, reader: Reader) -> tuple[
     """
     trajectory = append_segment(episode.trajectory, drawn.tokens, drawn.logps, version)
     episode = dataclasses.replace(episode, trajectory=trajectory)
-    if not drawn.ended:
+    if drawn.finish_reason is None:
         return episode, []
-    if drawn.tokens[-1] not in reader.end_ids:
+    if drawn.finish_reason != "stop":
         return _ended(episode, "truncated"), []
     return answer(episode, reader)
 
@@ -270,63 +272,109 @@ def _ended(episode: Episode, status: str) -> Episode:
 
 
 class Player:
-    """Moves episodes on by pieces of decoding. Which slot one has is the player's business: no token depends on it."""
+    """Moves episodes on by steps of an engine. Where one lies in the engine is its business: no token depends on it."""
 
-    def __init__(self, config: ModelConfig, reader: Reader, size: int, *, temperature: float = 1.0):
-        """With so many slots of the model; temperature 0 takes the likeliest tokens."""
-        self.reader, self.size = reader, size
-        self.slots = Slots(
-            config, slots=size, max_length=reader.context, end_ids=reader.end_ids, temperature=temperature
+    def __init__(
+        self,
+        config: ModelConfig,
+        reader: Reader,
+        size: int,
+        *,
+        temperature: float = 1.0,
+        row_tile: int | None = EXACT_TILE,
+    ):
+        """With so many slots of the model; temperature 0 takes the likeliest tokens.
+
+        With `row_tile` None the last bits of log-probs depend on which episodes run side by side.
+        """
+        self.reader, self.size, self.temperature = reader, size, temperature
+        self.engine = Engine(
+            config,
+            slots=size,
+            memory_bytes=memory_for(config, slots=size, max_tokens=reader.context),
+            row_tile=row_tile,
+            prefill_tokens=min(PREFILL_TOKENS, size * reader.context),
         )
-        self._seats: dict[int, int] = {}  # episode -> slot
 
-    def load(self, params) -> None:
+    def load(self, params, version: int = 0) -> None:
         """New weights: what goes on is read again by them."""
-        self.slots.load(params)
-        self._seats = {}
+        self.engine.load(params, version)
 
-    def advance(self, episodes: Mapping[int, Episode], version: int) -> dict[int, Episode]:
-        """These running episodes, at most as many as there are slots, one piece further. Others leave their slots."""
-        for left in self._seats.keys() - episodes.keys():
-            self.slots.drop(self._seats.pop(left))
-        free = sorted(set(range(self.size)) - set(self._seats.values()))
-        joining = sorted(episodes.keys() - self._seats.keys())
-        if len(joining) > len(free):
+    def advance(self, episodes: Mapping[int, Episode]) -> dict[int, Episode]:
+        """These running episodes, at most as many as there are slots, a step further: one of them draws at least.
+
+        Others leave the engine.
+        """
+        if len(episodes) > self.size:
             raise ValueError(f"{len(episodes)} episodes are to go on at once; there are {self.size} slots")
-        for i, slot in zip(joining, free, strict=False):
-            self._put(slot, episodes[i])
-        drawn = self.slots.advance()
-        taken = {i: take(episodes[i], drawn[slot], version, self.reader) for i, slot in sorted(self._seats.items())}
-        return self._heard(taken, version)
+        for left in self._seated - episodes.keys():
+            self.engine.release(left)
+        for joining in sorted(episodes.keys() - self._seated):
+            self.engine.resume(self._snapshot(episodes[joining]))
+        events: list[Event] = []
+        while not events and self.engine.busy:
+            events = self.engine.step()
+        if errors := [event.error for event in events if event.error]:
+            raise RuntimeError(f"the engine refused an episode: {errors[0]}")
+        taken = {event.id: take(episodes[event.id], event, self.engine.version, self.reader) for event in events}
+        return {**episodes, **self._heard(taken)}
 
-    def _put(self, slot: int, episode: Episode) -> None:
-        self._seats[episode.id] = slot
-        limit = room(episode, self.reader)
-        self.slots.put(slot, episode.context, seed=episode.seed, drawn=episode.drawn, limit=limit)
+    def leave(self) -> None:
+        """All episodes leave the engine."""
+        for left in self._seated:
+            self.engine.release(left)
 
-    def _heard(self, taken: dict[int, tuple[Episode, list[Piece]]], version: int) -> dict[int, Episode]:
-        """All observations of a piece are encoded together, on all threads."""
+    @property
+    def _seated(self) -> set[int]:
+        return self.engine.ids
+
+    def _snapshot(self, episode: Episode) -> Snapshot:
+        """The request that goes on where the episode is; its id is its priority, so that all schedules are the same."""
+        request = Request(
+            episode.id,
+            episode.trajectory.prompt_ids,
+            episode.max_tokens,
+            seed=episode.seed,
+            temperature=self.temperature,
+            stop_ids=tuple(sorted(self.reader.end_ids)),
+            priority=episode.id,
+        )
+        limit = episode.drawn + room(episode, self.reader)
+        return Snapshot(
+            request=request,
+            tokens=tuple(episode.context),
+            turn=episode.drawn,
+            drawn=episode.drawn,
+            limit=limit,
+            recorded=0,
+            prompt_logps=(),
+            finish_reason=None,
+            fingerprint=self.engine.fingerprint,
+        )
+
+    def _heard(self, taken: dict[int, tuple[Episode, list[Piece]]]) -> dict[int, Episode]:
+        """All observations of a step are encoded together, on all threads."""
         hearing = [i for i, (_, pieces) in taken.items() if pieces]
         encoded = encode_all(self.reader.tokenizer, [taken[i][1] for i in hearing]) if hearing else ()
         moved = {i: episode for i, (episode, _) in taken.items()}
         for i, (tokens, _) in zip(hearing, encoded, strict=True):
-            moved[i] = hear(moved[i], tokens, version, self.reader)
+            moved[i] = hear(moved[i], tokens, self.engine.version, self.reader)
             if moved[i].running:
-                self.slots.feed(self._seats[i], tokens, limit=room(moved[i], self.reader))
+                self.engine.extend(i, tokens, room(moved[i], self.reader))
         for i, episode in moved.items():
             if not episode.running:
-                self.slots.drop(self._seats.pop(i))
+                self.engine.release(i)
         return moved
 
 
-def play(player: Player, episodes: Iterable[Episode], version: int = 0) -> Iterator[Episode]:
+def play(player: Player, episodes: Iterable[Episode]) -> Iterator[Episode]:
     """Episodes to their ends under the weights that are loaded, in the order in which they end; slots never wait."""
     waiting, running = iter(episodes), {}
     while True:
         running |= {episode.id: episode for episode in itertools.islice(waiting, player.size - len(running))}
         if not running:
             return
-        running = player.advance(running, version)
+        running = player.advance(running)
         yield from [episode for episode in running.values() if not episode.running]
         running = {i: episode for i, episode in running.items() if episode.running}
 

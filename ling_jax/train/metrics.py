@@ -16,6 +16,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
 from ling_jax.files import parse_object, replacing
 from ling_jax.model import layer_plan, model_spec
+from ling_jax.model.layers import MIXERS, mtp_layer_kind
 from ling_jax.model.transformer import with_weighted_mtp
 from ling_jax.partials import write_errors
 from ling_jax.paths import append
@@ -84,13 +85,11 @@ def flops_per_token(config: ModelConfig, length: int) -> float:
     3 · 4 · H · K² for each Lightning layer (its recurrent form). Recomputation and the extra work of the chunked form
     are no model FLOPs.
     """
-    c, layers = config, {"lightning": 0, "softmax": 0}
-    for segment in layer_plan(config):
-        for run in segment.runs:
-            kind = "lightning" if run.kind.mixer == "lightning" else "softmax"
-            layers[kind] += segment.repeats * run.count
-    lightning = 12 * c.num_heads * c.head_dim**2
-    trunk = layers["softmax"] * _softmax_flops(c, length) + layers["lightning"] * lightning
+    trunk = sum(
+        segment.repeats * run.count * MIXERS[run.kind.mixer].flops(config, length)
+        for segment in layer_plan(config)
+        for run in segment.runs
+    )
     without_mtp = dataclasses.replace(config, mtp_depth=0)
     return 6.0 * matmul_parameters(without_mtp) + trunk + mtp_flops_per_token(config, length)
 
@@ -126,13 +125,7 @@ def mtp_flops_per_token(config: ModelConfig, length: int) -> float:
     if not config.mtp_loss_weight:
         return 0.0
     parameters = matmul_parameters(config) - matmul_parameters(dataclasses.replace(config, mtp_depth=0))
-    return 6.0 * parameters + config.mtp_predictions * _softmax_flops(config, length)
-
-
-def _softmax_flops(config: ModelConfig, length: int) -> float:
-    c = config
-    dims = c.nope_dim + c.rope_dim + c.v_dim if c.full_attention == "mla" else 2 * c.head_dim
-    return 3 * (length + 1) * c.num_heads * dims
+    return 6.0 * parameters + config.mtp_predictions * MIXERS[mtp_layer_kind(config).mixer].flops(config, length)
 
 
 def peak_flops(mesh: jax.sharding.Mesh) -> float:

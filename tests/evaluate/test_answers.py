@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from ling_jax.engine.text import Completion
 from ling_jax.evaluate import answers
 from ling_jax.evaluate.answers import (
     Verdict,
@@ -15,7 +16,6 @@ from ling_jax.evaluate.answers import (
 )
 from ling_jax.rewards import AnswerChecker
 from ling_jax.rewards import answer as answer_module
-from ling_jax.rollout.text import Completion
 
 
 def results(scores, records=None):

@@ -143,8 +143,8 @@ def moved(length: int, kind: str, whole_layer: bool) -> list[tuple[Collective, .
     def body(x_BTD, inputs, info):
         params, decay_H = inputs
         if whole_layer:
-            return layer(params, x_BTD, decay_H, None, info, config, lightning_dense)[0], None
-        return x_BTD + lightning(params["mixer"], x_BTD, info, decay_H, None, config)[0], None
+            return layer(params, x_BTD, {"log_decay": decay_H}, None, info, config, lightning_dense)[0], None
+        return x_BTD + lightning(params["mixer"] | {"log_decay": decay_H}, x_BTD, info, None, config)[0], None
 
     def outputs(params, x_BTD, info):
         step = remat(functools.partial(body, info=info), config, scanned=True)

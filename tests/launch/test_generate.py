@@ -54,7 +54,7 @@ def test_a_file_is_answered_line_by_line(folder, tmp_path):
     for answer in answers:
         assert len(answer["tokens"]) == len(answer["logps"]) <= 20 and max(answer["logps"]) <= 0
         assert answer["ended"] in ("end", "length") and np.isfinite(answer["logps"]).all()
-    assert "prompts=4/4" in done.stdout and "programs compiled: " in done.stdout
+    assert "engine: 2 slots" in done.stdout and "prompts=4/4" in done.stdout and "answers in " in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,14 @@ from ling_jax import spec
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.data import save_tokenizer
+from ling_jax.engine import Request
+from ling_jax.engine.generate import engine_for, generate
 from ling_jax.messages import size_text
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.dry_run import as_text, dry_run
 from ling_jax.migrate.plan import open_converted, prepare_plan
 from ling_jax.migrate.run import read_report, run_plan, with_mtp_modules
 from ling_jax.model import forward
-from ling_jax.rollout import Generator
 from ling_jax.sums import DamagedFile
 from ling_jax.train.merge import merge_checkpoints
 from ling_jax.train.workdir import unlock
@@ -150,7 +151,8 @@ def test_the_end_is_the_target_and_goes_to_hugging_face_and_back(migrated, tmp_p
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["BailingMoeV2_5ForCausalLM"]
     params, config = load_hf(tmp_path / "hf")
     assert_trees_equal(params, loaded.params)
-    *_, (answer,) = Generator(params, config, set())([[1, 2, 3]], max_new_tokens=5, temperature=0.0)
+    engine = engine_for(params, config, [[1, 2, 3]], max_new_tokens=5)
+    (answer,) = generate(engine, [Request(0, [1, 2, 3], 5, seed=0, temperature=0.0)])
     read = forward(loaded.params, np.array([[1, 2, 3, *answer.tokens[:4]]]), loaded.config)
     assert answer.tokens == read.logits[0, 2:].argmax(axis=-1).tolist()
 

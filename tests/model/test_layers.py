@@ -18,9 +18,9 @@ from ling_jax.model.layers import (
     layer_kind,
     layer_numbers,
     layer_plan,
-    log_decays,
     run_segments,
 )
+from ling_jax.model.lightning import log_decays
 from ling_jax.model.norm import group_rms_norm
 from ling_jax.model.transformer import make_token_info
 from tests.helpers.golden_numbers import quick_jit
@@ -90,7 +90,9 @@ def test_stacked_groups_run_in_the_order_of_layers(x64):
     for number in range(config.num_layers):
         segment, run, r, c = places[number]
         weights = jax.tree.map(lambda leaf, r=r, c=c: leaf[r, c], params[segment][run])
-        wanted, router, _ = step(weights, wanted, decays[number], None, info, config, layer_kind(config, number))
+        wanted, router, _ = step(
+            weights, wanted, {"log_decay": decays[number]}, None, info, config, layer_kind(config, number)
+        )
         np.testing.assert_array_equal(routers[segment][run].expert_index[r, c], router.expert_index)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)  # the same sums
 

@@ -35,7 +35,7 @@ def layer_inputs(config, batch, length, packed, dtype):
     ids = np.repeat(rng.integers(0, 3, (batch, length)), 40, axis=1)[:, :length]
     rope = rope_table(np.arange(length)[None], config.rotary_dim, config)
     info = TokenInfo(
-        docs=document_ids(ids) if packed else None, live=None, slots=None, last_visible_slot=None, rope=rope,
+        docs=document_ids(ids) if packed else None, live=None, places=None, last_visible=None, rope=rope,
         rotation=rotation_lanes(*rope, config.head_dim), latent_rope=None,
     )  # fmt: skip
     state = jnp.asarray(rng.normal(size=(batch, config.num_heads, config.head_dim, config.head_dim)), jnp.float32)
@@ -48,7 +48,7 @@ def outputs_and_gradients(form, config, params, x_BTD, info, log_decay, state, d
     @jax.jit
     def run(params, x_BTD, state):
         def total(params, x_BTD, state):
-            y_BTD, final = form(params, x_BTD, info, log_decay, state, config)
+            y_BTD, final = form(params | {"log_decay": log_decay}, x_BTD, info, state, config)
             return jnp.sum((y_BTD * d_y_BTD).astype(jnp.float32)) + jnp.sum(jnp.sin(final)), (y_BTD, final)
 
         return jax.grad(total, (0, 1, 2), has_aux=True)(params, x_BTD, state)
@@ -75,9 +75,10 @@ def test_few_tokens_on_a_stack_of_states_equal_jax_numpy(length, platform):
     info = info._replace(docs=jnp.ones((3, length), jnp.int32).at[1].set(0))
     stack = jnp.stack([state + i for i in range(6)]).reshape(2, 3, *state.shape)
     cache = LayerCache({"state": stack}, (1, 2))
-    expected, state = lightning_xla(params, x_BTD, info, log_decay, stack[1, 2], CONFIG)
+    params |= {"log_decay": log_decay}
+    expected, state = lightning_xla(params, x_BTD, info, stack[1, 2], CONFIG)
     decode = functools.partial(DECODES[platform][0], interpret=True)
-    found, cache = lightning_decode(params, x_BTD, info, log_decay, cache, CONFIG, decode)
+    found, cache = lightning_decode(params, x_BTD, info, cache, CONFIG, decode)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     np.testing.assert_allclose(cache.leaves["state"], stack.at[1, 2].set(state), atol=2e-5)
 

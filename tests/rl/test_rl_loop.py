@@ -174,10 +174,10 @@ def test_staleness_0_is_the_synchronous_loop(start, tmp_path):
 
 def synchronous_step(plain, step: int) -> float:
     """All answers to a prompt, then one update."""
-    plain.player.load(plain.state.params)
+    plain.player.load(plain.state.params, step)
     number = int(np.random.default_rng((plain.config.train.seed, step)).choice(50))
     asks = [plain._ask(i, number) for i in range(4 * step, 4 * step + 4)]
-    episodes = sorted(play(plain.player, plain.player.reader.begin(asks), step), key=lambda episode: episode.id)
+    episodes = sorted(play(plain.player, plain.player.reader.begin(asks)), key=lambda episode: episode.id)
     rewards, plain.memory = plain.reward.pay([episodes], plain.player.reader, plain.memory)
     groups = [Group(step, tuple(episodes))]
     batch = make_batch(

@@ -10,12 +10,12 @@ from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate, encode
 from ling_jax.chat.tool_calls import parse_either
+from ling_jax.engine import Event
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl import runner
 from ling_jax.rl.rollouts import _episode_json, _with_history
 from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
-from ling_jax.rollout.slots import Drawn
 from tests.helpers.official_forms import FORMS
 from tests.helpers.rl_run import tokenizer
 
@@ -38,48 +38,59 @@ SCRIPTS: dict[int, list[int]] = {}
 class Scripted:
     """Slots whose rollouts say what SCRIPTS have under their seed; 7 tokens a piece."""
 
-    def __init__(self, config, *, slots, max_length, end_ids, temperature):
-        self.rows, self.end_ids, self.max_length = [None] * slots, end_ids, max_length
+    fingerprint, version = "scripted", 0
 
-    def load(self, params):
-        self.rows = [None] * len(self.rows)
+    def __init__(self, config, *, slots, memory_bytes, row_tile, prefill_tokens):
+        self.rows, self.slots = {}, slots
 
-    def put(self, slot, tokens, *, seed, drawn=0, limit):
-        assert self.rows[slot] is None and len(tokens) + limit <= self.max_length
-        self.rows[slot] = SimpleNamespace(script=SCRIPTS[seed][drawn:], left=limit, context=list(tokens), live=True)
+    @property
+    def ids(self):
+        return set(self.rows)
 
-    def feed(self, slot, tokens, *, limit):
-        row = self.rows[slot]
-        row.context, row.left, row.live = row.context + list(tokens), limit, True
-        assert len(row.context) + limit <= self.max_length
+    @property
+    def busy(self):
+        return any(row.live for row in self.rows.values())
 
-    def drop(self, slot):
-        assert self.rows[slot] is not None
-        self.rows[slot] = None
+    def load(self, params, version):
+        self.version = version
 
-    def advance(self):
-        return {slot: self._drawn(row) for slot, row in enumerate(self.rows) if row is not None and row.live}
+    def resume(self, snapshot):
+        request = snapshot.request
+        script = SCRIPTS[request.seed][snapshot.drawn :]
+        left = snapshot.limit - snapshot.drawn
+        assert request.id not in self.rows and len(self.rows) < self.slots
+        self.rows[request.id] = SimpleNamespace(script=script, left=left, ends=request.stop_ids, live=True, first=0)
 
-    def _drawn(self, row):
-        ends = [i for i, token in enumerate(row.script) if token in self.end_ids]
+    def extend(self, id, tokens, max_new_tokens):
+        self.rows[id].left, self.rows[id].live = max_new_tokens, True
+
+    def release(self, id):
+        del self.rows[id]
+
+    def step(self):
+        return [self._drawn(id, row) for id, row in self.rows.items() if row.live]
+
+    def _drawn(self, id, row):
+        ends = [i for i, token in enumerate(row.script) if token in row.ends]
         count = min(7, row.left, *(i + 1 for i in ends[:1]))
         new, row.script, row.left = row.script[:count], row.script[count:], row.left - count
-        row.context += new
-        row.live = row.left > 0 and new[-1] not in self.end_ids
-        return Drawn(new, [-0.5] * count, not row.live)
+        reason = "stop" if new[-1] in row.ends else "length" if row.left == 0 else None
+        row.live = reason is None
+        return Event(id, 0, tuple(new), (-0.5,) * count, self.version, reason)
 
 
 @pytest.fixture
 def played(monkeypatch):
     """`played(task, turns)`: the episode of a policy that says these turns."""
-    monkeypatch.setattr(runner, "Slots", Scripted)
+    monkeypatch.setattr(runner, "Engine", Scripted)
+    monkeypatch.setattr(runner, "memory_for", lambda *_, **__: 0)
 
     def play_one(task, turns, *, seed=0, **fields):
         used = reader(**fields)
         monkeypatch.setitem(SCRIPTS, seed, [t for turn in turns for t in [*tokens_of(turn), END]])
         player = Player(None, used, 2)
-        player.load(None)
-        (episode,) = play(player, used.begin([Ask(0, 0, task, seed=seed)]), version=3)
+        player.load(None, version=3)
+        (episode,) = play(player, used.begin([Ask(0, 0, task, seed=seed)]))
         return episode
 
     return play_one
@@ -268,7 +279,8 @@ def test_a_context_without_room_is_refused_with_what_to_change():
 
 def test_evaluation_is_in_order_and_summed_up(monkeypatch):
     """Ten held-out tasks in two slots; the policy solves those with an even number."""
-    monkeypatch.setattr(runner, "Slots", Scripted)
+    monkeypatch.setattr(runner, "Engine", Scripted)
+    monkeypatch.setattr(runner, "memory_for", lambda *_, **__: 0)
     tasks = held_out_tasks("running_sums", (1, 2), 10)
     for i, task in enumerate(tasks):
         answer = ENVIRONMENTS["running_sums"].solution(task)[0] if i % 2 == 0 else "A:0"

@@ -9,7 +9,7 @@ from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import Loaded
-from ling_jax.rollout.prompts import encode_prompts, prompt_report
+from ling_jax.engine.prompts import encode_prompts, prompt_report
 from tests.helpers.official_forms import LING_2_6
 
 TOKENIZER = data.train_bpe([], 263)

@@ -1,0 +1,481 @@
+"""The engine: requests in, events out, one step at a time (docs/engine.md)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ling_jax.config import ModelConfig
+from ling_jax.engine.adjusted import draw_adjusted
+from ling_jax.engine.fingerprint import fingerprint
+from ling_jax.engine.memory import Places, init_pool, plan_memory
+from ling_jax.engine.request import MAX_STOP_IDS, Event, Id, Request, Snapshot, context_error, request_error
+from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out, num_tiles
+from ling_jax.engine.sequence import NOWHERE, prefill_shares, slot_fields
+from ling_jax.engine.sequence import Sequence as _Sequence
+from ling_jax.engine.step import DRAW, HELD, HOLD, NOTHING, Outputs, Slots, read_chunks, run_tiles
+from ling_jax.engine.weights import serving_copy
+from ling_jax.model.token_info import PAGE_SIZE
+
+EXACT_TILE = 64  # rows of a tile from which on a CPU gives a row the same bits whatever the others are
+# (sequences, tokens) of a program that reads; our choice: many short prompts, or a long one
+CHUNKS = (8, 32), (1, 256)
+IN_FLIGHT = ("recompute", "keep", "drain")
+
+
+class Engine:
+    """Generates for many requests at a time, in a fixed number of slots.
+
+        engine = Engine(config, slots=8, memory_bytes=memory_for(config, slots=8, max_tokens=512))
+        engine.load(params, version=0)
+        engine.submit(Request("a", prompt, max_new_tokens=80, seed=7, stop_ids=(end,)))
+        while engine.busy:
+            for event in engine.step(): …
+        engine.release("a")
+
+    A turn that has ended is parked: its state stays as long as there is room, and `extend` goes on from it. Not
+    thread-safe: `engine.service` owns an engine in a thread of its own. Runs on the first device.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        slots: int,
+        memory_bytes: float,
+        row_tile: int | None = None,
+        prefill_tokens: int = 256,
+    ):
+        """An engine without weights.
+
+        `memory_bytes` is the budget for states and pages, `prefill_tokens` what a step reads at most beside drawing.
+        With `row_tile` 64 every request has the bits that it has alone, whatever runs beside it; without, a tile has
+        as many rows as there are slots, which is faster where these are few. Raises ValueError on sizes that do not
+        fit each other.
+        """
+        if prefill_tokens < 1 or (row_tile is not None and row_tile < 1):
+            raise ValueError(f"prefill_tokens is {prefill_tokens} and row_tile {row_tile}; both must be at least 1")
+        self.config, self.plan = config, plan_memory(config, slots, memory_bytes)
+        self.exact, self.tile = row_tile is not None, row_tile or slots
+        self.prefill_tokens, self.version, self.steps = prefill_tokens, -1, 0
+        self.fingerprint = fingerprint(config, self.tile)
+        self._tiles = num_tiles(slots, self.tile, prefill_tokens)
+        self._pool: Any = None  # made with the first weights
+        self._params: Any = None
+        self._next: tuple[Any, int] | None = None  # weights that wait until all turns have ended
+        self._pages, self._states = Places(1, self.plan.pages), Places(0, self.plan.states)
+        self._slots: list[_Sequence | None] = [None] * slots
+        self._sequences: dict[Id, _Sequence] = {}
+        self._waiting: list[_Sequence] = []
+        self._parked: dict[Id, _Sequence] = {}  # the oldest first
+        self._events: list[Event] = []  # to be given out with the next step
+        self._arrivals = 0
+        self._table = self._empty_table(slots)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has something to do or to report."""
+        return bool(self._waiting or self._events) or any(self._slots)
+
+    @property
+    def ids(self) -> set[Id]:
+        """Of the requests that the engine has."""
+        return set(self._sequences)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest context of a request."""
+        return self.plan.max_tokens
+
+    def __contains__(self, id: Id) -> bool:
+        """Whether the engine has a request of this id."""
+        return id in self._sequences
+
+    def error_of(self, request: Request) -> str:
+        """Why the engine cannot serve the request, whatever else it does; "" where it can."""
+        return request_error(request, self.config.vocab_size, self.max_tokens)
+
+    # What callers ask for.
+
+    def load(self, params: Any, version: int, in_flight: str = "recompute") -> None:
+        """Copies new weights; later steps draw from them.
+
+        `in_flight` says what becomes of requests under way: "recompute" reads their contexts again by the new weights,
+        "keep" goes on from the old states, "drain" lets their turns end by the old weights first, and admits no other
+        until then. Compiles nothing. Raises ValueError on weights of other names or shapes or with values that are not
+        finite, and the old ones stay.
+        """
+        if in_flight not in IN_FLIGHT:
+            raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")
+        copy = serving_copy(params, self.config)
+        if in_flight == "drain" and self._drawing():
+            self._next = copy, version
+            return
+        self._swap(copy, version, forget=in_flight != "keep")
+
+    def submit(self, request: Request) -> None:
+        """The request waits for a slot. One that cannot be served gets an event with `error` in the next step.
+
+        Raises ValueError if the engine has a request of this id.
+        """
+        if request.id in self._sequences:
+            raise ValueError(f"request {request.id!r} is in the engine; release it first")
+        if error := self.error_of(request):
+            self._events.append(Event(request.id, 0, version=self.version, finish_reason="error", error=error))
+            return
+        request = dataclasses.replace(request, tokens=tuple(map(int, request.tokens)))  # the caller's may grow
+        self._add(_Sequence(request, self._arrivals, list(request.tokens), request.max_new_tokens))
+
+    def extend(self, id: Id, tokens: Sequence[int], max_new_tokens: int) -> None:
+        """More context behind a turn that has ended, such as a tool's output; the request draws again.
+
+        Its draws are counted on. Tokens that do not fit end the turn with an event of `error`. Raises ValueError
+        if the turn has not ended.
+        """
+        sequence = self._of(id)
+        if sequence.finish_reason is None:
+            raise ValueError(f"request {id!r} is still drawing; extend it when its turn has ended")
+        room = len(sequence.tokens), self.config.vocab_size, self.max_tokens
+        if error := context_error(tokens, max_new_tokens, *room):
+            self._events.append(Event(id, sequence.drawn, version=self.version, finish_reason="error", error=error))
+            return
+        self._parked.pop(id, None)
+        sequence.tokens += map(int, tokens)
+        sequence.turn, sequence.limit = sequence.drawn, sequence.drawn + max_new_tokens
+        sequence.finish_reason = None
+        self._waiting.append(sequence)
+
+    def cancel(self, id: Id) -> None:
+        """The request leaves; its last event says so."""
+        sequence = self._of(id)
+        self._events.append(Event(id, sequence.drawn, version=self.version, finish_reason="cancelled"))
+        self.release(id)
+
+    def release(self, id: Id) -> None:
+        """The request leaves, whatever it is doing."""
+        sequence = self._of(id)
+        del self._sequences[id]
+        self._parked.pop(id, None)
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+        self._forget(sequence)
+
+    def pause(self, id: Id) -> Snapshot:
+        """The request leaves and can be resumed, here or in an engine of the same fingerprint."""
+        s = self._of(id)
+        self.release(id)
+        return Snapshot(
+            request=s.request,
+            tokens=tuple(s.tokens),
+            turn=s.turn,
+            drawn=s.drawn,
+            limit=s.limit,
+            recorded=s.recorded,
+            prompt_logps=() if s.scored else tuple(s.prompt_logps),
+            finish_reason=s.finish_reason,
+            fingerprint=self.fingerprint,
+        )
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """The request goes on as if it had never left: its context is read again.
+
+        Raises ValueError on a snapshot of another fingerprint, or where the engine has a request of this id.
+        """
+        if snapshot.fingerprint != self.fingerprint:
+            raise ValueError(
+                f"the snapshot of request {snapshot.request.id!r} is of engine {snapshot.fingerprint}; this one is "
+                f"{self.fingerprint}: another model, machine, JAX version or row_tile, whose bits may differ"
+            )
+        if snapshot.request.id in self._sequences:
+            raise ValueError(f"request {snapshot.request.id!r} is in the engine; release it first")
+        request, room = snapshot.request, (0, self.config.vocab_size, self.max_tokens)
+        if error := self.error_of(request) or context_error(snapshot.tokens, snapshot.limit - snapshot.drawn, *room):
+            self._events.append(Event(request.id, snapshot.drawn, finish_reason="error", error=error))
+            return
+        sequence = _Sequence(
+            request,
+            self._arrivals,
+            list(snapshot.tokens),
+            snapshot.limit,
+            turn=snapshot.turn,
+            drawn=snapshot.drawn,
+            recorded=snapshot.recorded,
+            prompt_logps=list(snapshot.prompt_logps),
+            finish_reason=snapshot.finish_reason,
+        )
+        self._add(sequence)
+
+    # One step.
+
+    def step(self) -> list[Event]:
+        """Events of what was read and drawn: up to 8 tokens of every request in a slot.
+
+        Raises RuntimeError before weights are loaded.
+        """
+        if self._params is None:
+            raise RuntimeError("the engine has no weights; call load(params, version) first")
+        if self._next is not None and not self._drawing():
+            self._swap(*self._next, forget=True)
+        events, self._events = self._events, []
+        self._admit()
+        self.steps += 1
+        feeds = self._feeds()
+        if feeds:
+            events += self._run(feeds)
+        return events
+
+    def _run(self, feeds: list[tuple[_Sequence, Feed]]) -> list[Event]:
+        plan = lay_out([feed for _, feed in feeds], self.tile, self._tiles)
+        tiles = np.int32(plan.count), np.int32(plan.reading)
+        self._pool, outputs = run_tiles(self._params, self._pool, plan.rows, self._table, tiles, self.config)
+        wants_experts = any(sequence.request.record_experts for sequence, _ in feeds)
+        outputs = Outputs(
+            *jax.device_get((outputs.token, outputs.logp)),
+            experts=np.asarray(outputs.experts) if wants_experts and outputs.experts is not None else None,
+            held=np.asarray(outputs.held) if any(sequence.request.adjusted for sequence, _ in feeds) else None,
+        )
+        events = []
+        for number, (sequence, feed) in enumerate(feeds):
+            event = self._event(sequence, feed, plan, number, outputs)
+            if event.tokens or event.finish_reason or event.prompt_logps or event.experts is not None:
+                events.append(event)
+                sequence.cached = 0
+        return events
+
+    def _event(self, sequence: _Sequence, feed: Feed, plan: Plan, number: int, outputs: Outputs) -> Event:
+        """What a feed gave, after the sequence has taken it."""
+        token, logp = outputs.token.reshape(-1), outputs.logp.reshape(-1)
+        fed, top, rows = len(feed.tokens), (), plan.drawn[:, number]
+        read, rows = plan.read[plan.first[number] :][:fed], rows[rows >= 0]
+        if feed.targets[-1] <= HOLD:
+            tokens, logps, top, error = draw_adjusted(sequence, outputs.held[HOLD - feed.targets[-1]], logp[rows[0]])
+            if error:
+                return self._failed(sequence, error)
+        else:
+            tokens, logps = token[rows].tolist(), logp[rows].tolist()
+            if -1 in tokens:  # it drew a stop token before
+                tokens = tokens[: tokens.index(-1)]
+        experts = None
+        if outputs.experts is not None and sequence.request.record_experts:
+            experts = self._experts(sequence, feed, outputs.experts, [*read, *rows[1 : len(tokens)]])
+        prompt_logps = ()
+        if sequence.scored:
+            wanted = [i for i, target in enumerate(feed.targets) if target >= 0]
+            sequence.prompt_logps += logp[read[wanted]].tolist()
+            prompt_logps = () if sequence.scored else tuple(sequence.prompt_logps)
+        return self._taken(sequence, fed, tokens, logps[: len(tokens)], top, prompt_logps, experts)
+
+    def _taken(self, sequence: _Sequence, fed: int, tokens, logps, top, prompt_logps, experts) -> Event:
+        """The event of a sequence that has read `fed` tokens and drawn these; all but the last are read, too."""
+        first = sequence.drawn
+        sequence.read += fed + max(len(tokens) - 1, 0)
+        sequence.tokens += tokens
+        sequence.drawn += len(tokens)
+        stopped = bool(tokens) and tokens[-1] in sequence.request.stop_ids
+        if stopped or sequence.done:
+            sequence.finish_reason = "stop" if stopped else "length"
+            self._park(sequence)
+        return Event(
+            sequence.id, first, tuple(tokens), tuple(logps), self.version, sequence.finish_reason, top, prompt_logps,
+            sequence.cached, experts,
+        )  # fmt: skip
+
+    def _experts(self, sequence: _Sequence, feed: Feed, experts: np.ndarray, rows: list[int]) -> np.ndarray | None:
+        """[n, L, k] of the tokens that were read now, except those that were given out before they were read again."""
+        flat = experts.reshape(-1, *experts.shape[2:])
+        new = flat[rows[max(sequence.recorded - feed.position, 0) :]].astype(np.uint16)
+        sequence.recorded = max(sequence.recorded, feed.position + len(rows))
+        return new if len(new) else None
+
+    def _failed(self, sequence: _Sequence, error: str) -> Event:
+        self.release(sequence.id)
+        return Event(sequence.id, sequence.drawn, version=self.version, finish_reason="error", error=error)
+
+    # Who reads what.
+
+    def _feeds(self) -> list[tuple[_Sequence, Feed]]:
+        """The feeds of this step, the most urgent first; reads chunks on the way where tiles need not be exact."""
+        if not self.exact:
+            self._read_chunks()
+        active = self._active()
+        shares = prefill_shares((s for s in active if self.exact or not s.in_chunks), self.prefill_tokens)
+        adjusted = sorted((s for s in active if s.request.adjusted), key=lambda s: (s.last_step, s.order))
+        holders = {sequence.id: HOLD - place for place, sequence in enumerate(adjusted[:HELD])}
+        feeds = []
+        for sequence in active:
+            if sequence.slot == NOWHERE:  # it had to give up its place to a more urgent one
+                continue
+            fed, target = shares.get(sequence.id, int(sequence.unread == 1)), DRAW
+            if fed == sequence.unread and sequence.request.adjusted:
+                target = holders.get(sequence.id, NOTHING)
+                fed -= target == NOTHING  # another request's logits go to the host in this step
+            draws = (
+                min(PIECE if target == DRAW else 1, sequence.limit - sequence.drawn) if fed == sequence.unread else 0
+            )
+            if fed and self._make_room(sequence, sequence.read + fed + max(draws - 1, 0)):
+                feeds.append((sequence, self._feed(sequence, fed, draws, target)))
+                sequence.last_step = self.steps
+        return [(sequence, feed) for sequence, feed in feeds if sequence.slot != NOWHERE]
+
+    def _feed(self, sequence: _Sequence, fed: int, draws: int, draw: int) -> Feed:
+        tokens = sequence.tokens[sequence.read : sequence.read + fed]
+        targets = [NOTHING] * fed
+        if sequence.scored:
+            begin = sequence.read
+            stop = min(begin + fed, len(sequence.request.tokens) - 1)
+            targets[: stop - begin] = sequence.tokens[begin + 1 : stop + 1]
+        if draws:
+            targets[-1] = draw
+        return Feed(sequence.slot, tokens, sequence.read, targets, sequence.drawn, draws)
+
+    def _active(self) -> list[_Sequence]:
+        """Sequences in slots, the most urgent first."""
+        return sorted((sequence for sequence in self._slots if sequence is not None), key=lambda s: s.order)
+
+    def _read_chunks(self) -> None:
+        """Reads in chunks what stands before the last token of each context: short ones first, the oldest at times."""
+        left = self.prefill_tokens
+        while left > 0 and (reading := [s for s in self._active() if s.unread > 1 and s.in_chunks]):
+            first = reading[0] if self.steps % 4 == 0 else None
+            shares = prefill_shares(reading, left)
+            reading = sorted((s for s in reading if shares[s.id]), key=lambda s: (s is not first, s.unread, s.order))
+            count, size = CHUNKS[reading[0].unread - 1 > CHUNKS[0][1]]
+            self._read_chunk(reading[:count], count, size)
+            left -= count * size
+
+    def _read_chunk(self, reading: list[_Sequence], count: int, size: int) -> None:
+        tokens, positions = np.zeros((count, size), np.int32), np.full((count, size), -1, np.int32)
+        state, rows = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        parts = []
+        for sequence in reading:
+            part = min(sequence.unread - 1, size)
+            if sequence.slot != NOWHERE and self._make_room(sequence, sequence.read + part):
+                parts.append((sequence, part))
+        parts = [(sequence, part) for sequence, part in parts if sequence.slot != NOWHERE]
+        for row, (sequence, part) in enumerate(parts):
+            first = sequence.read
+            tokens[row, :part] = sequence.tokens[first : first + part]
+            positions[row, :part] = np.arange(first, first + part)
+            state[row], rows[row] = sequence.state, sequence.slot
+            sequence.read += part
+        self._pool, _ = read_chunks(
+            self._params, self._pool, tokens, positions, self._table.table[rows], state, self.config
+        )
+
+    # Where things lie.
+
+    def _admit(self) -> None:
+        """Gives free slots to those that wait, the most urgent first; while weights wait, to turns that have begun."""
+        waiting = [s for s in self._waiting if self._next is None or s.drawn > s.turn]
+        for sequence in sorted(waiting, key=lambda s: s.order):
+            if None not in self._slots:
+                return
+            if sequence.state == NOWHERE and not len(self._states) and not self._evict_parked(sequence):
+                return
+            lacking = sequence.pages_for(len(sequence.tokens) + 1)
+            while len(self._pages) < lacking and self._evict_parked(sequence):
+                pass
+            if len(self._pages) < lacking:
+                return
+            self._waiting.remove(sequence)
+            self._seat(sequence)
+
+    def _drawing(self) -> bool:
+        """Whether a turn is in a slot, or gave one up in the middle."""
+        return any(self._slots) or any(s.drawn > s.turn for s in self._waiting)
+
+    def _seat(self, sequence: _Sequence) -> None:
+        sequence.slot = self._slots.index(None)
+        self._slots[sequence.slot] = sequence
+        if sequence.state == NOWHERE:
+            sequence.state = self._states.take()
+        sequence.cached = sequence.read
+        pages = self._table.table[sequence.slot]
+        pages[:] = 0  # none
+        pages[: len(sequence.pages)] = sequence.pages
+        for name, value in slot_fields(sequence.request, MAX_STOP_IDS).items():
+            getattr(self._table, name)[sequence.slot] = value
+        self._table.stop_from[sequence.slot] += sequence.turn
+        self._table.state[sequence.slot] = sequence.state
+
+    def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
+        """Whether the sequence has pages for so many tokens; takes them from parked and from less urgent ones."""
+        lacking = sequence.pages_for(tokens)
+        while len(self._pages) < lacking and not self._evict_parked(sequence):
+            others = [s for s in self._slots if s is not None and s.order > sequence.order]
+            if not others:
+                break
+            self._unseat(max(others, key=lambda s: s.order))
+        if len(self._pages) < lacking:
+            self._unseat(sequence)
+            return False
+        pages, held = [self._pages.take() for _ in range(lacking)], len(sequence.pages)
+        self._table.table[sequence.slot, held : held + lacking] = pages
+        sequence.pages += pages
+        return True
+
+    def _unseat(self, sequence: _Sequence) -> None:
+        """Back to the queue; its context will be read again."""
+        self._forget(sequence)
+        self._waiting.append(sequence)
+
+    def _park(self, sequence: _Sequence) -> None:
+        self._slots[sequence.slot] = None
+        sequence.slot = NOWHERE
+        self._parked[sequence.id] = sequence
+
+    def _evict_parked(self, urgent: _Sequence) -> bool:
+        """Forgets the parked sequence that ended first, or a less urgent one that waits; False: there is none."""
+        waiting = sorted((s for s in self._waiting if s.order > urgent.order), key=lambda s: s.order, reverse=True)
+        kept = [s for s in (*self._parked.values(), *waiting) if s.state != NOWHERE]
+        if not kept:
+            return False
+        self._forget(kept[0])
+        return True
+
+    def _forget(self, sequence: _Sequence) -> None:
+        """Its slot, state and pages are free again, and nothing of its context is read."""
+        if sequence.slot != NOWHERE:
+            self._slots[sequence.slot] = None
+        if sequence.state != NOWHERE:
+            self._states.give_back([sequence.state])
+        self._pages.give_back(sequence.pages)
+        sequence.slot = sequence.state = NOWHERE
+        sequence.pages = []
+        sequence.forget()
+
+    def _swap(self, params: Any, version: int, *, forget: bool) -> None:
+        self._params, self.version, self._next = params, version, None
+        if self._pool is None:
+            self._pool = init_pool(self.config, self.plan)
+        for sequence in self._sequences.values() if forget else ():
+            if sequence.slot == NOWHERE:
+                self._forget(sequence)
+            sequence.forget()
+
+    def _add(self, sequence: _Sequence) -> None:
+        self._arrivals += 1
+        self._sequences[sequence.id] = sequence
+        if sequence.finish_reason is None:
+            self._waiting.append(sequence)
+
+    def _of(self, id: Id) -> _Sequence:
+        if id not in self._sequences:
+            raise ValueError(f"the engine has no request {id!r}: it was released, or never submitted")
+        return self._sequences[id]
+
+    def _empty_table(self, slots: int) -> Slots:
+        pages = -(-self.max_tokens // PAGE_SIZE)
+        return Slots(
+            table=np.zeros((slots, pages), np.int32),
+            state=np.zeros(slots, np.int32),
+            seed=np.zeros(slots, np.uint32),
+            temperature=np.ones(slots, np.float32),
+            top_k=np.zeros(slots, np.int32),
+            top_p=np.ones(slots, np.float32),
+            min_p=np.zeros(slots, np.float32),
+            stop=np.full((slots, MAX_STOP_IDS), -1, np.int32),
+            stop_from=np.zeros(slots, np.int32),
+        )

@@ -1,0 +1,86 @@
+"""The host's plan of one step: which rows read which tokens, and which draw."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ling_jax.engine.step import DRAW, NO_TOKEN, NOTHING, Rows
+
+PIECE = 8  # tokens that a request draws in a step, at most; our choice: one that ends idles for half of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What one slot reads in a step, and how often it draws afterwards."""
+
+    slot: int
+    tokens: Sequence[int]  # to be read, at least one
+    position: int  # of the first
+    targets: Sequence[int]  # of each: NOTHING, a token whose log-prob is wanted, or DRAW, HOLD … for the last
+    number: int  # of the first draw
+    draws: int  # 0 to PIECE; the first by the last of `tokens`
+
+
+class Plan(NamedTuple):
+    """Rows of a step, and where those of each feed are, as indices into the flattened tiles."""
+
+    rows: Rows  # [M, N] numpy arrays
+    count: int  # tiles in use
+    reading: int  # of these with tokens that the host knows
+    read: np.ndarray  # [R] row of each token, feed by feed
+    first: list[int]  # [F] where in `read` those of each feed begin
+    drawn: np.ndarray  # [PIECE, F] row of each draw; -1 where there is none
+
+
+def num_tiles(slots: int, size: int, prefill_tokens: int) -> int:
+    """Tiles of `size` rows that hold every plan."""
+    return -(-(slots + prefill_tokens) // size) + (PIECE - 1) * -(-slots // size)
+
+
+def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
+    """The feeds' first tokens, their second ones, …, then each next draw of all that draw in tiles of its own.
+
+    So the rows of a tile are of as many slots as there are: rows of one slot cost more in a tile than rows of many.
+    Those of one are neighbours in their order, and a draw is in a later tile than the one that it continues.
+    """
+    rows = Rows(*(np.zeros(tiles * size, np.int32) for _ in Rows._fields))
+    rows.position[:], rows.target[:] = -1, NOTHING
+    lengths = np.fromiter((len(feed.tokens) for feed in feeds), np.int64, len(feeds))
+    stops = np.cumsum(lengths)
+    slot, position, number, draws = (
+        np.fromiter((getattr(feed, name) for feed in feeds), np.int32, len(feeds))
+        for name in ("slot", "position", "number", "draws")
+    )
+    total = int(stops[-1])
+    offset = np.arange(total) - np.repeat(stops - lengths, lengths)
+    read = _places(np.repeat(np.arange(len(feeds)), lengths), offset, size)
+    rows.slot[read] = np.repeat(slot, lengths)
+    rows.token[read] = np.concatenate([feed.tokens for feed in feeds])
+    rows.position[read] = np.repeat(position, lengths) + offset
+    rows.target[read] = np.concatenate([feed.targets for feed in feeds])
+    rows.number[read] = np.repeat(number, lengths)
+    drawn = np.full((PIECE, len(feeds)), -1)
+    drawn[0] = np.where(draws > 0, read[stops - 1], -1)
+    reading = -(-total // size)
+    piece, going = np.nonzero(draws > np.arange(1, PIECE)[:, None])
+    counts = np.bincount(piece, minlength=PIECE - 1)
+    tiles_of = -(-counts // size)
+    first = (reading + np.cumsum(tiles_of) - tiles_of) * size - (np.cumsum(counts) - counts)
+    place = np.arange(len(piece)) + first[piece]
+    rows.slot[place], rows.token[place], rows.target[place] = slot[going], NO_TOKEN, DRAW
+    rows.position[place] = (position + lengths)[going] + piece
+    rows.number[place] = number[going] + piece + 1
+    drawn[piece + 1, going] = place
+    shaped = Rows(*(x.reshape(tiles, size) for x in rows))
+    return Plan(shaped, reading + int(tiles_of.sum()), reading, read, (stops - lengths).tolist(), drawn)
+
+
+def _places(feed: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
+    """[R] row of each token: by offset, then by feed; inside each tile by feed, then by offset."""
+    tile = np.empty(len(feed), np.int64)
+    tile[np.lexsort((feed, offset))] = np.arange(len(feed)) // size
+    places = np.empty(len(feed), np.int64)
+    places[np.lexsort((offset, feed, tile))] = np.arange(len(feed))
+    return places

@@ -1,0 +1,96 @@
+"""A request inside the engine: its context, what of it was read, and where that lies."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from ling_jax.engine.request import Id, Request
+from ling_jax.model.token_info import PAGE_SIZE
+
+NOWHERE = -1
+
+
+@dataclasses.dataclass(eq=False)
+class Sequence:
+    """Mutable, and the engine's own."""
+
+    request: Request
+    arrival: int
+    tokens: list[int]  # the context: prompt, drawn tokens, extensions
+    limit: int  # tokens that may have been drawn at the end of this turn
+    drawn: int = 0
+    read: int = 0  # tokens that states and pages hold
+    slot: int = NOWHERE
+    state: int = NOWHERE
+    pages: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None  # of the turn; None: it goes on
+    turn: int = 0  # number of drawn tokens before this turn
+    cached: int = 0  # tokens of the turn's context that were not read for it, until the first event says so
+    prompt_logps: list[float] = dataclasses.field(default_factory=list)
+    recorded: int = 0  # tokens whose experts were given out
+    last_step: int = 0  # of the engine, in which it took part
+
+    @property
+    def id(self) -> Id:
+        """The request's."""
+        return self.request.id
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Lower goes first."""
+        return self.request.priority, self.arrival
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the context that have to be read before the next draw; the last one draws."""
+        return len(self.tokens) - self.read
+
+    @property
+    def done(self) -> bool:
+        """Whether the turn has all its tokens; what drew the last one need not be read, what drew none is."""
+        return self.drawn >= self.limit and not self.scored and self.unread <= (self.limit > self.turn)
+
+    @property
+    def scored(self) -> bool:
+        """Whether its prompt's log-probs are still wanted."""
+        return self.request.prompt_logprobs and len(self.prompt_logps) < len(self.request.tokens) - 1
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether it may be read many tokens at a time: nothing is wanted of each."""
+        return not self.scored and not self.request.record_experts
+
+    def forget(self) -> None:
+        """Nothing of the context is read."""
+        self.read = self.cached = 0
+        if self.scored:
+            self.prompt_logps = []
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that it lacks to hold so many tokens."""
+        return max(0, -(-tokens // PAGE_SIZE) - len(self.pages))
+
+
+def prefill_shares(sequences: Iterable[Sequence], budget: int) -> dict[Id, int]:
+    """{id: tokens to be read in this step} of those that have more than one; 0 where the budget does not reach.
+
+    Of the most urgent priority the oldest gets a quarter of the budget, so that it always goes on; then short ones go
+    first, so that a long prompt delays nobody by more than a step. Sequences with one token are not limited.
+    """
+    left, shares = budget, {}
+    reading = sorted((s for s in sequences if s.unread > 1), key=lambda s: s.order)
+    for sequence in reading[:1]:
+        shares[sequence.id] = min(sequence.unread, -(-budget // 4))
+        left -= shares[sequence.id]
+    for sequence in sorted(reading, key=lambda s: (s.request.priority, s.unread, s.arrival)):
+        share = min(sequence.unread - shares.get(sequence.id, 0), left)
+        shares[sequence.id] = shares.get(sequence.id, 0) + share
+        left -= share
+    return shares
+
+
+def slot_fields(request: Request, stops: int) -> dict[str, Any]:
+    """What `step.Slots` knows of a request."""
+    stop = [*request.stop_ids, *[-1] * (stops - len(request.stop_ids))]
+    names = ("seed", "temperature", "top_k", "top_p", "min_p")
+    return {name: getattr(request, name) for name in names} | {"stop": stop, "stop_from": request.min_new_tokens}

@@ -1,0 +1,190 @@
+"""The compiled step: tiles of rows, one token each, which read, score and draw (docs/engine.md)."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ling_jax.config import ModelConfig
+from ling_jax.engine.draw import Sampling, draw
+from ling_jax.model.loss import head_logits
+from ling_jax.model.token_info import PAST_END, Pages
+from ling_jax.model.transformer import forward_with_pages, routers_by_layer
+
+DRAW, NOTHING = -1, -2  # targets of a row; from 0 on a token whose log-prob is wanted
+HOLD = -3  # and below: the logits go to the host, in place HOLD - target
+HELD = 4  # rows of a call whose logits go to the host; our choice
+NO_TOKEN = -1  # a row that reads what its slot drew last
+
+
+class Rows(NamedTuple):
+    """Tiles of N rows, [M, N] int32 each. Rows of one slot are neighbours, in the order of their positions."""
+
+    slot: jax.Array
+    token: jax.Array  # to be read; NO_TOKEN: what the slot drew in an earlier tile of this call
+    position: jax.Array  # of the token; -1: an empty row
+    target: jax.Array  # DRAW, NOTHING, HOLD …, or a token
+    number: jax.Array  # of the draw
+
+
+class Slots(NamedTuple):
+    """What a call has to know of each slot, [S] each."""
+
+    table: jax.Array  # [S, n] int32 pages
+    state: jax.Array  # int32
+    seed: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    stop: jax.Array  # [S, K] int32
+    stop_from: jax.Array
+
+
+class Outputs(NamedTuple):
+    """What the rows gave, [M, N, …]."""
+
+    token: jax.Array  # int32 drawn token; -1: none
+    logp: jax.Array  # of it or of the target, under the model; where logits are held, their logsumexp
+    experts: jax.Array | None  # [M, N, L, k] int32 chosen experts of the MoE layers; None: there are none
+    held: jax.Array  # [HELD, W] logits
+
+
+@functools.partial(jax.jit, static_argnums=5, donate_argnums=1)
+def run_tiles(
+    params: Any, layers: Any, rows: Rows, slots: Slots, tiles: tuple[jax.Array, jax.Array], config: ModelConfig
+) -> tuple[Any, Outputs]:
+    """(pool, outputs) after the first tiles, one after the other; `tiles` is (how many, how many whatever is drawn).
+
+    A slot that draws one of its stop tokens stays as it is from then on; its later rows give token -1, and where all
+    slots have ended, so do the tiles. All bits of a row depend on its own sequence alone as long as a tile has the same
+    number of rows.
+    """
+    count, reading = tiles
+    shape = rows.slot.shape
+    dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
+    abstract = jax.eval_shape(lambda layers: _tile(params, layers, *_tile_inputs(rows, slots, 0), config), layers)
+    experts = None if abstract[2] is None else jnp.zeros((shape[0], *abstract[2].shape), jnp.int32)
+    outputs = Outputs(
+        token=jnp.full(shape, -1, jnp.int32),
+        logp=jnp.zeros(shape, dtype),
+        experts=experts,
+        held=jnp.zeros((HELD, config.vocab_size), dtype),
+    )
+
+    def going(carry):
+        i, _, _, live_S, _ = carry
+        return (i < count) & ((i < reading) | jnp.any(live_S))
+
+    def step(carry):
+        i, layers, last_S, live_S, out = carry
+        row = jax.tree.map(lambda x: x[i], rows)
+        row = row._replace(
+            position=jnp.where(live_S[row.slot], row.position, -1),
+            token=jnp.where(row.token == NO_TOKEN, last_S[row.slot], row.token),
+        )
+        hidden_ND, layers, chosen = _tile(params, layers, row, slots, config)
+        token_N, logp_N, held = _targets(params["head"], hidden_ND, row, slots, out.held)
+        drawn_N = jnp.where(token_N >= 0, row.slot, PAST_END)
+        ends_N = jnp.any(token_N[:, None] == slots.stop[row.slot], axis=1)
+        return (
+            i + 1,
+            layers,
+            last_S.at[drawn_N].set(token_N, mode="drop"),
+            live_S.at[drawn_N].set(~ends_N, mode="drop"),
+            Outputs(
+                token=out.token.at[i].set(token_N),
+                logp=out.logp.at[i].set(logp_N),
+                experts=None if chosen is None else out.experts.at[i].set(chosen),
+                held=held,
+            ),
+        )
+
+    number_of_slots = slots.state.shape[0]
+    taking_part_S = jnp.zeros(number_of_slots, bool).at[jnp.where(rows.position >= 0, rows.slot, PAST_END)].set(True)
+    start = jnp.int32(0), layers, jnp.zeros(number_of_slots, jnp.int32), taking_part_S, outputs
+    _, layers, _, _, outputs = jax.lax.while_loop(going, step, start)
+    return layers, outputs
+
+
+@functools.partial(jax.jit, static_argnums=6, donate_argnums=1)
+def read_chunks(
+    params: Any,
+    layers: Any,
+    tokens: jax.Array,
+    positions: jax.Array,
+    table: jax.Array,
+    state: jax.Array,
+    config: ModelConfig,
+) -> tuple[Any, jax.Array | None]:
+    """(pool with these tokens, chosen experts [J · T, L, k] or None): many tokens of a few sequences at a time.
+
+    tokens [J, T] at positions [J, T] (-1: padding, behind a row's tokens), table [J, n], state [J]. Faster than tiles
+    of single tokens, but the bits of a token depend on how its context was cut into chunks.
+    """
+    live_J = positions[:, 0] >= 0
+    pages = Pages(table, jnp.where(live_J, state, PAST_END), positions[:, 0] == 0, jnp.asarray(True))
+    _, routers, layers = forward_with_pages(params, tokens, positions, pages, layers, config)
+    return layers, chosen_experts(routers, config)
+
+
+def _tile_inputs(rows: Rows, slots: Slots, i: int):
+    return jax.tree.map(lambda x: x[i], rows), slots
+
+
+def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig):
+    """(hidden states [N, D], pool, chosen experts [N, L, k] or None) of the tile's tokens."""
+    live_N = row.position >= 0
+    state_N = jnp.where(live_N, slots.state[row.slot], PAST_END)
+    pages = Pages(
+        table=slots.table[row.slot],
+        state=state_N,
+        fresh=row.position == 0,
+        distinct=~jnp.any((state_N[1:] == state_N[:-1]) & live_N[1:]),
+    )
+    hidden_N1D, routers, layers = forward_with_pages(
+        params, row.token[:, None], row.position[:, None], pages, layers, config
+    )
+    return hidden_N1D[:, 0], layers, chosen_experts(routers, config)
+
+
+def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
+    """[B · T, L, k] int32 experts of the MoE layers in order; None where there are none."""
+    router = routers_by_layer({"segments": routers}, dataclasses.replace(config, mtp_depth=0))
+    if router is None:
+        return None
+    index_LBTk = router.expert_index
+    return jnp.moveaxis(index_LBTk.reshape(index_LBTk.shape[0], -1, index_LBTk.shape[3]), 0, 1)
+
+
+def _targets(head_DW, hidden_ND, row: Rows, slots: Slots, held):
+    """(drawn token [N] or -1, log-prob [N], held logits)."""
+    live_N = row.position >= 0
+    draws_N = live_N & (row.target == DRAW)
+
+    def look():
+        logits_NW = head_logits(head_DW, hidden_ND[:, None])[:, 0]
+        of_slot = jax.tree.map(lambda x: x[row.slot], slots)
+        sampling = Sampling(
+            seed=of_slot.seed, number=row.number, temperature=of_slot.temperature, top_k=of_slot.top_k,
+            top_p=of_slot.top_p, min_p=of_slot.min_p, stop=of_slot.stop, stop_from=of_slot.stop_from,
+        )  # fmt: skip
+        drawn_N = jax.lax.cond(jnp.any(draws_N), draw, lambda _, s: jnp.zeros_like(s.number), logits_NW, sampling)
+        token_N = jnp.where(draws_N, drawn_N, jnp.maximum(row.target, 0))
+        total_N, held_N = jax.nn.logsumexp(logits_NW, axis=1), row.target <= HOLD
+        logp_N = jnp.take_along_axis(logits_NW, token_N[:, None], axis=1)[:, 0] - total_N
+        logp_N = jnp.where(held_N, total_N, logp_N)
+        held_N = held_N & live_N
+        place_N = jnp.where(held_N, HOLD - row.target, PAST_END)
+
+        def hold():  # a scatter of whole rows takes a CPU as long as a layer
+            return held.at[place_N].set(logits_NW, mode="drop")
+
+        return jnp.where(draws_N, token_N, -1), logp_N, jax.lax.cond(jnp.any(held_N), hold, lambda: held)
+
+    def skip():
+        return jnp.full(row.slot.shape, -1, jnp.int32), jnp.zeros(row.slot.shape, held.dtype), held
+
+    return jax.lax.cond(jnp.any(live_N & (row.target != NOTHING)), look, skip)

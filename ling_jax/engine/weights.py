@@ -1,0 +1,49 @@
+"""Weights as the engine serves them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ling_jax import spec as specs
+from ling_jax.config import ModelConfig
+from ling_jax.model import model_spec
+
+
+def serving_dtype(name: str, leaf: specs.Leaf, config: ModelConfig) -> DTypeLike:
+    """The dtype in which generation reads the leaf: the compute dtype; of head, router, biases at least their own."""
+    wide = name == "head" or name.endswith(("router", "bias"))
+    return jnp.promote_types(leaf.dtype, config.compute_dtype) if wide else config.compute_dtype
+
+
+def serving_copy(params: Any, config: ModelConfig) -> Any:
+    """A copy of the parameters for generation, MTP modules left out.
+
+    Raises ValueError where names, shapes or numbers are not those of a model of this config.
+    """
+    spec = {name: leaves for name, leaves in model_spec(config).items() if name != "mtp"}
+    params = {name: leaves for name, leaves in params.items() if name != "mtp"}
+    declared, given = specs.named_leaves(spec), specs.named_leaves(params)
+    if unknown := declared.keys() ^ given.keys():
+        raise ValueError(f"the weights do not fit the model: {sorted(unknown)[0]} is in one of them only")
+    for name, leaf in declared.items():
+        if jnp.shape(given[name]) != leaf.shape:
+            raise ValueError(f"weight {name} has shape {jnp.shape(given[name])}; the model's is {leaf.shape}")
+
+    device = jax.devices()[0]
+
+    def copied(path, leaf: specs.Leaf, x):
+        return jax.device_put(jnp.array(x, serving_dtype(specs.path_name(path), leaf, config), copy=True), device)
+
+    copy = jax.tree_util.tree_map_with_path(copied, spec, params, is_leaf=lambda x: isinstance(x, specs.Leaf))
+    finite = _finite(copy)
+    if not all(jax.device_get(jax.tree.leaves(finite))):
+        bad = next(name for name, fine in specs.named_leaves(finite).items() if not fine)
+        raise ValueError(f"weight {bad} has a value that is not finite; the weights before stay loaded")
+    return copy
+
+
+@jax.jit
+def _finite(params):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)
