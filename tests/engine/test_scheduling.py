@@ -213,3 +213,39 @@ def test_many_requests_leave_nothing_behind(slots=32, count=2000):
     assert not engine._sequences and not engine.busy
     assert np.mean(busy) >= 0.85
     assert memory[-1] - memory[0] < 20_000  # kB; allocators keep some
+
+
+def test_the_least_urgent_gives_up_its_pages():
+    """Four requests outgrow the pages: the first ones go on, the last one waits and still gets its own tokens."""
+    engine = small_engine()
+    withhold(engine, pages=PAGES - 1 - 8)  # 8 pages of 16 tokens are left
+    requests = [Request(i, prompt_of(i, 20), 40, seed=i) for i in range(4)]
+    for request in requests:
+        engine.submit(request)
+    ended, events = [], []
+    while engine.busy:
+        step = engine.step()
+        ended += [event.id for event in step if event.finish_reason]
+        events += step
+        for id in ended:
+            if id in engine:
+                engine.release(id)
+    assert ended == [0, 1, 2, 3]
+    found = results(events)
+    for request in requests:
+        assert found[request.id] == run_all(small_engine(), request)[request.id]
+
+
+def test_a_prompt_that_is_scored_anew_has_its_log_probs_once():
+    """New weights come when half of it is read."""
+    others = model_of()[2]
+    engine = small_engine()
+    engine.submit(Request("scored", prompt_of(0, 150), 0, seed=0, prompt_logprobs=True))
+    engine.step()
+    engine.load(others, version=1)
+    (event,) = finish(engine)
+    fresh = small_engine(load=False)
+    fresh.load(others, version=1)
+    fresh.submit(Request("scored", prompt_of(0, 150), 0, seed=0, prompt_logprobs=True))
+    (wanted,) = finish(fresh)
+    assert event.prompt_logps == wanted.prompt_logps and len(wanted.prompt_logps) == 149
