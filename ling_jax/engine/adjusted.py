@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from ling_jax.engine.draw import Sampling, draw
-from ling_jax.engine.request import MAX_STOP_IDS, Request
-from ling_jax.engine.sequence import Sequence, slot_fields
+from ling_jax.engine.request import Request
+from ling_jax.engine.sequence import Sequence
 
 Top = tuple[tuple[tuple[int, float], ...], ...]
 
@@ -26,8 +26,7 @@ def draw_adjusted(
         return [], [], (), f"`allowed` raised {type(error).__name__}: {error}"
     if not np.isfinite(adjusted_W).any():
         return [], [], (), "`allowed` and min_new_tokens leave no token"
-    fields = slot_fields(request, MAX_STOP_IDS) | {"number": sequence.drawn, "stop_from": 0}
-    token, logps_W = int(_draw_one(adjusted_W, _sampling(fields))), logits_W - total
+    token, logps_W = int(_draw_one(adjusted_W, _sampling(request, sequence.drawn))), logits_W - total
     top = np.argsort(-logps_W, kind="stable")[: request.top_logprobs]
     listed = tuple((int(i), float(logps_W[i])) for i in top)
     return [token], [float(logps_W[token])], (listed,) if request.top_logprobs else (), ""
@@ -64,9 +63,19 @@ def allowed_tokens(mask: Any, size: int) -> np.ndarray:
     )
 
 
-def _sampling(fields: dict[str, Any]) -> Sampling:
-    dtypes = {"seed": np.uint32, "temperature": np.float32, "top_p": np.float32, "min_p": np.float32}
-    return Sampling(**{name: np.asarray([fields[name]], dtypes.get(name, np.int32)) for name in Sampling._fields})
+def _sampling(request: Request, number: int) -> Sampling:
+    """Of one row; the logits know of min_new_tokens already."""
+    r = request
+    return Sampling(
+        seed=np.array([r.seed], np.uint32),
+        number=np.array([number], np.int32),
+        temperature=np.array([r.temperature], np.float32),
+        top_k=np.array([r.top_k], np.int32),
+        top_p=np.array([r.top_p], np.float32),
+        min_p=np.array([r.min_p], np.float32),
+        stop=np.full((1, 1), -1, np.int32),
+        stop_from=np.zeros(1, np.int32),
+    )
 
 
 @jax.jit

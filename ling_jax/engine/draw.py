@@ -30,15 +30,20 @@ def draw(logits_NW: jax.Array, sampling: Sampling) -> jax.Array:
     keys_N = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
         sampling.seed, sampling.number
     )
-    early_N1 = (sampling.number < sampling.stop_from)[:, None]
-    stop_NK = jnp.where(early_N1 & (sampling.stop >= 0), sampling.stop, logits_NW.shape[1])
-    logits_NW = logits_NW.at[jnp.arange(len(stop_NK))[:, None], stop_NK].set(-jnp.inf, mode="drop")
+    early_N = sampling.number < sampling.stop_from
+    logits_NW = jax.lax.cond(jnp.any(early_N), without_stops, lambda logits, *_: logits, logits_NW, early_N, sampling)
     greedy_N = sampling.temperature < COLD
     tempered_NW = logits_NW / jnp.where(greedy_N, 1, sampling.temperature)[:, None].astype(logits_NW.dtype)
     filtered = jnp.any((sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0))
     tempered_NW = jax.lax.cond(filtered, keep_likely, lambda logits, _: logits, tempered_NW, sampling)
     noise_NW = jax.vmap(lambda key: jax.random.gumbel(key, logits_NW.shape[1:], logits_NW.dtype))(keys_N)
     return likeliest(jnp.where(greedy_N[:, None], logits_NW, tempered_NW + noise_NW))
+
+
+def without_stops(logits_NW: jax.Array, early_N: jax.Array, sampling: Sampling) -> jax.Array:
+    """The logits with -inf for the stop tokens of early rows."""
+    stop_NK = jnp.where(early_N[:, None] & (sampling.stop >= 0), sampling.stop, logits_NW.shape[1])
+    return logits_NW.at[jnp.arange(len(stop_NK))[:, None], stop_NK].set(-jnp.inf, mode="drop")
 
 
 def likeliest(x_NW: jax.Array) -> jax.Array:

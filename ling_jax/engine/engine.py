@@ -13,9 +13,9 @@ from ling_jax.engine.fingerprint import fingerprint
 from ling_jax.engine.memory import Places, init_pool, plan_memory
 from ling_jax.engine.request import MAX_STOP_IDS, Event, Id, Request, Snapshot, context_error, request_error
 from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out, num_tiles
-from ling_jax.engine.sequence import NOWHERE, prefill_shares, slot_fields
+from ling_jax.engine.sequence import NOWHERE, prefill_shares, slot_row
 from ling_jax.engine.sequence import Sequence as _Sequence
-from ling_jax.engine.step import DRAW, HELD, HOLD, NOTHING, Outputs, Slots, read_chunks, run_tiles
+from ling_jax.engine.step import DRAW, FLOATS, HELD, HOLD, INTEGERS, NOTHING, Outputs, Slots, read_chunks, run_tiles
 from ling_jax.engine.weights import serving_copy
 from ling_jax.model.token_info import PAGE_SIZE
 
@@ -228,7 +228,7 @@ class Engine:
 
     def _run(self, feeds: list[tuple[_Sequence, Feed]]) -> list[Event]:
         plan = lay_out([feed for _, feed in feeds], self.tile, self._tiles)
-        tiles = np.int32(plan.count), np.int32(plan.reading)
+        tiles = np.array((plan.count, plan.reading), np.int32)
         self._pool, outputs = run_tiles(self._params, self._pool, plan.rows, self._table, tiles, self.config)
         wants_experts = any(sequence.request.record_experts for sequence, _ in feeds)
         outputs = Outputs(
@@ -236,34 +236,44 @@ class Engine:
             experts=np.asarray(outputs.experts) if wants_experts and outputs.experts is not None else None,
             held=np.asarray(outputs.held) if any(sequence.request.adjusted for sequence, _ in feeds) else None,
         )
+        # All at once: a step has little time for each request.
+        flat = outputs.token.reshape(-1), outputs.logp.reshape(-1)
+        drawn = [np.where(plan.drawn >= 0, x[plan.drawn], -1).T.tolist() for x in flat]
         events = []
         for number, (sequence, feed) in enumerate(feeds):
-            event = self._event(sequence, feed, plan, number, outputs)
+            event = self._event(sequence, feed, plan, number, outputs, *(x[number] for x in drawn))
             if event.tokens or event.finish_reason or event.prompt_logps or event.experts is not None:
                 events.append(event)
                 sequence.cached = 0
         return events
 
-    def _event(self, sequence: _Sequence, feed: Feed, plan: Plan, number: int, outputs: Outputs) -> Event:
-        """What a feed gave, after the sequence has taken it."""
-        token, logp = outputs.token.reshape(-1), outputs.logp.reshape(-1)
-        fed, top, rows = len(feed.tokens), (), plan.drawn[:, number]
-        read, rows = plan.read[plan.first[number] :][:fed], rows[rows >= 0]
+    def _event(
+        self,
+        sequence: _Sequence,
+        feed: Feed,
+        plan: Plan,
+        number: int,
+        outputs: Outputs,
+        tokens: list[int],
+        logps: list[float],
+    ) -> Event:
+        """What a feed gave, after the sequence has taken it; `tokens` [PIECE] are -1 from where it drew no more."""
+        fed, top, experts, prompt_logps = len(feed.tokens), (), None, ()
         if feed.targets[-1] <= HOLD:
-            tokens, logps, top, error = draw_adjusted(sequence, outputs.held[HOLD - feed.targets[-1]], logp[rows[0]])
+            held = outputs.held[HOLD - feed.targets[-1]]
+            total = outputs.logp.reshape(-1)[plan.drawn[0, number]]
+            tokens, logps, top, error = draw_adjusted(sequence, held, total)
             if error:
                 return self._failed(sequence, error)
-        else:
-            tokens, logps = token[rows].tolist(), logp[rows].tolist()
-            if -1 in tokens:  # it drew a stop token before
-                tokens = tokens[: tokens.index(-1)]
-        experts = None
+        elif -1 in tokens:
+            tokens = tokens[: tokens.index(-1)]
+        read = slice(plan.first[number], plan.first[number] + fed)
         if outputs.experts is not None and sequence.request.record_experts:
-            experts = self._experts(sequence, feed, outputs.experts, [*read, *rows[1 : len(tokens)]])
-        prompt_logps = ()
+            rows = [*plan.read[read], *plan.drawn[1 : len(tokens), number]]
+            experts = self._experts(sequence, feed, outputs.experts, rows)
         if sequence.scored:
             wanted = [i for i, target in enumerate(feed.targets) if target >= 0]
-            sequence.prompt_logps += logp[read[wanted]].tolist()
+            sequence.prompt_logps += outputs.logp.reshape(-1)[plan.read[read][wanted]].tolist()
             prompt_logps = () if sequence.scored else tuple(sequence.prompt_logps)
         return self._taken(sequence, fed, tokens, logps[: len(tokens)], top, prompt_logps, experts)
 
@@ -395,10 +405,7 @@ class Engine:
         pages = self._table.table[sequence.slot]
         pages[:] = 0  # none
         pages[: len(sequence.pages)] = sequence.pages
-        for name, value in slot_fields(sequence.request, MAX_STOP_IDS).items():
-            getattr(self._table, name)[sequence.slot] = value
-        self._table.stop_from[sequence.slot] += sequence.turn
-        self._table.state[sequence.slot] = sequence.state
+        self._table.integers[sequence.slot], self._table.floats[sequence.slot] = slot_row(sequence)
 
     def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
         """Whether the sequence has pages for so many tokens; takes them from parked and from less urgent ones."""
@@ -470,12 +477,6 @@ class Engine:
         pages = -(-self.max_tokens // PAGE_SIZE)
         return Slots(
             table=np.zeros((slots, pages), np.int32),
-            state=np.zeros(slots, np.int32),
-            seed=np.zeros(slots, np.uint32),
-            temperature=np.ones(slots, np.float32),
-            top_k=np.zeros(slots, np.int32),
-            top_p=np.ones(slots, np.float32),
-            min_p=np.zeros(slots, np.float32),
-            stop=np.full((slots, MAX_STOP_IDS), -1, np.int32),
-            stop_from=np.zeros(slots, np.int32),
+            integers=np.zeros((slots, 1 + len(INTEGERS) + MAX_STOP_IDS), np.int32),
+            floats=np.zeros((slots, len(FLOATS)), np.float32),
         )

@@ -26,7 +26,7 @@ class Feed:
 class Plan(NamedTuple):
     """Rows of a step, and where those of each feed are, as indices into the flattened tiles."""
 
-    rows: Rows  # [M, N] numpy arrays
+    rows: np.ndarray  # [5, M, N] int32, the fields of `Rows`
     count: int  # tiles in use
     reading: int  # of these with tokens that the host knows
     read: np.ndarray  # [R] row of each token, feed by feed
@@ -45,7 +45,8 @@ def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     So the rows of a tile are of as many slots as there are: rows of one slot cost more in a tile than rows of many.
     Those of one are neighbours in their order, and a draw is in a later tile than the one that it continues.
     """
-    rows = Rows(*(np.zeros(tiles * size, np.int32) for _ in Rows._fields))
+    packed = np.zeros((len(Rows._fields), tiles * size), np.int32)
+    rows = Rows(*packed)
     rows.position[:], rows.target[:] = -1, NOTHING
     lengths = np.fromiter((len(feed.tokens) for feed in feeds), np.int64, len(feeds))
     stops = np.cumsum(lengths)
@@ -73,12 +74,15 @@ def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     rows.position[place] = (position + lengths)[going] + piece
     rows.number[place] = number[going] + piece + 1
     drawn[piece + 1, going] = place
-    shaped = Rows(*(x.reshape(tiles, size) for x in rows))
-    return Plan(shaped, reading + int(tiles_of.sum()), reading, read, (stops - lengths).tolist(), drawn)
+    return Plan(
+        packed.reshape(-1, tiles, size), reading + int(tiles_of.sum()), reading, read, (stops - lengths).tolist(), drawn
+    )
 
 
 def _places(feed: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
     """[R] row of each token: by offset, then by feed; inside each tile by feed, then by offset."""
+    if not offset.any():
+        return np.arange(len(feed))
     tile = np.empty(len(feed), np.int64)
     tile[np.lexsort((feed, offset))] = np.arange(len(feed)) // size
     places = np.empty(len(feed), np.int64)

@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
 
-from ling_jax.engine.request import Id, Request
+from ling_jax.engine.request import MAX_STOP_IDS, Id, Request
 from ling_jax.model.token_info import PAGE_SIZE
 
 NOWHERE = -1
@@ -89,8 +88,10 @@ def prefill_shares(sequences: Iterable[Sequence], budget: int) -> dict[Id, int]:
     return shares
 
 
-def slot_fields(request: Request, stops: int) -> dict[str, Any]:
-    """What `step.Slots` knows of a request."""
-    stop = [*request.stop_ids, *[-1] * (stops - len(request.stop_ids))]
-    names = ("seed", "temperature", "top_k", "top_p", "min_p")
-    return {name: getattr(request, name) for name in names} | {"stop": stop, "stop_from": request.min_new_tokens}
+def slot_row(sequence: Sequence) -> tuple[list[int], list[float]]:
+    """The row of its slot in `step.Slots`: (integers, floats)."""
+    r = sequence.request
+    seed = r.seed - (r.seed >> 31 << 32)  # the same bits as an int32
+    stop = [*r.stop_ids, *[-1] * (MAX_STOP_IDS - len(r.stop_ids))]
+    integers = [sequence.state, seed, r.top_k, sequence.turn + r.min_new_tokens, *stop]
+    return integers, [r.temperature, r.top_p, r.min_p]

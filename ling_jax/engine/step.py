@@ -17,6 +17,7 @@ DRAW, NOTHING = -1, -2  # targets of a row; from 0 on a token whose log-prob is 
 HOLD = -3  # and below: the logits go to the host, in place HOLD - target
 HELD = 4  # rows of a call whose logits go to the host; our choice
 NO_TOKEN = -1  # a row that reads what its slot drew last
+ENDED = -2  # in place of what a slot drew last: a stop token, or the slot takes no part
 
 
 class Rows(NamedTuple):
@@ -30,17 +31,15 @@ class Rows(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What a call has to know of each slot, [S] each."""
+    """What a call has to know of each slot, in few arrays: each one costs a call time."""
 
     table: jax.Array  # [S, n] int32 pages
-    state: jax.Array  # int32
-    seed: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
-    stop: jax.Array  # [S, K] int32
-    stop_from: jax.Array
+    integers: jax.Array  # [S, 4 + K] int32: place of the state, then INTEGERS, then K stop tokens; -1 fills the row
+    floats: jax.Array  # [S, 3] float32: FLOATS
+
+
+INTEGERS = ("seed", "top_k", "stop_from")  # the seed's bits
+FLOATS = ("temperature", "top_p", "min_p")
 
 
 class Outputs(NamedTuple):
@@ -54,58 +53,54 @@ class Outputs(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=5, donate_argnums=1)
 def run_tiles(
-    params: Any, layers: Any, rows: Rows, slots: Slots, tiles: tuple[jax.Array, jax.Array], config: ModelConfig
+    params: Any, layers: Any, rows: jax.Array, slots: Slots, tiles: jax.Array, config: ModelConfig
 ) -> tuple[Any, Outputs]:
-    """(pool, outputs) after the first tiles, one after the other; `tiles` is (how many, how many whatever is drawn).
+    """(pool, outputs) after the first tiles, one after the other.
 
-    A slot that draws one of its stop tokens stays as it is from then on; its later rows give token -1, and where all
-    slots have ended, so do the tiles. All bits of a row depend on its own sequence alone as long as a tile has the same
-    number of rows.
+    `rows` are the fields of `Rows` stacked, [5, M, N]; `tiles` is [how many, how many whatever is drawn]. A slot that
+    draws one of its stop tokens stays as it is from then on; its later rows give token -1, and where all slots have
+    ended, so do the tiles. All bits of a row depend on its own sequence alone as long as a tile has the same number of
+    rows.
     """
-    count, reading = tiles
-    shape = rows.slot.shape
+    shape, count, reading = rows.shape[1:], tiles[0], tiles[1]
     dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
-    abstract = jax.eval_shape(lambda layers: _tile(params, layers, *_tile_inputs(rows, slots, 0), config), layers)
-    experts = None if abstract[2] is None else jnp.zeros((shape[0], *abstract[2].shape), jnp.int32)
+    chosen = jax.eval_shape(lambda layers: _tile(params, layers, Rows(*rows[:, 0]), slots, config), layers)[2]
     outputs = Outputs(
         token=jnp.full(shape, -1, jnp.int32),
         logp=jnp.zeros(shape, dtype),
-        experts=experts,
+        experts=None if chosen is None else jnp.zeros((shape[0], *chosen.shape), jnp.int32),
         held=jnp.zeros((HELD, config.vocab_size), dtype),
     )
 
     def going(carry):
-        i, _, _, live_S, _ = carry
-        return (i < count) & ((i < reading) | jnp.any(live_S))
+        i, _, last_S, _ = carry
+        return (i < count) & ((i < reading) | jnp.any(last_S != ENDED))
 
     def step(carry):
-        i, layers, last_S, live_S, out = carry
-        row = jax.tree.map(lambda x: x[i], rows)
+        i, layers, last_S, out = carry
+        row = Rows(*rows[:, i])
+        last_N = last_S[row.slot]
         row = row._replace(
-            position=jnp.where(live_S[row.slot], row.position, -1),
-            token=jnp.where(row.token == NO_TOKEN, last_S[row.slot], row.token),
+            position=jnp.where(last_N == ENDED, -1, row.position),
+            token=jnp.where(row.token == NO_TOKEN, last_N, row.token),
         )
         hidden_ND, layers, chosen = _tile(params, layers, row, slots, config)
         token_N, logp_N, held = _targets(params["head"], hidden_ND, row, slots, out.held)
+        ends_N = jnp.any(token_N[:, None] == slots.integers[row.slot, 1 + len(INTEGERS) :], axis=1)
         drawn_N = jnp.where(token_N >= 0, row.slot, PAST_END)
-        ends_N = jnp.any(token_N[:, None] == slots.stop[row.slot], axis=1)
-        return (
-            i + 1,
-            layers,
-            last_S.at[drawn_N].set(token_N, mode="drop"),
-            live_S.at[drawn_N].set(~ends_N, mode="drop"),
-            Outputs(
-                token=out.token.at[i].set(token_N),
-                logp=out.logp.at[i].set(logp_N),
-                experts=None if chosen is None else out.experts.at[i].set(chosen),
-                held=held,
-            ),
+        last_S = last_S.at[drawn_N].set(jnp.where(ends_N, ENDED, token_N), mode="drop")
+        outputs = Outputs(
+            token=out.token.at[i].set(token_N),
+            logp=out.logp.at[i].set(logp_N),
+            experts=None if chosen is None else out.experts.at[i].set(chosen),
+            held=held,
         )
+        return i + 1, layers, last_S, outputs
 
-    number_of_slots = slots.state.shape[0]
-    taking_part_S = jnp.zeros(number_of_slots, bool).at[jnp.where(rows.position >= 0, rows.slot, PAST_END)].set(True)
-    start = jnp.int32(0), layers, jnp.zeros(number_of_slots, jnp.int32), taking_part_S, outputs
-    _, layers, _, _, outputs = jax.lax.while_loop(going, step, start)
+    row = Rows(*rows)
+    taking_part = jnp.where(row.position >= 0, row.slot, PAST_END)
+    last_S = jnp.full(slots.table.shape[0], ENDED, jnp.int32).at[taking_part].set(0, mode="drop")
+    _, layers, _, outputs = jax.lax.while_loop(going, step, (jnp.int32(0), layers, last_S, outputs))
     return layers, outputs
 
 
@@ -130,14 +125,10 @@ def read_chunks(
     return layers, chosen_experts(routers, config)
 
 
-def _tile_inputs(rows: Rows, slots: Slots, i: int):
-    return jax.tree.map(lambda x: x[i], rows), slots
-
-
 def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig):
     """(hidden states [N, D], pool, chosen experts [N, L, k] or None) of the tile's tokens."""
     live_N = row.position >= 0
-    state_N = jnp.where(live_N, slots.state[row.slot], PAST_END)
+    state_N = jnp.where(live_N, slots.integers[row.slot, 0], PAST_END)
     pages = Pages(
         table=slots.table[row.slot],
         state=state_N,
@@ -166,11 +157,7 @@ def _targets(head_DW, hidden_ND, row: Rows, slots: Slots, held):
 
     def look():
         logits_NW = head_logits(head_DW, hidden_ND[:, None])[:, 0]
-        of_slot = jax.tree.map(lambda x: x[row.slot], slots)
-        sampling = Sampling(
-            seed=of_slot.seed, number=row.number, temperature=of_slot.temperature, top_k=of_slot.top_k,
-            top_p=of_slot.top_p, min_p=of_slot.min_p, stop=of_slot.stop, stop_from=of_slot.stop_from,
-        )  # fmt: skip
+        sampling = _sampling(row, slots)
         drawn_N = jax.lax.cond(jnp.any(draws_N), draw, lambda _, s: jnp.zeros_like(s.number), logits_NW, sampling)
         token_N = jnp.where(draws_N, drawn_N, jnp.maximum(row.target, 0))
         total_N, held_N = jax.nn.logsumexp(logits_NW, axis=1), row.target <= HOLD
@@ -188,3 +175,11 @@ def _targets(head_DW, hidden_ND, row: Rows, slots: Slots, held):
         return jnp.full(row.slot.shape, -1, jnp.int32), jnp.zeros(row.slot.shape, held.dtype), held
 
     return jax.lax.cond(jnp.any(live_N & (row.target != NOTHING)), look, skip)
+
+
+def _sampling(row: Rows, slots: Slots) -> Sampling:
+    _, seed_N, *integers, stop_NK = jnp.split(slots.integers[row.slot], [*range(1, 2 + len(INTEGERS))], axis=1)
+    seed_N = jax.lax.bitcast_convert_type(seed_N, jnp.uint32)
+    columns = dict(zip(INTEGERS, (seed_N, *integers), strict=True))
+    columns |= dict(zip(FLOATS, jnp.split(slots.floats[row.slot], len(FLOATS), axis=1), strict=True))
+    return Sampling(number=row.number, stop=stop_NK, **{name: column[:, 0] for name, column in columns.items()})

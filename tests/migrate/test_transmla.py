@@ -52,7 +52,7 @@ def run(layer, x_TD, config, components=1):
     table = rope_table(positions, config.rope_dim // components, config)
     info = info._replace(latent_rope=tuple(np.tile(part, components) for part in table))
     mixer = mla.mla if config.full_attention == "mla" else gqa.gqa
-    return np.asarray(mixer(layer, x_TD[None], info, None, None, config)[0][0])
+    return np.asarray(mixer(layer, x_TD[None], info, None, config)[0][0])
 
 
 def converted(numbers, dtype="float64", *, pca="complex", **sizes):
