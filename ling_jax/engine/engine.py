@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ling_jax.config import ModelConfig
@@ -232,7 +231,8 @@ class Engine:
         self._pool, outputs = run_tiles(self._params, self._pool, plan.rows, self._table, tiles, self.config)
         wants_experts = any(sequence.request.record_experts for sequence, _ in feeds)
         outputs = Outputs(
-            *jax.device_get((outputs.token, outputs.logp)),
+            np.asarray(outputs.token),
+            np.asarray(outputs.logp),
             experts=np.asarray(outputs.experts) if wants_experts and outputs.experts is not None else None,
             held=np.asarray(outputs.held) if any(sequence.request.adjusted for sequence, _ in feeds) else None,
         )

@@ -1,6 +1,7 @@
 """The host's plan of one step: which rows read which tokens, and which draw."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,41 +49,52 @@ def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     packed = np.zeros((len(Rows._fields), tiles * size), np.int32)
     rows = Rows(*packed)
     rows.position[:], rows.target[:] = -1, NOTHING
-    lengths = np.fromiter((len(feed.tokens) for feed in feeds), np.int64, len(feeds))
-    stops = np.cumsum(lengths)
-    slot, position, number, draws = (
-        np.fromiter((getattr(feed, name) for feed in feeds), np.int32, len(feeds))
-        for name in ("slot", "position", "number", "draws")
-    )
-    total = int(stops[-1])
-    offset = np.arange(total) - np.repeat(stops - lengths, lengths)
-    read = _places(np.repeat(np.arange(len(feeds)), lengths), offset, size)
-    rows.slot[read] = np.repeat(slot, lengths)
-    rows.token[read] = np.concatenate([feed.tokens for feed in feeds])
-    rows.position[read] = np.repeat(position, lengths) + offset
-    rows.target[read] = np.concatenate([feed.targets for feed in feeds])
-    rows.number[read] = np.repeat(number, lengths)
-    drawn = np.full((PIECE, len(feeds)), -1)
-    drawn[0] = np.where(draws > 0, read[stops - 1], -1)
-    reading = -(-total // size)
-    piece, going = np.nonzero(draws > np.arange(1, PIECE)[:, None])
-    counts = np.bincount(piece, minlength=PIECE - 1)
-    tiles_of = -(-counts // size)
-    first = (reading + np.cumsum(tiles_of) - tiles_of) * size - (np.cumsum(counts) - counts)
-    place = np.arange(len(piece)) + first[piece]
+    slot, position, number, draws, lengths = np.array(
+        [(feed.slot, feed.position, feed.number, feed.draws, len(feed.tokens)) for feed in feeds], np.int32
+    ).T
+    read, first = _read(rows, feeds, slot, position, number, lengths, size)
+    reading = -(-len(read) // size)
+    piece, going, place, later, count = _draw_rows(draws.tobytes(), reading, size)
     rows.slot[place], rows.token[place], rows.target[place] = slot[going], NO_TOKEN, DRAW
     rows.position[place] = (position + lengths)[going] + piece
     rows.number[place] = number[going] + piece + 1
-    drawn[piece + 1, going] = place
-    return Plan(
-        packed.reshape(-1, tiles, size), reading + int(tiles_of.sum()), reading, read, (stops - lengths).tolist(), drawn
-    )
+    drawn = np.vstack([np.where(draws > 0, read[first + lengths - 1], -1), later])
+    return Plan(packed.reshape(-1, tiles, size), reading + count, reading, read, first.tolist(), drawn)
+
+
+@functools.lru_cache(maxsize=256)  # a step is often like the one before
+def _draw_rows(draws: bytes, reading: int, size: int):
+    """(piece, feed and row of each draw behind the first, those rows [PIECE - 1, F] or -1, tiles that they take)."""
+    draws_F = np.frombuffer(draws, np.int32)
+    piece, going = np.nonzero(draws_F > np.arange(1, PIECE)[:, None])
+    counts = np.bincount(piece, minlength=PIECE - 1)
+    tiles_of = -(-counts // size)
+    start = (reading + np.cumsum(tiles_of) - tiles_of) * size - (np.cumsum(counts) - counts)
+    place = np.arange(len(piece)) + start[piece]
+    later = np.full((PIECE - 1, len(draws_F)), -1)
+    later[piece, going] = place
+    return piece, going, place, later, int(tiles_of.sum())
+
+
+def _read(rows: Rows, feeds: Sequence[Feed], slot, position, number, lengths, size: int):
+    """Writes the rows that read; returns (row of each token, feed by feed, where those of each feed begin)."""
+    if len(feeds) == lengths.sum():  # one token each, as of a step that only draws
+        read = first = np.arange(len(feeds))
+        rows.slot[read], rows.position[read], rows.number[read] = slot, position, number
+        rows.token[read], rows.target[read] = np.array([(feed.tokens[0], feed.targets[0]) for feed in feeds]).T
+        return read, first
+    first = np.cumsum(lengths) - lengths
+    offset = np.arange(lengths.sum()) - np.repeat(first, lengths)
+    read = _places(np.repeat(np.arange(len(feeds)), lengths), offset, size)
+    rows.slot[read], rows.number[read] = np.repeat(slot, lengths), np.repeat(number, lengths)
+    rows.position[read] = np.repeat(position, lengths) + offset
+    rows.token[read] = np.concatenate([feed.tokens for feed in feeds])
+    rows.target[read] = np.concatenate([feed.targets for feed in feeds])
+    return read, first
 
 
 def _places(feed: np.ndarray, offset: np.ndarray, size: int) -> np.ndarray:
     """[R] row of each token: by offset, then by feed; inside each tile by feed, then by offset."""
-    if not offset.any():
-        return np.arange(len(feed))
     tile = np.empty(len(feed), np.int64)
     tile[np.lexsort((feed, offset))] = np.arange(len(feed)) // size
     places = np.empty(len(feed), np.int64)
