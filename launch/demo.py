@@ -62,7 +62,7 @@ TASKS = {"digit_sums": (3, 4, 5), "lookup": (2,)}  # what every stage is asked: 
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
 STEP = 16 * 120  # tokens of a step of the first stages
-FASTEST, SLOWEST = 0.7, 2.5  # times a stage's seconds: guesses of eight quiet cores, and of two busy ones
+FASTEST, SLOWEST = 0.9, 4.0  # times a stage's seconds: a faster machine, and two busy cores (measured)
 
 
 class Stage(NamedTuple):
@@ -73,16 +73,16 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=119, quick=27),
-    Stage("migrate", "launch.migrate", full=85, quick=43),
-    Stage("experts", "launch.pretrain", full=33, quick=0),
-    Stage("sft", "launch.sft", full=75, quick=26),
-    Stage("evo_cot", "launch.align", full=83, quick=16),
-    Stage("shortest_correct", "launch.distill", full=40, quick=10),
-    Stage("agentic", "launch.align", full=58, quick=16),
-    Stage("specialists", "launch.distill", full=34, quick=14),
-    Stage("preference", "launch.align", full=51, quick=9),
-    Stage("kpop", "launch.rl", full=56, quick=16),
+    Stage("pretrain", "launch.pretrain", full=59, quick=16),
+    Stage("migrate", "launch.migrate", full=51, quick=32),
+    Stage("experts", "launch.pretrain", full=24, quick=0),
+    Stage("sft", "launch.sft", full=43, quick=17),
+    Stage("evo_cot", "launch.align", full=39, quick=14),
+    Stage("shortest_correct", "launch.distill", full=20, quick=7),
+    Stage("agentic", "launch.align", full=33, quick=10),
+    Stage("specialists", "launch.distill", full=18, quick=10),
+    Stage("preference", "launch.align", full=25, quick=6),
+    Stage("kpop", "launch.rl", full=47, quick=12),
 )
 # Two layers, and few steps. Stages share compiled programs: of decoding, by one context; of distillation, by the rate
 # and warm-up of fine-tuning; of the step of preference alignment, by Evo-CoT's rate.

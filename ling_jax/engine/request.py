@@ -67,7 +67,10 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A request that left the engine between two steps. `resume` reads its context again and goes on, exactly."""
+    """A request that left the engine between two steps. `resume` reads its context again and goes on.
+
+    With `row_tile` its tokens and log-probs are those of a request that never left.
+    """
 
     request: Request
     tokens: tuple[int, ...]  # the whole context

@@ -11,11 +11,19 @@ import jax
 import jax.numpy as jnp
 
 # Measured on two cores: a 64-row matmul runs at half the speed of a 256-row one. From 64 rows on a row's bits are the
-# same whatever the size; in smaller ones they differ, so that they would depend on what other rows choose.
-TILE_SIZES = (256, 64)
+# same whatever the size; in smaller ones they differ, so that they would depend on what other rows choose. Where there
+# are fewer tokens than that, no bits are promised, and each expert has a row or two.
+TILE_SIZES, FEW_TOKENS, SMALL_TILE_SIZES = (256, 64), 64, (32, 8)
 
 
-def over_experts(loads_E: jax.Array, expert: Callable[..., Any], carry: Any) -> Any:
+def tile_sizes(tokens: int) -> tuple[int, ...]:
+    """Rows of the tiles for that many tokens, the largest first."""
+    return TILE_SIZES if tokens >= FEW_TOKENS else SMALL_TILE_SIZES
+
+
+def over_experts(
+    loads_E: jax.Array, expert: Callable[..., Any], carry: Any, sizes: tuple[int, ...] = TILE_SIZES
+) -> Any:
     """Folds `carry` through `expert(number, tiles, carry)` for each expert that has rows, in order.
 
     `tiles(body, carry)` folds `body((start, size), mask [size], carry)` over the expert's tiles. Each of the expert's
@@ -28,17 +36,17 @@ def over_experts(loads_E: jax.Array, expert: Callable[..., Any], carry: Any) -> 
         number = with_rows[i]
 
         def tiles(body, carry):
-            return _over_tiles(first_E[number], loads_E[number], body, carry)
+            return _over_tiles(first_E[number], loads_E[number], body, carry, sizes)
 
         return expert(number, tiles, carry)
 
     return jax.lax.fori_loop(0, jnp.sum(loads_E > 0), step, carry)
 
 
-def _over_tiles(start, left, body, carry):
-    for size in TILE_SIZES:
+def _over_tiles(start, left, body, carry, sizes: tuple[int, ...]):
+    for size in sizes:
         # The last tile of a size may be up to a quarter empty; the smallest size takes the rest.
-        lack = size - 1 if size == TILE_SIZES[-1] else size // 4
+        lack = size - 1 if size == sizes[-1] else size // 4
         count = (left + lack) // size
 
         def step(i, carry, size=size, start=start, left=left):
@@ -54,8 +62,8 @@ def forward(
     x_MD: jax.Array, weight_Mk: jax.Array, experts: Any, dispatch: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`experts.experts_ffn` on a CPU: (y [M, D] in x's dtype, gate and up activations [P + tile, F])."""
-    width, wide = experts.gate.shape[2], _wide(x_MD)
-    token_P, weight_P = padded_rows(weight_Mk, dispatch, TILE_SIZES[0])
+    width, wide, sizes = experts.gate.shape[2], _wide(x_MD), tile_sizes(len(x_MD))
+    token_P, weight_P = padded_rows(weight_Mk, dispatch, sizes[0])
 
     def expert(number, tiles, carry):
         into_DF = jnp.concatenate([_pick(experts.gate, number), _pick(experts.up, number)], axis=1)
@@ -74,7 +82,7 @@ def forward(
 
     empty_PF = jnp.zeros((len(token_P), width), x_MD.dtype)
     carry = (jnp.zeros(x_MD.shape, wide), empty_PF, empty_PF)
-    y_MD, gate_PF, up_PF = over_experts(dispatch.loads, expert, carry)
+    y_MD, gate_PF, up_PF = over_experts(dispatch.loads, expert, carry, sizes)
     return y_MD.astype(x_MD.dtype), gate_PF, up_PF
 
 
@@ -89,7 +97,8 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, Any]:
     """Gradients of x [M, D], weights [M, k] and experts."""
     wide, width = _wide(x_MD), experts.gate.shape[2]
-    token_P, weight_P = padded_rows(weight_Mk, dispatch, TILE_SIZES[0])
+    sizes = tile_sizes(len(x_MD))
+    token_P, weight_P = padded_rows(weight_Mk, dispatch, sizes[0])
 
     def expert(number, tiles, carry):
         into_FD = jnp.concatenate([_transposed(_pick(experts.gate, number)), _transposed(_pick(experts.up, number))])
@@ -116,7 +125,7 @@ def backward(
         return *carry, grads
 
     carry = (jnp.zeros(x_MD.shape, wide), jnp.zeros(len(token_P), x_MD.dtype), [jnp.zeros_like(w) for w in experts])
-    grad_x_MD, grad_weight_P, grads = over_experts(dispatch.loads, expert, carry)
+    grad_x_MD, grad_weight_P, grads = over_experts(dispatch.loads, expert, carry, sizes)
     return grad_x_MD.astype(x_MD.dtype), grad_weight_P[dispatch.row_of_pair], type(experts)(*grads)
 
 

@@ -145,7 +145,7 @@ def test_time_left_follows_the_machine():
 
 
 def test_time_left_is_a_range_before_the_machine_is_known():
-    low, high = (round(sum(stage.full for stage in demo.STAGES) / 60 * factor) for factor in (0.7, 2.5))
+    low, high = (round(sum(stage.full for stage in demo.STAGES) / 60 * factor) for factor in (0.9, 4.0))
     assert demo.time_left({}, 0, "full") == f"{low} to {high} minutes to the end, by the machine"
 
 
