@@ -3,8 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ling_jax.config import ModelConfig
 from ling_jax.engine.draw import Sampling, draw
 from ling_jax.engine.request import Request
 from ling_jax.engine.sequence import Sequence
@@ -61,6 +63,12 @@ def allowed_tokens(mask: Any, size: int) -> np.ndarray:
     raise ValueError(
         f"a mask of {mask.dtype} {mask.shape}; expected [{size}] bool or [{-(-size // 32)}] uint32, one bit a token"
     )
+
+
+def draw_nothing(config: ModelConfig) -> None:
+    """Compiles the program of `draw_adjusted`."""
+    dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
+    _draw_one(np.zeros(config.vocab_size, dtype), _sampling(Request(0, (0,), 1, seed=0), 0))
 
 
 def _sampling(request: Request, number: int) -> Sampling:

@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 
 from ling_jax.config import ModelConfig
-from ling_jax.engine.adjusted import draw_adjusted
+from ling_jax.engine.adjusted import draw_adjusted, draw_nothing
 from ling_jax.engine.fingerprint import fingerprint
 from ling_jax.engine.memory import Places, init_pool, plan_memory
-from ling_jax.engine.request import MAX_STOP_IDS, Event, Id, Request, Snapshot, context_error, request_error
+from ling_jax.engine.request import Event, Id, Request, Snapshot, context_error, request_error
 from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out, num_tiles
-from ling_jax.engine.sequence import NOWHERE, prefill_shares, slot_row
+from ling_jax.engine.sequence import NOWHERE, empty_slots, prefill_shares, slot_row
 from ling_jax.engine.sequence import Sequence as _Sequence
-from ling_jax.engine.step import DRAW, FLOATS, HELD, HOLD, INTEGERS, NOTHING, Outputs, Slots, read_chunks, run_tiles
+from ling_jax.engine.step import (
+    DRAW,
+    HELD,
+    HOLD,
+    NOTHING,
+    Outputs,
+    Rows,
+    read_chunks,
+    run_tiles,
+)
 from ling_jax.engine.weights import serving_copy
 from ling_jax.model.token_info import PAGE_SIZE
 
@@ -71,7 +80,7 @@ class Engine:
         self._parked: dict[Id, _Sequence] = {}  # the oldest first
         self._events: list[Event] = []  # to be given out with the next step
         self._arrivals = 0
-        self._table = self._empty_table(slots)
+        self._table = empty_slots(slots, -(-self.max_tokens // PAGE_SIZE))
 
     @property
     def busy(self) -> bool:
@@ -113,6 +122,18 @@ class Engine:
             self._next = copy, version
             return
         self._swap(copy, version, forget=in_flight != "keep")
+
+    def warm_up(self) -> None:
+        """Compiles every program, so that no request has to wait for that. Raises RuntimeError as `step`."""
+        self._check_weights()
+        rows, tiles = np.zeros((len(Rows._fields), self._tiles, self.tile), np.int32), np.zeros(2, np.int32)
+        self._pool, _ = run_tiles(self._params, self._pool, rows, self._table, tiles, self.config)
+        for count, size in () if self.exact else CHUNKS:
+            tokens, rows = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
+            self._pool, _ = read_chunks(
+                self._params, self._pool, tokens, tokens - 1, self._table.table[rows], rows, self.config
+            )
+        draw_nothing(self.config)
 
     def submit(self, request: Request) -> None:
         """The request waits for a slot. One that cannot be served gets an event with `error` in the next step.
@@ -213,8 +234,7 @@ class Engine:
 
         Raises RuntimeError before weights are loaded.
         """
-        if self._params is None:
-            raise RuntimeError("the engine has no weights; call load(params, version) first")
+        self._check_weights()
         if self._next is not None and not self._drawing():
             self._swap(*self._next, forget=True)
         events, self._events = self._events, []
@@ -224,6 +244,10 @@ class Engine:
         if feeds:
             events += self._run(feeds)
         return events
+
+    def _check_weights(self) -> None:
+        if self._params is None:
+            raise RuntimeError("the engine has no weights; call load(params, version) first")
 
     def _run(self, feeds: list[tuple[_Sequence, Feed]]) -> list[Event]:
         plan = lay_out([feed for _, feed in feeds], self.tile, self._tiles)
@@ -472,11 +496,3 @@ class Engine:
         if id not in self._sequences:
             raise ValueError(f"the engine has no request {id!r}: it was released, or never submitted")
         return self._sequences[id]
-
-    def _empty_table(self, slots: int) -> Slots:
-        pages = -(-self.max_tokens // PAGE_SIZE)
-        return Slots(
-            table=np.zeros((slots, pages), np.int32),
-            integers=np.zeros((slots, 1 + len(INTEGERS) + MAX_STOP_IDS), np.int32),
-            floats=np.zeros((slots, len(FLOATS)), np.float32),
-        )

@@ -69,8 +69,9 @@ def memory_for(config: ModelConfig, *, slots: int, max_tokens: int, parked: int 
 
 
 def init_pool(config: ModelConfig, plan: MemoryPlan) -> Any:
-    """The arrays of the plan, all zero."""
-    return specs.init(jax.random.key(0), pool_spec(config, states=plan.states, pages=plan.pages))
+    """The arrays of the plan, all zero, on the first device as the weights: arrays without a place compile twice."""
+    pool = specs.init(jax.random.key(0), pool_spec(config, states=plan.states, pages=plan.pages))
+    return jax.device_put(pool, jax.devices()[0])
 
 
 class Places:

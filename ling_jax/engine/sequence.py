@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Iterable
 
+import numpy as np
+
 from ling_jax.engine.request import MAX_STOP_IDS, Id, Request
+from ling_jax.engine.step import FLOATS, INTEGERS, Slots
 from ling_jax.model.token_info import PAGE_SIZE
 
 NOWHERE = -1
@@ -86,6 +89,15 @@ def prefill_shares(sequences: Iterable[Sequence], budget: int) -> dict[Id, int]:
         shares[sequence.id] = shares.get(sequence.id, 0) + share
         left -= share
     return shares
+
+
+def empty_slots(slots: int, pages: int) -> Slots:
+    """Numpy arrays for that many slots, whose sequences have at most that many pages."""
+    return Slots(
+        table=np.zeros((slots, pages), np.int32),
+        integers=np.zeros((slots, 1 + len(INTEGERS) + MAX_STOP_IDS), np.int32),
+        floats=np.zeros((slots, len(FLOATS)), np.float32),
+    )
 
 
 def slot_row(sequence: Sequence) -> tuple[list[int], list[float]]:

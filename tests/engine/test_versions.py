@@ -5,7 +5,8 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from ling_jax.engine import Request, score
+from ling_jax.engine import EXACT_TILE, Request, score
+from ling_jax.engine.adjusted import _draw_one
 from tests.helpers.engine_oracle import Oracle
 from tests.helpers.engines import (
     check_places,
@@ -15,6 +16,7 @@ from tests.helpers.engines import (
     prompt_of,
     release_all,
     results,
+    run_all,
     small_engine,
     withhold,
 )
@@ -219,3 +221,21 @@ def test_drained_turns_that_gave_up_their_pages_end_by_the_old_weights():
     events += finish(engine)
     versions = {id: {event.version for event in events if event.id == id and event.tokens} for id in range(3)}
     assert versions == {0: {0}, 1: {0}, 2: {1}}
+
+
+@pytest.mark.parametrize("row_tile", [EXACT_TILE, None])
+def test_nothing_is_compiled_behind_the_warm_up(row_tile):
+    engine = small_engine(row_tile=row_tile)
+    engine.warm_up()
+    compiled, adjusted = programs(), _draw_one._cache_size()
+    plain = run_all(engine, *REQUESTS)
+    finish(engine)
+    engine.submit(Request("top", prompt_of(0, 9), 3, seed=0, top_logprobs=2))
+    engine.submit(Request("scored", prompt_of(0, 70), 3, seed=0, prompt_logprobs=True, top_k=3))
+    finish(engine)
+    assert (programs(), _draw_one._cache_size()) == (compiled, adjusted) and len(plain) == len(REQUESTS)
+
+
+def test_a_warm_up_needs_weights():
+    with pytest.raises(RuntimeError, match="no weights"):
+        small_engine(load=False).warm_up()
