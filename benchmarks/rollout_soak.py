@@ -169,7 +169,7 @@ def count_compilations() -> Iterator[list[str]]:
 
 
 def memory_bytes() -> int:
-    """The memory of this process: of now where Linux says it, else the most that it had."""
+    """Resident memory of this process: the current one on Linux, the peak elsewhere."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:

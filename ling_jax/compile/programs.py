@@ -17,6 +17,7 @@ from ling_jax import spec as specs
 from ling_jax.compile.report import Compiled, compile_program, report
 from ling_jax.compile.topology import describe
 from ling_jax.config import ModelConfig
+from ling_jax.engine.weights import serving_dtype
 from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.loss import head_logits
@@ -145,9 +146,7 @@ def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
     spec = model.model_spec(config)
 
     def leaf(path, leaf, sharding):
-        name = specs.path_name(path)
-        wide = name == "head" or name.endswith(("router", "bias"))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype if wide else config.compute_dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(leaf.shape, serving_dtype(specs.path_name(path), leaf, config), sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(
         leaf, spec, shardings(spec, mesh), is_leaf=lambda x: isinstance(x, specs.Leaf)

@@ -8,6 +8,7 @@ import jax
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
+from ling_jax.messages import size_text
 from ling_jax.model.cache import pool_spec
 from ling_jax.model.token_info import PAGE_SIZE
 
@@ -36,10 +37,10 @@ class MemoryPlan:
         return self.states * self.state_bytes + self.pages * self.page_bytes
 
     def __str__(self) -> str:
-        tokens = f"{self.pages - 1} pages of {PAGE_SIZE} tokens ({_size(self.page_bytes)} each)"
+        tokens = f"{self.pages - 1} pages of {PAGE_SIZE} tokens ({size_text(self.page_bytes)} each)"
         return (
-            f"engine: {self.slots} slots, {self.states} states ({_size(self.state_bytes)} each), {tokens}, "
-            f"{_size(self.total_bytes)}; a request has at most {self.max_tokens} tokens"
+            f"engine: {self.slots} slots, {self.states} states ({size_text(self.state_bytes)} each), {tokens}, "
+            f"{size_text(self.total_bytes)}; a request has at most {self.max_tokens} tokens"
         )
 
 
@@ -95,10 +96,3 @@ class Places:
 def _bytes(config: ModelConfig, *, states: int, pages: int) -> int:
     leaves = jax.tree.leaves(specs.abstract(pool_spec(config, states=states, pages=pages)))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"

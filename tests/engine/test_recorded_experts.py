@@ -21,7 +21,7 @@ def recorded(events, id):
 
 
 def check(experts, context):
-    """[n, L, k] of all tokens but the last, which nobody has read. Near ties may go either way."""
+    """[n, L, k] of all tokens but the last, which was not read. Near ties may go either way."""
     config, params, _ = model_of()
     assert experts.dtype == np.uint16 and len(experts) == len(context) - 1
     row = np.zeros((1, 96), int)

@@ -17,7 +17,7 @@ FAST = ("2.6", "2.0")
 
 @dataclasses.dataclass
 class Turn:
-    """What was asked and what came."""
+    """Requests and their events."""
 
     tokens: list[int]
     max_new_tokens: int

@@ -94,7 +94,7 @@ def test_turns_stay_parked_until_their_memory_is_needed():
     for i in range(6):
         engine.extend(i, [5, 6, 7], 4)
     cached = {event.id: event.cached_tokens for event in finish(engine) if event.tokens}
-    assert cached == dict.fromkeys(range(6), 23)  # all but the last token, which nobody has read
+    assert cached == dict.fromkeys(range(6), 23)  # all but the last token, which was not read
 
 
 def test_the_turn_that_ended_first_is_forgotten_first_and_read_again_exactly():

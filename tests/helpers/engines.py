@@ -73,7 +73,7 @@ def check_places(engine: Engine) -> None:
 
 
 def poison(engine: Engine) -> None:
-    """Fills with NaN every page and state that belongs to nobody; page 0 must still be zero."""
+    """Fills every free page and state with NaN; page 0 must still be zero."""
     held = [s for s in engine._sequences.values() if s.state >= 0]
     free_pages, free_states = np.ones(engine.plan.pages, bool), np.ones(engine.plan.states, bool)
     free_pages[[0, *(page for s in held for page in s.pages)]] = False

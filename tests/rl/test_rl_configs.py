@@ -7,18 +7,9 @@ import pytest
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.rl.loop import train
 from tests.helpers.rl_configs import CONFIGS, shrunk
-from tests.helpers.rl_run import prepared, steps_compiled_once, write_start
+from tests.helpers.rl_run import prepared
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with steps_compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return write_start(tmp_path_factory.mktemp("start"))
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

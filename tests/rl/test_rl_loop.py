@@ -27,20 +27,12 @@ from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.workdir import unlock
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
-from tests.helpers.rl_run import prepared, small_config, steps_compiled_once, tokenizer, write_start
+from tests.helpers.rl_run import prepared, small_config, tokenizer
 
 ended = runner._ended
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with steps_compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return write_start(tmp_path_factory.mktemp("start"))
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,9 @@ from ling_jax.rl.loop import make_learner, new_state
 from ling_jax.rl.trajectory import segments
 from ling_jax.train.workdir import unlock
 from tests.helpers.rl_configs import CONFIGS, shrunk
-from tests.helpers.rl_run import prepared, small_config, steps_compiled_once, write_start
+from tests.helpers.rl_run import prepared, small_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with steps_compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return write_start(tmp_path_factory.mktemp("start"))
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def check_scores(learner: Learner, steps: int) -> tuple[int, float]:
