@@ -1,0 +1,105 @@
+"""The ledger with rollouts whose lengths are drawn and not generated: what a run would learn from, in a second."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ling_jax.rl.ledger import BatchTaken, Drawn, Ended, Generated, Ledger, Limits, NewVersion
+
+
+class SimulatedStep(NamedTuple):
+    """One version."""
+
+    lengths: tuple[int, ...]  # whole lengths of the rollouts that were trained on
+    lost: tuple[int, ...]  # whole lengths of those that were thrown away
+    lost_tokens: int  # that they had by then
+    generated: int
+    outstanding: int  # the most at any moment
+    groups: int
+
+
+def simulate(
+    limits: Limits, length: Callable[[int, int], int], steps: int, *, piece: int = 8
+) -> list[SimulatedStep]:
+    """`steps` versions in which each running rollout gets `piece` tokens at a time. `length(rollout, version)` is the
+    tokens of one that is drawn under a version, at least 1."""
+    ledger, left, found = Ledger(limits), {}, []
+    whole: dict[int, int] = {}
+
+    def draw() -> None:
+        while count := ledger.wanted:
+            first = ledger.prompts * limits.group_size
+            for i in range(first, first + count * limits.group_size):
+                whole[i] = left[i] = length(i, ledger.version)
+            ledger.apply(Drawn(tuple(range(ledger.prompts, ledger.prompts + count))))
+
+    for _ in range(steps):
+        draw()
+        generated, most = 0, ledger.outstanding
+        while ledger.is_open:
+            for i in sorted(ledger.running):
+                tokens = min(piece, left[i])
+                left[i] -= tokens
+                generated += tokens
+                ledger.apply(Generated(i, tokens))
+                if not left[i]:
+                    ledger.apply(Ended(i, rewarded=True))
+            draw()
+            most = max(most, ledger.outstanding)
+        before = set(ledger.accounts)
+        taken = ledger.apply(BatchTaken()).taken
+        used = sorted(before - set(ledger.accounts))
+        discarded = ledger.apply(NewVersion()).discarded
+        lost_tokens = sum(entry.tokens for entry in ledger.take_left() if not entry.trained)
+        found.append(
+            SimulatedStep(
+                tuple(whole.pop(i) for i in used),
+                tuple(whole.pop(i) for i in discarded),
+                lost_tokens,
+                generated,
+                most,
+                len(taken),
+            )
+        )
+    return found
+
+
+class Outcome(NamedTuple):
+    """Of some simulated steps."""
+
+    learnt_fraction: float  # of the generated tokens: those that were trained on
+    quartile_shares: tuple[float, ...]  # of the rollouts of each length quartile that left: those trained on
+    mean_drawn: float
+    mean_used: float
+    outstanding_over_bound: float
+    tokens_per_step: float
+
+
+def outcome_of(steps: list[SimulatedStep], limits: Limits) -> Outcome:
+    used, lost = (np.array([n for step in steps for n in getattr(step, name)]) for name in ("lengths", "lost"))
+    generated = sum(step.generated for step in steps)
+    everything = np.concatenate([used, lost])
+    return Outcome(
+        learnt_fraction=float(used.sum() / max(used.sum() + sum(step.lost_tokens for step in steps), 1)),
+        quartile_shares=quartile_shares(everything, np.arange(len(everything)) < len(used)),
+        mean_drawn=float(everything.mean()) if len(everything) else 0.0,
+        mean_used=float(used.mean()) if len(used) else 0.0,
+        outstanding_over_bound=max(step.outstanding for step in steps) / limits.max_outstanding,
+        tokens_per_step=generated / len(steps),
+    )
+
+
+def quartile_shares(lengths: np.ndarray, trained: np.ndarray) -> tuple[float, ...]:
+    """Of each quartile by length, shortest first, the share that was trained on; empty without lengths."""
+    if not len(lengths):
+        return ()
+    parts = np.array_split(np.argsort(lengths, kind="stable"), 4)
+    return tuple(float(trained[part].mean()) if len(part) else 1.0 for part in parts)
+
+
+def exponential(mean: float, most: int, seed: int = 0) -> Callable[[int, int], int]:
+    """Lengths from 1 to `most`, exponential with this mean before they are cut."""
+    rng = np.random.default_rng(seed)
+    return lambda rollout, version: int(min(most, max(1, round(rng.exponential(mean)))))
