@@ -185,7 +185,7 @@ class Ledger:
     @property
     def wanted(self) -> int:
         """How many prompts to draw now, so that no slot is empty: the tasks of later ones may then be chosen later."""
-        if not self._may_start:
+        if not self._may_begin:
             return 0
         limits = self.limits
         free = limits.slots - len(self.running) - len(self._waiting)
@@ -195,18 +195,12 @@ class Ledger:
     @property
     def is_open(self) -> bool:
         """Whether this version goes on generating."""
-        if not self.running:
-            return False
-        if not self._any_complete:
-            return True  # a batch has at least one group
-        if not (self._budget_used or self._batch_full):
-            return True
-        return self._must_wait()
+        return bool(self.running) and (not self._has_enough or self._must_wait())
 
     @property
     def is_waiting(self) -> bool:
         """Whether it goes on only for what would be thrown away."""
-        return bool(self.running) and self._any_complete and (self._budget_used or self._batch_full)
+        return bool(self.running) and self._has_enough
 
     def take_left(self) -> list[Left]:
         """What has left since the last call."""
@@ -245,10 +239,16 @@ class Ledger:
         return ledger
 
     @property
-    def _may_start(self) -> bool:
+    def _may_begin(self) -> bool:
+        """Whether prompts that nobody has begun with may start now."""
         if self.limits.refill == "iteration":
-            return not (self.generated or self._ended_now)
-        return self.limits.max_retention > 0 or not self.is_waiting  # one that cannot be paused would be waited for
+            return not (self.generated or self._ended_now) or not (self.running or self._any_complete)
+        return self.limits.max_retention > 0 or not self._has_enough  # one that cannot be paused would be waited for
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether the version's generation could end: a batch has at least one group."""
+        return self._any_complete and (self._budget_used or self._batch_full)
 
     @property
     def _any_complete(self) -> bool:
@@ -300,7 +300,10 @@ class Ledger:
 
     def _start(self) -> tuple[int, ...]:
         started: list[int] = []
-        while self._may_start and self._waiting and len(self.running) < self.limits.slots:
+        while self._waiting and len(self.running) < self.limits.slots:
+            begun = self.groups[self._waiting[0] // self.limits.group_size].oldest >= 0  # the others wait for it
+            if not (begun or self._may_begin):
+                break
             i = self._waiting.popleft()
             self.accounts[i].phase, self.accounts[i].started = "running", self.version
             self.running[i] = None
