@@ -289,7 +289,9 @@ class Ledger:
     def _draw(self, prompts: Iterable[int]) -> None:
         for expected, prompt in enumerate(prompts, start=self.prompts):
             if prompt != expected:
-                raise ValueError(f"prompt {prompt} was drawn; expected {expected}: prompts are numbered as they are drawn")
+                raise ValueError(
+                    f"prompt {prompt} was drawn; expected {expected}: prompts are numbered as they are drawn"
+                )
         size = self.limits.group_size
         for prompt in prompts:
             rollouts = list(range(prompt * size, (prompt + 1) * size))
@@ -416,7 +418,9 @@ def event_from_json(record: Mapping[str, Any]) -> Event:
     op = record.get("op")
     if op not in EVENTS:
         raise ValueError(f"op is {op!r}{nearest(str(op), EVENTS)}; expected one of {', '.join(EVENTS)}")
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items() if name != "op"}
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items() if name != "op"
+    }
     return EVENTS[op](**fields)
 
 

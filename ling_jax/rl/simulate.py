@@ -20,9 +20,7 @@ class SimulatedStep(NamedTuple):
     groups: int
 
 
-def simulate(
-    limits: Limits, length: Callable[[int, int], int], steps: int, *, piece: int = 8
-) -> list[SimulatedStep]:
+def simulate(limits: Limits, length: Callable[[int, int], int], steps: int, *, piece: int = 8) -> list[SimulatedStep]:
     """`steps` versions in which each running rollout gets `piece` tokens at a time. `length(rollout, version)` is the
     tokens of one that is drawn under a version, at least 1."""
     ledger, left, found = Ledger(limits), {}, []
@@ -103,3 +101,65 @@ def exponential(mean: float, most: int, seed: int = 0) -> Callable[[int, int], i
     """Lengths from 1 to `most`, exponential with this mean before they are cut."""
     rng = np.random.default_rng(seed)
     return lambda rollout, version: int(min(most, max(1, round(rng.exponential(mean)))))
+
+
+LEAST_LEARNT, WARNED_LEARNT = 0.8, 0.95  # our choice: a run that learns from less is refused, from less told
+TRIAL_STEPS, TRIAL_SKIPPED = 40, 10  # the first ones fill the pool
+
+
+def check_sizes(limits: Limits, longest: int) -> str:
+    """ "" where a run with these limits would learn from nearly all that it generates, else a warning with sizes that do.
+
+    The ledger is tried with exponential lengths, at most `longest`, whose mean is the budget over a batch. Raises
+    ValueError where less than 0.8 of the tokens would be learnt from.
+    """
+    learnt = tried(limits, longest)
+    if learnt >= WARNED_LEARNT:
+        return ""
+    found = (
+        f"of the tokens that rollouts of exponential lengths with a mean of {_mean(limits):.0f}, the budget over a "
+        f"batch, generate, {learnt:.0%} would be learnt from, the longest least"
+    )
+    advice = _advice(limits, longest)
+    if learnt < LEAST_LEARNT:
+        raise ValueError(f"{found}; {advice}")
+    return f"{found}; {advice}"
+
+
+def tried(limits: Limits, longest: int) -> float:
+    """The share of tokens that are learnt from, of exponential lengths whose mean is the budget over a batch."""
+    if not limits.token_budget:
+        return 1.0
+    mean = _mean(limits)
+    steps = simulate(limits, exponential(mean, longest), TRIAL_STEPS, piece=max(8, round(mean / 8)))
+    return outcome_of(steps[TRIAL_SKIPPED:], limits).learnt_fraction
+
+
+def _mean(limits: Limits) -> float:
+    return limits.token_budget / (limits.prompts_per_step * limits.group_size)
+
+
+def _advice(limits: Limits, longest: int) -> str:
+    """The first change of one size that would do."""
+    retention = dataclasses.replace(
+        limits, max_retention=max(limits.max_staleness, 1), max_staleness=max(limits.max_staleness, 1)
+    )
+    changes = [
+        (f"rollout.max_retention={retention.max_retention} (max_staleness {retention.max_staleness})", retention)
+    ]
+    for factor in (2, 4, 8):
+        if limits.slots >= factor:
+            changes.append(
+                (f"rollout.slots={limits.slots // factor}", dataclasses.replace(limits, slots=limits.slots // factor))
+            )
+    for factor in (2, 4):
+        wider = dataclasses.replace(
+            limits, prompts_per_step=factor * limits.prompts_per_step, token_budget=factor * limits.token_budget
+        )
+        changes.append(
+            (f"rollout.prompts_per_step={wider.prompts_per_step} with rollout.token_budget={wider.token_budget}", wider)
+        )
+    for told, changed in changes:
+        if tried(changed, longest) >= WARNED_LEARNT:
+            return f"{told} would do"
+    return "raise rollout.token_budget, or lower rollout.slots"

@@ -187,7 +187,9 @@ def test_the_oracles_iterations(golden):
                         record["completed"].append(i)
                         added += ledger.apply(Ended(i, rewarded=True)).started
             paused = sorted(ledger.running)
-            record["paused"] = [[i, ledger.accounts[i].tokens, ledger.version - ledger.accounts[i].started] for i in paused]
+            record["paused"] = [
+                [i, ledger.accounts[i].tokens, ledger.version - ledger.accounts[i].started] for i in paused
+            ]
             record |= {
                 "added": sorted(added),
                 "completed_segments": {str(i): runs[i] for i in record["completed"]},
@@ -254,7 +256,12 @@ def test_an_unknown_event_of_a_log_is_refused():
 )
 def test_limits_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
-        Limits(**(dict(slots=1, prompts_per_step=1, group_size=2, token_budget=9, max_staleness=1, max_retention=1) | fields))
+        Limits(
+            **(
+                dict(slots=1, prompts_per_step=1, group_size=2, token_budget=9, max_staleness=1, max_retention=1)
+                | fields
+            )
+        )
 
 
 def test_groups_that_fail_whole_leave_without_a_batch():
