@@ -15,6 +15,7 @@ tokens}:
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -202,6 +203,12 @@ class Ledger:
         """Whether it goes on only for what would be thrown away."""
         return bool(self.running) and self._has_enough
 
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Prompts that `BatchTaken` would take now: those that have to be used first."""
+        ordered = (prompt for version in sorted(self._complete) for prompt in sorted(self._complete[version]))
+        return tuple(sorted(itertools.islice(ordered, self.limits.prompts_per_step)))
+
     def take_left(self) -> list[Left]:
         """What has left since the last call."""
         left, self.left = self.left, []
@@ -336,15 +343,13 @@ class Ledger:
         self._refile(prompt)
 
     def _take(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        ordered = (prompt for version in sorted(self._complete) for prompt in sorted(self._complete[version]))
-        taken = sorted(prompt for prompt, _ in zip(ordered, range(self.limits.prompts_per_step), strict=False))
-        broken = sorted(self._broken)
+        taken, broken = self.batch, tuple(sorted(self._broken))
         for prompt in (*taken, *broken):
             for i in self.groups[prompt].rollouts:
                 self._forget(i, trained=self.accounts[i].rewarded)
             self._unfile(prompt)
             del self.groups[prompt]
-        return tuple(taken), tuple(broken)
+        return taken, broken
 
     def _move_on(self) -> tuple[int, ...]:
         self.version += 1

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ling_jax.rl.accounts import quartile_shares
 from ling_jax.rl.ledger import BatchTaken, Drawn, Ended, Generated, Ledger, Limits, NewVersion
 
 
@@ -87,14 +88,6 @@ def outcome_of(steps: list[SimulatedStep], limits: Limits) -> Outcome:
         outstanding_over_bound=max(step.outstanding for step in steps) / limits.max_outstanding,
         tokens_per_step=generated / len(steps),
     )
-
-
-def quartile_shares(lengths: np.ndarray, trained: np.ndarray) -> tuple[float, ...]:
-    """Of each quartile by length, shortest first, the share that was trained on; empty without lengths."""
-    if not len(lengths):
-        return ()
-    parts = np.array_split(np.argsort(lengths, kind="stable"), 4)
-    return tuple(float(trained[part].mean()) if len(part) else 1.0 for part in parts)
 
 
 def exponential(mean: float, most: int, seed: int = 0) -> Callable[[int, int], int]:
