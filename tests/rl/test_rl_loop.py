@@ -9,6 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from ling_jax.rl.runner import play
 
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.checkpoint import orbax
@@ -21,7 +22,6 @@ from ling_jax.rl.learner import Learner, advantages_of
 from ling_jax.rl.loop import check_replay, make_learner, new_state, prepare, replay, train
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
-from ling_jax.rl.runner import play
 from ling_jax.rl.trajectory import segments
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.workdir import unlock

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ling_jax.rl.runner import Ask, Episode
 
 from ling_jax.rl.rollouts import Rollouts
-from ling_jax.rl.runner import Ask, Episode
 from ling_jax.rl.staleness import Limits
 from ling_jax.rl.token_budget import Budget
 from ling_jax.rl.trajectory import Trajectory, append_segment, segments
