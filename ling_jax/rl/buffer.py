@@ -44,7 +44,9 @@ class RolloutBuffer:
         self.discarded = 0  # with the last version
         self._draw, self._emit = draw, emit
         self._pieces = 0  # of decoding, in this version
-        self._spans: dict[int, list[int]] = {}  # rollout -> [first piece, the one behind its last, tokens], in this version
+        self._spans: dict[
+            int, list[int]
+        ] = {}  # rollout -> [first piece, the one behind its last, tokens], in this version
         self._ended: list[int] = []  # in this version
 
     @property

@@ -35,6 +35,7 @@ class RolloutConfig:
     token_budget: int = 0  # generated before an optimisation step, unless its batch is full; 0: until it is
     max_staleness: int = 0  # weight versions; 0: synchronous
     max_retention: int = 0  # how often a rollout may be paused at the budget
+    session_seconds: float = 600.0  # for an opening and for each action of an environment's session; our choice
     count: str = "generated"  # what the budget counts, and how slots fill: ling_jax.rl.ledger
     refill: str = "continuous"
 
@@ -81,6 +82,7 @@ class RLConfig:
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
     "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
+    "rollout.session_seconds",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -101,6 +103,7 @@ FIELDS: tuple[Rule, ...] = (
         "must not be negative",
     ),
     (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
+    (("rollout.session_seconds",), lambda x: 0 < x < math.inf, "must be positive and finite"),
     HANG,
     (("train.max_failed_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),

@@ -5,7 +5,7 @@ Its events, which make the log of a run, are JSON objects of seven kinds:
     prompt     which task a prompt was drawn
     refused    a task of which no prompt can come, such as one longer than the context; another one is drawn
     arrived    whose environments answered in a piece of decoding, where that depends on the clock
-    generated  the pieces that each rollout ran in under these weights, its tokens and status, and a digest of all tokens
+    generated  the pieces in which each rollout got tokens of these weights, how many, its status; a digest of all
     taken      the prompts of a batch, and those whose answers all broke
     update     a digest of the batch's arrays, its loss and the norm of its gradient
     version    the weights moved on; the rollouts that have grown too old
@@ -37,7 +37,10 @@ from ling_jax.train.state import TrainState
 
 ROUND_OFF = 1e-6  # that a reward may pass its bounds by
 MAX_REFUSED = 100  # tasks in a row of which no prompt can come, before a run gives up; our choice
-FAILURES_SEEN = (32, 128)  # rollouts that have to end before failures are judged, and the last ones that are; our choice
+FAILURES_SEEN = (
+    32,
+    128,
+)  # rollouts that have to end before failures are judged, and the last ones that are; our choice
 
 Event = dict[str, Any]
 Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -74,6 +77,7 @@ class Learner:
         self.ended: list[str] = []  # statuses of the last rollouts that ended
         self._generating = False  # whether a step has begun whose batch was not learnt from
         self._seconds = 0.0  # of generation in this step
+        self._loaded: int | None = None  # the version of the collector's weights
 
     @property
     def reader(self) -> Reader:
@@ -127,10 +131,9 @@ class Learner:
         for i, estimate, seen, first_solved in record["rates"]:
             rates.estimate[i], rates.seen[i], rates.first_solved[i] = estimate, seen, first_solved
         self.rates, self.memory = rates, record["memory"]
-        self._generating = record["step"] is not None
+        self._loaded, self._generating = None, record["step"] is not None
         if self._generating:
             self.events, self._seconds = record["step"]["events"], record["step"]["seconds"]
-            self.collector.load(self.state.params, self.rollouts.version)
 
     def _generate(self, tell: Callable[[int, int, int], None], stopped: Callable[[], bool]) -> bool:
         """Pieces of decoding until the version has enough; False where `stopped` said so before."""
@@ -138,8 +141,10 @@ class Learner:
         if not self._generating:
             self.events, self._seconds, self._generating = [], 0.0, True
             rollouts.begin()
-            self.collector.load(self.state.params, rollouts.version)
         while rollouts.ledger.is_open and not stopped():
+            if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
+                self.collector.load(self.state.params, rollouts.version)
+                self._loaded = rollouts.version
             moved = self.collector.advance(rollouts.running)
             rollouts.advance(moved)
             self._note_ends([progress.id for progress in moved if progress.ended])

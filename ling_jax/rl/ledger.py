@@ -23,7 +23,7 @@ from ling_jax.config import nearest
 
 COUNTS = ("completed", "generated")
 REFILLS = ("iteration", "continuous")
-WAIT_BUDGETS = 4  # our choice: with all slots busy, a rollout then has five times its share of a budget in a version
+WAIT_BUDGETS = 8  # our choice: with all slots busy, a rollout then gets nine times its share of a budget in a version
 
 
 @dataclasses.dataclass(frozen=True)

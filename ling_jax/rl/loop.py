@@ -21,7 +21,8 @@ from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
 from ling_jax.envs.sources import held_out_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
-from ling_jax.rl.collector import Collector, evaluate, summarise
+from ling_jax.rl.collector import Collector
+from ling_jax.rl.evaluation import evaluate, summarise
 from ling_jax.rl.learner import Learner, Step
 from ling_jax.rl.log import LOGS, RunLog
 from ling_jax.rl.partial import read_partial, remove_partial, write_partial
@@ -71,7 +72,8 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
     compiler = concurrent.futures.ThreadPoolExecutor(1)
     compiled = compiler.submit(_compile, run)
-    collector = Collector(run.start.config, run.reader, run.config.rollout.slots)
+    rollout = run.config.rollout
+    collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
     try:
         yield Learner(run.config, run.reward, collector, lambda *args: compiled.result()(*args), state)
     finally:
@@ -174,7 +176,10 @@ def _evaluate(run: Run, learner: Learner, step: int, stopped: list[int]) -> None
         return
     sources = [held_out_of(source, config.train.eval_tasks) for source in config.tasks]
     tasks = list({task.id: task for tasks in sources for task in tasks}.values())
-    with Collector(run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None) as collector:
+    seconds = config.rollout.session_seconds
+    with Collector(
+        run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None, session_seconds=seconds
+    ) as collector:
         records = evaluate(collector, learner.state.params, tasks, stopped=lambda: bool(stopped))
     if stopped:
         return

@@ -14,7 +14,6 @@ from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.model import model_spec
 from ling_jax.objectives import effective_objective
 from ling_jax.rewards.length import EFFORT_WEIGHTS
-from ling_jax.rl.collector import rehearse
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest
 from ling_jax.rl.log import LOGS
@@ -22,6 +21,7 @@ from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.simulate import check_sizes
 from ling_jax.rl.step import abstract_state, objective_options
+from ling_jax.rl.turns import rehearse
 from ling_jax.train import tensorboard
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import check_disk
@@ -66,6 +66,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     for effort in config.efforts:
         with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
     check_turns_end(start.template, start.tokenizer, start.end_ids)
+    if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
+        print(f"WARNING: {warning}", flush=True)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _probe(config, reader)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -107,16 +109,16 @@ def start_report(run: Run, start: int) -> str:
 def _probe(config: RLConfig, reader: Reader) -> None:
     """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
     difficulties, each with its own solution. Of a file, all questions have to fit."""
-    asks, first = [], 0
+    requests, first = [], 0
     for source in config.tasks:
         count = min(source.size, max(PROBES, len(source.difficulties)))
         tasks = [task_of(config.tasks, first + i) for i in range(count)]
         tasks += held_out_of(source, count)
         effort = max(config.efforts, key=len, default=None)
-        asks += [Ask(0, 0, task, seed=0, effort=effort) for task in tasks]
+        requests += [EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in tasks]
         if source.path:
             rest = [task_of(config.tasks, first + i) for i in range(count, source.size)]
-            reader.begin([Ask(0, 0, task, seed=0, effort=effort) for task in rest])
+            reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in rest])
         first += source.size
-    for episode in reader.begin(asks):
+    for episode in reader.begin_all(requests):
         rehearse(episode, reader)

@@ -101,7 +101,7 @@ TRIAL_STEPS, TRIAL_SKIPPED = 40, 10  # the first ones fill the pool
 
 
 def check_sizes(limits: Limits, longest: int) -> str:
-    """ "" where a run with these limits would learn from nearly all that it generates, else a warning with sizes that do.
+    """A warning with sizes that would do, or "" where a run would learn from nearly all that it generates.
 
     The ledger is tried with exponential lengths, at most `longest`, whose mean is the budget over a batch. Raises
     ValueError where less than 0.8 of the tokens would be learnt from.

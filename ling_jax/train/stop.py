@@ -14,9 +14,9 @@ from typing import TextIO
 def stop_signals(when: str = "after this step") -> Iterator[list[int]]:
     """Yields a list to which SIGTERM, Ctrl-C and SIGHUP add their number; a second signal ends the process at once.
 
-    A terminal that closes sends SIGHUP, maybe twice, which counts once; nohup ignores it. `when` says in the message when the run saves. Ctrl-C ends every program of
-    a pipeline, and in `run | tee log` the reader ends first. So after the first signal errors of stdout and stderr are
-    ignored, and the run still saves.
+    `when` says in the message when the run saves. A terminal that closes sends SIGHUP, maybe twice, which counts once;
+    nohup ignores it. Ctrl-C ends every program of a pipeline, and in `run | tee log` the reader ends first. So after
+    the first signal errors of stdout and stderr are ignored, and the run still saves.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ling_jax.rl.runner import Ask, Episode, Reader, answer
 
 from ling_jax.align.preference import RUBRICS, judge
 from ling_jax.align.rewards import REWARDS
@@ -13,7 +14,6 @@ from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rl.learner import ROUND_OFF
-from ling_jax.rl.runner import Ask, Episode, Reader, answer
 from ling_jax.rl.trajectory import append_observation, append_segment
 from tests.helpers.rl_run import tokenizer
 

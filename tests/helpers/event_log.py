@@ -9,15 +9,16 @@ def check_log(events, *, max_staleness: int, max_retention: int, prompts_per_ste
     Fails where a rollout was thrown away that was not too old or paused too often, where one was used that was, where
     one went on after its end, and where more prompts were outstanding than may be.
     """
-    version, began = 0, {}
+    version = 0
     drew: dict[int, list[list[int]]] = {}  # rollout -> runs of (version, tokens)
-    drawn, closed, gone, ended = set(), set(), set(), {}
+    drawn: dict[int, int] = {}  # prompt -> version
+    closed, gone, ended = set(), set(), {}
     members = lambda prompt: range(prompt * group_size, (prompt + 1) * group_size)  # noqa: E731
     for event in events:
         match event["kind"]:
             case "prompt":
-                drawn.add(event["prompt"])
-                left = {p for p in drawn - closed if not set(members(p)) <= gone}
+                drawn[event["prompt"]] = version
+                left = {p for p in drawn.keys() - closed if not set(members(p)) <= gone}
                 assert len(left) <= (max_staleness + 1) * prompts_per_step
             case "generated":
                 assert event["version"] == version
@@ -25,7 +26,6 @@ def check_log(events, *, max_staleness: int, max_retention: int, prompts_per_ste
                     i = int(name)
                     assert i not in ended and i not in gone and i // group_size in drawn, f"rollout {i} cannot go on"
                     assert 0 <= start <= stop <= event["pieces"]
-                    began.setdefault(i, version)
                     if count:
                         drew.setdefault(i, []).append([version, count])
                     if status != "running":
@@ -46,7 +46,9 @@ def check_log(events, *, max_staleness: int, max_retention: int, prompts_per_ste
                 alive = {i for i in drew if i not in gone and i // group_size not in closed}
                 stale = {i for i in alive if version - drew[i][0][0] > max_staleness}
                 assert stale <= set(event["discarded"]), "a rollout was kept that is too old"
-                for i in set(event["discarded"]) - stale:  # it may have had its slot a version before its first token
-                    assert i not in ended and version - began.get(i, 0) >= max_retention, f"rollout {i} left early"
+                for i in set(event["discarded"]) - stale:  # it may have had its slot long before its first token
+                    assert i not in ended and version - drawn[i // group_size] > max_retention, (
+                        f"rollout {i} left early"
+                    )
                 gone |= set(event["discarded"])
     return drew

@@ -29,7 +29,11 @@ class World:
 
     def buffer(self, limits: Limits) -> RolloutBuffer:
         size = limits.group_size
-        draw = lambda first, count: [self.begin(i) for i in range(first * size, (first + count) * size)]  # noqa: E731
+
+        def draw(first: int, count: int) -> list[Episode]:
+            self.events += [{"kind": "prompt", "prompt": prompt} for prompt in range(first, first + count)]
+            return [self.begin(i) for i in range(first * size, (first + count) * size)]
+
         emit = lambda kind, record: self.events.append(json.loads(json.dumps({"kind": kind, **record})))  # noqa: E731
         return RolloutBuffer(limits, draw, emit)
 
@@ -68,7 +72,6 @@ def version_of(buffer: RolloutBuffer, world: World):
 @settings(max_examples=60, deadline=None)
 def test_the_log_tells_versions_and_discards(limits, seed, failing):
     world = World(seed, failing)
-    world.events = PromptLog(limits)
     buffer = world.buffer(limits)
     for _ in range(8):
         groups, version = version_of(buffer, world)
@@ -85,22 +88,6 @@ def test_the_log_tells_versions_and_discards(limits, seed, failing):
     )
     for i, episode in buffer.episodes.items():
         assert [list(run) for run in episode.trajectory.runs] == drew.get(i, []), f"rollout {i}"
-
-
-class PromptLog(list):
-    """A log that has the prompts, too, which a learner notes."""
-
-    def __init__(self, limits: Limits):
-        super().__init__()
-        self._limits, self._next = limits, 0
-
-    def append(self, event):
-        if event["kind"] == "generated":
-            last = max(map(int, event["rollouts"]), default=-1) // self._limits.group_size
-            for prompt in range(self._next, last + 1):
-                super().append({"kind": "prompt", "prompt": prompt})
-            self._next = max(self._next, last + 1)
-        super().append(event)
 
 
 @given(drawn_limits(), st.integers(0, 10**6), st.data())

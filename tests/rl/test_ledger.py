@@ -242,7 +242,7 @@ def test_events_that_cannot_be_are_refused_and_change_nothing(event, message):
 
 
 def test_an_unknown_event_of_a_log_is_refused():
-    with pytest.raises(ValueError, match="op is 'endet' — did you mean ended|op is 'endet'.*'ended'"):
+    with pytest.raises(ValueError, match=r"op is 'endet'.*ended"):
         event_from_json({"op": "endet"})
 
 

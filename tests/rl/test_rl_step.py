@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ling_jax.rl.rollouts import Group
 
 from ling_jax import model, spec
 from ling_jax.objectives import kpop_loss
 from ling_jax.rl.batch import loss_scale
-from ling_jax.rl.rollouts import Group
 from ling_jax.rl.step import Batch, make_objective, make_rl_step, trainable
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer

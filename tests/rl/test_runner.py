@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ling_jax.rl.rollouts import _episode_json, _with_history
+from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
 
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.folder_template import FolderTemplate
@@ -14,8 +16,6 @@ from ling_jax.engine import Event
 from ling_jax.envs import ENVIRONMENTS
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl import runner
-from ling_jax.rl.rollouts import _episode_json, _with_history
-from ling_jax.rl.runner import Ask, Player, Reader, describe, evaluate, play, rehearse, summarise
 from tests.helpers.official_forms import FORMS
 from tests.helpers.rl_run import tokenizer
 
