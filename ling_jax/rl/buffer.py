@@ -48,6 +48,7 @@ class RolloutBuffer:
             int, list[int]
         ] = {}  # rollout -> [first piece, the one behind its last, tokens], in this version
         self._ended: list[int] = []  # in this version
+        self._arrived: dict[int, list[int]] = {}  # piece -> rollouts whose environments answered before it
 
     @property
     def version(self) -> int:
@@ -63,8 +64,17 @@ class RolloutBuffer:
         """New prompts come."""
         self._top_up()
 
-    def advance(self, moved: Sequence[Progress]) -> None:
-        """After a piece of decoding, which moved these rollouts on."""
+    @property
+    def pieces(self) -> int:
+        """Pieces of decoding in which some rollout went on, in this version."""
+        return self._pieces
+
+    def advance(self, moved: Sequence[Progress], arrived: Sequence[int] = ()) -> None:
+        """After a piece of decoding, which moved these rollouts on; the environments of `arrived` answered before."""
+        if arrived:
+            self._arrived[self._pieces] = sorted([*self._arrived.get(self._pieces, ()), *arrived])
+        if not moved:
+            return
         for i, drawn, _ in moved:
             if drawn:
                 span = self._spans.setdefault(i, [self._pieces, 0, 0])
@@ -98,7 +108,7 @@ class RolloutBuffer:
         for i in discarded:
             del self.episodes[i]
         self.recent = [*self.recent, *self.ledger.take_left()][-WINDOW:]
-        self._pieces, self._spans, self._ended = 0, {}, []
+        self._pieces, self._spans, self._ended, self._arrived = 0, {}, [], {}
 
     def to_json(self) -> dict[str, Any]:
         """At any moment between two pieces of decoding; `restore` is the inverse."""
@@ -108,6 +118,7 @@ class RolloutBuffer:
             "pieces": self._pieces,
             "spans": [[i, *span] for i, span in self._spans.items()],
             "ended": self._ended,
+            "arrived": list(self._arrived.items()),
             "episodes": [self.episodes[i].to_json() for i in sorted(self.episodes)],
         }
 
@@ -117,6 +128,7 @@ class RolloutBuffer:
         self.recent = [Left(*left) for left in record["recent"]]
         self._pieces, self._ended = record["pieces"], list(record["ended"])
         self._spans = {i: span for i, *span in record["spans"]}
+        self._arrived = {piece: ids for piece, ids in record["arrived"]}
         self.episodes = {e["id"]: restore_episode(e, task_of(e["task"])) for e in record["episodes"]}
 
     def _ids(self, prompt: int) -> range:
@@ -137,7 +149,8 @@ class RolloutBuffer:
             tokens.update(trajectory.completion_ids[start:].tobytes() + trajectory.behaviour_logps[start:].tobytes())
             rollouts[str(i)] = [*span, trajectory.status]
         record = {"version": self.version, "pieces": self._pieces, "rollouts": rollouts, "tokens": tokens.hexdigest()}
-        self._emit("generated", record)
+        arrived = {str(piece): ids for piece, ids in self._arrived.items()}
+        self._emit("generated", record | ({"arrived": arrived} if arrived else {}))
 
     def _top_up(self) -> None:
         """Draws new prompts, so that no slot is empty that may be used."""

@@ -1,11 +1,11 @@
 """The loop of reinforcement learning without the world around it: one call of `Learner.step` is one weight version.
 
-Its events, which make the log of a run, are JSON objects of seven kinds:
+Its events, which make the log of a run, are JSON objects of six kinds:
 
     prompt     which task a prompt was drawn
     refused    a task of which no prompt can come, such as one longer than the context; another one is drawn
-    arrived    whose environments answered in a piece of decoding, where that depends on the clock
-    generated  the pieces in which each rollout got tokens of these weights, how many, its status; a digest of all
+    generated  the pieces in which each rollout got tokens of these weights, how many, its status; a digest of all;
+               whose environments answered before which piece, where that depends on the clock
     taken      the prompts of a batch, and those whose answers all broke
     update     a digest of the batch's arrays, its loss and the norm of its gradient
     version    the weights moved on; the rollouts that have grown too old
@@ -13,7 +13,7 @@ Its events, which make the log of a run, are JSON objects of seven kinds:
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,14 +87,16 @@ class Learner:
         self,
         tell: Callable[[int, int, int], None] = lambda *progress: None,
         stopped: Callable[[], bool] = lambda: False,
+        arrivals: Mapping[int, Sequence[int]] | None = None,
     ) -> Step | None:
         """One harvest of the token budget, one batch to learn from, the next version.
 
         `tell(version, tokens generated so far, rollouts under way)` is called after each piece of decoding, and
-        `stopped()` is asked: where it says so, None is returned at once, and the next call goes on there. Raises
+        `stopped()` is asked: where it says so, None is returned at once, and the next call goes on there. `arrivals`,
+        {piece: rollouts}, says whose environments have to answer before which piece, for a replay. Raises
         `TooManyFailures` between two pieces, and ValueError on a reward that is not finite or out of its range.
         """
-        if not self._generate(tell, stopped):
+        if not self._generate(tell, stopped, arrivals):
             return None
         begun = time.perf_counter()
         groups = self.rollouts.batch
@@ -135,7 +137,12 @@ class Learner:
         if self._generating:
             self.events, self._seconds = record["step"]["events"], record["step"]["seconds"]
 
-    def _generate(self, tell: Callable[[int, int, int], None], stopped: Callable[[], bool]) -> bool:
+    def _generate(
+        self,
+        tell: Callable[[int, int, int], None],
+        stopped: Callable[[], bool],
+        arrivals: Mapping[int, Sequence[int]] | None,
+    ) -> bool:
         """Pieces of decoding until the version has enough; False where `stopped` said so before."""
         begun, rollouts = time.perf_counter(), self.rollouts
         if not self._generating:
@@ -145,8 +152,8 @@ class Learner:
             if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
                 self.collector.load(self.state.params, rollouts.version)
                 self._loaded = rollouts.version
-            moved = self.collector.advance(rollouts.running)
-            rollouts.advance(moved)
+            moved = self.collector.advance(rollouts.running, arrivals and arrivals.get(rollouts.pieces, ()))
+            rollouts.advance(moved, self.collector.arrived)
             self._note_ends([progress.id for progress in moved if progress.ended])
             tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
         self._seconds += time.perf_counter() - begun

@@ -38,8 +38,9 @@ def replay(run: Run) -> int:
         with make_learner(run, new_state(run)) as learner:
             logged = _by_step(path)
             for step in range(steps):
-                found = learner.step().events
-                _compare(step, next(logged, []), found, path)
+                wanted = next(logged, [])
+                found = learner.step(arrivals=_arrivals(wanted)).events
+                _compare(step, wanted, found, path)
                 print(f"replayed step={step + 1}/{steps} events={len(found)}: the same", flush=True)
     finally:
         unlock(run.workdir, run.lock)
@@ -52,6 +53,12 @@ def _by_step(path: epath.Path) -> Iterator[list[Event]]:
         read = (parse_object(line, str(path)) for line in file)
         for _, events in itertools.groupby(read, key=lambda event: event.get("step")):
             yield list(events)
+
+
+def _arrivals(events: list[Event]) -> dict[int, list[int]]:
+    """{piece: rollouts whose environments answered before it} of a step."""
+    told = next((event.get("arrived", {}) for event in events if event["kind"] == "generated"), {})
+    return {int(piece): ids for piece, ids in told.items()}
 
 
 def _compare(step: int, logged: list[Event], found: list[Event], path) -> None:

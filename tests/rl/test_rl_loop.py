@@ -349,6 +349,6 @@ def test_an_environment_that_breaks_on_its_own_solution_is_refused_before_anythi
     start, tmp_path, break_the_world
 ):
     break_the_world()
-    with pytest.raises(OSError, match="task .* of running_sums: OSError: no sandbox"):
+    with pytest.raises(OSError, match=r"task .* of running_sums: OSError: no sandbox"):
         prepared(small_config(start), tmp_path / "run")
     assert not (tmp_path / "run").exists()
