@@ -235,8 +235,8 @@ def test_a_signal_saves_between_two_pieces_and_the_same_call_goes_on(
     """With rollouts that are not finished, in the first step and in one that begins with a checkpoint."""
     advance, seen = RolloutBuffer.advance, []
 
-    def interrupted(self, moved):
-        advance(self, moved)
+    def interrupted(self, moved, arrived):
+        advance(self, moved, arrived)
         seen.append(self.version)
         if seen.count(version) == pieces and seen[-1] == version:
             os.kill(os.getpid(), signal.SIGTERM)
