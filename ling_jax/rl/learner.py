@@ -6,7 +6,7 @@ Its events, which make the log of a run, are JSON objects of five kinds:
     slice      tokens that each rollout got in a piece of decoding, its status, and a digest of all of them
     staleness  a record of `ling_jax.rl.staleness`: what happened, who may start, who was discarded
     iteration  a record of `ling_jax.rl.token_budget`: who was purged, resumed, added, completed and paused
-    update     the prompts of a batch, a digest of its arrays, its loss and the norm of its gradient
+    update     the prompts of an optimisation step, a digest of its arrays, its loss and the norm of its gradient
 """
 
 import hashlib
@@ -20,18 +20,18 @@ import numpy as np
 from ling_jax.envs.sources import task_of
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
-from ling_jax.rl.batch import loss_scale, make_batch
+from ling_jax.rl.batch import Batch, make_batch
 from ling_jax.rl.config import RLConfig, budget_of, limits_of
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group, Rollouts
 from ling_jax.rl.runner import Ask, Episode, Player, Reader
-from ling_jax.rl.step import Batch
+from ling_jax.rl.updates import Update, summarised
 from ling_jax.train.state import TrainState
 
 ROUND_OFF = 1e-6  # that a reward may pass its bounds by
 
 Event = dict[str, Any]
-Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+Learn = Callable[[TrainState, Batch, int], tuple[TrainState, list[Update]]]  # (state, batch, version)
 
 _advantages = jax.jit(group_advantages)
 
@@ -48,11 +48,11 @@ class Learner:
     """Generates under the weights it has, learns from the groups that are complete, and so on.
 
     Interleaved and deterministic: a step depends on the config, the state and nothing else, but the seconds in its
-    metrics. `update` is the compiled `make_rl_step`, which uses up the state that it is given.
+    metrics. `learn` is `ling_jax.rl.updates.learn` with its programs; it uses up the state that it is given.
     """
 
-    def __init__(self, config: RLConfig, reward: Reward, player: Player, update: Update, state: TrainState):
-        self.config, self.reward, self.player, self.update, self.state = config, reward, player, update, state
+    def __init__(self, config: RLConfig, reward: Reward, player: Player, learn: Learn, state: TrainState):
+        self.config, self.reward, self.player, self.learn, self.state = config, reward, player, learn, state
         rollout = config.rollout
         self.events: list[Event] = []
         self.rollouts = Rollouts(budget_of(rollout), limits_of(rollout), rollout.group_size, self._draw, self._emit)
@@ -60,7 +60,7 @@ class Learner:
         self.memory: Any = None  # the reward's
 
     def step(self, tell: Callable[[int, int, int], None] = lambda *progress: None) -> Step:
-        """One harvest of the token budget, one optimisation step, the next version.
+        """One harvest of the token budget, the optimisation steps on it, the next version.
 
         `tell(version, tokens generated so far, rollouts under way)` is called after each slice.
         """
@@ -132,21 +132,14 @@ class Learner:
         return rewards
 
     def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:
-        config, rows = self.config, self.config.rows
-        scale = loss_scale(config.objective.name, config.objective.options, groups, rows)
-        batch = make_batch(
-            groups,
-            advantages_of(groups, rewards, (config.rollout.prompts_per_step, config.rollout.group_size)),
-            self.player.reader,
-            rows=rows,
-            version=self.rollouts.version,
-            scale=scale,
-        )
-        self.state, metrics = self.update(self.state, batch)
-        metrics = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
-        record = {"prompts": [group.prompt for group in groups], "batch": digest(batch)}
-        self._emit("update", record | {name: repr(metrics[name]) for name in ("loss", "grad_norm")})
-        return metrics
+        rollout, version = self.config.rollout, self.rollouts.version
+        advantages = advantages_of(groups, rewards, (rollout.prompts_per_step, rollout.group_size))
+        batch = make_batch(groups, advantages, self.player.reader, rows=self.config.rows, version=version)
+        self.state, updates = self.learn(self.state, batch, version)
+        for update in updates:
+            record = {"prompts": [groups[i].prompt for i in update.groups], "batch": digest(update.batch)}
+            self._emit("update", record | {name: repr(update.metrics[name]) for name in ("loss", "grad_norm")})
+        return summarised(updates) | {"groups_without_spread": share_without_spread(advantages[: len(groups)])}
 
     def _lost(self) -> dict[str, int]:
         """Rollouts that have left without a reward in this step: paused too often, too old, broken."""
@@ -166,6 +159,11 @@ def advantages_of(groups: Sequence[Group], rewards: Sequence[Rewards], shape: tu
         valid[row] = group.valid
         totals[row, valid[row]] = reward.total
     return np.asarray(_advantages(totals, valid))
+
+
+def share_without_spread(advantages: np.ndarray) -> float:
+    """The share of groups [groups, group_size] whose answers are all worth the same: no gradient comes from them."""
+    return float(np.mean(~advantages.any(axis=1))) if len(advantages) else 0.0
 
 
 def digest(batch: Batch) -> str:

@@ -10,7 +10,7 @@ import datetime
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import jax
@@ -26,19 +26,22 @@ from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
+from ling_jax.engine.weights import serving_copy
 from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import parse_object, remove_folder
 from ling_jax.model import model_spec
-from ling_jax.objectives import effective_objective
 from ling_jax.partials import write_errors
 from ling_jax.paths import append
 from ling_jax.rewards.length import EFFORT_WEIGHTS
+from ling_jax.rl.batch import Batch
 from ling_jax.rl.config import RESUMABLE, RLConfig
 from ling_jax.rl.learner import Event, Learner
+from ling_jax.rl.loss import describe_loss
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
-from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
+from ling_jax.rl.step import abstract_state, trainable
+from ling_jax.rl.updates import Programs, compile_programs, learn
 from ling_jax.train import tensorboard
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.memory import MemoryUse
@@ -73,6 +76,7 @@ class Run:
     reward: Reward
     workdir: epath.Path
     start: ModelFolder  # the stage before, or this run's newest checkpoint
+    reference: ModelFolder | None  # the stage before, as it was where this run began; None without a penalty
     reader: Reader
     optimizer: optax.GradientTransformation
     lock: IO[bytes] | None
@@ -94,7 +98,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     check_turns_end(start.template, start.tokenizer, start.end_ids)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _probe(config, reader)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.max_updates)
+    reference = _reference(config, workdir, start)
     check_disk(abstract_state(start.config, optimizer), workdir, config.train)
     held = lock(workdir)
     try:
@@ -104,7 +109,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, reward, workdir, start, reader, optimizer, held)
+    return Run(config, reward, workdir, start, reference, reader, optimizer, held)
 
 
 def check_replay(workdir) -> None:
@@ -150,8 +155,7 @@ def replay(run: Run) -> int:
     use_compilation_cache()
     path, steps = run.workdir / "events.jsonl", run.start.step if has_checkpoint(run.workdir) else 0
     try:
-        origin = run.config.start_from
-        run = dataclasses.replace(run, start=open_model(origin, step=read_origins(run.workdir).get(origin)))
+        run = dataclasses.replace(run, start=_origin(run.config, run.workdir))
         with make_learner(run, new_state(run)) as learner:
             logged = _by_step(path)
             for step in range(steps):
@@ -170,7 +174,12 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     compiled = compiler.submit(_compile, run)
     player = Player(run.start.config, run.reader, run.config.rollout.slots)
     try:
-        yield Learner(run.config, run.reward, player, lambda *args: compiled.result()(*args), state)
+        reference = run.reference and serving_copy(run.reference.params(), run.start.config)
+
+        def update(state: TrainState, batch: Batch, version: int):
+            return learn(compiled.result(), run.config, state, reference, batch, version)
+
+        yield Learner(run.config, run.reward, player, update, state)
     finally:
         compiler.shutdown(wait=False, cancel_futures=True)
 
@@ -184,24 +193,48 @@ def new_state(run: Run) -> TrainState:
 def start_report(run: Run, start: int) -> str:
     """What is about to run, and where its files go."""
     config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
-    options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
     tasks = "; ".join(map(describe_source, config.tasks))
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     logs = ", ".join(f"{name}.jsonl" for name in LOGS)
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
     lines = {
         "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
-        "objective": effective_objective(config.objective.name, **options),
+        "objective": describe_loss(config.objective, rollout.group_size),
         "reward": config.reward + (f", efforts {', '.join(config.efforts)}" if config.efforts else ""),
         "tasks": tasks + (", drawn by pass rate" if config.train.dpr_steps else ""),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
-        "run": f"steps {start} to {steps}, one optimisation step each: old = policy, so the ratio is 1",
+        "run": f"steps {start} to {steps}, {_describe_updates(config)}",
         "kernels": check_kernels(),
         "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/",
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _describe_updates(config: RLConfig) -> str:
+    count, groups = config.train.updates_per_batch, config.rollout.prompts_per_step
+    if count == 1:
+        return "one optimisation step each: old = policy, so the ratio is 1"
+    return f"{count} optimisation steps each, on {groups // count} prompts: old = policy before the first of them"
+
+
+def _reference(config: RLConfig, workdir: epath.Path, start: ModelFolder) -> ModelFolder | None:
+    """Raises ValueError where a run that goes on cannot read the weights that it began with."""
+    if not config.objective.reference_kl or not has_checkpoint(workdir):
+        return start if config.objective.reference_kl else None
+    try:
+        return _origin(config, workdir)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"objective.reference_kl is {config.objective.reference_kl}, a penalty to the weights that the run began "
+            f"with, and these cannot be read: {error}; restore that checkpoint, or begin anew in another workdir"
+        ) from error
+
+
+def _origin(config: RLConfig, workdir: epath.Path) -> ModelFolder:
+    """The stage before, at the step where the run in the workdir began."""
+    return open_model(config.start_from, step=read_origins(workdir).get(config.start_from))
 
 
 def _probe(config: RLConfig, reader: Reader) -> None:
@@ -222,14 +255,11 @@ def _probe(config: RLConfig, reader: Reader) -> None:
         rehearse(episode, reader)
 
 
-def _compile(run: Run) -> Callable:
-    config, begun = run.config, time.perf_counter()
-    objective = make_objective(config.objective.name, config.rollout.group_size, config.objective.options)
-    step = make_rl_step(run.start.config, run.optimizer, objective, microbatches=config.train.microbatches)
-    batch = abstract_batch(config.rows, config.rollout.context)
-    compiled = jax.jit(step, donate_argnums=0).lower(abstract_state(run.start.config, run.optimizer), batch).compile()
+def _compile(run: Run) -> Programs:
+    begun = time.perf_counter()
+    programs = compile_programs(run.start.config, run.optimizer, run.config)
     print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
-    return compiled
+    return programs
 
 
 def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
@@ -249,7 +279,7 @@ def _steps(run: Run, learner: Learner, manager, start: int) -> dict[str, Any]:
 
         for step in range(start, train.steps):
             result = learner.step(generated)
-            line = log.add(step, result, skipped_steps=int(learner.state.skipped_steps))
+            line = log.add(step, result, updates=int(learner.state.opt_state.count))
             stop = stopped[0] if stopped else None  # read once: it may come at any moment
             done, ends = step + 1, step + 1 == train.steps
             too_many = int(learner.state.skipped_steps) >= train.max_nonfinite_steps
@@ -296,15 +326,15 @@ class _Log:
         self._metrics = MetricsWriter(run.workdir, first_step=start)
         for name in ("samples", "events"):
             drop_lines_from(run.workdir / f"{name}.jsonl", start)
-        steps = run.config.train.steps
-        self._rates = np.asarray(jax.jit(learning_rate(run.config.optimizer, steps))(np.arange(steps)))
+        updates = run.config.max_updates
+        self._rates = np.asarray(jax.jit(learning_rate(run.config.optimizer, updates))(np.arange(updates)))
 
-    def add(self, step: int, result, *, skipped_steps: int) -> dict[str, Any]:
+    def add(self, step: int, result, *, updates: int) -> dict[str, Any]:
+        """`updates` is how many optimisation steps have changed the weights since the run began."""
         metrics = result.metrics
         seconds = metrics["generate_seconds"] + metrics["train_seconds"]
-        applied = step - skipped_steps + metrics["nonfinite"]  # before this step
         line = to_line(step, metrics) | {
-            "learning_rate": float(self._rates[applied]),
+            "learning_rate": float(self._rates[updates - metrics["updates"]]),  # of the first one
             "tokens_per_second": metrics["generated_tokens"] / seconds,
             "time": time.time(),
         }
