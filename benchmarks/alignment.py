@@ -26,10 +26,11 @@ from launch.demo_rules import COMPARED, agreement, finding
 from launch.flags import run_program, usage_errors
 from launch.training import training_errors
 from ling_jax.align.evo_cot import evo_cot
-from ling_jax.align.preference import RUBRICS, judge
+from ling_jax.align.preference import RUBRICS, judge, shaped_by_rubrics
 from ling_jax.align.rewards import named_reward
 from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
+from ling_jax.rewards import shape
 from ling_jax.rl import loop
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.reward import Reward, Rewards, of_each_group
@@ -64,16 +65,17 @@ def unchanged(config, folder: Path) -> None:
 
 def without_length(episodes: Sequence[Episode], reader: Reader) -> Rewards:
     """Evo-CoT's reward but for its length term."""
-    total, parts = evo_cot(episodes, reader)
-    return Rewards(total - parts["length"], parts)
+    parts = evo_cot(episodes, reader).parts
+    return Rewards(shape(parts["accuracy"], parts["format"] + parts["redundancy"]), parts)
 
 
 def fixed_weights(episodes: Sequence[Episode], reader: Reader) -> Rewards:
-    """The rubrics of preference alignment, weighed as `RUBRICS` says in every step; in [-1, 1]."""
+    """The rubrics of preference alignment, weighed as `RUBRICS` says in every step."""
     merits, defects = judge(episodes, reader)
     scores = (merits - defects).astype(np.float64)
     weights = np.array(list(RUBRICS.values()))
-    return Rewards(scores @ weights / weights.sum(), dict(zip(RUBRICS, scores.T, strict=True)))
+    total = shaped_by_rubrics(episodes, scores @ weights / weights.sum())
+    return Rewards(total, dict(zip(RUBRICS, scores.T, strict=True)))
 
 
 VARIANTS = (
@@ -81,7 +83,7 @@ VARIANTS = (
     Variant("gspo", "evo_cot", with_objective("gspo")),
     Variant("without_length", "evo_cot", unchanged, Reward(of_each_group(without_length), -0.7, 1.0)),
     Variant("shortest_from_sft", "shortest_correct", from_sft),
-    Variant("fixed_weights", "preference", unchanged, Reward(of_each_group(fixed_weights), -1, 1)),
+    Variant("fixed_weights", "preference", unchanged, Reward(of_each_group(fixed_weights), -0.9, 1)),
 )
 
 

@@ -4,21 +4,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ling_jax.rewards import count_flagged, evo_cot_rewards, flag_repeats
+from ling_jax.rewards import count_flagged, evo_cot_rewards, flag_repeats, shape
 from ling_jax.rl.reward import Rewards
 from ling_jax.rl.runner import Episode, Reader
 
 
 def evo_cot(episodes: Sequence[Episode], reader: Reader) -> Rewards:
-    """`rewards.evo_cot_rewards`, a sentence being redundant by `rewards.flag_repeats` where the report has a judge."""
+    """The terms of `rewards.evo_cot_rewards`, shaped; a sentence is redundant by `rewards.flag_repeats`."""
     rewards = evo_cot_rewards(
         texts=[written(episode, reader) for episode in episodes],
         lengths=[episode.drawn for episode in episodes],
         correct=[episode.outcome for episode in episodes],
         flagged=[flagged_tokens(episode, reader) for episode in episodes],
     )
-    parts = {"accuracy": rewards.accuracy, "format": rewards.format, "redundancy": rewards.redundancy}
-    return Rewards(rewards.total, parts | {"length": rewards.length_weight * rewards.length})
+    terms = {"format": rewards.format, "redundancy": rewards.redundancy}
+    terms["length"] = rewards.length_weight * rewards.length
+    return Rewards(shape(rewards.accuracy, sum(terms.values())), {"accuracy": rewards.accuracy} | terms)
 
 
 def written(episode: Episode, reader: Reader) -> str:

@@ -5,29 +5,42 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ling_jax.align.evo_cot import flagged_tokens
-from ling_jax.rewards import check_reward, focal_reward
+from ling_jax.rewards import check_reward, focal_reward, shape
 from ling_jax.rl.reward import Rewards
 from ling_jax.rl.runner import Episode, Reader
 
 # Our choice, all of it: the report's judges are models. Right answers count as much as the four others together.
 RUBRICS = {"correct": 4.0, "shows_steps": 1.0, "no_repeats": 1.0, "ends_cleanly": 1.0, "brief": 1.0}
 
+RUBRIC_WEIGHT = 0.45  # our choice: 0.45 times the width of [-1, 1] costs a right answer less than its outcome
+
 _focal = jax.jit(focal_reward)
 
 
 def preference(groups: Sequence[Sequence[Episode]], reader: Reader, pace: Any) -> tuple[list[Rewards], list[float]]:
-    """The focal reward of each group. `pace`, the memory, is how saturated each rubric was: a moving average."""
+    """The outcome, shaped by 0.45 · (focal reward - 1): the best judgement costs nothing.
+
+    A right answer is one that the environment calls solved. `pace`, the memory, is how saturated each rubric was: a
+    moving average over steps.
+    """
     scored = [judge(group, reader) for group in groups]
     weights = np.array(list(RUBRICS.values()), np.float32)
     last = None if pace is None else np.asarray(pace, np.float32)
     results = [_focal(merits, defects, weights, last_pace=last) for merits, defects in scored]
     rewards = []
-    for (merits, defects), result in zip(scored, results, strict=True):
+    for group, (merits, defects), result in zip(groups, scored, results, strict=True):
         parts = dict(zip(RUBRICS, (merits - defects).T.astype(np.float64), strict=True))
-        rewards.append(Rewards(np.asarray(result.rewards, np.float64), parts))
+        rewards.append(Rewards(shaped_by_rubrics(group, result.rewards), parts))
     return rewards, np.mean([result.pace for result in results], axis=0).tolist() if results else pace
+
+
+def shaped_by_rubrics(episodes: Sequence[Episode], scores: ArrayLike) -> np.ndarray:
+    """Rewards [G] float64 of one group from the weighed scores [G] of its rubrics, each in [-1, 1]."""
+    terms = RUBRIC_WEIGHT * (np.asarray(scores, np.float64) - 1)
+    return shape([episode.outcome for episode in episodes], terms)
 
 
 def judge(episodes: Sequence[Episode], reader: Reader) -> tuple[np.ndarray, np.ndarray]:

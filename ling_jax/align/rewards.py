@@ -23,8 +23,8 @@ def outcome(episodes: Sequence[Episode], reader: Reader) -> Rewards:
 REWARDS = {
     "outcome": Reward(of_each_group(outcome), 0, 1),
     "evo_cot": Reward(of_each_group(evo_cot), -0.8, 1.1),
-    "agentic": Reward(of_each_group(agentic), -3.4, 2),
-    "preference": Reward(preference, -1, 1),
+    "agentic": Reward(of_each_group(agentic), -2.7, 1),
+    "preference": Reward(preference, -0.9, 1),
     "adaptive": Reward(of_each_group(adaptive), -0.1, 1.1, needs_efforts=True),
 }
 

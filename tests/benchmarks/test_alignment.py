@@ -70,7 +70,8 @@ def test_without_its_length_term_evo_cot_pays_equally_for_short_and_long_answers
 def test_fixed_weights_are_those_of_the_rubrics(monkeypatch):
     merits, defects = np.array([[1, 1, 1, 1, 0.5], [0, 0, 0, 0, 0]]), np.array([[0, 0, 0, 0, 0.5], [1, 1, 1, 1, 1]])
     monkeypatch.setattr(alignment, "judge", lambda episodes, reader: (merits, defects))
-    np.testing.assert_allclose(alignment.fixed_weights([], None).total, [7 / 8, -1])
+    total = alignment.fixed_weights([Answer(10, 1.0), Answer(10, 0.0)], None).total
+    np.testing.assert_allclose(total, [1 - 0.45 / 8, -0.9])
 
 
 def test_findings_follow_the_rules_and_reach_the_demos_report(folder, capsys):
