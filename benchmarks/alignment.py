@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections.config_flags import config_path
 
 from benchmarks.json_out import JSON_OUT
@@ -25,9 +24,11 @@ from launch.demo_report import COMPARISONS, read_lines, stage_metrics
 from launch.demo_rules import COMPARED, agreement, finding
 from launch.flags import run_program, usage_errors
 from launch.training import training_errors
-from ling_jax.align.evo_cot import evo_cot
-from ling_jax.align.preference import RUBRICS, judge, shaped_by_rubrics
+from ling_jax.align.evo_cot import evo_cot_shaped
+from ling_jax.align.judges import RULES, case_of
+from ling_jax.align.preference import rubric_rewards, weights_of
 from ling_jax.align.rewards import named_reward
+from ling_jax.align.rubrics import RULE_RUBRICS
 from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.rewards import shape
@@ -65,17 +66,17 @@ def unchanged(config, folder: Path) -> None:
 
 def without_length(episodes: Sequence[Episode], reader: Reader) -> Rewards:
     """Evo-CoT's reward but for its length term."""
-    parts = evo_cot(episodes, reader).parts
+    answers = case_of(episodes, reader).answers
+    parts = evo_cot_shaped(answers, [answer.repeated for answer in answers]).parts
     return Rewards(shape(parts["accuracy"], parts["format"] + parts["redundancy"]), parts)
 
 
 def fixed_weights(episodes: Sequence[Episode], reader: Reader) -> Rewards:
-    """The rubrics of preference alignment, weighed as `RUBRICS` says in every step."""
-    merits, defects = judge(episodes, reader)
-    scores = (merits - defects).astype(np.float64)
-    weights = np.array(list(RUBRICS.values()))
-    total = shaped_by_rubrics(episodes, scores @ weights / weights.sum())
-    return Rewards(total, dict(zip(RUBRICS, scores.T, strict=True)))
+    """The rubrics of preference alignment, with their weights in every step."""
+    judged = RULES(RULE_RUBRICS, *case_of(episodes, reader))
+    weights = weights_of(RULE_RUBRICS)
+    scores = (judged.merits - judged.defects) @ weights / weights.sum()
+    return rubric_rewards(episodes, judged, RULE_RUBRICS, scores)
 
 
 VARIANTS = (

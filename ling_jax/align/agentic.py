@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ling_jax.align.evo_cot import written
+from ling_jax.align.judges.cases import answer_of
 from ling_jax.chat.tool_calls import parse_either
 from ling_jax.envs.tools.call import Call
 from ling_jax.rewards import process_reward, repetition_reward, shape
@@ -24,7 +24,7 @@ def agentic(episodes: Sequence[Episode], reader: Reader) -> Rewards:
     """
     outcome = np.array([episode.outcome for episode in episodes])
     process = PROCESS_WEIGHT * (np.array([_process(episode) for episode in episodes]) - PERFECT_PROCESS)
-    repetition = np.array([repetition_reward(written(episode, reader)) for episode in episodes])
+    repetition = np.array([repetition_reward(answer_of(episode, reader).text) for episode in episodes])
     extra = np.array([superfluous_calls(episode) for episode in episodes])
     parts = {"outcome": outcome, "process": process, "repetition": repetition, "superfluous_calls": extra}
     return Rewards(shape(outcome, process + repetition), parts)

@@ -26,6 +26,7 @@ from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group, Rollouts
 from ling_jax.rl.runner import Ask, Episode, Player, Reader
 from ling_jax.rl.step import Batch
+from ling_jax.rl.unjudged import count_unjudged, drop_unjudged
 from ling_jax.train.state import TrainState
 
 ROUND_OFF = 1e-6  # that a reward may pass its bounds by
@@ -74,11 +75,13 @@ class Learner:
         groups = self.rollouts.harvest(self.config.rollout.prompts_per_step)
         rewards = self._pay(groups)
         self.rates = _observed(self.rates, groups, self.rollouts.version)
+        unjudged = count_unjudged(rewards)
+        groups, rewards = drop_unjudged(groups, rewards)
         metrics = self._learn(groups, rewards)
         metrics |= {"generate_seconds": generated - begun, "train_seconds": time.perf_counter() - generated}
         metrics |= reward_metrics(groups, rewards) | {"generated_tokens": self.rollouts.pool.generated}
         self.rollouts.close()
-        metrics |= self._lost() | {"waiting": len(self.rollouts.episodes)}
+        metrics |= self._lost() | {"waiting": len(self.rollouts.episodes), "judge_failed": unjudged}
         told = samples(groups, rewards, self.player.reader, self.config.train.samples)
         return Step(self.events, metrics, told)
 
@@ -128,7 +131,8 @@ class Learner:
         rewards, self.memory = self.reward.pay([group.paid for group in groups], self.player.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
-            check_reward(reward.total, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
+            judged = reward.total[[not error for error in reward.errors]] if reward.errors else reward.total
+            check_reward(judged, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
         return rewards
 
     def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.align.preference import RUBRICS, judge
+from ling_jax.align.judges import RULES, case_of
 from ling_jax.align.rewards import REWARDS
+from ling_jax.align.rubrics import RULE_RUBRICS
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.envs import ENVIRONMENTS
@@ -19,6 +20,7 @@ from ling_jax.rl.trajectory import append_observation, append_segment
 from tests.helpers.rl_run import tokenizer
 
 READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
+RUBRICS = [rubric.name for rubric in RULE_RUBRICS]
 END = tokenizer().token_to_id("<|role_end|>")
 SUM = dataclasses.replace(
     ENVIRONMENTS["running_sums"].make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
@@ -89,7 +91,7 @@ def test_preference_moves_weight_to_what_is_not_yet_good():
     """Where all are right, correctness is saturated and brevity decides."""
     group = [episode(SHORT), episode(LONG)]
     (rewards,), pace = pay("preference", group)
-    assert rewards.total[0] > rewards.total[1] and rewards.parts.keys() == RUBRICS.keys()
+    assert rewards.total[0] > rewards.total[1] and list(rewards.parts) == RUBRICS
     assert rewards.parts["correct"].tolist() == [1, 1] and pace[0] == 1 and pace[-1] < 1
     _, later = pay("preference", [episode("A:7"), episode("A:8")], memory=pace)
     np.testing.assert_allclose(later[0], 0.9 * pace[0] + 0.1 * 0, rtol=1e-6)
@@ -99,9 +101,8 @@ def test_preference_moves_weight_to_what_is_not_yet_good():
 
 
 def test_an_answer_that_is_cut_off_does_not_end_cleanly():
-    merits, defects = judge([episode(SHORT), episode(SHORT[:9], cut=True)], READER)
-    names = list(RUBRICS)
-    ends, steps = names.index("ends_cleanly"), names.index("shows_steps")
+    merits, defects, _ = RULES(RULE_RUBRICS, *case_of([episode(SHORT), episode(SHORT[:9], cut=True)], READER))
+    ends, steps = RUBRICS.index("ends_cleanly"), RUBRICS.index("shows_steps")
     assert merits[:, ends].tolist() == [1, 0] and defects[:, ends].tolist() == [0, 1]
     assert merits[:, steps].tolist() == [1, 0]
 
