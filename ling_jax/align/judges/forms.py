@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ling_jax.align.judges.cases import Case
 from ling_jax.rl.judge_config import Rubric
 
 TOP_SCORE = 9  # our choice: scores of one digit, which is one token
@@ -127,10 +126,6 @@ def ask_items(instruction: str) -> Question:
         "Reply with one line for each demand and nothing else, in this form:\n- at most 50 words"
     )
     return Question(text, Lines())
-
-
-def ask_all_scores(rubrics: Sequence[Rubric], case: Case) -> list[Question]:
-    return [ask_scores(rubrics, case.prompt, answer.text) for answer in case.answers]
 
 
 def _quoted(name: str, text: str) -> str:
