@@ -18,8 +18,11 @@ def write_stage(folder, config=CONFIG) -> None:
 
 
 def write_judge(folder, max_length: int = 2048) -> Path:
-    """A random model as judge, whose context has room for questions in bytes."""
+    """A random model as judge, whose context has room for questions in bytes.
+
+    Its weights are so large that what it says depends on the question.
+    """
     write_stage(
-        folder, tiny_config(num_layers=2, first_dense_layers=1, vocab_size=263, init_std=0.2, max_length=max_length)
+        folder, tiny_config(num_layers=2, first_dense_layers=1, vocab_size=263, init_std=1.0, max_length=max_length)
     )
     return folder

@@ -7,6 +7,7 @@ import pytest
 from ling_jax.align.rewards import named_reward
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, RLConfig
+from ling_jax.rl.judge_config import JudgeConfig, Rubric
 from ling_jax.train.config import differences, from_dict, to_config_dict
 from tests.helpers.rl_run import small_config
 
@@ -123,7 +124,9 @@ def test_a_config_survives_its_file_and_overrides():
     assert from_dict(RLConfig, fields.to_dict()) == config
     fields.objective.options.phi = 0.75
     fields.rollout.slots = 8
+    fields.judge.timeout, fields.judge.rubrics = 5, ({"name": "brief", "weight": 2},)
     changed_again = from_dict(RLConfig, fields.to_dict())
+    assert changed_again.judge == JudgeConfig(timeout=5.0, rubrics=(Rubric(name="brief", weight=2.0),))
     assert changed_again.objective.options == {"phi": 0.75} and changed_again.rollout.slots == 8
 
 
