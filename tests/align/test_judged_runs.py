@@ -118,18 +118,18 @@ def test_an_answer_that_was_not_judged_leaves_its_groups_statistics_as_they_are(
         np.isnan(paid.total[1]) and np.isnan(paid.parts["part"][1]) and paid.total[[0, 2, 3]].tolist() == [1, 0.2, 0.6]
     )
     groups, kept = drop_unjudged([Group(0, (Ended(1.0),) * 4)], [paid])
-    assert groups[0].valid == [True, False, True, True] and groups[0].episodes[1].error == "judge: timeout"
+    assert groups[0].valid == [True, False, True, True] and groups[0].episodes[1] is None
     found = advantages_of(groups, kept, (1, 4))[0]
     np.testing.assert_array_equal(found[[0, 2, 3]], alone[0])
     assert found[1] == 0 and kept[0].parts["part"].tolist() == [1, 0.2, 0.6]
 
 
 def test_a_broken_episode_beside_an_unjudged_one_keeps_its_place():
-    broken = Ended(0.0, Trajectory("failed"), "the tool broke")
+    broken = Ended(0.0, failed=True)
     paid = Rewards(np.array([1.0, np.nan]), {}, ("", "busy"))
     groups, _ = drop_unjudged([Group(0, (None, Ended(1.0), broken, Ended(1.0)))], [paid])
     assert groups[0].valid == [False, True, False, False]
-    assert [e and e.error for e in groups[0].episodes] == [None, "", "the tool broke", "judge: busy"]
+    assert groups[0].episodes == (None, Ended(1.0), None, None)
 
 
 def test_a_group_of_which_nobody_was_judged_is_left_out():
