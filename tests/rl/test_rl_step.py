@@ -156,7 +156,7 @@ def test_empty_rows_are_as_good_as_none(name, options):
     """Two groups of two and an empty one are worth what the two are, whatever the objective's mean is over."""
     batch, loss = random_batch(), make_objective(name, 2, options)
     batch.mask[4:], batch.advantages[4:] = False, 0
-    group = Group(0, (SimpleNamespace(trajectory=SimpleNamespace(status="finished")),) * 2)
+    group = Group(0, (SimpleNamespace(failed=False),) * 2)
     logps, scale = batch.behaviour_logps + 0.1, loss_scale(name, options, [group, group], 6)
 
     def of(rows):
