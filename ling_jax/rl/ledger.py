@@ -9,8 +9,8 @@ tokens}:
                 algorithm 1; Ling 2.6 report §4.2.1)
     staleness   no token is trained on that is more than max_staleness versions old, and no rollout is paused more than
                 max_retention times (Ling 2.6 report §4.2.1)
-    waiting     a version that would throw a rollout away waits for it, until WAIT_BUDGETS budgets more are generated
-                (our choice: what is thrown away are the long answers)
+    waiting     a version that would throw a rollout away waits for it, until WAIT_BUDGETS budgets more are generated,
+                or as many batches of the mean length (our choice: what is thrown away are the long answers)
 """
 
 import collections
@@ -149,6 +149,7 @@ class Ledger:
         self.prompts = 0  # drawn so far
         self.generated = 0  # tokens of this version
         self.completed = 0  # tokens of the rollouts that ended in this version
+        self.ended = [0, 0]  # rollouts that ended in the whole run, and their tokens
         self.accounts: dict[int, Account] = {}
         self.groups: dict[int, Group] = {}
         self.running: dict[int, None] = {}  # in the order in which they started
@@ -216,7 +217,7 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """All of it but `left`; `Ledger.from_json` is the inverse."""
-        fields = ("version", "prompts", "generated", "completed")
+        fields = ("version", "prompts", "generated", "completed", "ended")
         return {name: getattr(self, name) for name in fields} | {
             "ended_now": self._ended_now,
             "groups": [[prompt, group.rollouts] for prompt, group in self.groups.items()],
@@ -228,7 +229,7 @@ class Ledger:
     @classmethod
     def from_json(cls, record: Mapping[str, Any], limits: Limits) -> "Ledger":
         ledger = cls(limits)
-        for name in ("version", "prompts", "generated", "completed"):
+        for name in ("version", "prompts", "generated", "completed", "ended"):
             setattr(ledger, name, record[name])
         ledger._ended_now = record["ended_now"]
         ledger.accounts = {i: Account(*fields) for i, *fields in record["accounts"]}
@@ -270,6 +271,14 @@ class Ledger:
     def _batch_full(self) -> bool:
         return sum(map(len, self._complete.values())) >= self.limits.prompts_per_step
 
+    @property
+    def _most_generated(self) -> int:
+        """Tokens at which a version waits no more; a budget that is too small for the answers does not count."""
+        rollouts, tokens = self.ended
+        batch = self.limits.prompts_per_step * self.limits.group_size * tokens // max(rollouts, 1)
+        budget = self.limits.token_budget or 2**62
+        return (1 + self.limits.wait_budgets) * max(budget, batch)
+
     def _must_wait(self) -> bool:
         """Whether the next version would throw away what a longer wait saves, and the wait may go on.
 
@@ -277,8 +286,7 @@ class Ledger:
         batches behind this one's, for all k; an incomplete one in time can only help where the batch has room for it.
         """
         limits = self.limits
-        budget = limits.token_budget or 2**62
-        if self.generated >= (1 + limits.wait_budgets) * budget or not limits.wait_budgets:
+        if not limits.wait_budgets or self.generated >= self._most_generated:
             return False
         if any(started <= self.version - limits.max_retention for started in self._started):
             return True
@@ -338,6 +346,7 @@ class Ledger:
         self._stop(i)
         account.phase, account.rewarded, self._ended_now = "ended", rewarded, True
         self.completed += account.tokens
+        self.ended = [self.ended[0] + 1, self.ended[1] + account.tokens]
         prompt = i // self.limits.group_size
         self.groups[prompt].unfinished -= 1
         self._refile(prompt)
