@@ -1,8 +1,10 @@
 """What a run of reinforcement learning promises."""
 
+import asyncio
 import dataclasses
 import json
 import os
+import random
 import shutil
 import signal
 import time
@@ -294,6 +296,27 @@ def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
                 assert episode.context == before[i].context and episode.messages == before[i].messages
     unlock(run.workdir, run.lock)
     assert max(turns) == 3
+
+
+class Delayed(PureSession):
+    """Chatty's, after a time that differs from run to run."""
+
+    instant = False
+
+    async def step(self, action):
+        await asyncio.sleep(random.choice([0, 0.01, 0.05]))
+        return await super().step(action)
+
+
+def test_a_run_whose_environments_answer_when_the_clock_says_replays_from_its_log(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(Chatty, "session", staticmethod(lambda: Delayed(lambda task, seed: (), Chatty.step)))
+    monkeypatch.setitem(ENVIRONMENTS, "running_sums", Chatty)
+    monkeypatch.setattr(ModelFolder, "end_ids", frozenset(range(7, 60)) | end_ids(tokenizer()))
+    config = small_config(start, reward="outcome", rollout=dict(max_tokens=24, context=184), steps=4)
+    train(prepared(config, tmp_path))
+    generated = [event for event in lines_of(tmp_path, "events") if event["kind"] == "generated"]
+    assert sum(len(event.get("arrived", {})) for event in generated) >= 2
+    assert replay(prepared(config, tmp_path)) == 4
 
 
 def broken_step(state, action):
