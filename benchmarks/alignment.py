@@ -32,8 +32,9 @@ from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.rl import loop
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards, of_each_group
-from ling_jax.rl.runner import Episode, Reader
 from ling_jax.train.config import from_dict
 from ling_jax.train.workdir import lock, open_workdir, unlock
 

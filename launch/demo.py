@@ -36,11 +36,14 @@ from ling_jax.chat.tool_calls import MARKUP
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.side_files import fill_in
+from ling_jax.envs import Task
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import read_object, write_json
 from ling_jax.paths import is_remote
-from ling_jax.rl.runner import Player, evaluate, make_reader, summarise
+from ling_jax.rl.collector import Collector
+from ling_jax.rl.evaluation import evaluate, summarise
+from ling_jax.rl.reader import make_reader
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.workdir import lock, open_workdir, unlock
 
@@ -289,7 +292,7 @@ class Examiner:
     def __init__(self, folder: Path, count: int):
         self.folder = folder
         self.tasks = [t for name, difficulties in TASKS.items() for t in held_out_tasks(name, difficulties, count)]
-        self.player: Player | None = None
+        self.collector: Collector | None = None
 
     def examine(self, stage: str) -> None:
         """Writes evaluation/STAGE (a line per task, a summary), where what is there is not of this model and tasks."""
@@ -301,16 +304,23 @@ class Examiner:
                 return
             shutil.rmtree(there)
         loaded = model.load()
-        if self.player is None:
+        if self.collector is None:
             reader = make_reader(loaded, context=CONTEXT, max_tokens=MOST_TOKENS)
-            self.player = Player(loaded.config, reader, SLOTS, temperature=0.0, row_tile=None)
+            self.collector = Collector(loaded.config, reader, SLOTS, temperature=0.0, row_tile=None)
         print(f"{stage}: the model answers {len(self.tasks)} held-out tasks", flush=True)
         with timed(self.folder, f"evaluation of {stage}"):
-            answers = evaluate(self.player, loaded.params, self.tasks)
+            answers = evaluate(self.collector, loaded.params, self.tasks)
+        answers = [answer | _told_by(task, answer) for task, answer in zip(self.tasks, answers, strict=True)]
         metrics = summarise(answers)
         write_results(self.folder / "evaluation" / stage, answers, metrics, about)
         for metric in metrics:
             print(f"  {metric.name:<32} {metric.value:.4g}  [{metric.interval[0]:.4g}, {metric.interval[1]:.4g}]")
+
+
+def _told_by(task: Task, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report shows beside an answer: the right one, and calls more than were needed."""
+    calls = answer["rewards"].get("superfluous_calls", 0.0)
+    return {"expected": task.hidden["answer"], "superfluous_calls": calls}
 
 
 def round_trip(stage: ModelFolder, folder: Path) -> str:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ling_jax.rewards import effort_rewards
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Rewards
-from ling_jax.rl.runner import Episode, Reader
 
 
 def adaptive(episodes: Sequence[Episode], reader: Reader) -> Rewards:

@@ -7,8 +7,9 @@ import numpy as np
 from ling_jax.align.evo_cot import written
 from ling_jax.chat.tool_calls import parse_either
 from ling_jax.rewards import process_reward, repetition_reward
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Rewards
-from ling_jax.rl.runner import Episode, Reader
 
 PROCESS_WEIGHT = 0.25  # our choice: a perfect process, worth 4, then counts as much as the outcome
 MOST_EXTRA = 64  # calls: our choice, so that the reward is bounded whatever a policy writes
@@ -22,7 +23,7 @@ def agentic(episodes: Sequence[Episode], reader: Reader) -> Rewards:
     outcome = np.array([episode.outcome for episode in episodes])
     process = PROCESS_WEIGHT * np.array([_process(episode) for episode in episodes])
     repetition = np.array([repetition_reward(written(episode, reader)) for episode in episodes])
-    extra = np.array([float(episode.superfluous_calls) for episode in episodes])
+    extra = np.array([episode.rewards.get("superfluous_calls", 0.0) for episode in episodes])
     parts = {"outcome": outcome, "process": process, "repetition": repetition, "superfluous_calls": extra}
     return Rewards(outcome + process + repetition, parts)
 

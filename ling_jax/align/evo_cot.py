@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ling_jax.rewards import count_flagged, evo_cot_rewards, flag_repeats
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Rewards
-from ling_jax.rl.runner import Episode, Reader
 
 
 def evo_cot(episodes: Sequence[Episode], reader: Reader) -> Rewards:

@@ -8,8 +8,9 @@ import numpy as np
 
 from ling_jax.align.evo_cot import flagged_tokens
 from ling_jax.rewards import check_reward, focal_reward
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Rewards
-from ling_jax.rl.runner import Episode, Reader
 
 # Our choice, all of it: the report's judges are models. Right answers count as much as the four others together.
 RUBRICS = {"correct": 4.0, "shows_steps": 1.0, "no_repeats": 1.0, "ends_cleanly": 1.0, "brief": 1.0}

@@ -14,9 +14,10 @@ from ling_jax.chat.conversations import Record
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
-from ling_jax.envs import ENVIRONMENTS, Task
+from ling_jax.envs import ENVIRONMENTS, Task, parse_action
 from ling_jax.envs.sources import TaskSource, check_tasks, tasks
 from ling_jax.files import replacing
+from ling_jax.rl.sessions import open_session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,15 +78,18 @@ def records(source: ChatSource) -> Iterator[tuple[str, Record]]:
 
 
 def converse(task: Task, turns: Iterable[str]) -> tuple[list[dict[str, Any]], float]:
-    """(messages, outcome) of an episode in which the policy says these turns; 0 unless the last of them ends it."""
-    environment, messages = ENVIRONMENTS[task.environment], list(task.messages)
-    state, ended, rewards = environment.reset(task, 0), False, {}
-    for turn in turns:
-        if ended:
-            return messages, 0.0
-        observation, rewards, terminated, truncated, _, state = environment.step(state, turn)
-        ended = terminated or truncated
-        messages += [{"role": "assistant", "content": turn}, *observation]
+    """(messages, outcome) of an episode in which the policy says these turns; 0 unless the last of them ends it.
+
+    Raises InfraError where its session fails.
+    """
+    messages, ended, rewards = list(task.messages), False, {}
+    with open_session(task) as act:
+        for turn in turns:
+            if ended:
+                return messages, 0.0
+            step = act(parse_action(turn, task.tools))
+            rewards, ended = step.rewards, step.terminated or step.truncated
+            messages += [{"role": "assistant", "content": turn}, *step.observation]
     return messages, float(rewards.get("outcome", 0.0)) if ended else 0.0
 
 

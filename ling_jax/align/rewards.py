@@ -9,8 +9,9 @@ from ling_jax.align.agentic import agentic
 from ling_jax.align.evo_cot import evo_cot
 from ling_jax.align.preference import preference
 from ling_jax.config import nearest
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards, of_each_group
-from ling_jax.rl.runner import Episode, Reader
 
 
 def outcome(episodes: Sequence[Episode], reader: Reader) -> Rewards:

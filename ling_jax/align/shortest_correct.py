@@ -23,7 +23,9 @@ from ling_jax.envs import Task
 from ling_jax.envs.sources import TaskSource, tasks
 from ling_jax.evaluate.report import with_progress
 from ling_jax.rewards import Candidate, flag_repeats, length_floor, pick_shortest, split_sentences, takes_pruned
-from ling_jax.rl.runner import Ask, Player, make_reader, play
+from ling_jax.rl.collector import Collector, play
+from ling_jax.rl.episode import EpisodeRequest
+from ling_jax.rl.reader import make_reader
 
 FINAL_ANSWER = "A:"  # what stands before it; what comes earlier derives it
 
@@ -94,17 +96,17 @@ def shortest_correct(
 def right_answers(teacher: Loaded, queries: Sequence[Task], student: ModelFolder, sampling: Sampling) -> list[Answer]:
     """The teacher's answers that the environment accepts, in the order of the queries."""
     reader = make_reader(teacher, context=sampling.context, max_tokens=sampling.max_tokens)
-    player = Player(teacher.config, reader, sampling.slots, temperature=sampling.temperature)
-    player.load(teacher.params)
     total = len(queries) * sampling.per_query
     numbers = [(i, i // sampling.per_query, (sampling.seed + i) % 2**32) for i in range(total)]
-    asks = [Ask(i, query, queries[query], seed=seed) for i, query, seed in numbers]
-    ended = ([episode] for episode in play(player, reader.begin(asks)))
-    solved = {
-        episode.id: (episode.task, list(episode.messages))
-        for episode in with_progress(ended, "answers", total, doing="distill")
-        if episode.trajectory.status == "finished" and episode.outcome == 1 and _is_readable(episode.messages)
-    }
+    requests = [EpisodeRequest(i, query, queries[query], seed=seed) for i, query, seed in numbers]
+    with Collector(teacher.config, reader, sampling.slots, temperature=sampling.temperature) as collector:
+        collector.load(teacher.params)
+        ended = ([episode] for episode in play(collector, reader.begin_all(requests)))
+        solved = {
+            episode.id: (episode.task, episode.messages)
+            for episode in with_progress(ended, "answers", total, doing="distill")
+            if episode.trajectory.status == "finished" and episode.outcome == 1 and _is_readable(episode.messages)
+        }
     return measured([solved[i] for i in sorted(solved)], student)
 
 

@@ -1,4 +1,4 @@
-"""What every environment is: a maker of seeded tasks, and a reset and a step that are functions of values.
+"""What every environment is: a maker of seeded tasks, and of sessions in which a policy acts on one of them.
 
 An environment is a module (or any object) with the members of `Environment`; none inherits from another.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ling_jax import data
+from ling_jax.chat.tool_calls import Call, parse_either
 
 HELD_OUT_SEEDS = 1 << 31  # our choice: seeds from here on make held-out tasks, those below make training tasks
 HELD_OUT_FRACTION = 1 / 8  # our choice: of all prompts, on which seed's side they fall
@@ -51,6 +52,23 @@ class Task:
         return _json(fields).encode()
 
 
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """A turn of the assistant, parsed once (`chat.tool_calls.parse_either`)."""
+
+    content: str
+    reasoning: str | None
+    tool_calls: tuple[Call, ...]
+    raw: str  # all that the policy wrote, behind <think> where the prompt opened it
+    errors: tuple[str, ...]  # what could not be parsed, by name
+
+
+def parse_action(raw: str, tools: Sequence[Mapping[str, Any]] = ()) -> Action:
+    """The action of a turn's text; no text raises an error. `tools` are the task's."""
+    parsed = parse_either(raw, tools)
+    return Action(parsed.content, parsed.reasoning, parsed.tool_calls, raw, parsed.errors)
+
+
 class StepResult(NamedTuple):
     """What came of one turn of the policy."""
 
@@ -59,11 +77,34 @@ class StepResult(NamedTuple):
     terminated: bool  # the policy ended the episode
     truncated: bool  # a limit did
     error: str | None  # what was wrong with the turn, for the log; the policy reads it in the observation
-    state: Any  # to give to the next `step`
+
+
+class InfraError(OSError):
+    """What a session raises where the machine failed, not the policy's action: no server, no memory, no time."""
+
+
+class Session(Protocol):
+    """One episode of an environment.
+
+    `step` raises nothing on what a policy wrote. An exception means that the environment is broken, or the machine
+    (`InfraError`); the episode then has no reward. A session may have an attribute `instant`: True says that it only
+    computes and never waits, and then it runs in its caller's thread.
+    """
+
+    replayable: bool  # whether a new session gives the same results to the same actions
+
+    async def open(self, task: Task, seed: int) -> None:
+        """Before the first turn; `seed` is for what is random in the episode itself."""
+
+    async def step(self, action: Action) -> StepResult:
+        """After one turn of the policy."""
+
+    async def close(self) -> None:
+        """Gives back what the session holds. It is called once, also after an `open` or a `step` that failed."""
 
 
 class Environment(Protocol):
-    """`step` never raises on what a policy wrote; after the end of an episode it raises ValueError."""
+    """A maker of tasks and of sessions."""
 
     NAME: str
     DIFFICULTIES: range
@@ -71,14 +112,11 @@ class Environment(Protocol):
     def make_task(self, seed: int, difficulty: int) -> Task:
         """The same bytes for the same (seed, difficulty); raises ValueError outside `DIFFICULTIES`."""
 
-    def reset(self, task: Task, seed: int) -> Any:
-        """The state before the first turn; `seed` is for what is random in the episode itself."""
-
-    def step(self, state: Any, action: str) -> StepResult:
-        """After the policy wrote `action`, one turn of the assistant."""
-
     def solution(self, task: Task) -> tuple[str, ...]:
         """Turns that solve it, one after the other."""
+
+    def session(self) -> Session:
+        """A session that has not been opened."""
 
 
 def draw_task(

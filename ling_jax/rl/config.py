@@ -35,6 +35,7 @@ class RolloutConfig:
     token_budget: int = 0  # generated before an optimisation step; 0: until nothing is left to generate
     max_staleness: int = 0  # weight versions; 0: synchronous
     max_retention: int = 0  # how often a rollout may be paused at the budget
+    session_seconds: float = 600.0  # for an opening and for each action of an environment's session; our choice
     count: str = "generated"  # what the budget counts, and how the pool fills: ling_jax.rl.token_budget
     refill: str = "continuous"
 
@@ -78,7 +79,7 @@ class RLConfig:
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
-    "train.hang_seconds", "train.samples", "train.eval_tasks",
+    "train.hang_seconds", "train.samples", "train.eval_tasks", "rollout.session_seconds",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -99,6 +100,7 @@ FIELDS: tuple[Rule, ...] = (
         "must not be negative",
     ),
     (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
+    (("rollout.session_seconds",), lambda x: 0 < x < math.inf, "must be positive and finite"),
     HANG,
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),

@@ -21,11 +21,14 @@ from ling_jax.envs.sources import task_of
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.batch import loss_scale, make_batch
+from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig, budget_of, limits_of
+from ling_jax.rl.episode import Episode, EpisodeRequest
+from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group, Rollouts
-from ling_jax.rl.runner import Ask, Episode, Player, Reader
 from ling_jax.rl.step import Batch
+from ling_jax.rl.trajectory import FAILED
 from ling_jax.train.state import TrainState
 
 ROUND_OFF = 1e-6  # that a reward may pass its bounds by
@@ -51,8 +54,8 @@ class Learner:
     metrics. `update` is the compiled `make_rl_step`, which uses up the state that it is given.
     """
 
-    def __init__(self, config: RLConfig, reward: Reward, player: Player, update: Update, state: TrainState):
-        self.config, self.reward, self.player, self.update, self.state = config, reward, player, update, state
+    def __init__(self, config: RLConfig, reward: Reward, collector: Collector, update: Update, state: TrainState):
+        self.config, self.reward, self.collector, self.update, self.state = config, reward, collector, update, state
         rollout = config.rollout
         self.events: list[Event] = []
         self.rollouts = Rollouts(budget_of(rollout), limits_of(rollout), rollout.group_size, self._draw, self._emit)
@@ -66,9 +69,9 @@ class Learner:
         """
         begun, self.events = time.perf_counter(), []
         self.rollouts.begin()
-        self.player.load(self.state.params, self.rollouts.version)
+        self.collector.load(self.state.params, self.rollouts.version)
         while self.rollouts.is_open:
-            self.rollouts.advance(self.player.advance(self.rollouts.running))
+            self.rollouts.advance(self.collector.advance(self.rollouts.running))
             tell(self.rollouts.version, self.rollouts.pool.generated, len(self.rollouts.pool.active))
         generated = time.perf_counter()
         groups = self.rollouts.harvest(self.config.rollout.prompts_per_step)
@@ -79,7 +82,7 @@ class Learner:
         metrics |= reward_metrics(groups, rewards) | {"generated_tokens": self.rollouts.pool.generated}
         self.rollouts.close()
         metrics |= self._lost() | {"waiting": len(self.rollouts.episodes)}
-        told = samples(groups, rewards, self.player.reader, self.config.train.samples)
+        told = samples(groups, rewards, self.collector.reader, self.config.train.samples)
         return Step(self.events, metrics, told)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +94,7 @@ class Learner:
 
     def restore(self, record: dict[str, Any]) -> None:
         """What `to_json` gave; the state is given when a learner is made."""
-        self.rollouts.restore(record["rollouts"], self._ask, self.player.reader)
+        self.rollouts.restore(record["rollouts"], lambda number: task_of(self.config.tasks, number))
         rates = unseen(len(self.rates.seen))
         for i, estimate, seen, first_solved in record["rates"]:
             rates.estimate[i], rates.seen[i], rates.first_solved[i] = estimate, seen, first_solved
@@ -102,7 +105,7 @@ class Learner:
 
     def _draw(self, first: int, count: int) -> list[Episode]:
         """The episodes of the next prompts. A prompt's task depends on the seed, its number and the pass rates."""
-        config, asks = self.config, []
+        config, requests = self.config, []
         steps = config.train.dpr_steps
         weights = sampling_probabilities(self.rates, steps) if steps else None
         for prompt in range(first, first + count):
@@ -110,12 +113,12 @@ class Learner:
             number = int(rng.choice(len(self.rates.seen), p=weights))
             self._emit("prompt", {"prompt": prompt, "task": number})
             size = config.rollout.group_size
-            asks += [self._ask(prompt * size + i, number) for i in range(size)]
-        return self.player.reader.begin(asks)
+            requests += [self._request(prompt * size + i, number) for i in range(size)]
+        return self.collector.reader.begin_all(requests)
 
-    def _ask(self, i: int, number: int) -> Ask:
+    def _request(self, i: int, number: int) -> EpisodeRequest:
         efforts, place = self.config.efforts, i % self.config.rollout.group_size
-        return Ask(
+        return EpisodeRequest(
             id=i,
             number=number,
             task=task_of(self.config.tasks, number),
@@ -125,7 +128,7 @@ class Learner:
 
     def _pay(self, groups: Sequence[Group]) -> list[Rewards]:
         """Raises ValueError on a reward that is not finite or out of its range."""
-        rewards, self.memory = self.reward.pay([group.paid for group in groups], self.player.reader, self.memory)
+        rewards, self.memory = self.reward.pay([group.paid for group in groups], self.collector.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
             check_reward(reward.total, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
@@ -137,7 +140,7 @@ class Learner:
         batch = make_batch(
             groups,
             advantages_of(groups, rewards, (config.rollout.prompts_per_step, config.rollout.group_size)),
-            self.player.reader,
+            self.collector.reader,
             rows=rows,
             version=self.rollouts.version,
             scale=scale,
@@ -155,7 +158,7 @@ class Learner:
         return {
             "purged": sum(len(event["purged"]) for event in told("iteration")),
             "stale": sum(len(event["discarded"]) for event in told("staleness")),
-            "failed": statuses.count("failed"),
+            "failed": sum(map(statuses.count, FAILED)),
         }
 
 

@@ -34,11 +34,15 @@ from ling_jax.objectives import effective_objective
 from ling_jax.partials import write_errors
 from ling_jax.paths import append
 from ling_jax.rewards.length import EFFORT_WEIGHTS
+from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RESUMABLE, RLConfig
+from ling_jax.rl.episode import EpisodeRequest
+from ling_jax.rl.evaluation import evaluate, summarise
 from ling_jax.rl.learner import Event, Learner
+from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.reward import Reward
-from ling_jax.rl.runner import Ask, Player, Reader, evaluate, make_reader, rehearse, summarise
 from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, objective_options, trainable
+from ling_jax.rl.turns import rehearse
 from ling_jax.train import tensorboard
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.memory import MemoryUse
@@ -168,11 +172,13 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
     compiler = concurrent.futures.ThreadPoolExecutor(1)
     compiled = compiler.submit(_compile, run)
-    player = Player(run.start.config, run.reader, run.config.rollout.slots)
+    rollout = run.config.rollout
+    collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
     try:
-        yield Learner(run.config, run.reward, player, lambda *args: compiled.result()(*args), state)
+        yield Learner(run.config, run.reward, collector, lambda *args: compiled.result()(*args), state)
     finally:
         compiler.shutdown(wait=False, cancel_futures=True)
+        collector.close()
 
 
 def new_state(run: Run) -> TrainState:
@@ -207,18 +213,18 @@ def start_report(run: Run, start: int) -> str:
 def _probe(config: RLConfig, reader: Reader) -> None:
     """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
     difficulties, each with its own solution. Of a file, all questions have to fit."""
-    asks, first = [], 0
+    requests, first = [], 0
     for source in config.tasks:
         count = min(source.size, max(PROBES, len(source.difficulties)))
         tasks = [task_of(config.tasks, first + i) for i in range(count)]
         tasks += held_out_of(source, count)
         effort = max(config.efforts, key=len, default=None)
-        asks += [Ask(0, 0, task, seed=0, effort=effort) for task in tasks]
+        requests += [EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in tasks]
         if source.path:
             rest = [task_of(config.tasks, first + i) for i in range(count, source.size)]
-            reader.begin([Ask(0, 0, task, seed=0, effort=effort) for task in rest])
+            reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in rest])
         first += source.size
-    for episode in reader.begin(asks):
+    for episode in reader.begin_all(requests):
         rehearse(episode, reader)
 
 
@@ -277,9 +283,12 @@ def _evaluate(run: Run, params, step: int) -> None:
     config, folder = run.config, run.workdir / "evaluation" / f"{step:06}"
     if not config.train.eval_tasks:
         return
-    player = Player(run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None)
     sources = [held_out_of(source, config.train.eval_tasks) for source in config.tasks]
-    records = evaluate(player, params, [task for tasks in sources for task in tasks])
+    seconds = config.rollout.session_seconds
+    with Collector(
+        run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None, session_seconds=seconds
+    ) as collector:
+        records = evaluate(collector, params, [task for tasks in sources for task in tasks])
     metrics = summarise(records)
     print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)
     if folder.exists():

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ling_jax.rl.runner import Episode, Reader
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
 
 
 class Rewards(NamedTuple):

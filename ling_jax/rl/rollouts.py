@@ -9,12 +9,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from ling_jax.envs import Task
 from ling_jax.rl import staleness, token_budget
-from ling_jax.rl.runner import Ask, Episode, Reader, answer, turn_spans
+from ling_jax.rl.collector import Progress
+from ling_jax.rl.episode import Episode, restore_episode
 from ling_jax.rl.token_budget import Budget, Pool, Rollout
-from ling_jax.rl.trajectory import Trajectory, segments
 
 Draw = Callable[[int, int], Sequence[Episode]]  # (first prompt, count) -> the episodes of these prompts, in order
 Emit = Callable[[str, dict[str, Any]], None]  # (kind, record)
@@ -29,7 +28,7 @@ class Group(NamedTuple):
     @property
     def valid(self) -> list[bool]:
         """Which have a reward: neither thrown away nor broken."""
-        return [episode is not None and episode.trajectory.status != "failed" for episode in self.episodes]
+        return [episode is not None and not episode.failed for episode in self.episodes]
 
     @property
     def paid(self) -> list[Episode]:
@@ -49,6 +48,7 @@ class Rollouts:
         self.gone: set[int] = set()  # of open prompts: purged or too stale
         self._draw, self._emit = draw, emit
         self._drew: set[int] = set()  # rollouts that these weights have gone on with
+        self._logged: dict[int, int] = {}  # tokens of rollouts that are in the log's digests
 
     @property
     def version(self) -> int:
@@ -72,21 +72,20 @@ class Rollouts:
     def begin(self) -> None:
         """A new iteration: rollouts that were paused too often leave, new ones come."""
         self._drew = set()
-        self._end_broken()
         self._purge([r.id for r in self.pool.active if r.retention == self.budget.max_retention])
         self._top_up()
         self.pool = token_budget.begin(self.pool, self.budget)
 
-    def advance(self, moved: Mapping[int, Episode]) -> None:
-        """After a slice of generation moved these episodes on."""
-        progress, tokens = {}, hashlib.blake2b(digest_size=16)
-        for i, episode in sorted(moved.items()):
-            before = self.episodes[i].trajectory
-            tokens.update(_bytes(episode.trajectory, len(before.completion_ids)))
-            progress[i] = (episode.drawn - self.episodes[i].drawn, not episode.running)
-            self.episodes[i] = episode
-        grown = {i: count for i, (count, ended) in progress.items() if count or ended}
-        counts = {str(i): [count, moved[i].trajectory.status] for i, count in grown.items()}
+    def advance(self, moved: Sequence[Progress]) -> None:
+        """After a slice of generation moved episodes on; of none, nothing is to be told."""
+        if not moved:
+            return
+        progress, tokens = {i: (count, ended) for i, count, ended in moved}, hashlib.blake2b(digest_size=16)
+        for i in progress:
+            trajectory, start = self.episodes[i].trajectory, self._logged.get(i, 0)
+            tokens.update(trajectory.completion_ids[start:].tobytes() + trajectory.behaviour_logps[start:].tobytes())
+            self._logged[i] = len(trajectory)
+        counts = {str(i): [count, self.episodes[i].trajectory.status] for i, (count, _) in progress.items()}
         self._emit("slice", {"version": self.version, "rollouts": counts, "tokens": tokens.hexdigest()})
         for i, (count, ended) in progress.items():
             if count and i not in self._drew:
@@ -107,6 +106,7 @@ class Rollouts:
             self.open.remove(group.prompt)
             for i in self._ids(group.prompt):
                 self.episodes.pop(i, None)
+                self._logged.pop(i, None)
                 self.gone.discard(i)
         return groups
 
@@ -127,11 +127,11 @@ class Rollouts:
             "prompts": self.prompts,
             "open": self.open,
             "gone": sorted(self.gone),
-            "episodes": [_episode_json(self.episodes[i]) for i in sorted(self.episodes)],
+            "episodes": [self.episodes[i].to_json() for i in sorted(self.episodes)],
         }
 
-    def restore(self, record: Mapping[str, Any], ask: Callable[[int, int], Ask], reader: Reader) -> None:
-        """What `to_json` gave. `ask(id, task)` is how a rollout was asked for; environments act again on its turns."""
+    def restore(self, record: Mapping[str, Any], task_of: Callable[[int], Task]) -> None:
+        """What `to_json` gave; `task_of(number)` is the task of that number."""
         pool, state = record["pool"], record["state"]
         active = tuple(Rollout(i, retention, tuple(map(tuple, runs))) for i, retention, runs in pool["active"])
         self.pool = Pool(queue=tuple(pool["queue"]), active=active, version=pool["version"])
@@ -143,9 +143,8 @@ class Rollouts:
             oldest=dict(map(tuple, state["oldest"])),
         )
         self.prompts, self.open, self.gone = record["prompts"], list(record["open"]), set(record["gone"])
-        stored = record["episodes"]
-        fresh = reader.begin([ask(entry["id"], entry["task"]) for entry in stored])
-        self.episodes = {e.id: _with_history(e, entry, reader) for e, entry in zip(fresh, stored, strict=True)}
+        self.episodes = {entry["id"]: restore_episode(entry, task_of(entry["task"])) for entry in record["episodes"]}
+        self._logged = {i: len(episode.trajectory) for i, episode in self.episodes.items()}
 
     def _ids(self, prompt: int) -> range:
         return range(prompt * self.group_size, (prompt + 1) * self.group_size)
@@ -155,13 +154,6 @@ class Rollouts:
         ended = lambda i: i in self.gone or not self.episodes[i].running  # noqa: E731
         complete = [prompt for prompt in self.open if all(map(ended, self._ids(prompt)))]
         return [Group(prompt, tuple(self.episodes.get(i) for i in self._ids(prompt))) for prompt in complete]
-
-    def _end_broken(self) -> None:
-        """What was under way when it was stored, and whose world broke as it was restored."""
-        broken = [i for i, episode in self.running.items() if not episode.running]
-        for i in broken:
-            self._event({"op": "finish", "id": i, "accepted": True})
-        self.pool = token_budget.remove(self.pool, broken)
 
     def _purge(self, ids: Sequence[int]) -> None:
         """What `token_budget.begin` throws away. The place of one whose group goes on without it is used up all the
@@ -176,6 +168,7 @@ class Rollouts:
 
     def _forget(self, i: int) -> None:
         del self.episodes[i]
+        self._logged.pop(i, None)
         self.gone.add(i)
 
     def _event(self, event: dict[str, Any]) -> dict[str, Any]:
@@ -196,53 +189,3 @@ class Rollouts:
         self.open += range(self.prompts, self.prompts + count)
         self.prompts += count
         self._event({"op": "submit", "ids": [episode.id for episode in episodes]})
-
-
-def _bytes(trajectory: Trajectory, start: int) -> bytes:
-    return trajectory.completion_ids[start:].tobytes() + trajectory.behaviour_logps[start:].tobytes()
-
-
-def _episode_json(episode: Episode) -> dict[str, Any]:
-    trajectory = episode.trajectory
-    return {
-        "id": episode.id,
-        "task": episode.number,
-        "completion_ids": trajectory.completion_ids.tolist(),
-        "behaviour_logps": trajectory.behaviour_logps.tolist(),  # a float32 is the same float32 again after JSON
-        "versions": [[segment.stop, segment.version] for segment in segments(trajectory)],
-        "turns": turn_spans(trajectory),
-        "status": trajectory.status,
-        "error": episode.error,
-    }
-
-
-def _with_history(episode: Episode, record: Mapping[str, Any], reader: Reader) -> Episode:
-    """The episode after what a record holds; its environment acts again on every turn that has ended.
-
-    One that raises this time makes the episode "failed", whatever it was.
-    """
-    size = len(record["completion_ids"])
-    versions, mask, start = np.zeros(size, np.int32), np.zeros(size, bool), 0
-    for stop, version in record["versions"]:
-        versions[start:stop], start = version, stop
-    for first, stop in record["turns"]:
-        mask[first:stop] = True
-    whole = dataclasses.replace(
-        episode.trajectory,
-        completion_ids=np.asarray(record["completion_ids"], np.int32),
-        behaviour_logps=np.asarray(record["behaviour_logps"], np.float32),
-        versions=versions,
-        loss_mask=mask,
-    )
-    status, error = record["status"], record["error"]
-    for _, stop in record["turns"]:
-        if status != "failed" and whole.completion_ids[stop - 1] in reader.end_ids:
-            episode = answer(dataclasses.replace(episode, trajectory=_prefix(whole, stop)), reader)[0]
-            if episode.error:
-                status, error = episode.trajectory.status, episode.error
-    return dataclasses.replace(episode, trajectory=dataclasses.replace(whole, status=status), error=error)
-
-
-def _prefix(trajectory: Trajectory, stop: int) -> Trajectory:
-    names = ("completion_ids", "behaviour_logps", "versions", "loss_mask")
-    return dataclasses.replace(trajectory, **{name: getattr(trajectory, name)[:stop] for name in names})

@@ -1,97 +1,194 @@
 """What one rollout leaves behind: its tokens, and under which weights and with which probability each was drawn."""
 
-import dataclasses
-import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ling_jax.config import nearest
 
 # running: not ended yet; finished: the policy or its environment ended it; truncated: a limit did, or words that are no
-# answer in the chat template's form; failed: the world broke (a sandbox, a server, a template that rewrites history),
-# which says nothing about the policy.
-STATUSES = ("running", "finished", "truncated", "failed")
+# answer in the chat template's form; env_failed: the environment raised on an action, or gave no valid result;
+# infra_failed: the machinery failed (a deadline, a session that was lost, a template that rewrites history). The last
+# two say nothing about the policy, and such a trajectory has no reward.
+STATUSES = ("running", "finished", "truncated", "env_failed", "infra_failed")
+FAILED = ("env_failed", "infra_failed")
+FIRST_CAPACITY = 64  # tokens; our choice
 
 
-class Segment(NamedTuple):
-    """Completion tokens [start, stop) that came under one weight version."""
+class VersionRun(NamedTuple):
+    """Neighbouring completion tokens that came under one weight version."""
 
-    start: int
-    stop: int
     version: int
+    count: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A prompt and its completion so far; the four arrays are [T], one entry for each completion token.
+    """A prompt and its completion so far, which grows in place; T tokens of completion.
 
     The log-probs are those of the policy that drew the token, as the engine recorded them, and stay what they were
-    when a later version goes on (Ling 2.6 report §4.2.1). Tool output is part of the completion with loss mask 0,
-    log-prob 0 and the version that was current when it came.
+    when a later version goes on (Ling 2.6 report §4.2.1). Observations are part of the completion with loss mask 0,
+    log-prob 0 and the version that was current when they came.
 
-    Raises ValueError on arrays that do not fit together, versions that fall, log-probs that are not finite on loss
-    tokens, and an unknown status.
+    A token costs amortised constant time: the arrays double when they are full. Arrays that were given out keep their
+    values; what was appended later is not in them.
     """
 
-    task_id: str
-    prompt_ids: Sequence[int]
-    completion_ids: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.int32))
-    behaviour_logps: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.float32))
-    versions: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.int32))
-    loss_mask: np.ndarray = dataclasses.field(default_factory=functools.partial(np.zeros, 0, np.bool_))
-    status: str = "running"
+    def __init__(self, task_id: str, prompt_ids: Sequence[int]):
+        self.task_id = task_id
+        self.prompt_ids = tuple(prompt_ids)
+        self.runs: list[VersionRun] = []
+        self.turns: list[tuple[int, int]] = []  # [start, stop) of each of the policy's turns in the completion
+        self.drawn = 0  # tokens that the policy wrote
+        self._status = "running"
+        self._size = 0
+        self._ids = np.zeros(FIRST_CAPACITY, np.int32)
+        self._logps = np.zeros(FIRST_CAPACITY, np.float32)
 
-    def __post_init__(self):
-        where = f"trajectory of task {self.task_id!r}"
-        for name in ("behaviour_logps", "versions", "loss_mask"):
-            if getattr(self, name).shape != self.completion_ids.shape:
-                found = f"{getattr(self, name).shape}, completion_ids {self.completion_ids.shape}"
-                raise ValueError(f"{where}: {name} has shape {found}; expected one entry for each token")
-        if np.any(np.diff(self.versions, prepend=0) < 0):
-            raise ValueError(f"{where}: versions are {self.versions.tolist()}; expected numbers from 0 that never fall")
-        bad = self.loss_mask & ~np.isfinite(self.behaviour_logps)
-        if bad.any():
-            t = int(bad.argmax())
+    @property
+    def status(self) -> str:
+        """One of `STATUSES`. Setting another one raises ValueError."""
+        return self._status
+
+    @status.setter
+    def status(self, status: str) -> None:
+        if status not in STATUSES:
+            found = f"{status!r}{nearest(str(status), STATUSES)}"
+            raise ValueError(f"{self._where}: status is {found}; expected one of {', '.join(STATUSES)}")
+        self._status = status
+
+    @property
+    def completion_ids(self) -> np.ndarray:
+        """[T] int32."""
+        return _read_only(self._ids[: self._size])
+
+    @property
+    def behaviour_logps(self) -> np.ndarray:
+        """[T] float32."""
+        return _read_only(self._logps[: self._size])
+
+    @property
+    def versions(self) -> np.ndarray:
+        """[T] int32: the weight version of each token; they never fall."""
+        versions, counts = zip(*self.runs, strict=True) if self.runs else ((), ())
+        return np.repeat(np.array(versions, np.int32), np.array(counts, np.int64))
+
+    @property
+    def loss_mask(self) -> np.ndarray:
+        """[T] bool: whether the policy drew the token."""
+        mask = np.zeros(self._size, bool)
+        for start, stop in self.turns:
+            mask[start:stop] = True
+        return mask
+
+    @property
+    def context(self) -> list[int]:
+        """Prompt and completion."""
+        return [*self.prompt_ids, *self.completion_ids.tolist()]
+
+    def __len__(self) -> int:
+        """Tokens of the completion."""
+        return self._size
+
+    def append_generation(self, token_ids: Sequence[int], behaviour_logps: Sequence[float], version: int) -> None:
+        """Adds tokens [n] that weights `version` drew, and their log-probs [n]; they go on with the turn, or open one.
+
+        Raises ValueError on lengths that differ, versions that fall, log-probs that are not finite, and where the
+        trajectory has ended; nothing is added then.
+        """
+        logps = np.asarray(behaviour_logps, np.float32)
+        if logps.shape != (len(token_ids),):
             raise ValueError(
-                f"{where}: behaviour_logps[{t}] is {self.behaviour_logps[t]}; a drawn token has a finite one"
+                f"{self._where}: behaviour_logps has shape {logps.shape} for {len(token_ids)} tokens; expected one "
+                "entry for each token"
             )
-        if self.status not in STATUSES:
-            raise ValueError(
-                f"{where}: status is {self.status!r}{nearest(str(self.status), STATUSES)}; "
-                f"expected one of {', '.join(STATUSES)}"
-            )
+        if not np.isfinite(logps).all():
+            t = int(np.argmin(np.isfinite(logps)))
+            found = f"behaviour_logps[{self._size + t}] is {logps[t]}"
+            raise ValueError(f"{self._where}: {found}; a drawn token has a finite one")
+        start = self._size
+        self._append(token_ids, logps, version)
+        if not len(token_ids):
+            return
+        if self.turns and self.turns[-1][1] == start:
+            start = self.turns.pop()[0]
+        self.turns.append((start, self._size))
+        self.drawn += len(token_ids)
+
+    def append_observation(self, token_ids: Sequence[int], version: int) -> None:
+        """Adds tokens [n] that no policy drew (tool output, the next turn's opening). Errors as `append_generation`."""
+        self._append(token_ids, np.zeros(len(token_ids), np.float32), version)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values; a float32 is the same float32 again after JSON."""
+        return {
+            "task_id": self.task_id,
+            "prompt_ids": list(self.prompt_ids),
+            "completion_ids": self.completion_ids.tolist(),
+            "behaviour_logps": self.behaviour_logps.tolist(),
+            "runs": [list(run) for run in self.runs],
+            "turns": [list(turn) for turn in self.turns],
+            "status": self.status,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "Trajectory":
+        """The trajectory that `to_json` gave. Raises ValueError where the parts do not fit together."""
+        trajectory = cls(record["task_id"], record["prompt_ids"])
+        ids, logps = record["completion_ids"], record["behaviour_logps"]
+        _check_parts(record, f"trajectory of task {trajectory.task_id!r}")
+        trajectory._reserve(len(ids))
+        trajectory._ids[: len(ids)], trajectory._logps[: len(ids)] = ids, logps
+        trajectory._size = len(ids)
+        trajectory.runs = [VersionRun(*run) for run in record["runs"]]
+        trajectory.turns = [(start, stop) for start, stop in record["turns"]]
+        trajectory.drawn = sum(stop - start for start, stop in trajectory.turns)
+        trajectory.status = record["status"]
+        return trajectory
+
+    @property
+    def _where(self) -> str:
+        return f"trajectory of task {self.task_id!r}"
+
+    def _append(self, token_ids: Sequence[int], logps: np.ndarray, version: int) -> None:
+        if self.status != "running":
+            raise ValueError(f"{self._where} is {self.status}; only a running one grows")
+        last = self.runs[-1].version if self.runs else 0
+        if version < last:
+            raise ValueError(f"{self._where}: version {version} comes after {last}; expected numbers that never fall")
+        count = len(token_ids)
+        if not count:
+            return
+        self._reserve(self._size + count)
+        self._ids[self._size : self._size + count] = token_ids
+        self._logps[self._size : self._size + count] = logps
+        self._size += count
+        if self.runs and version == last:
+            count += self.runs.pop().count
+        self.runs.append(VersionRun(version, count))
+
+    def _reserve(self, size: int) -> None:
+        capacity = len(self._ids)
+        while capacity < size:
+            capacity *= 2
+        if capacity > len(self._ids):
+            self._ids = np.concatenate([self._ids[: self._size], np.zeros(capacity - self._size, np.int32)])
+            self._logps = np.concatenate([self._logps[: self._size], np.zeros(capacity - self._size, np.float32)])
 
 
-def segments(trajectory: Trajectory) -> list[Segment]:
-    """The maximal runs of equal weight versions, in order; none where nothing was generated."""
-    starts = np.flatnonzero(np.diff(trajectory.versions, prepend=-1)).tolist()
-    stops = [*starts, len(trajectory.versions)][1:]
-    return [Segment(start, stop, int(trajectory.versions[start])) for start, stop in zip(starts, stops, strict=True)]
+def _read_only(view: np.ndarray) -> np.ndarray:
+    view.flags.writeable = False
+    return view
 
 
-def append_segment(trajectory: Trajectory, token_ids, behaviour_logps, version: int) -> Trajectory:
-    """With tokens [n] that weights `version` drew, and their log-probs [n]; segments of one version become one.
-
-    Raises ValueError as `Trajectory` does, and where the trajectory has ended.
-    """
-    return _append(trajectory, token_ids, behaviour_logps, version, loss=True)
-
-
-def append_observation(trajectory: Trajectory, token_ids, version: int) -> Trajectory:
-    """With tokens [n] that no policy drew (tool output, the next turn's opening); they carry no loss."""
-    return _append(trajectory, token_ids, np.zeros(len(token_ids)), version, loss=False)
-
-
-def _append(trajectory: Trajectory, token_ids, behaviour_logps, version: int, *, loss: bool) -> Trajectory:
-    if trajectory.status != "running":
-        raise ValueError(f"trajectory of task {trajectory.task_id!r} is {trajectory.status}; only a running one grows")
-    count = len(token_ids)
-    return dataclasses.replace(
-        trajectory,
-        completion_ids=np.append(trajectory.completion_ids, np.asarray(token_ids, np.int32)),
-        behaviour_logps=np.append(trajectory.behaviour_logps, np.asarray(behaviour_logps, np.float32)),
-        versions=np.append(trajectory.versions, np.full(count, version, np.int32)),
-        loss_mask=np.append(trajectory.loss_mask, np.full(count, loss)),
-    )
+def _check_parts(record: Mapping[str, Any], where: str) -> None:
+    size = len(record["completion_ids"])
+    for name, found in (
+        ("behaviour_logps", len(record["behaviour_logps"])),
+        ("runs", sum(count for _, count in record["runs"])),
+    ):
+        if found != size:
+            raise ValueError(f"{where}: {name} covers {found} tokens, completion_ids {size}; expected as many")
+    edges = [edge for turn in record["turns"] for edge in turn]
+    if edges != sorted(set(edges)) or (edges and not 0 <= edges[0] < edges[-1] <= size):
+        raise ValueError(f"{where}: turns are {record['turns']}; expected spans in order within {size} tokens")

@@ -11,10 +11,13 @@ from ling_jax.align.preference import RUBRICS, judge
 from ling_jax.align.rewards import REWARDS
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
+from ling_jax.engine import Event
 from ling_jax.envs import ENVIRONMENTS
+from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.learner import ROUND_OFF
-from ling_jax.rl.runner import Ask, Episode, Reader, answer
-from ling_jax.rl.trajectory import append_observation, append_segment
+from ling_jax.rl.reader import Reader
+from ling_jax.rl.sessions import SessionResult, open_session
+from ling_jax.rl.turns import append_generation, append_observation, append_result, pending_action
 from tests.helpers.rl_run import tokenizer
 
 READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
@@ -28,15 +31,14 @@ LONG = "37+85=122;c37+85=122;122+12=134;A:134"
 
 def episode(text: str, *more: str, task=SUM, effort=None, cut=False) -> Episode:
     """After these turns; `cut`: the last has no end."""
-    (begun,) = READER.begin([Ask(0, 0, task, seed=0, effort=effort)])
-    for turn in (text, *more):
-        tokens = tokenizer().encode(turn).ids + [END] * (not cut)
-        begun = dataclasses.replace(begun, trajectory=append_segment(begun.trajectory, tokens, [-1.0] * len(tokens), 0))
-        if cut:
-            return dataclasses.replace(begun, trajectory=dataclasses.replace(begun.trajectory, status="truncated"))
-        begun, pieces = answer(begun, READER)
-        if pieces:
-            begun = dataclasses.replace(begun, trajectory=append_observation(begun.trajectory, [5, 6], 0))
+    (begun,) = READER.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort)])
+    with open_session(task) as act:
+        for turn in (text, *more):
+            tokens = tokenizer().encode(turn).ids + [END] * (not cut)
+            reason = "length" if cut else "stop"
+            append_generation(begun, Event(0, 0, tokens, (-1.0,) * len(tokens), 0, reason), READER)
+            if begun.running and append_result(begun, SessionResult(0, act(pending_action(begun))), READER):
+                append_observation(begun, [5, 6], 0, READER)
     return begun
 
 
@@ -106,7 +108,8 @@ def test_an_answer_that_is_cut_off_does_not_end_cleanly():
 
 
 def test_a_score_out_of_its_range_is_named():
-    solved = dataclasses.replace(episode(SHORT), rewards={"outcome": 1.5})
+    solved = episode(SHORT)
+    solved.rewards = {"outcome": 1.5}
     with pytest.raises(ValueError, match=r"merits\[1, 0\] is 1.5; expected a finite number from 0 to 1"):
         pay("preference", [episode(SHORT), solved])
 

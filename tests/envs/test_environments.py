@@ -1,5 +1,6 @@
 """What every environment promises."""
 
+import asyncio
 import dataclasses
 import itertools
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.chat.template import ChatTemplate, check_messages
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, is_held_out
+from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, is_held_out, parse_action
 from ling_jax.envs.base import draw_task
 
 TASKS = 200
@@ -28,13 +29,12 @@ def play(environment, task, policy):
     state, messages = environment.reset(task, seed=0), list(task.messages)
     for _ in range(task.max_turns):
         action = policy(messages)
-        result = environment.step(state, action)
+        state, result = environment.step(state, parse_action(action, task.tools))
         messages += [{"role": "assistant", "content": action}, *result.observation]
         check_messages(messages)
         assert bool(result.rewards) == (result.terminated or result.truncated)
         if result.rewards:
             return result.rewards
-        state = result.state
     raise AssertionError(f"{task.id} went on after max_turns")
 
 
@@ -134,11 +134,42 @@ def test_out_of_range_is_refused_by_its_bounds(name):
 
 
 @each
+def test_a_session_is_the_functions_of_its_environment_and_acts_again_the_same(name):
+    environment = ENVIRONMENTS[name]
+    task = environment.make_task(7, 3)
+    actions = [parse_action(turn, task.tools) for turn in environment.solution(task)]
+
+    async def results():
+        session = environment.session()
+        assert session.instant and session.replayable
+        await session.open(task, 0)
+        found = [await session.step(action) for action in actions]
+        await session.close()
+        return found
+
+    state, wanted = environment.reset(task, 0), []
+    for action in actions:
+        state, result = environment.step(state, action)
+        wanted.append(result)
+    assert asyncio.run(results()) == wanted == asyncio.run(results()) and wanted[-1].rewards["outcome"] == 1
+
+
+def test_an_action_is_parsed_once_and_keeps_its_words():
+    raw = (
+        "<think>hm</think>a<tool_call>get\n<arg_key>name</arg_key>\n<arg_value>c</arg_value>\n</tool_call>b<tool_call>"
+    )
+    action = parse_action(raw)
+    assert (action.reasoning, action.content, action.raw) == ("hm", "ab<tool_call>", raw)
+    assert action.tool_calls == ({"name": "get", "arguments": {"name": "c"}},)
+    assert action.errors == ("unclosed_tool_call",)
+
+
+@each
 def test_an_ended_episode_is_over(name):
     task = ENVIRONMENTS[name].make_task(0, 2)
-    ended = ENVIRONMENTS[name].step(ENVIRONMENTS[name].reset(task, 0), "").state
+    ended, _ = ENVIRONMENTS[name].step(ENVIRONMENTS[name].reset(task, 0), parse_action(""))
     with pytest.raises(ValueError, match="the episode has ended"):
-        ENVIRONMENTS[name].step(ended, "")
+        ENVIRONMENTS[name].step(ended, parse_action(""))
 
 
 @each
@@ -148,7 +179,7 @@ def test_a_turn_can_be_any_text(name, data):
     parts = st.one_of(
         st.text(), st.sampled_from(["A:", "<tool_call>", "</tool_call>", "<think>", '{"name": "f"}', "\n"])
     )
-    action = "".join(data.draw(st.lists(parts, max_size=6)))
+    action = parse_action("".join(data.draw(st.lists(parts, max_size=6))), task.tools)
     start = ENVIRONMENTS[name].reset(task, 0)
     assert ENVIRONMENTS[name].step(start, action) == ENVIRONMENTS[name].step(start, action)
 

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.chat.tool_calls import parse_either, render_call
+from ling_jax.envs import parse_action
 from ling_jax.envs.tools.lookup import DIFFICULTIES, NAMES, make_task, reset, solution, step
 
 SEEDS = st.integers(0, 10_000)
@@ -14,8 +15,8 @@ def act(task, *turns):
     """The results of turns, one after the other."""
     state, results = reset(task, 0), []
     for turn in turns:
-        results.append(step(state, turn))
-        state = results[-1].state
+        state, result = step(state, parse_action(turn, task.tools))
+        results.append(result)
     return results
 
 
@@ -33,7 +34,7 @@ def test_the_documented_episode():
     first, second, last = act(task, *solution(task))
     assert told(first) == ["5"] and told(second) == ["2"] and not first.rewards
     assert solution(task) == (get("c"), get("g"), "5+2=7;A:7")
-    assert last.rewards == {"outcome": 1.0, "answer": 1.0, "sequence": 1.0}
+    assert last.rewards == {"outcome": 1.0, "answer": 1.0, "sequence": 1.0, "superfluous_calls": 0.0}
 
 
 @given(SEEDS, st.sampled_from(DIFFICULTIES))
@@ -55,7 +56,8 @@ def test_planted_calls_are_superfluous_and_do_no_harm(seed, difficulty, redundan
     assert all(name in rest for name in asked), "the calls that were asked for are made in order"
     assert last == solution(task)[-1]
     assert len(made) - len(asked) < task.max_turns - difficulty
-    assert act(task, *turns, last)[-1].rewards["outcome"] == 1
+    rewards = act(task, *turns, last)[-1].rewards
+    assert rewards["outcome"] == 1 and rewards["superfluous_calls"] == len(made) - len(asked)
 
 
 @pytest.mark.parametrize("redundancy", [0.25, 0.5])
@@ -73,22 +75,25 @@ def test_superfluous_calls_come_with_their_probability(redundancy):
 
 
 @pytest.mark.parametrize(
-    ("turns", "answer", "sequence"),
+    ("turns", "answer", "sequence", "superfluous"),
     [
-        (["c", "g", "5+2=8;A:8"], 0, 1),
-        (["g", "c", "5+2=7;A:7"], 1, 0),
-        (["c", "5+2=7;A:7"], 1, 0),
-        (["A:7"], 1, 0),
-        (["c", "c", "k", "g", "5+2=7;A:7"], 1, 1),
-        (["g", "c", "g", "A:7"], 1, 1),
-        (["c", "g", ""], 0, 1),
+        (["c", "g", "5+2=8;A:8"], 0, 1, 0),
+        (["g", "c", "5+2=7;A:7"], 1, 0, 0),
+        (["c", "5+2=7;A:7"], 1, 0, 0),
+        (["A:7"], 1, 0, 0),
+        (["c", "c", "k", "g", "5+2=7;A:7"], 1, 1, 2),
+        (["g", "c", "g", "A:7"], 1, 1, 1),
+        (["c", "z", "g", "A:7"], 1, 1, 1),
+        (["c", "g", ""], 0, 1, 0),
     ],
 )
-def test_the_answer_and_the_calls_count(turns, answer, sequence):
+def test_the_answer_and_the_calls_count(turns, answer, sequence, superfluous):
     actions = [get(turn) if len(turn) == 1 else turn for turn in turns]
     last = act(make_task(3, 2), *actions)[-1]
-    assert last.rewards == {"outcome": float(answer and sequence), "answer": answer, "sequence": sequence}
-    assert last.terminated
+    outcome = float(answer and sequence)
+    assert last.terminated and last.rewards == {
+        "outcome": outcome, "answer": answer, "sequence": sequence, "superfluous_calls": superfluous,
+    }  # fmt: skip
 
 
 def test_several_calls_in_one_turn_are_answered_in_order():

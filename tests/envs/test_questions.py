@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs.rl.tiny_questions import QUESTIONS
-from ling_jax.envs import is_held_out
+from ling_jax.envs import InfraError, is_held_out, parse_action
 from ling_jax.envs.reasoning import questions
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, tasks
 from ling_jax.rewards import AnswerChecker
@@ -24,7 +24,11 @@ def source_of(path, **fields):
 
 
 def outcome(task, text):
-    return questions.step(questions.reset(task, 0), text).rewards["outcome"]
+    return act(task, text).rewards["outcome"]
+
+
+def act(task, text):
+    return questions.step(questions.reset(task, 0), parse_action(text))[1]
 
 
 def test_every_shipped_question_is_solved_by_its_solution_and_by_its_answer_alone():
@@ -111,8 +115,8 @@ def test_a_check_that_the_machine_failed_breaks_the_episode_and_pays_nothing(mon
     monkeypatch.setattr(questions, "shared_checker", lambda: checker)
     task = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD | {"answer": "x+1"})))
     (task,) = (*task.training, *task.held_out)
-    with pytest.raises(OSError, match="the answer was not checked"):
-        questions.step(questions.reset(task, 0), "\\boxed{1+x}")
+    with pytest.raises(InfraError, match="the answer was not checked"):
+        act(task, "\\boxed{1+x}")
     assert outcome(task, "\\boxed{x+1}") == 1
 
 
@@ -121,13 +125,13 @@ def test_an_answer_that_hides_behind_the_checker_pays_what_a_wrong_one_pays(monk
     (task,) = (*found.training, *found.held_out)
     with AnswerChecker(limit=0.5) as checker:
         monkeypatch.setattr(questions, "shared_checker", lambda: checker)
-        hiding = questions.step(questions.reset(task, 0), "\\boxed{10^{10^{10^{10}}}}")
+        hiding = act(task, "\\boxed{10^{10^{10^{10}}}}")
     assert hiding.rewards == {"outcome": 0.0} and hiding.terminated and "took longer than 0.5 s" in hiding.error
     assert outcome(task, "\\boxed{5}") == 0
 
 
 def test_an_ended_episode_is_over(tmp_path):
     task = questions.read_questions(str(QUESTIONS)).training[0]
-    ended = questions.step(questions.reset(task, 0), "").state
+    ended, _ = questions.step(questions.reset(task, 0), parse_action(""))
     with pytest.raises(ValueError, match="the episode has ended"):
-        questions.step(ended, "")
+        questions.step(ended, parse_action(""))

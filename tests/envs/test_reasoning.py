@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ling_jax.envs import parse_action
 from ling_jax.envs.reasoning import digit_sums, ordering, running_sums
 
 SEEDS = st.integers(0, 10_000)
 
 
 def outcome(environment, task, action):
-    return environment.step(environment.reset(task, 0), action)
+    return environment.step(environment.reset(task, 0), parse_action(action))[1]
 
 
 def test_the_documented_sum():

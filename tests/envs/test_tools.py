@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.chat.tool_calls import render_call
+from ling_jax.envs import parse_action
 from ling_jax.envs.tools.call import ToolError, call_tool
 from ling_jax.envs.tools.environment import DIFFICULTIES, KITS, TOOLS, make_task, reset, solution, step
 
@@ -15,11 +16,16 @@ ALL_TOOLS = {name: tool for name, (_, tool) in TOOLS.items()}
 
 def act(task, *actions):
     """The results of turns, one after the other."""
-    state, results = reset(task, 0), []
+    return states_and_results(task, *actions)[1]
+
+
+def states_and_results(task, *actions):
+    states, results = [reset(task, 0)], []
     for action in actions:
-        results.append(step(state, action))
-        state = results[-1].state
-    return results
+        state, result = step(states[-1], parse_action(action, task.tools))
+        states.append(state)
+        results.append(result)
+    return states, results
 
 
 def call(name, **arguments):
@@ -64,7 +70,7 @@ def test_several_calls_in_one_turn_are_answered_in_order(tool_format):
     turn = "".join(render_call(made, tool_format) for made in task.hidden["calls"])
     first, last = act(task, turn, "Done.")
     assert len(first.observation) == 4 and not first.rewards
-    assert last.rewards == {"outcome": 1.0, "state": 1.0, "sequence": 1.0}
+    assert last.rewards == {"outcome": 1.0, "state": 1.0, "sequence": 1.0, "superfluous_calls": 0.0}
     assert last.terminated and last.observation == []
 
 
@@ -76,7 +82,7 @@ def test_looking_is_free_and_a_refused_call_can_be_made_good():
     results = act(task, look, too_much, *solution(task))
     assert "unknown account 'nobody'" in results[1].error
     assert json.loads(results[1].observation[0]["content"]) == {"error": results[1].error}
-    assert results[-1].rewards["outcome"] == 1
+    assert results[-1].rewards["outcome"] == 1 and results[-1].rewards["superfluous_calls"] == 2
 
 
 def test_the_right_state_by_other_calls_is_not_the_right_sequence():
@@ -87,7 +93,7 @@ def test_the_right_state_by_other_calls_is_not_the_right_sequence():
     back = call("bank_transfer", source=other, target=account, amount=1)
     *calls, done = solution(task)
     last = act(task, render_call(there, "xml") + render_call(back, "xml"), *calls, done)[-1]
-    assert last.rewards == {"outcome": 0.0, "state": 1.0, "sequence": 0.0}
+    assert last.rewards == {"outcome": 0.0, "state": 1.0, "sequence": 0.0, "superfluous_calls": 2.0}
 
 
 def test_a_change_of_an_irrelevant_tools_world_is_wrong():
@@ -95,7 +101,7 @@ def test_a_change_of_an_irrelevant_tools_world_is_wrong():
     item = next(iter(task.hidden["world"]["inventory"]))
     calls = render_call(call("inventory_receive", item=item, count=1), "xml")
     last = act(task, calls, *solution(task))[-1]
-    assert last.rewards == {"outcome": 0.0, "state": 0.0, "sequence": 0.0}
+    assert last.rewards == {"outcome": 0.0, "state": 0.0, "sequence": 0.0, "superfluous_calls": 1.0}
 
 
 @pytest.mark.parametrize("missing", range(3))
@@ -141,11 +147,11 @@ def test_an_episode_is_cut_at_max_turns_and_still_graded():
 )
 def test_a_malformed_call_is_answered_and_changes_nothing(action, error):
     task = bank_task()
-    (result,) = act(task, action)
+    (_, state), (result,) = states_and_results(task, action)
     assert error in result.error
     assert result.observation[0]["role"] == "tool"
     assert json.loads(result.observation[0]["content"])["error"] == result.error
-    assert (result.state.world, result.terminated, result.rewards) == (task.hidden["world"], False, {})
+    assert (state.world, result.terminated, result.rewards) == (task.hidden["world"], False, {})
 
 
 def values(schema, state):

@@ -13,24 +13,20 @@ import pytest
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder
-from ling_jax.envs import ENVIRONMENTS, StepResult
+from ling_jax.envs import ENVIRONMENTS, PureSession, StepResult
 from ling_jax.envs.reasoning import running_sums
-from ling_jax.rl import runner
 from ling_jax.rl.batch import make_batch
+from ling_jax.rl.collector import play
+from ling_jax.rl.episode import Episode
 from ling_jax.rl.learner import Learner, advantages_of
 from ling_jax.rl.loop import check_replay, make_learner, new_state, prepare, replay, train
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.rollouts import Group
-from ling_jax.rl.runner import play
-from ling_jax.rl.trajectory import segments
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.workdir import unlock
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
 from tests.helpers.rl_run import prepared, small_config, tokenizer
-
-ended = runner._ended
-
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -90,8 +86,7 @@ def test_version_tags_and_discards_agree_with_the_log(start, tmp_path):
             lost += result.metrics["purged"] + result.metrics["stale"]
             drew = check_log(events, max_staleness=4, max_retention=4, consumer_batch_size=4, slots=16)
             for i, episode in learner.rollouts.episodes.items():
-                tags = [[version, stop - start] for start, stop, version in segments(episode.trajectory)]
-                assert tags == drew.get(i, []), f"rollout {i}"
+                assert [list(run) for run in episode.trajectory.runs] == drew.get(i, []), f"rollout {i}"
     unlock(run.workdir, run.lock)
     assert any(len(runs) == 5 for runs in drew.values()), "no rollout saw five versions"
     assert any(event.get("discarded") for event in events), "none was discarded"
@@ -166,14 +161,14 @@ def test_staleness_0_is_the_synchronous_loop(start, tmp_path):
 
 def synchronous_step(plain, step: int) -> float:
     """All answers to a prompt, then one update."""
-    plain.player.load(plain.state.params, step)
+    plain.collector.load(plain.state.params, step)
     number = int(np.random.default_rng((plain.config.train.seed, step)).choice(50))
-    asks = [plain._ask(i, number) for i in range(4 * step, 4 * step + 4)]
-    episodes = sorted(play(plain.player, plain.player.reader.begin(asks)), key=lambda episode: episode.id)
-    rewards, plain.memory = plain.reward.pay([episodes], plain.player.reader, plain.memory)
+    requests = [plain._request(i, number) for i in range(4 * step, 4 * step + 4)]
+    episodes = sorted(play(plain.collector, plain.collector.reader.begin_all(requests)), key=lambda episode: episode.id)
+    rewards, plain.memory = plain.reward.pay([episodes], plain.collector.reader, plain.memory)
     groups = [Group(step, tuple(episodes))]
     batch = make_batch(
-        groups, advantages_of(groups, rewards, (1, 4)), plain.player.reader, rows=4, version=step, scale=1.0
+        groups, advantages_of(groups, rewards, (1, 4)), plain.collector.reader, rows=4, version=step, scale=1.0
     )
     plain.state, metrics = plain.update(plain.state, batch)
     return np.asarray(metrics["loss"]).item()
@@ -234,15 +229,15 @@ class Chatty:
         return dataclasses.replace(running_sums.make_task(seed, difficulty), max_turns=3)
 
     @staticmethod
-    def reset(task, seed):
-        return ()
+    def session():
+        return PureSession(lambda task, seed: 0, Chatty.step)
 
     @staticmethod
-    def step(state, action):
-        said = (*state, action)
-        if len(said) < 3:
-            return StepResult([{"role": "tool", "content": f"{len(action)}"}], {}, False, False, None, said)
-        return StepResult([], {"outcome": float(len(action) < 9)}, True, False, None, said)
+    def step(turns, action):
+        length, turns = len(action.raw), turns + 1
+        if turns < 3:
+            return turns, StepResult([{"role": "tool", "content": f"{length}"}], {}, False, False, None)
+        return turns, StepResult([], {"outcome": float(length < 9)}, True, False, None)
 
 
 def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
@@ -257,34 +252,42 @@ def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
             metrics = learner.step().metrics
             assert metrics["mismatch_same_version/max"] <= 1e-5
             stored = json.loads(json.dumps(learner.to_json()))
-            turns += [len(entry["turns"]) for entry in stored["rollouts"]["episodes"]]
-            before = learner.rollouts.episodes
+            turns += [len(entry["trajectory"]["turns"]) for entry in stored["rollouts"]["episodes"]]
             learner.restore(stored)
-            for i, episode in learner.rollouts.episodes.items():
-                assert episode.context == before[i].context and episode.state == before[i].state
+            assert json.loads(json.dumps(learner.to_json())) == stored
     unlock(run.workdir, run.lock)
     assert max(turns) == 3
 
 
 class Broken:
-    """An environment without a world."""
+    """An environment without a world for anything but the solution."""
 
     DIFFICULTIES = running_sums.DIFFICULTIES
     make_task, solution = staticmethod(running_sums.make_task), staticmethod(running_sums.solution)
-    reset = staticmethod(running_sums.reset)
+
+    @staticmethod
+    def session():
+        return PureSession(running_sums.reset, Broken.step)
 
     @staticmethod
     def step(state, action):
+        if action.raw == running_sums.solution(state.task)[0]:
+            return running_sums.step(state, action)
         raise OSError("no sandbox")
+
+
+end = Episode.end
 
 
 def test_a_world_that_breaks_ends_the_run_and_changes_nothing(start, tmp_path, monkeypatch, capsys):
     """No answer has a reward, so no step may move the weights."""
     monkeypatch.setitem(ENVIRONMENTS, "running_sums", Broken)
-    monkeypatch.setattr(runner, "_ended", lambda episode, status: ended(episode, "failed"))  # those cut off, too
+    monkeypatch.setattr(
+        Episode, "end", lambda self, *_: end(self, "env_failed", "OSError: no sandbox")
+    )  # those cut off
     with pytest.raises(TooManyNonfiniteSteps, match="2 steps changed nothing"):
         train(prepared(small_config(start, max_nonfinite_steps=2), tmp_path))
-    assert "failed: OSError: no sandbox" in capsys.readouterr().out
+    assert "env_failed: OSError: no sandbox" in capsys.readouterr().out
     before, after = (orbax.load_params(folder / "checkpoints")[0] for folder in (start, tmp_path))
     for leaf, wanted in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(leaf, wanted)

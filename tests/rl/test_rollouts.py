@@ -1,22 +1,22 @@
 """Token budget and staleness side by side, with rollouts whose lengths are drawn instead of generated."""
 
-import dataclasses
 import json
 import random
 from types import SimpleNamespace
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ling_jax.rl.collector import Progress
+from ling_jax.rl.episode import Episode
 from ling_jax.rl.rollouts import Rollouts
-from ling_jax.rl.runner import Ask, Episode
 from ling_jax.rl.staleness import Limits
 from ling_jax.rl.token_budget import Budget
-from ling_jax.rl.trajectory import Trajectory, append_segment, segments
+from ling_jax.rl.trajectory import Trajectory
 from tests.helpers.event_log import check_log
 
 PIECE = 3
+TASK = SimpleNamespace(id="task", messages=(), environment="none")
 
 
 class World:
@@ -31,21 +31,23 @@ class World:
         return Rollouts(budget, limits, group_size, draw, emit)
 
     def begin(self, ids) -> list[Episode]:
-        task = SimpleNamespace(id="task", messages=(), environment="none")
-        return [Episode(i, 0, task, 0, 99, Trajectory("task", [1]), None, ()) for i in ids]
+        return [Episode(i, 0, TASK, 0, 99, Trajectory("task", [1]), [], []) for i in ids]
 
-    def advance(self, running, version):
-        return {i: self.moved(episode, version) for i, episode in running.items()}
+    def advance(self, running, version) -> list[Progress]:
+        progress = []
+        for i, episode in sorted(running.items()):
+            before = episode.drawn
+            self.move(episode, version)
+            progress.append(Progress(i, episode.drawn - before, not episode.running))
+        return progress
 
-    def moved(self, episode: Episode, version: int) -> Episode:
+    def move(self, episode: Episode, version: int) -> None:
         rng = random.Random(f"{self.seed}/{episode.id}")
         length, fails = rng.choice([1, 2, 5, 9, 20, 60]), rng.random() < self.failing
         count = min(PIECE, length - episode.drawn)
-        trajectory = append_segment(episode.trajectory, range(count), [-1.0] * count, version)
-        if episode.drawn + count == length:
-            status = "failed" if fails else rng.choice(["finished", "truncated"])
-            trajectory = dataclasses.replace(trajectory, status=status)
-        return dataclasses.replace(episode, trajectory=trajectory)
+        episode.trajectory.append_generation(range(count), [-1.0] * count, version)
+        if episode.drawn == length:
+            episode.end("env_failed" if fails else rng.choice(["finished", "truncated"]))
 
 
 def iterate(rollouts: Rollouts, world: World, most: int):
@@ -93,8 +95,7 @@ def test_the_log_tells_versions_and_discards(setting, seed, failing):
         slots=limits.max_concurrent,
     )
     for i, episode in rollouts.episodes.items():
-        tags = [[version, stop - start] for start, stop, version in segments(episode.trajectory)]
-        assert tags == drew.get(i, []), f"rollout {i}"
+        assert [list(run) for run in episode.trajectory.runs] == drew.get(i, []), f"rollout {i}"
 
 
 @given(settings_of(), st.integers(0, 10**6))
@@ -103,31 +104,15 @@ def test_what_is_stored_between_steps_goes_on_as_if_nothing_was(setting, seed):
     budget, limits, group_size = setting
     alone, stopped = World(seed), World(seed)
     whole, part = (world.rollouts(budget, limits, group_size) for world in (alone, stopped))
-    reader = SimpleNamespace(begin=lambda asks: stopped.begin([ask.id for ask in asks]), end_ids=())
     for _ in range(6):
         iterate(whole, alone, 2)
         record = json.loads(json.dumps(part.to_json()))
         part = stopped.rollouts(budget, limits, group_size)
-        part.restore(record, lambda i, number: Ask(i, number, None, 0), reader)
+        part.restore(record, lambda number: TASK)
         iterate(part, stopped, 2)
     assert stopped.events == alone.events
     for i, episode in part.episodes.items():
-        for name in ("completion_ids", "behaviour_logps", "versions", "loss_mask"):
-            np.testing.assert_array_equal(
-                getattr(episode.trajectory, name), getattr(whole.episodes[i].trajectory, name)
-            )
-
-
-def test_what_broke_while_it_was_restored_generates_no_more():
-    world, budget = OneIsSlow(0), Budget(tokens=4, pool_size=4, max_retention=3, max_staleness=3)
-    rollouts = world.rollouts(budget, Limits(4, 3, 2), 2)
-    iterate(rollouts, world, 1)
-    slow = rollouts.episodes[1]
-    broken = dataclasses.replace(slow.trajectory, status="failed")
-    rollouts.episodes[1] = dataclasses.replace(slow, trajectory=broken)
-    groups, _ = iterate(rollouts, world, 2)
-    assert [group.valid for group in groups if group.prompt == 0] == [[True, False]]
-    assert 1 not in rollouts.running and 1 not in rollouts.state.oldest
+        assert episode.to_json() == whole.episodes[i].to_json()
 
 
 def test_synchronous_groups_are_used_at_once():
@@ -143,10 +128,10 @@ def test_synchronous_groups_are_used_at_once():
 class OneBreaks(World):
     """Only rollout 1 fails."""
 
-    def moved(self, episode: Episode, version: int) -> Episode:
-        moved = super().moved(episode, version)
-        failed = dataclasses.replace(moved.trajectory, status="failed")
-        return dataclasses.replace(moved, trajectory=failed) if episode.id == 1 and not moved.running else moved
+    def move(self, episode: Episode, version: int) -> None:
+        super().move(episode, version)
+        if episode.id == 1 and not episode.running:
+            episode.end("infra_failed")
 
 
 def test_a_failure_starts_no_other_answer_in_its_place():
@@ -165,10 +150,10 @@ def test_a_failure_starts_no_other_answer_in_its_place():
 class OneIsSlow(World):
     """Rollout 1 never ends by itself; all others do at once."""
 
-    def moved(self, episode: Episode, version: int) -> Episode:
-        status = "running" if episode.id == 1 else "finished"
-        trajectory = append_segment(episode.trajectory, [0], [-1.0], version)
-        return dataclasses.replace(episode, trajectory=dataclasses.replace(trajectory, status=status))
+    def move(self, episode: Episode, version: int) -> None:
+        episode.trajectory.append_generation([0], [-1.0], version)
+        if episode.id != 1:
+            episode.end("finished")
 
 
 def test_a_purged_answer_keeps_its_place_where_its_group_is_used():

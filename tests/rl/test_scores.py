@@ -7,7 +7,6 @@ import pytest
 from ling_jax.engine import score
 from ling_jax.rl.learner import Learner
 from ling_jax.rl.loop import make_learner, new_state
-from ling_jax.rl.trajectory import segments
 from ling_jax.train.workdir import unlock
 from tests.helpers.rl_configs import CONFIGS, shrunk
 from tests.helpers.rl_run import prepared, small_config
@@ -26,8 +25,8 @@ def check_scores(learner: Learner, steps: int) -> tuple[int, float]:
         mismatch = max(mismatch, metrics["mismatch_same_version/max"])
         episodes = [episode for group in taken.pop() for episode in group.episodes if episode is not None]
         for version, params in weights.items():
-            drawn = [e for e in episodes if any(s.version == version for s in segments(e.trajectory))]
-            found = score(params, [e.context for e in drawn], learner.player.engine.config) if drawn else ()
+            drawn = [e for e in episodes if any(run.version == version for run in e.trajectory.runs)]
+            found = score(params, [e.context for e in drawn], learner.collector.engine.config) if drawn else ()
             for episode, logps in zip(drawn, found, strict=True):
                 t = episode.trajectory
                 of_version = np.flatnonzero((t.versions == version) & t.loss_mask)

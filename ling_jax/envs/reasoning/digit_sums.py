@@ -7,6 +7,7 @@ from ling_jax.envs.base import Task, draw_task
 from ling_jax.envs.reasoning.running_sums import solution as solution
 from ling_jax.envs.reasoning.running_sums import sum_task
 from ling_jax.envs.reasoning.single_turn import reset as reset
+from ling_jax.envs.reasoning.single_turn import session as session
 from ling_jax.envs.reasoning.single_turn import step as step
 
 NAME = "digit_sums"

@@ -7,7 +7,8 @@ import functools
 from typing import Any, NamedTuple
 
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
-from ling_jax.envs.base import StepResult, Task, is_held_out
+from ling_jax.envs.base import Action, InfraError, StepResult, Task, is_held_out
+from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning.single_turn import State
 from ling_jax.envs.reasoning.single_turn import reset as reset
 from ling_jax.rewards import gold_answer, shared_checker
@@ -43,15 +44,22 @@ def read_questions(path: str) -> Questions:
     return Questions(tuple(task for task in tasks if not is_held_out(task)), tuple(held_out))
 
 
-def step(state: State, action: str) -> StepResult:
-    """Outcome 1 where the checker calls the answer right. Raises OSError where the machine kept it from a verdict."""
+def step(state: State, action: Action) -> tuple[State, StepResult]:
+    """Outcome 1 where the checker calls the answer right. Raises InfraError where the machine kept it from a verdict.
+
+    An answer on which the checker uses up its processor time is wrong: to hide must pay no better than to be wrong.
+    """
     if state.ended:
         raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    checked = shared_checker().check(action, state.task.hidden["answer"])
+    checked = shared_checker().check(action.raw, state.task.hidden["answer"])
     if checked.reward is None:
-        raise OSError(f"the answer was not checked: {checked.detail}")
-    error = checked.detail or None
-    return StepResult((), {"outcome": checked.reward}, True, False, error, State(state.task, True))
+        raise InfraError(f"the answer was not checked: {checked.detail}")
+    return State(state.task, True), StepResult((), {"outcome": checked.reward}, True, False, checked.detail or None)
+
+
+def session() -> PureSession:
+    """An episode of one turn. The checker takes milliseconds, so it runs at once."""
+    return PureSession(reset, step)
 
 
 def solution(task: Task) -> tuple[str]:

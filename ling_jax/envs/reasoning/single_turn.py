@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from ling_jax.envs.base import StepResult, Task
+from ling_jax.envs.base import Action, StepResult, Task
+from ling_jax.envs.pure import PureSession
 
 ANSWER = "A:"
 
@@ -18,13 +19,18 @@ def reset(task: Task, seed: int) -> State:
     return State(task)
 
 
-def step(state: State, action: str) -> StepResult:
+def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Outcome 1 where all that follows the last `A:` is the task's answer, blanks around it aside."""
     if state.ended:
         raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    error = None if ANSWER in action else f"no answer: expected {ANSWER} and the answer at the end"
-    rewards = {"outcome": float(is_solved(action, state.task))}
-    return StepResult((), rewards, True, False, error, State(state.task, True))
+    error = None if ANSWER in action.raw else f"no answer: expected {ANSWER} and the answer at the end"
+    rewards = {"outcome": float(is_solved(action.raw, state.task))}
+    return State(state.task, True), StepResult((), rewards, True, False, error)
+
+
+def session() -> PureSession:
+    """An episode of one turn."""
+    return PureSession(reset, step)
 
 
 def is_solved(text: str, task: Task) -> bool:

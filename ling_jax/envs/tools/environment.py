@@ -9,8 +9,9 @@ import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ling_jax.chat.tool_calls import parse_either, render_call
-from ling_jax.envs.base import Message, StepResult, Task, draw_task
+from ling_jax.chat.tool_calls import render_call
+from ling_jax.envs.base import Action, Message, StepResult, Task, draw_task
+from ling_jax.envs.pure import PureSession
 from ling_jax.envs.tools import bank, calendar, inventory
 from ling_jax.envs.tools.call import Call, Tool, call_tool
 
@@ -33,6 +34,7 @@ class State(NamedTuple):
     task: Task
     world: World
     changes: tuple[Call, ...] = ()  # the calls that were carried out, those that only read aside
+    made: int = 0  # calls that could be read, carried out or not
     turns: int = 0
     ended: bool = False
 
@@ -48,19 +50,18 @@ def reset(task: Task, seed: int) -> State:
     return State(task, task.hidden["world"])
 
 
-def step(state: State, action: str) -> StepResult:
+def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Carries out the calls of a turn, in either of the formats of `chat.tool_calls`; each gets an answer.
 
     The end's rewards: "state" (the world is as it should be), "sequence" (the calls that change something are the
-    right ones, in order, none besides) and "outcome" (both).
+    right ones, in order, none besides), "outcome" (both) and "superfluous_calls" (calls more than were needed).
     """
     task, world, changes = state.task, state.world, list(state.changes)
     if state.ended:
         raise ValueError(f"task {task.id}: the episode has ended; reset it")
-    parsed = parse_either(action, task.tools)
-    errors = [f"{error}: write each call as the system message says" for error in parsed.errors]
+    errors = [f"{error}: write each call as the system message says" for error in action.errors]
     observation = [_told({"error": error}) for error in errors]
-    for call in parsed.tool_calls:
+    for call in action.tool_calls:
         world, result, error = _carry_out(world, task, call)
         observation.append(_told(result if error is None else {"error": error}))
         if error is not None:
@@ -69,9 +70,15 @@ def step(state: State, action: str) -> StepResult:
             changes.append(call)
     terminated = not observation
     truncated = not terminated and state.turns + 1 >= task.max_turns
-    after = State(task, world, tuple(changes), state.turns + 1, terminated or truncated)
+    made = state.made + len(action.tool_calls)
+    after = State(task, world, tuple(changes), made, state.turns + 1, terminated or truncated)
     rewards = _rewards(after) if after.ended else {}
-    return StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None, after)
+    return after, StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None)
+
+
+def session() -> PureSession:
+    """An episode of as many turns as the task allows."""
+    return PureSession(reset, step)
 
 
 def solution(task: Task) -> tuple[str, ...]:
@@ -100,6 +107,7 @@ def _rewards(state: State) -> dict[str, float]:
         "outcome": float(right_state and right_calls),
         "state": float(right_state),
         "sequence": float(right_calls),
+        "superfluous_calls": float(max(0, state.made - len(hidden["calls"]))),
     }
 
 

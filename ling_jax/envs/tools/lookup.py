@@ -8,8 +8,9 @@ import random
 import string
 from typing import Any, NamedTuple
 
-from ling_jax.chat.tool_calls import parse_either, render_call
-from ling_jax.envs.base import Message, StepResult, Task, draw_task
+from ling_jax.chat.tool_calls import render_call
+from ling_jax.envs.base import Action, Message, StepResult, Task, draw_task
+from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning.running_sums import planter, worked_sum
 from ling_jax.envs.reasoning.single_turn import is_solved
 from ling_jax.envs.tools.call import NOUN, Call, KitState, ToolError, call_tool, tool
@@ -25,6 +26,7 @@ TOKENS_PER_TURN = 64  # our choice: a call has some 30 tokens, in bytes 74
 class State(NamedTuple):
     task: Task
     calls: tuple[Call, ...] = ()  # those that were answered with a number
+    made: int = 0  # calls that could be read, answered or not
     turns: int = 0
     ended: bool = False
 
@@ -49,18 +51,17 @@ def reset(task: Task, seed: int) -> State:
     return State(task)
 
 
-def step(state: State, action: str) -> StepResult:
+def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Answers the calls of a turn; a turn without one ends the episode.
 
     The end's rewards: "answer" (right, as in `envs.reasoning`), "sequence" (all names that were asked for were got, in
-    their order, whatever was got besides) and "outcome" (both).
+    their order, whatever was got besides), "outcome" (both) and "superfluous_calls" (calls more than were needed).
     """
     task, calls = state.task, list(state.calls)
     if state.ended:
         raise ValueError(f"task {task.id}: the episode has ended; reset it")
-    parsed = parse_either(action, [GET.schema])
-    errors, observation = list(parsed.errors), [_told(error) for error in parsed.errors]
-    for call in parsed.tool_calls:
+    errors, observation = list(action.errors), [_told(error) for error in action.errors]
+    for call in action.tool_calls:
         _, number, error = call_tool({GET.name: GET}, task.hidden["store"], call)
         observation.append(_told(str(number) if error is None else error))
         if error is None:
@@ -69,9 +70,15 @@ def step(state: State, action: str) -> StepResult:
             errors.append(error)
     terminated = not observation
     truncated = not terminated and state.turns + 1 >= task.max_turns
-    after = State(task, tuple(calls), state.turns + 1, terminated or truncated)
-    rewards = _rewards(after, action if terminated else "") if after.ended else {}
-    return StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None, after)
+    made = state.made + len(action.tool_calls)
+    after = State(task, tuple(calls), made, state.turns + 1, terminated or truncated)
+    rewards = _rewards(after, action.raw if terminated else "") if after.ended else {}
+    return after, StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None)
+
+
+def session() -> PureSession:
+    """An episode of as many turns as the task allows."""
+    return PureSession(reset, step)
 
 
 def solution(task: Task, *, redundancy: float = 0.0, most: int | None = None, seed: int = 0) -> tuple[str, ...]:
@@ -103,7 +110,12 @@ def _rewards(state: State, answer: str) -> dict[str, float]:
     wanted, made = state.task.hidden["calls"], iter(state.calls)
     in_order = all(any(call == wish for call in made) for wish in wanted)
     solved = is_solved(answer, state.task)
-    return {"outcome": float(solved and in_order), "answer": float(solved), "sequence": float(in_order)}
+    return {
+        "outcome": float(solved and in_order),
+        "answer": float(solved),
+        "sequence": float(in_order),
+        "superfluous_calls": float(max(0, state.made - len(wanted))),
+    }
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:

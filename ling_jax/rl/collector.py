@@ -1,0 +1,195 @@
+"""Moves episodes on: an engine draws their tokens, and the sessions of their environments act beside it."""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ling_jax.chat.template import Piece, encode_all
+from ling_jax.config import ModelConfig
+from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
+from ling_jax.envs import ENVIRONMENTS
+from ling_jax.rl.episode import Episode
+from ling_jax.rl.reader import Reader
+from ling_jax.rl.sessions import SECONDS, SessionHost, SessionResult
+from ling_jax.rl.turns import (
+    append_generation,
+    append_observation,
+    append_result,
+    past_actions,
+    pending_action,
+    tokens_left,
+)
+
+PREFILL_TOKENS = 16_384  # that a step reads at most: all episodes go on together where they fit; our choice
+WAIT_SECONDS = 0.2  # for a result, where all episodes wait for one; our choice: signals are looked at as often
+READ_SECONDS = 1.0  # of reading, after which it returns although nothing was drawn; our choice, as above
+
+
+class Progress(NamedTuple):
+    """What a piece of decoding did for an episode."""
+
+    id: int
+    drawn: int  # tokens that the policy wrote in it
+    ended: bool
+
+
+class Collector:
+    """An engine and the sessions of the episodes that are in it.
+
+    Which slot an episode has is the engine's business: no token depends on it. Where all sessions are instant, equal
+    calls have equal results; when another session's result arrives depends on time, and `arrived` says so.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        reader: Reader,
+        slots: int,
+        *,
+        temperature: float = 1.0,
+        row_tile: int | None = EXACT_TILE,
+        session_seconds: float = SECONDS,
+    ):
+        """An engine of so many slots; temperature 0 takes the likeliest tokens.
+
+        With `row_tile` None the last bits of log-probs depend on which episodes run side by side. `session_seconds` is
+        the deadline of each opening and each action of a session.
+        """
+        self.reader, self.slots, self.temperature = reader, slots, temperature
+        self.arrived: list[int] = []  # episodes whose session answered in the last `advance`, instant ones aside
+        self.engine = Engine(
+            config,
+            slots=slots,
+            memory_bytes=memory_for(config, slots=slots, max_tokens=reader.context),
+            row_tile=row_tile,
+            prefill_tokens=min(PREFILL_TOKENS, slots * reader.context),
+        )
+        self._sessions = SessionHost(session_seconds)
+        self._episodes: dict[int, Episode] = {}
+
+    def __enter__(self) -> "Collector":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def load(self, params: Any, version: int = 0) -> None:
+        """New weights: what goes on is read again by them."""
+        self.engine.load(params, version)
+
+    def advance(self, episodes: Mapping[int, Episode]) -> list[Progress]:
+        """One piece of decoding for these running episodes, which grow in place; what it did for each, by id.
+
+        An episode whose environment acts has no slot and no progress. There may be nothing to tell, []: where all
+        environments act it waits 0.2 s at most, where long contexts are read about a second. Of more episodes than
+        slots, those of the lowest ids go first. An episode that is not among these any more leaves, and its session is
+        closed.
+        """
+        before = {i: episode.drawn for i, episode in episodes.items()}
+        for i in [i for i, episode in self._episodes.items() if episodes.get(i) is not episode]:
+            self._release(i)
+        joined = [self._join(episodes[i]) for i in sorted(episodes.keys() - self._episodes.keys())]
+        self._apply([result for result in joined if result is not None])
+        results = self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS)
+        self.arrived = [result.id for result in results]
+        self._apply(results)
+        self._apply(self._draw())
+        ended = [i for i, episode in self._episodes.items() if not episode.running]
+        for i in ended:
+            self._release(i)
+        moved = [Progress(i, episodes[i].drawn - before[i], not episodes[i].running) for i in sorted(episodes)]
+        return [progress for progress in moved if progress.drawn or progress.ended]
+
+    def close(self) -> None:
+        """All episodes leave, and their sessions are closed."""
+        for i in list(self._episodes):
+            self._release(i)
+        self._sessions.close_all()
+
+    @property
+    def _acting(self) -> bool:
+        return any(episode.pending is not None for episode in self._episodes.values())
+
+    def _join(self, episode: Episode) -> SessionResult | None:
+        """Brings engine and session to where the episode is; the result of an instant session that was to act."""
+        if not episode.running:
+            raise ValueError(f"rollout {episode.id} is {episode.trajectory.status}; only a running one goes on")
+        self._episodes[episode.id] = episode
+        self.engine.resume(self._snapshot(episode))
+        make, repeated, acting = ENVIRONMENTS[episode.task.environment].session, past_actions(episode), episode.pending
+        begun = bool(repeated) or acting is not None
+        self._sessions.open(episode.id, make, episode.task, episode.seed, repeated, begun=begun)
+        return self._act(episode) if acting is not None else None
+
+    def _act(self, episode: Episode) -> SessionResult | None:
+        """The result of an instant session; of another one the host has it later."""
+        return self._sessions.act(episode.id, pending_action(episode))
+
+    def _draw(self) -> list[SessionResult]:
+        """Adds to the episodes what the engine draws next; the results of turns that ended in instant sessions."""
+        events: list[Event] = []
+        until = time.monotonic() + READ_SECONDS
+        while not events and self.engine.busy and time.monotonic() < until:
+            events = self.engine.step()
+        results = []
+        for event in sorted(events, key=lambda event: event.id):
+            episode = self._episodes[event.id]
+            append_generation(episode, event, self.reader)
+            if episode.pending is not None:
+                results.append(self._act(episode))
+        return [result for result in results if result is not None]
+
+    def _apply(self, results: Sequence[SessionResult]) -> None:
+        """Adds results to the episodes. All observations are encoded together, on all threads."""
+        prompts: dict[int, list[Piece]] = {}
+        for result in results:
+            if pieces := append_result(self._episodes[result.id], result, self.reader):
+                prompts[result.id] = pieces
+        encoded = encode_all(self.reader.tokenizer, list(prompts.values())) if prompts else ()
+        for i, (tokens, _) in zip(prompts, encoded, strict=True):
+            episode = self._episodes[i]
+            append_observation(episode, tokens, self.engine.version, self.reader)
+            if episode.running:
+                self.engine.extend(i, tokens, tokens_left(episode, self.reader))
+
+    def _release(self, id: int) -> None:
+        """The episode leaves engine and sessions."""
+        del self._episodes[id]
+        if id in self.engine:
+            self.engine.release(id)
+        self._sessions.close(id)
+
+    def _snapshot(self, episode: Episode) -> Snapshot:
+        """The request that goes on where the episode is; its id is its priority, so that all schedules are the same."""
+        request = Request(
+            episode.id,
+            episode.trajectory.prompt_ids,
+            episode.max_tokens,
+            seed=episode.seed,
+            temperature=self.temperature,
+            stop_ids=tuple(sorted(self.reader.end_ids)),
+            priority=episode.id,
+        )
+        return Snapshot(
+            request=request,
+            tokens=tuple(episode.context),
+            turn=episode.drawn,
+            drawn=episode.drawn,
+            limit=episode.drawn + tokens_left(episode, self.reader),
+            recorded=0,
+            prompt_logps=(),
+            finish_reason=None if episode.pending is None else "stop",
+            fingerprint=self.engine.fingerprint,
+        )
+
+
+def play(collector: Collector, episodes: Iterable[Episode]) -> Iterator[Episode]:
+    """Episodes to their ends under the weights that are loaded, in the order in which they end; slots never wait."""
+    waiting, running = iter(episodes), {}
+    while True:
+        running |= {episode.id: episode for episode in itertools.islice(waiting, collector.slots - len(running))}
+        if not running:
+            return
+        ended = [progress.id for progress in collector.advance(running) if progress.ended]
+        yield from [running.pop(i) for i in ended]

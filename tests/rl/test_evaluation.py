@@ -1,0 +1,39 @@
+"""What a policy does with held-out tasks."""
+
+import pytest
+
+from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs.sources import held_out_tasks
+from ling_jax.rl.collector import Collector
+from ling_jax.rl.evaluation import evaluate, summarise
+from tests.helpers.scripted_policy import reader, use_scripts, write_script
+
+
+def test_evaluation_is_in_order_and_summed_up(monkeypatch):
+    """Ten held-out tasks in two slots; the policy solves those with an even number."""
+    use_scripts(monkeypatch)
+    tasks = held_out_tasks("running_sums", (1, 2), 10)
+    for i, task in enumerate(tasks):
+        write_script(i, ENVIRONMENTS["running_sums"].solution(task) if i % 2 == 0 else ["A:0"])
+    with Collector(None, reader(), 2, temperature=0.0) as collector:
+        records = evaluate(collector, None, tasks)
+    assert [record["outcome"] for record in records] == [1, 0] * 5
+    assert [record["task"] for record in records] == [task.id for task in tasks]
+    accuracy, tokens = summarise(records)
+    assert (accuracy.name, accuracy.value, accuracy.n) == ("running_sums/accuracy", 0.5, 10)
+    low, high = accuracy.interval
+    assert 0.2 < low < 0.5 < high < 0.8 and tokens.name == "running_sums/tokens" and tokens.value > 4
+
+
+def test_rewards_are_means_over_the_episodes_that_have_them():
+    about = {"environment": "lookup", "outcome": 1.0, "tokens": 3}
+    records = [
+        about | {"status": "finished", "rewards": {"outcome": 1.0, "superfluous_calls": 2.0}},
+        about | {"status": "finished", "rewards": {"outcome": 1.0, "superfluous_calls": 1.0}},
+        about | {"status": "truncated", "rewards": {}, "outcome": 0.0},
+        about | {"status": "env_failed", "rewards": {}},
+        about | {"status": "infra_failed", "rewards": {}},
+    ]
+    accuracy, tokens, calls = summarise(records)
+    assert (accuracy.value, accuracy.n, tokens.n) == (pytest.approx(2 / 3), 3, 3)
+    assert (calls.name, calls.value, calls.n) == ("lookup/superfluous_calls", 1.5, 2)
