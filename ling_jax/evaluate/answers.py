@@ -153,11 +153,16 @@ def answer_results(
     return samples, [*metrics, Metric("verifier_errors", errors, None, len(verdicts), "samples")]
 
 
-def accuracy(name: str, scores: Sequence[Sequence[float]]) -> Metric:
+def accuracy(name: str, scores: Sequence[Sequence[float]], unit: str = "samples") -> Metric:
     """The mean of all scores; the interval treats those of a prompt, at least one, as a cluster."""
     count = sum(map(len, scores))
     if not count:
-        return Metric(name, None, None, 0, "samples")
+        return Metric(name, None, None, 0, unit)
     mean = sum(map(sum, scores)) / count
     worth = effective_count([sum(group) for group in scores], [len(group) for group in scores])
-    return Metric(name, mean, wilson_interval(mean, worth), count, "samples")
+    return Metric(name, mean, wilson_interval(mean, worth), count, unit)
+
+
+def distinct(ids: Sequence[str]) -> Metric:
+    """How many of the tasks differ in their content, which a hash names."""
+    return Metric("distinct", len(set(ids)), None, len(ids), "tasks")

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ling_jax.chat.tool_calls import parse_either
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.engine.prompts import encode_prompts
 from ling_jax.envs import HELD_OUT_SEEDS, Task
 from ling_jax.envs.reasoning.needle import is_code, needle_task
-from ling_jax.evaluate.answers import Verdict, accuracy
+from ling_jax.evaluate.answers import Verdict, accuracy, distinct
 from ling_jax.evaluate.report import Metric
 
 SHORTEST, LONGEST = 256, 32_768  # of the default lengths, tokens
@@ -107,8 +108,8 @@ def needle_record(needle: Needle, number: int) -> dict[str, Any]:
 
 
 def finds_code(text: str, record: dict[str, Any]) -> bool:
-    """The verifier: `envs.reasoning.needle.is_code`."""
-    return is_code(text, record["answer"])
+    """The verifier: `envs.reasoning.needle.is_code` of what is behind the reasoning."""
+    return is_code(parse_either(text).content, record["answer"])
 
 
 def needle_metrics(needles: Sequence[Needle], verdicts: Sequence[Verdict]) -> list[Metric]:
@@ -123,7 +124,7 @@ def needle_metrics(needles: Sequence[Needle], verdicts: Sequence[Verdict]) -> li
         for length in lengths
     ]
     metrics += [accuracy(f"accuracy/{length}/{depth:g}", groups) for (length, depth), groups in scores.items()]
-    return [*metrics, Metric("distinct", len({needle.task.id for needle in needles}), None, len(needles), "tasks")]
+    return [*metrics, distinct([needle.task.id for needle in needles])]
 
 
 def heat_map(needles: Sequence[Needle], verdicts: Sequence[Verdict]) -> str:

@@ -5,7 +5,7 @@ import pytest
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data.tokenizer import train_bpe
-from ling_jax.envs import is_held_out
+from ling_jax.envs import is_held_out, parse_action
 from ling_jax.envs.reasoning.needle import SENTENCES, make_task, needle_task, reset, solution, step
 from ling_jax.evaluate.answers import Verdict
 from ling_jax.evaluate.needle import (
@@ -75,7 +75,7 @@ def test_only_the_code_that_is_asked_for_is_right():
     other = next(word.strip(".") for word in task.prompt.split() if word.strip(".").isdecimal() and code not in word)
 
     def outcome(text):
-        return step(reset(task, 0), text).rewards["outcome"]
+        return step(reset(task, 0), parse_action(text))[1].rewards["outcome"]
 
     assert solution(task) == (code,)
     for right in (code, f"The code is {code}.", f"<think>{other}? no</think>{code}", f"{code}, so {code}"):

@@ -160,7 +160,25 @@ def test_codes_are_asked_for_at_all_lengths_and_depths(folder, tmp_path):
     assert "found, in per cent\ntokens  depth 0  depth 1\n   256 " in done.stdout
 
 
-GOOD = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0], "needle": {}}
+def test_environments_are_played_with_several_samples(tmp_path):
+    """And as often as asked: lookup has turns and tools. A model that knows nothing solves nothing."""
+    config = dataclasses.replace(CONFIG, max_length=512)
+    save_hf(PARAMS, config, tmp_path / "hf")
+    data.save_tokenizer(TOKENIZER, tmp_path / "hf")
+    sampling = ["--samples=3", "--k=1,3", "--temperature=1", "--max_new_tokens=6", "--count=4"]
+    flags = ["--environment=lookup", "--difficulties=1,2", "--context=400", *sampling, f"--out={tmp_path}/out"]
+    (done,) = run_each("launch.evaluate", [[f"--model={tmp_path}/hf", "--task=environment", *flags]])
+    assert done.returncode == 0, done.stderr
+    samples, summary, metrics = read(tmp_path / "out")
+    assert len(samples) == 12 and [sample["difficulty"] for sample in samples] == [1] * 3 + [2] * 3 + [1] * 3 + [2] * 3
+    assert [sample["answer_seed"] for sample in samples] == list(range(12))
+    assert {sample["status"] for sample in samples} <= {"finished", "truncated"} and metrics["failed"]["value"] == 0
+    assert metrics["distinct"]["value"] == metrics["lookup/tokens"]["n"] == 4
+    assert metrics["lookup/accuracy"]["n"] == 12 and metrics["lookup/pass^3"]["value"] == 0
+    assert summary["settings"]["difficulties"] == ["1", "2"] and "rollouts=12/12 " in done.stdout
+
+
+GOOD = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0], "environment": {}, "needle": {}}
 TASK, CHOICE = '{"prompt": "x", "answer": "y"}', '{"prompt": "x", "choices": ["a", "b"], "answer": 0}'
 BAD = [
     ("perplexity", '{"txt": "x"}', (), "line 2 has no field 'text', did you mean 'txt'?"),
@@ -175,6 +193,9 @@ BAD = [
     ("choice", CHOICE, ("--samples=2",), "is of --task=generate"),
     ("perplexity", '{"text": "x"}', ("--raw",), "--raw is of --task=choice"),
     ("generate", TASK, ("--lengths=256",), "--lengths is of --task=needle; remove it"),
+    ("environment", "", ("--environment=lookup", "--difficulties=1"), "lookup needs no file"),
+    ("environment", "", ("--environment=lokup",), "tasks.environment is 'lokup', did you mean 'lookup'"),
+    ("environment", "", (), "--environment is missing; there are running_sums"),
     ("needle", "", (), "--task=needle makes its own texts: remove --data"),
     ("generate", TASK, ("--effort=a\tb",), "effort is 'a\\tb'; expected a word"),
 ]

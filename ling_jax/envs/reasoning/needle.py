@@ -11,8 +11,8 @@ import random
 import re
 from typing import Any
 
-from ling_jax.chat.tool_calls import parse_either
-from ling_jax.envs.base import StepResult, Task, draw_task
+from ling_jax.envs.base import Action, StepResult, Task, draw_task
+from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning.single_turn import State
 from ling_jax.envs.reasoning.single_turn import reset as reset
 
@@ -32,6 +32,7 @@ _COLOURS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey")
 _THINGS = ("lamp", "chest", "door", "drawer", "locker", "trunk", "vault", "cabinet")
 NAMES = tuple(f"{colour} {thing}" for colour, thing in itertools.product(_COLOURS, _THINGS))
 CODES = range(10_000, 100_000)
+NUMBER = re.compile("[0-9]+")
 
 
 def make_task(seed: int, difficulty: int) -> Task:
@@ -44,18 +45,23 @@ def needle_task(seed: int, sentences: int, depth: float) -> Task:
     return draw_task(NAME, seed, sentences, ANY_LENGTH, functools.partial(_draw, depth=depth))
 
 
-def step(state: State, action: str) -> StepResult:
+def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Outcome 1 where the answer behind the reasoning has one number and that is the code."""
     if state.ended:
         raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    error = None if re.search("[0-9]", action) else "no answer: expected the code"
-    rewards = {"outcome": float(is_code(action, state.task.hidden["answer"]))}
-    return StepResult((), rewards, True, False, error, State(state.task, True))
+    error = None if NUMBER.search(action.content) else "no answer: expected the code"
+    rewards = {"outcome": float(is_code(action.content, state.task.hidden["answer"]))}
+    return State(state.task, True), StepResult((), rewards, True, False, error)
 
 
-def is_code(text: str, code: str) -> bool:
-    """Whether the content of an answer names one number, and that is the code."""
-    return set(re.findall("[0-9]+", parse_either(text).content)) == {code}
+def session() -> PureSession:
+    """An episode of one turn."""
+    return PureSession(reset, step)
+
+
+def is_code(content: str, code: str) -> bool:
+    """Whether the content of an answer, which is without its reasoning, names one number, and that is the code."""
+    return set(NUMBER.findall(content)) == {code}
 
 
 def solution(task: Task) -> tuple[str]:
