@@ -22,4 +22,5 @@ from ling_jax.objectives.kpop import calibrate_phi as calibrate_phi
 from ling_jax.objectives.kpop import kpop_loss as kpop_loss
 from ling_jax.objectives.lpo import lpo_loss as lpo_loss
 from ling_jax.objectives.reference_kl import reference_kl as reference_kl
+from ling_jax.objectives.reverse_kl import reverse_kl_loss as reverse_kl_loss
 from ling_jax.objectives.tis import tis_loss as tis_loss
