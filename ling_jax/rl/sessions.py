@@ -19,8 +19,9 @@ from ling_jax.envs.base import Action, InfraError, Message, Session, StepResult,
 
 SECONDS = 600.0  # for an `open` or a `step`; our choice: a test suite in a sandbox takes minutes
 CLOSE_SECONDS = 10.0  # for a `close`, beside all else; our choice
-EXIT_SECONDS = 2.0  # for all that is still open at the end; our choice: a signal ends a run in three
+EXIT_SECONDS = 1.0  # for all that is still open at the end; our choice: a signal ends a run in three
 POLL_SECONDS = 1.0  # between two looks at deadlines
+LOST = "its session was lost by a restart, and cannot be repeated"
 
 Repeated = tuple[Action, Sequence[Message]]  # an action that was made before, and the observation that it had
 
@@ -63,11 +64,6 @@ class SessionHost:
         """Whether there is a session of this id."""
         return id in self._sessions
 
-    @property
-    def ids(self) -> set[int]:
-        """Of the sessions."""
-        return set(self._sessions)
-
     def open(
         self,
         id: int,
@@ -83,18 +79,12 @@ class SessionHost:
         `begun` says that an earlier session, which is no more, was given actions; one that cannot be repeated is lost
         then. Where any of this fails, the result of the next action says so.
         """
-        try:
-            session = make()
-            if begun and not session.replayable:
-                raise InfraError("it was lost by a restart, and cannot be repeated")
-            instant = getattr(session, "instant", False)
-            live = self._sessions[id] = _Instant(id, session) if instant else _Threaded(id, session, self._add)
-        except Exception as error:  # of the maker, or a limit of threads or open files
-            self._sessions[id] = _Broken(SessionResult(id, None, "infra_failed", _opening(error)))
+        live = self._sessions[id] = self._make(id, make, begun)
+        if isinstance(live, _Broken):
             return
-        live.do(_open(id, session, task, seed))
+        live.do(_open(id, live.session, task, seed))
         for action, observation in repeated:
-            live.do(_repeat(id, session, action, observation))
+            live.do(_repeat(id, live.session, action, observation))
 
     def act(self, id: int, action: Action) -> SessionResult | None:
         """The result of an instant session; `results` gives that of another one, when it has come."""
@@ -123,6 +113,15 @@ class SessionHost:
         until = time.monotonic() + EXIT_SECONDS
         for thread in self._reapers:
             thread.join(max(0.0, until - time.monotonic()))
+
+    def _make(self, id: int, make: Callable[[], Session], begun: bool) -> "_Instant | _Threaded | _Broken":
+        try:
+            session = make()
+            if begun and not session.replayable:
+                return _Broken(SessionResult(id, None, "infra_failed", LOST))
+            return _Instant(id, session) if getattr(session, "instant", False) else _Threaded(id, session, self._add)
+        except Exception as error:  # of the maker, or a limit of threads or open files
+            return _Broken(SessionResult(id, None, "infra_failed", _opening(error)))
 
     def _add(self, live: "_Threaded", result: SessionResult) -> None:
         with self._changed:
@@ -194,9 +193,6 @@ class _Broken(NamedTuple):
     """What is there instead of a session that could not be made."""
 
     failure: SessionResult
-
-    def do(self, work: _Work) -> None:
-        work.close()
 
     def act(self, action: Action) -> SessionResult:
         del action

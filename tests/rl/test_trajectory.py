@@ -48,22 +48,23 @@ def test_a_trajectory_is_the_parts_that_were_appended(parts):
     trajectory, wanted, version = build(parts), {name: [] for name in ARRAYS}, 0
     for count, later, drawn in parts:
         version += later
-        for name, value in zip(ARRAYS, (range(count), [-0.5 * drawn] * count, [version] * count, [drawn] * count)):
+        values = range(count), [-0.5 * drawn] * count, [version] * count, [drawn] * count
+        for name, value in zip(ARRAYS, values, strict=True):
             wanted[name] += value
     assert arrays(trajectory) == wanted
     assert trajectory.drawn == sum(wanted["loss_mask"]) and len(trajectory) == len(wanted["versions"])
     versions = [run.version for run in trajectory.runs]
     assert versions == sorted(set(versions)) and all(run.count > 0 for run in trajectory.runs)
     edges = np.diff(np.array([False, *wanted["loss_mask"], False], np.int8))
-    assert trajectory.turns == list(zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)))
+    assert trajectory.turns == list(zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True))
 
 
 @given(PARTS, PARTS)
 def test_arrays_that_were_given_out_stay_as_they_are(parts, more):
     trajectory = build(parts)
-    given_out, before = [getattr(trajectory, name) for name in ARRAYS], arrays(trajectory)
+    given_out, before = {name: getattr(trajectory, name) for name in ARRAYS}, arrays(trajectory)
     build([(count, later + 99, drawn) for count, later, drawn in more], trajectory)
-    assert dict(zip(ARRAYS, (array.tolist() for array in given_out))) == before
+    assert {name: array.tolist() for name, array in given_out.items()} == before
     with pytest.raises(ValueError, match="read-only"):
         trajectory.completion_ids[:] = 0
 
@@ -120,7 +121,7 @@ def test_a_record_whose_parts_do_not_fit_is_refused(change, message):
 
 
 def test_a_token_costs_the_same_however_long_the_trajectory_is():
-    """32K tokens in pieces of 8 take some 0.03 s; copies of all that is there took 0.9 s. A busy machine gets ten tries."""
+    """32K tokens in pieces of 8 take 0.03 s; copies of all that is there took 0.9 s. Ten tries, for a busy machine."""
 
     def seconds():
         trajectory, begun = Trajectory("task", (1, 2)), time.process_time()
