@@ -25,28 +25,25 @@ def slot_spans(events: Iterable[Mapping[str, Any]]) -> tuple[list[Span], list[in
 
     A rollout that goes on under new weights is shown in the slot that it had; no token depends on its slot.
     """
-    held: dict[int, int] = {}  # rollout -> slot
+    held: dict[int, int] = {}  # rollout -> slot, of those that have not ended
     first: dict[int, int] = {}  # rollout -> version of its first token
-    current: dict[int, Span] = {}
-    spans, updates, version = [], [], None
-    for piece, event in enumerate(event for event in events if event["kind"] == "slice"):
-        if event["version"] != version:
-            version = event["version"]
-            updates.append(piece)
-        rollouts = {int(name): status for name, (_, status) in event["rollouts"].items()}
+    spans, updates, offset = [], [], 0
+    for event in (event for event in events if event["kind"] == "generated"):
+        updates.append(offset)
+        rollouts = {int(name): values for name, values in event["rollouts"].items()}
         held = {i: slot for i, slot in held.items() if i in rollouts}
-        free = (slot for slot in itertools.count() if slot not in held.values())
-        for i in sorted(rollouts.keys() - held.keys()):
-            held[i] = next(free)
-        for i, slot in held.items():
-            age, last = version - first.setdefault(i, version), current.get(i)
-            if last and last.stop == piece and (last.slot, last.age) == (slot, age):
-                current[i] = last._replace(stop=piece + 1)
-            else:
-                spans += [last] if last else []
-                current[i] = Span(slot, piece, piece + 1, i, age)
-        held = {i: slot for i, slot in held.items() if rollouts[i] == "running"}
-    return sorted([*spans, *current.values()]), updates
+        until = dict.fromkeys(held.values(), math.inf)  # slot -> the piece in which it is free; all others are
+        for i, (start, stop, _, status) in sorted(rollouts.items(), key=lambda item: (item[1][0], item[0])):
+            slot = held.get(i)
+            if slot is None:
+                slot = next(slot for slot in itertools.count() if until.get(slot, 0) <= start)
+            until[slot] = stop if status != "running" else math.inf
+            age = event["version"] - first.setdefault(i, event["version"])
+            spans.append(Span(slot, offset + start, offset + stop, i, age))
+            held[i] = slot
+        held = {i: slot for i, slot in held.items() if rollouts[i][-1] == "running"}
+        offset += event["pieces"]
+    return sorted(spans), updates
 
 
 def slots(events: Iterable[Mapping[str, Any]]) -> str:

@@ -13,7 +13,9 @@ from launch.flags import define_config, run_program, usage_errors
 from launch.training import check_one_host, training_errors
 from ling_jax.align.rewards import named_reward
 from ling_jax.rl.config import RLConfig
-from ling_jax.rl.loop import check_replay, prepare, replay, train
+from ling_jax.rl.loop import train
+from ling_jax.rl.prepare import prepare
+from ling_jax.rl.replay import check_replay, replay
 from ling_jax.train.config import from_dict
 
 CONFIG = define_config(RLConfig)

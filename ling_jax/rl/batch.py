@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ling_jax.rl.buffer import Group
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
-from ling_jax.rl.rollouts import Group
 from ling_jax.rl.step import Batch
 
 

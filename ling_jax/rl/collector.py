@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ling_jax.chat.template import Piece, encode_all
@@ -66,6 +66,7 @@ class Collector:
             prefill_tokens=min(PREFILL_TOKENS, slots * reader.context),
         )
         self._sessions = SessionHost(session_seconds)
+        self._early: dict[int, SessionResult] = {}  # of a replay: results that come before their time
         self._episodes: dict[int, Episode] = {}
 
     def __enter__(self) -> "Collector":
@@ -78,20 +79,20 @@ class Collector:
         """New weights: what goes on is read again by them."""
         self.engine.load(params, version)
 
-    def advance(self, episodes: Mapping[int, Episode]) -> list[Progress]:
+    def advance(self, episodes: Mapping[int, Episode], arrivals: Sequence[int] | None = None) -> list[Progress]:
         """One piece of decoding for these running episodes, which grow in place; what it did for each, by id.
 
         An episode whose environment acts has no slot and no progress. There may be nothing to tell, []: where all
         environments act it waits 0.2 s at most, where long contexts are read about a second. Of more episodes than
         slots, those of the lowest ids go first. An episode that is not among these any more leaves, and its session is
-        closed.
+        closed. With `arrivals`, for a replay, it waits for the results of these sessions, and leaves others for later.
         """
         before = {i: episode.drawn for i, episode in episodes.items()}
         for i in [i for i, episode in self._episodes.items() if episodes.get(i) is not episode]:
             self._release(i)
         joined = [self._join(episodes[i]) for i in sorted(episodes.keys() - self._episodes.keys())]
         self._apply([result for result in joined if result is not None])
-        results = self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS)
+        results = self._results() if arrivals is None else self._results_of(arrivals)
         self.arrived = [result.id for result in results]
         self._apply(results)
         self._apply(self._draw())
@@ -110,6 +111,17 @@ class Collector:
     @property
     def _acting(self) -> bool:
         return any(episode.pending is not None for episode in self._episodes.values())
+
+    def _results(self) -> list[SessionResult]:
+        return self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS)
+
+    def _results_of(self, ids: Sequence[int]) -> list[SessionResult]:
+        while True:
+            self._early |= {result.id: result for result in self._sessions.results(0.0)}
+            missing = [i for i in ids if i not in self._early and i in self._episodes]
+            if not missing:
+                return [self._early.pop(i) for i in sorted(ids) if i in self._early]
+            self._early |= {result.id: result for result in self._sessions.results(WAIT_SECONDS)}
 
     def _join(self, episode: Episode) -> SessionResult | None:
         """Brings engine and session to where the episode is; the result of an instant session that was to act."""
@@ -184,10 +196,15 @@ class Collector:
         )
 
 
-def play(collector: Collector, episodes: Iterable[Episode]) -> Iterator[Episode]:
-    """Episodes to their ends under the weights that are loaded, in the order in which they end; slots never wait."""
+def play(
+    collector: Collector, episodes: Iterable[Episode], *, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Episode]:
+    """Episodes to their ends under the weights that are loaded, in the order in which they end; slots never wait.
+
+    It ends before where `stopped()` says so, which is asked between two pieces of decoding.
+    """
     waiting, running = iter(episodes), {}
-    while True:
+    while not stopped():
         running |= {episode.id: episode for episode in itertools.islice(waiting, collector.slots - len(running))}
         if not running:
             return

@@ -11,7 +11,7 @@ from ling_jax.chat.thinking import check_thinking
 from ling_jax.config import nearest
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
-from ling_jax.rl import staleness, token_budget
+from ling_jax.rl.ledger import Limits
 from ling_jax.rl.step import make_objective
 from ling_jax.train.config import HANG, OptimizerConfig, Rule, check_fields, check_optimizer
 
@@ -32,11 +32,11 @@ class RolloutConfig:
     group_size: int = 8  # answers to a prompt; Ring-1T report §2.3.4
     prompts_per_step: int = 32  # groups that an optimisation step uses, at most
     max_tokens: int = 0  # that the policy may write in a rollout; 0: what the task says
-    token_budget: int = 0  # generated before an optimisation step; 0: until nothing is left to generate
+    token_budget: int = 0  # generated before an optimisation step, unless its batch is full; 0: until it is
     max_staleness: int = 0  # weight versions; 0: synchronous
     max_retention: int = 0  # how often a rollout may be paused at the budget
     session_seconds: float = 600.0  # for an opening and for each action of an environment's session; our choice
-    count: str = "generated"  # what the budget counts, and how the pool fills: ling_jax.rl.token_budget
+    count: str = "generated"  # what the budget counts, and how slots fill: ling_jax.rl.ledger
     refill: str = "continuous"
 
 
@@ -48,9 +48,11 @@ class LoopConfig:
     save_every: int = 10
     keep: int = 2  # checkpoints
     max_nonfinite_steps: int = 10  # a run stops after so many that changed nothing
+    max_failed_share: float = 0.5  # of the last rollouts, lost to environments and machinery: more ends the run (ours)
     hang_seconds: float = 1800.0  # the run ends where nothing is generated or learnt in so many (our choice); 0: never
     samples: int = 2  # answers that each step writes to samples.jsonl
     eval_tasks: int = 0  # held-out tasks of each source, answered greedily at the start and at the end
+    eval_every: int = 0  # also after every so many steps; 0: not
     dpr_steps: int = 0  # draw tasks by their pass rates, which takes a tenth of so many steps for early; 0: uniformly
 
 
@@ -79,7 +81,8 @@ class RLConfig:
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
-    "train.hang_seconds", "train.samples", "train.eval_tasks", "rollout.session_seconds",
+    "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
+    "rollout.session_seconds",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -94,7 +97,7 @@ FIELDS: tuple[Rule, ...] = (
     (
         (
             "rollout.max_tokens", "rollout.token_budget", "train.seed", "train.samples", "train.eval_tasks",
-            "train.dpr_steps",
+            "train.eval_every", "train.dpr_steps",
         ),
         lambda x: x >= 0,
         "must not be negative",
@@ -102,6 +105,7 @@ FIELDS: tuple[Rule, ...] = (
     (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
     (("rollout.session_seconds",), lambda x: 0 < x < math.inf, "must be positive and finite"),
     HANG,
+    (("train.max_failed_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
     (("start_from",), bool, "must name the workdir of the stage before, or a Hugging Face folder"),
@@ -124,12 +128,12 @@ def check_config(config: RLConfig) -> None:
             )
     _check_efforts(config)
     _check_microbatches(config)
-    budget_of(config.rollout)
+    limits_of(config.rollout)
     _check_objective(config)
     _check_corrected(config)
 
 
-def budget_of(rollout: RolloutConfig) -> token_budget.Budget:
+def limits_of(rollout: RolloutConfig) -> Limits:
     """Raises ValueError on limits that do not go together."""
     if rollout.token_budget == 0 and rollout.max_staleness + rollout.max_retention > 0:
         raise ValueError(
@@ -137,21 +141,15 @@ def budget_of(rollout: RolloutConfig) -> token_budget.Budget:
             f"{rollout.max_retention}: without a budget nothing is ever paused; name the tokens of a step, such as "
             "prompts_per_step · group_size · an answer's mean length, or set both to 0"
         )
-    return token_budget.Budget(
-        tokens=rollout.token_budget or 2**62,
-        pool_size=rollout.slots,
-        max_retention=rollout.max_retention,
+    return Limits(
+        slots=rollout.slots,
+        prompts_per_step=rollout.prompts_per_step,
+        group_size=rollout.group_size,
+        token_budget=rollout.token_budget,
         max_staleness=rollout.max_staleness,
+        max_retention=rollout.max_retention,
         count=rollout.count,
         refill=rollout.refill,
-    )
-
-
-def limits_of(rollout: RolloutConfig) -> staleness.Limits:
-    return staleness.Limits(
-        max_concurrent=rollout.slots,
-        max_staleness=rollout.max_staleness,
-        consumer_batch_size=rollout.prompts_per_step * rollout.group_size,
     )
 
 

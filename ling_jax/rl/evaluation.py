@@ -1,6 +1,6 @@
 """What a policy does with held-out tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,24 @@ from ling_jax.rl.trajectory import FAILED
 
 
 def evaluate(
-    collector: Collector, params, tasks: Sequence[Task], *, samples: int = 1, seed: int = 0
+    collector: Collector,
+    params,
+    tasks: Sequence[Task],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
     """What the weights do with each task: `describe` of `samples` episodes, next to each other, tasks in order.
 
-    The answers have seeds of their own, from `seed` on. With a collector of temperature 0, the likeliest answers.
-    Raises ValueError where a task does not fit the context.
+    The answers have seeds of their own, from `seed` on. With a collector of temperature 0, the likeliest answers. Where
+    `stopped()` says so between two pieces of decoding, only the episodes that have ended. Raises ValueError where a
+    task does not fit the context.
     """
     collector.load(params)
     numbers = [(i, i // samples) for i in range(len(tasks) * samples)]
     requests = [EpisodeRequest(i, number, tasks[number], seed=seed + i) for i, number in numbers]
-    playing = ([episode] for episode in play(collector, collector.reader.begin_all(requests)))
+    playing = ([episode] for episode in play(collector, collector.reader.begin_all(requests), stopped=stopped))
     episodes = sorted(with_progress(playing, "rollouts", len(requests)), key=lambda episode: episode.id)
     return [describe(episode) for episode in episodes]
 

@@ -1,42 +1,55 @@
 """The loop of reinforcement learning without the world around it: one call of `Learner.step` is one weight version.
 
-Its events, which make the log of a run, are JSON objects of five kinds:
+Its events, which make the log of a run, are JSON objects of six kinds:
 
     prompt     which task a prompt was drawn
-    slice      tokens that each rollout got in a piece of decoding, its status, and a digest of all of them
-    staleness  a record of `ling_jax.rl.staleness`: what happened, who may start, who was discarded
-    iteration  a record of `ling_jax.rl.token_budget`: who was purged, resumed, added, completed and paused
-    update     the prompts of a batch, a digest of its arrays, its loss and the norm of its gradient
+    refused    a task of which no prompt can come, such as one longer than the context; another one is drawn
+    generated  the pieces in which each rollout got tokens of these weights, how many, its status; a digest of all;
+               whose environments answered before which piece, where that depends on the clock
+    taken      the prompts of a batch, and those whose answers all broke
+    update     a digest of the batch's arrays, its loss and the norm of its gradient
+    version    the weights moved on; the rollouts that have grown too old
 """
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ling_jax.envs import Task
 from ling_jax.envs.sources import task_of
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
+from ling_jax.rl.accounts import ledger_metrics
 from ling_jax.rl.batch import loss_scale, make_batch
+from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import Collector
-from ling_jax.rl.config import RLConfig, budget_of, limits_of
-from ling_jax.rl.episode import Episode, EpisodeRequest
+from ling_jax.rl.config import RLConfig, limits_of
+from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
-from ling_jax.rl.rollouts import Group, Rollouts
 from ling_jax.rl.step import Batch
 from ling_jax.rl.trajectory import FAILED
 from ling_jax.train.state import TrainState
 
 ROUND_OFF = 1e-6  # that a reward may pass its bounds by
+MAX_REFUSED = 100  # tasks in a row of which no prompt can come, before a run gives up; our choice
+FAILURES_SEEN = (
+    32,
+    128,
+)  # rollouts that have to end before failures are judged, and the last ones that are; our choice
 
 Event = dict[str, Any]
 Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 _advantages = jax.jit(group_advantages)
+
+
+class TooManyFailures(RuntimeError):
+    """Environments or machinery fail so often that the run had better end."""
 
 
 class Step(NamedTuple):
@@ -51,46 +64,67 @@ class Learner:
     """Generates under the weights it has, learns from the groups that are complete, and so on.
 
     Interleaved and deterministic: a step depends on the config, the state and nothing else, but the seconds in its
-    metrics. `update` is the compiled `make_rl_step`, which uses up the state that it is given.
+    metrics, and environments whose answers come when the clock says. `update` is the compiled `make_rl_step`, which
+    uses up the state that it is given.
     """
 
     def __init__(self, config: RLConfig, reward: Reward, collector: Collector, update: Update, state: TrainState):
         self.config, self.reward, self.collector, self.update, self.state = config, reward, collector, update, state
-        rollout = config.rollout
         self.events: list[Event] = []
-        self.rollouts = Rollouts(budget_of(rollout), limits_of(rollout), rollout.group_size, self._draw, self._emit)
+        self.rollouts = RolloutBuffer(limits_of(config.rollout), self._draw, self._emit)
         self.rates = unseen(sum(source.size for source in config.tasks))
         self.memory: Any = None  # the reward's
+        self.ended: list[str] = []  # statuses of the last rollouts that ended
+        self._generating = False  # whether a step has begun whose batch was not learnt from
+        self._seconds = 0.0  # of generation in this step
+        self._loaded: int | None = None  # the version of the collector's weights
 
-    def step(self, tell: Callable[[int, int, int], None] = lambda *progress: None) -> Step:
-        """One harvest of the token budget, one optimisation step, the next version.
+    @property
+    def reader(self) -> Reader:
+        return self.collector.reader
 
-        `tell(version, tokens generated so far, rollouts under way)` is called after each slice.
+    def step(
+        self,
+        tell: Callable[[int, int, int], None] = lambda *progress: None,
+        stopped: Callable[[], bool] = lambda: False,
+        arrivals: Mapping[int, Sequence[int]] | None = None,
+    ) -> Step | None:
+        """One harvest of the token budget, one batch to learn from, the next version.
+
+        `tell(version, tokens generated so far, rollouts under way)` is called after each piece of decoding, and
+        `stopped()` is asked: where it says so, None is returned at once, and the next call goes on there. `arrivals`,
+        {piece: rollouts}, says whose environments have to answer before which piece, for a replay. Raises
+        `TooManyFailures` between two pieces, and ValueError on a reward that is not finite or out of its range.
         """
-        begun, self.events = time.perf_counter(), []
-        self.rollouts.begin()
-        self.collector.load(self.state.params, self.rollouts.version)
-        while self.rollouts.is_open:
-            self.rollouts.advance(self.collector.advance(self.rollouts.running))
-            tell(self.rollouts.version, self.rollouts.pool.generated, len(self.rollouts.pool.active))
-        generated = time.perf_counter()
-        groups = self.rollouts.harvest(self.config.rollout.prompts_per_step)
-        rewards = self._pay(groups)
+        if not self._generate(tell, stopped, arrivals):
+            return None
+        begun = time.perf_counter()
+        groups = self.rollouts.batch
+        rewards = self._pay(groups)  # raises before anything has changed
+        ledger_told = {"generated_tokens": self.rollouts.ledger.generated}
+        self.rollouts.take()
         self.rates = _observed(self.rates, groups, self.rollouts.version)
         metrics = self._learn(groups, rewards)
-        metrics |= {"generate_seconds": generated - begun, "train_seconds": time.perf_counter() - generated}
-        metrics |= reward_metrics(groups, rewards) | {"generated_tokens": self.rollouts.pool.generated}
-        self.rollouts.close()
-        metrics |= self._lost() | {"waiting": len(self.rollouts.episodes)}
-        told = samples(groups, rewards, self.collector.reader, self.config.train.samples)
+        metrics |= {"generate_seconds": self._seconds, "train_seconds": time.perf_counter() - begun} | ledger_told
+        self.rollouts.move_on()
+        self._generating = False
+        metrics |= reward_metrics(groups, rewards) | self._lost()
+        metrics |= ledger_metrics(self.rollouts.ledger, self.rollouts.recent)
+        told = samples(groups, rewards, self.reader, self.config.train.samples)
         return Step(self.events, metrics, told)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the weights, between two steps."""
+        """All but the weights, between two steps or two pieces of decoding."""
         seen = np.flatnonzero(self.rates.seen)
         columns = (self.rates.estimate, self.rates.seen, self.rates.first_solved)
         rates = [[i, *values] for i, *values in zip(seen.tolist(), *(c[seen].tolist() for c in columns), strict=True)]
-        return {"rollouts": self.rollouts.to_json(), "rates": rates, "memory": self.memory}
+        step = {"events": self.events, "seconds": self._seconds} if self._generating else None
+        return {
+            "rollouts": self.rollouts.to_json(),
+            "rates": rates,
+            "memory": self.memory,
+            "step": step,
+        }
 
     def restore(self, record: dict[str, Any]) -> None:
         """What `to_json` gave; the state is given when a learner is made."""
@@ -99,39 +133,86 @@ class Learner:
         for i, estimate, seen, first_solved in record["rates"]:
             rates.estimate[i], rates.seen[i], rates.first_solved[i] = estimate, seen, first_solved
         self.rates, self.memory = rates, record["memory"]
+        self._loaded, self._generating = None, record["step"] is not None
+        if self._generating:
+            self.events, self._seconds = record["step"]["events"], record["step"]["seconds"]
+
+    def _generate(
+        self,
+        tell: Callable[[int, int, int], None],
+        stopped: Callable[[], bool],
+        arrivals: Mapping[int, Sequence[int]] | None,
+    ) -> bool:
+        """Pieces of decoding until the version has enough; False where `stopped` said so before."""
+        begun, rollouts = time.perf_counter(), self.rollouts
+        if not self._generating:
+            self.events, self._seconds, self._generating = [], 0.0, True
+            rollouts.begin()
+        while rollouts.ledger.is_open and not stopped():
+            if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
+                self.collector.load(self.state.params, rollouts.version)
+                self._loaded = rollouts.version
+            moved = self.collector.advance(rollouts.running, arrivals and arrivals.get(rollouts.pieces, ()))
+            rollouts.advance(moved, self.collector.arrived)
+            self._note_ends([progress.id for progress in moved if progress.ended])
+            tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
+        self._seconds += time.perf_counter() - begun
+        return not rollouts.ledger.is_open
+
+    def _note_ends(self, ids: Sequence[int]) -> None:
+        """Raises `TooManyFailures` where more of the last rollouts failed than may."""
+        least, most = FAILURES_SEEN
+        statuses = [self.rollouts.episodes[i].trajectory.status for i in ids]
+        self.ended = [*self.ended, *statuses][-most:]
+        failed = sum(status in FAILED for status in self.ended)
+        if statuses and len(self.ended) >= least and failed > self.config.train.max_failed_share * len(self.ended):
+            errors = [e.error for e in self.rollouts.episodes.values() if e.failed and e.error]
+            raise TooManyFailures(
+                f"{failed} of the last {len(self.ended)} rollouts failed, and train.max_failed_share is "
+                f"{self.config.train.max_failed_share}; the last error: {errors[-1] if errors else 'none is on record'}"
+            )
 
     def _emit(self, kind: str, record: dict[str, Any]) -> None:
         self.events.append({"kind": kind, **record})
 
     def _draw(self, first: int, count: int) -> list[Episode]:
         """The episodes of the next prompts. A prompt's task depends on the seed, its number and the pass rates."""
-        config, requests = self.config, []
-        steps = config.train.dpr_steps
+        steps = self.config.train.dpr_steps
         weights = sampling_probabilities(self.rates, steps) if steps else None
-        for prompt in range(first, first + count):
-            rng = np.random.default_rng((config.train.seed, prompt))
-            number = int(rng.choice(len(self.rates.seen), p=weights))
-            self._emit("prompt", {"prompt": prompt, "task": number})
-            size = config.rollout.group_size
-            requests += [self._request(prompt * size + i, number) for i in range(size)]
-        return self.collector.reader.begin_all(requests)
+        return [e for prompt in range(first, first + count) for e in self._draw_prompt(prompt, weights)]
 
-    def _request(self, i: int, number: int) -> EpisodeRequest:
+    def _draw_prompt(self, prompt: int, weights: np.ndarray | None) -> list[Episode]:
+        """Another task is drawn where one cannot be asked: its prompt is longer than the context, say."""
+        rng, size = np.random.default_rng((self.config.train.seed, prompt)), self.config.rollout.group_size
+        for _ in range(MAX_REFUSED):
+            number = int(rng.choice(len(self.rates.seen), p=weights))
+            task = task_of(self.config.tasks, number)
+            begun = self.reader.begin([self._request(prompt * size + i, number, task) for i in range(size)])
+            reasons = [found.reason for found in begun if isinstance(found, Refused)]
+            if not reasons:
+                self._emit("prompt", {"prompt": prompt, "task": number})
+                return begun
+            self._emit("refused", {"prompt": prompt, "task": number, "reason": reasons[0]})
+            print(f"prompt {prompt}: {reasons[0]}; another task is drawn", flush=True)
+        raise TooManyFailures(f"{MAX_REFUSED} tasks in a row cannot be asked; the last one: {reasons[0]}")
+
+    def _request(self, i: int, number: int, task: Task) -> EpisodeRequest:
         efforts, place = self.config.efforts, i % self.config.rollout.group_size
         return EpisodeRequest(
             id=i,
             number=number,
-            task=task_of(self.config.tasks, number),
+            task=task,
             seed=int(np.random.SeedSequence((self.config.train.seed, i)).generate_state(1)[0]),
             effort=efforts[place % len(efforts)] if efforts else None,
         )
 
     def _pay(self, groups: Sequence[Group]) -> list[Rewards]:
         """Raises ValueError on a reward that is not finite or out of its range."""
-        rewards, self.memory = self.reward.pay([group.paid for group in groups], self.collector.reader, self.memory)
+        rewards, memory = self.reward.pay([group.paid for group in groups], self.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
             check_reward(reward.total, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
+        self.memory = memory
         return rewards
 
     def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:
@@ -140,25 +221,24 @@ class Learner:
         batch = make_batch(
             groups,
             advantages_of(groups, rewards, (config.rollout.prompts_per_step, config.rollout.group_size)),
-            self.collector.reader,
+            self.reader,
             rows=rows,
             version=self.rollouts.version,
             scale=scale,
         )
         self.state, metrics = self.update(self.state, batch)
         metrics = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
-        record = {"prompts": [group.prompt for group in groups], "batch": digest(batch)}
-        self._emit("update", record | {name: repr(metrics[name]) for name in ("loss", "grad_norm")})
+        self._emit("update", {"batch": digest(batch)} | {name: repr(metrics[name]) for name in ("loss", "grad_norm")})
         return metrics
 
     def _lost(self) -> dict[str, int]:
-        """Rollouts that have left without a reward in this step: paused too often, too old, broken."""
-        told = lambda kind: [event for event in self.events if event["kind"] == kind]  # noqa: E731
-        statuses = [status for event in told("slice") for _, status in event["rollouts"].values()]
+        """Rollouts that have left without a reward in this step, and tasks that could not be asked."""
+        (generated,) = (event for event in self.events if event["kind"] == "generated")
+        statuses = [status for *_, status in generated["rollouts"].values()]
         return {
-            "purged": sum(len(event["purged"]) for event in told("iteration")),
-            "stale": sum(len(event["discarded"]) for event in told("staleness")),
-            "failed": sum(map(statuses.count, FAILED)),
+            "discarded": self.rollouts.discarded,
+            **{status: statuses.count(status) for status in FAILED},
+            "refused": sum(event["kind"] == "refused" for event in self.events),
         }
 
 

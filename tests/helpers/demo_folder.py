@@ -39,13 +39,15 @@ def answers(solved: int, tokens: int, extra: int) -> Iterator[dict[str, Any]]:
 
 def events(steps: int = STEPS) -> Iterator[dict[str, Any]]:
     """Two pieces of decoding a step; a rollout takes three pieces, so every second one meets new weights."""
-    for piece in range(2 * steps):
-        first = piece // 3 * SLOTS
-        status = "completed" if piece % 3 == 2 else "running"
-        rollouts = {str(first + i): [8, status] for i in range(SLOTS)}
-        yield {"step": piece // 2, "kind": "slice", "version": piece // 2, "rollouts": rollouts, "tokens": ""}
-        if piece % 2:
-            yield {"step": piece // 2, "kind": "iteration", "version": piece // 2}
+    for step in range(steps):
+        spans: dict[str, list[Any]] = {}
+        for piece in (0, 1):
+            begun, taken = divmod(2 * step + piece, 3)
+            for i in range(begun * SLOTS, (begun + 1) * SLOTS):
+                start, _, tokens, _ = spans.get(str(i), [piece, 0, 0, ""])
+                spans[str(i)] = [start, piece + 1, tokens + 8, "finished" if taken == 2 else "running"]
+        yield {"step": step, "kind": "generated", "version": step, "pieces": 2, "rollouts": spans, "tokens": ""}
+        yield {"step": step, "kind": "version", "version": step + 1, "discarded": []}
 
 
 def write_demo(folder: Path, steps: int = STEPS) -> None:

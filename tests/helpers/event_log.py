@@ -1,66 +1,54 @@
 """What a log of events says, worked out again without the code that wrote it."""
 
+REWARDED = ("finished", "truncated")
 
-def check_log(events, *, max_staleness: int, max_retention: int, consumer_batch_size: int, slots: int) -> dict:
-    """{rollout: [[weight version, tokens], …]} of all rollouts, as the slices tell it.
 
-    Fails where a rollout was thrown away that was not too old or paused too often, where one was kept that was, where
-    more ran or started than may, and where one went on after its end.
+def check_log(events, *, max_staleness: int, max_retention: int, prompts_per_step: int, group_size: int) -> dict:
+    """{rollout: [[weight version, tokens], …]} of all rollouts, as the log tells it.
+
+    Fails where a rollout was thrown away that was not too old or paused too often, where one was used that was, where
+    one went on after its end, and where more prompts were outstanding than may be.
     """
-    version, accepted = 0, 0
+    version = 0
     drew: dict[int, list[list[int]]] = {}  # rollout -> runs of (version, tokens)
-    running, used, ended, purged, gone, pauses = set(), set(), {}, set(), set(), {}
+    drawn: dict[int, int] = {}  # prompt -> version
+    closed, gone, ended = set(), set(), {}
+    members = lambda prompt: range(prompt * group_size, (prompt + 1) * group_size)  # noqa: E731
     for event in events:
         match event["kind"]:
-            case "slice":
+            case "prompt":
+                drawn[event["prompt"]] = version
+                left = {p for p in drawn.keys() - closed if not set(members(p)) <= gone}
+                assert len(left) <= (max_staleness + 1) * prompts_per_step
+            case "generated":
                 assert event["version"] == version
-                for name, (count, status) in event["rollouts"].items():
+                for name, (start, stop, count, status) in event["rollouts"].items():
                     i = int(name)
-                    assert i in running and i not in ended, f"rollout {i} goes on after its end"
-                    runs = drew.setdefault(i, [])
-                    if runs and runs[-1][0] == version:
-                        runs[-1][1] += count
-                    else:
-                        runs.append([version, count])
+                    assert i not in ended and i not in gone and i // group_size in drawn, f"rollout {i} cannot go on"
+                    assert 0 <= start <= stop <= event["pieces"]
+                    if count:
+                        drew.setdefault(i, []).append([version, count])
                     if status != "running":
                         ended[i] = status
-            case "iteration":
-                assert event["version"] == version and event["generated_tokens"] == tokens_of(drew, version)
-                assert purged == set(event["purged"])
-                purged = set()
-                for i in event["purged"]:
-                    assert pauses[i] == max_retention and i not in ended, f"rollout {i} left after {pauses[i]} pauses"
-                for i, tokens, retention in event["paused"]:
-                    pauses[i] = pauses.get(i, -1) + 1
-                    assert retention == pauses[i] <= max_retention
-                    assert tokens == sum(count for _, count in drew.get(i, []))
-            case "staleness":
-                change, discarded = event["event"], set(event["discarded"])
-                if change["op"] == "finish":
-                    running.discard(change["id"])
-                    accepted += change["accepted"]
-                    if change["id"] not in ended:
-                        purged.add(change["id"])
-                    if not change["accepted"]:
-                        assert change["id"] in purged, f"rollout {change['id']} ended, and its place is free"
-                        gone.add(change["id"])
-                elif change["op"] == "consume":
-                    for i in change["ids"]:
-                        assert i in ended or i in purged, f"rollout {i} has not ended"
-                        assert version - drew[i][0][0] <= max_staleness
-                    used |= set(change["ids"])
-                elif change["op"] == "version":
-                    version += 1
-                    alive = {i for i in drew if i not in used and i not in gone}
-                    assert discarded == {i for i in alive if version - drew[i][0][0] > max_staleness}
-                    accepted -= len(discarded - running)
-                    running -= discarded
-                    gone |= discarded
-                running |= set(event["admitted"])
-                assert len(running) <= slots
-                assert accepted + len(running) <= (max_staleness + version + 1) * consumer_batch_size
+            case "taken":
+                assert len(event["prompts"]) <= prompts_per_step
+                for prompt in event["prompts"] + event["broken"]:
+                    assert prompt not in closed
+                    kept = [i for i in members(prompt) if i not in gone]
+                    assert all(i in ended for i in kept), f"prompt {prompt} was used before it was complete"
+                    rewarded = [i for i in kept if ended[i] in REWARDED]
+                    assert bool(rewarded) == (prompt in event["prompts"])
+                    assert all(version - drew[i][0][0] <= max_staleness for i in rewarded)
+                    closed.add(prompt)
+            case "version":
+                version += 1
+                assert event["version"] == version
+                alive = {i for i in drew if i not in gone and i // group_size not in closed}
+                stale = {i for i in alive if version - drew[i][0][0] > max_staleness}
+                assert stale <= set(event["discarded"]), "a rollout was kept that is too old"
+                for i in set(event["discarded"]) - stale:  # it may have had its slot long before its first token
+                    assert i not in ended and version - drawn[i // group_size] > max_retention, (
+                        f"rollout {i} left early"
+                    )
+                gone |= set(event["discarded"])
     return drew
-
-
-def tokens_of(drew, version: int) -> int:
-    return sum(count for runs in drew.values() for v, count in runs if v == version)

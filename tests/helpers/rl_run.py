@@ -12,7 +12,7 @@ from ling_jax.align.rewards import named_reward
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl import loop
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
-from ling_jax.rl.loop import Run, prepare
+from ling_jax.rl.prepare import Run, prepare
 from ling_jax.train.config import OptimizerConfig
 from tests.helpers.small_stage import write_stage
 from tests.helpers.tiny import tiny_config

@@ -152,9 +152,9 @@ def test_the_slots_show_who_held_them_and_how_old_they_were():
 
 
 def test_a_slot_that_a_rollout_leaves_is_given_to_the_next():
-    left = {"kind": "slice", "version": 0, "rollouts": {"0": [8, "completed"], "1": [8, "running"]}}
-    then = {"kind": "slice", "version": 0, "rollouts": {"1": [8, "running"], "2": [8, "running"]}}
-    spans, _ = slot_spans([left, {"kind": "prompt", "prompt": 0, "task": 0}, then])
+    rollouts = {"0": [0, 1, 8, "finished"], "1": [0, 2, 16, "running"], "2": [1, 2, 8, "running"]}
+    then = {"kind": "generated", "version": 0, "pieces": 2, "rollouts": rollouts}
+    spans, _ = slot_spans([{"kind": "prompt", "prompt": 0, "task": 0}, then])
     assert spans == [Span(0, 0, 1, 0, 0), Span(0, 1, 2, 2, 0), Span(1, 0, 2, 1, 0)]
 
 

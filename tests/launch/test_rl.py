@@ -28,7 +28,7 @@ def test_what_cannot_run_ends_with_exit_code_2(tmp_path):
         "group_size is 1; it must be at least 2": "--config.rollout.group_size=1",
         "reward is 'evocot', did you mean 'evo_cot'": "--config.reward=evocot",
         "config.rollout has no field 'slot', did you mean 'slots'": "--config.rollout.slot=1",
-        "the pool drains at every update": "--config.rollout.max_staleness=0",
+        "so none could be trained on": "--config.rollout.max_staleness=0",
         "reward is 'adaptive', which pays by thinking effort": "--config.reward=adaptive",
         "has no checkpoint: there is no run to replay": "--replay",
     }

@@ -24,7 +24,7 @@ REFUSED = {
     "group of one": (dict(rollout=dict(group_size=1)), "group_size is 1; it must be at least 2: an answer's worth"),
     "no staleness with partial rollouts": (
         dict(rollout=dict(max_staleness=0, max_retention=2)),
-        "max_staleness is 0 and max_retention 2 keeps partial rollouts.*the pool drains at every update; set",
+        "max_staleness is 0 and max_retention 2 keeps partial rollouts.*none could be trained on; set max_staleness",
     ),
     "no budget with partial rollouts": (dict(rollout=dict(token_budget=0)), "without a budget nothing is ever paused"),
     "unbounded weights": (

@@ -11,7 +11,7 @@ import pytest
 from ling_jax import model, spec
 from ling_jax.objectives import kpop_loss
 from ling_jax.rl.batch import loss_scale
-from ling_jax.rl.rollouts import Group
+from ling_jax.rl.buffer import Group
 from ling_jax.rl.step import Batch, make_objective, make_rl_step, trainable
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
@@ -156,7 +156,7 @@ def test_empty_rows_are_as_good_as_none(name, options):
     """Two groups of two and an empty one are worth what the two are, whatever the objective's mean is over."""
     batch, loss = random_batch(), make_objective(name, 2, options)
     batch.mask[4:], batch.advantages[4:] = False, 0
-    group = Group(0, (SimpleNamespace(trajectory=SimpleNamespace(status="finished")),) * 2)
+    group = Group(0, (SimpleNamespace(failed=False),) * 2)
     logps, scale = batch.behaviour_logps + 0.1, loss_scale(name, options, [group, group], 6)
 
     def of(rows):

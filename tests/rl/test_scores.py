@@ -17,8 +17,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 def check_scores(learner: Learner, steps: int) -> tuple[int, float]:
     """(tokens compared, largest difference from the training forward); recorded and scored ones are equal bits."""
     weights, compared, mismatch = {}, 0, 0.0
-    harvest, taken = learner.rollouts.harvest, []
-    learner.rollouts.harvest = lambda most: taken.append(harvest(most)) or taken[-1]
+    take, taken = learner.rollouts.take, []
+    learner.rollouts.take = lambda: (taken.append(learner.rollouts.batch), take())
     for _ in range(steps):
         weights[learner.rollouts.version] = jax.tree.map(np.array, learner.state.params)
         metrics = learner.step().metrics

@@ -1,0 +1,124 @@
+"""A run of reinforcement learning before its first step: what it is, and whether it can be."""
+
+import dataclasses
+from typing import IO
+
+import optax
+from etils import epath
+
+from ling_jax import spec as specs
+from ling_jax.chat.end_tokens import check_turns_end
+from ling_jax.chat.thinking import with_thinking
+from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
+from ling_jax.envs.sources import describe_source, held_out_of, task_of
+from ling_jax.model import model_spec
+from ling_jax.objectives import effective_objective
+from ling_jax.rewards.length import EFFORT_WEIGHTS
+from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
+from ling_jax.rl.episode import EpisodeRequest
+from ling_jax.rl.log import LOGS
+from ling_jax.rl.reader import Reader, make_reader
+from ling_jax.rl.reward import Reward
+from ling_jax.rl.simulate import check_sizes
+from ling_jax.rl.step import abstract_state, objective_options
+from ling_jax.rl.turns import rehearse
+from ling_jax.train import tensorboard
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.state import check_disk
+from ling_jax.train.workdir import (
+    check_workdir,
+    has_checkpoint,
+    lock,
+    open_workdir,
+    unlock,
+    write_config,
+    write_origins,
+)
+from pallas_kernels.lightning_attention.self_check import check_kernels
+
+PROBES = 16  # tasks of each source that are tried on the context before the work starts
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A run whose config fits its start, its tasks and its workdir."""
+
+    config: RLConfig
+    reward: Reward
+    workdir: epath.Path
+    start: ModelFolder  # the stage before, or this run's newest checkpoint
+    reader: Reader
+    optimizer: optax.GradientTransformation
+    lock: IO[bytes] | None
+
+
+def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
+    """Checks a config against start, tasks and workdir. Raises ValueError or OSError with what to change."""
+    if reward.needs_efforts and not config.efforts:
+        raise ValueError(
+            f"reward is {config.reward!r}, which pays by thinking effort, and efforts is (): set efforts to "
+            f"{tuple(EFFORT_WEIGHTS)}, or take another reward, such as 'evo_cot'"
+        )
+    workdir = open_workdir(workdir)
+    check_workdir(config, workdir, RESUMABLE)
+    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
+    start = dataclasses.replace(start, template=with_thinking(start.template, config.thinking, config.effort))
+    for effort in config.efforts:
+        with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
+    check_turns_end(start.template, start.tokenizer, start.end_ids)
+    if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
+        print(f"WARNING: {warning}", flush=True)
+    reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
+    _probe(config, reader)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    check_disk(abstract_state(start.config, optimizer), workdir, config.train)
+    held = lock(workdir)
+    try:
+        save_texts(start, workdir / "tokenizer", chat=True)
+        write_config(config, workdir)
+        write_origins({config.start_from: start.step}, workdir)
+    except BaseException:
+        unlock(workdir, held)
+        raise
+    return Run(config, reward, workdir, start, reader, optimizer, held)
+
+
+def start_report(run: Run, start: int) -> str:
+    """What is about to run, and where its files go."""
+    config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
+    options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
+    tasks = "; ".join(map(describe_source, config.tasks))
+    budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
+    logs = ", ".join(f"{name}.jsonl" for name in LOGS)
+    staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
+    lines = {
+        "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
+        "objective": effective_objective(config.objective.name, **options),
+        "reward": config.reward + (f", efforts {', '.join(config.efforts)}" if config.efforts else ""),
+        "tasks": tasks + (", drawn by pass rate" if config.train.dpr_steps else ""),
+        "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
+        "budget": f"{budget}; {rollout.slots} slots; {staleness}",
+        "run": f"steps {start} to {steps}, one optimisation step each: old = policy, so the ratio is 1",
+        "kernels": check_kernels(),
+        "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/",
+        "curves": tensorboard.command(run.workdir),
+    }
+    return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _probe(config: RLConfig, reader: Reader) -> None:
+    """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
+    difficulties, each with its own solution. Of a file, all questions have to fit."""
+    requests, first = [], 0
+    for source in config.tasks:
+        count = min(source.size, max(PROBES, len(source.difficulties)))
+        tasks = [task_of(config.tasks, first + i) for i in range(count)]
+        tasks += held_out_of(source, count)
+        effort = max(config.efforts, key=len, default=None)
+        requests += [EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in tasks]
+        if source.path:
+            rest = [task_of(config.tasks, first + i) for i in range(count, source.size)]
+            reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in rest])
+        first += source.size
+    for episode in reader.begin_all(requests):
+        rehearse(episode, reader)
