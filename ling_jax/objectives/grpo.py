@@ -4,7 +4,16 @@ import jax
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
-from ling_jax.objectives.tokens import Metrics, loss_tokens, mean_by, ratio_of, surrogate
+from ling_jax.objectives.objective import (
+    POSITIVE,
+    SEQUENCE_MEAN,
+    Normaliser,
+    Objective,
+    clipped_term,
+    ignores_behaviour,
+    one_of,
+)
+from ling_jax.objectives.tokens import MEANS, Metrics, loss_tokens, mean_by, ratio_of, surrogate
 
 
 def grpo_loss(
@@ -33,3 +42,21 @@ def grpo_loss(
     terms, clipped = surrogate(ratio, tokens.advantages, clip_low, clip_high)
     loss = -mean_by("grpo", aggregate, terms, tokens.mask)
     return loss, token_metrics("grpo", tokens, ratio, clipped, entropies)
+
+
+def _description(*, clip_low: float, clip_high: float, aggregate: str) -> str:
+    mean = SEQUENCE_MEAN if aggregate == "seq_mean" else "1/sum_i |y_i| sum_i sum_t"
+    return f"{mean} {clipped_term(clip_low, clip_high)}; r = policy/old, no mask"
+
+
+def _normaliser(*, aggregate: str, **options: float) -> Normaliser:
+    return "rows" if aggregate == "seq_mean" else "tokens"
+
+
+GRPO = Objective(
+    loss=grpo_loss,
+    options={"clip_low": POSITIVE, "clip_high": POSITIVE, "aggregate": one_of(*MEANS)},
+    description=_description,
+    normaliser=_normaliser,
+    stale_flaw=ignores_behaviour,
+)

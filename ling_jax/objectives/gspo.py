@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
+from ling_jax.objectives.objective import POSITIVE, Objective, clipped_term, ignores_behaviour, mean_over_rows
 from ling_jax.objectives.tokens import Metrics, Tokens, loss_tokens, ratio_of, sequence_mean, surrogate
 
 
@@ -38,3 +39,16 @@ def gspo_loss(
     ratio = jnp.broadcast_to(sequence_ratio(tokens)[:, None], tokens.mask.shape)
     terms, clipped = surrogate(ratio, tokens.advantages, clip_low, clip_high)
     return -sequence_mean(terms, tokens.mask), token_metrics("gspo", tokens, ratio, clipped, entropies)
+
+
+def _description(*, clip_low: float, clip_high: float) -> str:
+    return f"mean_i {clipped_term(clip_low, clip_high, ratio='s_i')}; s_i = exp(mean_t log(policy/old)), no mask"
+
+
+GSPO = Objective(
+    loss=gspo_loss,
+    options={"clip_low": POSITIVE, "clip_high": POSITIVE},
+    description=_description,
+    normaliser=mean_over_rows,
+    stale_flaw=ignores_behaviour,
+)

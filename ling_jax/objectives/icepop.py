@@ -1,10 +1,13 @@
 """IcePop: a mask on the ratio of trainer to inference engine drops tokens on which they disagree."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import mask_metrics, token_metrics
+from ling_jax.objectives.objective import NO_BOUND, POSITIVE, SEQUENCE_MEAN, Objective, clipped_term, mean_over_rows
 from ling_jax.objectives.tokens import Metrics, importance_ratio, loss_tokens, ratio_of, sequence_mean, surrogate
 
 
@@ -36,3 +39,21 @@ def icepop_loss(
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     metrics = token_metrics("icepop", tokens, ratio, clipped, entropies) | mask_metrics(tokens, keep)
     return -sequence_mean(jnp.where(keep, k, 0) * terms, tokens.mask), metrics
+
+
+def _description(*, alpha: float, beta: float, clip: float) -> str:
+    policies = "r = policy/old, k = old/behaviour"
+    return f"{SEQUENCE_MEAN} M*{clipped_term(clip, clip)}; {policies}, M = k if {alpha} <= k <= {beta} else 0"
+
+
+def _stale_flaw(*, beta: float, **options: float) -> str:
+    return NO_BOUND if math.isinf(beta) else ""
+
+
+ICEPOP = Objective(
+    loss=icepop_loss,
+    options={"alpha": POSITIVE, "beta": POSITIVE, "clip": POSITIVE},
+    description=_description,
+    normaliser=mean_over_rows,
+    stale_flaw=_stale_flaw,
+)

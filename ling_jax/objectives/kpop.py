@@ -7,6 +7,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import mask_metrics, masked_quantile, token_metrics
+from ling_jax.objectives.objective import (
+    FLAG,
+    NO_BOUND,
+    POSITIVE,
+    POSITIVE_OR_NONE,
+    SEQUENCE_MEAN,
+    Objective,
+    clipped_term,
+    mean_over_rows,
+    one_of,
+)
 from ling_jax.objectives.tokens import (
     Metrics,
     check_shape,
@@ -92,18 +103,53 @@ def kpop_loss(
 
 
 def calibrate_phi(
-    old_logps: ArrayLike, behaviour_logps: ArrayLike, mask: ArrayLike, target_fraction: ArrayLike
+    old_logps: ArrayLike,
+    behaviour_logps: ArrayLike,
+    mask: ArrayLike,
+    target_fraction: ArrayLike,
+    *,
+    symmetric: bool = True,
 ) -> jax.Array:
-    """The phi with which the symmetric mask drops `target_fraction` of the loss tokens.
+    """The phi with which KPop's mask drops `target_fraction` of the loss tokens.
 
-    phi is the (1 - target_fraction) quantile of max(D(old‖behaviour), D(behaviour‖old)) over loss tokens, and one of
-    these values. If all values differ, the mask meets the target to within one token. Arrays are [B, T]; returns a
-    scalar, 0 without loss tokens. Raises ValueError for a wrong shape.
+    phi is the (1 - target_fraction) quantile over loss tokens of max(D(old‖behaviour), D(behaviour‖old)), or without
+    `symmetric` of D(old‖behaviour), and one of these values. If all values differ, the mask meets the target to within
+    one token. Arrays are [B, T]; returns a scalar, 0 without loss tokens. Raises ValueError for a wrong shape.
     """
     live = jnp.asarray(mask) != 0
     check_shape("calibrate_phi", "behaviour_logps", behaviour_logps, jnp.shape(old_logps))
     check_shape("calibrate_phi", "mask", mask, jnp.shape(old_logps))
     dtype = jnp.promote_types(jnp.result_type(old_logps), jnp.float32)
     old, behaviour = cleaned(old_logps, live, dtype), cleaned(behaviour_logps, live, dtype)
-    widest = jnp.maximum(binary_kl(old, behaviour), binary_kl(behaviour, old))
+    widest = binary_kl(old, behaviour)
+    if symmetric:
+        widest = jnp.maximum(widest, binary_kl(behaviour, old))
     return jax.lax.stop_gradient(masked_quantile(widest, live, 1 - target_fraction))
+
+
+def _description(*, phi: float | str, symmetric: bool, kappa: str, kappa_cap: float | None, clip: float) -> str:
+    weight = "old/behaviour" if kappa == "ratio" else "1"
+    weight = weight if kappa_cap is None else f"min({weight}, {kappa_cap})"
+    mask = f"D(old||behaviour) <= {phi}" + (f" and D(behaviour||old) <= {phi}" if symmetric else "")
+    return f"{SEQUENCE_MEAN} M*kappa*{clipped_term(clip, clip)}; r = policy/old, kappa = {weight}, M = {mask}"
+
+
+def _stale_flaw(*, phi: float, kappa: str, kappa_cap: float | None, **options: float) -> str:
+    """phi bounds a divergence and not the ratio, so that a rare token may weigh thousands; `kappa_cap` bounds it. Only
+    a mask that drops nothing is a flaw."""
+    return NO_BOUND if math.isinf(phi) and kappa == "ratio" and kappa_cap is None else ""
+
+
+KPOP = Objective(
+    loss=kpop_loss,
+    options={
+        "phi": POSITIVE,
+        "symmetric": FLAG,
+        "kappa": one_of(*KAPPAS),
+        "kappa_cap": POSITIVE_OR_NONE,
+        "clip": POSITIVE,
+    },
+    description=_description,
+    normaliser=mean_over_rows,
+    stale_flaw=_stale_flaw,
+)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
+from ling_jax.objectives.objective import POSITIVE, Normaliser, Objective, clipped_term, ignores_behaviour
 from ling_jax.objectives.segments import segment_mean
 from ling_jax.objectives.tokens import Metrics, Tokens, check_shape, loss_tokens, ratio_of, surrogate, token_mean
 
@@ -53,3 +54,21 @@ def group_mean(terms: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:
     groups = terms.shape[0] // group_size
     shape = (groups, group_size * terms.shape[1])
     return jnp.sum(jax.vmap(token_mean)(terms.reshape(shape), mask.reshape(shape))) / max(groups, 1)
+
+
+def _description(*, group_size: int, clip: float) -> str:
+    mean = f"mean over groups of {group_size} rows of 1/sum_i |y_i| sum_i sum_k |s_ik|"
+    return f"{mean} {clipped_term(clip, clip)}; r = exp(mean over sentence s_ik of log(policy/old)), no mask"
+
+
+def _normaliser(**options: float) -> Normaliser:
+    return "groups"
+
+
+LPO = Objective(
+    loss=lpo_loss,
+    options={"clip": POSITIVE},
+    description=_description,
+    normaliser=_normaliser,
+    stale_flaw=ignores_behaviour,
+)

@@ -1,10 +1,13 @@
 """Truncated importance sampling: a bounded weight for the mismatch between trainer and inference engine."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
+from ling_jax.objectives.objective import NO_BOUND, POSITIVE, SEQUENCE_MEAN, Objective, clipped_term, mean_over_rows
 from ling_jax.objectives.tokens import Metrics, loss_tokens, ratio_of, sequence_mean, surrogate, token_mean
 
 
@@ -34,3 +37,21 @@ def tis_loss(
     metrics = token_metrics("tis", tokens, ratio, clipped, entropies)
     metrics["truncated_fraction"] = token_mean((k > cap).astype(k.dtype), tokens.mask)
     return -sequence_mean(jnp.minimum(k, cap) * terms, tokens.mask), metrics
+
+
+def _description(*, cap: float, clip: float) -> str:
+    weight = f"w = min(old/behaviour, {cap})"
+    return f"{SEQUENCE_MEAN} w*{clipped_term(clip, clip)}; r = policy/old, {weight}, no mask"
+
+
+def _stale_flaw(*, cap: float, **options: float) -> str:
+    return NO_BOUND if math.isinf(cap) else ""
+
+
+TIS = Objective(
+    loss=tis_loss,
+    options={"cap": POSITIVE, "clip": POSITIVE},
+    description=_description,
+    normaliser=mean_over_rows,
+    stale_flaw=_stale_flaw,
+)

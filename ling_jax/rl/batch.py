@@ -2,17 +2,52 @@
 
 from collections.abc import Sequence
 
+import flax.struct
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ling_jax.rl.buffer import Group
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
-from ling_jax.rl.step import Batch
 
 
-def make_batch(
-    groups: Sequence[Group], advantages: np.ndarray, reader: Reader, *, rows: int, version: int, scale: float
-) -> Batch:
+@flax.struct.dataclass
+class Batch:
+    """Answers in rows, prompt and completion from the left; rows of a group are neighbours."""
+
+    tokens: jax.Array  # [B, T] int32
+    live: jax.Array  # [B, T] int32: 1, 0 behind the end
+    mask: jax.Array  # [B, T] bool: what the policy drew
+    behaviour_logps: jax.Array  # [B, T] float32, as they were recorded
+    ages: jax.Array  # [B, T] int32: weight versions since the token was drawn
+    sentence_ids: jax.Array  # [B, T] int32, local to the row
+    advantages: jax.Array  # [B] float32
+    valid: jax.Array  # [B] bool: answers with a reward; the other rows have no part in the loss, nor in its mean
+    old_logps: jax.Array | None = None  # [B, T] float32, before the first step on the batch; None: those of the step
+    reference_logps: jax.Array | None = None  # [B, T] float32; None where no penalty needs them
+
+
+def abstract_batch(rows: int, length: int, *, old: bool = False, reference: bool = False) -> Batch:
+    """A batch as ShapeDtypeStructs on the first device, with old and reference log-probs or without."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # noqa: E731
+    logps = array(jnp.float32, rows, length)
+    return Batch(
+        tokens=array(jnp.int32, rows, length),
+        live=array(jnp.int32, rows, length),
+        mask=array(bool, rows, length),
+        behaviour_logps=logps,
+        ages=array(jnp.int32, rows, length),
+        sentence_ids=array(jnp.int32, rows, length),
+        advantages=array(jnp.float32, rows),
+        valid=array(bool, rows),
+        old_logps=logps if old else None,
+        reference_logps=logps if reference else None,
+    )
+
+
+def make_batch(groups: Sequence[Group], advantages: np.ndarray, reader: Reader, *, rows: int, version: int) -> Batch:
     """`rows` rows of the reader's context, as numpy arrays: groups one after the other, then empty rows.
 
     `advantages` [groups, group_size]; episodes without a reward are empty rows too.
@@ -26,7 +61,7 @@ def make_batch(
         ages=np.zeros(shape, np.int32),
         sentence_ids=np.full(shape, -1, np.int32),
         advantages=np.zeros(rows, np.float32),
-        scale=np.float32(scale),
+        valid=np.zeros(rows, bool),
     )
     batch.advantages[: advantages.size] = advantages.reshape(-1)
     episodes = [episode if valid else None for g in groups for episode, valid in zip(g.episodes, g.valid, strict=True)]
@@ -39,20 +74,9 @@ def make_batch(
 def _fill(batch: Batch, row: int, episode: Episode, reader: Reader, version: int) -> None:
     trajectory = episode.trajectory
     first, size = len(trajectory.prompt_ids), len(episode.context)
-    batch.tokens[row, :size], batch.live[row, :size] = episode.context, 1
+    batch.tokens[row, :size], batch.live[row, :size], batch.valid[row] = episode.context, 1, True
     completion = slice(first, size)
     batch.mask[row, completion] = trajectory.loss_mask
     batch.behaviour_logps[row, completion] = trajectory.behaviour_logps
     batch.ages[row, completion] = version - trajectory.versions
     batch.sentence_ids[row, completion] = reader.sentence_ids(trajectory)
-
-
-def loss_scale(name: str, options, groups: Sequence[Group], rows: int) -> float:
-    """What makes a mean over all rows (or their groups) one over the rows (or groups) that count.
-
-    Objectives count empty rows; the mean over tokens knows none.
-    """
-    if options.get("aggregate") == "token_mean":
-        return 1.0
-    real = sum(sum(group.valid) for group in groups) if name != "lpo" else sum(len(g.episodes) for g in groups)
-    return rows / max(real, 1)

@@ -128,7 +128,7 @@ class RolloutBuffer:
         self.recent = [Left(*left) for left in record["recent"]]
         self._pieces, self._ended = record["pieces"], list(record["ended"])
         self._spans = {i: span for i, *span in record["spans"]}
-        self._arrived = {piece: ids for piece, ids in record["arrived"]}
+        self._arrived = dict(record["arrived"])
         self.episodes = {e["id"]: restore_episode(e, task_of(e["task"])) for e in record["episodes"]}
 
     def _ids(self, prompt: int) -> range:

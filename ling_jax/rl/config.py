@@ -1,26 +1,42 @@
 """What a run of reinforcement learning is: frozen dataclasses, checked before anything is loaded."""
 
 import dataclasses
-import functools
 import math
-
-import jax
-import jax.numpy as jnp
+from typing import Any
 
 from ling_jax.chat.thinking import check_thinking
 from ling_jax.config import nearest
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
+from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.ledger import Limits
-from ling_jax.rl.step import make_objective
 from ling_jax.train.config import HANG, OptimizerConfig, Rule, check_fields, check_optimizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions:
+    """The keywords of all objectives; None is the default of the objective, and all that others may have."""
+
+    clip: float | None = None  # lpo (0.03), icepop, kpop, tis (0.2): ratios count within 1 ± clip
+    clip_low: float | None = None  # grpo (0.2), gspo (3e-4): down to 1 - clip_low
+    clip_high: float | None = None  # grpo (0.2), gspo (4e-4): up to 1 + clip_high
+    aggregate: str | None = None  # grpo: "seq_mean" (default), or "token_mean" over all tokens of an optimisation step
+    alpha: float | None = None  # icepop (0.5): the least old/behaviour of a token that counts
+    beta: float | None = None  # icepop (5): the largest
+    cap: float | None = None  # tis (2): the largest weight
+    phi: float | None = None  # kpop (0.1): the largest divergence of a token that counts, nats
+    symmetric: bool | None = None  # kpop (True): the divergence in both directions
+    kappa: str | None = None  # kpop: the weight of a token, "ratio" (default) or "one"
+    kappa_cap: float | None = None  # kpop: the largest such weight; no bound by default
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
     name: str  # of ling_jax.objectives: "grpo", "gspo", "lpo", "icepop", "kpop", "tis"
-    options: dict = dataclasses.field(default_factory=dict)  # its keywords; what is not given has its default
+    options: ObjectiveOptions = ObjectiveOptions()
     allow_uncorrected: bool = False  # stale tokens with weights of 1, or with weights of any size
+    reference_kl: float = 0.0  # weight of the KL to the weights that the run starts from; Ring-1T report §2.3.4
+    calibrate_phi: float = 0.0  # share of the loss tokens that kpop drops, by its choice of phi; 0: options.phi
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +59,8 @@ class RolloutConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     steps: int
-    microbatches: int = 1  # of whole groups
+    updates_per_batch: int = 1  # optimisation steps, each on other groups of the batch, in a random order
+    microbatches: int = 1  # of an optimisation step, of whole groups
     seed: int = 0
     save_every: int = 10
     keep: int = 2  # checkpoints
@@ -77,6 +94,11 @@ class RLConfig:
         """Of a batch."""
         return self.rollout.prompts_per_step * self.rollout.group_size
 
+    @property
+    def max_updates(self) -> int:
+        """Optimisation steps in the whole run; fewer where a batch has fewer groups than `updates_per_batch`."""
+        return self.train.steps * self.train.updates_per_batch
+
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
@@ -88,8 +110,8 @@ RESUMABLE = (
 FIELDS: tuple[Rule, ...] = (
     (
         (
-            "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.microbatches", "train.save_every",
-            "train.keep", "train.max_nonfinite_steps",
+            "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.updates_per_batch", "train.microbatches",
+            "train.save_every", "train.keep", "train.max_nonfinite_steps",
         ),
         lambda x: x > 0,
         "must be positive",
@@ -110,9 +132,9 @@ FIELDS: tuple[Rule, ...] = (
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
     (("start_from",), bool, "must name the workdir of the stage before, or a Hugging Face folder"),
     (("tasks",), bool, "must name at least one source of tasks"),
+    (("objective.reference_kl",), lambda x: 0 <= x < math.inf, "must be finite and not negative"),
+    (("objective.calibrate_phi",), lambda x: 0 <= x < 1, "must be at least 0 and below 1: a share of the tokens"),
 )  # fmt: skip
-# Options of objectives that are no choice by name.
-POSITIVE_OPTIONS = ("clip", "clip_low", "clip_high", "phi", "alpha", "beta", "cap", "kappa_cap")
 
 
 def check_config(config: RLConfig) -> None:
@@ -127,7 +149,7 @@ def check_config(config: RLConfig) -> None:
                 "eight is by its text: set it to 0, or add questions"
             )
     _check_efforts(config)
-    _check_microbatches(config)
+    _check_updates(config)
     limits_of(config.rollout)
     _check_objective(config)
     _check_corrected(config)
@@ -170,52 +192,60 @@ def _check_efforts(config: RLConfig) -> None:
         )
 
 
-def _check_microbatches(config: RLConfig) -> None:
-    microbatches, prompts = config.train.microbatches, config.rollout.prompts_per_step
-    if prompts % microbatches:
-        raise ValueError(f"train.microbatches {microbatches} does not divide rollout.prompts_per_step {prompts}")
-    if microbatches > 1 and config.objective.options.get("aggregate") == "token_mean":
+def _check_updates(config: RLConfig) -> None:
+    """An optimisation step has the same number of places for groups as all others, and so has a microbatch."""
+    updates, microbatches, prompts = (
+        config.train.updates_per_batch,
+        config.train.microbatches,
+        config.rollout.prompts_per_step,
+    )
+    if prompts % updates:
+        raise ValueError(f"train.updates_per_batch {updates} does not divide rollout.prompts_per_step {prompts}")
+    if prompts // updates % microbatches:
+        share = f" / train.updates_per_batch {updates}" if updates > 1 else ""
         raise ValueError(
-            f"train.microbatches is {microbatches}; the mean over the tokens of the whole batch, aggregate "
-            "'token_mean', is no sum over microbatches: set it to 1, or take 'seq_mean'"
+            f"train.microbatches {microbatches} does not divide rollout.prompts_per_step {prompts}{share}: an "
+            f"optimisation step has {prompts // updates} groups, and a microbatch whole ones"
         )
 
 
+def objective_settings(objective: ObjectiveConfig, group_size: int) -> dict[str, Any]:
+    """The keywords of an objective's loss that are no arrays. Raises ValueError for a wrong name or option."""
+    given = {name: value for name, value in dataclasses.asdict(objective.options).items() if value is not None}
+    if objective.name in OBJECTIVES and "group_size" in OBJECTIVES[objective.name].keywords:
+        given["group_size"] = group_size
+    return settings_of(objective.name, given)
+
+
 def _check_objective(config: RLConfig) -> None:
-    name, options, size = config.objective.name, config.objective.options, config.rollout.group_size
-    objective = make_objective(name, size, options)
-    if "group_size" in options:
-        raise ValueError(f"objective.options.group_size is {options['group_size']}; rollout.group_size, {size}, is it")
-    for option, value in options.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        absent = option == "kappa_cap" and value is None
-        if option in POSITIVE_OPTIONS and not absent and not (is_number and value > 0):
-            raise ValueError(f"objective.options.{option} is {value!r}; it must be a positive number")
-    if not isinstance(options.get("symmetric", True), bool):
-        raise ValueError(f"objective.options.symmetric is {options['symmetric']!r}; it must be True or False")
-    array = functools.partial(jax.ShapeDtypeStruct, (size, 2))
-    logps, advantages = array(jnp.float32), jax.ShapeDtypeStruct((size,), jnp.float32)
-    per_token = dict(sentence_ids=array(jnp.int32), entropies=logps)
-    jax.eval_shape(objective, logps, logps, logps, advantages, array(bool), **per_token)  # refuses unknown choices
+    objective = config.objective
+    try:
+        objective_settings(objective, config.rollout.group_size)
+    except ValueError as error:
+        raise ValueError(f"{error} (--config.objective.options.NAME=VALUE sets an option)") from None
+    if not objective.calibrate_phi:
+        return
+    if "phi" not in OBJECTIVES[objective.name].options:
+        raise ValueError(
+            f"objective.calibrate_phi is {objective.calibrate_phi}, and {objective.name} has no phi: set it to 0, or "
+            "objective.name to 'kpop'"
+        )
+    if objective.options.phi is not None:
+        raise ValueError(
+            f"objective.calibrate_phi is {objective.calibrate_phi} and objective.options.phi {objective.options.phi}: "
+            "the first chooses the second; set one of them"
+        )
 
 
 def _check_corrected(config: RLConfig) -> None:
-    """Stale tokens are off the policy by π_old / π_behaviour, and one optimisation step has old = policy: what neither
-    masks nor bounds that ratio must not happen by accident. KPop's phi bounds a divergence and not the ratio: a rare
-    token may still weigh thousands (`kappa_cap` bounds it); only without a mask it is caught here."""
-    options, name, stale = config.objective.options, config.objective.name, config.rollout.max_staleness
-    no_mask = math.isinf(options.get("phi", 0)) and options.get("kappa") != "one" and not options.get("kappa_cap")
-    wrong = {
-        "grpo": "does not look at the policy that drew a token",
-        "gspo": "does not look at the policy that drew a token",
-        "lpo": "does not look at the policy that drew a token",
-        "tis": math.isinf(options.get("cap", 0)) and "has no bound on its importance weights",
-        "icepop": math.isinf(options.get("beta", 0)) and "has no bound on its importance weights",
-        "kpop": no_mask and "has no bound on its importance weights",
-    }[name]
-    if stale and wrong and not config.objective.allow_uncorrected:
+    """Stale tokens are off the policy by π_old / π_behaviour: what neither masks nor bounds that ratio must not happen
+    by accident."""
+    objective, stale = config.objective, config.rollout.max_staleness
+    settings = objective_settings(objective, config.rollout.group_size)
+    flaw = OBJECTIVES[objective.name].stale_flaw(**settings)
+    if stale and flaw and not objective.allow_uncorrected:
         raise ValueError(
-            f"objective {name} with {options} {wrong}, and rollout.max_staleness {stale} lets tokens be drawn by older "
-            "weights: take kpop, icepop or tis with finite bounds, set max_staleness to 0, or set "
+            f"objective {objective.name} with {settings} {flaw}, and rollout.max_staleness {stale} lets tokens be drawn"
+            " by older weights: take kpop, icepop or tis with finite bounds, set max_staleness to 0, or set "
             "objective.allow_uncorrected to say that this is the experiment"
         )

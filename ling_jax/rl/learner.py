@@ -7,7 +7,7 @@ Its events, which make the log of a run, are JSON objects of six kinds:
     generated  the pieces in which each rollout got tokens of these weights, how many, its status; a digest of all;
                whose environments answered before which piece, where that depends on the clock
     taken      the prompts of a batch, and those whose answers all broke
-    update     a digest of the batch's arrays, its loss and the norm of its gradient
+    update     the prompts of an optimisation step, a digest of its arrays, its loss and the norm of its gradient
     version    the weights moved on; the rollouts that have grown too old
 """
 
@@ -24,26 +24,23 @@ from ling_jax.envs.sources import task_of
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.accounts import ledger_metrics
-from ling_jax.rl.batch import loss_scale, make_batch
+from ling_jax.rl.batch import Batch, make_batch
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig, limits_of
 from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
-from ling_jax.rl.step import Batch
 from ling_jax.rl.trajectory import FAILED
+from ling_jax.rl.updates import Update, summarised
 from ling_jax.train.state import TrainState
 
 ROUND_OFF = 1e-6  # that a reward may pass its bounds by
 MAX_REFUSED = 100  # tasks in a row of which no prompt can come, before a run gives up; our choice
-FAILURES_SEEN = (
-    32,
-    128,
-)  # rollouts that have to end before failures are judged, and the last ones that are; our choice
+FAILURES_SEEN = (32, 128)  # rollouts that end before failures are judged, and the last ones that are; our choice
 
 Event = dict[str, Any]
-Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+Learn = Callable[[TrainState, Batch, int], tuple[TrainState, list[Update]]]  # (state, batch, version)
 
 _advantages = jax.jit(group_advantages)
 
@@ -64,12 +61,12 @@ class Learner:
     """Generates under the weights it has, learns from the groups that are complete, and so on.
 
     Interleaved and deterministic: a step depends on the config, the state and nothing else, but the seconds in its
-    metrics, and environments whose answers come when the clock says. `update` is the compiled `make_rl_step`, which
-    uses up the state that it is given.
+    metrics, and environments whose answers come when the clock says. `learn` is `ling_jax.rl.updates.learn`
+    with its programs; it uses up the state that it is given.
     """
 
-    def __init__(self, config: RLConfig, reward: Reward, collector: Collector, update: Update, state: TrainState):
-        self.config, self.reward, self.collector, self.update, self.state = config, reward, collector, update, state
+    def __init__(self, config: RLConfig, reward: Reward, collector: Collector, learn: Learn, state: TrainState):
+        self.config, self.reward, self.collector, self.learn, self.state = config, reward, collector, learn, state
         self.events: list[Event] = []
         self.rollouts = RolloutBuffer(limits_of(config.rollout), self._draw, self._emit)
         self.rates = unseen(sum(source.size for source in config.tasks))
@@ -89,7 +86,7 @@ class Learner:
         stopped: Callable[[], bool] = lambda: False,
         arrivals: Mapping[int, Sequence[int]] | None = None,
     ) -> Step | None:
-        """One harvest of the token budget, one batch to learn from, the next version.
+        """One harvest of the token budget, the optimisation steps on it, the next version.
 
         `tell(version, tokens generated so far, rollouts under way)` is called after each piece of decoding, and
         `stopped()` is asked: where it says so, None is returned at once, and the next call goes on there. `arrivals`,
@@ -216,20 +213,14 @@ class Learner:
         return rewards
 
     def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:
-        config, rows = self.config, self.config.rows
-        scale = loss_scale(config.objective.name, config.objective.options, groups, rows)
-        batch = make_batch(
-            groups,
-            advantages_of(groups, rewards, (config.rollout.prompts_per_step, config.rollout.group_size)),
-            self.reader,
-            rows=rows,
-            version=self.rollouts.version,
-            scale=scale,
-        )
-        self.state, metrics = self.update(self.state, batch)
-        metrics = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
-        self._emit("update", {"batch": digest(batch)} | {name: repr(metrics[name]) for name in ("loss", "grad_norm")})
-        return metrics
+        rollout, version = self.config.rollout, self.rollouts.version
+        advantages = advantages_of(groups, rewards, (rollout.prompts_per_step, rollout.group_size))
+        batch = make_batch(groups, advantages, self.reader, rows=self.config.rows, version=version)
+        self.state, updates = self.learn(self.state, batch, version)
+        for update in updates:
+            record = {"prompts": [groups[i].prompt for i in update.groups], "batch": digest(update.batch)}
+            self._emit("update", record | {name: repr(update.metrics[name]) for name in ("loss", "grad_norm")})
+        return summarised(updates) | {"groups_without_spread": share_without_spread(advantages[: len(groups)])}
 
     def _lost(self) -> dict[str, int]:
         """Rollouts that have left without a reward in this step, and tasks that could not be asked."""
@@ -249,6 +240,11 @@ def advantages_of(groups: Sequence[Group], rewards: Sequence[Rewards], shape: tu
         valid[row] = group.valid
         totals[row, valid[row]] = reward.total
     return np.asarray(_advantages(totals, valid))
+
+
+def share_without_spread(advantages: np.ndarray) -> float:
+    """The share of groups [groups, group_size] whose answers are all worth the same: no gradient comes from them."""
+    return float(np.mean(~advantages.any(axis=1))) if len(advantages) else 0.0
 
 
 def digest(batch: Batch) -> str:

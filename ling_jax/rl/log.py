@@ -31,15 +31,15 @@ class RunLog:
         self._metrics = MetricsWriter(workdir, first_step=start)
         for name in ("samples", "events"):
             drop_lines_from(workdir / f"{name}.jsonl", start)
-        steps = config.train.steps
-        self._rates = np.asarray(jax.jit(learning_rate(config.optimizer, steps))(np.arange(steps)))
+        updates = config.max_updates
+        self._rates = np.asarray(jax.jit(learning_rate(config.optimizer, updates))(np.arange(updates)))
 
-    def add(self, step: int, result: Step, *, skipped_steps: int) -> dict[str, Any]:
+    def add(self, step: int, result: Step, *, updates: int) -> dict[str, Any]:
+        """`updates` is how many optimisation steps have changed the weights since the run began."""
         metrics = result.metrics
         seconds = metrics["generate_seconds"] + metrics["train_seconds"]
-        applied = step - skipped_steps + metrics["nonfinite"]  # before this step
         line = to_line(step, metrics) | {
-            "learning_rate": float(self._rates[applied]),
+            "learning_rate": float(self._rates[updates - metrics["updates"]]),  # of the first one
             "tokens_per_second": metrics["generated_tokens"] / seconds,
             "time": time.time(),
         }

@@ -15,25 +15,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from ling_jax.checkpoint import orbax
-from ling_jax.checkpoint.folder import open_model
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
+from ling_jax.engine.weights import serving_copy
 from ling_jax.envs.sources import held_out_of
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
+from ling_jax.rl.batch import Batch
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.evaluation import evaluate, summarise
 from ling_jax.rl.learner import Learner, Step
 from ling_jax.rl.log import LOGS, RunLog
 from ling_jax.rl.partial import read_partial, remove_partial, write_partial
-from ling_jax.rl.prepare import Run, start_report
-from ling_jax.rl.step import abstract_batch, abstract_state, make_objective, make_rl_step, trainable
+from ling_jax.rl.prepare import Run, origin_of, start_report
+from ling_jax.rl.step import abstract_state, trainable
+from ling_jax.rl.updates import Programs, Update, compile_programs, learn
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.state import TrainState, create_state
 from ling_jax.train.stop import stop_signals
 from ling_jax.train.watchdog import watch_steps
-from ling_jax.train.workdir import read_origins, unlock
+from ling_jax.train.workdir import unlock
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -75,7 +77,12 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     rollout = run.config.rollout
     collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
     try:
-        yield Learner(run.config, run.reward, collector, lambda *args: compiled.result()(*args), state)
+        reference = run.reference and serving_copy(run.reference.params(), run.start.config)
+
+        def update(state: TrainState, batch: Batch, version: int) -> tuple[TrainState, list[Update]]:
+            return learn(compiled.result(), run.config, state, reference, batch, version)
+
+        yield Learner(run.config, run.reward, collector, update, state)
     finally:
         collector.close()
         compiler.shutdown(wait=False, cancel_futures=True)
@@ -87,20 +94,16 @@ def new_state(run: Run) -> TrainState:
     return create_state(params, run.optimizer, trainable(run.start.config))
 
 
-def _compile(run: Run) -> Callable:
-    config, begun = run.config, time.perf_counter()
-    objective = make_objective(config.objective.name, config.rollout.group_size, config.objective.options)
-    step = make_rl_step(run.start.config, run.optimizer, objective, microbatches=config.train.microbatches)
-    batch = abstract_batch(config.rows, config.rollout.context)
-    compiled = jax.jit(step, donate_argnums=0).lower(abstract_state(run.start.config, run.optimizer), batch).compile()
+def _compile(run: Run) -> Programs:
+    begun = time.perf_counter()
+    programs = compile_programs(run.start.config, run.optimizer, run.config)
     print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
-    return compiled
+    return programs
 
 
 def _at_origin(run: Run) -> Run:
     """With the weights that it began with, although the stage before may have gone on."""
-    origin = run.config.start_from
-    return dataclasses.replace(run, start=open_model(origin, step=read_origins(run.workdir).get(origin)))
+    return dataclasses.replace(run, start=origin_of(run.config, run.workdir))
 
 
 def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) ->
             _evaluate(run, learner, 0, stopped)
         for step in range(start, train.steps):
             result = _step(run, learner, manager, step, generated, stopped)
-            line = log.add(step, result, skipped_steps=int(learner.state.skipped_steps))
+            line = log.add(step, result, updates=int(learner.state.opt_state.count))
             done, ends = step + 1, step + 1 == train.steps
             too_many = int(learner.state.skipped_steps) >= train.max_nonfinite_steps
             if ends or (train.eval_every and done % train.eval_every == 0):

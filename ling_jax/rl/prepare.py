@@ -12,15 +12,15 @@ from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.envs.sources import describe_source, held_out_of, task_of
 from ling_jax.model import model_spec
-from ling_jax.objectives import effective_objective
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest
 from ling_jax.rl.log import LOGS
+from ling_jax.rl.loss import describe_loss
 from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.simulate import check_sizes
-from ling_jax.rl.step import abstract_state, objective_options
+from ling_jax.rl.step import abstract_state
 from ling_jax.rl.turns import rehearse
 from ling_jax.train import tensorboard
 from ling_jax.train.optimizer import make_optimizer
@@ -30,6 +30,7 @@ from ling_jax.train.workdir import (
     has_checkpoint,
     lock,
     open_workdir,
+    read_origins,
     unlock,
     write_config,
     write_origins,
@@ -47,6 +48,7 @@ class Run:
     reward: Reward
     workdir: epath.Path
     start: ModelFolder  # the stage before, or this run's newest checkpoint
+    reference: ModelFolder | None  # the stage before, as it was where this run began; None without a penalty
     reader: Reader
     optimizer: optax.GradientTransformation
     lock: IO[bytes] | None
@@ -70,7 +72,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         print(f"WARNING: {warning}", flush=True)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _probe(config, reader)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.max_updates)
+    reference = _reference(config, workdir, start)
     check_disk(abstract_state(start.config, optimizer), workdir, config.train)
     held = lock(workdir)
     try:
@@ -80,30 +83,54 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, reward, workdir, start, reader, optimizer, held)
+    return Run(config, reward, workdir, start, reference, reader, optimizer, held)
 
 
 def start_report(run: Run, start: int) -> str:
     """What is about to run, and where its files go."""
     config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
-    options = objective_options(config.objective.name, rollout.group_size, config.objective.options)
     tasks = "; ".join(map(describe_source, config.tasks))
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     logs = ", ".join(f"{name}.jsonl" for name in LOGS)
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
     lines = {
         "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
-        "objective": effective_objective(config.objective.name, **options),
+        "objective": describe_loss(config.objective, rollout.group_size),
         "reward": config.reward + (f", efforts {', '.join(config.efforts)}" if config.efforts else ""),
         "tasks": tasks + (", drawn by pass rate" if config.train.dpr_steps else ""),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
-        "run": f"steps {start} to {steps}, one optimisation step each: old = policy, so the ratio is 1",
+        "run": f"steps {start} to {steps}, {_describe_updates(config)}",
         "kernels": check_kernels(),
         "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/",
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _describe_updates(config: RLConfig) -> str:
+    count, groups = config.train.updates_per_batch, config.rollout.prompts_per_step
+    if count == 1:
+        return "one optimisation step each: old = policy, so the ratio is 1"
+    return f"{count} optimisation steps each, on {groups // count} prompts: old = policy before the first of them"
+
+
+def _reference(config: RLConfig, workdir: epath.Path, start: ModelFolder) -> ModelFolder | None:
+    """Raises ValueError where a run that goes on cannot read the weights that it began with."""
+    if not config.objective.reference_kl or not has_checkpoint(workdir):
+        return start if config.objective.reference_kl else None
+    try:
+        return origin_of(config, workdir)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"objective.reference_kl is {config.objective.reference_kl}, a penalty to the weights that the run began "
+            f"with, and these cannot be read: {error}; restore that checkpoint, or begin anew in another workdir"
+        ) from error
+
+
+def origin_of(config: RLConfig, workdir: epath.Path) -> ModelFolder:
+    """The stage before, at the step where the run in the workdir began."""
+    return open_model(config.start_from, step=read_origins(workdir).get(config.start_from))
 
 
 def _probe(config: RLConfig, reader: Reader) -> None:

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from ling_jax.checkpoint.folder import open_model
 from ling_jax.files import parse_object
 from ling_jax.rl.learner import Event
 from ling_jax.rl.loop import make_learner, new_state
-from ling_jax.rl.prepare import Run
+from ling_jax.rl.prepare import Run, origin_of
 from ling_jax.train.program_cache import use_compilation_cache
-from ling_jax.train.workdir import has_checkpoint, open_workdir, read_origins, unlock
+from ling_jax.train.workdir import has_checkpoint, open_workdir, unlock
 
 
 def check_replay(workdir) -> None:
@@ -33,8 +32,7 @@ def replay(run: Run) -> int:
     use_compilation_cache()
     path, steps = run.workdir / "events.jsonl", run.start.step if has_checkpoint(run.workdir) else 0
     try:
-        origin = run.config.start_from
-        run = dataclasses.replace(run, start=open_model(origin, step=read_origins(run.workdir).get(origin)))
+        run = dataclasses.replace(run, start=origin_of(run.config, run.workdir))
         with make_learner(run, new_state(run)) as learner:
             logged = _by_step(path)
             for step in range(steps):

@@ -39,15 +39,17 @@ def write_start(folder: Path) -> Path:
 def small_config(start: Path, *, objective="kpop", reward="preference", rollout=(), **train) -> RLConfig:
     """KPop with partial rollouts: answers of up to 48 and 96 tokens, a budget of half a piece of decoding.
 
-    With all that has to last from step to step: pass rates, and a reward that remembers.
+    With all that has to last from step to step: pass rates, and a reward that remembers. `objective` is a name or an
+    ObjectiveConfig.
     """
+    objective = ObjectiveConfig(name=objective) if isinstance(objective, str) else objective
     sizes = dict(context=184, slots=16, group_size=4, prompts_per_step=1)
-    stale = dict(token_budget=60, max_staleness=4, max_retention=4) if objective == "kpop" else {}
+    stale = dict(token_budget=60, max_staleness=4, max_retention=4) if objective.name == "kpop" else {}
     return RLConfig(
         start_from=str(start),
         tasks=(TaskSource(environment="running_sums", difficulties=(1, 2), count=50),),
         reward=reward,
-        objective=ObjectiveConfig(name=objective),
+        objective=objective,
         optimizer=OptimizerConfig(peak_lr=1e-2, warmup_steps=2),
         rollout=RolloutConfig(**(sizes | stale | dict(rollout))),
         train=LoopConfig(**(dict(steps=6, save_every=2, dpr_steps=6) | train)),
@@ -60,13 +62,14 @@ def prepared(config: RLConfig, workdir) -> Run:
 
 @contextlib.contextmanager
 def steps_compiled_once() -> Iterator[None]:
-    """The real step of each objective, once for all runs here: they differ in nothing that it knows."""
+    """The real programs of each objective, once for all runs here: they differ in nothing else that these know."""
     compile_step, programs = loop._compile, {}
 
     def once(run):
-        name = run.config.objective.name
-        programs[name] = programs.get(name) or compile_step(run)
-        return programs[name]
+        config = run.config
+        key = config.objective, config.rows, config.train.updates_per_batch, config.train.microbatches
+        programs[key] = programs.get(key) or compile_step(run)
+        return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_compile", once)

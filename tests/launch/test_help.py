@@ -65,6 +65,10 @@ OTHERS = {  # tried in the slow tests: each program takes seconds to import
     ],
     "launch.rl": [
         (["--config=configs/rl/tiny_kpop.py", WORKDIR, "--config.objective.name=ppo"], "expected one of grpo, gspo,"),
+        (
+            ["--config=configs/rl/tiny_kpop.py", WORKDIR, "--config.objective.options.phi=-1"],
+            "phi is -1.0; expected a pos",
+        ),
         (["--config=configs/rl/tiny_kpop.py", WORKDIR, "--config.reward=accuracy"], "expected one of outcome, evo_cot"),
         (["--config=configs/rl/tiny_kpop.py", WORKDIR, "--lr=1"], "did you mean --config.optimizer.peak_lr?"),
     ],

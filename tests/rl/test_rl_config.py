@@ -6,7 +6,8 @@ import pytest
 
 from ling_jax.align.rewards import named_reward
 from ling_jax.envs.sources import TaskSource
-from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, RLConfig
+from ling_jax.objectives import OBJECTIVES
+from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, ObjectiveOptions, RLConfig, objective_settings
 from ling_jax.train.config import differences, from_dict, to_config_dict
 from tests.helpers.rl_run import small_config
 
@@ -19,6 +20,12 @@ def changed(**parts) -> RLConfig:
     return dataclasses.replace(config, **fields)
 
 
+def objective(name: str, *, allow_uncorrected=False, calibrate_phi=0.0, **options) -> ObjectiveConfig:
+    """The objective `name` with these options."""
+    more = dict(allow_uncorrected=allow_uncorrected, calibrate_phi=calibrate_phi)
+    return ObjectiveConfig(name=name, options=ObjectiveOptions(**options), **more)
+
+
 SYNCHRONOUS = dict(token_budget=0, max_staleness=0, max_retention=0)
 REFUSED = {
     "group of one": (dict(rollout=dict(group_size=1)), "group_size is 1; it must be at least 2: an answer's worth"),
@@ -28,32 +35,41 @@ REFUSED = {
     ),
     "no budget with partial rollouts": (dict(rollout=dict(token_budget=0)), "without a budget nothing is ever paused"),
     "unbounded weights": (
-        dict(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")})),
+        dict(objective=objective("tis", cap=float("inf"))),
         "tis with .* has no bound on its importance weights.*take kpop.*set objective.allow_uncorrected",
     ),
     "unbounded KPop": (
-        dict(objective=ObjectiveConfig(name="kpop", options={"phi": float("inf")})),
+        dict(objective=objective("kpop", phi=float("inf"))),
         "kpop with .* has no bound on its importance weights",
     ),
     "stale answers without a correction": (
         dict(objective=ObjectiveConfig(name="grpo")),
-        "grpo with {} does not look at the policy that drew.*staleness 4.*take kpop, icepop or tis .*set objective",
+        "grpo with {.*} does not look at the policy that drew.*staleness 4.*take kpop, icepop or tis .*set objective",
     ),
-    "unknown choice": (dict(objective=ObjectiveConfig(name="kpop", options={"kappa": "two"})), "kappa is 'two'"),
+    "unknown choice": (dict(objective=objective("kpop", kappa="two")), "kappa is 'two'"),
     "unknown aggregate": (
-        dict(objective=ObjectiveConfig(name="grpo", options={"aggregate": "mean"}), rollout=SYNCHRONOUS),
+        dict(objective=objective("grpo", aggregate="mean"), rollout=SYNCHRONOUS),
         "aggregate is 'mean'",
     ),
-    "no number": (dict(objective=ObjectiveConfig(name="kpop", options={"clip": "0.2"})), "options.clip is '0.2'; it"),
-    "NaN": (dict(objective=ObjectiveConfig(name="kpop", options={"phi": float("nan")})), "options.phi is nan; it must"),
-    "negative bound": (dict(objective=ObjectiveConfig(name="tis", options={"cap": -1.0})), "options.cap is -1.0; it"),
-    "no flag": (
-        dict(objective=ObjectiveConfig(name="kpop", options={"symmetric": "no"})),
-        "symmetric is 'no'; it must",
+    "no number": (dict(objective=objective("kpop", clip="0.2")), "clip is '0.2'; expected a positive"),
+    "NaN": (dict(objective=objective("kpop", phi=float("nan"))), "phi is nan; expected a positive"),
+    "negative bound": (
+        dict(objective=objective("tis", cap=-1.0)),
+        "cap is -1.0; expected a positive number .--config.objective.options.NAME",
     ),
-    "two group sizes": (
-        dict(objective=ObjectiveConfig(name="lpo", options={"group_size": 2}), rollout=SYNCHRONOUS),
-        "options.group_size is 2; rollout.group_size, 4, is it",
+    "no flag": (
+        dict(objective=objective("kpop", symmetric="no")),
+        "symmetric is 'no'; expected True or False",
+    ),
+    "a penalty that rewards distance": (dict(objective=dict(reference_kl=-0.1)), "reference_kl is -0.1; it must be"),
+    "a mask of all tokens": (dict(objective=dict(calibrate_phi=1.0)), "calibrate_phi is 1.0; it must be .* below 1"),
+    "phi of an objective without": (
+        dict(objective=ObjectiveConfig(name="tis", calibrate_phi=0.1)),
+        "calibrate_phi is 0.1, and tis has no phi: set it to 0, or objective.name to 'kpop'",
+    ),
+    "two values of phi": (
+        dict(objective=objective("kpop", phi=0.5, calibrate_phi=0.1)),
+        "calibrate_phi is 0.1 and objective.options.phi 0.5: the first chooses the second",
     ),
     "endless rate": (
         dict(optimizer=dict(peak_lr=float("inf"))),
@@ -62,9 +78,9 @@ REFUSED = {
     "momentum of 1": (dict(optimizer=dict(b1=1.0)), "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
     "unknown schedule": (dict(optimizer=dict(schedule="linear")), "schedule is 'linear'; it must be 'wsm' or 'cosine'"),
     "unknown objective": (dict(objective=ObjectiveConfig(name="ppo")), "objective is 'ppo'; expected one of grpo"),
-    "unknown option": (
-        dict(objective=ObjectiveConfig(name="kpop", options={"phy": 1.0})),
-        "kpop has no option 'phy'; expected some of phi",
+    "an option of another objective": (
+        dict(objective=objective("kpop", alpha=1.0)),
+        "kpop has no option 'alpha'; expected some of phi.*--config.objective.options.NAME=VALUE sets an option",
     ),
     "impossible difficulty": (
         dict(tasks=(TaskSource(environment="running_sums", difficulties=(2, 99), count=1),)),
@@ -91,6 +107,14 @@ REFUSED = {
         dict(train=dict(microbatches=2)),
         "train.microbatches 2 does not divide rollout.prompts_per_step 1",
     ),
+    "steps that do not divide a batch": (
+        dict(train=dict(updates_per_batch=3), rollout=dict(prompts_per_step=4)),
+        "train.updates_per_batch 3 does not divide rollout.prompts_per_step 4",
+    ),
+    "microbatches that do not divide a step": (
+        dict(train=dict(updates_per_batch=2, microbatches=4), rollout=dict(prompts_per_step=4)),
+        "microbatches 4 does not divide rollout.prompts_per_step 4 / train.updates_per_batch 2: .* has 2 groups",
+    ),
     "no steps": (dict(train=dict(steps=0)), "train.steps is 0; it must be positive"),
 }
 
@@ -102,29 +126,41 @@ def test_what_cannot_run_is_refused(name):
         changed(**parts)
 
 
-def test_a_mean_over_all_tokens_is_not_taken_in_parts():
-    config = changed(rollout=dict(prompts_per_step=2))
-    objective = ObjectiveConfig(name="grpo", options={"aggregate": "token_mean"}, allow_uncorrected=True)
-    with pytest.raises(ValueError, match="'token_mean', is no sum over microbatches"):
-        dataclasses.replace(config, objective=objective, train=dataclasses.replace(config.train, microbatches=2))
+def test_the_options_of_all_objectives_are_fields_of_the_config():
+    fields = {field.name for field in dataclasses.fields(ObjectiveOptions)}
+    assert fields == {option for record in OBJECTIVES.values() for option in record.options}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_config_without_options_has_those_of_its_objective(name):
+    """So that a flag can name another objective, and then set its options."""
+    fields = to_config_dict(changed(objective=ObjectiveConfig(name="kpop"), rollout=SYNCHRONOUS))
+    fields.objective.name = name
+    for option in OBJECTIVES[name].options.keys() - {"aggregate", "kappa", "symmetric"}:
+        fields.objective.options[option] = 0.5
+    settings = objective_settings(from_dict(RLConfig, fields.to_dict()).objective, 4)
+    numbers = {option: value for option, value in settings.items() if isinstance(value, float)}
+    assert numbers and set(numbers.values()) == {0.5}
 
 
 def test_an_uncorrected_objective_may_be_the_experiment():
-    changed(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")}, allow_uncorrected=True))
+    changed(objective=objective("tis", cap=float("inf"), allow_uncorrected=True))
     changed(objective=ObjectiveConfig(name="grpo", allow_uncorrected=True))
     changed(objective=ObjectiveConfig(name="lpo"), rollout=SYNCHRONOUS)
-    changed(objective=ObjectiveConfig(name="tis", options={"cap": float("inf")}), rollout=SYNCHRONOUS)
-    changed(objective=ObjectiveConfig(name="kpop", options={"phi": float("inf"), "kappa_cap": 5.0}))
+    changed(objective=objective("tis", cap=float("inf")), rollout=SYNCHRONOUS)
+    changed(objective=objective("kpop", phi=float("inf"), kappa_cap=5.0))
 
 
 def test_a_config_survives_its_file_and_overrides():
-    config = changed(efforts=("high", "xhigh"), objective=ObjectiveConfig(name="kpop", options={"phi": 0.5}))
+    config = changed(efforts=("high", "xhigh"), objective=objective("kpop", phi=0.5))
     fields = to_config_dict(config)
     assert from_dict(RLConfig, fields.to_dict()) == config
-    fields.objective.options.phi = 0.75
+    fields.objective.options.phi = 0.75  # as the flag --config.objective.options.phi does
+    fields.objective.options.symmetric = False
     fields.rollout.slots = 8
     changed_again = from_dict(RLConfig, fields.to_dict())
-    assert changed_again.objective.options == {"phi": 0.75} and changed_again.rollout.slots == 8
+    assert changed_again.objective.options == ObjectiveOptions(phi=0.75, symmetric=False)
+    assert changed_again.rollout.slots == 8
 
 
 def test_only_what_changes_no_bit_may_differ_on_resumption():

@@ -184,9 +184,9 @@ def synchronous_step(plain, step: int) -> float:
     episodes = sorted(play(plain.collector, plain.reader.begin_all(requests)), key=lambda episode: episode.id)
     rewards, plain.memory = plain.reward.pay([episodes], plain.reader, plain.memory)
     groups = [Group(step, tuple(episodes))]
-    batch = make_batch(groups, advantages_of(groups, rewards, (1, 4)), plain.reader, rows=4, version=step, scale=1.0)
-    plain.state, metrics = plain.update(plain.state, batch)
-    return np.asarray(metrics["loss"]).item()
+    batch = make_batch(groups, advantages_of(groups, rewards, (1, 4)), plain.reader, rows=4, version=step)
+    plain.state, (update,) = plain.learn(plain.state, batch, step)
+    return update.metrics["loss"]
 
 
 def test_tasks_that_do_not_fit_are_refused_before_anything_is_written(start, tmp_path):
@@ -235,8 +235,8 @@ def test_a_signal_saves_between_two_pieces_and_the_same_call_goes_on(
     """With rollouts that are not finished, in the first step and in one that begins with a checkpoint."""
     advance, seen = RolloutBuffer.advance, []
 
-    def interrupted(self, moved):
-        advance(self, moved)
+    def interrupted(self, moved, arrived):
+        advance(self, moved, arrived)
         seen.append(self.version)
         if seen.count(version) == pieces and seen[-1] == version:
             os.kill(os.getpid(), signal.SIGTERM)

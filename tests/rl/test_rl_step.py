@@ -1,72 +1,24 @@
 """What one optimisation step promises, whatever the objective."""
 
 import functools
-from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ling_jax import model, spec
-from ling_jax.objectives import kpop_loss
-from ling_jax.rl.batch import loss_scale
-from ling_jax.rl.buffer import Group
-from ling_jax.rl.step import Batch, make_objective, make_rl_step, trainable
-from ling_jax.train.config import OptimizerConfig
-from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.state import create_state
+from ling_jax import spec
+from ling_jax.objectives import calibrate_phi, kpop_loss, reference_kl
+from ling_jax.rl.config import ObjectiveConfig
+from ling_jax.rl.loss import make_loss
+from ling_jax.rl.step import make_rl_step
 from tests.helpers.golden_numbers import quick_jit
-from tests.helpers.tiny import random_params, tiny_config
-
-CONFIG = tiny_config(num_layers=2, compute_dtype="float32", remat="none", mtp_depth=1)
-OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), 10)
-SIZES = dict(rows=6, length=12)
+from tests.helpers.rl_batch import CONFIG, OPTIMIZER, logps_of, random_batch, state
 
 
 @functools.cache
-def state():
-    params = jax.tree.map(jnp.asarray, random_params(CONFIG, dtype="float32", std=0.2))
-    return create_state(params, OPTIMIZER, trainable(CONFIG))
-
-
-@functools.cache
-def step(**options):
-    return quick_jit(make_rl_step(CONFIG, OPTIMIZER, make_objective("kpop", 2, {}), **options))
-
-
-@functools.cache
-def logps_of():
-    """(log-prob, entropy) of every token from the second on, by a plain forward pass."""
-
-    def logps(params, tokens):
-        every = jax.nn.log_softmax(model.forward(params, tokens, CONFIG).logits[:, :-1], axis=-1)
-        return jnp.take_along_axis(every, tokens[:, 1:, None], axis=-1)[..., 0], -jnp.sum(jnp.exp(every) * every, -1)
-
-    return quick_jit(logps)
-
-
-def random_batch(seed=0) -> Batch:
-    """Answers of 3 to 7 tokens behind prompts of 3; row 1 has tool output in the middle."""
-    rng = np.random.default_rng(seed)
-    rows, length = SIZES.values()
-    tokens = rng.integers(0, CONFIG.vocab_size, (rows, length)).astype(np.int32)
-    ends = rng.integers(6, 11, (rows, 1))
-    place = np.arange(length)[None]
-    mask = (place >= 3) & (place < ends)
-    mask[1, 4:6] = False
-    logps = np.zeros((rows, length), np.float32)
-    logps[:, 1:] = logps_of()(state().params, tokens)[0]
-    return Batch(
-        tokens=tokens,
-        live=(place < ends).astype(np.int32),
-        mask=mask,
-        behaviour_logps=np.where(mask, logps + rng.normal(0, 1.5, logps.shape), 0).astype(np.float32),
-        ages=np.where(mask, rng.integers(0, 3, logps.shape), 0).astype(np.int32),
-        sentence_ids=(place // 2 + 0 * tokens).astype(np.int32),
-        advantages=rng.normal(0, 1, rows).astype(np.float32),
-        scale=np.float32(1),
-    )
+def step(*, microbatches=1, **objective):
+    loss = make_loss(ObjectiveConfig(**({"name": "kpop"} | objective)), group_size=2)
+    return quick_jit(make_rl_step(CONFIG, OPTIMIZER, loss, microbatches=microbatches))
 
 
 def assert_same(found, wanted, *, tolerance=0.0):
@@ -87,10 +39,9 @@ def test_the_loss_is_the_objective_of_a_plain_forward_pass():
 
 
 def test_microbatches_are_the_batch():
-    """With rows of unequal lengths, an empty one and a scale, so that a wrong denominator shows."""
+    """With rows of unequal lengths and one without a reward, so that a wrong denominator shows."""
     batch = random_batch()
-    batch.mask[3], batch.advantages[3] = False, 0
-    batch = batch.replace(scale=np.float32(6 / 5))
+    batch.mask[3], batch.advantages[3], batch.valid[3] = False, 0, False
     (whole, metrics), (parts, others) = step()(state(), batch), step(microbatches=3)(state(), batch)
     assert metrics.keys() == others.keys()
     for name in metrics:
@@ -151,27 +102,25 @@ def test_a_bad_step_changes_nothing_and_is_counted(poison, value):
     assert_same((after.params, after.opt_state), (state().params, state().opt_state))
 
 
-@pytest.mark.parametrize(("name", "options"), [("kpop", {}), ("lpo", {}), ("grpo", {"aggregate": "token_mean"})])
-def test_empty_rows_are_as_good_as_none(name, options):
-    """Two groups of two and an empty one are worth what the two are, whatever the objective's mean is over."""
-    batch, loss = random_batch(), make_objective(name, 2, options)
-    batch.mask[4:], batch.advantages[4:] = False, 0
-    group = Group(0, (SimpleNamespace(failed=False),) * 2)
-    logps, scale = batch.behaviour_logps + 0.1, loss_scale(name, options, [group, group], 6)
-
-    def of(rows):
-        ids = dict(sentence_ids=batch.sentence_ids[:rows], entropies=None)
-        arrays = (logps, logps, batch.behaviour_logps, batch.advantages, batch.mask)
-        return loss(*(x[:rows] for x in arrays), **ids)[0]
-
-    np.testing.assert_allclose(scale * of(6), of(4), rtol=1e-6)
-
-
-def test_an_objective_without_what_it_needs_is_refused():
-    objective, zeros = make_objective("kpop", 2, {}), jnp.zeros((2, 3))
-    with pytest.raises(ValueError, match="kpop: behaviour_logps is missing"):
-        objective(zeros, zeros, None, jnp.zeros(2), zeros > 0, sentence_ids=None, entropies=None)
-    with pytest.raises(ValueError, match="no option 'phy'"):
-        make_objective("kpop", 2, {"phy": 0.1})
-    with pytest.raises(ValueError, match="objective is 'ppo'"):
-        make_objective("ppo", 2, {})
+def test_old_and_reference_log_probs_and_phi_are_those_of_the_whole_batch():
+    """In microbatches, with an answer that has no reward: ratio and clip are to the weights before the first step on
+    the batch, phi drops a share of all tokens, and the penalty is a mean over the rows with a reward."""
+    batch, rng = random_batch(), np.random.default_rng(1)
+    batch.mask[3], batch.advantages[3], batch.valid[3] = False, 0, False
+    logps = logps_of()(state().params, batch.tokens)[0]
+    old, reference = np.pad(logps, ((0, 0), (1, 0))) + rng.normal(0, 0.3, (2, *batch.mask.shape)).astype(np.float32)
+    batch = batch.replace(old_logps=old, reference_logps=reference)
+    rows, behaviour, mask = batch.valid, batch.behaviour_logps[:, 1:], batch.mask[:, 1:]
+    arrays = (logps, old[:, 1:], behaviour, batch.advantages, mask)
+    phi = calibrate_phi(old[:, 1:], behaviour, mask, 0.3)
+    loss, named = kpop_loss(*(x[rows] for x in arrays), phi=phi)
+    penalty, of_reference = reference_kl(logps[rows], reference[rows, 1:], mask[rows], coefficient=0.3)
+    _, metrics = step(calibrate_phi=0.3, reference_kl=0.3, microbatches=3)(state(), batch)
+    np.testing.assert_allclose(metrics["loss"], loss + penalty, rtol=1e-4)
+    for name, value in (named | of_reference | {"phi": phi}).items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert 0 < metrics["clip_fraction"] < 1 and penalty > 0.01
+    assert abs(metrics["masked_fraction"] - 0.3) * mask.sum() <= 1
+    fresh = mask & (batch.ages[:, 1:] == 0)  # what is fresh is measured with the old log-probs
+    mismatch = np.abs(old[:, 1:] - behaviour)[fresh].max()
+    np.testing.assert_allclose(metrics["mismatch_same_version/max"], mismatch, rtol=1e-6)

@@ -1,0 +1,109 @@
+"""Runs with several optimisation steps on a batch, a penalty to the reference and a calibrated phi."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ling_jax import model
+from ling_jax.objectives.kpop import calibrate_phi
+from ling_jax.rl.config import ObjectiveConfig
+from ling_jax.rl.loop import make_learner, new_state, replay, train
+from ling_jax.train.workdir import unlock
+from tests.helpers.faults import assert_same_end
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.rl_run import MODEL, prepared, small_config
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+EVERYTHING = ObjectiveConfig(name="kpop", reference_kl=0.1, calibrate_phi=0.2)
+
+
+def several_steps(start, **train):
+    """KPop with partial rollouts, whose batches of at most two prompts make a step of each."""
+    sizes = dict(prompts_per_step=2, max_tokens=24, token_budget=90)
+    train = dict(steps=6, updates_per_batch=2) | train
+    return small_config(start, objective=EVERYTHING, rollout=sizes, **train)
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """(workdir, its lines of metrics, its events) of a run in one go."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train(prepared(several_steps(start), workdir))
+    return workdir, *([json.loads(x) for x in (workdir / f"{n}.jsonl").open()] for n in ("metrics", "events"))
+
+
+@quick_jit
+def logps_of(params, batch):
+    """[B, T] by a plain forward pass, 0 where nothing was drawn."""
+    logits = model.forward(params, batch.tokens, MODEL, segment_ids=batch.live).logits[:, :-1]
+    logps = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), batch.tokens[:, 1:, None], axis=-1)[..., 0]
+    return jnp.where(batch.mask, jnp.pad(logps, ((0, 0), (1, 0))), 0)
+
+
+def test_several_steps_on_a_batch_share_the_old_log_probs_of_the_trainer(start, tmp_path):
+    """Those of the weights before the first step: its ratios are 1, those of the second are not."""
+    run, sizes = prepared(several_steps(start), tmp_path), []
+    with make_learner(run, new_state(run)) as learner:
+        taken, learn = [], learner.learn
+
+        def kept(*args):
+            state, updates = learn(*args)
+            taken.extend(updates)
+            return state, updates
+
+        learner.learn = kept
+        for _ in range(6):
+            before = jax.tree.map(np.array, learner.state.params)
+            metrics, updates = learner.step().metrics, [*taken]
+            taken.clear()
+            for update in updates:
+                batch = update.batch
+                np.testing.assert_allclose(batch.old_logps, logps_of(before, batch), atol=1e-4)
+                wanted = quick_jit(calibrate_phi)(batch.old_logps, batch.behaviour_logps, batch.mask, 0.2)
+                np.testing.assert_allclose(update.metrics["phi"], wanted, rtol=1e-5)
+                assert (update.metrics["masked_fraction"] - 0.2) * batch.mask.sum() < 1.01  # a token at most
+            for level in ("0.01", "0.99"):
+                np.testing.assert_allclose(updates[0].metrics[f"ratio/{level}"], 1, atol=1e-4)
+            for update in updates[1:]:
+                assert update.metrics["ratio/0.99"] - update.metrics["ratio/0.01"] > 1e-3
+            assert sorted(i for update in updates for i in update.groups) == list(range(metrics["groups"]))
+            assert metrics["loss_tokens"] == sum(update.batch.mask.sum() for update in updates)
+            assert metrics["mismatch_same_version/max"] <= 3e-5
+            sizes.append(metrics["updates"])
+    assert {*sizes} == {1, 2} and learner.state.opt_state.count == sum(sizes)
+    unlock(run.workdir, run.lock)
+
+
+def test_the_penalty_grows_from_zero_and_the_log_names_every_step(whole):
+    _, lines, events = whole
+    logged = [sum((event["step"], event["kind"]) == (i, "update") for event in events) for i in range(6)]
+    assert logged == [line["updates"] for line in lines]
+    assert 0 <= lines[0]["reference_kl"] < lines[-1]["reference_kl"] and lines[-1]["reference_kl"] > 1e-4
+    assert all(0 <= line["groups_without_spread"] <= 1 for line in lines)
+    assert max(line["staleness/max"] for line in lines) > 0 and max(line["masked_fraction"] for line in lines) > 0.1
+    rates = [line["learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates[-1], 1e-2, rtol=1e-6)  # after a warm-up of two optimisation steps
+
+
+def test_replay_has_the_same_steps(whole, start):
+    assert replay(prepared(several_steps(start), whole[0])) == 6
+
+
+def test_a_resumed_run_keeps_its_reference(whole, start, tmp_path):
+    """Although the stage before has gone on; where its checkpoint is gone, the run does not begin."""
+    before, workdir = tmp_path / "before", tmp_path / "run"
+    shutil.copytree(start, before)
+    train(prepared(several_steps(before, steps=2), workdir))
+    shutil.copytree(workdir / "checkpoints" / "2", before / "checkpoints" / "2")
+    (first,) = (path for path in (before / "checkpoints").iterdir() if path.name != "2")
+    train(prepared(several_steps(before), workdir))
+    assert_same_end(whole[0], workdir)
+    shutil.rmtree(first)
+    with pytest.raises(
+        ValueError, match=r"reference_kl is 0\.1, a penalty to the weights that the run began with, .* resto"
+    ):
+        prepared(several_steps(before, steps=5), workdir)
