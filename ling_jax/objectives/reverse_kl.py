@@ -1,10 +1,13 @@
 """On-policy distillation: the reverse KL from a policy to a teacher, on tokens that the policy drew."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
+from ling_jax.objectives.objective import NO_BOUND, POSITIVE, Normaliser, Objective
 from ling_jax.objectives.tokens import Metrics, check_shape, cleaned, clipped_logps, loss_tokens, ratio_of, token_mean
 
 
@@ -44,3 +47,24 @@ def reverse_kl_loss(
     metrics = token_metrics("reverse_kl", tokens, ratio_of(policy - tokens.old), capped, entropies)
     metrics["truncated_fraction"] = metrics.pop("clip_fraction")
     return loss, metrics | {"reverse_kl": jax.lax.stop_gradient(loss)}
+
+
+def _description(*, cap: float) -> str:
+    return f"mean over tokens w*(log teacher - log policy); w = min(policy/behaviour, {cap})"
+
+
+def _normaliser(**options: float) -> Normaliser:
+    return "tokens"
+
+
+def _stale_flaw(*, cap: float) -> str:
+    return NO_BOUND if math.isinf(cap) else ""
+
+
+REVERSE_KL = Objective(
+    loss=reverse_kl_loss,
+    options={"cap": POSITIVE},
+    description=_description,
+    normaliser=_normaliser,
+    stale_flaw=_stale_flaw,
+)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from ling_jax.objectives import reverse_kl_loss
-from tests.helpers.objective_numbers import BOTH, close, objective
+from tests.helpers.golden_numbers import quick_jit
+from tests.helpers.objective_numbers import BOTH, LOGPS, close, objective
 
 VOCABULARY = 7
 
@@ -104,3 +106,18 @@ def test_the_teachers_log_probs_are_asked_for():
         reverse_kl_loss(x, x, x, np.zeros(2), x, teacher_logps=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="reverse_kl: teacher_logps is missing"):
         reverse_kl_loss(x, x, x, np.zeros(2), x, teacher_logps=None)
+
+
+RUN = quick_jit(jax.value_and_grad(reverse_kl_loss, has_aux=True))
+
+
+@given(logps=arrays.arrays(np.float32, (4, 3, 5), elements=LOGPS), mask=arrays.arrays(bool, (3, 5)))
+def test_finite_log_probs_give_finite_numbers_and_masked_ones_reach_nothing(logps, mask):
+    policy, old, behaviour, teacher = logps
+    (loss, metrics), grad = RUN(policy, old, behaviour, np.zeros(3), mask, teacher_logps=teacher)
+    assert np.isfinite(loss) and np.isfinite(grad).all() and all(np.isfinite(x) for x in metrics.values())
+    spoilt = [np.where(mask, x, np.nan) for x in logps]
+    (again, _), same = RUN(*spoilt[:3], np.full(3, np.nan), mask, teacher_logps=spoilt[3])
+    np.testing.assert_array_equal(again, loss)
+    np.testing.assert_array_equal(same, grad)
+    assert not grad[~mask].any()
