@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections.config_flags import config_path
 
 from benchmarks.json_out import JSON_OUT
@@ -25,11 +24,14 @@ from launch.demo_report import COMPARISONS, read_lines, stage_metrics
 from launch.demo_rules import COMPARED, agreement, finding
 from launch.flags import run_program, usage_errors
 from launch.training import training_errors
-from ling_jax.align.evo_cot import evo_cot
-from ling_jax.align.preference import RUBRICS, judge
+from ling_jax.align.evo_cot import evo_cot_shaped
+from ling_jax.align.judges import RULES, case_of
+from ling_jax.align.preference import rubric_rewards, weights_of
 from ling_jax.align.rewards import named_reward
+from ling_jax.align.rubrics import RULE_RUBRICS
 from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
+from ling_jax.rewards import shape
 from ling_jax.rl import loop
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.episode import Episode
@@ -65,16 +67,17 @@ def unchanged(config, folder: Path) -> None:
 
 def without_length(episodes: Sequence[Episode], reader: Reader) -> Rewards:
     """Evo-CoT's reward but for its length term."""
-    total, parts = evo_cot(episodes, reader)
-    return Rewards(total - parts["length"], parts)
+    answers = case_of(episodes, reader).answers
+    parts = evo_cot_shaped(answers, [answer.repeated for answer in answers]).parts
+    return Rewards(shape(parts["accuracy"], parts["format"] + parts["redundancy"]), parts)
 
 
 def fixed_weights(episodes: Sequence[Episode], reader: Reader) -> Rewards:
-    """The rubrics of preference alignment, weighed as `RUBRICS` says in every step; in [-1, 1]."""
-    merits, defects = judge(episodes, reader)
-    scores = (merits - defects).astype(np.float64)
-    weights = np.array(list(RUBRICS.values()))
-    return Rewards(scores @ weights / weights.sum(), dict(zip(RUBRICS, scores.T, strict=True)))
+    """The rubrics of preference alignment, with their weights in every step."""
+    judged = RULES(RULE_RUBRICS, *case_of(episodes, reader))
+    weights = weights_of(RULE_RUBRICS)
+    scores = (judged.merits - judged.defects) @ weights / weights.sum()
+    return rubric_rewards(episodes, judged, RULE_RUBRICS, scores)
 
 
 VARIANTS = (
@@ -82,7 +85,7 @@ VARIANTS = (
     Variant("gspo", "evo_cot", with_objective("gspo")),
     Variant("without_length", "evo_cot", unchanged, Reward(of_each_group(without_length), -0.7, 1.0)),
     Variant("shortest_from_sft", "shortest_correct", from_sft),
-    Variant("fixed_weights", "preference", unchanged, Reward(of_each_group(fixed_weights), -1, 1)),
+    Variant("fixed_weights", "preference", unchanged, Reward(of_each_group(fixed_weights), -0.9, 1)),
 )
 
 

@@ -11,7 +11,7 @@ from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
 from launch.training import check_one_host, training_errors
-from ling_jax.align.rewards import named_reward
+from ling_jax.align.rewards import configured_reward
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import prepare
@@ -29,7 +29,7 @@ def main() -> None:
         config = from_dict(RLConfig, CONFIG.value.to_dict())
         if REPLAY.value:
             check_replay(WORKDIR.value)
-        run = prepare(config, named_reward(config.reward), WORKDIR.value)
+        run = prepare(config, configured_reward(config, WORKDIR.value, replay=REPLAY.value), WORKDIR.value)
     with training_errors():
         if REPLAY.value:
             print(f"{replay(run)} steps are the same, bit for bit", flush=True)

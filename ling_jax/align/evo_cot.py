@@ -1,35 +1,41 @@
 """Evo-CoT: right, without reasoning markers, short for the prompt, without repetition (Ling 2.6 report §3.1.2)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ling_jax.rewards import count_flagged, evo_cot_rewards, flag_repeats
+from ling_jax.align.judges import Answer, Judge, case_of
+from ling_jax.rewards import evo_cot_rewards, shape
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
-from ling_jax.rl.reward import Rewards
+from ling_jax.rl.reward import Rewards, where_judged
 
 
-def evo_cot(episodes: Sequence[Episode], reader: Reader) -> Rewards:
-    """`rewards.evo_cot_rewards`, a sentence being redundant by `rewards.flag_repeats` where the report has a judge."""
+def evo_cot(
+    groups: Sequence[Sequence[Episode]], reader: Reader, memory: Any, *, judge: Judge
+) -> tuple[list[Rewards], Any]:
+    """The terms of `rewards.evo_cot_rewards`, shaped; the judge says which sentences are redundant."""
+    cases = [case_of(group, reader) for group in groups]
+    found = zip(cases, judge.redundant_tokens(cases), strict=True)
+    return [where_judged(errors, _pay_some(case.answers, flagged)) for case, (flagged, errors) in found], memory
+
+
+def evo_cot_shaped(answers: Sequence[Answer], flagged: Sequence[int]) -> Rewards:
+    """Of one group; `flagged` [G] counts tokens in redundant sentences."""
     rewards = evo_cot_rewards(
-        texts=[written(episode, reader) for episode in episodes],
-        lengths=[episode.drawn for episode in episodes],
-        correct=[episode.outcome for episode in episodes],
-        flagged=[flagged_tokens(episode, reader) for episode in episodes],
+        texts=[answer.text for answer in answers],
+        lengths=[len(answer.tokens) for answer in answers],
+        correct=[answer.outcome for answer in answers],
+        flagged=flagged,
     )
-    parts = {"accuracy": rewards.accuracy, "format": rewards.format, "redundancy": rewards.redundancy}
-    return Rewards(rewards.total, parts | {"length": rewards.length_weight * rewards.length})
+    terms = {"format": rewards.format, "redundancy": rewards.redundancy}
+    terms["length"] = rewards.length_weight * rewards.length
+    return Rewards(
+        shape(rewards.accuracy, np.sum(list(terms.values()), axis=0)), {"accuracy": rewards.accuracy} | terms
+    )
 
 
-def written(episode: Episode, reader: Reader) -> str:
-    """All that the policy wrote, a turn that was cut off too."""
-    trajectory = episode.trajectory
-    return reader.text(trajectory.completion_ids[trajectory.loss_mask])
-
-
-def flagged_tokens(episode: Episode, reader: Reader) -> int:
-    """How many of the policy's tokens are in sentences that repeat earlier ones."""
-    mask = episode.trajectory.loss_mask
-    ids = reader.sentence_ids(episode.trajectory)[mask]
-    return count_flagged(flag_repeats(episode.trajectory.completion_ids[mask].tolist(), ids.tolist()), np.asarray(ids))
+def _pay_some(answers: Sequence[Answer], flagged: Sequence[int]):
+    """What `where_judged` calls, with the answers that were judged."""
+    return lambda rows: evo_cot_shaped([answers[i] for i in rows], [flagged[i] for i in rows])

@@ -1,45 +1,62 @@
-"""Preference alignment: rule judges of five rubrics, weighed by the bidirectional focal reward (report §3.1.3)."""
+"""Preference alignment: judged rubrics, weighed by the bidirectional focal reward (Ling 2.6 report §3.1.3)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
-from ling_jax.align.evo_cot import flagged_tokens
-from ling_jax.rewards import check_reward, focal_reward
+from ling_jax.align.judges import Judge, Judged, case_of
+from ling_jax.rewards import focal_reward, shape
 from ling_jax.rl.episode import Episode
+from ling_jax.rl.judge_config import Rubric
 from ling_jax.rl.reader import Reader
-from ling_jax.rl.reward import Rewards
+from ling_jax.rl.reward import Rewards, where_judged
 
-# Our choice, all of it: the report's judges are models. Right answers count as much as the four others together.
-RUBRICS = {"correct": 4.0, "shows_steps": 1.0, "no_repeats": 1.0, "ends_cleanly": 1.0, "brief": 1.0}
+RUBRIC_WEIGHT = 0.45  # our choice: 0.45 times the width of [-1, 1] costs a right answer less than its outcome
 
 _focal = jax.jit(focal_reward)
 
 
-def preference(groups: Sequence[Sequence[Episode]], reader: Reader, pace: Any) -> tuple[list[Rewards], list[float]]:
-    """The focal reward of each group. `pace`, the memory, is how saturated each rubric was: a moving average."""
-    scored = [judge(group, reader) for group in groups]
-    weights = np.array(list(RUBRICS.values()), np.float32)
+def preference(
+    groups: Sequence[Sequence[Episode]], reader: Reader, pace: Any, *, judge: Judge, rubrics: Sequence[Rubric]
+) -> tuple[list[Rewards], list[float]]:
+    """The outcome, shaped by 0.45 · (focal reward - 1): the best judgement costs nothing.
+
+    A right answer is one that the environment calls solved. Answers that could not be judged have no reward, and count
+    in no group's statistics. `pace`, the memory, is how saturated each rubric was: a moving average over steps.
+    """
+    judged = judge.judge(rubrics, [case_of(group, reader) for group in groups])
+    paces: list[np.ndarray] = []
     last = None if pace is None else np.asarray(pace, np.float32)
-    results = [_focal(merits, defects, weights, last_pace=last) for merits, defects in scored]
-    rewards = []
-    for (merits, defects), result in zip(scored, results, strict=True):
-        parts = dict(zip(RUBRICS, (merits - defects).T.astype(np.float64), strict=True))
-        rewards.append(Rewards(np.asarray(result.rewards, np.float64), parts))
-    return rewards, np.mean([result.pace for result in results], axis=0).tolist() if results else pace
+
+    def pay(group: Sequence[Episode], found: Judged) -> Rewards:
+        result = _focal(found.merits, found.defects, weights_of(rubrics), last_pace=last)
+        paces.append(np.asarray(result.pace))
+        return rubric_rewards(group, found, rubrics, result.rewards)
+
+    rewards = [
+        where_judged(found.errors, _pay_some(pay, group, found)) for group, found in zip(groups, judged, strict=True)
+    ]
+    return rewards, np.mean(paces, axis=0).tolist() if paces else pace
 
 
-def judge(episodes: Sequence[Episode], reader: Reader) -> tuple[np.ndarray, np.ndarray]:
-    """(merits, defects) of one prompt's answers by `RUBRICS`, [G, K] in [0, 1] each; ValueError on any other score."""
-    lengths = np.array([episode.drawn for episode in episodes], np.float64)
-    correct = np.array([episode.outcome for episode in episodes])
-    steps = np.array([len(set(reader.sentence_ids(e.trajectory)[e.trajectory.loss_mask])) > 1 for e in episodes])
-    repeated = np.array([flagged_tokens(episode, reader) for episode in episodes]) / np.maximum(lengths, 1)
-    clean = np.array([episode.trajectory.status == "finished" for episode in episodes])
-    longer = (lengths - lengths.min()) / (np.ptp(lengths) + 1e-9)
-    merits = [correct, steps, repeated == 0, clean, correct * (1 - longer)]
-    defects = [1 - correct, ~steps, repeated, ~clean, longer]
-    scores = {"merits": np.stack(merits, axis=1), "defects": np.stack(defects, axis=1)}
-    return tuple(check_reward(values, 0, 1, name).astype(np.float32) for name, values in scores.items())
+def rubric_rewards(group: Sequence[Episode], judged: Judged, rubrics: Sequence[Rubric], scores: ArrayLike) -> Rewards:
+    """Of one group, from the weighed scores [G] of its rubrics, each in [-1, 1]; merit - defect are the parts."""
+    terms = RUBRIC_WEIGHT * (np.asarray(scores, np.float64) - 1)
+    signals = (judged.merits - judged.defects).T.astype(np.float64)
+    parts = {rubric.name: signal for rubric, signal in zip(rubrics, signals, strict=True)}
+    return Rewards(shape([episode.outcome for episode in group], terms), parts)
+
+
+def weights_of(rubrics: Sequence[Rubric]) -> np.ndarray:
+    """[K] float32."""
+    return np.array([rubric.weight for rubric in rubrics], np.float32)
+
+
+def _pay_some(pay, group: Sequence[Episode], found: Judged):
+    """What `where_judged` calls, with the rows of the answers that were judged."""
+    return lambda rows: pay(
+        [group[i] for i in rows], Judged(found.merits[rows], found.defects[rows], ("",) * len(rows))
+    )

@@ -38,10 +38,11 @@ def continue_conversation(
     read = _text(opened)
     for answer in _readings(words, opened, tools):
         whole = [*messages, answer, *observation]
-        closed, later = template.renderings(whole, [(len(messages) + 1, False), (len(whole), True)], tools=tools)
+        (later,) = template.renderings(whole, [(len(whole), True)], tools=tools)
         end = _behind(later, read + words)
         if end and end[0].text in end_tokens:
             return answer, _behind(later, read + words + end[0].text)
+        (closed,) = template.renderings(whole, [(len(messages) + 1, False)], tools=tools)
         if _behind(closed, read) is None:
             raise ValueError("the chat template rewrites history before an answer")
         if _behind(closed, read + words):

@@ -151,9 +151,10 @@ class FolderTemplate:
         )
 
     def _split(self, text: str, mark: str, *, trained: bool = False) -> list[Piece]:
-        special_tokens = frozenset(self.special_tokens)
+        special_tokens, escaped = frozenset(self.special_tokens), json.dumps(mark)[1:-1]
         parts = [(part, part in special_tokens) for part in self._special.split(text) if part]
-        return [Piece(_without(mark, part), special=special, trained=trained) for part, special in parts]
+        plain = [(part.replace(mark, "").replace(escaped, ""), special) for part, special in parts]
+        return [Piece(part, special=special, trained=trained) for part, special in plain]
 
     def _source(self, tools: Sequence[dict]) -> str:
         return self.tools_source if tools and self.tools_source else self.source
@@ -202,10 +203,6 @@ def _marked(value, special: re.Pattern, mark: str):
         case list() | tuple():
             return [_marked(item, special, mark) for item in value]
     return value
-
-
-def _without(mark: str, text: str) -> str:
-    return text.replace(mark, "").replace(json.dumps(mark)[1:-1], "")
 
 
 def load_template(

@@ -25,6 +25,7 @@ from ling_jax.rewards.sampling import sampling_weights as sampling_weights
 from ling_jax.rewards.sampling import unseen as unseen
 from ling_jax.rewards.sentences import cut_sentences as cut_sentences
 from ling_jax.rewards.sentences import split_sentences as split_sentences
+from ling_jax.rewards.shaping import shape as shape
 from ling_jax.rewards.shortest import Candidate as Candidate
 from ling_jax.rewards.shortest import length_floor as length_floor
 from ling_jax.rewards.shortest import pick_shortest as pick_shortest

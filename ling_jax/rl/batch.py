@@ -1,4 +1,4 @@
-"""Groups of finished episodes to the rows of one optimisation step."""
+"""Groups of finished episodes as the rows of a batch."""
 
 from collections.abc import Callable, Sequence
 

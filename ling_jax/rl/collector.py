@@ -146,7 +146,9 @@ class Collector:
             events = self.engine.step()
         results = []
         for event in sorted(events, key=lambda event: event.id):
-            episode = self._episodes[event.id]
+            episode = self._episodes.get(event.id)
+            if episode is None or not episode.running:  # an error of one that has left, or ended, since
+                continue
             append_generation(episode, event, self.reader)
             if episode.pending is not None:
                 results.append(self._act(episode))
@@ -199,9 +201,10 @@ class Collector:
 def play(
     collector: Collector, episodes: Iterable[Episode], *, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Episode]:
-    """Episodes to their ends under the weights that are loaded, in the order in which they end; slots never wait.
+    """Episodes to their ends under the weights that are loaded, in the order in which they end.
 
-    It ends before where `stopped()` says so, which is asked between two pieces of decoding.
+    As many are under way at a time as the collector has slots. It ends before where `stopped()` says so, which is asked
+    between two pieces of decoding.
     """
     waiting, running = iter(episodes), {}
     while not stopped():

@@ -9,6 +9,7 @@ from ling_jax.config import nearest
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, locate
 from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
+from ling_jax.rl.judge_config import JudgeConfig, check_judge
 from ling_jax.rl.ledger import Limits
 from ling_jax.train.config import HANG, OptimizerConfig, Rule, check_fields, check_optimizer
 
@@ -86,6 +87,7 @@ class RLConfig:
     thinking: str = "default"  # or "on", "off"; default: as the chat template has it
     effort: str = ""  # of all answers, such as "high"; "": no word of it
     teachers: tuple[str, ...] = ()  # of objective reverse_kl: the workdir or folder of each source's teacher, or one
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)  # of rewards "evo_cot" and "preference"
 
     def __post_init__(self):
         check_config(self)
@@ -115,7 +117,7 @@ class RLConfig:
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
     "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
-    "rollout.session_seconds",
+    "rollout.session_seconds", "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -159,6 +161,7 @@ def check_config(config: RLConfig) -> None:
                 f"train.eval_tasks is {config.train.eval_tasks}; {source.path} has no held-out question, which one in "
                 "eight is by its text: set it to 0, or add questions"
             )
+    check_judge(config.judge)
     _check_efforts(config)
     _check_updates(config)
     limits_of(config.rollout)

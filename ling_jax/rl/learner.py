@@ -32,6 +32,7 @@ from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.trajectory import FAILED
+from ling_jax.rl.unjudged import count_unjudged, drop_unjudged
 from ling_jax.rl.updates import Update, summarised
 from ling_jax.train.state import TrainState
 
@@ -101,11 +102,13 @@ class Learner:
         ledger_told = {"generated_tokens": self.rollouts.ledger.generated}
         self.rollouts.take()
         self.rates = _observed(self.rates, groups, self.rollouts.version)
+        unjudged = count_unjudged(rewards)
+        groups, rewards = drop_unjudged(groups, rewards)
         metrics = self._learn(groups, rewards)
         metrics |= {"generate_seconds": self._seconds, "train_seconds": time.perf_counter() - begun} | ledger_told
         self.rollouts.move_on()
         self._generating = False
-        metrics |= reward_metrics(groups, rewards) | self._lost()
+        metrics |= reward_metrics(groups, rewards) | self._lost() | {"judge_failed": unjudged}
         metrics |= ledger_metrics(self.rollouts.ledger, self.rollouts.recent)
         told = samples(groups, rewards, self.reader, self.config.train.samples)
         return Step(self.events, metrics, told)
@@ -208,7 +211,8 @@ class Learner:
         rewards, memory = self.reward.pay([group.paid for group in groups], self.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
-            check_reward(reward.total, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
+            judged = reward.total[[not error for error in reward.errors]] if reward.errors else reward.total
+            check_reward(judged, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
         self.memory = memory
         return rewards
 

@@ -10,10 +10,11 @@ from ling_jax.rl.reader import Reader
 
 
 class Rewards(NamedTuple):
-    """Of the answers to one prompt, [G] float64 each."""
+    """Of the answers to one prompt, [G] float64 each. NaN where an answer has none because its judge failed."""
 
     total: np.ndarray
     parts: dict[str, np.ndarray]  # by name, for the metrics
+    errors: Sequence[str] = ()  # [G] why an answer has no reward, "" where it has one; (): all have
 
 
 class Reward(NamedTuple):
@@ -36,3 +37,25 @@ def of_each_group(pay: Callable[[Sequence[Episode], Reader], Rewards]):
         return [pay(group, reader) for group in groups], memory
 
     return all_groups
+
+
+def where_judged(errors: Sequence[str], pay: Callable[[Sequence[int]], Rewards]) -> Rewards:
+    """The rewards of a group of which some answers could not be judged: `pay(rows)` is asked for the others alone.
+
+    `errors` [G] are "" where an answer was judged. Where none was, there are no parts.
+    """
+    rows = [i for i, error in enumerate(errors) if not error]
+    if len(rows) == len(errors):
+        return pay(rows)
+    paid = pay(rows) if rows else Rewards(np.zeros(0), {})
+    return Rewards(
+        _spread(paid.total, rows, len(errors)),
+        {name: _spread(v, rows, len(errors)) for name, v in paid.parts.items()},
+        tuple(errors),
+    )
+
+
+def _spread(values: np.ndarray, rows: Sequence[int], size: int) -> np.ndarray:
+    spread = np.full(size, np.nan)
+    spread[list(rows)] = values
+    return spread

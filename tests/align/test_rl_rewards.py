@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.align.preference import RUBRICS, judge
+from ling_jax.align.judges import RULES, case_of
 from ling_jax.align.rewards import REWARDS
+from ling_jax.align.rubrics import RULE_RUBRICS
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.engine import Event
 from ling_jax.envs import ENVIRONMENTS
+from ling_jax.objectives import group_advantages
 from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.reader import Reader
@@ -21,6 +23,7 @@ from ling_jax.rl.turns import append_generation, append_observation, append_resu
 from tests.helpers.rl_run import tokenizer
 
 READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
+RUBRICS = [rubric.name for rubric in RULE_RUBRICS]
 END = tokenizer().token_to_id("<|role_end|>")
 SUM = dataclasses.replace(
     ENVIRONMENTS["running_sums"].make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
@@ -74,23 +77,23 @@ def test_agentic_pays_the_needed_calls_and_not_the_others():
     ]
     ((rewards,), _) = pay("agentic", group)
     right, extra, guessed, malformed, cut = rewards.total
-    assert right == 2.0  # outcome 1, and a perfect process is worth 4 quarters
-    np.testing.assert_allclose(right - extra, 0.25 * (0.1 + 6 / 5 * (1 - 2 / 3)))  # one call more, in count and in name
-    np.testing.assert_allclose(guessed, 0.25 * (1 - 3))  # readable, and nothing of what was needed
-    assert right - 0.26 < malformed < right and guessed < cut + 0.5
+    assert right == 1.0  # a perfect process costs nothing
+    np.testing.assert_allclose(right - extra, 0.125 * (0.1 + 6 / 5 * (1 - 2 / 3)))  # one more, in count and in name
+    np.testing.assert_allclose(guessed, 0.125 * (1 - 3 - 4))  # not solved, readable, and nothing of what was needed
+    assert right - 0.13 < malformed < right and guessed <= cut < 0
     assert rewards.parts["superfluous_calls"].tolist() == [0, 1, 0, 0, 0]
 
 
 def test_a_task_without_calls_needs_none():
     ((rewards,), _) = pay("agentic", [episode(SHORT), episode("A:7")])
-    assert rewards.total.tolist() == [2.0, 1.0]
+    assert rewards.total.tolist() == [1.0, 0.0]
 
 
 def test_preference_moves_weight_to_what_is_not_yet_good():
     """Where all are right, correctness is saturated and brevity decides."""
     group = [episode(SHORT), episode(LONG)]
     (rewards,), pace = pay("preference", group)
-    assert rewards.total[0] > rewards.total[1] and rewards.parts.keys() == RUBRICS.keys()
+    assert rewards.total[0] > rewards.total[1] and list(rewards.parts) == RUBRICS
     assert rewards.parts["correct"].tolist() == [1, 1] and pace[0] == 1 and pace[-1] < 1
     _, later = pay("preference", [episode("A:7"), episode("A:8")], memory=pace)
     np.testing.assert_allclose(later[0], 0.9 * pace[0] + 0.1 * 0, rtol=1e-6)
@@ -100,9 +103,8 @@ def test_preference_moves_weight_to_what_is_not_yet_good():
 
 
 def test_an_answer_that_is_cut_off_does_not_end_cleanly():
-    merits, defects = judge([episode(SHORT), episode(SHORT[:9], cut=True)], READER)
-    names = list(RUBRICS)
-    ends, steps = names.index("ends_cleanly"), names.index("shows_steps")
+    merits, defects, _ = RULES(RULE_RUBRICS, *case_of([episode(SHORT), episode(SHORT[:9], cut=True)], READER))
+    ends, steps = RUBRICS.index("ends_cleanly"), RUBRICS.index("shows_steps")
     assert merits[:, ends].tolist() == [1, 0] and defects[:, ends].tolist() == [0, 1]
     assert merits[:, steps].tolist() == [1, 0]
 
@@ -134,3 +136,50 @@ def test_every_reward_stays_in_its_range(texts):
 @pytest.mark.parametrize("name", REWARDS)
 def test_no_group_has_no_reward(name):
     assert REWARDS[name].pay([], READER, None) == ([], None)
+
+
+LOOKUP = ENVIRONMENTS["lookup"].make_task(5, 2)
+CALLS = ENVIRONMENTS["lookup"].solution(LOOKUP)
+WRONG = ("A:7", "A:", "", "<think>A:7", "37" * 300, "c37+85=122;" * 4, "A:0 " + "abc" * 200)
+GROUPS = st.lists(st.sampled_from([SHORT, LONG, "<think>" + LONG, *WRONG]), min_size=2, max_size=8)
+LOOKUPS = st.lists(
+    st.sampled_from([CALLS, (CALLS[0], *CALLS), CALLS[-1:], ("A:7",), (CALLS[0], "A:7"), ("<tool_call>get\n", "A:7")]),
+    min_size=2,
+    max_size=8,
+)
+COMPOSITE = [name for name in REWARDS if name != "outcome"]
+
+
+def advantages(rewards: np.ndarray) -> np.ndarray:
+    """Of one group, as a row of 8, so that all sizes share a program."""
+    padded = np.pad(rewards.astype(np.float32), (0, 8 - len(rewards)), constant_values=np.nan)
+    return np.asarray(group_advantages(padded[None], np.isfinite(padded)[None]))[0, : len(rewards)]
+
+
+def lookup(turns) -> Episode:
+    return episode(*turns, task=LOOKUP, effort="high")
+
+
+@pytest.mark.parametrize("name", COMPOSITE)
+@given(st.lists(st.sampled_from(WRONG), min_size=2, max_size=8), st.integers(2, 8), st.booleans())
+def test_where_nobody_is_right_there_is_no_advantage(name, texts, size, with_tools):
+    """No length, format, redundancy, process or rubric term decides among wrong answers."""
+    group = [episode(text, effort="high") for text in texts]
+    if with_tools:
+        group = [lookup([*CALLS[: i % 2], "A:7"]) for i in range(size)]
+    ((rewards,), _) = pay(name, group)
+    assert not np.any(advantages(rewards.total))
+
+
+@pytest.mark.parametrize("name", COMPOSITE)
+@given(
+    st.one_of(
+        GROUPS.map(lambda texts: [episode(t, effort="high") for t in texts]),
+        LOOKUPS.map(lambda g: [lookup(turns) for turns in g]),
+    )
+)
+def test_a_right_answer_is_worth_more_than_a_wrong_one(name, group):
+    ((rewards,), _) = pay(name, group)
+    right = np.array([e.outcome for e in group]) == 1
+    if right.any() and not right.all():
+        assert rewards.total[right].min() > rewards.total[~right].max()

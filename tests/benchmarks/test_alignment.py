@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks import alignment
 from launch import demo, demo_report, demo_rules
+from ling_jax.align.judges import Answer, Case
 
 NAMES = [variant.name for variant in alignment.VARIANTS]
 
@@ -52,25 +53,24 @@ def test_every_finding_compares_runs_that_exist():
     assert set(NAMES) <= {expected.before for expected in demo_rules.COMPARED} | {"shortest_from_sft"}
 
 
-class Answer:
-    """An episode's fields that rewards read."""
-
-    def __init__(self, drawn, outcome):
-        self.drawn, self.outcome = drawn, outcome
+def answer(length: int, outcome: float) -> Answer:
+    return Answer("A:1", list(range(length)), [0] * length, ["A:1"], outcome, True)
 
 
 def test_without_its_length_term_evo_cot_pays_equally_for_short_and_long_answers(monkeypatch):
-    monkeypatch.setattr("ling_jax.align.evo_cot.written", lambda episode, reader: "A:1")
-    monkeypatch.setattr("ling_jax.align.evo_cot.flagged_tokens", lambda episode, reader: 0)
-    episodes = [Answer(10, 1.0), Answer(50, 1.0), Answer(50, 0.0)]
-    assert alignment.evo_cot(episodes, None).total[0] > alignment.evo_cot(episodes, None).total[1]
-    np.testing.assert_allclose(alignment.without_length(episodes, None).total, [1, 1, 0])
+    answers = [answer(10, 1.0), answer(50, 1.0), answer(50, 0.0)]
+    monkeypatch.setattr(alignment, "case_of", lambda episodes, reader: Case("1?", answers))
+    assert np.ptp(alignment.evo_cot_shaped(answers, [0, 0, 0]).total[:2]) > 0
+    np.testing.assert_allclose(alignment.without_length([], None).total, [1, 1, 0])
 
 
 def test_fixed_weights_are_those_of_the_rubrics(monkeypatch):
-    merits, defects = np.array([[1, 1, 1, 1, 0.5], [0, 0, 0, 0, 0]]), np.array([[0, 0, 0, 0, 0.5], [1, 1, 1, 1, 1]])
-    monkeypatch.setattr(alignment, "judge", lambda episodes, reader: (merits, defects))
-    np.testing.assert_allclose(alignment.fixed_weights([], None).total, [7 / 8, -1])
+    answers = [answer(10, 1.0), answer(10, 0.0)]
+    monkeypatch.setattr(alignment, "case_of", lambda episodes, reader: Case("1?", answers))
+    total = alignment.fixed_weights(answers, None).total
+    # Both have one sentence only; the wrong one has no merit of brevity. All weights are 8.
+    scores = np.array([4 - 1 + 1 + 1 + 1, -4 - 1 + 1 + 1 + 0]) / 8
+    np.testing.assert_allclose(total, [1, 0] + 0.45 * (scores - 1), rtol=1e-6)
 
 
 def test_findings_follow_the_rules_and_reach_the_demos_report(folder, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ling_jax import data
-from ling_jax.align.rewards import named_reward
+from ling_jax.align.rewards import configured_reward
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl import loop
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
@@ -57,7 +57,7 @@ def small_config(start: Path, *, objective="kpop", reward="preference", rollout=
 
 
 def prepared(config: RLConfig, workdir) -> Run:
-    return prepare(config, named_reward(config.reward), workdir)
+    return prepare(config, configured_reward(config, workdir), workdir)
 
 
 @contextlib.contextmanager

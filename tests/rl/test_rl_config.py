@@ -8,6 +8,7 @@ from ling_jax.align.rewards import named_reward
 from ling_jax.envs.sources import TaskSource
 from ling_jax.objectives import OBJECTIVES
 from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, ObjectiveOptions, RLConfig, objective_settings
+from ling_jax.rl.judge_config import JudgeConfig, Rubric
 from ling_jax.train.config import differences, from_dict, to_config_dict
 from tests.helpers.rl_run import small_config
 
@@ -159,8 +160,10 @@ def test_a_config_survives_its_file_and_overrides():
     fields.objective.options.phi = 0.75  # as the flag --config.objective.options.phi does
     fields.objective.options.symmetric = False
     fields.rollout.slots = 8
+    fields.judge.timeout, fields.judge.rubrics = 5, ({"name": "brief", "weight": 2},)
     changed_again = from_dict(RLConfig, fields.to_dict())
     assert changed_again.objective.options == ObjectiveOptions(phi=0.75, symmetric=False)
+    assert changed_again.judge == JudgeConfig(timeout=5.0, rubrics=(Rubric(name="brief", weight=2.0),))
     assert changed_again.rollout.slots == 8
 
 
