@@ -4,13 +4,14 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from ling_jax import data
 from ling_jax.chat.conversations import Record
+from ling_jax.chat.tool_calls import as_message, parse_either, render_call
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
@@ -93,9 +94,26 @@ def converse(task: Task, turns: Iterable[str]) -> tuple[list[dict[str, Any]], fl
     return messages, float(rewards.get("outcome", 0.0)) if ended else 0.0
 
 
-def record_of(task: Task, messages: list[dict[str, Any]]) -> Record:
+def record_of(task: Task, messages: Sequence[dict[str, Any]]) -> Record:
+    """The conversation of an episode, and the task it is of. Its messages are `parsed_turns`."""
     about = {"environment": task.environment, "difficulty": task.difficulty, "seed": task.seed, "id": task.id}
-    return {"messages": messages, **({"tools": list(task.tools)} if task.tools else {}), **about}
+    tools = {"tools": list(task.tools)} if task.tools else {}
+    return {"messages": parsed_turns(messages, task.tools), **tools, **about}
+
+
+def parsed_turns(messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the reasoning and the calls of each turn apart, so that any template writes them in its form.
+
+    A turn that cannot be parsed stays as the policy wrote it.
+    """
+    return [_parsed(message, tools) if message["role"] == "assistant" else message for message in messages]
+
+
+def _parsed(message: dict[str, Any], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    parsed = parse_either(message["content"], tools)
+    if parsed.errors:
+        return message
+    return {key: value for key, value in as_message(parsed).items() if value is not None}
 
 
 def digest(source: ChatSource) -> str:
@@ -120,4 +138,10 @@ def write_records(found: Iterable[Record], path: epath.PathLike) -> int:
 def texts(found: Iterable[Record]) -> Iterator[Record]:
     """{"text"} of each conversation: what is said, a line a message. Plain documents to pre-train on."""
     for record in found:
-        yield {"text": "\n".join(message["content"] for message in record["messages"])}
+        yield {"text": "\n".join(_text(message) for message in record["messages"])}
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """The content of a message, and its calls as the default template writes them."""
+    calls = [render_call(call, "xml") for call in message.get("tool_calls") or ()]
+    return "\n".join([message["content"]] * bool(message["content"] or not calls) + calls)

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ling_jax.align.records import converse, record_of
+from ling_jax.align.records import converse, parsed_turns, record_of
 from ling_jax.chat.conversations import Record
 from ling_jax.chat.records import normalise_messages
 from ling_jax.chat.template import encode_all
 from ling_jax.chat.thinking import with_reasoning
+from ling_jax.chat.tool_calls import parse_either
 from ling_jax.checkpoint.folder import Loaded, ModelFolder
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import encode_documents
@@ -105,15 +106,21 @@ def right_answers(teacher: Loaded, queries: Sequence[Task], student: ModelFolder
         solved = {
             episode.id: (episode.task, episode.messages)
             for episode in with_progress(ended, "answers", total, doing="distill")
-            if episode.trajectory.status == "finished" and episode.outcome == 1 and _is_readable(episode.messages)
+            if episode.trajectory.status == "finished"
+            and episode.outcome == 1
+            and _is_readable(episode.task, episode.messages, student)
         }
     return measured([solved[i] for i in sorted(solved)], student)
 
 
-def _is_readable(messages: Sequence[dict]) -> bool:
-    """Whether a record of them can be learnt from: an answer may be right without an end of its reasoning."""
+def _is_readable(task: Task, messages: Sequence[dict], student: ModelFolder) -> bool:
+    """Whether the student can learn the conversation. A right one may lack the end of its reasoning, or have a call
+    that nobody could read."""
+    turns = [message["content"] for message in messages if message["role"] == "assistant"]
+    if any(parse_either(turn, task.tools).errors for turn in turns):
+        return False
     try:
-        normalise_messages(messages)
+        student.template.render(normalise_messages(parsed_turns(messages, task.tools)), tools=task.tools)
     except ValueError:
         return False
     return True
@@ -122,7 +129,8 @@ def _is_readable(messages: Sequence[dict]) -> bool:
 def measured(conversations: Sequence[tuple[Task, list[dict]]], student: ModelFolder) -> list[Answer]:
     """Right answers with their lengths as the student will learn them."""
     template = student.template
-    pieces = [with_reasoning(template, said).render(said, tools=task.tools) for task, said in conversations]
+    learnt_as = [(task, parsed_turns(messages, task.tools)) for task, messages in conversations]
+    pieces = [with_reasoning(template, said).render(said, tools=task.tools) for task, said in learnt_as]
     learnt = [sum(mask) for _, mask in encode_all(student.tokenizer, pieces)] if pieces else []
     bare = [Answer(task, messages, Candidate(True, 0, 0)) for task, messages in conversations]
     derivations = encode_documents(student.tokenizer, map(_derivation, bare))
@@ -155,7 +163,7 @@ def prune(answers: Sequence[Answer], student: ModelFolder) -> list[Answer]:
     accepted = {
         i: (answers[i].task, messages)
         for i, (messages, outcome) in tried.items()
-        if outcome == 1 and _is_readable(messages)
+        if outcome == 1 and _is_readable(answers[i].task, messages, student)
     }
     pruned = dict(zip(accepted, measured(list(accepted.values()), student), strict=True))
     return [

@@ -17,6 +17,7 @@ ENVIRONMENTS: dict[str, Environment] = {
     "digit_sums": reasoning.digit_sums,
     "ordering": reasoning.ordering,
     "questions": reasoning.questions,
+    "needle": reasoning.needle,
     "tools": tools.environment,
     "lookup": tools.lookup,
 }

@@ -78,12 +78,19 @@ def tasks(source: TaskSource) -> Iterator[Task]:
 
 def task_of(sources: Sequence[TaskSource], number: int) -> Task:
     """Task `number` of all the sources' tasks, one source after the other. Raises ValueError past the last."""
+    place, left = locate(sources, number)
+    source = sources[place]
+    if source.path:
+        return questions.read_questions(source.path).training[left]
+    return _make(source.environment, source.difficulties, source.seed, left)
+
+
+def locate(sources: Sequence[TaskSource], number: int) -> tuple[int, int]:
+    """(which of the sources task `number` is of, its number there). Raises ValueError past the last."""
     left = number
-    for source in sources:
+    for place, source in enumerate(sources):
         if left < source.size:
-            if source.path:
-                return questions.read_questions(source.path).training[left]
-            return _make(source.environment, source.difficulties, source.seed, left)
+            return place, left
         left -= source.size
     raise ValueError(f"task {number} was asked for; there are {sum(source.size for source in sources)}")
 

@@ -1,4 +1,4 @@
-"""Verification of generated answers: accuracy and pass@k."""
+"""Verification of generated answers: accuracy, pass@k and pass^k."""
 
 import importlib
 import numbers
@@ -16,6 +16,7 @@ from ling_jax.data.json_lines import field, read_objects, with_unique_ids
 from ling_jax.engine import Engine, Request
 from ling_jax.engine.prompts import encode_prompts
 from ling_jax.engine.text import Completion, complete
+from ling_jax.evaluate.pass_rates import pass_metrics
 from ling_jax.evaluate.report import Metric
 from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
@@ -129,12 +130,13 @@ def answer_results(
     seeds: Sequence[int],
     completions: Sequence[Completion],
     verdicts: Sequence[Verdict],
+    ks: Sequence[int] = (),
 ) -> tuple[list[dict], list[Metric]]:
     """(samples, metrics); `completions` hold the same number of samples for each record, next to each other.
 
     `accuracy` is the mean score of all samples with a score; its interval treats the samples of a prompt as a cluster.
-    `pass@k` is the share of prompts with a score of 1 among their k samples, over prompts whose samples all have a
-    score. `verifier_errors` counts samples without a score.
+    pass@k and pass^k (`pass_rates`) are for each of `ks`, over prompts whose samples all have a score; an answer is
+    right where its score is 1. `verifier_errors` counts samples without a score.
     """
     per_record = len(completions) // len(records)
     samples = []
@@ -144,24 +146,23 @@ def answer_results(
         samples.append(about | vars(completion) | verdict._asdict())
     by_prompt = [verdicts[first : first + per_record] for first in range(0, len(verdicts), per_record)]
     scores = [[verdict.score for verdict in group if verdict.score is not None] for group in by_prompt]
-    metrics = [_accuracy([group for group in scores if group])]
-    if per_record > 1:
-        metrics.append(_pass_at_k([group for group in scores if len(group) == per_record], per_record))
+    metrics = [accuracy("accuracy", [group for group in scores if group])]
+    whole = [group.count(1) for group in scores if len(group) == per_record]
+    metrics += pass_metrics(whole, per_record, ks)
     errors = sum(verdict.score is None for verdict in verdicts)
     return samples, [*metrics, Metric("verifier_errors", errors, None, len(verdicts), "samples")]
 
 
-def _accuracy(scores: Sequence[Sequence[float]]) -> Metric:
+def accuracy(name: str, scores: Sequence[Sequence[float]], unit: str = "samples") -> Metric:
+    """The mean of all scores; the interval treats those of a prompt, at least one, as a cluster."""
     count = sum(map(len, scores))
     if not count:
-        return Metric("accuracy", None, None, 0, "samples")
+        return Metric(name, None, None, 0, unit)
     mean = sum(map(sum, scores)) / count
     worth = effective_count([sum(group) for group in scores], [len(group) for group in scores])
-    return Metric("accuracy", mean, wilson_interval(mean, worth), count, "samples")
+    return Metric(name, mean, wilson_interval(mean, worth), count, unit)
 
 
-def _pass_at_k(scores: Sequence[Sequence[float]], k: int) -> Metric:
-    if not scores:
-        return Metric(f"pass@{k}", None, None, 0, "prompts")
-    mean = float(np.mean([max(group) == 1 for group in scores]))
-    return Metric(f"pass@{k}", mean, wilson_interval(mean, len(scores)), len(scores), "prompts")
+def distinct(ids: Sequence[str]) -> Metric:
+    """How many of the tasks differ in their content, which a hash names."""
+    return Metric("distinct", len(set(ids)), None, len(ids), "tasks")

@@ -23,6 +23,7 @@ from ling_jax.objectives.kpop import kpop_loss as kpop_loss
 from ling_jax.objectives.lpo import lpo_loss as lpo_loss
 from ling_jax.objectives.objective import Objective as Objective
 from ling_jax.objectives.reference_kl import reference_kl as reference_kl
+from ling_jax.objectives.reverse_kl import reverse_kl_loss as reverse_kl_loss
 from ling_jax.objectives.table import OBJECTIVES as OBJECTIVES
 from ling_jax.objectives.table import effective_objective as effective_objective
 from ling_jax.objectives.table import settings_of as settings_of

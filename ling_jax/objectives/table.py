@@ -10,6 +10,7 @@ from ling_jax.objectives.icepop import ICEPOP
 from ling_jax.objectives.kpop import KPOP
 from ling_jax.objectives.lpo import LPO
 from ling_jax.objectives.objective import Objective
+from ling_jax.objectives.reverse_kl import REVERSE_KL
 from ling_jax.objectives.tis import TIS
 
 OBJECTIVES: dict[str, Objective] = {
@@ -19,8 +20,9 @@ OBJECTIVES: dict[str, Objective] = {
     "icepop": ICEPOP,
     "kpop": KPOP,
     "tis": TIS,
+    "reverse_kl": REVERSE_KL,
 }
-PER_TOKEN = {"sentence_ids", "entropies"}  # keywords that are arrays, not settings
+PER_TOKEN = {"sentence_ids", "entropies", "teacher_logps"}  # keywords that are arrays, not settings
 
 
 def settings_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ling_jax.chat.thinking import check_thinking
 from ling_jax.config import nearest
-from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
+from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, locate
 from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
@@ -24,7 +24,7 @@ class ObjectiveOptions:
     aggregate: str | None = None  # grpo: "seq_mean" (default), or "token_mean" over all tokens of an optimisation step
     alpha: float | None = None  # icepop (0.5): the least old/behaviour of a token that counts
     beta: float | None = None  # icepop (5): the largest
-    cap: float | None = None  # tis (2): the largest weight
+    cap: float | None = None  # tis, reverse_kl (2): the largest weight
     phi: float | None = None  # kpop (0.1): the largest divergence of a token that counts, nats
     symmetric: bool | None = None  # kpop (True): the divergence in both directions
     kappa: str | None = None  # kpop: the weight of a token, "ratio" (default) or "one"
@@ -33,7 +33,7 @@ class ObjectiveOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    name: str  # of ling_jax.objectives: "grpo", "gspo", "lpo", "icepop", "kpop", "tis"
+    name: str  # of ling_jax.objectives: "grpo", "gspo", "lpo", "icepop", "kpop", "tis", "reverse_kl"
     options: ObjectiveOptions = ObjectiveOptions()
     allow_uncorrected: bool = False  # stale tokens with weights of 1, or with weights of any size
     reference_kl: float = 0.0  # weight of the KL to the weights that the run starts from; Ring-1T report §2.3.4
@@ -86,6 +86,7 @@ class RLConfig:
     efforts: tuple[str, ...] = ()  # thinking efforts that the answers to a prompt share out; (): no word of it
     thinking: str = "default"  # or "on", "off"; default: as the chat template has it
     effort: str = ""  # of all answers, such as "high"; "": no word of it
+    teachers: tuple[str, ...] = ()  # of objective reverse_kl: the workdir or folder of each source's teacher, or one
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)  # of rewards "evo_cot" and "preference"
 
     def __post_init__(self):
@@ -100,6 +101,16 @@ class RLConfig:
     def max_updates(self) -> int:
         """Optimisation steps in the whole run; fewer where a batch has fewer groups than `updates_per_batch`."""
         return self.train.steps * self.train.updates_per_batch
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The teachers, each once."""
+        return list(dict.fromkeys(self.teachers))
+
+    def teacher_of(self, number: int) -> int:
+        """Which of `teacher_names` is the teacher of task `number`."""
+        place = locate(self.tasks, number)[0] if len(self.teachers) > 1 else 0
+        return self.teacher_names.index(self.teachers[place])
 
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
@@ -156,6 +167,7 @@ def check_config(config: RLConfig) -> None:
     limits_of(config.rollout)
     _check_objective(config)
     _check_corrected(config)
+    _check_teachers(config)
 
 
 def limits_of(rollout: RolloutConfig) -> Limits:
@@ -252,3 +264,18 @@ def _check_corrected(config: RLConfig) -> None:
             " by older weights: take kpop, icepop or tis with finite bounds, set max_staleness to 0, or set "
             "objective.allow_uncorrected to say that this is the experiment"
         )
+
+
+def _check_teachers(config: RLConfig) -> None:
+    name, teachers = config.objective.name, config.teachers
+    if (name == "reverse_kl") != bool(teachers):
+        advice = "name the teacher of each source of tasks, or one for all" if not teachers else "remove them"
+        raise ValueError(f"teachers is {teachers} and objective {name}; only reverse_kl has teachers: {advice}")
+    if teachers and len(teachers) not in (1, len(config.tasks)):
+        raise ValueError(
+            f"teachers has {len(teachers)} names and tasks {len(config.tasks)} sources; name one teacher for each "
+            "source, in their order, or one for all"
+        )
+    for i, teacher in enumerate(teachers):
+        if not teacher:
+            raise ValueError(f"teachers[{i}] is empty; name a stage's workdir or a Hugging Face folder")

@@ -6,25 +6,35 @@ from typing import Any
 import numpy as np
 
 from ling_jax.envs import Task
+from ling_jax.evaluate.answers import accuracy
+from ling_jax.evaluate.pass_rates import pass_metrics
 from ling_jax.evaluate.report import Metric, with_progress
-from ling_jax.evaluate.statistics import Z95, wilson_interval
+from ling_jax.evaluate.statistics import Z95
 from ling_jax.rl.collector import Collector, play
 from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.trajectory import FAILED
 
 
 def evaluate(
-    collector: Collector, params, tasks: Sequence[Task], *, stopped: Callable[[], bool] = lambda: False
+    collector: Collector,
+    params,
+    tasks: Sequence[Task],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """What the weights do with each task, in order: `describe` of its episode.
+    """What the weights do with each task: `describe` of `samples` episodes, next to each other, tasks in order.
 
-    With a collector of temperature 0, the likeliest answers. Where `stopped()` says so between two pieces of decoding,
-    only the episodes that have ended. Raises ValueError where a task does not fit the context.
+    The answers have seeds of their own, from `seed` on. With a collector of temperature 0, the likeliest answers. Where
+    `stopped()` says so between two pieces of decoding, only the episodes that have ended. Raises ValueError where a
+    task does not fit the context.
     """
     collector.load(params)
-    requests = [EpisodeRequest(i, i, task, seed=i) for i, task in enumerate(tasks)]
+    numbers = [(i, i // samples) for i in range(len(tasks) * samples)]
+    requests = [EpisodeRequest(i, number, tasks[number], seed=seed + i) for i, number in numbers]
     playing = ([episode] for episode in play(collector, collector.reader.begin_all(requests), stopped=stopped))
-    episodes = sorted(with_progress(playing, "rollouts", len(tasks)), key=lambda episode: episode.id)
+    episodes = sorted(with_progress(playing, "rollouts", len(requests)), key=lambda episode: episode.id)
     return [describe(episode) for episode in episodes]
 
 
@@ -42,30 +52,43 @@ def describe(episode: Episode) -> dict[str, Any]:
         "calls": len(episode.calls),
         "rewards": dict(episode.rewards),
         "status": episode.trajectory.status,
+        "answer_seed": episode.seed,
         "messages": [{"role": m["role"], "content": m["content"]} for m in episode.reply],
     }
 
 
-def summarise(records: Sequence[Mapping[str, Any]]) -> list[Metric]:
-    """Of each environment: accuracy with its Wilson interval, means of tokens and rewards with normal ones.
+def summarise(records: Sequence[Mapping[str, Any]], *, samples: int = 1, ks: Sequence[int] = ()) -> list[Metric]:
+    """Of each environment: accuracy, pass@k and pass^k for each of `ks`, means of tokens and rewards over tasks.
 
-    Episodes that failed are left out; where a limit cut one off, its environment gave no rewards.
+    `records` hold `samples` of each task, next to each other. Intervals are over tasks: Wilson's of what is right, and
+    normal ones of the means. Episodes that failed are left out, and tasks with one from pass@k and pass^k; where a
+    limit cut an episode off, its environment gave no rewards.
     """
-    metrics = []
-    for environment in dict.fromkeys(record["environment"] for record in records):
-        kept = [r for r in records if r["environment"] == environment and r["status"] not in FAILED]
-        if not kept:
-            continue
-        solved = float(np.mean([r["outcome"] for r in kept]))
-        interval = wilson_interval(solved, len(kept))
-        metrics.append(Metric(f"{environment}/accuracy", solved, interval, len(kept), "tasks"))
-        metrics.append(_mean(f"{environment}/tokens", [r["tokens"] for r in kept]))
-        for name in sorted({name for r in kept for name in r["rewards"]} - {"outcome"}):
-            rewards = [r["rewards"][name] for r in kept if name in r["rewards"]]
-            metrics.append(_mean(f"{environment}/{name}", rewards))
+    tasks: dict[str, list[list[Mapping[str, Any]]]] = {}
+    for first in range(0, len(records), samples):
+        kept = [record for record in records[first : first + samples] if record["status"] not in FAILED]
+        if kept:
+            tasks.setdefault(records[first]["environment"], []).append(kept)
+    return [
+        metric._replace(name=f"{environment}/{metric.name}")
+        for environment, groups in tasks.items()
+        for metric in _summarise(groups, samples, ks)
+    ]
+
+
+def _summarise(groups: Sequence[Sequence[Mapping[str, Any]]], samples: int, ks: Sequence[int]) -> list[Metric]:
+    """Metrics of the tasks of one environment; a group is the episodes of a task."""
+    outcomes = [[record["outcome"] for record in group] for group in groups]
+    right = [group.count(1) for group in outcomes if len(group) == samples]
+    metrics = [accuracy("accuracy", outcomes, "answers"), *pass_metrics(right, samples, ks, "tasks")]
+    metrics.append(_mean("tokens", [[record["tokens"] for record in group] for group in groups]))
+    for name in sorted({name for group in groups for record in group for name in record["rewards"]} - {"outcome"}):
+        rewards = [[record["rewards"][name] for record in group if name in record["rewards"]] for group in groups]
+        metrics.append(_mean(name, [group for group in rewards if group]))
     return metrics
 
 
-def _mean(name: str, values: Sequence[float]) -> Metric:
+def _mean(name: str, groups: Sequence[Sequence[float]]) -> Metric:
+    values = [np.mean(group) for group in groups]
     mean, half = np.mean(values), Z95 * np.std(values) / np.sqrt(len(values))
     return Metric(name, float(mean), (float(mean - half), float(mean + half)), len(values), "tasks")

@@ -219,7 +219,10 @@ class Learner:
     def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:
         rollout, version = self.config.rollout, self.rollouts.version
         advantages = advantages_of(groups, rewards, (rollout.prompts_per_step, rollout.group_size))
-        batch = make_batch(groups, advantages, self.reader, rows=self.config.rows, version=version)
+        teacher_of = self.config.teacher_of if self.config.teachers else None
+        batch = make_batch(
+            groups, advantages, self.reader, rows=self.config.rows, version=version, teacher_of=teacher_of
+        )
         self.state, updates = self.learn(self.state, batch, version)
         for update in updates:
             record = {"prompts": [groups[i].prompt for i in update.groups], "batch": digest(update.batch)}

@@ -78,9 +78,10 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
     try:
         reference = run.reference and serving_copy(run.reference.params(), run.start.config)
+        teachers = [serving_copy(teacher.params(), teacher.config) for teacher in run.teachers]
 
         def update(state: TrainState, batch: Batch, version: int) -> tuple[TrainState, list[Update]]:
-            return learn(compiled.result(), run.config, state, reference, batch, version)
+            return learn(compiled.result(), run.config, state, reference, batch, version, teachers)
 
         yield Learner(run.config, run.reward, collector, update, state)
     finally:
@@ -96,7 +97,7 @@ def new_state(run: Run) -> TrainState:
 
 def _compile(run: Run) -> Programs:
     begun = time.perf_counter()
-    programs = compile_programs(run.start.config, run.optimizer, run.config)
+    programs = compile_programs(run.start.config, run.optimizer, run.config, [t.config for t in run.teachers])
     print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
     return programs
 

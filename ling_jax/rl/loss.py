@@ -60,6 +60,7 @@ class BatchLoss:
     def _objective(self, logps, entropies, rows: Batch, phi):
         """(loss, metrics) of the objective. No log-prob is of a first token, so all arrays begin with the second."""
         arrays = {"sentence_ids": rows.sentence_ids[:, 1:], "entropies": entropies}
+        arrays |= {} if rows.teacher_logps is None else {"teacher_logps": rows.teacher_logps[:, 1:]}
         keywords = {name: array for name, array in arrays.items() if name in self.objective.keywords}
         keywords |= self.settings if phi is None else {**self.settings, "phi": phi}
         old, behaviour, mask = old_logps(logps, rows), rows.behaviour_logps[:, 1:], rows.mask[:, 1:]

@@ -21,6 +21,7 @@ from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.simulate import check_sizes
 from ling_jax.rl.step import abstract_state
+from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
 from ling_jax.train import tensorboard
 from ling_jax.train.optimizer import make_optimizer
@@ -49,6 +50,7 @@ class Run:
     workdir: epath.Path
     start: ModelFolder  # the stage before, or this run's newest checkpoint
     reference: ModelFolder | None  # the stage before, as it was where this run began; None without a penalty
+    teachers: tuple[ModelFolder, ...]  # of objective reverse_kl, as they were where this run began
     reader: Reader
     optimizer: optax.GradientTransformation
     lock: IO[bytes] | None
@@ -74,16 +76,18 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     _probe(config, reader)
     optimizer = make_optimizer(config.optimizer, config.max_updates)
     reference = _reference(config, workdir, start)
+    teachers = open_teachers(config, start, read_origins(workdir))
     check_disk(abstract_state(start.config, optimizer), workdir, config.train)
     held = lock(workdir)
     try:
         save_texts(start, workdir / "tokenizer", chat=True)
         write_config(config, workdir)
-        write_origins({config.start_from: start.step}, workdir)
+        steps = {name: teacher.step for name, teacher in zip(config.teacher_names, teachers, strict=True)}
+        write_origins({**steps, config.start_from: start.step}, workdir)
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, reward, workdir, start, reference, reader, optimizer, held)
+    return Run(config, reward, workdir, start, reference, teachers, reader, optimizer, held)
 
 
 def start_report(run: Run, start: int) -> str:
@@ -96,6 +100,7 @@ def start_report(run: Run, start: int) -> str:
     lines = {
         "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
         "objective": describe_loss(config.objective, rollout.group_size),
+        **({"teachers": _describe_teachers(config)} if config.teachers else {}),
         "reward": config.reward + (f", efforts {', '.join(config.efforts)}" if config.efforts else ""),
         "tasks": tasks + (", drawn by pass rate" if config.train.dpr_steps else ""),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
@@ -106,6 +111,13 @@ def start_report(run: Run, start: int) -> str:
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _describe_teachers(config: RLConfig) -> str:
+    if len(config.teachers) == 1:
+        return f"{config.teachers[0]}, of all tasks"
+    pairs = zip(config.teachers, config.tasks, strict=True)
+    return "; ".join(f"{teacher}, of {source.environment}" for teacher, source in pairs)
 
 
 def _describe_updates(config: RLConfig) -> str:

@@ -11,10 +11,11 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.engine.weights import serving_dtype
 from ling_jax.model import model_spec
-from ling_jax.rl.batch import Batch, abstract_batch
+from ling_jax.rl.batch import Batch, abstract_batch, take_groups
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loss import make_loss
 from ling_jax.rl.step import abstract_state, make_rl_step, make_scorer
+from ling_jax.rl.teachers import Scorer, teacher_logps
 from ling_jax.spec import Params
 from ling_jax.train.state import TrainState
 
@@ -36,12 +37,16 @@ class Programs(NamedTuple):
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]  # it uses up the state
     old: Callable[[Params, Batch], jax.Array] | None  # log-probs [B, T] of the policy before the first step
     reference: Callable[[Params, Batch], jax.Array] | None  # log-probs [B, T] of the reference
+    teachers: tuple[Scorer, ...] = ()  # log-probs under each teacher, of the groups of a microbatch
 
 
 def compile_programs(
-    model: ModelConfig, optimizer: optax.GradientTransformationExtraArgs, config: RLConfig
+    model: ModelConfig,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: RLConfig,
+    teachers: Sequence[ModelConfig] = (),
 ) -> Programs:
-    """The programs of a run.
+    """The programs of a run with these teachers.
 
     Old log-probs take a forward pass of their own where several steps are made of a batch, and where phi is calibrated,
     which needs them before the first gradient.
@@ -52,12 +57,25 @@ def compile_programs(
     step = jax.jit(make_rl_step(model, optimizer, loss, microbatches=train.microbatches), donate_argnums=0)
     score = jax.jit(make_scorer(model, microbatches=train.microbatches * train.updates_per_batch))
     whole = abstract_batch(config.rows, length)
-    part = abstract_batch(config.rows // train.updates_per_batch, length, old=old, reference=reference)
+    part = abstract_batch(
+        config.rows // train.updates_per_batch, length, old=old, reference=reference, teacher=bool(teachers)
+    )
+    few = abstract_batch(_teacher_places(config) * config.rollout.group_size, length)
+    scorers = {
+        teacher: jax.jit(make_scorer(teacher)).lower(_abstract_reference(teacher), few).compile()
+        for teacher in dict.fromkeys(teachers)
+    }
     return Programs(
         step=step.lower(state, part).compile(),
         old=score.lower(state.params, whole).compile() if old else None,
         reference=score.lower(_abstract_reference(model), whole).compile() if reference else None,
+        teachers=tuple(scorers[teacher] for teacher in teachers),
     )
+
+
+def _teacher_places(config: RLConfig) -> int:
+    """How many groups a teacher reads at a time: those of a microbatch."""
+    return config.rollout.prompts_per_step // (config.train.updates_per_batch * config.train.microbatches)
 
 
 def _abstract_reference(model: ModelConfig) -> Any:
@@ -73,18 +91,28 @@ def _abstract_reference(model: ModelConfig) -> Any:
 
 
 def learn(
-    programs: Programs, config: RLConfig, state: TrainState, reference: Params | None, batch: Batch, version: int
+    programs: Programs,
+    config: RLConfig,
+    state: TrainState,
+    reference: Params | None,
+    batch: Batch,
+    version: int,
+    teachers: Sequence[Params] = (),
 ) -> tuple[TrainState, list[Update]]:
     """(the state after the optimisation steps on a batch, these steps); `version` is that of the weights before.
 
-    Old and reference log-probs of the whole batch come first. With `updates_per_batch` n, the groups of the batch are
-    dealt out to n steps in a random order that depends on the seed and the version: each group is used once, steps
-    differ by at most a group, and a batch of fewer than n groups makes a step of each.
+    Log-probs of the whole batch, old ones, the reference's and the teachers', come first. With `updates_per_batch` n,
+    the groups of the batch are dealt out to n steps in a random order that depends on the seed and the version: each
+    group is used once, steps differ by at most a group, and a batch of fewer than n groups makes a step of each.
     """
+    size, of_teacher = config.rollout.group_size, None
+    if programs.teachers:
+        of_teacher = teacher_logps(programs.teachers, teachers, batch, _teacher_places(config), size)
+        batch = batch.replace(teacher=None)
     old = np.asarray(programs.old(state.params, batch)) if programs.old else None
     of_reference = np.asarray(programs.reference(reference, batch)) if programs.reference else None
-    batch = batch.replace(old_logps=old, reference_logps=of_reference)
-    size, count = config.rollout.group_size, config.train.updates_per_batch
+    batch = batch.replace(old_logps=old, reference_logps=of_reference, teacher_logps=of_teacher)
+    count = config.train.updates_per_batch
     places, updates = config.rollout.prompts_per_step // count, []
     rng = np.random.default_rng((config.train.seed, version, ORDER))
     for groups in minibatches(np.flatnonzero(batch.valid.reshape(-1, size).any(axis=1)), count, rng):
@@ -104,17 +132,6 @@ def minibatches(groups: np.ndarray, count: int, rng: np.random.Generator) -> lis
         return [groups]
     order = rng.permutation(groups)
     return [order[first::count] for first in range(max(1, min(count, len(groups))))]
-
-
-def take_groups(batch: Batch, groups: np.ndarray, places: int, group_size: int) -> Batch:
-    """The rows of these groups, then empty rows, `places` groups in all; numpy arrays.
-
-    The last group of a batch is empty where fewer than `places` are taken of its own.
-    """
-    last = len(batch.valid) // group_size - 1
-    chosen = np.concatenate([groups, np.full(places - len(groups), last, int)]).astype(int)
-    rows = (group_size * chosen[:, None] + np.arange(group_size)).reshape(-1)
-    return jax.tree.map(lambda x: x[rows], batch)
 
 
 def summarised(updates: Sequence[Update]) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def test_a_seed_and_a_difficulty_mean_the_same_bytes(name, data):
         ("digit_sums", "34c5980822cbfd9945f3a6d787e799fe"),
         ("ordering", "905271ccde52b4ca0cf68c75080ac8cd"),
         ("tools", "8b9eb2c23075e48008bfff782346e305"),
+        ("needle", "cb4d0abd0a4c9a64de43128e3a373ae3"),
         ("lookup", "af9b96ae4c998537c33c826bbd68cd3b"),
     ],
 )

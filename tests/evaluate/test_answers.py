@@ -18,12 +18,12 @@ from ling_jax.rewards import AnswerChecker
 from ling_jax.rewards import answer as answer_module
 
 
-def results(scores, records=None):
+def results(scores, records=None, ks=()):
     """Of prompts x samples; None is a verifier that failed."""
     verdicts = [Verdict(score, "" if score is not None else "KeyError: 'x'") for row in scores for score in row]
     completions = [Completion(str(i), [i], [-0.5], "end") for i in range(len(verdicts))]
     records = records or [(f"line {i}", {"prompt": "p"}) for i in range(len(scores))]
-    samples, metrics = answer_results(records, range(7, 7 + len(verdicts)), completions, verdicts)
+    samples, metrics = answer_results(records, range(7, 7 + len(verdicts)), completions, verdicts, ks)
     return samples, {metric.name: metric for metric in metrics}
 
 
@@ -35,17 +35,18 @@ def test_greedy_accuracy_has_the_interval_of_independent_trials():
 
 
 def test_samples_of_a_prompt_are_one_cluster_and_pass_at_k_counts_prompts():
-    _, metrics = results([[1, 1, 1, 1]] * 10 + [[0, 0, 0, 1]] * 10 + [[0, 0, 0.9, 0]] * 20)
-    accuracy, passed = metrics["accuracy"], metrics["pass@4"]
+    _, metrics = results([[1, 1, 1, 1]] * 10 + [[0, 0, 0, 1]] * 10 + [[0, 0, 0.9, 0]] * 20, ks=[4])
+    accuracy, passed, every = metrics["accuracy"], metrics["pass@4"], metrics["pass^4"]
     assert accuracy.value == pytest.approx((40 + 10 + 20 * 0.9) / 160) and accuracy.n == 160
     assert passed.value == 0.5 and passed.n == 40, "0.9 is no pass"
+    assert every.value == 0.25 and every.n == 40
     np.testing.assert_allclose(passed.interval, (0.3520, 0.6480), atol=5e-5)  # Wilson of 20 in 40
     low, high = accuracy.interval
     assert high - low > 0.19, "wider than the 0.15 of 160 independent trials"
 
 
 def test_failed_verifiers_are_counted_and_left_out_and_never_wrong():
-    samples, metrics = results([[1, None], [1, 1], [None, None], [0, 0]])
+    samples, metrics = results([[1, None], [1, 1], [None, None], [0, 0]], ks=[2])
     assert metrics["verifier_errors"].value == 3 and metrics["verifier_errors"].n == 8
     assert metrics["accuracy"].value == pytest.approx(3 / 5) and metrics["accuracy"].n == 5
     assert metrics["pass@2"].value == 0.5 and metrics["pass@2"].n == 2, "only prompts all of whose samples have a score"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -134,24 +135,68 @@ def test_answers_are_verified_and_the_same_every_time(folder, tmp_path):
     assert samples[2]["error"] == "RuntimeError: no verdict"
     assert metrics["accuracy"]["value"] == 0.5 and metrics["accuracy"]["n"] == 4
     assert metrics["pass@2"]["value"] == 0.5 and metrics["pass@2"]["n"] == 2
+    assert metrics["pass^2"]["value"] == 0.5 and metrics["pass^2"]["interval"] is not None
     assert metrics["verifier_errors"]["value"] == 2 and "verifier_errors  2" in runs[0].stdout
     assert samples[0]["tokens"] != samples[1]["tokens"], "a seed of its own for every sample"
     # Whatever else is in the batch.
     assert [sample["tokens"] for sample in read(tmp_path / "2")[0]] == [sample["tokens"] for sample in samples]
 
 
-GOOD = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0]}
+def test_codes_are_asked_for_at_all_lengths_and_depths(folder, tmp_path):
+    config = dataclasses.replace(CONFIG, max_length=512)
+    save_hf(PARAMS, config, tmp_path / "hf")
+    data.save_tokenizer(TOKENIZER, tmp_path / "hf")
+    flags = ["--lengths=256,400", "--depths=0,1", "--needles=2", "--max_new_tokens=4", f"--out={tmp_path}/out"]
+    (done,) = run_each("launch.evaluate", [[f"--model={tmp_path}/hf", "--task=needle", *flags]])
+    assert done.returncode == 0, done.stderr
+    samples, summary, metrics = read(tmp_path / "out")
+    assert [sample["id"] for sample in samples] == [
+        f"{n}/{depth}/{i}" for n in (256, 400) for depth in (0, 1) for i in range(2)
+    ]
+    assert all(len(sample["tokens"]) <= 4 and sample["score"] in (0, 1) for sample in samples)
+    assert metrics["distinct"]["value"] == metrics["distinct"]["n"] == 8
+    assert metrics["accuracy/400"]["n"] == 4 and metrics["accuracy/400/1"]["n"] == 2
+    assert summary["settings"]["lengths"] == ["256", "400"]
+    assert "found, in per cent\ntokens  depth 0  depth 1\n   256 " in done.stdout
+
+
+def test_environments_are_played_with_several_samples(tmp_path):
+    """And as often as asked: lookup has turns and tools. A model that knows nothing solves nothing."""
+    config = dataclasses.replace(CONFIG, max_length=512)
+    save_hf(PARAMS, config, tmp_path / "hf")
+    data.save_tokenizer(TOKENIZER, tmp_path / "hf")
+    sampling = ["--samples=3", "--k=1,3", "--temperature=1", "--max_new_tokens=6", "--count=4"]
+    flags = ["--environment=lookup", "--difficulties=1,2", "--context=400", *sampling, f"--out={tmp_path}/out"]
+    (done,) = run_each("launch.evaluate", [[f"--model={tmp_path}/hf", "--task=environment", *flags]])
+    assert done.returncode == 0, done.stderr
+    samples, summary, metrics = read(tmp_path / "out")
+    assert len(samples) == 12 and [sample["difficulty"] for sample in samples] == [1] * 3 + [2] * 3 + [1] * 3 + [2] * 3
+    assert [sample["answer_seed"] for sample in samples] == list(range(12))
+    assert {sample["status"] for sample in samples} <= {"finished", "truncated"} and metrics["failed"]["value"] == 0
+    assert metrics["distinct"]["value"] == metrics["lookup/tokens"]["n"] == 4
+    assert metrics["lookup/accuracy"]["n"] == 12 and metrics["lookup/pass^3"]["value"] == 0
+    assert summary["settings"]["difficulties"] == ["1", "2"] and "rollouts=12/12 " in done.stdout
+
+
+GOOD = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0], "environment": {}, "needle": {}}
 TASK, CHOICE = '{"prompt": "x", "answer": "y"}', '{"prompt": "x", "choices": ["a", "b"], "answer": 0}'
 BAD = [
     ("perplexity", '{"txt": "x"}', (), "line 2 has no field 'text', did you mean 'txt'?"),
     ("choice", '{"prompt": "x", "choices": ["a", "b"], "answer": 5}', (), "line 2: answer is 5"),
     ("generate", '{"prompt": "x"}', (), "line 2 has no field 'answer'"),
     ("generate", TASK, ("--verifier=my_rewards:verify",), "did you mean 'verifier'?"),
+    ("generate", TASK, ("--samples=2", "--temperature=1", "--k=1,3"), "--k has 3; expected numbers from 1 to"),
+    ("generate", TASK, ("--k=all",), "--k=all; expected whole numbers with commas"),
     ("generate", TASK, ("--samples=2",), "at temperature 0 would all be the same"),
     ("generate", TASK, ("--temperature=nan",), "--temperature is nan; expected a finite number"),
     ("generate", TASK, ("--stop=",), "--stop is empty"),
     ("choice", CHOICE, ("--samples=2",), "is of --task=generate"),
     ("perplexity", '{"text": "x"}', ("--raw",), "--raw is of --task=choice"),
+    ("generate", TASK, ("--lengths=256",), "--lengths is of --task=needle; remove it"),
+    ("environment", "", ("--environment=lookup", "--difficulties=1"), "lookup needs no file"),
+    ("environment", "", ("--environment=lokup",), "tasks.environment is 'lokup', did you mean 'lookup'"),
+    ("environment", "", (), "--environment is missing; there are running_sums"),
+    ("needle", "", (), "--task=needle makes its own texts: remove --data"),
     ("generate", TASK, ("--effort=a\tb",), "effort is 'a\\tb'; expected a word"),
 ]
 

@@ -37,3 +37,26 @@ def test_rewards_are_means_over_the_episodes_that_have_them():
     accuracy, tokens, calls = summarise(records)
     assert (accuracy.value, accuracy.n, tokens.n) == (pytest.approx(2 / 3), 3, 3)
     assert (calls.name, calls.value, calls.n) == ("lookup/superfluous_calls", 1.5, 2)
+
+
+def test_samples_of_a_task_are_counted_together(monkeypatch):
+    """Of four samples of each of six tasks: all right, one right, none right, twice over; one of the last failed."""
+    use_scripts(monkeypatch)
+    tasks = held_out_tasks("running_sums", (2,), 6)
+    for i, task in enumerate(tasks):
+        for sample in range(4):
+            right = i % 3 == 0 or (i % 3 == 1 and sample == 2)
+            turns = ENVIRONMENTS["running_sums"].solution(task) if right else ["A:0"]
+            write_script(100 + 4 * i + sample, turns)
+    with Collector(None, reader(), 5) as collector:
+        records = evaluate(collector, None, tasks, samples=4, seed=100)
+    assert [record["task"] for record in records] == [task.id for task in tasks for _ in range(4)]
+    assert [record["answer_seed"] for record in records] == list(range(100, 124))
+    records[-1] |= {"status": "infra_failed"}
+    metrics = {metric.name.removeprefix("running_sums/"): metric for metric in summarise(records, samples=4, ks=[2])}
+    assert metrics.keys() == {"accuracy", "pass@2", "pass^2", "tokens"}
+    assert metrics["accuracy"].value == pytest.approx(10 / 23) and metrics["accuracy"].n == 23
+    assert metrics["pass@2"].value == pytest.approx((2 + 2 * 0.5) / 5) and metrics["pass@2"].n == 5
+    assert metrics["pass^2"].value == pytest.approx(2 / 5) and metrics["tokens"].n == 6
+    low, high = metrics["accuracy"].interval
+    assert high - low > 0.5, "wider than the 0.38 of 23 independent answers"

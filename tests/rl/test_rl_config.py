@@ -137,6 +137,7 @@ def test_a_config_without_options_has_those_of_its_objective(name):
     """So that a flag can name another objective, and then set its options."""
     fields = to_config_dict(changed(objective=ObjectiveConfig(name="kpop"), rollout=SYNCHRONOUS))
     fields.objective.name = name
+    fields.teachers = ("runs/teacher",) if name == "reverse_kl" else ()
     for option in OBJECTIVES[name].options.keys() - {"aggregate", "kappa", "symmetric"}:
         fields.objective.options[option] = 0.5
     settings = objective_settings(from_dict(RLConfig, fields.to_dict()).objective, 4)
