@@ -109,7 +109,7 @@ def serving_layers(segments: Params, config: ModelConfig) -> Params:
     """The layers' parameters as a CPU decodes by them fastest: {segment: a tuple of groups {run: a tuple of layers}}.
 
     XLA on a CPU copies a slice before it multiplies by it, and every operation costs microseconds. So each layer has
-    arrays of its own, and matrices with the same input are one (`Mixer.serve`).
+    arrays of its own, and matrices with the same input are one (`Mixer.serve`). They go on from a cache or from pages.
     """
 
     def serve(kind: LayerKind, params: Params, *number: int) -> Params:

@@ -118,7 +118,7 @@ def absorbed(kv_b_RHK: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.A
 
 
 def serve_mla(params: Params, config: ModelConfig) -> Params:
-    """The weights of an MLA mixer as serving reads them: `kv_b` absorbed."""
+    """The weights of an MLA mixer as serving reads them: `kv_b` absorbed, so that they need a cache."""
     rest = {name: leaf for name, leaf in params.items() if name != "kv_b"}
     return join(rest, tuple(_down_sizes(config))) | {"absorbed": absorbed(params["kv_b"], config)}
 
