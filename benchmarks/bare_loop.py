@@ -1,6 +1,7 @@
 """Decoding without an engine: one jitted loop over `forward_with_cache`, what an engine's speed is compared with.
 
 All rows begin and end together, each has keys and latents of full length in one array, and nothing can join or leave.
+The weights lie as in the engine.
 """
 
 import functools

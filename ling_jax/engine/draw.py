@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ling_jax.engine.noise import gumbel_noise
+
 COLD = 1e-20  # logits divided by less may overflow, and no noise changes their order
 
 
@@ -27,16 +29,13 @@ def draw(logits_NW: jax.Array, sampling: Sampling) -> jax.Array:
     top_k keeps the k likeliest tokens and those that equal the last of them; top_p the likeliest of these that
     together have that share; min_p those with at least that share of the likeliest one's probability.
     """
-    keys_N = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(
-        sampling.seed, sampling.number
-    )
     early_N = sampling.number < sampling.stop_from
     logits_NW = jax.lax.cond(jnp.any(early_N), without_stops, lambda logits, *_: logits, logits_NW, early_N, sampling)
     greedy_N = sampling.temperature < COLD
     tempered_NW = logits_NW / jnp.where(greedy_N, 1, sampling.temperature)[:, None].astype(logits_NW.dtype)
     filtered = jnp.any((sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0))
     tempered_NW = jax.lax.cond(filtered, keep_likely, lambda logits, _: logits, tempered_NW, sampling)
-    noise_NW = jax.vmap(lambda key: jax.random.gumbel(key, logits_NW.shape[1:], logits_NW.dtype))(keys_N)
+    noise_NW = gumbel_noise(sampling.seed, sampling.number, logits_NW.shape[1], logits_NW.dtype)
     return likeliest(jnp.where(greedy_N[:, None], logits_NW, tempered_NW + noise_NW))
 
 

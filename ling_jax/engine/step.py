@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from ling_jax.config import ModelConfig
 from ling_jax.engine.draw import Sampling, draw
 from ling_jax.model.loss import head_logits
+from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAST_END, Pages
 from ling_jax.model.transformer import forward_with_pages, routers_by_layer
 
@@ -64,7 +66,12 @@ def run_tiles(
     """
     shape, count, reading = rows.shape[1:], tiles[0], tiles[1]
     dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
-    chosen = jax.eval_shape(lambda layers: _tile(params, layers, Rows(*rows[:, 0]), slots, config), layers)[2]
+    given = Rows(*rows)
+    # For all tiles at once, since in the loop these small operations take as long as layers.
+    ropes_MN, sampling_MN = rope_tables(given.position, config), _sampling(given, slots)
+    chosen = jax.eval_shape(
+        lambda layers: _tile(params, layers, Rows(*rows[:, 0]), slots, config, _of_tile(0, ropes_MN)), layers
+    )[2]
     outputs = Outputs(
         token=jnp.full(shape, -1, jnp.int32),
         logp=jnp.zeros(shape, dtype),
@@ -84,9 +91,13 @@ def run_tiles(
             position=jnp.where(last_N == ENDED, -1, row.position),
             token=jnp.where(row.token == NO_TOKEN, last_N, row.token),
         )
-        hidden_ND, layers, chosen = _tile(params, layers, row, slots, config)
-        token_N, logp_N, held = _targets(params["head"], hidden_ND, row, slots, out.held)
-        ends_N = jnp.any(token_N[:, None] == slots.integers[row.slot, 1 + len(INTEGERS) :], axis=1)
+        hidden_ND, layers, chosen = _tile(params, layers, row, slots, config, _of_tile(i, ropes_MN))
+
+        def drawn(logits_NW):
+            return draw(logits_NW, _of_tile(i, sampling_MN))
+
+        token_N, logp_N, held = _targets(params["head"], hidden_ND, row, drawn, out.held)
+        ends_N = jnp.any(token_N[:, None] == sampling_MN.stop[i], axis=1)
         drawn_N = jnp.where(token_N >= 0, row.slot, PAST_END)
         last_S = last_S.at[drawn_N].set(jnp.where(ends_N, ENDED, token_N), mode="drop")
         outputs = Outputs(
@@ -97,8 +108,7 @@ def run_tiles(
         )
         return i + 1, layers, last_S, outputs
 
-    row = Rows(*rows)
-    taking_part = jnp.where(row.position >= 0, row.slot, PAST_END)
+    taking_part = jnp.where(given.position >= 0, given.slot, PAST_END)
     last_S = jnp.full(slots.table.shape[0], ENDED, jnp.int32).at[taking_part].set(0, mode="drop")
     _, layers, _, outputs = jax.lax.while_loop(going, step, (jnp.int32(0), layers, last_S, outputs))
     return layers, outputs
@@ -125,7 +135,11 @@ def read_chunks(
     return layers, chosen_experts(routers, config)
 
 
-def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig):
+def _of_tile(number, arrays_MN: Any) -> Any:
+    return jax.tree.map(lambda x_MN: x_MN[number], arrays_MN)
+
+
+def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig, ropes: Ropes):
     """(hidden states [N, D], pool, chosen experts [N, L, k] or None) of the tile's tokens."""
     live_N = row.position >= 0
     state_N = jnp.where(live_N, slots.integers[row.slot, 0], PAST_END)
@@ -135,8 +149,9 @@ def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig):
         fresh=row.position == 0,
         distinct=~jnp.any((state_N[1:] == state_N[:-1]) & live_N[1:]),
     )
+    ropes = jax.tree.map(lambda x_ND: x_ND[:, None], ropes)
     hidden_N1D, routers, layers = forward_with_pages(
-        params, row.token[:, None], row.position[:, None], pages, layers, config
+        params, row.token[:, None], row.position[:, None], pages, layers, config, ropes=ropes
     )
     return hidden_N1D[:, 0], layers, chosen_experts(routers, config)
 
@@ -150,15 +165,14 @@ def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
     return jnp.moveaxis(index_LBTk.reshape(index_LBTk.shape[0], -1, index_LBTk.shape[3]), 0, 1)
 
 
-def _targets(head_DW, hidden_ND, row: Rows, slots: Slots, held):
-    """(drawn token [N] or -1, log-prob [N], held logits)."""
+def _targets(head_DW, hidden_ND, row: Rows, drawn: Callable[[jax.Array], jax.Array], held):
+    """(drawn token [N] or -1, log-prob [N], held logits); `drawn(logits [N, W])` has a token of every row."""
     live_N = row.position >= 0
     draws_N = live_N & (row.target == DRAW)
 
     def look():
         logits_NW = head_logits(head_DW, hidden_ND[:, None])[:, 0]
-        sampling = _sampling(row, slots)
-        drawn_N = jax.lax.cond(jnp.any(draws_N), draw, lambda _, s: jnp.zeros_like(s.number), logits_NW, sampling)
+        drawn_N = jax.lax.cond(jnp.any(draws_N), drawn, lambda _: jnp.zeros_like(row.slot), logits_NW)
         token_N = jnp.where(draws_N, drawn_N, jnp.maximum(row.target, 0))
         total_N, held_N = jax.nn.logsumexp(logits_NW, axis=1), row.target <= HOLD
         logp_N = jnp.take_along_axis(logits_NW, token_N[:, None], axis=1)[:, 0] - total_N
@@ -177,9 +191,10 @@ def _targets(head_DW, hidden_ND, row: Rows, slots: Slots, held):
     return jax.lax.cond(jnp.any(live_N & (row.target != NOTHING)), look, skip)
 
 
-def _sampling(row: Rows, slots: Slots) -> Sampling:
-    _, seed_N, *integers, stop_NK = jnp.split(slots.integers[row.slot], [*range(1, 2 + len(INTEGERS))], axis=1)
-    seed_N = jax.lax.bitcast_convert_type(seed_N, jnp.uint32)
-    columns = dict(zip(INTEGERS, (seed_N, *integers), strict=True))
-    columns |= dict(zip(FLOATS, jnp.split(slots.floats[row.slot], len(FLOATS), axis=1), strict=True))
-    return Sampling(number=row.number, stop=stop_NK, **{name: column[:, 0] for name, column in columns.items()})
+def _sampling(rows: Rows, slots: Slots) -> Sampling:
+    """Of all rows, [M, N] each; stop tokens [M, N, K]."""
+    _, seed_MN, *integers, stop_MNK = jnp.split(slots.integers[rows.slot], [*range(1, 2 + len(INTEGERS))], axis=2)
+    seed_MN = jax.lax.bitcast_convert_type(seed_MN, jnp.uint32)
+    columns = dict(zip(INTEGERS, (seed_MN, *integers), strict=True))
+    columns |= dict(zip(FLOATS, jnp.split(slots.floats[rows.slot], len(FLOATS), axis=2), strict=True))
+    return Sampling(number=rows.number, stop=stop_MNK, **{name: column[..., 0] for name, column in columns.items()})

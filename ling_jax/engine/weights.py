@@ -9,6 +9,10 @@ from jax.typing import DTypeLike
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
+from ling_jax.model.layers import serving_layers
+from pallas_kernels.platform import platform
+
+UNROLLED_LAYERS = 16  # our choice: of models with more the programs would take minutes to compile
 
 
 def serving_dtype(name: str, leaf: specs.Leaf, config: ModelConfig) -> DTypeLike:
@@ -18,7 +22,7 @@ def serving_dtype(name: str, leaf: specs.Leaf, config: ModelConfig) -> DTypeLike
 
 
 def serving_copy(params: Any, config: ModelConfig) -> Any:
-    """A copy of the parameters for generation, MTP modules left out.
+    """A copy of the parameters for generation, MTP modules left out; on a CPU in the form of `serving_layers`.
 
     Raises ValueError where names, shapes or numbers are not those of a model of this config.
     """
@@ -41,7 +45,12 @@ def serving_copy(params: Any, config: ModelConfig) -> Any:
     if not all(jax.device_get(jax.tree.leaves(finite))):
         bad = next(name for name, fine in specs.named_leaves(finite).items() if not fine)
         raise ValueError(f"weight {bad} has a value that is not finite; the weights before stay loaded")
+    if platform() == "cpu" and config.num_layers <= UNROLLED_LAYERS:
+        return copy | {"segments": _serving_layers(copy["segments"], config)}
     return copy
+
+
+_serving_layers = jax.jit(serving_layers, static_argnums=1)
 
 
 @jax.jit

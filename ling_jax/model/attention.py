@@ -69,7 +69,9 @@ def paged_attention(
 
     shape = (q_BTGHK.shape[0], *q_BTGHK.shape[2:4], q_BTGHK.shape[1])
     start = jnp.full(shape, jnp.finfo(dtype).min, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, width), dtype)
-    _, sum_BGHT, out_BGHTV = jax.lax.fori_loop(0, jnp.max(last_BT) // PAGED_BLOCK + 1, add_block, start)
+    blocks = jnp.max(last_BT) // PAGED_BLOCK + 1
+    # Short contexts never enter the loop: on a CPU that costs as much as the block.
+    _, sum_BGHT, out_BGHTV = jax.lax.fori_loop(1, blocks, add_block, add_block(0, start))
     out_BGHTV = (out_BGHTV / sum_BGHT[..., None]).astype(q_BTHK.dtype)
     return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.model.attention import cached_attention, paged_attention, softmax_attention
+from ling_jax.model.joined import join, project
 from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_tokens
 from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import rms_norm
@@ -49,15 +50,20 @@ def gqa_spec(config: ModelConfig) -> Spec:
 
 
 def project_qkv(params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig) -> list[jax.Array]:
-    """[q, k, v], each [B, T, heads, K], from the layer's normed input x [B, T, D].
+    """`finish_qkv` of the layer's normed input x [B, T, D] times the three matrices."""
+    sizes = {"q": config.num_heads, "k": config.num_kv_heads, "v": config.num_kv_heads}
+    return finish_qkv(params, project(params, x_BTD, sizes), rope_table, config)
+
+
+def finish_qkv(params: Params, qkv: list[jax.Array], rope_table: RopeTable, config: ModelConfig) -> list[jax.Array]:
+    """[q, k, v], each [B, T, heads, K], from the products of the layer's input.
 
     q and k are normed per head and rotated in their first dims (half pairing).
     """
     heads = []
-    for name in ("q", "k", "v"):
-        x_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, params[name].astype(x_BTD.dtype))
+    for name, x_BTHK in zip(("q", "k", "v"), qkv, strict=True):
         if f"{name}_bias" in params:
-            x_BTHK = x_BTHK + params[f"{name}_bias"].astype(x_BTD.dtype)
+            x_BTHK = x_BTHK + params[f"{name}_bias"].astype(x_BTHK.dtype)
         if f"{name}_norm" in params:
             x_BTHK = rms_norm(x_BTHK, params[f"{name}_norm"], config.norm_eps)
         heads.append(x_BTHK if name == "v" else rotate_half(x_BTHK, rope_table))
@@ -99,6 +105,12 @@ def gqa(
     return project_out(params, o_BTHV), cache
 
 
+def serve_gqa(params: Params, config: ModelConfig) -> Params:
+    """The weights of a GQA mixer as serving reads them."""
+    del config
+    return join(params, ("q", "k", "v"))
+
+
 def _keys_and_values(_, kv):
     return kv
 
@@ -117,4 +129,4 @@ def gqa_flops(config: ModelConfig, length: int) -> float:
     return 3 * (length + 1) * config.num_heads * 2 * config.head_dim
 
 
-GQA = Mixer(gqa_spec, gqa, gqa_cache_spec, gqa_flops)
+GQA = Mixer(gqa_spec, gqa, gqa_cache_spec, gqa_flops, serve=serve_gqa)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
@@ -15,14 +16,14 @@ from ling_jax.model.layer_cache import LayerCache
 from ling_jax.model.lightning import ENTERING, LIGHTNING
 from ling_jax.model.mixer import Mixer
 from ling_jax.model.mla import MLA
-from ling_jax.model.moe import Router, dense_ffn, dense_spec, moe, moe_spec
+from ling_jax.model.moe import Router, dense_ffn, dense_spec, moe, moe_spec, serve_moe, serve_swiglu
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.token_info import TokenInfo
 from ling_jax.parallel.sharding import constrain, gather_weights
 from ling_jax.spec import Leaf, Params, Spec, ones, stack
 
 MIXERS: dict[str, Mixer] = {"lightning": LIGHTNING, "mla": MLA, "gqa": GQA}
-FFNS = {"dense": (dense_spec, dense_ffn), "moe": (moe_spec, moe)}
+FFNS = {"dense": (dense_spec, dense_ffn, serve_swiglu), "moe": (moe_spec, moe, serve_moe)}
 
 
 class LayerKind(NamedTuple):
@@ -104,6 +105,30 @@ def segments_spec(config: ModelConfig) -> Spec:
     }
 
 
+def serving_layers(segments: Params, config: ModelConfig) -> Params:
+    """The layers' parameters as a CPU decodes by them fastest: {segment: a tuple of groups {run: a tuple of layers}}.
+
+    XLA on a CPU copies a slice before it multiplies by it, and every operation costs microseconds. So each layer has
+    arrays of its own, and matrices with the same input are one (`Mixer.serve`). They go on from a cache or from pages.
+    """
+
+    def serve(kind: LayerKind, params: Params, *number: int) -> Params:
+        params = jax.tree.map(lambda leaf: leaf[number], params)
+        mixer = MIXERS[kind.mixer].serve(params["mixer"], config)
+        return params | {"mixer": mixer, "ffn": FFNS[kind.ffn][2](params["ffn"])}
+
+    return {
+        str(index): tuple(
+            {
+                name: tuple(serve(run.kind, segments[str(index)][name], repeat, n) for n in range(run.count))
+                for name, run in segment.named_runs()
+            }
+            for repeat in range(segment.repeats)
+        )
+        for index, segment in enumerate(layer_plan(config))
+    }
+
+
 def layer_constants(config: ModelConfig, kind: LayerKind, numbers: ArrayLike) -> dict[str, np.ndarray]:
     """What a mixer of this kind gets beside its parameters: {name: [..., …]} for layer numbers [...] of the trunk."""
     return {name: values[np.asarray(numbers)] for name, values in MIXERS[kind.mixer].constants(config).items()}
@@ -123,7 +148,7 @@ def layer(
     `constants` are the layer's own, as of `layer_constants`. Returns (x, the Router of a MoE layer or None, the cache
     with these tokens or None).
     """
-    mixer, (ffn_spec, ffn) = MIXERS[kind.mixer], FFNS[kind.ffn]
+    mixer, (ffn_spec, ffn, _) = MIXERS[kind.mixer], FFNS[kind.ffn]
     with jax.named_scope(kind.mixer):
         normed = rms_norm(x_BTD, params["mixer_norm"], config.norm_eps)
         weights = gather_weights(params["mixer"], mixer.spec(config), x_BTD.dtype)
@@ -204,7 +229,18 @@ def _scanned(length: int, config: ModelConfig) -> bool:
 
 
 def _scan(body, carry, inputs, length: int, config: ModelConfig):
-    """`jax.lax.scan` of body(carry, number, inputs[number]), unrolled unless `config.scan_layers`."""
+    """`jax.lax.scan` of body(carry, number, (params[number], constants[number])), unrolled unless `config.scan_layers`.
+
+    Parameters are stacked or a tuple (`serving_layers`), which is always unrolled.
+    """
+
+    params, constants = inputs
+    if isinstance(params, tuple):
+        outputs = []
+        for number, of_one in enumerate(params):
+            carry, output = body(carry, number, (of_one, jax.tree.map(lambda x, n=number: x[n], constants)))
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
     def step(carry, numbered):
         return body(carry, *numbered)

@@ -10,11 +10,12 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.gqa import out_spec, project_out, project_qkv, qkv_spec
+from ling_jax.model.gqa import finish_qkv, out_spec, project_out, qkv_spec
+from ling_jax.model.joined import join, project
 from ling_jax.model.layer_cache import LayerCache, read_leaf, write_state
 from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import group_rms_norm, rms_norm
-from ling_jax.model.rope import rotate_half
+from ling_jax.model.rope import RopeTable, rotate_half
 from ling_jax.model.token_info import PAST_END, TokenInfo
 from ling_jax.parallel.sharding import RULES, per_device, shard_size
 from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
@@ -31,6 +32,7 @@ from pallas_kernels.lightning_attention import (
 from pallas_kernels.lightning_attention.context import entering_state, local_state
 from pallas_kernels.platform import platform
 
+HEADS = ("q", "k", "v", "gate")  # matrices of the layer's input
 ENTERING = "entering_state"  # by this name `remat` saves the state that enters a rank
 
 
@@ -107,7 +109,7 @@ def lightning_xla(
 
     If the mesh splits rows, the final state is each rank's own and means nothing.
     """
-    q_BTHK, k_BTHK, v_BTHV = project_qkv(params, x_BTD, info.rope, config)
+    q_BTHK, k_BTHK, v_BTHV, gate_BTHV = project_heads(params, x_BTD, info.rope, config)
     rows, heads = (x_BTD.shape[0], "batch"), (config.num_heads, "heads")
     tokens, state = (rows, (x_BTD.shape[1], "tokens"), heads), (rows, heads)
 
@@ -126,7 +128,13 @@ def lightning_xla(
     o_BTHV, state_BHKV = per_device(attend, in_axes, (tokens, state))(
         q_BTHK, k_BTHK, v_BTHV, params["log_decay"], state_BHKV, info.docs, between_BRS
     )
-    return gated_output(params, o_BTHV, x_BTD, config), state_BHKV
+    return gated_output(params, o_BTHV, gate_BTHV, config), state_BHKV
+
+
+def project_heads(params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig) -> list[jax.Array]:
+    """[q, k, v, gate], each [B, T, H, K], of the layer's normed input x: q, k and v as attention takes them."""
+    *qkv, gate_BTHV = project(params, x_BTD, dict.fromkeys(HEADS, config.num_heads))
+    return [*finish_qkv(params, qkv, rope_table, config), gate_BTHV]
 
 
 def state_from_earlier_ranks(
@@ -218,11 +226,12 @@ def lightning_decode(
         return decode(q, k, v, log_decay, states, (repeat, number), live, num_heads=log_decay.shape[0])
 
     in_axes = (*(tokens,) * 3, (heads,), stacked, (), (), None if live is None else (rows,))
-    qkv = (x_BTHK.reshape(batch, length, -1) for x_BTHK in project_qkv(params, x_BTD, info.rope, config))
+    *qkv, gate_BTHV = project_heads(params, x_BTD, info.rope, config)
+    qkv = (x_BTHK.reshape(batch, length, -1) for x_BTHK in qkv)
     place = map(jnp.int32, cache.position)
     o_BTX, states = per_device(step, in_axes, (tokens, stacked))(*qkv, params["log_decay"], states, *place, live)
     o_BTHV = o_BTX.reshape(batch, length, config.num_heads, -1)
-    return gated_output(params, o_BTHV, x_BTD, config), cache._replace(leaves=cache.leaves | {"state": states})
+    return gated_output(params, o_BTHV, gate_BTHV, config), cache._replace(leaves=cache.leaves | {"state": states})
 
 
 def lightning_paged(
@@ -241,9 +250,10 @@ def lightning_paged(
         y_BTD, state_BHKV = form(params, x_BTD, info, state_BHKV, config)
         last_B = jnp.ones(pages.state.shape, bool)
     else:
-        qkv = (x_BTHK[:, 0] for x_BTHK in project_qkv(params, x_BTD, info.rope, config))
+        *qkv, gate_BTHV = project_heads(params, x_BTD, info.rope, config)
+        qkv = (x_BTHK[:, 0] for x_BTHK in qkv)
         o_BHV, state_BHKV, last_B = recurrence_of_rows(*qkv, params["log_decay"], state_BHKV, info)
-        y_BTD = gated_output(params, o_BHV[:, None], x_BTD, config)
+        y_BTD = gated_output(params, o_BHV[:, None], gate_BTHV, config)
     place_B = jnp.where(last_B & info.live.any(axis=1), pages.state, PAST_END)
     states = cache.leaves["state"]
     states = states.at[*cache.position, place_B].set(state_BHKV.astype(states.dtype), mode="drop")
@@ -289,11 +299,16 @@ def _flat_projection(params, name: str, x_BTD):
     return y_BTX if bias is None else y_BTX + bias.astype(x_BTD.dtype).reshape(-1)
 
 
-def gated_output(params: Params, o_BTHV: jax.Array, x_BTD: jax.Array, config: ModelConfig) -> jax.Array:
+def gated_output(params: Params, o_BTHV: jax.Array, gate_BTHV: jax.Array, config: ModelConfig) -> jax.Array:
     """Group norm, sigmoid gate and output projection, [B, T, D] (docs/architecture.md §5, steps 4-6)."""
     o_BTHV = group_rms_norm(o_BTHV, params["norm"], config.num_norm_groups, config.norm_eps)
-    gate_BTHV = jax.nn.sigmoid(jnp.einsum("BTD,DHV->BTHV", x_BTD, params["gate"].astype(x_BTD.dtype)))
-    return project_out(params, o_BTHV * gate_BTHV)
+    return project_out(params, o_BTHV * jax.nn.sigmoid(gate_BTHV))
+
+
+def serve_lightning(params: Params, config: ModelConfig) -> Params:
+    """The weights of a Lightning mixer as serving reads them."""
+    del config
+    return join(params, HEADS)
 
 
 def lightning_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
@@ -313,4 +328,6 @@ def lightning_constants(config: ModelConfig) -> dict[str, np.ndarray]:
     return {"log_decay": log_decays(config)}
 
 
-LIGHTNING = Mixer(lightning_spec, lightning, lightning_cache_spec, lightning_flops, lightning_constants)
+LIGHTNING = Mixer(
+    lightning_spec, lightning, lightning_cache_spec, lightning_flops, lightning_constants, serve_lightning
+)

@@ -28,6 +28,12 @@ def no_constants(config: ModelConfig) -> dict[str, np.ndarray]:
     return {}
 
 
+def as_stored(params: Params, config: ModelConfig) -> Params:
+    """The weights of a kind that serves them as they are."""
+    del config
+    return params
+
+
 class Mixer(NamedTuple):
     """A kind of layer, without its feed-forward part.
 
@@ -42,3 +48,4 @@ class Mixer(NamedTuple):
     cache_spec: Callable[[ModelConfig, CacheSizes], Spec]  # of one layer
     flops: Callable[[ModelConfig, int], float]  # training FLOPs of a token in rows of this length, matmul weights apart
     constants: Callable[[ModelConfig], dict[str, np.ndarray]] = no_constants  # {name: [L, …]}, one entry for each layer
+    serve: Callable[[Params, ModelConfig], Params] = as_stored  # a layer's weights as a CPU decodes by them fastest

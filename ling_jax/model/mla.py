@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ling_jax.config import ModelConfig
 from ling_jax.model.attention import cached_attention, paged_attention, softmax_attention
 from ling_jax.model.gqa import out_spec, project_out
+from ling_jax.model.joined import join, project
 from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_tokens
 from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import rms_norm
@@ -93,23 +94,38 @@ def keys_and_values(kv_b_RHK: jax.Array, latent_BTR: jax.Array, config: ModelCon
 
 def _absorbed(params, q_BTHK, cache: LayerCache, info: TokenInfo, config: ModelConfig):
     """Attention with `kv_b` absorbed into queries and outputs, [B, T, H, V]: all heads share one key and one value."""
-    kv_b_RHK = params["kv_b"].astype(q_BTHK.dtype)
+    k_HRK, v_HVR = params["absorbed"] if "absorbed" in params else absorbed(params["kv_b"], config)
     q_nope, q_rope = jnp.split(q_BTHK, [config.nope_dim], axis=-1)
-    q_BTHR = jnp.concatenate([jnp.einsum("BTHK,RHK->BTHR", q_nope, kv_b_RHK[..., : config.nope_dim]), q_rope], axis=-1)
-
-    def keys_values(latent_BSR):
-        k_BS1R = latent_BSR[:, :, None]
-        return k_BS1R, k_BS1R[..., : config.kv_lora_rank]
+    q_BTHR = jnp.concatenate([jnp.einsum("BTHK,HRK->BTHR", q_nope, k_HRK.astype(q_nope.dtype)), q_rope], axis=-1)
 
     def read(pages_Bn):
-        return keys_values(read_pages(cache, "latent", pages_Bn))
+        k_BS1R = read_pages(cache, "latent", pages_Bn)[:, :, None]
+        return k_BS1R, k_BS1R  # values without the rope keys would be a copy: what they add is cut off below
 
     last_BT, scale = info.last_visible, softmax_scale(config)
     if info.pages is None:
-        o_BTHR = cached_attention(q_BTHR, *keys_values(read_leaf(cache, "latent")), last_BT, scale)
+        k_BS1R = read_leaf(cache, "latent")[:, :, None]
+        o_BTHR = cached_attention(q_BTHR, k_BS1R, k_BS1R[..., : config.kv_lora_rank], last_BT, scale)
     else:
-        o_BTHR = paged_attention(q_BTHR, read, info.pages.table, last_BT, scale)
-    return jnp.einsum("BTHR,RHV->BTHV", o_BTHR, kv_b_RHK[..., config.nope_dim :])
+        o_BTHR = paged_attention(q_BTHR, read, info.pages.table, last_BT, scale)[..., : config.kv_lora_rank]
+    return jnp.einsum("BTHR,HVR->BTHV", o_BTHR, v_HVR.astype(o_BTHR.dtype))
+
+
+def absorbed(kv_b_RHK: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """`kv_b` [R, H, nope + V] as the products of each head read it: (of keys [H, R, nope], of values [H, V, R])."""
+    k_RHK, v_RHV = jnp.split(kv_b_RHK, [config.nope_dim], axis=2)
+    return jnp.moveaxis(k_RHK, 1, 0), v_RHV.transpose(1, 2, 0)
+
+
+def serve_mla(params: Params, config: ModelConfig) -> Params:
+    """The weights of an MLA mixer as serving reads them: `kv_b` absorbed, so that they need a cache."""
+    rest = {name: leaf for name, leaf in params.items() if name != "kv_b"}
+    return join(rest, tuple(_down_sizes(config))) | {"absorbed": absorbed(params["kv_b"], config)}
+
+
+def _down_sizes(config: ModelConfig) -> dict[str, int]:
+    sizes = {"kv_a": latent_width(config)}
+    return sizes if config.q_lora_rank is None else {"q_a": config.q_lora_rank} | sizes
 
 
 def queries(params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig) -> jax.Array:
@@ -118,7 +134,7 @@ def queries(params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: Mod
     if config.q_lora_rank is None:
         q_BTHK = jnp.einsum("BTD,DHK->BTHK", x_BTD, params["q"].astype(dtype))
     else:
-        q_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, params["q_a"].astype(dtype))
+        q_BTR = project(params, x_BTD, _down_sizes(config))[0]
         if "q_a_bias" in params:
             q_BTR = q_BTR + params["q_a_bias"].astype(dtype)
         q_BTR = rms_norm(q_BTR, params["q_a_norm"], LATENT_NORM_EPS)
@@ -131,7 +147,7 @@ def latents(
     params: Params, x_BTD: jax.Array, rope_table: RopeTable, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
     """(normed latents [B, T, R], rotated rope keys [B, T, rope]); all heads share both."""
-    kv_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, params["kv_a"].astype(x_BTD.dtype))
+    kv_BTR = project(params, x_BTD, _down_sizes(config))[-1]
     if "kv_a_bias" in params:
         kv_BTR = kv_BTR + params["kv_a_bias"].astype(x_BTD.dtype)
     latent_BTR, k_rope_BTK = jnp.split(kv_BTR, [config.kv_lora_rank], axis=-1)
@@ -150,4 +166,4 @@ def mla_flops(config: ModelConfig, length: int) -> float:
     return 3 * (length + 1) * config.num_heads * (config.nope_dim + config.rope_dim + config.v_dim)
 
 
-MLA = Mixer(mla_spec, mla, mla_cache_spec, mla_flops)
+MLA = Mixer(mla_spec, mla, mla_cache_spec, mla_flops, serve=serve_mla)

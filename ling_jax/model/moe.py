@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
+from ling_jax.model.joined import join, project
 from ling_jax.parallel import experts
 from ling_jax.parallel.sharding import num_shards, per_device
 from ling_jax.spec import Leaf, Params, Spec, normal, zeros
@@ -52,9 +53,18 @@ def moe_spec(config: ModelConfig) -> Spec:
 
 def swiglu(params: Params, x_BTD: jax.Array) -> jax.Array:
     """down(silu(gate x) · up x), [B, T, D]."""
-    gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, params["gate"].astype(x_BTD.dtype))
-    up_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, params["up"].astype(x_BTD.dtype))
+    gate_BTF, up_BTF = project(params, x_BTD, dict.fromkeys(("gate", "up"), params["down"].shape[0]))
     return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, params["down"].astype(x_BTD.dtype))
+
+
+def serve_swiglu(params: Params) -> Params:
+    """The weights of a SwiGLU as serving reads them."""
+    return join(params, ("gate", "up"))
+
+
+def serve_moe(params: Params) -> Params:
+    """The weights of a mixture of experts as serving reads them."""
+    return params | ({"shared": serve_swiglu(params["shared"])} if "shared" in params else {})
 
 
 def dense_ffn(params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, None]:

@@ -1,6 +1,7 @@
 """Rotary position embedding (docs/architecture.md §4)."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,18 @@ import numpy as np
 from ling_jax.config import ModelConfig, Yarn
 
 RopeTable = tuple[jax.Array, jax.Array]  # (cos, sin), each [B, T, rotated dims / 2] in at least float32
+
+
+class Ropes(NamedTuple):
+    """The tables of a model's layers at the same positions."""
+
+    heads: RopeTable  # of Lightning and GQA heads
+    latents: RopeTable  # of MLA's rotated dims
+
+
+def rope_tables(positions: jax.Array, config: ModelConfig) -> Ropes:
+    """All tables at integer positions [B, T]."""
+    return Ropes(*(rope_table(positions, dims, config) for dims in (config.rotary_dim, config.rope_dim)))
 
 
 def inverse_frequencies(dims: int, theta: float, scaling: Yarn | None) -> tuple[np.ndarray, float]:

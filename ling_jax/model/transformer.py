@@ -18,7 +18,7 @@ from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logit
 from ling_jax.model.moe import Router
 from ling_jax.model.mtp import mtp_hidden, mtp_spec
 from ling_jax.model.norm import rms_norm
-from ling_jax.model.rope import rope_table
+from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAGE_SIZE, PAST_END, ContextSplit, Pages, Places, TokenInfo
 from ling_jax.parallel import context
 from ling_jax.parallel.embedding import look_up
@@ -126,15 +126,23 @@ def forward_with_cache(
 
 
 def forward_with_pages(
-    params: Params, tokens: jax.Array, positions: jax.Array, pages: Pages, layers: Any, config: ModelConfig
+    params: Params,
+    tokens: jax.Array,
+    positions: jax.Array,
+    pages: Pages,
+    layers: Any,
+    config: ModelConfig,
+    *,
+    ropes: Ropes | None = None,
 ) -> tuple[jax.Array, dict[str, Any], Any]:
     """(hidden states for the LM head [B, T, D], routers by segment, the pool with these tokens).
 
     `tokens` [B, T] stand at `positions` [B, T] int32 of their sequences, in order; a negative position is padding,
-    behind a row's tokens. `layers` are the arrays of a pool (`cache.pool_spec`), which `pages` points into.
+    behind a row's tokens. `layers` are the arrays of a pool (`cache.pool_spec`), which `pages` points into. `ropes` are
+    those of the positions, from a caller that has computed them for many calls at once.
     """
     live_BT, n = positions >= 0, pages.table.shape[1]
-    info = make_token_info(tokens, config, jnp.maximum(positions, 0), live_BT.astype(jnp.int32))
+    info = make_token_info(tokens, config, jnp.maximum(positions, 0), live_BT.astype(jnp.int32), ropes=ropes)
     page_BT = jnp.take_along_axis(pages.table, jnp.clip(positions // PAGE_SIZE, 0, n - 1), axis=1)
     places = Places(jnp.where(live_BT, page_BT, PAST_END), positions % PAGE_SIZE)
     info = info._replace(places=places, last_visible=jnp.where(live_BT, positions, PAST_END), pages=pages)
@@ -207,9 +215,17 @@ def total_loss(sums: LossSums, counts: LossSums, config: ModelConfig) -> jax.Arr
 
 
 def make_token_info(
-    tokens: ArrayLike, config: ModelConfig, positions: ArrayLike | None = None, segment_ids: ArrayLike | None = None
+    tokens: ArrayLike,
+    config: ModelConfig,
+    positions: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    *,
+    ropes: Ropes | None = None,
 ) -> TokenInfo:
-    """The TokenInfo of tokens [B, T]; arguments as `forward`. Raises ValueError if shapes do not fit."""
+    """The TokenInfo of tokens [B, T]; the arguments are those of `forward`, and `ropes` those of the positions.
+
+    Raises ValueError if shapes do not fit.
+    """
     tokens = jnp.asarray(tokens)
     for name, x in (("positions", positions), ("segment_ids", segment_ids)):
         if x is not None and jnp.shape(x) != tokens.shape:
@@ -224,7 +240,7 @@ def make_token_info(
     if positions is None:
         positions = constrain(positions_in_documents(tokens.shape, docs), ("batch", None))
     positions = constrain(jnp.asarray(positions), ("batch", "tokens"))
-    rope = rope_table(positions, config.rotary_dim, config)
+    ropes = rope_tables(positions, config) if ropes is None else ropes
     split = None
     if ranks > 1:
         split = ContextSplit(docs, constrain(live_between(docs, ranks), ("batch", "tokens", None)))
@@ -234,9 +250,9 @@ def make_token_info(
         live=jnp.ones(tokens.shape, bool) if docs is None else docs > 0,
         places=None,
         last_visible=None,
-        rope=rope,
-        rotation=rotation_lanes(*rope, config.head_dim) if uses_layer_kernel(tokens.shape, config) else None,
-        latent_rope=rope_table(positions, config.rope_dim, config),
+        rope=ropes.heads,
+        rotation=rotation_lanes(*ropes.heads, config.head_dim) if uses_layer_kernel(tokens.shape, config) else None,
+        latent_rope=ropes.latents,
         split=split,
     )
 
