@@ -15,7 +15,7 @@ from benchmarks.bare_loop import bare_seconds
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Request, memory_for
 from ling_jax.engine.schedule import PIECE
-from ling_jax.engine.weights import serving_copy
+from ling_jax.engine.weights import decoding_copy
 
 PIECES = 20  # calls of eight tokens that are timed in a turn
 TORCH_THREADS = (1, 2)  # eager PyTorch is faster with one where its operations are small
@@ -58,7 +58,7 @@ def best_of_turns(turns: Mapping[str, Callable[[], np.ndarray]], times: int) -> 
 def bare_loop_ratio(params, config: ModelConfig, batch: int, times: int) -> tuple[float, str]:
     """(the engine's tokens/s over the bare loop's, both in words)."""
     engine = engine_of(params, config, batch, PIECE * (PIECES + 1))
-    served = serving_copy(params, config)
+    served = decoding_copy(params, config)
     turns = {
         "engine": lambda: engine_seconds(engine, PIECES),
         "bare loop": lambda: bare_seconds(served, config, batch, PIECES),

@@ -24,7 +24,7 @@ from ling_jax.engine.step import (
     read_chunks,
     run_tiles,
 )
-from ling_jax.engine.weights import serving_copy
+from ling_jax.engine.weights import decoding_copy
 from ling_jax.model.token_info import PAGE_SIZE
 
 EXACT_TILE = 64  # rows of a tile from which on a CPU gives a row the same bits whatever the others are
@@ -117,7 +117,7 @@ class Engine:
         """
         if in_flight not in IN_FLIGHT:
             raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")
-        copy = serving_copy(params, self.config)
+        copy = decoding_copy(params, self.config)
         if in_flight == "drain" and self._drawing():
             self._next = copy, version
             return

@@ -22,7 +22,7 @@ def serving_dtype(name: str, leaf: specs.Leaf, config: ModelConfig) -> DTypeLike
 
 
 def serving_copy(params: Any, config: ModelConfig) -> Any:
-    """A copy of the parameters for generation, MTP modules left out; on a CPU in the form of `serving_layers`.
+    """A copy of the parameters in the dtypes of `serving_dtype`, MTP modules left out.
 
     Raises ValueError where names, shapes or numbers are not those of a model of this config.
     """
@@ -45,6 +45,12 @@ def serving_copy(params: Any, config: ModelConfig) -> Any:
     if not all(jax.device_get(jax.tree.leaves(finite))):
         bad = next(name for name, fine in specs.named_leaves(finite).items() if not fine)
         raise ValueError(f"weight {bad} has a value that is not finite; the weights before stay loaded")
+    return copy
+
+
+def decoding_copy(params: Any, config: ModelConfig) -> Any:
+    """A `serving_copy` for decoding with a cache: on a CPU, models of few layers have that of `serving_layers`."""
+    copy = serving_copy(params, config)
     if platform() == "cpu" and config.num_layers <= UNROLLED_LAYERS:
         return copy | {"segments": _serving_layers(copy["segments"], config)}
     return copy

@@ -9,7 +9,7 @@ import numpy as np
 from ling_jax import spec
 from ling_jax.engine import EXACT_TILE
 from ling_jax.engine.draw import Sampling, draw
-from ling_jax.engine.weights import serving_copy
+from ling_jax.engine.weights import decoding_copy
 from ling_jax.model.cache import pool_spec
 from ling_jax.model.loss import head_logits
 from ling_jax.model.token_info import PAGE_SIZE, PAST_END, Pages
@@ -43,7 +43,7 @@ class Oracle:
     """Reads one context from its beginning and goes on from it."""
 
     def __init__(self, params, config, row: int = 0):
-        self.params, self.config, self.row = serving_copy(params, config), config, row
+        self.params, self.config, self.row = decoding_copy(params, config), config, row
 
     def go_on(self, request, context, number: int, count: int, turn: int = 0):
         """(tokens, log-probs, log-probs of the context's own tokens) of at most `count` draws from draw `number` on.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ling_jax import model
-from ling_jax.engine.weights import UNROLLED_LAYERS, serving_copy
+from ling_jax.engine.weights import UNROLLED_LAYERS, decoding_copy
 from ling_jax.model.layers import serving_layers
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
@@ -43,7 +43,7 @@ def test_deep_models_stay_stacked():
     shallow = tiny_config("2.6", num_layers=UNROLLED_LAYERS)
     deep = dataclasses.replace(shallow, num_layers=UNROLLED_LAYERS + 2)
     params = random_params(deep, dtype="float32")
-    stored = jax.tree.map(lambda leaf, copy: leaf.astype(copy.dtype), params, served := serving_copy(params, deep))
+    stored = jax.tree.map(lambda leaf, copy: leaf.astype(copy.dtype), params, served := decoding_copy(params, deep))
     assert_trees_equal(served, stored)
-    segments = serving_copy(random_params(shallow, dtype="float32"), shallow)["segments"].values()
+    segments = decoding_copy(random_params(shallow, dtype="float32"), shallow)["segments"].values()
     assert all(isinstance(groups, tuple) for groups in segments)
