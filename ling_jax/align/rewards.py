@@ -7,6 +7,7 @@ import numpy as np
 from ling_jax.align.adaptive import adaptive
 from ling_jax.align.agentic import agentic
 from ling_jax.align.evo_cot import evo_cot
+from ling_jax.align.own_reward import own_reward
 from ling_jax.align.preference import preference
 from ling_jax.config import nearest
 from ling_jax.rl.episode import Episode
@@ -31,7 +32,15 @@ REWARDS = {
 
 
 def named_reward(name: str) -> Reward:
-    """Raises ValueError, with the nearest name, for one that is unknown."""
+    """A reward of this package, or `module:name` of one's own (`align.own_reward`).
+
+    Raises ValueError, with the nearest name, for one that is unknown.
+    """
+    if ":" in name:
+        return own_reward(name)
     if name not in REWARDS:
-        raise ValueError(f"reward is {name!r}{nearest(name, REWARDS)}; expected one of {', '.join(REWARDS)}")
+        raise ValueError(
+            f"reward is {name!r}{nearest(name, REWARDS)}; expected one of {', '.join(REWARDS)}, or module:function for "
+            "one of your own"
+        )
     return REWARDS[name]

@@ -10,10 +10,11 @@ from ling_jax.rl.reader import Reader
 
 
 class Rewards(NamedTuple):
-    """Of the answers to one prompt, [G] float64 each."""
+    """Of the answers to one prompt, [G] float64 each. NaN where an answer has none because its reward failed."""
 
     total: np.ndarray
     parts: dict[str, np.ndarray]  # by name, for the metrics
+    errors: Sequence[str] = ()  # [G] why an answer has no reward, "" where it has one; (): all have
 
 
 class Reward(NamedTuple):

@@ -12,7 +12,7 @@ from ling_jax.align.rewards import REWARDS
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.engine import Event
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.reader import Reader
@@ -23,7 +23,7 @@ from tests.helpers.rl_run import tokenizer
 READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
 END = tokenizer().token_to_id("<|role_end|>")
 SUM = dataclasses.replace(
-    ENVIRONMENTS["running_sums"].make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
+    environment("running_sums").make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
 )
 SHORT = "37+85=122;122+12=134;A:134"
 LONG = "37+85=122;c37+85=122;122+12=134;A:134"
@@ -62,7 +62,7 @@ def test_evo_cot_adds_its_four_parts():
 
 
 def test_agentic_pays_the_needed_calls_and_not_the_others():
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 2)
     first, second, last = env.solution(task)
     group = [
