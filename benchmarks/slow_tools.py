@@ -3,8 +3,6 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
-from unittest import mock
 
 import jax
 
@@ -12,7 +10,7 @@ from ling_jax import data, model
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.config import model_config
-from ling_jax.envs import ENVIRONMENTS, StepResult
+from ling_jax.envs import StepResult
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.rl.collector import Collector, play
 from ling_jax.rl.episode import Episode, EpisodeRequest
@@ -32,20 +30,18 @@ def slow_tools_step_over_slowest() -> float:
     reader = Reader(tokenizer, ChatTemplate(), ENDS | end_ids(tokenizer), CONFIG.max_length)
     with Collector(CONFIG, reader, EPISODES) as collector:
         collector.load(jax.jit(model.init, static_argnums=1)(jax.random.key(0), CONFIG))
-        _step(collector, lambda: SlowTool(0.0))  # compiles
-        return min(_step(collector, lambda: SlowTool(SECONDS)) for _ in range(TRIES)) / SECONDS
+        _step(collector, 0.0)  # compiles
+        return min(_step(collector, SECONDS) for _ in range(TRIES)) / SECONDS
 
 
 class SlowTool:
-    """A session whose first step takes so many seconds; the second one ends the episode."""
+    """A session whose first step takes the seconds that its task says; the second one ends the episode."""
 
     replayable = True
 
-    def __init__(self, seconds: float):
-        self._seconds, self._steps = seconds, 0
-
     async def open(self, task, seed) -> None:
-        """Nothing to be done."""
+        """Nothing has been asked."""
+        self._seconds, self._steps = task.hidden["seconds"], 0
 
     async def step(self, action) -> StepResult:
         """A tool's answer, or the end."""
@@ -59,28 +55,33 @@ class SlowTool:
         """Nothing is held."""
 
 
-def _step(collector: Collector, session: Callable[[], SlowTool]) -> float:
+class SlowTools:
+    """Running sums whose tool is slow."""
+
+    make_task = staticmethod(running_sums.make_task)
+    session = SlowTool
+
+
+def _step(collector: Collector, seconds: float) -> float:
     """Seconds until all episodes have ended."""
-    with mock.patch.dict(ENVIRONMENTS, {"running_sums": _Environment(session)}):
-        episodes = _episodes(collector.reader)
-        begun = time.perf_counter()
-        ended = list(play(collector, episodes))
-        seconds = time.perf_counter() - begun
+    episodes = _episodes(collector.reader, seconds)
+    begun = time.perf_counter()
+    ended = list(play(collector, episodes))
+    seconds = time.perf_counter() - begun
     finished = sum(episode.trajectory.status == "finished" for episode in ended)
     assert finished == EPISODES, f"only {finished} of {EPISODES} episodes used their tool and went on"
     return seconds
 
 
-def _episodes(reader: Reader) -> list[Episode]:
-    task = dataclasses.replace(running_sums.make_task(0, 1), max_turns=2, max_tokens=100)
+def _episodes(reader: Reader, seconds: float) -> list[Episode]:
+    task = dataclasses.replace(
+        running_sums.make_task(0, 1),
+        environment="benchmarks.slow_tools:SlowTools",
+        hidden={"seconds": seconds},
+        max_turns=2,
+        max_tokens=100,
+    )
     return reader.begin_all([EpisodeRequest(i, 0, task, seed=i) for i in range(EPISODES)])
-
-
-class _Environment:
-    """Running sums with other sessions."""
-
-    def __init__(self, session: Callable[[], SlowTool]):
-        self.session = session
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from ling_jax.chat.records import check_text
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data.json_lines import read_objects
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import NAMES
 from ling_jax.envs.sources import TaskSource, held_out_of
 from ling_jax.files import read_object
 from ling_jax.messages import one_line
@@ -89,7 +89,7 @@ def _sources(node: Any) -> Iterator[dict[str, Any]]:
 
 def _question(source: dict[str, Any]) -> Iterator[str]:
     """The first question of a TaskSource or a ChatSource, as config.json has it; none of a task with turns of tools."""
-    if source["environment"] in ENVIRONMENTS:
+    if source["environment"] in NAMES:  # other names are code of somebody else, which is not run for this
         names = ("environment", "difficulties", "path")
         tasks = held_out_of(TaskSource(**{name: source[name] for name in names if name in source}), 1)
         messages = [message for task in tasks if task.max_turns == 1 for message in task.messages]

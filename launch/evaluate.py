@@ -40,7 +40,7 @@ from ling_jax.engine import Request
 from ling_jax.engine.generate import engine_for
 from ling_jax.engine.prompts import prompt_report
 from ling_jax.engine.text import Completion
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import NAMES
 from ling_jax.envs import Task as EnvironmentTask
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
 from ling_jax.evaluate.answers import (
@@ -288,7 +288,7 @@ def answer_seeds(count: int) -> range:
 def read_environment() -> TaskSource:
     """The tasks of the flags, checked."""
     if not ENVIRONMENT.value:
-        raise ValueError(f"--environment is missing; there are {', '.join(ENVIRONMENTS)}")
+        raise ValueError(f"--environment is missing; there are {', '.join(NAMES)}")
     difficulties, path = tuple(_numbers(DIFFICULTIES, int)), DATA.value or ""
     count = 0 if path else COUNT.value
     source = TaskSource(environment=ENVIRONMENT.value, difficulties=difficulties, count=count, path=path)

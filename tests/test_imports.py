@@ -20,7 +20,7 @@ ORDER = (
     ("data", "model"),
     ("parallel",),
     ("pallas_kernels",),
-    ("sums", "resumable"),
+    ("sums", "resumable", "user_code"),
     ("objectives", "rewards", "spec", "config", "files", "preflight"),
     ("partials", "paths"),
     ("messages",),

@@ -15,7 +15,7 @@ from ling_jax.chat.tool_calls import as_message, parse_either, render_call
 from ling_jax.config import nearest
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
-from ling_jax.envs import ENVIRONMENTS, Task, parse_action
+from ling_jax.envs import Task, environment, parse_action
 from ling_jax.envs.sources import TaskSource, check_tasks, tasks
 from ling_jax.files import replacing
 from ling_jax.rl.sessions import open_session
@@ -54,14 +54,15 @@ def check_source(source: ChatSource, where: str) -> None:
 
 
 def _check_options(source: ChatSource, where: str) -> None:
-    environment = ENVIRONMENTS[source.environment]
-    known = [name for name in inspect.signature(environment.solution).parameters if name != "task"]
+    solution = environment(source.environment).solution
+    if solution is None:
+        raise ValueError(f"{where}.environment is {source.environment!r}, which has no solution(task) to learn from")
+    known = [name for name in inspect.signature(solution).parameters if name != "task"]
     for name in source.solution:
         if name not in known:
             has = f"{source.environment} has {', '.join(known) or 'none'}"
             raise ValueError(f"{where}.solution: unknown option {name!r}{nearest(name, known)}; {has}")
-    task = environment.make_task(source.seed, source.difficulties[0])
-    environment.solution(task, **source.solution)  # refuses values out of range
+    solution(next(tasks(source.tasks)), **source.solution)  # refuses values out of range
 
 
 def records(source: ChatSource) -> Iterator[tuple[str, Record]]:
@@ -72,7 +73,7 @@ def records(source: ChatSource) -> Iterator[tuple[str, Record]]:
         return
     for task in tasks(source.tasks):
         where = f"{task.environment}, seed {task.seed}"
-        messages, outcome = converse(task, ENVIRONMENTS[task.environment].solution(task, **source.solution))
+        messages, outcome = converse(task, environment(task.environment).solution(task, **source.solution))
         if outcome != 1:
             raise ValueError(f"{where}: its own solution, {messages}, does not solve it")
         yield where, record_of(task, messages)

@@ -11,6 +11,7 @@ from ling_jax.align.agentic import agentic
 from ling_jax.align.evo_cot import evo_cot
 from ling_jax.align.judges import RULES, Judge, make_judge
 from ling_jax.align.judges.judge import check_judged_by
+from ling_jax.align.own_reward import own_reward
 from ling_jax.align.preference import preference
 from ling_jax.align.rubrics import rubrics_of
 from ling_jax.config import nearest
@@ -47,9 +48,17 @@ REWARDS = rewards_with(RULES, JudgeConfig())
 
 
 def named_reward(name: str) -> Reward:
-    """With rules for a judge. Raises ValueError, with the nearest name, for one that is unknown."""
+    """A reward of this package, with rules for a judge, or `module:name` of one's own (`align.own_reward`).
+
+    Raises ValueError, with the nearest name, for one that is unknown.
+    """
+    if ":" in name:
+        return own_reward(name)
     if name not in REWARDS:
-        raise ValueError(f"reward is {name!r}{nearest(name, REWARDS)}; expected one of {', '.join(REWARDS)}")
+        raise ValueError(
+            f"reward is {name!r}{nearest(name, REWARDS)}; expected one of {', '.join(REWARDS)}, or module:function for "
+            "one of your own"
+        )
     return REWARDS[name]
 
 
@@ -60,7 +69,7 @@ def configured_reward(config: RLConfig, workdir: epath.PathLike, *, replay: bool
     or that the reward does not need.
     """
     name, judge = config.reward, config.judge
-    named_reward(name)
+    named = named_reward(name)
     if judge.asks and name not in JUDGED:
         raise ValueError(
             f"judge.kind is {judge.kind!r} and reward {name!r} asks no judge: set judge.kind to 'rules', or take "
@@ -70,4 +79,4 @@ def configured_reward(config: RLConfig, workdir: epath.PathLike, *, replay: bool
         raise ValueError(f"judge.rubrics is set and reward {name!r} reads none: leave it out, or take 'preference'")
     if name == "preference":
         check_judged_by(rubrics_of(judge), judge.asks)
-    return rewards_with(make_judge(judge, workdir, replay=replay), judge)[name]
+    return rewards_with(make_judge(judge, workdir, replay=replay), judge)[name] if name in REWARDS else named

@@ -6,7 +6,6 @@ An environment is a module (or any object) with the members of `Environment`; no
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,9 @@ from ling_jax.chat.tool_calls import Call, parse_either
 HELD_OUT_SEEDS = 1 << 31  # our choice: seeds from here on make held-out tasks, those below make training tasks
 HELD_OUT_FRACTION = 1 / 8  # our choice: of all prompts, on which seed's side they fall
 
-Message = dict[str, str]
+DRAWS = 1000  # of a task before none is thought to be on a side of the split; chance alone needs them once in 10^57
+
+Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +113,9 @@ class Environment(Protocol):
     def make_task(self, seed: int, difficulty: int) -> Task:
         """The same bytes for the same (seed, difficulty); raises ValueError outside `DIFFICULTIES`."""
 
-    def solution(self, task: Task) -> tuple[str, ...]:
-        """Turns that solve it, one after the other."""
+    @property
+    def solution(self) -> Callable[[Task], tuple[str, ...]] | None:
+        """Turns that solve a task, one after the other; None where the environment knows none."""
 
     def session(self) -> Session:
         """A session that has not been opened."""
@@ -130,7 +132,7 @@ def draw_task(
 
     Whether a prompt is held out is a function of the prompt (`is_held_out`), so no training seed makes a prompt that a
     held-out seed makes, however small the space. `draw(rng, difficulty)` gives the fields of `Task`. Raises ValueError
-    on a seed or difficulty out of range.
+    on a seed or difficulty out of range, and where all draws have prompts of the other side.
     """
     if difficulty not in difficulties:
         raise ValueError(
@@ -138,11 +140,16 @@ def draw_task(
         )
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"{environment}: seed is {seed!r}; expected an integer from 0 (held out: {HELD_OUT_SEEDS})")
-    for attempt in itertools.count():
+    for attempt in range(DRAWS):
         rng = random.Random(f"{environment}/{difficulty}/{seed}/{attempt}")
         task = Task(environment=environment, difficulty=difficulty, seed=seed, **draw(rng, difficulty))
         if is_held_out(task) == (seed >= HELD_OUT_SEEDS):
             return task
+    side = "held out" if seed >= HELD_OUT_SEEDS else "for training"
+    raise ValueError(
+        f"{environment}: none of {DRAWS} draws of difficulty {difficulty} has a prompt that is {side}; draw tasks with "
+        "prompts that differ more"
+    )
 
 
 def is_held_out(task: Task) -> bool:

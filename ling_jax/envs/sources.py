@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from ling_jax.config import nearest
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, Task
+from ling_jax.envs import HELD_OUT_SEEDS, NAMES, Task, environment
+from ling_jax.envs.own import ANY_DIFFICULTY
 from ling_jax.envs.reasoning import questions
 
 
@@ -13,11 +13,15 @@ from ling_jax.envs.reasoning import questions
 class TaskSource:
     """Tasks of an environment: made from seeds, or, of "questions", read from a file."""
 
-    environment: str
+    environment: str = ""  # a shipped one, or module:name of one's own; "": with a path "questions"
     difficulties: tuple[int, ...] = ()  # of the tasks, in turn
     count: int = 0  # of a file: the first so many of its training questions; 0: all
     seed: int = 0  # of the first task; the next ones count up
-    path: str = ""  # JSON lines {"question", "answer"}
+    path: str = ""  # JSON lines {"prompt", "answer"} (ling_jax.envs.reasoning.questions)
+
+    def __post_init__(self):
+        if self.path and not self.environment:
+            object.__setattr__(self, "environment", questions.NAME)
 
     @property
     def size(self) -> int:
@@ -30,18 +34,38 @@ class TaskSource:
 
 def check_tasks(source: TaskSource, where: str) -> None:
     """Raises ValueError or OSError on tasks that cannot be made, naming the field, or file and line."""
-    name = source.environment
-    if name not in ENVIRONMENTS:
-        found = f"{name!r}{nearest(name, ENVIRONMENTS)}"
-        raise ValueError(f"{where}.environment is {found}; there are {', '.join(ENVIRONMENTS)}")
-    if (name == questions.NAME) != bool(source.path):
-        wanted = 'the file of its questions, JSON lines {"question", "answer"}' if not source.path else "no file"
-        raise ValueError(f"{where}.path is {source.path!r}; {name} needs {wanted}")
+    if not source.environment:
+        raise ValueError(f"{where} has neither path nor environment; name a file of questions, or one of {_names()}")
+    try:
+        known = environment(source.environment).DIFFICULTIES
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    _check_path(source, where)
     if source.path:
         _check_questions(source, where)
-        return
-    known = ENVIRONMENTS[name].DIFFICULTIES
-    if not source.difficulties or not set(source.difficulties) <= set(known):
+    else:
+        _check_made(source, known, where)
+
+
+def _check_path(source: TaskSource, where: str) -> None:
+    name = source.environment
+    if source.path and name != questions.NAME:
+        whole = f"--config.{where.partition('[')[0]}=\"({{'path': {source.path!r}}},)\""
+        raise ValueError(
+            f"{where}.path is {source.path!r} and environment {name!r}, which reads no file; for the questions of the "
+            f"file alone set {whole}"
+        )
+    if not source.path and name == questions.NAME:
+        raise ValueError(
+            f'{where}.path is \'\'; {name} needs the file of its questions, JSON lines {{"prompt", "answer"}}'
+        )
+
+
+def _check_made(source: TaskSource, known: range, where: str) -> None:
+    """Of tasks that are made from seeds."""
+    name = source.environment
+    fit = all(difficulty in known for difficulty in source.difficulties)
+    if not fit or not (source.difficulties or known == ANY_DIFFICULTY):
         found = f"{where}.difficulties is {list(source.difficulties)}"
         raise ValueError(f"{found}; {name} has {known[0]} to {known[-1]}, name some of them")
     if source.count < 1 or source.seed < 0 or source.seed + source.count > HELD_OUT_SEEDS:
@@ -49,6 +73,19 @@ def check_tasks(source: TaskSource, where: str) -> None:
             f"{where}: count is {source.count} and seed {source.seed}; expected at least 1 and 0, and all seeds below "
             f"{HELD_OUT_SEEDS}: from there on they make held-out tasks"
         )
+    if name not in NAMES:
+        _check_own(source, where)
+
+
+def _check_own(source: TaskSource, where: str) -> None:
+    """Of an environment that is not ours: its first tasks can be made, and are the same when they are made again."""
+    for i in range(min(source.count, max(1, len(source.difficulties)))):
+        first, again = (task_of([source], i) for _ in range(2))
+        if first.id != again.id:
+            raise ValueError(
+                f"{where}: make_task({first.seed}, {first.difficulty}) of {source.environment} made two different "
+                "tasks; draw from random.Random(seed)"
+            )
 
 
 def _check_questions(source: TaskSource, where: str) -> None:
@@ -102,10 +139,19 @@ def held_out_of(source: TaskSource, count: int) -> list[Task]:
     return held_out_tasks(source.environment, source.difficulties, count)
 
 
-def held_out_tasks(environment: str, difficulties: Sequence[int], count: int) -> list[Task]:
+def distinct_held_out(sources: Sequence[TaskSource], count: int) -> list[Task]:
+    """The first `count` held-out tasks of each source; of equal ones, the first."""
+    return list({task.id: task for source in sources for task in held_out_of(source, count)}.values())
+
+
+def held_out_tasks(name: str, difficulties: Sequence[int], count: int) -> list[Task]:
     """The first `count` held-out tasks of an environment, whose difficulties go round."""
-    return [_make(environment, difficulties, HELD_OUT_SEEDS, i) for i in range(count)]
+    return [_make(name, difficulties, HELD_OUT_SEEDS, i) for i in range(count)]
 
 
-def _make(environment: str, difficulties: Sequence[int], seed: int, i: int) -> Task:
-    return ENVIRONMENTS[environment].make_task(seed + i, difficulties[i % len(difficulties)])
+def _make(name: str, difficulties: Sequence[int], seed: int, i: int) -> Task:
+    return environment(name).make_task(seed + i, difficulties[i % len(difficulties)] if difficulties else 1)
+
+
+def _names() -> str:
+    return f"the environments {', '.join(NAMES)}, or module:name for one of your own"

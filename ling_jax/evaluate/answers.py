@@ -1,6 +1,5 @@
 """Verification of generated answers: accuracy, pass@k and pass^k."""
 
-import importlib
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from tokenizers import Tokenizer
 
 from ling_jax.chat.records import normalise_prompt
 from ling_jax.checkpoint.folder import Loaded
-from ling_jax.config import nearest
 from ling_jax.data.json_lines import field, read_objects, with_unique_ids
 from ling_jax.engine import Engine, Request
 from ling_jax.engine.prompts import encode_prompts
@@ -22,6 +20,7 @@ from ling_jax.evaluate.scoring import check_finite
 from ling_jax.evaluate.statistics import effective_count, wilson_interval
 from ling_jax.messages import shown
 from ling_jax.rewards import gold_answer, shared_checker
+from ling_jax.user_code import load_object
 
 Verifier = Callable[[str, dict[str, Any]], bool | float]
 
@@ -50,19 +49,10 @@ def same_answer(text: str, record: dict[str, Any]) -> bool:
 
 
 def load_verifier(name: str) -> Verifier:
-    """The function that `module:function` names. Raises ValueError if it cannot be imported."""
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name:
-        raise ValueError(f"verifier is {name!r}; expected module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything
-        message = " ".join(str(error).split())
-        raise ValueError(f"verifier {name!r} cannot be imported: {type(error).__name__}: {message}") from None
-    function = getattr(module, function_name, None)
+    """The function that `module:function` names. Raises ValueError as `user_code.load_object`."""
+    function = load_object(name, "verifier")
     if not callable(function):
-        close = nearest(function_name, vars(module))
-        raise ValueError(f"verifier {name!r}: {module_name} has no function {function_name!r}{close}")
+        raise ValueError(f"verifier is {name!r}, a {type(function).__name__}; expected a function")
     return function
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ling_jax.chat.template import Piece, encode_all
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.sessions import SECONDS, SessionHost, SessionResult
@@ -129,7 +129,7 @@ class Collector:
             raise ValueError(f"rollout {episode.id} is {episode.trajectory.status}; only a running one goes on")
         self._episodes[episode.id] = episode
         self.engine.resume(self._snapshot(episode))
-        make, repeated, acting = ENVIRONMENTS[episode.task.environment].session, past_actions(episode), episode.pending
+        make, repeated, acting = environment(episode.task.environment).session, past_actions(episode), episode.pending
         begun = bool(repeated) or acting is not None
         self._sessions.open(episode.id, make, episode.task, episode.seed, repeated, begun=begun)
         return self._act(episode) if acting is not None else None

@@ -6,7 +6,7 @@ from typing import Any
 
 from ling_jax.chat.thinking import check_thinking
 from ling_jax.config import nearest
-from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, locate
+from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, locate, tasks
 from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
@@ -78,7 +78,7 @@ class LoopConfig:
 class RLConfig:
     start_from: str  # the workdir of the stage before, or a Hugging Face folder
     tasks: tuple[TaskSource, ...]
-    reward: str  # of ling_jax.align.rewards
+    reward: str  # of ling_jax.align.rewards, or module:function of score(task, answer) -> float
     objective: ObjectiveConfig
     optimizer: OptimizerConfig
     rollout: RolloutConfig
@@ -156,6 +156,7 @@ def check_config(config: RLConfig) -> None:
     check_optimizer(config)
     for i, source in enumerate(config.tasks):
         check_tasks(source, f"tasks[{i}]")
+        _check_answers(source, config.reward, f"tasks[{i}]")
         if config.train.eval_tasks and not held_out_of(source, 1):
             raise ValueError(
                 f"train.eval_tasks is {config.train.eval_tasks}; {source.path} has no held-out question, which one in "
@@ -170,6 +171,17 @@ def check_config(config: RLConfig) -> None:
     _check_teachers(config)
 
 
+def _check_answers(source: TaskSource, reward: str, where: str) -> None:
+    """Our rewards pay right answers, and nothing where no answer is known."""
+    if source.path and ":" not in reward:
+        for task in tasks(source):
+            if task.hidden["checker"] == "none":
+                raise ValueError(
+                    f'{where}: line {task.seed} of {source.path} has the checker "none", and reward {reward!r} pays '
+                    "right answers: give it an answer, or name a reward of your own, module:function"
+                )
+
+
 def limits_of(rollout: RolloutConfig) -> Limits:
     """Raises ValueError on limits that do not go together."""
     if rollout.token_budget == 0 and rollout.max_staleness + rollout.max_retention > 0:
@@ -177,6 +189,13 @@ def limits_of(rollout: RolloutConfig) -> Limits:
             f"rollout.token_budget is 0 with max_staleness {rollout.max_staleness} and max_retention "
             f"{rollout.max_retention}: without a budget nothing is ever paused; name the tokens of a step, such as "
             "prompts_per_step · group_size · an answer's mean length, or set both to 0"
+        )
+    answers = rollout.prompts_per_step * rollout.group_size
+    if 0 < rollout.token_budget < answers:
+        raise ValueError(
+            f"rollout.token_budget is {rollout.token_budget}, less than a token for each of a step's "
+            f"{rollout.prompts_per_step} x {rollout.group_size} answers, so that no batch fills up: set it to {answers}"
+            " times the mean length of an answer, or lower prompts_per_step"
         )
     return Limits(
         slots=rollout.slots,

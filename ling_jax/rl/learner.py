@@ -32,7 +32,7 @@ from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.trajectory import FAILED
-from ling_jax.rl.unjudged import count_unjudged, drop_unjudged
+from ling_jax.rl.unscored import count_unscored, drop_unscored
 from ling_jax.rl.updates import Update, summarised
 from ling_jax.train.state import TrainState
 
@@ -73,6 +73,7 @@ class Learner:
         self.rates = unseen(sum(source.size for source in config.tasks))
         self.memory: Any = None  # the reward's
         self.ended: list[str] = []  # statuses of the last rollouts that ended
+        self.scored: list[str] = []  # of the last answers: why the reward failed, "" where it did not
         self._generating = False  # whether a step has begun whose batch was not learnt from
         self._seconds = 0.0  # of generation in this step
         self._loaded: int | None = None  # the version of the collector's weights
@@ -102,13 +103,13 @@ class Learner:
         ledger_told = {"generated_tokens": self.rollouts.ledger.generated}
         self.rollouts.take()
         self.rates = _observed(self.rates, groups, self.rollouts.version)
-        unjudged = count_unjudged(rewards)
-        groups, rewards = drop_unjudged(groups, rewards)
+        unscored = count_unscored(rewards)
+        groups, rewards = drop_unscored(groups, rewards)
         metrics = self._learn(groups, rewards)
         metrics |= {"generate_seconds": self._seconds, "train_seconds": time.perf_counter() - begun} | ledger_told
         self.rollouts.move_on()
         self._generating = False
-        metrics |= reward_metrics(groups, rewards) | self._lost() | {"judge_failed": unjudged}
+        metrics |= reward_metrics(groups, rewards) | self._lost() | {"reward_failed": unscored}
         metrics |= ledger_metrics(self.rollouts.ledger, self.rollouts.recent)
         told = samples(groups, rewards, self.reader, self.config.train.samples)
         return Step(self.events, metrics, told)
@@ -172,6 +173,17 @@ class Learner:
                 f"{self.config.train.max_failed_share}; the last error: {errors[-1] if errors else 'none is on record'}"
             )
 
+    def _note_rewards(self, rewards: Sequence[Rewards]) -> None:
+        """Raises `TooManyFailures` where more of the last answers have no reward than may."""
+        least, most = FAILURES_SEEN
+        self.scored = [*self.scored, *(e for r in rewards for e in r.errors or [""] * len(r.total))][-most:]
+        errors = [error for error in self.scored if error]
+        if len(self.scored) >= least and len(errors) > self.config.train.max_failed_share * len(self.scored):
+            raise TooManyFailures(
+                f"reward {self.config.reward!r} failed for {len(errors)} of the last {len(self.scored)} answers, and "
+                f"train.max_failed_share is {self.config.train.max_failed_share}; the last error: {errors[-1]}"
+            )
+
     def _emit(self, kind: str, record: dict[str, Any]) -> None:
         self.events.append({"kind": kind, **record})
 
@@ -211,8 +223,9 @@ class Learner:
         rewards, memory = self.reward.pay([group.paid for group in groups], self.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
-            judged = reward.total[[not error for error in reward.errors]] if reward.errors else reward.total
-            check_reward(judged, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
+            scored = reward.total[[not error for error in reward.errors]] if reward.errors else reward.total
+            check_reward(scored, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
+        self._note_rewards(rewards)
         self.memory = memory
         return rewards
 

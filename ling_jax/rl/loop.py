@@ -18,7 +18,7 @@ from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
 from ling_jax.engine.weights import serving_copy
-from ling_jax.envs.sources import held_out_of
+from ling_jax.envs.sources import distinct_held_out
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
 from ling_jax.rl.batch import Batch
@@ -178,8 +178,7 @@ def _evaluate(run: Run, learner: Learner, step: int, stopped: list[int]) -> None
     config, folder = run.config, run.workdir / "evaluation" / f"{step:06}"
     if not config.train.eval_tasks or stopped:
         return
-    sources = [held_out_of(source, config.train.eval_tasks) for source in config.tasks]
-    tasks = list({task.id: task for tasks in sources for task in tasks}.values())
+    tasks = distinct_held_out(config.tasks, config.train.eval_tasks)
     seconds = config.rollout.session_seconds
     with Collector(
         run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None, session_seconds=seconds

@@ -1,6 +1,7 @@
 """A run of reinforcement learning before its first step: what it is, and whether it can be."""
 
 import dataclasses
+import itertools
 from typing import IO
 
 import optax
@@ -10,11 +11,12 @@ from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
-from ling_jax.envs.sources import describe_source, held_out_of, task_of
+from ling_jax.envs import environment
+from ling_jax.envs.sources import TaskSource, describe_source, distinct_held_out, held_out_of, tasks
 from ling_jax.model import model_spec
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
-from ling_jax.rl.episode import EpisodeRequest
+from ling_jax.rl.episode import EpisodeRequest, Refused
 from ling_jax.rl.log import LOGS
 from ling_jax.rl.loss import describe_loss
 from ling_jax.rl.reader import Reader, make_reader
@@ -73,6 +75,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
         print(f"WARNING: {warning}", flush=True)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
+    _warn_of_few_tasks(config)
     _probe(config, reader)
     optimizer = make_optimizer(config.optimizer, config.max_updates)
     reference = _reference(config, workdir, start)
@@ -93,7 +96,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
 def start_report(run: Run, start: int) -> str:
     """What is about to run, and where its files go."""
     config, rollout, steps = run.config, run.config.rollout, run.config.train.steps
-    tasks = "; ".join(map(describe_source, config.tasks))
+    sources = "; ".join(map(describe_source, config.tasks))
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     logs = ", ".join(f"{name}.jsonl" for name in LOGS)
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
@@ -102,7 +105,8 @@ def start_report(run: Run, start: int) -> str:
         "objective": describe_loss(config.objective, rollout.group_size),
         **({"teachers": _describe_teachers(config)} if config.teachers else {}),
         "reward": config.reward + (f", efforts {', '.join(config.efforts)}" if config.efforts else ""),
-        "tasks": tasks + (", drawn by pass rate" if config.train.dpr_steps else ""),
+        "tasks": sources + (", drawn by pass rate" if config.train.dpr_steps else ""),
+        "held out": _held_out_report(config),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
         "run": f"steps {start} to {steps}, {_describe_updates(config)}",
@@ -148,16 +152,42 @@ def origin_of(config: RLConfig, workdir: epath.Path) -> ModelFolder:
 def _probe(config: RLConfig, reader: Reader) -> None:
     """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
     difficulties, each with its own solution. Of a file, all questions have to fit."""
-    requests, first = [], 0
+    effort = max(config.efforts, key=len, default=None)
     for source in config.tasks:
         count = min(source.size, max(PROBES, len(source.difficulties)))
-        tasks = [task_of(config.tasks, first + i) for i in range(count)]
-        tasks += held_out_of(source, count)
-        effort = max(config.efforts, key=len, default=None)
-        requests += [EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in tasks]
         if source.path:
-            rest = [task_of(config.tasks, first + i) for i in range(count, source.size)]
-            reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in rest])
-        first += source.size
-    for episode in reader.begin_all(requests):
-        rehearse(episode, reader)
+            _check_all_fit(source, reader, effort)
+        elif environment(source.environment).solution is None:
+            print(f"{source.environment} has no solution: nothing is played before the first step", flush=True)
+        found = [*itertools.islice(tasks(source), count), *held_out_of(source, count)]
+        for episode in reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in found]):
+            rehearse(episode, reader)
+
+
+def _check_all_fit(source: TaskSource, reader: Reader, effort: str | None) -> None:
+    """Raises ValueError with the line of the first question of a file that no episode can begin with."""
+    begun = reader.begin([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in tasks(source)])
+    refused = [found for found in begun if isinstance(found, Refused)]
+    if refused:
+        more = f"; {len(refused) - 1} others are so" if len(refused) > 1 else ""
+        raise ValueError(f"{source.path}, line {refused[0].request.task.seed}: {refused[0].reason}{more}")
+
+
+def _held_out_report(config: RLConfig) -> str:
+    asked = config.train.eval_tasks
+    if not asked:
+        return "none is answered (train.eval_tasks)"
+    found = len(distinct_held_out(config.tasks, asked))
+    fewer = f", all that differ of the {asked} of each source" if found < asked * len(config.tasks) else ""
+    return f"{found} distinct tasks{fewer}"
+
+
+def _warn_of_few_tasks(config: RLConfig) -> None:
+    """A step that asks the same thing several times learns less than its batch says."""
+    size, prompts = sum(source.size for source in config.tasks), config.rollout.prompts_per_step
+    if size < prompts:
+        print(
+            f"WARNING: {size} tasks, and a step draws {prompts} prompts: each comes {prompts / size:.1f} times in a "
+            f"step; set rollout.prompts_per_step to {size} at most, or add tasks",
+            flush=True,
+        )

@@ -62,8 +62,13 @@ class Reader:
         ids = np.full(len(trajectory), -1, np.int32)
         pieces, special = self._bytes
         for start, stop in trajectory.turns:
-            tokens = trajectory.completion_ids[start:stop].tolist()
-            found = split_sentences([pieces[token] for token in tokens], [special[token] for token in tokens])
+            tokens = [
+                token if token < len(pieces) else None for token in trajectory.completion_ids[start:stop].tolist()
+            ]
+            found = split_sentences(
+                [b"" if token is None else pieces[token] for token in tokens],  # the model's vocabulary may be larger
+                [token is not None and special[token] for token in tokens],
+            )
             ids[start:stop] = np.asarray(found.ids) + ids.max(initial=-1) + 1
         return ids
 

@@ -10,7 +10,7 @@ from ling_jax.rl.reader import Reader
 
 
 class Rewards(NamedTuple):
-    """Of the answers to one prompt, [G] float64 each. NaN where an answer has none because its judge failed."""
+    """Of the answers to one prompt, [G] float64 each. NaN where an answer has none: its judge failed, or the reward."""
 
     total: np.ndarray
     parts: dict[str, np.ndarray]  # by name, for the metrics

@@ -14,7 +14,7 @@ import numpy as np
 
 from ling_jax.chat.template import check_messages
 from ling_jax.data.json_lines import check_whole_characters
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 from ling_jax.envs.base import Action, InfraError, Message, Session, StepResult, Task
 
 SECONDS = 600.0  # for an `open` or a `step`; our choice: a test suite in a sandbox takes minutes
@@ -151,7 +151,7 @@ def open_session(task: Task, seed: int = 0) -> Iterator[Callable[[Action], StepR
     The function raises InfraError, which names the task, where the session fails.
     """
     with SessionHost() as host:
-        host.open(0, ENVIRONMENTS[task.environment].session, task, seed)
+        host.open(0, environment(task.environment).session, task, seed)
 
         def act(action: Action) -> StepResult:
             result = host.act(0, action)

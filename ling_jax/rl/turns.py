@@ -14,7 +14,7 @@ from ling_jax.chat.continuation import UnreadableAnswer
 from ling_jax.chat.template import Piece, opens_reasoning
 from ling_jax.chat.tool_calls import END_THINK, THINK
 from ling_jax.engine import Event
-from ling_jax.envs import ENVIRONMENTS, parse_action
+from ling_jax.envs import environment, parse_action
 from ling_jax.envs.base import Action, Message, StepResult
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
@@ -85,12 +85,16 @@ def past_actions(episode: Episode) -> list[Repeated]:
 
 
 def rehearse(episode: Episode, reader: Reader) -> None:
-    """Plays a fresh episode in which the task's own solution is said, behind no reasoning where a prompt opens it.
+    """Plays a fresh episode in which the task's own solution is said, behind no reasoning where a prompt opens it; does
+    nothing where its environment has no solutions.
 
     Raises ValueError where the template cannot go on, and InfraError where the session fails.
     """
+    solution = environment(episode.task.environment).solution
+    if solution is None:
+        return
     with open_session(episode.task, episode.seed) as act:
-        for turn in ENVIRONMENTS[episode.task.environment].solution(episode.task):
+        for turn in solution(episode.task):
             if episode.running:
                 episode.pending = (END_THINK if episode.opened else "") + turn
                 _go_on(episode, act(pending_action(episode)), reader)

@@ -20,7 +20,7 @@ from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import prepare
 from ling_jax.rl.replay import replay as replay_run
 from ling_jax.rl.reward import Rewards, where_judged
-from ling_jax.rl.unjudged import drop_unjudged
+from ling_jax.rl.unscored import drop_unscored
 from tests.helpers.judge_server import Endpoint, Response, served
 from tests.helpers.rl_run import prepared, small_config, steps_compiled_once, write_start
 from tests.helpers.small_stage import write_judge
@@ -68,7 +68,7 @@ def test_a_run_with_an_engine_judge_replays_when_the_judge_is_gone(start, judge_
     shutil.copytree(judge_model, model)
     config = judged_config(start, kind="engine", model=str(model), rubrics=RUBRICS, max_tokens=48)
     line = train(prepared(config, tmp_path / "run"))
-    assert line["step"] == 1 and line["judge_failed"] == 0 and "reward/concise" in line
+    assert line["step"] == 1 and line["reward_failed"] == 0 and "reward/concise" in line
     assert (tmp_path / "run" / "judgements.jsonl").read_text().count("\n") >= 2
     shutil.rmtree(model)
     assert replay(config, tmp_path / "run") == 2
@@ -87,7 +87,7 @@ def test_a_run_with_an_endpoint_replays_bit_for_bit_without_it(start, tmp_path, 
         config = endpoint_config(start, server.url, rubrics=RUBRICS, budget=1000)
         train(prepared(config, tmp_path / "run"))
         asked = len(server.prompts)
-    assert asked > 0 and sum(metrics(tmp_path / "run", "judge_failed")) > 0
+    assert asked > 0 and sum(metrics(tmp_path / "run", "reward_failed")) > 0
     assert replay(config, tmp_path / "run") == 2
     other = dataclasses.replace(
         config, judge=dataclasses.replace(config.judge, replay=str(tmp_path / "run" / "judgements.jsonl"))
@@ -101,13 +101,18 @@ def test_a_run_with_an_endpoint_replays_bit_for_bit_without_it(start, tmp_path, 
 def test_evo_cot_asks_the_judge_for_redundant_sentences(start, judge_model, tmp_path):
     config = judged_config(start, reward="evo_cot", steps=1, kind="engine", model=str(judge_model), max_tokens=200)
     line = train(prepared(config, tmp_path))
-    assert "reward/redundancy" in line and line["judge_failed"] == 0
+    assert "reward/redundancy" in line and line["reward_failed"] == 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Ended:
     outcome: float
     failed: bool = False
+    error: str = ""
+
+    def end(self, status, error):
+        assert status == "infra_failed"
+        self.failed, self.error = True, error
 
 
 def test_an_answer_that_was_not_judged_leaves_its_groups_statistics_as_they_are():
@@ -117,8 +122,8 @@ def test_an_answer_that_was_not_judged_leaves_its_groups_statistics_as_they_are(
     assert (
         np.isnan(paid.total[1]) and np.isnan(paid.parts["part"][1]) and paid.total[[0, 2, 3]].tolist() == [1, 0.2, 0.6]
     )
-    groups, kept = drop_unjudged([Group(0, (Ended(1.0),) * 4)], [paid])
-    assert groups[0].valid == [True, False, True, True] and groups[0].episodes[1] is None
+    groups, kept = drop_unscored([Group(0, tuple(Ended(1.0) for _ in range(4)))], [paid])
+    assert groups[0].valid == [True, False, True, True] and groups[0].episodes[1].error == "timeout"
     found = advantages_of(groups, kept, (1, 4))[0]
     np.testing.assert_array_equal(found[[0, 2, 3]], alone[0])
     assert found[1] == 0 and kept[0].parts["part"].tolist() == [1, 0.2, 0.6]
@@ -127,15 +132,15 @@ def test_an_answer_that_was_not_judged_leaves_its_groups_statistics_as_they_are(
 def test_a_broken_episode_beside_an_unjudged_one_keeps_its_place():
     broken = Ended(0.0, failed=True)
     paid = Rewards(np.array([1.0, np.nan]), {}, ("", "busy"))
-    groups, _ = drop_unjudged([Group(0, (None, Ended(1.0), broken, Ended(1.0)))], [paid])
+    groups, _ = drop_unscored([Group(0, (None, Ended(1.0), broken, Ended(1.0)))], [paid])
     assert groups[0].valid == [False, True, False, False]
-    assert groups[0].episodes == (None, Ended(1.0), None, None)
+    assert [episode and episode.error for episode in groups[0].episodes] == [None, "", "", "busy"]
 
 
 def test_a_group_of_which_nobody_was_judged_is_left_out():
     unjudged = Rewards(np.full(2, np.nan), {}, ("busy", "busy"))
-    groups, kept = drop_unjudged(
-        [Group(0, (Ended(1.0),) * 2), Group(1, (Ended(1.0),) * 2)], [unjudged, Rewards(np.ones(2), {})]
+    groups, kept = drop_unscored(
+        [Group(number, (Ended(1.0), Ended(1.0))) for number in (0, 1)], [unjudged, Rewards(np.ones(2), {})]
     )
     assert [group.prompt for group in groups] == [1] and len(kept) == 1
 

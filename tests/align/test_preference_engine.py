@@ -23,5 +23,5 @@ def test_the_recipe_with_an_engine_judge_runs_its_ten_steps(tmp_path):
     config.rollout.prompts_per_step, config.rollout.group_size, config.rollout.slots = 2, 4, 16
     loop.train(prepared(from_dict(RLConfig, config.to_dict()), tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 10 and {line["judge_failed"] for line in lines} == {0}
+    assert len(lines) == 10 and {line["reward_failed"] for line in lines} == {0}
     assert np.ptp([line["reward/logical"] for line in lines]) > 0

@@ -6,7 +6,7 @@ import pytest
 
 from ling_jax.align.records import ChatSource, check_source, converse, digest, records, texts, write_records
 from ling_jax.data import JsonLines, documents
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS
+from ling_jax.envs import HELD_OUT_SEEDS, environment
 
 
 def test_an_environment_gives_conversations_that_solve_its_tasks():
@@ -28,8 +28,8 @@ def test_options_of_the_solution_pass_through():
 
 
 def test_a_conversation_is_worth_nothing_unless_its_last_turn_ends_it():
-    task = ENVIRONMENTS["tools"].make_task(0, 2)
-    turns = ENVIRONMENTS["tools"].solution(task)
+    task = environment("tools").make_task(0, 2)
+    turns = environment("tools").solution(task)
     assert converse(task, turns)[1] == 1
     assert converse(task, turns[:-1])[1] == 0
     assert converse(task, [*turns, "And?"])[1] == 0

@@ -13,7 +13,7 @@ from ling_jax.align.rubrics import RULE_RUBRICS
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.engine import Event
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 from ling_jax.objectives import group_advantages
 from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.learner import ROUND_OFF
@@ -26,7 +26,7 @@ READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
 RUBRICS = [rubric.name for rubric in RULE_RUBRICS]
 END = tokenizer().token_to_id("<|role_end|>")
 SUM = dataclasses.replace(
-    ENVIRONMENTS["running_sums"].make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
+    environment("running_sums").make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
 )
 SHORT = "37+85=122;122+12=134;A:134"
 LONG = "37+85=122;c37+85=122;122+12=134;A:134"
@@ -65,7 +65,7 @@ def test_evo_cot_adds_its_four_parts():
 
 
 def test_agentic_pays_the_needed_calls_and_not_the_others():
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 2)
     first, second, last = env.solution(task)
     group = [
@@ -138,8 +138,8 @@ def test_no_group_has_no_reward(name):
     assert REWARDS[name].pay([], READER, None) == ([], None)
 
 
-LOOKUP = ENVIRONMENTS["lookup"].make_task(5, 2)
-CALLS = ENVIRONMENTS["lookup"].solution(LOOKUP)
+LOOKUP = environment("lookup").make_task(5, 2)
+CALLS = environment("lookup").solution(LOOKUP)
 WRONG = ("A:7", "A:", "", "<think>A:7", "37" * 300, "c37+85=122;" * 4, "A:0 " + "abc" * 200)
 GROUPS = st.lists(st.sampled_from([SHORT, LONG, "<think>" + LONG, *WRONG]), min_size=2, max_size=8)
 LOOKUPS = st.lists(

@@ -8,12 +8,12 @@ from ling_jax.chat.template import ChatTemplate
 from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.data.token_bytes import token_bytes
 from ling_jax.data.tokenizer import train_bpe
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 
 BYTES = train_bpe(["a"], 263)
 MERGES = train_bpe(["so the sum is right;"] * 3, 300)
 STUDENT = ModelFolder(Path("memory"), None, None, BYTES, ChatTemplate())
-SUMS = ENVIRONMENTS["running_sums"]
+SUMS = environment("running_sums")
 
 
 def right(task, *turns):
@@ -112,7 +112,7 @@ def test_pruning_keeps_the_end_of_the_reasoning():
 
 
 def test_tool_conversations_are_pruned_by_playing_them_again():
-    tools = ENVIRONMENTS["tools"]
+    tools = environment("tools")
     tasks = (tools.make_task(seed, 2) for seed in range(100))
     task = next(task for task in tasks if task.hidden["calls"][0]["name"] == "bank_balance")  # reads, changes nothing
     turns = tools.solution(task)

@@ -14,14 +14,14 @@ from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.tool_calls import parse_either
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.packing import packed_rows
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 from ling_jax.train.config import from_dict
 from ling_jax.train.loop import train
 from tests.helpers.rl_run import tokenizer
 from tests.helpers.scripted_policy import play_script, use_scripts
 from tests.helpers.small_stage import write_stage
 
-LOOKUP, TOOLS = ENVIRONMENTS["lookup"], ENVIRONMENTS["tools"]
+LOOKUP, TOOLS = environment("lookup"), environment("tools")
 LENGTH = 208  # tokens; a lookup of one name has 192, in bytes
 
 

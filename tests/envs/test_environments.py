@@ -9,27 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.chat.template import ChatTemplate, check_messages
-from ling_jax.envs import ENVIRONMENTS, HELD_OUT_SEEDS, is_held_out, parse_action
+from ling_jax.envs import HELD_OUT_SEEDS, NAMES, environment, is_held_out, parse_action
 from ling_jax.envs.base import draw_task
 
 TASKS = 200
-each = pytest.mark.parametrize("name", [name for name in ENVIRONMENTS if name != "questions"])  # these are a file's
+each = pytest.mark.parametrize("name", [name for name in NAMES if name != "questions"])  # these are a file's
 
 
 def tasks(name):
     """200 tasks of all difficulties, training and held-out ones."""
-    environment = ENVIRONMENTS[name]
-    difficulties = itertools.cycle(environment.DIFFICULTIES)
+    env = environment(name)
+    difficulties = itertools.cycle(env.DIFFICULTIES)
     for i, difficulty in zip(range(TASKS), difficulties, strict=False):
-        yield environment.make_task(i + (HELD_OUT_SEEDS if i % 10 == 0 else 0), difficulty)
+        yield env.make_task(i + (HELD_OUT_SEEDS if i % 10 == 0 else 0), difficulty)
 
 
-def play(environment, task, policy):
+def play(env, task, policy):
     """The rewards of an episode; `policy(messages)` writes each turn."""
-    state, messages = environment.reset(task, seed=0), list(task.messages)
+    state, messages = env.reset(task, seed=0), list(task.messages)
     for _ in range(task.max_turns):
         action = policy(messages)
-        state, result = environment.step(state, parse_action(action, task.tools))
+        state, result = env.step(state, parse_action(action, task.tools))
         messages += [{"role": "assistant", "content": action}, *result.observation]
         check_messages(messages)
         assert bool(result.rewards) == (result.terminated or result.truncated)
@@ -39,14 +39,14 @@ def play(environment, task, policy):
 
 
 def share_solved(name, policy_of):
-    outcomes = [play(ENVIRONMENTS[name], task, policy_of(task))["outcome"] for task in tasks(name)]
+    outcomes = [play(environment(name), task, policy_of(task))["outcome"] for task in tasks(name)]
     return sum(outcomes) / len(outcomes)
 
 
 @each
 def test_the_reference_solver_solves_everything(name):
     def scripted(task):
-        turns = iter(ENVIRONMENTS[name].solution(task))
+        turns = iter(environment(name).solution(task))
         return lambda messages: next(turns)
 
     assert share_solved(name, scripted) == 1
@@ -71,9 +71,9 @@ def test_saying_nothing_and_copying_solve_nothing(name, policy_of):
 @each
 @given(st.data())
 def test_a_seed_and_a_difficulty_mean_the_same_bytes(name, data):
-    environment = ENVIRONMENTS[name]
-    seed, difficulty = data.draw(st.integers(0, 2**33)), data.draw(st.sampled_from(environment.DIFFICULTIES))
-    first, second = (environment.make_task(seed, difficulty) for _ in range(2))
+    env = environment(name)
+    seed, difficulty = data.draw(st.integers(0, 2**33)), data.draw(st.sampled_from(env.DIFFICULTIES))
+    first, second = (env.make_task(seed, difficulty) for _ in range(2))
     assert first.content() == second.content()
     assert (first.seed, first.difficulty, first.environment) == (seed, difficulty, name)
 
@@ -90,12 +90,12 @@ def test_a_seed_and_a_difficulty_mean_the_same_bytes(name, data):
     ],
 )
 def test_tasks_are_the_same_on_every_machine(name, task_id):
-    assert ENVIRONMENTS[name].make_task(seed=3, difficulty=4).id == task_id
+    assert environment(name).make_task(seed=3, difficulty=4).id == task_id
 
 
 @each
 def test_ids_differ_just_where_content_differs(name):
-    drawn = [ENVIRONMENTS[name].make_task(seed, ENVIRONMENTS[name].DIFFICULTIES[0]) for seed in range(400)]
+    drawn = [environment(name).make_task(seed, environment(name).DIFFICULTIES[0]) for seed in range(400)]
     for a, b in itertools.combinations(drawn, 2):
         assert (a.id == b.id) == (a.prompt == b.prompt and a.hidden == b.hidden and a.tools == b.tools)
     task = drawn[0]
@@ -106,17 +106,17 @@ def test_ids_differ_just_where_content_differs(name):
 
 @each
 def test_no_training_seed_makes_a_held_out_prompt(name):
-    environment = ENVIRONMENTS[name]
-    lowest = environment.DIFFICULTIES[0]  # the smallest space, where chance alone would make many twice
-    train = [environment.make_task(seed, lowest) for seed in range(600)]
-    held_out = [environment.make_task(HELD_OUT_SEEDS + seed, lowest) for seed in range(150)]
+    env = environment(name)
+    lowest = env.DIFFICULTIES[0]  # the smallest space, where chance alone would make many twice
+    train = [env.make_task(seed, lowest) for seed in range(600)]
+    held_out = [env.make_task(HELD_OUT_SEEDS + seed, lowest) for seed in range(150)]
     assert not {task.prompt for task in train} & {task.prompt for task in held_out}
     assert all(is_held_out(task) for task in held_out) and not any(is_held_out(task) for task in train)
 
 
 @each
 def test_prompts_render_as_conversations(name):
-    task = ENVIRONMENTS[name].make_task(0, 3)
+    task = environment(name).make_task(0, 3)
     text = "".join(piece.text for piece in ChatTemplate().render(task.messages, tools=task.tools, prompt=True))
     assert f"<role>HUMAN</role>{task.prompt}<|role_end|>" in text
     assert all(schema["function"]["name"] in text for schema in task.tools)
@@ -124,32 +124,32 @@ def test_prompts_render_as_conversations(name):
 
 @each
 def test_out_of_range_is_refused_by_its_bounds(name):
-    environment = ENVIRONMENTS[name]
-    low, high = environment.DIFFICULTIES[0], environment.DIFFICULTIES[-1]
+    env = environment(name)
+    low, high = env.DIFFICULTIES[0], env.DIFFICULTIES[-1]
     for difficulty in (low - 1, high + 1, -3):
         with pytest.raises(ValueError, match=f"{name}: difficulty is {difficulty}; expected {low} to {high}"):
-            environment.make_task(0, difficulty)
+            env.make_task(0, difficulty)
     with pytest.raises(ValueError, match=f"{name}: seed is -1; expected an integer from 0"):
-        environment.make_task(-1, low)
+        env.make_task(-1, low)
 
 
 @each
 def test_a_session_is_the_functions_of_its_environment_and_acts_again_the_same(name):
-    environment = ENVIRONMENTS[name]
-    task = environment.make_task(7, 3)
-    actions = [parse_action(turn, task.tools) for turn in environment.solution(task)]
+    env = environment(name)
+    task = env.make_task(7, 3)
+    actions = [parse_action(turn, task.tools) for turn in env.solution(task)]
 
     async def results():
-        session = environment.session()
+        session = env.session()
         assert session.instant and session.replayable
         await session.open(task, 0)
         found = [await session.step(action) for action in actions]
         await session.close()
         return found
 
-    state, wanted = environment.reset(task, 0), []
+    state, wanted = env.reset(task, 0), []
     for action in actions:
-        state, result = environment.step(state, action)
+        state, result = env.step(state, action)
         wanted.append(result)
     assert asyncio.run(results()) == wanted == asyncio.run(results()) and wanted[-1].rewards["outcome"] == 1
 
@@ -166,22 +166,22 @@ def test_an_action_is_parsed_once_and_keeps_its_words():
 
 @each
 def test_an_ended_episode_is_over(name):
-    task = ENVIRONMENTS[name].make_task(0, 2)
-    ended, _ = ENVIRONMENTS[name].step(ENVIRONMENTS[name].reset(task, 0), parse_action(""))
+    task = environment(name).make_task(0, 2)
+    ended, _ = environment(name).step(environment(name).reset(task, 0), parse_action(""))
     with pytest.raises(ValueError, match="the episode has ended"):
-        ENVIRONMENTS[name].step(ended, parse_action(""))
+        environment(name).step(ended, parse_action(""))
 
 
 @each
 @given(st.data())
 def test_a_turn_can_be_any_text(name, data):
-    task = ENVIRONMENTS[name].make_task(1, 2)
+    task = environment(name).make_task(1, 2)
     parts = st.one_of(
         st.text(), st.sampled_from(["A:", "<tool_call>", "</tool_call>", "<think>", '{"name": "f"}', "\n"])
     )
     action = parse_action("".join(data.draw(st.lists(parts, max_size=6))), task.tools)
-    start = ENVIRONMENTS[name].reset(task, 0)
-    assert ENVIRONMENTS[name].step(start, action) == ENVIRONMENTS[name].step(start, action)
+    start = environment(name).reset(task, 0)
+    assert environment(name).step(start, action) == environment(name).step(start, action)
 
 
 @given(st.integers(0, 100), st.integers(0, 2**32))

@@ -6,7 +6,7 @@ import pytest
 
 from configs.rl.tiny_questions import QUESTIONS
 from ling_jax.envs import InfraError, is_held_out, parse_action
-from ling_jax.envs.reasoning import questions
+from ling_jax.envs.reasoning import checkers, questions
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, tasks
 from ling_jax.rewards import AnswerChecker
 from ling_jax.rewards import answer as answer_module
@@ -97,7 +97,10 @@ def test_sources_that_cannot_be_are_refused(tmp_path):
     path = write(tmp_path / "own.jsonl", *(GOOD | {"question": f"What is {i} + 2?"} for i in range(3)))
     for source, message in (
         (TaskSource(environment="questions"), "tasks.0..path is ''; questions needs the file"),
-        (TaskSource(environment="digit_sums", difficulties=(2,), count=1, path=str(path)), "digit_sums needs no file"),
+        (
+            TaskSource(environment="digit_sums", difficulties=(2,), count=1, path=str(path)),
+            "environment .digit_sums., which reads no file; .* set --config.tasks=",
+        ),
         (source_of(path, difficulties=(1,)), "the questions of a file have neither"),
         (source_of(path, count=9), "tasks.0..count is 9; .* has . questions to train on"),
     ):
@@ -112,7 +115,7 @@ def test_sources_that_cannot_be_are_refused(tmp_path):
 def test_a_check_that_the_machine_failed_breaks_the_episode_and_pays_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(answer_module, "WORKER", tmp_path / "absent.py")
     checker = AnswerChecker()
-    monkeypatch.setattr(questions, "shared_checker", lambda: checker)
+    monkeypatch.setattr(checkers, "shared_checker", lambda: checker)
     task = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD | {"answer": "x+1"})))
     (task,) = (*task.training, *task.held_out)
     with pytest.raises(InfraError, match="the answer was not checked"):
@@ -124,7 +127,7 @@ def test_an_answer_that_hides_behind_the_checker_pays_what_a_wrong_one_pays(monk
     found = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD)))
     (task,) = (*found.training, *found.held_out)
     with AnswerChecker(limit=0.5) as checker:
-        monkeypatch.setattr(questions, "shared_checker", lambda: checker)
+        monkeypatch.setattr(checkers, "shared_checker", lambda: checker)
         hiding = act(task, "\\boxed{10^{10^{10^{10}}}}")
     assert hiding.rewards == {"outcome": 0.0} and hiding.terminated and "took longer than 0.5 s" in hiding.error
     assert outcome(task, "\\boxed{5}") == 0

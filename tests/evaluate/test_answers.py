@@ -108,9 +108,9 @@ def test_the_default_compares_texts():
 def test_verifiers_are_found_by_name():
     assert load_verifier("ling_jax.evaluate.answers:exact_match") is exact_match
     for name, message in {
-        "exact_match": "expected module:function",
-        "no_such_module:f": "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
-        "ling_jax.evaluate.answers:exact_mach": "has no function 'exact_mach', did you mean 'exact_match'?",
+        "exact_match": "expected module:name",
+        "no_such_module:f": "there is no module no_such_module; expected no_such_module.py in the current folder",
+        "ling_jax.evaluate.answers:exact_mach": "has no 'exact_mach', did you mean 'exact_match'?",
     }.items():
         with pytest.raises(ValueError) as error:
             load_verifier(name)

@@ -2,7 +2,6 @@
 
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
-from ling_jax.envs import ENVIRONMENTS
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.reader import Reader
@@ -23,5 +22,5 @@ def tiny_collector(*, version=0, **fields) -> Collector:
 
 def begin(count: int, environment="running_sums", difficulty=2, first=0) -> list[Episode]:
     """Fresh episodes of one task."""
-    task = ENVIRONMENTS[environment].make_task(0, difficulty)
+    task = environment(environment).make_task(0, difficulty)
     return READER.begin_all([EpisodeRequest(i, 0, task, seed=i) for i in range(first, first + count)])

@@ -57,7 +57,7 @@ OTHERS = {  # tried in the slow tests: each program takes seconds to import
         (["--model=x", "--task=mmlu", "--data=cais/mmlu"], "should be one of <perplexity|choice|generate|"),
         (["--model=x", "--task=choice", "--data=cais/mmlu"], "does not exist; name"),
         (["--model=x", "--task=generate", "--data=README.md", "--samples=4"], "would all be the same; give --temper"),
-        (["--model=x", "--task=generate", "--data=README.md", "--verifier=my.py"], "expected module:function"),
+        (["--model=x", "--task=generate", "--data=README.md", "--verifier=my.py"], "expected module:name"),
     ],
     "launch.sft": [
         (["--config=configs/align/tiny_sft.py", WORKDIR, "--data=x"], "did you mean --config.sources[0].path?"),

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import find
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import restore_episode
 from ling_jax.rl.sessions import LOST
@@ -35,7 +35,7 @@ class Once(Talker):
 def environment(patch, make, **fields) -> Environment:
     """What running sums are for one test."""
     made = Environment(make, **fields)
-    patch.setitem(ENVIRONMENTS, "running_sums", made)
+    patch.setitem(find._SHIPPED, "running_sums", made)
     return made
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ling_jax.envs import ENVIRONMENTS
+from ling_jax.envs import environment
 from ling_jax.envs.sources import held_out_tasks
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.evaluation import evaluate, summarise
@@ -14,7 +14,7 @@ def test_evaluation_is_in_order_and_summed_up(monkeypatch):
     use_scripts(monkeypatch)
     tasks = held_out_tasks("running_sums", (1, 2), 10)
     for i, task in enumerate(tasks):
-        write_script(i, ENVIRONMENTS["running_sums"].solution(task) if i % 2 == 0 else ["A:0"])
+        write_script(i, environment("running_sums").solution(task) if i % 2 == 0 else ["A:0"])
     with Collector(None, reader(), 2, temperature=0.0) as collector:
         records = evaluate(collector, None, tasks)
     assert [record["outcome"] for record in records] == [1, 0] * 5
@@ -46,7 +46,7 @@ def test_samples_of_a_task_are_counted_together(monkeypatch):
     for i, task in enumerate(tasks):
         for sample in range(4):
             right = i % 3 == 0 or (i % 3 == 1 and sample == 2)
-            turns = ENVIRONMENTS["running_sums"].solution(task) if right else ["A:0"]
+            turns = environment("running_sums").solution(task) if right else ["A:0"]
             write_script(100 + 4 * i + sample, turns)
     with Collector(None, reader(), 5) as collector:
         records = evaluate(collector, None, tasks, samples=4, seed=100)

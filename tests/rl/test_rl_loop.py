@@ -16,7 +16,7 @@ import pytest
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder
-from ling_jax.envs import ENVIRONMENTS, StepResult
+from ling_jax.envs import StepResult, find
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import task_of
@@ -279,7 +279,7 @@ class Chatty:
 
 def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
     """Tool output between turns, fed while other rollouts go on, and read anew under the next weights."""
-    monkeypatch.setitem(ENVIRONMENTS, "running_sums", Chatty)
+    monkeypatch.setitem(find._SHIPPED, "running_sums", Chatty)
     often = frozenset(range(7, 60)) | end_ids(tokenizer())  # so that a random model ends its turns
     monkeypatch.setattr(ModelFolder, "end_ids", often)
     config = small_config(start, reward="outcome", rollout=dict(max_tokens=24, context=184))
@@ -310,7 +310,7 @@ class Delayed(PureSession):
 
 def test_a_run_whose_environments_answer_when_the_clock_says_replays_from_its_log(start, tmp_path, monkeypatch):
     monkeypatch.setattr(Chatty, "session", staticmethod(lambda: Delayed(lambda task, seed: (), Chatty.step)))
-    monkeypatch.setitem(ENVIRONMENTS, "running_sums", Chatty)
+    monkeypatch.setitem(find._SHIPPED, "running_sums", Chatty)
     monkeypatch.setattr(ModelFolder, "end_ids", frozenset(range(7, 60)) | end_ids(tokenizer()))
     config = small_config(start, reward="outcome", rollout=dict(max_tokens=24, context=184), steps=4)
     train(prepared(config, tmp_path))
@@ -337,7 +337,7 @@ def break_the_world(monkeypatch):
     end = Episode.end
 
     def break_it():
-        monkeypatch.setitem(ENVIRONMENTS, "running_sums", Broken)
+        monkeypatch.setitem(find._SHIPPED, "running_sums", Broken)
         fail = lambda self, status, error="": end(self, "env_failed", error or "no sandbox")  # noqa: E731
         monkeypatch.setattr(Episode, "end", fail)
 

@@ -9,7 +9,7 @@ import pytest
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.template import ChatTemplate, encode
 from ling_jax.chat.tool_calls import parse_either
-from ling_jax.envs import ENVIRONMENTS, PureSession
+from ling_jax.envs import PureSession, environment
 from ling_jax.envs.base import InfraError
 from ling_jax.rl.episode import EpisodeRequest, Refused
 from ling_jax.rl.evaluation import describe
@@ -22,7 +22,7 @@ from tests.helpers.scripted_policy import begin, reader, tokens_of
 @pytest.mark.parametrize(("name", "difficulty"), [("running_sums", 3), ("ordering", 3), ("lookup", 3)])
 def test_reference_solutions_solve_and_their_tokens_are_the_conversation(played, name, difficulty):
     """What the policy read and wrote, turn by turn, is the whole conversation rendered at once."""
-    env = ENVIRONMENTS[name]
+    env = environment(name)
     task = env.make_task(5, difficulty)
     episode = played(task, env.solution(task))
     trajectory = episode.trajectory
@@ -35,7 +35,7 @@ def test_reference_solutions_solve_and_their_tokens_are_the_conversation(played,
 
 
 def test_superfluous_calls_are_counted(played):
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 2)
     first, *rest = env.solution(task)
     episode = played(task, (first, first, *rest))
@@ -43,7 +43,7 @@ def test_superfluous_calls_are_counted(played):
 
 
 def test_limits_truncate(played):
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 2)
     first, *_ = env.solution(task)
     for most in (10, len(tokens_of(first)) + 1):  # in the first turn, and at its end
@@ -55,7 +55,7 @@ def test_limits_truncate(played):
 
 def test_an_observation_that_leaves_no_room_truncates(played):
     """The policy may still write, but the row is full once it has read the answer of its call."""
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 2)
     first, *_ = env.solution(task)
     prompt = len(begin(task).trajectory.prompt_ids)
@@ -65,8 +65,8 @@ def test_an_observation_that_leaves_no_room_truncates(played):
 
 
 def test_a_world_that_breaks_fails_the_episode_alone(played, monkeypatch, capsys):
-    task = ENVIRONMENTS["running_sums"].make_task(0, 1)
-    monkeypatch.setattr(ENVIRONMENTS["running_sums"], "session", lambda: PureSession(lambda *_: 0, lambda *_: 1 / 0))
+    task = environment("running_sums").make_task(0, 1)
+    monkeypatch.setattr(environment("running_sums"), "session", lambda: PureSession(lambda *_: 0, lambda *_: 1 / 0))
     episode = played(task, ["A:1"])
     assert episode.trajectory.status == "env_failed" and episode.error == "ZeroDivisionError: division by zero"
     assert episode.rewards == {} and "rollout 0 env_failed: ZeroDivisionError" in capsys.readouterr().out
@@ -74,21 +74,21 @@ def test_a_world_that_breaks_fails_the_episode_alone(played, monkeypatch, capsys
 
 def test_a_special_token_in_an_answer_cannot_hide(played):
     """Left out, `A:1<role>2` would read as the answer 12."""
-    task = dataclasses.replace(ENVIRONMENTS["running_sums"].make_task(0, 1), hidden={"answer": "12"})
+    task = dataclasses.replace(environment("running_sums").make_task(0, 1), hidden={"answer": "12"})
     assert played(task, ["A:1<role>2"]).outcome == 0 and played(task, ["A:12"]).outcome == 1
 
 
 def test_a_template_that_rewrites_history_fails_the_episode_alone(played, monkeypatch):
     monkeypatch.setattr(ChatTemplate, "render", forgetful(ChatTemplate.render))
-    task = ENVIRONMENTS["lookup"].make_task(5, 2)
-    episode = played(task, ENVIRONMENTS["lookup"].solution(task))
+    task = environment("lookup").make_task(5, 2)
+    episode = played(task, environment("lookup").solution(task))
     assert episode.trajectory.status == "infra_failed" and "rewrites history before an answer" in episode.error
 
 
 def test_a_policys_words_that_the_template_rewrites_fail_the_episode(played):
     """An older template takes the reasoning of earlier turns out."""
     template = FolderTemplate(STRIPS_REASONING, "folder")
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 2)
     first, *rest = env.solution(task)
     episode = played(task, (f"<think>hm</think>{first}", *rest), template=template)
@@ -99,7 +99,7 @@ def test_a_policys_words_that_the_template_rewrites_fail_the_episode(played):
 @pytest.mark.parametrize("words", ["hm <tool_call>lookup", "<tool_call>lookup</tool_call>"])
 def test_an_answer_that_breaks_the_templates_form_pays_no_better_than_a_wrong_one(played, words):
     """Here it never closes the reasoning that the prompt opened; no reward at all would beat an honest mistake."""
-    template, task = FolderTemplate(FORMS["2.6"], "folder"), ENVIRONMENTS["lookup"].make_task(5, 2)
+    template, task = FolderTemplate(FORMS["2.6"], "folder"), environment("lookup").make_task(5, 2)
     episode = played(task, (words,), template=template)
     assert (episode.trajectory.status, episode.outcome) == ("truncated", 0)
     assert "writes an answer in another way" in episode.error
@@ -108,7 +108,7 @@ def test_an_answer_that_breaks_the_templates_form_pays_no_better_than_a_wrong_on
 @pytest.mark.parametrize("name", ["running_sums", "lookup", "tools"])
 def test_a_policy_goes_on_where_every_prompt_opens_the_reasoning(played, name):
     """As the template of the 2.6 models does: what is learnt from begins behind <think>, what is judged with it."""
-    template, env = FolderTemplate(FORMS["2.6"], "folder"), ENVIRONMENTS[name]
+    template, env = FolderTemplate(FORMS["2.6"], "folder"), environment(name)
     task = env.make_task(5, 2)
     used = reader(template=template, context=5000)
     rehearsed = begin(task, template=template, context=5000)
@@ -131,7 +131,7 @@ STRIPS_REASONING = """{% for m in messages %}<role>{{ m.role }}</role>
 def test_what_stands_behind_the_end_of_a_turn_is_read_and_not_trained(played):
     """A newline, here: the policy's context is the template's rendering, token for token."""
     template = FolderTemplate(NEWLINES, "folder")
-    env = ENVIRONMENTS["lookup"]
+    env = environment("lookup")
     task = env.make_task(5, 3)
     episode = played(task, env.solution(task), template=template)
     assert episode.outcome == 1 and len(episode.turns) > 1
@@ -156,7 +156,7 @@ def forgetful(render):
 
 
 def test_the_solution_is_tried_on_the_template_before_the_work_starts(monkeypatch):
-    task = ENVIRONMENTS["lookup"].make_task(5, 2)
+    task = environment("lookup").make_task(5, 2)
     episode = begin(task)
     rehearse(episode, reader())
     assert episode.outcome == 1
@@ -166,15 +166,15 @@ def test_the_solution_is_tried_on_the_template_before_the_work_starts(monkeypatc
 
 
 def test_an_environment_that_cannot_play_its_own_solution_is_named_before_the_work_starts(monkeypatch):
-    task = ENVIRONMENTS["lookup"].make_task(5, 2)
-    monkeypatch.setattr(ENVIRONMENTS["lookup"], "session", lambda: PureSession(lambda *_: 0, lambda *_: 1 / 0))
+    task = environment("lookup").make_task(5, 2)
+    monkeypatch.setattr(environment("lookup"), "session", lambda: PureSession(lambda *_: 0, lambda *_: 1 / 0))
     with pytest.raises(InfraError, match=f"task {task.id} of lookup: ZeroDivisionError"):
         rehearse(begin(task), reader())
 
 
 def test_a_context_without_room_is_refused_with_what_to_change():
     """The other requests have their episodes all the same."""
-    fits, task = (ENVIRONMENTS["running_sums"].make_task(0, difficulty) for difficulty in (1, 2))
+    fits, task = (environment("running_sums").make_task(0, difficulty) for difficulty in (1, 2))
     requests = [EpisodeRequest(i, 0, task, seed=0) for i, task in enumerate((fits, task, fits))]
     first, refused, last = reader(context=120).begin(requests)
     assert (first.id, last.id) == (0, 2) and isinstance(refused, Refused) and refused.request == requests[1]
@@ -185,7 +185,7 @@ def test_a_context_without_room_is_refused_with_what_to_change():
 
 
 def test_a_prompt_that_the_template_cannot_write_is_refused_alone():
-    good = ENVIRONMENTS["running_sums"].make_task(0, 1)
+    good = environment("running_sums").make_task(0, 1)
     bad = dataclasses.replace(good, messages=[*good.messages, {"role": "system", "content": "later"}])
     refused, episode = reader().begin([EpisodeRequest(i, 0, task, seed=0) for i, task in enumerate((bad, good))])
     assert episode.id == 1 and "cannot be rendered: messages[1].role is 'system'" in refused.reason

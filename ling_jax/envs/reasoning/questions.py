@@ -1,22 +1,33 @@
-"""Questions with one final answer, from JSON lines {"question", "answer"}: GSM8K, and one's own data in its form.
+"""Questions with one right answer, from JSON lines: one's own, and GSM8K's.
 
-Solved is what `rewards.AnswerChecker` calls right. The tasks are the file's, so nothing is drawn from a seed.
+    {"prompt": text, "answer": text or number}
+    {"messages": […], "answer": text or number}       also "tools", as in fine-tuning data
+    {"question": text, "answer": solution that ends in #### and the answer}
+
+Each may name its "checker" (`ling_jax.envs.reasoning.checkers`), which decides what is right. Prompts are asked as they
+are; GSM8K's questions, whose answers are solutions, get a line that says how to end. The tasks are the file's, so
+nothing is drawn from a seed.
 """
 
 import functools
+import json
 from typing import Any, NamedTuple
 
+from ling_jax.chat.records import normalise_prompt
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
 from ling_jax.envs.base import Action, InfraError, StepResult, Task, is_held_out
 from ling_jax.envs.pure import PureSession
+from ling_jax.envs.reasoning.checkers import checker
 from ling_jax.envs.reasoning.single_turn import State
 from ling_jax.envs.reasoning.single_turn import reset as reset
-from ling_jax.rewards import gold_answer, shared_checker
+from ling_jax.messages import shown
 
 NAME = "questions"
 DIFFICULTIES = range(1, 2)  # a file does not say how hard its questions are
-FORM = "\nEnd with #### and the answer."
+FORM = "\nEnd with #### and the answer."  # of GSM8K's questions
 MAX_TOKENS = 4096  # our choice: rollout.max_tokens sets less
+PROMPTS = ("prompt", "messages", "question")
+USED = (*PROMPTS, "answer", "checker", "tools")  # fields of a record; others are kept for rewards of one's own
 
 
 class Questions(NamedTuple):
@@ -35,11 +46,18 @@ def make_task(seed: int, difficulty: int) -> Task:
 def read_questions(path: str) -> Questions:
     """All tasks of a file, checked. Raises ValueError naming file, line and field, or OSError.
 
-    A file is read once: a run keeps its tasks whatever becomes of it. `read_questions.cache_clear()` forgets them.
+    A file is read once: a run keeps its tasks whatever becomes of it. `read_questions.cache_clear()` forgets them. A
+    task's seed is its line.
     """
-    tasks = [_task(where, record, line) for line, (where, record) in enumerate(read_objects(path), start=1)]
+    tasks, lines = [], {}
+    for where, record in read_objects(path, 'an object with "prompt" and "answer"'):
+        task = _task(where, record)
+        asked = json.dumps([task.messages, task.tools], sort_keys=True)
+        if (earlier := lines.setdefault(asked, task.seed)) != task.seed:
+            raise ValueError(f"{where}: its prompt is that of line {earlier}; leave one of the two out")
+        tasks.append(task)
     if not tasks:
-        raise ValueError(f'{path} holds no question; expected JSON lines {{"question", "answer"}}')
+        raise ValueError(f'{path} holds no question; expected JSON lines {{"prompt", "answer"}}')
     held_out = [task for task in tasks if is_held_out(task)]
     return Questions(tuple(task for task in tasks if not is_held_out(task)), tuple(held_out))
 
@@ -51,7 +69,8 @@ def step(state: State, action: Action) -> tuple[State, StepResult]:
     """
     if state.ended:
         raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    checked = shared_checker().check(action.raw, state.task.hidden["answer"])
+    hidden = state.task.hidden
+    checked = checker(hidden["checker"]).check(action, hidden["answer"])
     if checked.reward is None:
         raise InfraError(f"the answer was not checked: {checked.detail}")
     return State(state.task, True), StepResult((), {"outcome": checked.reward}, True, False, checked.detail or None)
@@ -67,23 +86,56 @@ def solution(task: Task) -> tuple[str]:
     return (task.hidden["solution"],)
 
 
-def _task(where: str, record: dict[str, Any], number: int) -> Task:
-    question, answer = (field(record, name, where) for name in ("question", "answer"))
-    if not isinstance(question, str) or not question.strip():
-        raise ValueError(f"{where}: question is {question!r}; expected text")
-    check_whole_characters(question, f"{where}: question")
+def _task(where: str, record: dict[str, Any]) -> Task:
+    messages, tools = _asked(where, record)
+    name = record.get("checker", "answer")
+    answer = None if name == "none" else _answer(record, where)
     try:
-        gold = gold_answer(answer)
+        found = checker(name)
+        gold = found.gold(answer)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    worked = answer if isinstance(answer, str) and "####" in answer else f"\\boxed{{{gold}}}"
+    worked = found.solution(answer, gold)
     check_whole_characters(worked, f"{where}: answer")
+    others = {key: value for key, value in record.items() if key not in USED}
     return Task(
         environment=NAME,
         difficulty=DIFFICULTIES[0],
-        seed=number,
-        messages=[{"role": "user", "content": question.strip() + FORM}],
-        hidden={"answer": gold, "solution": worked},
+        seed=int(where.rpartition(" ")[2]),
+        messages=messages,
+        hidden={"answer": gold, "checker": name, "solution": worked} | ({"fields": others} if others else {}),
         max_tokens=MAX_TOKENS,
         max_turns=1,
+        tools=tools,
     )
+
+
+def _answer(record: dict[str, Any], where: str) -> Any:
+    try:
+        return field(record, "answer", where)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}; give the right answer, or "checker": "none" where a reward of your own looks at no answer'
+        ) from None
+
+
+def _asked(where: str, record: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(messages, tools) of a record."""
+    given = [name for name in PROMPTS if name in record]
+    if not given:
+        field(record, "prompt", where)
+    if len(given) > 1:
+        raise ValueError(f"{where} has {' and '.join(given)}; expected one of {', '.join(PROMPTS)}")
+    if "messages" not in given:
+        (name,) = given
+        text = record[name]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: {name} is {shown(text)}; expected text")
+        check_whole_characters(text, f"{where}: {name}")
+        record = record | {"prompt": text.strip() + FORM if name == "question" else text}
+        record.pop("question", None)
+    record = normalise_prompt(record, where)
+    messages = record.get("messages") or [{"role": "user", "content": record["prompt"]}]
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: messages end with the assistant's; expected a user's last, which is to be answered")
+    return messages, record.get("tools") or []

@@ -1,0 +1,30 @@
+"""Environments by name."""
+
+from ling_jax.config import nearest
+from ling_jax.envs import reasoning, tools
+from ling_jax.envs.base import Environment
+from ling_jax.envs.own import own_environment
+
+_SHIPPED: dict[str, Environment] = {
+    "running_sums": reasoning.running_sums,
+    "digit_sums": reasoning.digit_sums,
+    "ordering": reasoning.ordering,
+    "questions": reasoning.questions,
+    "needle": reasoning.needle,
+    "tools": tools.environment,
+    "lookup": tools.lookup,
+}
+NAMES = tuple(_SHIPPED)  # of those that are shipped
+
+
+def environment(name: str) -> Environment:
+    """The environment of this name: one of `NAMES`, or `module:name` for one of the user's own (`envs.own`).
+
+    Raises ValueError for a name that is unknown, and for an environment that lacks what it needs.
+    """
+    if name in _SHIPPED:
+        return _SHIPPED[name]
+    if ":" not in name:
+        known = f"{', '.join(NAMES)}, or module:name for one of your own"
+        raise ValueError(f"environment is {name!r}{nearest(name, NAMES)}; expected one of {known}")
+    return own_environment(name)
