@@ -11,7 +11,7 @@ from ling_jax.rl.collector import play
 from ling_jax.rl.episode import restore_episode
 from ling_jax.rl.sessions import LOST
 from tests.helpers.slow_sessions import END, Answering, Environment, Sleeper
-from tests.helpers.tiny_collector import begin, tiny_collector
+from tests.helpers.tiny_collector import PARAMS, begin, tiny_collector
 
 
 class Talker(Sleeper):
@@ -241,7 +241,7 @@ def test_new_weights_go_on_with_what_is_under_way(monkeypatch):
     episodes = begin(4)
     with tiny_collector() as collector:
         run(collector, episodes, 2)
-        collector.load(collector.engine._params, version=5)
+        collector.load(PARAMS, version=5)
         run(collector, [episode for episode in episodes if episode.running])
     versions = np.concatenate([episode.trajectory.versions for episode in episodes])
     assert set(versions) == {0, 5} and not any(episode.failed for episode in episodes)

@@ -35,6 +35,7 @@ def batch_of(policy, old, behaviour, advantages, mask, sentence_ids=None) -> tup
         advantages=advantages.reshape(-1).astype(np.float32),
         valid=np.ones(len(mask), bool),
         old_logps=padded(old),
+        teacher_logps=padded(behaviour if behaviour is not None else old),
     )
     return policy, batch
 
