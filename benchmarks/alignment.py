@@ -144,7 +144,7 @@ def changed_config(variant: Variant, folder: Path, preset: str) -> RLConfig | Di
     for field, value in demo.QUICK[variant.stage].items() if preset == "quick" else ():
         config_path.set_value(field, config, value)
     variant.change(config, folder)
-    return from_dict(DistillConfig if "teachers" in config else RLConfig, config.to_dict())
+    return from_dict(DistillConfig if "sampling" in config else RLConfig, config.to_dict())
 
 
 def examine(folder: Path, preset: str) -> None:

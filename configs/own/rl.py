@@ -1,4 +1,4 @@
-"""A file of own tasks, learnt by trial: GRPO, synchronous, 16 prompts x 8 answers a step (docs/own_tasks.md).
+"""A file of own tasks, learnt by trial: GRPO, synchronous, 32 prompts x 8 answers a step (docs/own_tasks.md).
 
 python -m launch.rl --config=configs/own/rl.py --workdir=runs/mine/rl
 """
@@ -15,8 +15,8 @@ def get_config():
             tasks=(TaskSource(path="mine/questions.jsonl"),),
             reward="outcome",
             objective=ObjectiveConfig(name="grpo"),
-            optimizer=OptimizerConfig(peak_lr=2e-4, warmup_steps=0, b2=0.999, weight_decay=0.01),
-            rollout=RolloutConfig(context=96, max_tokens=48, slots=128, prompts_per_step=16),
+            optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=0, b2=0.999, weight_decay=0.01),
+            rollout=RolloutConfig(context=80, max_tokens=40, slots=256, prompts_per_step=32),
             train=LoopConfig(steps=30, eval_tasks=64, eval_every=10),
         )
     )

@@ -1,4 +1,4 @@
-"""Chats for the page on own tasks (docs/own_tasks.md), fewer than would be enough: some sums are right, most are not.
+"""Chats for the page on own tasks (docs/own_tasks.md), of which every second one ends in a wrong answer.
 
 python -m launch.sft --config=configs/own/sft.py --workdir=runs/mine/sft
 """
@@ -15,6 +15,6 @@ def get_config():
             sources=(ChatSource(path="mine/chats.jsonl"),),
             data=ChatRows(sequence_length=96),
             optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
-            train=LoopConfig(steps=60, batch_size=32),
+            train=LoopConfig(steps=100, batch_size=32),
         )
     )

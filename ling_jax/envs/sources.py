@@ -53,7 +53,7 @@ def _check_path(source: TaskSource, where: str) -> None:
         whole = f"--config.{where.partition('[')[0]}=\"({{'path': {source.path!r}}},)\""
         raise ValueError(
             f"{where}.path is {source.path!r} and environment {name!r}, which reads no file; for the questions of the "
-            f"file alone set {whole}"
+            f"file alone set {whole}, for {name} alone {where}.path=''"
         )
     if not source.path and name == questions.NAME:
         raise ValueError(

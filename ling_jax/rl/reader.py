@@ -62,12 +62,11 @@ class Reader:
         ids = np.full(len(trajectory), -1, np.int32)
         pieces, special = self._bytes
         for start, stop in trajectory.turns:
-            tokens = [
-                token if token < len(pieces) else None for token in trajectory.completion_ids[start:stop].tolist()
-            ]
+            tokens = trajectory.completion_ids[start:stop].tolist()
+            known = [token < len(pieces) for token in tokens]  # a model's vocabulary may be larger than its tokenizer's
             found = split_sentences(
-                [b"" if token is None else pieces[token] for token in tokens],  # the model's vocabulary may be larger
-                [token is not None and special[token] for token in tokens],
+                [pieces[token] if here else b"" for token, here in zip(tokens, known, strict=True)],
+                [here and special[token] for token, here in zip(tokens, known, strict=True)],
             )
             ids[start:stop] = np.asarray(found.ids) + ids.max(initial=-1) + 1
         return ids
