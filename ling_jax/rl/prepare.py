@@ -11,7 +11,7 @@ from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
-from ling_jax.envs import environment
+from ling_jax.envs import NAMES, environment
 from ling_jax.envs.sources import TaskSource, describe_source, distinct_held_out, held_out_of, tasks
 from ling_jax.model import model_spec
 from ling_jax.rewards.length import EFFORT_WEIGHTS
@@ -40,6 +40,7 @@ from ling_jax.train.workdir import (
 )
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
+SHARED_SEEN = 1000  # training tasks of an own environment that held-out ones are looked for in; our choice
 PROBES = 16  # tasks of each source that are tried on the context before the work starts
 
 
@@ -76,6 +77,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         print(f"WARNING: {warning}", flush=True)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _warn_of_few_tasks(config)
+    _warn_of_shared_tasks(config)
     _probe(config, reader)
     optimizer = make_optimizer(config.optimizer, config.max_updates)
     reference = _reference(config, workdir, start)
@@ -180,6 +182,21 @@ def _held_out_report(config: RLConfig) -> str:
     found = len(distinct_held_out(config.tasks, asked))
     fewer = f", all that differ of the {asked} of each source" if found < asked * len(config.tasks) else ""
     return f"{found} distinct tasks{fewer}"
+
+
+def _warn_of_shared_tasks(config: RLConfig) -> None:
+    """An environment of the user's own may make the same task from a held-out seed and from another one."""
+    for source in config.tasks:
+        if source.environment in NAMES:
+            continue
+        trained = {task.id for task in itertools.islice(tasks(source), SHARED_SEEN)}
+        held_out = held_out_of(source, config.train.eval_tasks)
+        if shared := sum(task.id in trained for task in held_out):
+            print(
+                f"WARNING: {shared} of {len(held_out)} held-out tasks of {source.environment} are trained on, too; "
+                "ling_jax.envs.draw_task keeps tasks apart whose prompts differ",
+                flush=True,
+            )
 
 
 def _warn_of_few_tasks(config: RLConfig) -> None:

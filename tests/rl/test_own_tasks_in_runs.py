@@ -59,7 +59,9 @@ def test_an_environment_of_ones_own_is_played_in_several_turns(start, tmp_path, 
     source = TaskSource(environment="own_guess:Guess", difficulties=(2, 3), count=50)
     line = train(prepared(config_of(start, source, steps=2, eval_tasks=4), tmp_path / "run"))
     assert line["env_failed"] == line["infra_failed"] == 0 and line["answers"] == 4
-    assert "own_guess:Guess has no solution: nothing is played before the first step" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "own_guess:Guess has no solution: nothing is played before the first step" in told
+    assert "WARNING: 4 of 4 held-out tasks of own_guess:Guess are trained on, too" in told
     (record, *_) = map(json.loads, (tmp_path / "run/evaluation/000002/samples.jsonl").read_text().splitlines())
     assert record["environment"] == "own_guess:Guess"
 
