@@ -4,8 +4,8 @@ python -m launch.rl --config=configs/rl/tiny_questions.py --workdir=runs/questio
     --config.tasks[0].path=gsm8k/train.jsonl --config.rollout.context=1024 --config.rollout.max_tokens=512
 
 A file has JSON lines {"prompt": text, "answer": text or number}, or GSM8K's {"question", "answer": a solution that ends
-in #### and the answer}; docs/own_tasks.md has all forms. An answer that lists, hedges or keeps the checker busy is wrong; one that the machine kept from a verdict is left out and counted as
-`failed`.
+in #### and the answer}; docs/own_tasks.md has all forms. An answer that lists, hedges or keeps the checker busy is
+wrong; one that the machine kept from a verdict is left out and counted as `infra_failed`.
 """
 
 import dataclasses

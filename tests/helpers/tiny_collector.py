@@ -2,6 +2,7 @@
 
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
+from ling_jax.envs import environment
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.episode import Episode, EpisodeRequest
 from ling_jax.rl.reader import Reader
@@ -20,7 +21,7 @@ def tiny_collector(*, version=0, **fields) -> Collector:
     return collector
 
 
-def begin(count: int, environment="running_sums", difficulty=2, first=0) -> list[Episode]:
+def begin(count: int, name="running_sums", difficulty=2, first=0) -> list[Episode]:
     """Fresh episodes of one task."""
-    task = environment(environment).make_task(0, difficulty)
+    task = environment(name).make_task(0, difficulty)
     return READER.begin_all([EpisodeRequest(i, 0, task, seed=i) for i in range(first, first + count)])
