@@ -1,7 +1,7 @@
 """Rollouts under way: the episodes behind the ledger's numbers, and the log of what becomes of them.
 
-Deterministic, and every decision is told to `emit`, which makes the log. All that has to last from one piece of
-decoding to the next is in `to_json`.
+The buffer is deterministic and tells every decision to `emit`, which makes the log. `to_json` holds all that a run
+needs to go on after any piece of decoding.
 """
 
 import hashlib
@@ -44,9 +44,7 @@ class RolloutBuffer:
         self.discarded = 0  # with the last version
         self._draw, self._emit = draw, emit
         self._pieces = 0  # of decoding, in this version
-        self._spans: dict[
-            int, list[int]
-        ] = {}  # rollout -> [first piece, the one behind its last, tokens], in this version
+        self._spans: dict[int, list[int]] = {}  # in this version: rollout -> [first piece, behind the last, tokens]
         self._ended: list[int] = []  # in this version
         self._arrived: dict[int, list[int]] = {}  # piece -> rollouts whose environments answered before it
 

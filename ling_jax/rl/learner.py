@@ -162,11 +162,10 @@ class Learner:
 
     def _note_ends(self, ids: Sequence[int]) -> None:
         """Raises `TooManyFailures` where more of the last rollouts failed than may."""
-        least, most = FAILURES_SEEN
         statuses = [self.rollouts.episodes[i].trajectory.status for i in ids]
-        self.ended = [*self.ended, *statuses][-most:]
+        self.ended = [*self.ended, *statuses][-FAILURES_SEEN[1] :]
         failed = sum(status in FAILED for status in self.ended)
-        if statuses and len(self.ended) >= least and failed > self.config.train.max_failed_share * len(self.ended):
+        if statuses and self._are_too_many(failed, len(self.ended)):
             errors = [e.error for e in self.rollouts.episodes.values() if e.failed and e.error]
             raise TooManyFailures(
                 f"{failed} of the last {len(self.ended)} rollouts failed, and train.max_failed_share is "
@@ -175,14 +174,17 @@ class Learner:
 
     def _note_rewards(self, rewards: Sequence[Rewards]) -> None:
         """Raises `TooManyFailures` where more of the last answers have no reward than may."""
-        least, most = FAILURES_SEEN
-        self.scored = [*self.scored, *(e for r in rewards for e in r.errors or [""] * len(r.total))][-most:]
+        errors_of_all = (error for reward in rewards for error in reward.errors or [""] * len(reward.total))
+        self.scored = [*self.scored, *errors_of_all][-FAILURES_SEEN[1] :]
         errors = [error for error in self.scored if error]
-        if len(self.scored) >= least and len(errors) > self.config.train.max_failed_share * len(self.scored):
+        if self._are_too_many(len(errors), len(self.scored)):
             raise TooManyFailures(
                 f"reward {self.config.reward!r} failed for {len(errors)} of the last {len(self.scored)} answers, and "
                 f"train.max_failed_share is {self.config.train.max_failed_share}; the last error: {errors[-1]}"
             )
+
+    def _are_too_many(self, failed: int, seen: int) -> bool:
+        return seen >= FAILURES_SEEN[0] and failed > self.config.train.max_failed_share * seen
 
     def _emit(self, kind: str, record: dict[str, Any]) -> None:
         self.events.append({"kind": kind, **record})

@@ -140,6 +140,9 @@ class Group:
     oldest: int = -1  # version of the first token that would be trained on
 
 
+COUNTERS = ("version", "prompts", "generated", "completed", "ended")  # of a ledger, as they are stored
+
+
 class Ledger:
     """`apply` tells it what happened; it says what to do. See the module for its policies."""
 
@@ -200,11 +203,6 @@ class Ledger:
         return bool(self.running) and (not self._has_enough or self._must_wait())
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether it goes on only for what would be thrown away."""
-        return bool(self.running) and self._has_enough
-
-    @property
     def batch(self) -> tuple[int, ...]:
         """Prompts that `BatchTaken` would take now: those that have to be used first."""
         ordered = (prompt for version in sorted(self._complete) for prompt in sorted(self._complete[version]))
@@ -217,8 +215,7 @@ class Ledger:
 
     def to_json(self) -> dict[str, Any]:
         """All of it but `left`; `Ledger.from_json` is the inverse."""
-        fields = ("version", "prompts", "generated", "completed", "ended")
-        return {name: getattr(self, name) for name in fields} | {
+        return {name: getattr(self, name) for name in COUNTERS} | {
             "ended_now": self._ended_now,
             "groups": [[prompt, group.rollouts] for prompt, group in self.groups.items()],
             "accounts": [[i, *dataclasses.astuple(account)] for i, account in self.accounts.items()],
@@ -229,7 +226,7 @@ class Ledger:
     @classmethod
     def from_json(cls, record: Mapping[str, Any], limits: Limits) -> "Ledger":
         ledger = cls(limits)
-        for name in ("version", "prompts", "generated", "completed", "ended"):
+        for name in COUNTERS:
             setattr(ledger, name, record[name])
         ledger._ended_now = record["ended_now"]
         ledger.accounts = {i: Account(*fields) for i, *fields in record["accounts"]}

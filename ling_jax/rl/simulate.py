@@ -9,6 +9,9 @@ import numpy as np
 from ling_jax.rl.accounts import quartile_shares
 from ling_jax.rl.ledger import BatchTaken, Drawn, Ended, Generated, Ledger, Limits, NewVersion
 
+LEAST_LEARNT, WARNED_LEARNT = 0.8, 0.95  # our choice: a run that learns from a smaller share is refused, or warned of
+TRIAL_STEPS, TRIAL_SKIPPED = 40, 10  # the first ones fill the slots
+
 
 class SimulatedStep(NamedTuple):
     """One version."""
@@ -18,7 +21,6 @@ class SimulatedStep(NamedTuple):
     lost_tokens: int  # that they had by then
     generated: int
     outstanding: int  # the most at any moment
-    groups: int
 
 
 def simulate(limits: Limits, length: Callable[[int, int], int], steps: int, *, piece: int = 8) -> list[SimulatedStep]:
@@ -48,7 +50,7 @@ def simulate(limits: Limits, length: Callable[[int, int], int], steps: int, *, p
             draw()
             most = max(most, ledger.outstanding)
         before = set(ledger.accounts)
-        taken = ledger.apply(BatchTaken()).taken
+        ledger.apply(BatchTaken())
         used = sorted(before - set(ledger.accounts))
         discarded = ledger.apply(NewVersion()).discarded
         lost_tokens = sum(entry.tokens for entry in ledger.take_left() if not entry.trained)
@@ -59,7 +61,6 @@ def simulate(limits: Limits, length: Callable[[int, int], int], steps: int, *, p
                 lost_tokens,
                 generated,
                 most,
-                len(taken),
             )
         )
     return found
@@ -94,10 +95,6 @@ def exponential(mean: float, most: int, seed: int = 0) -> Callable[[int, int], i
     """Lengths from 1 to `most`, exponential with this mean before they are cut."""
     rng = np.random.default_rng(seed)
     return lambda rollout, version: int(min(most, max(1, round(rng.exponential(mean)))))
-
-
-LEAST_LEARNT, WARNED_LEARNT = 0.8, 0.95  # our choice: a run that learns from less is refused, from less told
-TRIAL_STEPS, TRIAL_SKIPPED = 40, 10  # the first ones fill the pool
 
 
 def check_sizes(limits: Limits, longest: int) -> str:

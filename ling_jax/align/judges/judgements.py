@@ -25,7 +25,7 @@ Ask = Callable[[Sequence[Question]], list[Reply]]
 
 
 class Verdict(NamedTuple):
-    """What came of a question."""
+    """The parsed reply to a question, or why there is none."""
 
     value: Any  # as its form parses it; None with an error
     error: str = ""
