@@ -81,7 +81,7 @@ class Episode:
 
     @property
     def context(self) -> list[int]:
-        """Tokens of the prompt and of all that came after it."""
+        """Tokens of the prompt and the completion."""
         return self.trajectory.context
 
     def end(self, status: str, error: str = "") -> None:
