@@ -62,6 +62,7 @@ def metrics(workdir, name):
     return [json.loads(line)[name] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_steps")
 def test_a_run_with_an_engine_judge_replays_when_the_judge_is_gone(start, judge_model, tmp_path):
     model = tmp_path / "judge"

@@ -98,6 +98,7 @@ def sized(config, *, steps):
     return config
 
 
+@pytest.mark.slow
 def test_rollouts_with_tools_become_rows_whose_loss_is_on_the_assistants_turns(teacher, tmp_path):
     """The shipped recipe: the engine samples, the right conversations are kept, packed and learnt."""
     config = sized(tiny_tool_sft.get_config(), steps=1)

@@ -33,6 +33,7 @@ def test_values_and_gradients_are_those_of_the_formula(dtype):
     close(metrics["truncated_fraction"], (weight == 2)[mask].mean(), dtype)
 
 
+@quick_jit
 def mean_gradient(logits, drawn_from, teacher, behaviour):
     """The mean loss and its gradient by the logits, over the token that `drawn_from` [V] draws; float64."""
 
@@ -49,6 +50,13 @@ def mean_gradient(logits, drawn_from, teacher, behaviour):
     return jax.value_and_grad(mean)(logits)
 
 
+@quick_jit
+@jax.value_and_grad
+def kl_and_gradient(logits, teacher):
+    logps = jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(logps) * (logps - teacher))
+
+
 @given(seed=st.integers(0, 2**32 - 1), stale=st.booleans())
 def test_over_all_tokens_it_is_the_kl_and_its_gradient(seed, stale):
     """Also where an older policy draws: the weights take that out."""
@@ -57,12 +65,7 @@ def test_over_all_tokens_it_is_the_kl_and_its_gradient(seed, stale):
         logits, teacher, older = (jnp.asarray(rng.normal(0, 2, VOCABULARY)) for _ in range(3))
         teacher, policy = jax.nn.log_softmax(teacher), jax.nn.log_softmax(logits)
         behaviour = jax.nn.log_softmax(older) if stale else policy
-
-        def kl(logits):
-            logps = jax.nn.log_softmax(logits)
-            return jnp.sum(jnp.exp(logps) * (logps - teacher))
-
-        value, grad = jax.value_and_grad(kl)(logits)
+        value, grad = kl_and_gradient(logits, teacher)
         found, found_grad = mean_gradient(logits, jnp.exp(behaviour), teacher, behaviour)
         np.testing.assert_allclose(found, value, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(found_grad, grad, rtol=1e-8, atol=1e-11)

@@ -230,7 +230,10 @@ def test_a_reward_that_is_no_number_ends_the_run_saved(whole, start, tmp_path):
     assert (tmp_path / "high" / "partial.json").exists()
 
 
-@pytest.mark.parametrize(("version", "pieces"), [(0, 1), (0, 5), (3, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("version", "pieces"),
+    [(0, 5), (3, 2), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(4, 1, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_between_two_pieces_and_the_same_call_goes_on(
     whole, start, tmp_path, monkeypatch, version, pieces
 ):

@@ -234,7 +234,7 @@ print(begun, flush=True)
 """
 
 
-@pytest.mark.parametrize("how", ["closed", "left"])
+@pytest.mark.parametrize("how", [pytest.param("closed", marks=pytest.mark.slow), "left"])
 def test_a_process_ends_while_sessions_hang(how):
     """In each of the ways of hanging; what `close_all` waits counts."""
     done = subprocess.run(

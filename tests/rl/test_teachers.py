@@ -94,6 +94,7 @@ def oracle(batch, student, teachers):
     return gap[mask].mean(), (np.exp(policy) * (policy - teacher)).sum(axis=-1)[mask].mean(), gap[mask].std()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_kl_in_float64_and_falls(start, teachers, tmp_path):
     """12 steps take a third of it away; what each step reports is the mean gap of the very tokens that it drew."""
     config = on_policy(start, teachers, steps=12)
@@ -122,6 +123,7 @@ def test_the_loss_is_the_kl_in_float64_and_falls(start, teachers, tmp_path):
     assert exact[1] < exact[0] * 2 / 3, (exact, reported)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_in_the_same_bits_and_replays(start, teachers, tmp_path):
     copy = tmp_path / "teacher"
     shutil.copytree(teachers[1], copy)
