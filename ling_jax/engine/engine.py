@@ -69,7 +69,10 @@ class Engine:
         self.exact, self.tile = row_tile is not None, row_tile or slots
         self.prefill_tokens, self.version, self.steps = prefill_tokens, -1, 0
         self.fingerprint = fingerprint(config, self.tile)
-        self._tiles = num_tiles(slots, self.tile, prefill_tokens)
+        # Where bits need not be those of one program, steps that only draw have a shorter one.
+        self._tiles = {False: num_tiles(slots, self.tile, prefill_tokens)}
+        if not self.exact:
+            self._tiles[True] = num_tiles(slots, self.tile, 0)
         self._pool: Any = None  # made with the first weights
         self._params: Any = None
         self._next: tuple[Any, int] | None = None  # weights that wait until all turns have ended
@@ -126,8 +129,9 @@ class Engine:
     def warm_up(self) -> None:
         """Compiles every program, so that no request has to wait for that. Raises RuntimeError as `step`."""
         self._check_weights()
-        rows, tiles = np.zeros((len(Rows._fields), self._tiles, self.tile), np.int32), np.zeros(2, np.int32)
-        self._pool, _ = run_tiles(self._params, self._pool, rows, self._table, tiles, self.config)
+        for only_draws, count in self._tiles.items():
+            rows, tiles = np.zeros((len(Rows._fields), count, self.tile), np.int32), np.zeros(2, np.int32)
+            self._pool, _ = run_tiles(self._params, self._pool, rows, self._table, tiles, self.config, only_draws)
         for count, size in () if self.exact else CHUNKS:
             tokens, rows = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
             self._pool, _ = read_chunks(
@@ -250,19 +254,22 @@ class Engine:
             raise RuntimeError("the engine has no weights; call load(params, version) first")
 
     def _run(self, feeds: list[tuple[_Sequence, Feed]]) -> list[Event]:
-        plan = lay_out([feed for _, feed in feeds], self.tile, self._tiles)
+        only_draws = not self.exact and all(len(f.tokens) == 1 and f.targets[0] == DRAW for _, f in feeds)
+        plan = lay_out([feed for _, feed in feeds], self.tile, self._tiles[only_draws])
         tiles = np.array((plan.count, plan.reading), np.int32)
-        self._pool, outputs = run_tiles(self._params, self._pool, plan.rows, self._table, tiles, self.config)
-        wants_experts = any(sequence.request.record_experts for sequence, _ in feeds)
+        self._pool, outputs = run_tiles(
+            self._params, self._pool, plan.rows, self._table, tiles, self.config, only_draws
+        )
+        wants_experts = outputs.experts is not None and any(s.request.record_experts for s, _ in feeds)
+        wants_logits = not only_draws and any(s.request.adjusted for s, _ in feeds)
         outputs = Outputs(
             np.asarray(outputs.token),
             np.asarray(outputs.logp),
-            experts=np.asarray(outputs.experts) if wants_experts and outputs.experts is not None else None,
-            held=np.asarray(outputs.held) if any(sequence.request.adjusted for sequence, _ in feeds) else None,
+            experts=np.asarray(outputs.experts) if wants_experts else None,
+            held=np.asarray(outputs.held) if wants_logits else None,
         )
         # All at once: a step has little time for each request.
-        flat = outputs.token.reshape(-1), outputs.logp.reshape(-1)
-        drawn = [np.where(plan.drawn >= 0, x[plan.drawn], -1).T.tolist() for x in flat]
+        drawn = [x.reshape(-1)[plan.drawn.T].tolist() for x in (outputs.token, outputs.logp)]
         events = []
         for number, (sequence, feed) in enumerate(feeds):
             event = self._event(sequence, feed, plan, number, outputs, *(x[number] for x in drawn))
@@ -281,7 +288,7 @@ class Engine:
         tokens: list[int],
         logps: list[float],
     ) -> Event:
-        """What a feed gave, after the sequence has taken it; `tokens` [PIECE] are -1 from where it drew no more."""
+        """What a feed gave, after the sequence has taken it; `tokens` [PIECE] are -1 behind a stop token."""
         fed, top, experts, prompt_logps = len(feed.tokens), (), None, ()
         if feed.targets[-1] <= HOLD:
             held = outputs.held[HOLD - feed.targets[-1]]
@@ -289,8 +296,10 @@ class Engine:
             tokens, logps, top, error = draw_adjusted(sequence, held, total)
             if error:
                 return self._failed(sequence, error)
-        elif -1 in tokens:
-            tokens = tokens[: tokens.index(-1)]
+        else:
+            tokens = tokens[: feed.draws]
+            if -1 in tokens:
+                tokens = tokens[: tokens.index(-1)]
         read = slice(plan.first[number], plan.first[number] + fed)
         if outputs.experts is not None and sequence.request.record_experts:
             rows = [*plan.read[read], *plan.drawn[1 : len(tokens), number]]
@@ -334,7 +343,8 @@ class Engine:
         if not self.exact:
             self._read_chunks()
         active = self._active()
-        shares = prefill_shares((s for s in active if self.exact or not s.in_chunks), self.prefill_tokens)
+        reading = [s for s in active if s.unread > 1 and (self.exact or not s.in_chunks)]
+        shares = prefill_shares(reading, self.prefill_tokens) if reading else {}
         adjusted = sorted((s for s in active if s.request.adjusted), key=lambda s: (s.last_step, s.order))
         holders = {sequence.id: HOLD - place for place, sequence in enumerate(adjusted[:HELD])}
         feeds = []
@@ -370,7 +380,7 @@ class Engine:
 
     def _read_chunks(self) -> None:
         """Reads in chunks what stands before the last token of each context: short ones first, the oldest at times."""
-        left = self.prefill_tokens
+        left = self.prefill_tokens if any(s is not None and s.unread > 1 for s in self._slots) else 0
         while left > 0 and (reading := [s for s in self._active() if s.unread > 1 and s.in_chunks]):
             first = reading[0] if self.steps % 4 == 0 else None
             shares = prefill_shares(reading, left)
@@ -434,6 +444,8 @@ class Engine:
     def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
         """Whether the sequence has pages for so many tokens; takes them from parked and from less urgent ones."""
         lacking = sequence.pages_for(tokens)
+        if not lacking:
+            return True
         while len(self._pages) < lacking and not self._evict_parked(sequence):
             others = [s for s in self._slots if s is not None and s.order > sequence.order]
             if not others:

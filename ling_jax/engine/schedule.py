@@ -46,6 +46,12 @@ def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     So the rows of a tile are of as many slots as there are: rows of one slot cost more in a tile than rows of many.
     Those of one are neighbours in their order, and a draw is in a later tile than the one that it continues.
     """
+    if all(len(feed.tokens) == 1 for feed in feeds):  # a step that only draws
+        return _moved(_standing(tuple((feed.slot, feed.draws) for feed in feeds), size, tiles), feeds)
+    return _laid_out(feeds, size, tiles)
+
+
+def _laid_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     packed = np.zeros((len(Rows._fields), tiles * size), np.int32)
     rows = Rows(*packed)
     rows.position[:], rows.target[:] = -1, NOTHING
@@ -54,7 +60,7 @@ def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     ).T
     read, first = _read(rows, feeds, slot, position, number, lengths, size)
     reading = -(-len(read) // size)
-    piece, going, place, later, count = _draw_rows(draws.tobytes(), reading, size)
+    piece, going, place, later, count = _draw_rows(draws, reading, size)
     rows.slot[place], rows.token[place], rows.target[place] = slot[going], NO_TOKEN, DRAW
     rows.position[place] = (position + lengths)[going] + piece
     rows.number[place] = number[going] + piece + 1
@@ -63,9 +69,35 @@ def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
 
 
 @functools.lru_cache(maxsize=256)  # a step is often like the one before
-def _draw_rows(draws: bytes, reading: int, size: int):
+def _standing(draws: tuple[tuple[int, int], ...], size: int, tiles: int) -> tuple[Plan, np.ndarray, np.ndarray]:
+    """The plan of feeds of one token that draw as often as `draws`, [F] of (slot, draws), says, from zeros.
+
+    With it come the entries of its rows that differ from feed to feed, as flat indices, and for each the place of what
+    is added to it in the positions, numbers, tokens and targets of all feeds.
+    """
+    count = len(draws)
+    plan = _laid_out([Feed(slot, [0], 0, [0], 0, number) for slot, number in draws], size, tiles)
+    fields = np.arange(plan.rows.size).reshape(len(Rows._fields), -1)
+    used = np.flatnonzero(Rows(*plan.rows).position.reshape(-1) >= 0)
+    feed_of = {slot: number for number, (slot, _) in enumerate(draws)}
+    own = np.array([feed_of[slot] for slot in Rows(*plan.rows).slot.reshape(-1)[used].tolist()])
+    places = Rows(*fields)
+    entries = [places.position[used], places.number[used], places.token[:count], places.target[:count]]
+    source = [own, own + count, np.arange(2 * count, 4 * count)]
+    return plan, np.concatenate(entries), np.concatenate(source)
+
+
+def _moved(standing: tuple[Plan, np.ndarray, np.ndarray], feeds: Sequence[Feed]) -> Plan:
+    """The plan with the positions, draws and tokens of these feeds."""
+    plan, entries, source = standing
+    rows = plan.rows.copy()
+    fields = [(feed.position, feed.number, feed.tokens[0], feed.targets[0]) for feed in feeds]
+    rows.reshape(-1)[entries] += np.array(list(zip(*fields, strict=True)), np.int32).reshape(-1)[source]
+    return plan._replace(rows=rows)
+
+
+def _draw_rows(draws_F: np.ndarray, reading: int, size: int):
     """(piece, feed and row of each draw behind the first, those rows [PIECE - 1, F] or -1, tiles that they take)."""
-    draws_F = np.frombuffer(draws, np.int32)
     piece, going = np.nonzero(draws_F > np.arange(1, PIECE)[:, None])
     counts = np.bincount(piece, minlength=PIECE - 1)
     tiles_of = -(-counts // size)
@@ -78,11 +110,6 @@ def _draw_rows(draws: bytes, reading: int, size: int):
 
 def _read(rows: Rows, feeds: Sequence[Feed], slot, position, number, lengths, size: int):
     """Writes the rows that read; returns (row of each token, feed by feed, where those of each feed begin)."""
-    if len(feeds) == lengths.sum():  # one token each, as of a step that only draws
-        read = first = np.arange(len(feeds))
-        rows.slot[read], rows.position[read], rows.number[read] = slot, position, number
-        rows.token[read], rows.target[read] = np.array([(feed.tokens[0], feed.targets[0]) for feed in feeds]).T
-        return read, first
     first = np.cumsum(lengths) - lengths
     offset = np.arange(lengths.sum()) - np.repeat(first, lengths)
     read = _places(np.repeat(np.arange(len(feeds)), lengths), offset, size)

@@ -50,19 +50,25 @@ class Outputs(NamedTuple):
     token: jax.Array  # int32 drawn token; -1: none
     logp: jax.Array  # of it or of the target, under the model; where logits are held, their logsumexp
     experts: jax.Array | None  # [M, N, L, k] int32 chosen experts of the MoE layers; None: there are none
-    held: jax.Array  # [HELD, W] logits
+    held: jax.Array | None  # [HELD, W] logits; None of a step that only draws
 
 
-@functools.partial(jax.jit, static_argnums=5, donate_argnums=1)
+@functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)
 def run_tiles(
-    params: Any, layers: Any, rows: jax.Array, slots: Slots, tiles: jax.Array, config: ModelConfig
+    params: Any,
+    layers: Any,
+    rows: jax.Array,
+    slots: Slots,
+    tiles: jax.Array,
+    config: ModelConfig,
+    only_draws: bool = False,
 ) -> tuple[Any, Outputs]:
     """(pool, outputs) after the first tiles, one after the other.
 
     `rows` are the fields of `Rows` stacked, [5, M, N]; `tiles` is [how many, how many whatever is drawn]. A slot that
     draws one of its stop tokens stays as it is from then on; its later rows give token -1, and where all slots have
     ended, so do the tiles. All bits of a row depend on its own sequence alone as long as a tile has the same number of
-    rows.
+    rows. With `only_draws` every row that has a token draws, and the program is the shorter one for that.
     """
     shape, count, reading = rows.shape[1:], tiles[0], tiles[1]
     dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
@@ -76,7 +82,7 @@ def run_tiles(
         token=jnp.full(shape, -1, jnp.int32),
         logp=jnp.zeros(shape, dtype),
         experts=None if chosen is None else jnp.zeros((shape[0], *chosen.shape), jnp.int32),
-        held=jnp.zeros((HELD, config.vocab_size), dtype),
+        held=None if only_draws else jnp.zeros((HELD, config.vocab_size), dtype),
     )
 
     def going(carry):
@@ -96,7 +102,10 @@ def run_tiles(
         def drawn(logits_NW):
             return draw(logits_NW, _of_tile(i, sampling_MN))
 
-        token_N, logp_N, held = _targets(params["head"], hidden_ND, row, drawn, out.held)
+        if only_draws:
+            token_N, logp_N, held = *_draws(params["head"], hidden_ND, row, drawn), None
+        else:
+            token_N, logp_N, held = _targets(params["head"], hidden_ND, row, drawn, out.held)
         ends_N = jnp.any(token_N[:, None] == sampling_MN.stop[i], axis=1)
         drawn_N = jnp.where(token_N >= 0, row.slot, PAST_END)
         last_S = last_S.at[drawn_N].set(jnp.where(ends_N, ENDED, token_N), mode="drop")
@@ -163,6 +172,14 @@ def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
         return None
     index_LBTk = router.expert_index
     return jnp.moveaxis(index_LBTk.reshape(index_LBTk.shape[0], -1, index_LBTk.shape[3]), 0, 1)
+
+
+def _draws(head_DW, hidden_ND, row: Rows, drawn: Callable[[jax.Array], jax.Array]):
+    """`_targets` of rows that all draw: (drawn token [N] or -1, its log-prob [N])."""
+    logits_NW = head_logits(head_DW, hidden_ND[:, None])[:, 0]
+    token_N = drawn(logits_NW)
+    logp_N = jnp.take_along_axis(logits_NW, token_N[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits_NW, axis=1)
+    return jnp.where(row.position >= 0, token_N, -1), logp_N
 
 
 def _targets(head_DW, hidden_ND, row: Rows, drawn: Callable[[jax.Array], jax.Array], held):

@@ -49,29 +49,38 @@ def paged_attention(
     dtype, per_block = jnp.promote_types(q_BTHK.dtype, jnp.float32), PAGED_BLOCK // PAGE_SIZE
     table_Bn = jnp.pad(table_Bn, ((0, 0), (0, -table_Bn.shape[1] % per_block)))
     last_BT = jnp.where(last_BT < table_Bn.shape[1] * PAGE_SIZE, last_BT, -1)
-    groups, width = (x.shape[size] for x, size in zip(jax.eval_shape(read, table_Bn[:, :1]), (2, 3), strict=True))
+    groups = jax.eval_shape(read, table_Bn[:, :1])[0].shape[2]
     q_BTGHK = q_BTHK.reshape(*q_BTHK.shape[:2], groups, -1, q_BTHK.shape[3])
 
-    def add_block(number, carry):
-        max_BGHT, sum_BGHT, out_BGHTV = carry
+    def look(number):
+        """(scores [B, G, H, T, S], values [B, S, G, V]) of a block."""
         position_S = number * PAGED_BLOCK + jnp.arange(PAGED_BLOCK)
         stored_BS11 = (position_S <= jnp.max(last_BT, axis=1, keepdims=True))[..., None, None]
         pages_Bn = jax.lax.dynamic_slice_in_dim(table_Bn, number * per_block, per_block, axis=1)
         k_BSGK, v_BSGV = (jnp.where(stored_BS11, x, 0).astype(q_BTHK.dtype) for x in read(pages_Bn))
         score_BGHTS = jnp.einsum("BTGHK,BSGK->BGHTS", q_BTGHK, k_BSGK, preferred_element_type=dtype) * scale
         allowed_BTS = position_S <= last_BT[..., None]
-        score_BGHTS = jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min)
-        new_BGHT = jnp.maximum(max_BGHT, jnp.max(score_BGHTS, axis=-1))
-        weight_BGHTS, kept_BGHT = jnp.exp(score_BGHTS - new_BGHT[..., None]), jnp.exp(max_BGHT - new_BGHT)
-        added = jnp.einsum("BGHTS,BSGV->BGHTV", weight_BGHTS.astype(v_BSGV.dtype), v_BSGV, preferred_element_type=dtype)
-        out_BGHTV = out_BGHTV * kept_BGHT[..., None] + added
-        return new_BGHT, sum_BGHT * kept_BGHT + jnp.sum(weight_BGHTS, axis=-1), out_BGHTV
+        return jnp.where(allowed_BTS[:, None, None], score_BGHTS, jnp.finfo(dtype).min), v_BSGV
 
-    shape = (q_BTGHK.shape[0], *q_BTGHK.shape[2:4], q_BTGHK.shape[1])
-    start = jnp.full(shape, jnp.finfo(dtype).min, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, width), dtype)
-    blocks = jnp.max(last_BT) // PAGED_BLOCK + 1
+    def weigh(score_BGHTS, v_BSGV, max_BGHT):
+        """(sum of the weights [B, G, H, T], weighted sum of the values [B, G, H, T, V])."""
+        weight_BGHTS = jnp.exp(score_BGHTS - max_BGHT[..., None])
+        added = jnp.einsum("BGHTS,BSGV->BGHTV", weight_BGHTS.astype(v_BSGV.dtype), v_BSGV, preferred_element_type=dtype)
+        return jnp.sum(weight_BGHTS, axis=-1), added
+
+    def add_block(number, carry):
+        max_BGHT, sum_BGHT, out_BGHTV = carry
+        score_BGHTS, v_BSGV = look(number)
+        new_BGHT = jnp.maximum(max_BGHT, jnp.max(score_BGHTS, axis=-1))
+        more_BGHT, more_BGHTV = weigh(score_BGHTS, v_BSGV, new_BGHT)
+        kept_BGHT = jnp.exp(max_BGHT - new_BGHT)
+        return new_BGHT, sum_BGHT * kept_BGHT + more_BGHT, out_BGHTV * kept_BGHT[..., None] + more_BGHTV
+
     # Short contexts never enter the loop: on a CPU that costs as much as the block.
-    _, sum_BGHT, out_BGHTV = jax.lax.fori_loop(1, blocks, add_block, add_block(0, start))
+    score_BGHTS, v_BSGV = look(0)
+    max_BGHT = jnp.max(score_BGHTS, axis=-1)
+    first = max_BGHT, *weigh(score_BGHTS, v_BSGV, max_BGHT)
+    _, sum_BGHT, out_BGHTV = jax.lax.fori_loop(1, jnp.max(last_BT) // PAGED_BLOCK + 1, add_block, first)
     out_BGHTV = (out_BGHTV / sum_BGHT[..., None]).astype(q_BTHK.dtype)
     return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
 

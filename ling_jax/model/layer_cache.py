@@ -30,7 +30,7 @@ def write_state(cache: LayerCache, name: str, new: jax.Array) -> LayerCache:
 
 def read_pages(cache: LayerCache, name: str, pages_Bn: jax.Array) -> jax.Array:
     """The tokens in pages [B, n] of the array `name` of this layer, [B, n · page size, …]."""
-    found = cache.leaves[name][*cache.position, pages_Bn]
+    found = cache.leaves[name].at[*cache.position, pages_Bn].get(mode="clip")  # of padding whatever there is
     return found.reshape(found.shape[0], -1, *found.shape[3:])
 
 

@@ -244,7 +244,8 @@ def lightning_paged(
     """
     pages = info.pages
     fresh_B111 = pages.fresh[:, None, None, None]
-    state_BHKV = jnp.where(fresh_B111, 0, cache.leaves["state"][*cache.position, pages.state])
+    found_BHKV = cache.leaves["state"].at[*cache.position, pages.state].get(mode="clip")  # of padding any state
+    state_BHKV = jnp.where(fresh_B111, 0, found_BHKV)
     if x_BTD.shape[1] > 1:
         form = lightning_xla if info.rotation is None else lightning_tpu
         y_BTD, state_BHKV = form(params, x_BTD, info, state_BHKV, config)
@@ -289,7 +290,9 @@ def recurrence_of_rows(
 
         return jax.lax.scan(row, jnp.zeros_like(state_BHKV[:1]), (q_BHK, k_BHK, v_BHV, state_BHKV, same_B))[1]
 
-    out_BHV, state_BHKV = jax.lax.cond(pages.distinct, together, in_order)
+    # A branch also for a single row: else its state is computed in its place, and all states are copied to be read.
+    distinct = pages.distinct & (pages.state[0] >= 0)
+    out_BHV, state_BHKV = jax.lax.cond(distinct, together, in_order)
     return out_BHV, state_BHKV, ~jnp.append(same_B[1:], False)
 
 
