@@ -43,6 +43,11 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
+def error_text(error: BaseException) -> str:
+    """An exception for a message, such as "KeyError: 'answer'"."""
+    return f"{type(error).__name__}: {error}"
+
+
 def size_text(nbytes: int) -> str:
     """A number of bytes for people, such as "1.50 GB"."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

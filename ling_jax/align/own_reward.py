@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ling_jax.envs import Task
-from ling_jax.messages import one_line, shown
+from ling_jax.messages import error_text, one_line, shown
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards, of_each_group
@@ -63,7 +63,7 @@ def _score_all(
         try:
             value = score(episode.task, last_turn(episode, reader))
         except (Exception, SystemExit) as error:  # the user's own
-            errors[i] = f"reward {name} raised {type(error).__name__}: {error}"
+            errors[i] = f"reward {name} raised {error_text(error)}"
             continue
         if not isinstance(value, (numbers.Real, np.bool_)) or not low <= value <= high:
             raise ValueError(

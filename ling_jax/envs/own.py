@@ -17,7 +17,7 @@ from typing import Any
 from ling_jax.chat.template import check_messages
 from ling_jax.envs.base import Session, Task
 from ling_jax.envs.pure import PureSession
-from ling_jax.messages import shown
+from ling_jax.messages import error_text, shown
 from ling_jax.user_code import load_object
 
 ANY_DIFFICULTY = range(1 << 31)
@@ -66,7 +66,7 @@ def _made(found: Any, name: str) -> Any:
     try:
         return found()
     except Exception as error:  # the user's own
-        raise ValueError(f"environment {name}: making it raised {type(error).__name__}: {error}") from None
+        raise ValueError(f"environment {name}: making it raised {error_text(error)}") from None
 
 
 def _check_members(name: str, members: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def _checked_solution(name: str, solution: Callable[..., Any]) -> Callable[..., 
         try:
             turns = solution(task, **options)
         except Exception as error:  # the user's own
-            raise ValueError(f"{where} raised {type(error).__name__}: {error}") from None
+            raise ValueError(f"{where} raised {error_text(error)}") from None
         if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, str) for turn in turns):
             raise ValueError(f"{where} is {shown(turns)}; expected a tuple of texts, one for each turn")
         return tuple(turns)
@@ -126,7 +126,7 @@ def _make_task(name: str, make_task: Callable[[int, int], Task], seed: int, diff
     try:
         task = make_task(seed, difficulty)
     except Exception as error:  # the user's own
-        raise ValueError(f"{where} raised {type(error).__name__}: {error}") from None
+        raise ValueError(f"{where} raised {error_text(error)}") from None
     if not isinstance(task, Task):
         raise ValueError(f"{where} returned a {type(task).__name__}; expected a ling_jax.envs.Task")
     task = dataclasses.replace(task, environment=name, difficulty=difficulty, seed=seed)

@@ -43,7 +43,7 @@ class RolloutBuffer:
         self.recent: list[Left] = []  # the last WINDOW rollouts that left
         self.discarded = 0  # with the last version
         self._draw, self._emit = draw, emit
-        self._pieces = 0  # of decoding, in this version
+        self.pieces = 0  # of decoding in which some rollout went on, in this version
         self._spans: dict[int, list[int]] = {}  # in this version: rollout -> [first piece, behind the last, tokens]
         self._ended: list[int] = []  # in this version
         self._arrived: dict[int, list[int]] = {}  # piece -> rollouts whose environments answered before it
@@ -58,31 +58,22 @@ class RolloutBuffer:
         """Those that generate or wait for their environments."""
         return {i: self.episodes[i] for i in self.ledger.running}
 
-    def begin(self) -> None:
-        """New prompts come."""
-        self._top_up()
-
-    @property
-    def pieces(self) -> int:
-        """Pieces of decoding in which some rollout went on, in this version."""
-        return self._pieces
-
     def advance(self, moved: Sequence[Progress], arrived: Sequence[int] = ()) -> None:
         """After a piece of decoding, which moved these rollouts on; the environments of `arrived` answered before."""
         if arrived:
-            self._arrived[self._pieces] = sorted([*self._arrived.get(self._pieces, ()), *arrived])
+            self._arrived[self.pieces] = sorted([*self._arrived.get(self.pieces, ()), *arrived])
         if not moved:
             return
         for i, drawn, _ in moved:
             if drawn:
-                span = self._spans.setdefault(i, [self._pieces, 0, 0])
-                span[1:] = self._pieces + 1, span[2] + drawn
+                span = self._spans.setdefault(i, [self.pieces, 0, 0])
+                span[1:] = self.pieces + 1, span[2] + drawn
                 self.ledger.apply(Generated(i, drawn))
         for i, _, ended in moved:
             if ended:
                 self._end(i)
-        self._pieces += 1
-        self._top_up()
+        self.pieces += 1
+        self.top_up()
 
     @property
     def batch(self) -> list[Group]:
@@ -106,14 +97,14 @@ class RolloutBuffer:
         for i in discarded:
             del self.episodes[i]
         self.recent = [*self.recent, *self.ledger.take_left()][-WINDOW:]
-        self._pieces, self._spans, self._ended, self._arrived = 0, {}, [], {}
+        self.pieces, self._spans, self._ended, self._arrived = 0, {}, [], {}
 
     def to_json(self) -> dict[str, Any]:
         """At any moment between two pieces of decoding; `restore` is the inverse."""
         return {
             "ledger": self.ledger.to_json(),
             "recent": [list(left) for left in self.recent],
-            "pieces": self._pieces,
+            "pieces": self.pieces,
             "spans": [[i, *span] for i, span in self._spans.items()],
             "ended": self._ended,
             "arrived": list(self._arrived.items()),
@@ -124,7 +115,7 @@ class RolloutBuffer:
         """What `to_json` gave. `task_of(number)` is the task that an episode was asked for."""
         self.ledger = Ledger.from_json(record["ledger"], self.ledger.limits)
         self.recent = [Left(*left) for left in record["recent"]]
-        self._pieces, self._ended = record["pieces"], list(record["ended"])
+        self.pieces, self._ended = record["pieces"], list(record["ended"])
         self._spans = {i: span for i, *span in record["spans"]}
         self._arrived = dict(record["arrived"])
         self.episodes = {e["id"]: restore_episode(e, task_of(e["task"])) for e in record["episodes"]}
@@ -141,16 +132,16 @@ class RolloutBuffer:
         """One record a version: which pieces each rollout ran in, its tokens and status, and a digest of all tokens."""
         tokens, rollouts = hashlib.blake2b(digest_size=16), {}
         for i in sorted({*self._spans, *self._ended}):
-            episode, span = self.episodes[i], self._spans.get(i, [self._pieces, self._pieces, 0])
+            episode, span = self.episodes[i], self._spans.get(i, [self.pieces, self.pieces, 0])
             trajectory = episode.trajectory
             start = len(trajectory) - sum(run.count for run in trajectory.runs if run.version == self.version)
             tokens.update(trajectory.completion_ids[start:].tobytes() + trajectory.behaviour_logps[start:].tobytes())
             rollouts[str(i)] = [*span, trajectory.status]
-        record = {"version": self.version, "pieces": self._pieces, "rollouts": rollouts, "tokens": tokens.hexdigest()}
+        record = {"version": self.version, "pieces": self.pieces, "rollouts": rollouts, "tokens": tokens.hexdigest()}
         arrived = {str(piece): ids for piece, ids in self._arrived.items()}
         self._emit("generated", record | ({"arrived": arrived} if arrived else {}))
 
-    def _top_up(self) -> None:
+    def top_up(self) -> None:
         """Draws new prompts, so that no slot is empty that may be used."""
         while count := self.ledger.wanted:
             first = self.ledger.prompts

@@ -148,7 +148,7 @@ class Learner:
         begun, rollouts = time.perf_counter(), self.rollouts
         if not self._generating:
             self.events, self._seconds, self._generating = [], 0.0, True
-            rollouts.begin()
+            rollouts.top_up()
         while rollouts.ledger.is_open and not stopped():
             if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
                 self.collector.load(self.state.params, rollouts.version)

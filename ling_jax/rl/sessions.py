@@ -16,6 +16,7 @@ from ling_jax.chat.template import check_messages
 from ling_jax.data.json_lines import check_whole_characters
 from ling_jax.envs import environment
 from ling_jax.envs.base import Action, InfraError, Message, Session, StepResult, Task
+from ling_jax.messages import error_text
 
 SECONDS = 600.0  # for an `open` or a `step`; our choice: a test suite in a sandbox takes minutes
 CLOSE_SECONDS = 10.0  # for a `close`, beside all else; our choice
@@ -294,9 +295,9 @@ async def _step(id: int, session: Session, action: Action) -> SessionResult:
     try:
         step = await session.step(action)
     except InfraError as error:
-        return SessionResult(id, None, "infra_failed", _shown(error))
+        return SessionResult(id, None, "infra_failed", error_text(error))
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # it says nothing about the policy
-        return SessionResult(id, None, "env_failed", _shown(error))
+        return SessionResult(id, None, "env_failed", error_text(error))
     if problem := _problem(step):
         return SessionResult(id, None, "env_failed", problem)
     return SessionResult(id, step)
@@ -315,7 +316,7 @@ async def _close(id: int, session: Session) -> None:
     try:
         await session.close()
     except (Exception, SystemExit) as error:
-        print(f"rollout {id}: its session did not close: {_shown(error)}", flush=True)
+        print(f"rollout {id}: its session did not close: {error_text(error)}", flush=True)
 
 
 def _finish_now(id: int, work: _Work) -> SessionResult | None:
@@ -353,11 +354,7 @@ def _problem(step: Any) -> str:
 
 
 def _opening(error: BaseException) -> str:
-    return f"its session did not open: {_shown(error)}"
-
-
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"its session did not open: {error_text(error)}"
 
 
 def _start(target: Callable[[], None]) -> threading.Thread:

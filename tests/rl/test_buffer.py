@@ -59,7 +59,7 @@ def advance(buffer: RolloutBuffer, world: World) -> None:
 
 def version_of(buffer: RolloutBuffer, world: World):
     """(groups of its batch, their version)."""
-    buffer.begin()
+    buffer.top_up()
     while buffer.ledger.is_open:
         advance(buffer, world)
     groups, version = buffer.batch, buffer.version
@@ -97,7 +97,7 @@ def test_what_is_stored_between_two_pieces_goes_on_as_if_nothing_was(limits, see
     whole, part = alone.buffer(limits), stopped.buffer(limits)
     for _ in range(5):
         version_of(whole, alone)
-        part.begin()
+        part.top_up()
         while part.ledger.is_open:
             if data.draw(st.booleans()):
                 record = json.loads(json.dumps(part.to_json()))

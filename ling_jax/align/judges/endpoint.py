@@ -10,6 +10,7 @@ from ling_jax.align.judges.forms import Question
 from ling_jax.align.judges.judgements import Reply
 from ling_jax.config import nearest
 from ling_jax.files import parse_object
+from ling_jax.messages import error_text
 
 MAX_PARALLEL = 16  # questions at once; our choice
 MAX_ATTEMPTS = 4  # of a question; our choice
@@ -38,7 +39,9 @@ class EndpointJudge:
             with self._client() as client:
                 status, body, _ = _request(client, "GET", url, None, time.monotonic() + self._timeout)
         except (httpx.HTTPError, OSError) as error:
-            raise OSError(f"judge.base_url: {url} cannot be reached: {_why(error)}; start it, or correct it") from None
+            raise OSError(
+                f"judge.base_url: {url} cannot be reached: {error_text(error)}; start it, or correct it"
+            ) from None
         if status in (401, 403):
             raise ValueError(f"{url} answers {status}: it refuses the key of judge.key_variable")
         names = _model_names(body) if status == 200 else []
@@ -52,7 +55,7 @@ class EndpointJudge:
             try:
                 status, body, wait = self._ask(client, prompt, deadline)
             except (_httpx().HTTPError, OSError) as failure:
-                status, wait, error = 0, 0.0, _why(failure)
+                status, wait, error = 0, 0.0, error_text(failure)
             else:
                 if status == 200:
                     return _read(body)
@@ -99,7 +102,7 @@ def _read(body: bytes) -> Reply:
         choice = parse_object(body, "the response")["choices"][0]
         text, reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return Reply("", f"the response is no chat completion: {_why(error)}")
+        return Reply("", f"the response is no chat completion: {error_text(error)}")
     if not isinstance(text, str):
         return Reply("", "the response is no chat completion: its content is no text")
     return Reply("", "the judge's reply passes judge.max_tokens") if reason == "length" else Reply(text)
@@ -115,10 +118,6 @@ def _model_names(body: bytes) -> list[str]:
 
 def _seconds(text: str) -> float:
     return float(text) if text.isascii() and text.isdigit() else 0.0
-
-
-def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _httpx():
