@@ -13,6 +13,7 @@ from launch.flags import define_config, run_program, usage_errors
 from launch.training import check_one_host, training_errors
 from ling_jax.align.rewards import configured_reward
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.learner import TooManyFailures
 from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import prepare
 from ling_jax.rl.replay import check_replay, replay
@@ -30,7 +31,7 @@ def main() -> None:
         if REPLAY.value:
             check_replay(WORKDIR.value)
         run = prepare(config, configured_reward(config, WORKDIR.value, replay=REPLAY.value), WORKDIR.value)
-    with training_errors():
+    with training_errors(TooManyFailures):
         if REPLAY.value:
             print(f"{replay(run)} steps are the same, bit for bit", flush=True)
         else:

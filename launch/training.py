@@ -67,10 +67,11 @@ def starting_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training_errors() -> Iterator[None]:
+def training_errors(*others: type[Exception]) -> Iterator[None]:
     """A block that trains: a signal ends the program with exit code 128 + its number, an error with 1.
 
-    ValueError is an error of the data, the tasks or the rewards in the middle of a run.
+    ValueError is an error of the data, the tasks or the rewards in the middle of a run; `others` are those of the
+    program's own kind of run.
     """
     try:
         yield
@@ -81,9 +82,9 @@ def training_errors() -> Iterator[None]:
     except Stopped as stopped:  # before the first step
         hosts.end_all(str(stopped), 128 + stopped.number)
         raise
-    except (*TRAINING_ERRORS, *store_errors()) as error:
+    except (*TRAINING_ERRORS, *others, *store_errors()) as error:
         hosts.fail(error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print("; ".join((f"error: {error}", *getattr(error, "__notes__", ()))), file=sys.stderr, flush=True)
         if isinstance(error, SaveFailed):  # threads of Orbax may still hold the exit, although `close` wakes them
             sys.stdout.flush()
             os._exit(1)

@@ -80,10 +80,10 @@ class RolloutBuffer:
         """The groups that `take` would take now, older prompts first."""
         return [Group(prompt, tuple(map(self.episodes.get, self._ids(prompt)))) for prompt in self.ledger.batch]
 
-    def take(self) -> None:
-        """The groups of this version's batch leave."""
+    def take(self, unscored: Sequence[int] = ()) -> None:
+        """The groups of this version's batch leave; the rollouts `unscored` were not learnt from."""
         self._emit_generated()
-        decided = self.ledger.apply(BatchTaken())
+        decided = self.ledger.apply(BatchTaken(tuple(unscored)))
         self._emit("taken", {"prompts": list(decided.taken), "broken": list(decided.broken)})
         for prompt in (*decided.taken, *decided.broken):
             for i in self._ids(prompt):

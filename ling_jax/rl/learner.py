@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from ling_jax.envs import Task
-from ling_jax.envs.sources import task_of
+from ling_jax.envs.sources import TaskSource, task_of, tasks
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.accounts import ledger_metrics
@@ -32,7 +32,7 @@ from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.trajectory import FAILED
-from ling_jax.rl.unscored import count_unscored, drop_unscored
+from ling_jax.rl.unscored import drop_unscored, unscored
 from ling_jax.rl.updates import Update, summarised
 from ling_jax.train.state import TrainState
 
@@ -73,6 +73,7 @@ class Learner:
         self.rates = unseen(sum(source.size for source in config.tasks))
         self.memory: Any = None  # the reward's
         self.ended: list[str] = []  # statuses of the last rollouts that ended
+        self._questions = {source.path: _digest_of_tasks(source) for source in config.tasks if source.path}
         self.scored: list[str] = []  # of the last answers: why the reward failed, "" where it did not
         self._generating = False  # whether a step has begun whose batch was not learnt from
         self._seconds = 0.0  # of generation in this step
@@ -92,27 +93,32 @@ class Learner:
 
         `tell(version, tokens generated so far, rollouts under way)` is called after each piece of decoding, and
         `stopped()` is asked: where it says so, None is returned at once, and the next call goes on there. `arrivals`,
-        {piece: rollouts}, says whose environments have to answer before which piece, for a replay. Raises
-        `TooManyFailures` between two pieces, and ValueError on a reward that is not finite or out of its range.
+        {piece: rollouts}, says whose environments have to answer before which piece, for a replay, which no failures
+        end. Raises `TooManyFailures` between two pieces, and ValueError on a reward that is not finite or out of its
+        range; then the next call goes on there, too.
         """
-        if not self._generate(tell, stopped, arrivals):
+        if not self._generate(tell, stopped, arrivals) or stopped():
             return None
         begun = time.perf_counter()
-        groups = self.rollouts.batch
-        rewards = self._pay(groups)  # raises before anything has changed
-        ledger_told = {"generated_tokens": self.rollouts.ledger.generated}
-        self.rollouts.take()
-        self.rates = _observed(self.rates, groups, self.rollouts.version)
-        unscored = count_unscored(rewards)
-        groups, rewards = drop_unscored(groups, rewards)
-        metrics = self._learn(groups, rewards)
-        metrics |= {"generate_seconds": self._seconds, "train_seconds": time.perf_counter() - begun} | ledger_told
-        self.rollouts.move_on()
+        # What may raise comes first: a step that fails there is saved as one that has generated and not learnt.
+        rollouts, drawn = self.rollouts, self.rollouts.batch
+        told = {"generated_tokens": rollouts.ledger.generated, "outstanding": rollouts.ledger.outstanding}
+        paid, memory = self._pay(drawn, judged=arrivals is None)
+        rates = _observed(self.rates, drawn, rollouts.version)
+        groups, rewards = drop_unscored(drawn, paid)
+        state, updates, metrics = self._learn(groups, rewards)
+        without_reward = unscored(drawn, paid)
+        for i, error in without_reward.items():
+            print(f"rollout {i} has no reward: {error}", flush=True)
+        rollouts.take(tuple(without_reward))
+        self.state, self.rates, self.memory = state, rates, memory
+        self.events += updates
+        rollouts.move_on()
         self._generating = False
-        metrics |= reward_metrics(groups, rewards) | self._lost() | {"reward_failed": unscored}
-        metrics |= ledger_metrics(self.rollouts.ledger, self.rollouts.recent)
-        told = samples(groups, rewards, self.reader, self.config.train.samples)
-        return Step(self.events, metrics, told)
+        metrics |= {"generate_seconds": self._seconds, "train_seconds": time.perf_counter() - begun}
+        metrics |= reward_metrics(groups, rewards) | self._lost() | {"reward_failed": len(without_reward)}
+        metrics |= ledger_metrics(rollouts.ledger, rollouts.recent) | told
+        return Step(self.events, metrics, samples(groups, rewards, self.reader, self.config.train.samples))
 
     def to_json(self) -> dict[str, Any]:
         """All but the weights, between two steps or two pieces of decoding."""
@@ -124,11 +130,18 @@ class Learner:
             "rollouts": self.rollouts.to_json(),
             "rates": rates,
             "memory": self.memory,
+            "questions": self._questions,
             "step": step,
         }
 
     def restore(self, record: dict[str, Any]) -> None:
-        """What `to_json` gave; the state is given when a learner is made."""
+        """What `to_json` gave; the state is given when a learner is made.
+
+        Raises ValueError where the questions of a file are not those of the record.
+        """
+        for path, told in record.get("questions", {}).items():
+            if self._questions.get(path) != told:
+                raise ValueError(f"{path} holds other questions than the run began with; restore it, or begin anew")
         self.rollouts.restore(record["rollouts"], lambda number: task_of(self.config.tasks, number))
         rates = unseen(len(self.rates.seen))
         for i, estimate, seen, first_solved in record["rates"]:
@@ -148,14 +161,15 @@ class Learner:
         begun, rollouts = time.perf_counter(), self.rollouts
         if not self._generating:
             self.events, self._seconds, self._generating = [], 0.0, True
-            rollouts.top_up()
+        rollouts.top_up()  # also where drawing had failed
         while rollouts.ledger.is_open and not stopped():
             if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
                 self.collector.load(self.state.params, rollouts.version)
                 self._loaded = rollouts.version
             moved = self.collector.advance(rollouts.running, arrivals and arrivals.get(rollouts.pieces, ()))
             rollouts.advance(moved, self.collector.arrived)
-            self._note_ends([progress.id for progress in moved if progress.ended])
+            if arrivals is None:
+                self._note_ends([progress.id for progress in moved if progress.ended])
             tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
         self._seconds += time.perf_counter() - begun
         return not rollouts.ledger.is_open
@@ -193,22 +207,30 @@ class Learner:
         """The episodes of the next prompts. A prompt's task depends on the seed, its number and the pass rates."""
         steps = self.config.train.dpr_steps
         weights = sampling_probabilities(self.rates, steps) if steps else None
-        return [e for prompt in range(first, first + count) for e in self._draw_prompt(prompt, weights)]
+        told = len(self.events)
+        try:
+            return [e for prompt in range(first, first + count) for e in self._draw_prompt(prompt, weights)]
+        except BaseException:
+            del self.events[told:]  # they are drawn again
+            raise
 
     def _draw_prompt(self, prompt: int, weights: np.ndarray | None) -> list[Episode]:
         """Another task is drawn where one cannot be asked: its prompt is longer than the context, say."""
         rng, size = np.random.default_rng((self.config.train.seed, prompt)), self.config.rollout.group_size
         for _ in range(MAX_REFUSED):
             number = int(rng.choice(len(self.rates.seen), p=weights))
-            task = task_of(self.config.tasks, number)
-            begun = self.reader.begin([self._request(prompt * size + i, number, task) for i in range(size)])
-            reasons = [found.reason for found in begun if isinstance(found, Refused)]
-            if not reasons:
+            try:
+                task = task_of(self.config.tasks, number)
+                begun = self.reader.begin([self._request(prompt * size + i, number, task) for i in range(size)])
+                reason = next((found.reason for found in begun if isinstance(found, Refused)), "")
+            except ValueError as error:  # the environment makes no task of this seed
+                reason = str(error)
+            if not reason:
                 self._emit("prompt", {"prompt": prompt, "task": number})
                 return begun
-            self._emit("refused", {"prompt": prompt, "task": number, "reason": reasons[0]})
-            print(f"prompt {prompt}: {reasons[0]}; another task is drawn", flush=True)
-        raise TooManyFailures(f"{MAX_REFUSED} tasks in a row cannot be asked; the last one: {reasons[0]}")
+            self._emit("refused", {"prompt": prompt, "task": number, "reason": reason})
+            print(f"prompt {prompt}: {reason}; another task is drawn", flush=True)
+        raise TooManyFailures(f"{MAX_REFUSED} tasks in a row cannot be asked; the last one: {reason}")
 
     def _request(self, i: int, number: int, task: Task) -> EpisodeRequest:
         efforts, place = self.config.efforts, i % self.config.rollout.group_size
@@ -220,29 +242,32 @@ class Learner:
             effort=efforts[place % len(efforts)] if efforts else None,
         )
 
-    def _pay(self, groups: Sequence[Group]) -> list[Rewards]:
-        """Raises ValueError on a reward that is not finite or out of its range."""
+    def _pay(self, groups: Sequence[Group], *, judged: bool) -> tuple[list[Rewards], Any]:
+        """(rewards, what the reward remembers). Raises ValueError on a reward that is not finite or out of its range,
+        and, where that is `judged`, `TooManyFailures`."""
         rewards, memory = self.reward.pay([group.paid for group in groups], self.reader, self.memory)
         low, high = self.reward.low - ROUND_OFF, self.reward.high + ROUND_OFF
         for group, reward in zip(groups, rewards, strict=True):
             scored = reward.total[[not error for error in reward.errors]] if reward.errors else reward.total
             check_reward(scored, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
-        self._note_rewards(rewards)
-        self.memory = memory
-        return rewards
+        if judged:
+            self._note_rewards(rewards)
+        return rewards, memory
 
-    def _learn(self, groups: Sequence[Group], rewards: Sequence[Rewards]) -> dict[str, Any]:
+    def _learn(
+        self, groups: Sequence[Group], rewards: Sequence[Rewards]
+    ) -> tuple[TrainState, list[Event], dict[str, Any]]:
+        """(the state after the optimisation steps, their events, their metrics)."""
         rollout, version = self.config.rollout, self.rollouts.version
         advantages = advantages_of(groups, rewards, (rollout.prompts_per_step, rollout.group_size))
         teacher_of = self.config.teacher_of if self.config.teachers else None
         batch = make_batch(
             groups, advantages, self.reader, rows=self.config.rows, version=version, teacher_of=teacher_of
         )
-        self.state, updates = self.learn(self.state, batch, version)
-        for update in updates:
-            record = {"prompts": [groups[i].prompt for i in update.groups], "batch": digest(update.batch)}
-            self._emit("update", record | {name: repr(update.metrics[name]) for name in ("loss", "grad_norm")})
-        return summarised(updates) | {"groups_without_spread": share_without_spread(advantages[: len(groups)])}
+        state, updates = self.learn(self.state, batch, version)
+        without_spread = share_without_spread(advantages[: len(groups)])
+        events = [_event_of(update, groups) for update in updates]
+        return state, events, summarised(updates) | {"groups_without_spread": without_spread}
 
     def _lost(self) -> dict[str, int]:
         """Rollouts that have left without a reward in this step, and tasks that could not be asked."""
@@ -264,9 +289,23 @@ def advantages_of(groups: Sequence[Group], rewards: Sequence[Rewards], shape: tu
     return np.asarray(_advantages(totals, valid))
 
 
+def _event_of(update: Update, groups: Sequence[Group]) -> Event:
+    prompts = [groups[i].prompt for i in update.groups]
+    numbers = {name: repr(update.metrics[name]) for name in ("loss", "grad_norm")}
+    return {"kind": "update", "prompts": prompts, "batch": digest(update.batch), **numbers}
+
+
 def share_without_spread(advantages: np.ndarray) -> float:
     """The share of groups [groups, group_size] whose answers are all worth the same: no gradient comes from them."""
     return float(np.mean(~advantages.any(axis=1))) if len(advantages) else 0.0
+
+
+def _digest_of_tasks(source: TaskSource) -> str:
+    """Of all tasks in their order: pass rates belong to their numbers."""
+    whole = hashlib.blake2b(digest_size=16)
+    for task in tasks(source):
+        whole.update(task.id.encode())
+    return whole.hexdigest()
 
 
 def digest(batch: Batch) -> str:

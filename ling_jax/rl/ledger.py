@@ -16,7 +16,7 @@ tokens}:
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ling_jax.config import nearest
@@ -92,6 +92,8 @@ class Ended:
 @dataclasses.dataclass(frozen=True)
 class BatchTaken:
     """The trainer takes the complete groups that have to be used first, at most a batch of them."""
+
+    unscored: tuple[int, ...] = ()  # rollouts of these whose reward failed: they are not trained on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,8 +176,8 @@ class Ledger:
                 self._generate(rollout, tokens)
             case Ended(rollout, rewarded):
                 self._end(rollout, rewarded)
-            case BatchTaken():
-                taken, broken = self._take()
+            case BatchTaken(unscored):
+                taken, broken = self._take(unscored)
                 return Decisions(taken=taken, broken=broken)
             case NewVersion():
                 discarded = self._move_on()
@@ -247,17 +249,14 @@ class Ledger:
     def _may_begin(self) -> bool:
         """Whether prompts that nobody has begun with may start now."""
         if self.limits.refill == "iteration":
-            return not (self.generated or self._ended_now) or not (self.running or self._any_complete)
+            complete = self._broken or any(self._complete.values())
+            return not (self.generated or self._ended_now) or not (self.running or complete)
         return self.limits.max_retention > 0 or not self._has_enough  # one that cannot be paused would be waited for
 
     @property
     def _has_enough(self) -> bool:
         """Whether the version's generation could end: a batch has at least one group."""
-        return self._any_complete and (self._budget_used or self._batch_full)
-
-    @property
-    def _any_complete(self) -> bool:
-        return bool(self._broken) or any(self._complete.values())
+        return any(self._complete.values()) and (self._budget_used or self._batch_full)
 
     @property
     def _budget_used(self) -> bool:
@@ -298,13 +297,15 @@ class Ledger:
                 return True
         return False
 
-    def _draw(self, prompts: Iterable[int]) -> None:
+    def _draw(self, prompts: Sequence[int]) -> None:
         for expected, prompt in enumerate(prompts, start=self.prompts):
             if prompt != expected:
                 raise ValueError(
                     f"prompt {prompt} was drawn; expected {expected}: prompts are numbered as they are drawn"
                 )
-        size = self.limits.group_size
+        size, most = self.limits.group_size, self.limits.max_outstanding
+        if self.outstanding + size * len(prompts) > most:
+            raise ValueError(f"{len(prompts)} prompts pass the bound of {most} rollouts; {self.outstanding} are out")
         for prompt in prompts:
             rollouts = list(range(prompt * size, (prompt + 1) * size))
             self.groups[prompt] = Group(rollouts, size)
@@ -348,11 +349,11 @@ class Ledger:
         self.groups[prompt].unfinished -= 1
         self._refile(prompt)
 
-    def _take(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def _take(self, unscored: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         taken, broken = self.batch, tuple(sorted(self._broken))
         for prompt in (*taken, *broken):
             for i in self.groups[prompt].rollouts:
-                self._forget(i, trained=self.accounts[i].rewarded)
+                self._forget(i, trained=self.accounts[i].rewarded and i not in unscored)
             self._unfile(prompt)
             del self.groups[prompt]
         return taken, broken

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.steps import resume_step
@@ -23,11 +24,12 @@ from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
 from ling_jax.rl.batch import Batch
 from ling_jax.rl.collector import Collector
+from ling_jax.rl.config import RLConfig
 from ling_jax.rl.evaluation import evaluate, summarise
 from ling_jax.rl.learner import Learner, Step
 from ling_jax.rl.log import LOGS, RunLog
 from ling_jax.rl.partial import read_partial, remove_partial, write_partial
-from ling_jax.rl.prepare import Run, origin_of, start_report
+from ling_jax.rl.prepare import Run, start_report
 from ling_jax.rl.step import abstract_state, trainable
 from ling_jax.rl.updates import Programs, Update, compile_programs, learn
 from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
@@ -55,12 +57,12 @@ def train(run: Run) -> dict[str, Any]:
         check_logs(run.workdir, start)
         with orbax.open_manager(run.workdir / "checkpoints", keep=run.config.train.keep) as manager:
             print(start_report(run, start), flush=True)
-            if start >= run.config.train.steps:
+            if start >= run.config.train.steps and not _owes_evaluation(run, start):
                 print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
-            partial = read_partial(run.workdir, start)
+            partial = read_partial(run.workdir, start, run.config)
             abstract = abstract_state(run.start.config, run.optimizer)
-            state = orbax.restore(manager, abstract) if start else new_state(_at_origin(run) if partial else run)
+            state = orbax.restore(manager, abstract) if start else new_state(run)
             with make_learner(run, state) as learner:
                 if partial or start:
                     learner.restore(partial or orbax.restore_record(manager, "learner"))
@@ -102,11 +104,6 @@ def _compile(run: Run) -> Programs:
     return programs
 
 
-def _at_origin(run: Run) -> Run:
-    """With the weights that it began with, although the stage before may have gone on."""
-    return dataclasses.replace(run, start=origin_of(run.config, run.workdir))
-
-
 def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) -> dict[str, Any]:
     train, line = run.config.train, {}
     log = RunLog(run.config, run.workdir, start)
@@ -120,17 +117,22 @@ def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) ->
             ended()
             log.generating(*progress)
 
-        if start == 0 and not resumed:
-            _evaluate(run, learner, 0, stopped)
+        def asked() -> bool:
+            ended()
+            return bool(stopped)
+
+        if _owes_evaluation(run, start) or (start == 0 and not resumed):
+            _evaluate(run, learner, start, asked)
         for step in range(start, train.steps):
             result = _step(run, learner, manager, step, generated, stopped)
             line = log.add(step, result, updates=int(learner.state.opt_state.count))
             done, ends = step + 1, step + 1 == train.steps
             too_many = int(learner.state.skipped_steps) >= train.max_nonfinite_steps
-            if ends or (train.eval_every and done % train.eval_every == 0):
-                _evaluate(run, learner, done, stopped)
-            if ends or too_many or stopped or done % train.save_every == 0:
+            evaluates = _is_evaluated(run.config, done)
+            if ends or too_many or stopped or evaluates or done % train.save_every == 0:
                 _save(run, learner, manager, done)
+            if evaluates:  # after the save, which an error here must not cost
+                _evaluate(run, learner, done, asked)
             if too_many:
                 raise TooManyNonfiniteSteps(
                     f"{train.max_nonfinite_steps} steps changed nothing (train.max_nonfinite_steps); see metrics.jsonl"
@@ -160,7 +162,7 @@ def _step(run: Run, learner: Learner, manager, step: int, tell: Callable[..., No
 def _save(run: Run, learner: Learner, manager, step: int) -> None:
     """A checkpoint with the rollouts under way; what came since one that is there stands beside it."""
     if step in (0, manager.latest_step()):
-        write_partial(run.workdir, step, learner.to_json())
+        write_partial(run.workdir, step, run.config, learner.to_json())
         print(f"saved the rollouts of step={step + 1} in {run.workdir / 'partial.json'}", flush=True)
         return
     print(f"saving step={step} in {run.workdir / 'checkpoints' / str(step)}", flush=True)
@@ -172,19 +174,35 @@ def _save(run: Run, learner: Learner, manager, step: int) -> None:
     print(f"saved step={step}", flush=True)
 
 
-def _evaluate(run: Run, learner: Learner, step: int, stopped: list[int]) -> None:
+def _is_evaluated(config: RLConfig, step: int) -> bool:
+    """Whether the held-out tasks are answered after so many steps."""
+    train = config.train
+    due = step in (0, train.steps) or (train.eval_every > 0 and step % train.eval_every == 0)
+    return train.eval_tasks > 0 and due
+
+
+def _owes_evaluation(run: Run, step: int) -> bool:
+    """Whether a signal or an error came before the evaluation after so many steps."""
+    return _is_evaluated(run.config, step) and not _evaluation(run, step).exists()
+
+
+def _evaluation(run: Run, step: int) -> epath.Path:
+    return run.workdir / "evaluation" / f"{step:06}"
+
+
+def _evaluate(run: Run, learner: Learner, step: int, stopped: Callable[[], bool]) -> None:
     """Held-out tasks, greedily, into evaluation/STEP, in the place of what another attempt left there; not after a
     signal."""
-    config, folder = run.config, run.workdir / "evaluation" / f"{step:06}"
-    if not config.train.eval_tasks or stopped:
+    config, folder = run.config, _evaluation(run, step)
+    if not config.train.eval_tasks or stopped():
         return
     tasks = distinct_held_out(config.tasks, config.train.eval_tasks)
     seconds = config.rollout.session_seconds
     with Collector(
         run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None, session_seconds=seconds
     ) as collector:
-        records = evaluate(collector, learner.state.params, tasks, stopped=lambda: bool(stopped))
-    if stopped:
+        records = evaluate(collector, learner.state.params, tasks, stopped=stopped)
+    if stopped():
         return
     metrics = summarise(records)
     print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from ling_jax.envs import environment
 from ling_jax.files import parse_object
 from ling_jax.rl.learner import Event
 from ling_jax.rl.loop import make_learner, new_state
@@ -27,11 +28,13 @@ def replay(run: Run) -> int:
     """Runs it again from its start to its newest checkpoint and compares every event with the log: tokens, batches,
     losses, decisions.
 
-    Returns how many steps were the same. Raises ValueError at the first event that is another.
+    Returns how many steps were the same. Raises ValueError at the first event that is another, and where sessions
+    would act in the world a second time.
     """
     use_compilation_cache()
-    path, steps = run.workdir / "events.jsonl", run.start.step if has_checkpoint(run.workdir) else 0
+    path, steps = run.workdir / "events.jsonl", run.start.step
     try:
+        _check_repeatable(run)
         run = dataclasses.replace(run, start=origin_of(run.config, run.workdir))
         with make_learner(run, new_state(run)) as learner:
             logged = _by_step(path)
@@ -43,6 +46,15 @@ def replay(run: Run) -> int:
     finally:
         unlock(run.workdir, run.lock)
     return steps
+
+
+def _check_repeatable(run: Run) -> None:
+    for name in dict.fromkeys(source.environment for source in run.config.tasks):
+        if not environment(name).session().replayable:
+            raise ValueError(
+                f"sessions of {name} cannot be repeated, and a replay would act in their world again; "
+                "only runs whose sessions are `replayable` can be replayed"
+            )
 
 
 def _by_step(path: epath.Path) -> Iterator[list[Event]]:

@@ -1,5 +1,6 @@
 """What one rollout leaves behind: its tokens, and under which weights and with which probability each was drawn."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -120,12 +121,12 @@ class Trajectory:
         self._append(token_ids, np.zeros(len(token_ids), np.float32), version)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values; a float32 is the same float32 again after JSON."""
+        """All of it as JSON values; arrays are base64 of their little-endian bytes, a tenth as long as numbers."""
         return {
             "task_id": self.task_id,
             "prompt_ids": list(self.prompt_ids),
-            "completion_ids": self.completion_ids.tolist(),
-            "behaviour_logps": self.behaviour_logps.tolist(),
+            "completion_ids": _packed(self.completion_ids),
+            "behaviour_logps": _packed(self.behaviour_logps),
             "runs": [list(run) for run in self.runs],
             "turns": [list(turn) for turn in self.turns],
             "status": self.status,
@@ -135,8 +136,8 @@ class Trajectory:
     def from_json(cls, record: Mapping[str, Any]) -> "Trajectory":
         """The trajectory that `to_json` gave. Raises ValueError where the parts do not fit together."""
         trajectory = cls(record["task_id"], record["prompt_ids"])
-        ids, logps = record["completion_ids"], record["behaviour_logps"]
-        _check_parts(record, f"trajectory of task {trajectory.task_id!r}")
+        ids, logps = _unpacked(record["completion_ids"], "<i4"), _unpacked(record["behaviour_logps"], "<f4")
+        _check_parts(ids, logps, record, trajectory._where)
         trajectory._reserve(len(ids))
         trajectory._ids[: len(ids)], trajectory._logps[: len(ids)] = ids, logps
         trajectory._size = len(ids)
@@ -181,10 +182,18 @@ def _read_only(view: np.ndarray) -> np.ndarray:
     return view
 
 
-def _check_parts(record: Mapping[str, Any], where: str) -> None:
-    size = len(record["completion_ids"])
+def _packed(array: np.ndarray) -> str:
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+def _unpacked(text: str, dtype: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def _check_parts(ids: np.ndarray, logps: np.ndarray, record: Mapping[str, Any], where: str) -> None:
+    size = len(ids)
     for name, found in (
-        ("behaviour_logps", len(record["behaviour_logps"])),
+        ("behaviour_logps", len(logps)),
         ("runs", sum(count for _, count in record["runs"])),
     ):
         if found != size:

@@ -109,11 +109,6 @@ def test_evo_cot_asks_the_judge_for_redundant_sentences(start, judge_model, tmp_
 class Ended:
     outcome: float
     failed: bool = False
-    error: str = ""
-
-    def end(self, status, error):
-        assert status == "infra_failed"
-        self.failed, self.error = True, error
 
 
 def test_an_answer_that_was_not_judged_leaves_its_groups_statistics_as_they_are():
@@ -124,7 +119,7 @@ def test_an_answer_that_was_not_judged_leaves_its_groups_statistics_as_they_are(
         np.isnan(paid.total[1]) and np.isnan(paid.parts["part"][1]) and paid.total[[0, 2, 3]].tolist() == [1, 0.2, 0.6]
     )
     groups, kept = drop_unscored([Group(0, tuple(Ended(1.0) for _ in range(4)))], [paid])
-    assert groups[0].valid == [True, False, True, True] and groups[0].episodes[1].error == "timeout"
+    assert groups[0].valid == [True, False, True, True]
     found = advantages_of(groups, kept, (1, 4))[0]
     np.testing.assert_array_equal(found[[0, 2, 3]], alone[0])
     assert found[1] == 0 and kept[0].parts["part"].tolist() == [1, 0.2, 0.6]
@@ -135,7 +130,7 @@ def test_a_broken_episode_beside_an_unjudged_one_keeps_its_place():
     paid = Rewards(np.array([1.0, np.nan]), {}, ("", "busy"))
     groups, _ = drop_unscored([Group(0, (None, Ended(1.0), broken, Ended(1.0)))], [paid])
     assert groups[0].valid == [False, True, False, False]
-    assert [episode and episode.error for episode in groups[0].episodes] == [None, "", "", "busy"]
+    assert [episode is None for episode in groups[0].episodes] == [True, False, False, True]
 
 
 def test_a_group_of_which_nobody_was_judged_is_left_out():

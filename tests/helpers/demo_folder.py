@@ -78,7 +78,10 @@ def write_demo(folder: Path, steps: int = STEPS) -> None:
     for step, solved in ((0, 40), (steps, 41)):
         own = folder / "kpop" / "evaluation" / f"{step:06}"
         own.mkdir(parents=True)
-        write_lines(own / "samples.jsonl", [a for a in answers(solved, 70, 0) if a["environment"] == "digit_sums"])
+        sums = [answer for answer in answers(solved, 70, 0) if answer["environment"] == "digit_sums"]
+        for answer in sums:
+            del answer["superfluous_calls"]  # a run of RL tells an environment's rewards alone
+        write_lines(own / "samples.jsonl", sums)
 
 
 def _metrics(name: str) -> dict[str, float]:

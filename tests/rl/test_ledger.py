@@ -295,3 +295,23 @@ def test_long_answers_are_learnt_from_like_short_ones(name):
     assert used >= 0.95
     reports = Limits(**(vars(limits) | {"wait_budgets": 0}))
     assert name != "many slots" or outcome_of(simulate(reports, late, 60), reports).learnt_fraction < 0.6
+
+
+def test_prompts_past_the_bound_are_refused():
+    ledger = Ledger(Limits(slots=4, prompts_per_step=2, group_size=2, token_budget=9, max_staleness=1, max_retention=1))
+    ledger.apply(Drawn((0, 1, 2)))
+    with pytest.raises(ValueError, match="2 prompts pass the bound of 8 rollouts; 6 are out"):
+        ledger.apply(Drawn((3, 4)))
+    ledger.apply(Drawn((3,)))
+
+
+def test_a_version_does_not_end_with_nothing_but_what_broke():
+    ledger = Ledger(Limits(slots=2, prompts_per_step=2, group_size=1, token_budget=4, max_staleness=1, max_retention=1))
+    ledger.apply(Drawn((0, 1)))
+    ledger.apply(Generated(0, 5))
+    ledger.apply(Ended(0, rewarded=False))
+    assert ledger.is_open and not ledger.batch
+    ledger.apply(Generated(1, 1))
+    ledger.apply(Ended(1, rewarded=True))
+    assert not ledger.is_open and ledger.apply(BatchTaken(unscored=(1,))).taken == (1,)
+    assert [left.trained for left in ledger.take_left()] == [False, False]

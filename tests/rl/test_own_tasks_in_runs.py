@@ -7,6 +7,7 @@ import pytest
 
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl.loop import train
+from ling_jax.rl.replay import replay
 from tests.helpers.rl_run import prepared, small_config
 
 GUESS = """
@@ -64,6 +65,42 @@ def test_an_environment_of_ones_own_is_played_in_several_turns(start, tmp_path, 
     assert "WARNING: 4 of 4 held-out tasks of own_guess:Guess are trained on, too" in told
     (record, *_) = map(json.loads, (tmp_path / "run/evaluation/000002/samples.jsonl").read_text().splitlines())
     assert record["environment"] == "own_guess:Guess"
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_seeds_of_which_an_environment_makes_no_task_are_passed_over(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picky = 'if 1000 < seed < 2**20:\n            raise ValueError("no task of this seed")\n        number ='
+    (tmp_path / "own_picky.py").write_text(GUESS.replace("number =", picky, 1).replace("guess", "picky"))
+    source = TaskSource(environment="own_picky:Guess", difficulties=(2,), count=9000)
+    line = train(prepared(config_of(start, source, steps=2), tmp_path / "run"))
+    events = [json.loads(text) for text in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    refused = [event for event in events if event["kind"] == "refused"]
+    assert line["answers"] == 4 and refused and all("no task of this seed" in event["reason"] for event in refused)
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_run_whose_questions_are_others_does_not_go_on(start, tmp_path):
+    source = own_file(tmp_path / "own.jsonl")
+    train(prepared(config_of(start, source, steps=1), tmp_path / "run"))
+    lines = (tmp_path / "own.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "own.jsonl").write_text("".join(lines[::-1]))
+    with pytest.raises(ValueError, match=r"own.jsonl holds other questions than the run began with; restore it"):
+        train(prepared(config_of(start, source, steps=2), tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_run_whose_sessions_cannot_be_repeated_is_not_replayed(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = "    def session(self):\n        session = PureSession(self.reset, self.step)\n"
+    session += "        session.replayable = False\n        return session\n"
+    text = "from ling_jax.envs.pure import PureSession\n" + GUESS.replace("guess", "once") + session
+    (tmp_path / "own_once.py").write_text(text)
+    source = TaskSource(environment="own_once:Guess", difficulties=(2,), count=50)
+    config = config_of(start, source, steps=1)
+    train(prepared(config, tmp_path / "run"))
+    with pytest.raises(ValueError, match="sessions of own_once:Guess cannot be repeated, and a replay would act in th"):
+        replay(prepared(config, tmp_path / "run"))
 
 
 def test_a_prompt_that_does_not_fit_is_named_by_its_line(start, tmp_path):

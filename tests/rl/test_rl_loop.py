@@ -16,10 +16,12 @@ import pytest
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder
+from ling_jax.checkpoint.steps import steps_in
 from ling_jax.envs import StepResult, find
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import task_of
+from ling_jax.rl import loop
 from ling_jax.rl.batch import make_batch
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import play
@@ -258,6 +260,84 @@ def test_a_signal_saves_between_two_pieces_and_the_same_call_goes_on(
     assert (tmp_path / "events.jsonl").read_bytes() == (whole[0] / "events.jsonl").read_bytes()
 
 
+def test_an_update_that_fails_ends_the_run_saved_and_nothing_is_lost(whole, start, tmp_path, monkeypatch):
+    """Nor learnt from twice: the batch is still there when the same command goes on."""
+    learn, calls = loop.learn, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError("no memory for the batch")
+        return learn(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learn", failing)
+        with pytest.raises(MemoryError) as error:
+            train(prepared(small_config(start, save_every=100), tmp_path))
+    assert error.value.__notes__ == ["the run is saved within step 3; the same command continues there"]
+    train(prepared(small_config(start), tmp_path))
+    assert_same_end(whole[0], tmp_path)
+    assert (tmp_path / "events.jsonl").read_bytes() == (whole[0] / "events.jsonl").read_bytes()
+
+
+@pytest.fixture
+def cut_in_the_first_step(monkeypatch):
+    """`cut(config, workdir)`: the run is told to end after its first piece of decoding."""
+
+    def cut(config, workdir):
+        def interrupted(*arguments):
+            advance(*arguments)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        advance = RolloutBuffer.advance
+        with monkeypatch.context() as patch:
+            patch.setattr(RolloutBuffer, "advance", interrupted)
+            with pytest.raises(Interrupted, match="saved at step 0"):
+                train(prepared(config, workdir))
+        assert (workdir / "partial.json").exists()
+
+    return cut
+
+
+def test_rollouts_of_another_config_or_start_are_left_out(start, tmp_path, cut_in_the_first_step, capsys):
+    """Until a run has a checkpoint its workdir takes another config; tokens of the one before are of no use to it."""
+    other, before = small_config(start, seed=1, steps=1), tmp_path / "before"
+    train(prepared(other, tmp_path / "alone"))
+    cut_in_the_first_step(small_config(start, steps=1), tmp_path / "run")
+    capsys.readouterr()
+    train(prepared(other, tmp_path / "run"))
+    told = capsys.readouterr().err
+    assert "partial.json are left out, since the run is another: train.seed: 0 in the workdir, 1 now" in told
+    assert_same_end(tmp_path / "alone", tmp_path / "run")
+    shutil.copytree(start, before)
+    cut_in_the_first_step(small_config(before, steps=1), tmp_path / "again")
+    (step,) = (before / "checkpoints").iterdir()
+    shutil.copytree(step, step.with_name("9"))
+    train(prepared(small_config(before, steps=1), tmp_path / "again"))
+    assert f"{before} was at step {step.name}, and is at 9 now" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_a_signal_came_before_is_made_up(start, tmp_path, monkeypatch):
+    """Before the first step; and after the last one, where the run is done but for that."""
+    config, evaluate, left = small_config(start, steps=1, eval_tasks=2), loop.evaluate, [0, 2]
+
+    def interrupted(*arguments, **options):
+        if left and left.pop() == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **options)
+
+    summaries = [tmp_path / "evaluation" / step / "summary.json" for step in ("000000", "000001")]
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.raises(Interrupted):
+        train(prepared(config, tmp_path))
+    assert not any(path.exists() for path in summaries)
+    left[:] = [2, 0]
+    train(prepared(config, tmp_path))
+    assert [path.exists() for path in summaries] == [True, False] and steps_in(tmp_path / "checkpoints") == [1]
+    train(prepared(config, tmp_path))
+    assert all(path.exists() for path in summaries)
+
+
 class Chatty:
     """An environment that answers two turns with what the policy said, and likes short ones."""
 
@@ -355,7 +435,7 @@ def assert_weights_are_those_of(start, workdir):
 
 def test_a_world_that_breaks_ends_the_run_and_changes_nothing(start, tmp_path, break_the_world, capsys):
     """No answer has a reward, so no step may move the weights."""
-    run = prepared(small_config(start, max_nonfinite_steps=2), tmp_path)
+    run = prepared(small_config(start, max_nonfinite_steps=2, max_failed_share=1.0), tmp_path)
     break_the_world()
     with pytest.raises(TooManyNonfiniteSteps, match="2 steps changed nothing"):
         train(run)

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_named_and_adds_nothing(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"behaviour_logps": [0.0]}, "behaviour_logps covers 1 tokens, completion_ids 2"),
+        ({"behaviour_logps": "AAAAAA=="}, "behaviour_logps covers 1 tokens, completion_ids 2"),
         ({"runs": [[0, 3]]}, "runs covers 3 tokens, completion_ids 2"),
         ({"turns": [[0, 3]]}, "turns are .*; expected spans in order within 2 tokens"),
         ({"turns": [[1, 0]]}, "turns are"),
