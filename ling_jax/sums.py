@@ -15,7 +15,7 @@ from typing import Any
 import crc32c
 from etils import epath
 
-from ling_jax.files import read_object, replacing
+from ling_jax.files import MAX_JSON_BYTES, read_object, replacing
 from ling_jax.messages import shown
 from ling_jax.paths import (
     cache_folder,
@@ -166,9 +166,10 @@ def check_folder(folder: Path) -> None:
     compare(folder, read_sealed(path, "the sums of a folder's files").get("files"))
 
 
-def read_sealed(path: Path, expected: str) -> dict[str, Any]:
-    """The object of a `sealed` file. Raises OSError, ValueError where it is no object, and DamagedFile."""
-    content = read_object(path, expected)
+def read_sealed(path: Path, expected: str, most: float = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The object of a `sealed` file of at most `most` bytes. Raises OSError, ValueError where it is no object, and
+    DamagedFile."""
+    content = read_object(path, expected, most)
     if content.pop("crc32c", None) is None or sealed(content) != path.read_bytes():
         raise DamagedFile(f"{path} has changed since it was written: its own crc32c is another")
     return content

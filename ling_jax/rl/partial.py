@@ -1,6 +1,7 @@
 """A step that a run was in the middle of when it ended, beside the checkpoint that it began with."""
 
 import dataclasses
+import math
 from typing import Any
 
 from etils import epath
@@ -30,7 +31,7 @@ def read_partial(workdir: epath.Path, step: int, config: RLConfig) -> dict[str, 
     if not path.exists():
         return None
     try:
-        record = read_sealed(path, "a step that a run was in the middle of")
+        record = read_sealed(path, "a step that a run was in the middle of", math.inf)
     except DamagedFile as error:
         raise DamagedFile(f"{error}; remove it to go on from checkpoint {step} without its rollouts") from error
     if record["step"] != step:
