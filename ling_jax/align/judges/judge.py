@@ -48,6 +48,11 @@ class Judge:
         verdicts = iter(self.model.ask([ask_redundant(prompt, answer.sentences) for prompt, answer in several]))
         return [_flagged_tokens(case, verdicts) for case in cases]
 
+    def accept(self) -> None:
+        """What was found has entered a batch: a run that goes on asks nothing of it again, failures included."""
+        if self.model is not None:
+            self.model.accept()
+
     def _judge_items(self, cases: Sequence[Case]) -> list[Judged]:
         """[G, 1] shares of the items of each prompt's instruction that are kept, and broken."""
         if self.model is None:
