@@ -42,6 +42,10 @@ class Judged(NamedTuple):
     defects: np.ndarray  # likewise
     errors: tuple[str, ...]  # [G] why an answer could not be judged; "" where it was
 
+    def rows(self, rows: Sequence[int]) -> "Judged":
+        """What it found in these answers alone."""
+        return Judged(self.merits[rows], self.defects[rows], tuple(self.errors[i] for i in rows))
+
 
 def case_of(episodes: Sequence[Episode], reader: Reader) -> Case:
     """The answers to one prompt as a judge reads them."""
