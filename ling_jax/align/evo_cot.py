@@ -18,7 +18,7 @@ def evo_cot(
     """The terms of `rewards.evo_cot_rewards`, shaped; the judge says which sentences are redundant."""
     cases = [case_of(group, reader) for group in groups]
     found = zip(cases, judge.redundant_tokens(cases), strict=True)
-    return [where_judged(errors, _pay_some(case.answers, flagged)) for case, (flagged, errors) in found], memory
+    return [_pay_judged(case.answers, flagged, errors) for case, (flagged, errors) in found], memory
 
 
 def evo_cot_shaped(answers: Sequence[Answer], flagged: Sequence[int]) -> Rewards:
@@ -36,6 +36,5 @@ def evo_cot_shaped(answers: Sequence[Answer], flagged: Sequence[int]) -> Rewards
     )
 
 
-def _pay_some(answers: Sequence[Answer], flagged: Sequence[int]):
-    """What `where_judged` calls, with the answers that were judged."""
-    return lambda rows: evo_cot_shaped([answers[i] for i in rows], [flagged[i] for i in rows])
+def _pay_judged(answers: Sequence[Answer], flagged: Sequence[int], errors: Sequence[str]) -> Rewards:
+    return where_judged(errors, lambda rows: evo_cot_shaped([answers[i] for i in rows], [flagged[i] for i in rows]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ling_jax.align.judges.cases import last_turn
 from ling_jax.envs import Task
 from ling_jax.messages import error_text, one_line, shown
 from ling_jax.rl.episode import Episode
@@ -72,15 +73,3 @@ def _score_all(
             )
         totals[i] = value
     return Rewards(totals, {}, errors)
-
-
-def last_turn(episode: Episode, reader: Reader) -> str:
-    """What the policy wrote last, its reasoning included, also where a limit cut it off; "" where it wrote nothing."""
-    trajectory = episode.trajectory
-    if not trajectory.turns:
-        return ""
-    start, stop = trajectory.turns[-1]
-    tokens = trajectory.completion_ids[start:stop].tolist()
-    if tokens[-1] in reader.end_ids:
-        tokens.pop()
-    return episode.opened + reader.text(tokens)

@@ -32,13 +32,14 @@ def preference(
     last = None if pace is None else np.asarray(pace, np.float32)
 
     def pay(group: Sequence[Episode], found: Judged) -> Rewards:
+        return where_judged(found.errors, lambda rows: pay_all([group[i] for i in rows], found.rows(rows)))
+
+    def pay_all(group: Sequence[Episode], found: Judged) -> Rewards:
         result = _focal(found.merits, found.defects, weights_of(rubrics), last_pace=last)
         paces.append(np.asarray(result.pace))
         return rubric_rewards(group, found, rubrics, result.rewards)
 
-    rewards = [
-        where_judged(found.errors, _pay_some(pay, group, found)) for group, found in zip(groups, judged, strict=True)
-    ]
+    rewards = [pay(group, found) for group, found in zip(groups, judged, strict=True)]
     return rewards, np.mean(paces, axis=0).tolist() if paces else pace
 
 
@@ -53,10 +54,3 @@ def rubric_rewards(group: Sequence[Episode], judged: Judged, rubrics: Sequence[R
 def weights_of(rubrics: Sequence[Rubric]) -> np.ndarray:
     """[K] float32."""
     return np.array([rubric.weight for rubric in rubrics], np.float32)
-
-
-def _pay_some(pay, group: Sequence[Episode], found: Judged):
-    """What `where_judged` calls, with the rows of the answers that were judged."""
-    return lambda rows: pay(
-        [group[i] for i in rows], Judged(found.merits[rows], found.defects[rows], ("",) * len(rows))
-    )

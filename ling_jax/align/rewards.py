@@ -34,12 +34,13 @@ JUDGED = ("evo_cot", "preference")  # by redundant sentences, and by rubrics
 
 def rewards_with(judge: Judge, config: JudgeConfig) -> dict[str, Reward]:
     """All rewards by name."""
+    by_sentences = functools.partial(evo_cot, judge=judge)
     by_rubrics = functools.partial(preference, judge=judge, rubrics=rubrics_of(config))
     return {
         "outcome": Reward(of_each_group(outcome), 0, 1),
-        "evo_cot": Reward(functools.partial(evo_cot, judge=judge), -0.8, 1.1),
+        "evo_cot": Reward(by_sentences, -0.8, 1.1, accepted=judge.accept),
         "agentic": Reward(of_each_group(agentic), -2.7, 1),
-        "preference": Reward(by_rubrics, -0.9, 1),
+        "preference": Reward(by_rubrics, -0.9, 1, accepted=judge.accept),
         "adaptive": Reward(of_each_group(adaptive), -0.1, 1.1, needs_efforts=True),
     }
 

@@ -17,6 +17,10 @@ class Rewards(NamedTuple):
     errors: Sequence[str] = ()  # [G] why an answer has no reward, "" where it has one; (): all have
 
 
+def _keep_nothing() -> None:
+    """`Reward.accepted` of a reward that has nothing to keep."""
+
+
 class Reward(NamedTuple):
     """`pay(groups, reader, memory) -> (a Rewards for each group, memory)`.
 
@@ -28,6 +32,7 @@ class Reward(NamedTuple):
     low: float  # what a total may be
     high: float
     needs_efforts: bool = False  # it pays by the thinking effort that a prompt asks for
+    accepted: Callable[[], None] = _keep_nothing  # called when what was paid last enters a batch
 
 
 def of_each_group(pay: Callable[[Sequence[Episode], Reader], Rewards]):

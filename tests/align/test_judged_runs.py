@@ -11,7 +11,10 @@ import pytest
 
 from ling_jax.align.judges import endpoint as judge_endpoint
 from ling_jax.align.judges import make_judge
+from ling_jax.align.judges.forms import Numbers, Question
+from ling_jax.align.judges.judgements import Judgements, Reply
 from ling_jax.align.rewards import configured_reward
+from ling_jax.rl import learner
 from ling_jax.rl.buffer import Group
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.judge_config import JudgeConfig, Rubric
@@ -96,6 +99,42 @@ def test_a_run_with_an_endpoint_replays_bit_for_bit_without_it(start, tmp_path, 
     train(prepared(other, tmp_path / "again"))
     first, again = ((tmp_path / name / "events.jsonl").read_text() for name in ("run", "again"))
     assert first == again
+
+
+@pytest.mark.usefixtures("same_steps")
+def test_a_run_that_its_judge_ended_goes_on_with_another_endpoint(start, tmp_path, monkeypatch):
+    """It asks again for the step that was not finished, and replays."""
+    monkeypatch.setattr(learner, "FAILURES_SEEN", (4, 128))
+    down = Endpoint(lambda prompt, attempt: Response(status=400, body="no such model"))
+    up = Endpoint(lambda prompt, attempt: Response("concise: merit 7 / defect 1"))
+    with served(down), pytest.raises(learner.TooManyFailures, match="the endpoint answers 400: no such model"):
+        train(prepared(endpoint_config(start, down.url, rubrics=RUBRICS), tmp_path))
+    with served(up):
+        config = endpoint_config(start, up.url, rubrics=RUBRICS)
+        train(prepared(config, tmp_path))
+    assert metrics(tmp_path, "reward_failed") == [0, 0]
+    assert replay(config, tmp_path) == 2
+
+
+def test_a_cache_has_no_failures_and_nothing_of_another_checkpoint(judge_model, tmp_path):
+    (step,) = (int(folder.name) for folder in (judge_model / "checkpoints").iterdir())
+    model = str(judge_model)
+    asked = [Question(text + "x" * 3000, Numbers(2)) for text in "ab"]  # more than the judge's context
+
+    def said_of(step: int) -> list[str]:
+        workdir = tmp_path / f"run_{step}"
+        workdir.mkdir()
+        cache = workdir / "old.jsonl"
+        said = [Reply("redundant: none"), Reply("", "busy")]
+        old = Judgements(lambda questions: said, model=model, budget=9, step=step, record=cache)
+        old.ask(asked)
+        old.accept()
+        cache.write_bytes(cache.read_bytes() + b'{"key": "half a li')
+        judge = make_judge(JudgeConfig(kind="engine", model=model, cache=str(cache)), workdir)
+        return [verdict.error for verdict in judge.model.ask(asked)]
+
+    same, other = said_of(step), said_of(step + 1)
+    assert same[0] == "" and all("pass the judge's context" in error for error in (same[1], *other))
 
 
 @pytest.mark.usefixtures("same_steps")

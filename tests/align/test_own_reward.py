@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from ling_jax.align.own_reward import last_turn
+from ling_jax.align.judges.cases import last_turn
 from ling_jax.align.rewards import named_reward
 from ling_jax.envs import environment
 from ling_jax.envs.sources import TaskSource

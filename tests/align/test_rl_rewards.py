@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.align.judges import RULES, case_of
-from ling_jax.align.rewards import REWARDS
+from ling_jax.align.rewards import REWARDS, configured_reward
 from ling_jax.align.rubrics import RULE_RUBRICS
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
@@ -16,14 +16,18 @@ from ling_jax.engine import Event
 from ling_jax.envs import environment
 from ling_jax.objectives import group_advantages
 from ling_jax.rl.episode import Episode, EpisodeRequest
+from ling_jax.rl.judge_config import JudgeConfig, Rubric
 from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.reader import Reader
+from ling_jax.rl.reward import Rewards
 from ling_jax.rl.sessions import SessionResult, open_session
 from ling_jax.rl.turns import append_generation, append_observation, append_result, pending_action
-from tests.helpers.rl_run import tokenizer
+from tests.helpers.judge_server import Endpoint, Response, served
+from tests.helpers.rl_run import small_config, tokenizer
 
 READER = Reader(tokenizer(), ChatTemplate(), end_ids(tokenizer()), 2000)
 RUBRICS = [rubric.name for rubric in RULE_RUBRICS]
+DENSE = (Rubric(name="correct"), Rubric(name="dense", question="Is it dense?"))
 END = tokenizer().token_to_id("<|role_end|>")
 SUM = dataclasses.replace(
     environment("running_sums").make_task(0, 2), hidden={"numbers": [37, 85, 12], "answer": "134"}
@@ -107,6 +111,56 @@ def test_an_answer_that_is_cut_off_does_not_end_cleanly():
     ends, steps = RUBRICS.index("ends_cleanly"), RUBRICS.index("shows_steps")
     assert merits[:, ends].tolist() == [1, 0] and defects[:, ends].tolist() == [0, 1]
     assert merits[:, steps].tolist() == [1, 0]
+
+
+DEMANDS = "Reply as JSON. Write exactly one sentence. Use at most 3 words. Do not mention rain. End with '}'."
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('{"a": 1}', 5),
+        ('<think>It may rain. Or not, who knows</think>\n\n{"a": 1}', 5),
+        ("<think>It may rain.", 2),  # an empty answer has at most 3 words and does not mention rain
+        ("{rain. b}", 2),
+    ],
+)
+def test_items_are_about_the_last_turn_without_reasoning_and_end_token(text, kept):
+    task = dataclasses.replace(SUM, messages=[{"role": "user", "content": DEMANDS}])
+    merits, _, _ = RULES([Rubric(name="items")], *case_of([episode(text, task=task)], READER))
+    np.testing.assert_allclose(merits, [[kept / 5]], rtol=1e-6)
+
+
+BUSY = Response(status=400, body="no such model")
+
+
+@pytest.mark.parametrize("bad", [BUSY, Response("I would rather not.")])
+def test_a_run_that_goes_on_asks_again_until_its_rewards_are_accepted(bad, tmp_path):
+    group = [episode(SHORT), episode("A:7")]
+
+    def paid(reply: Response, *, accepted=False, replay=False) -> tuple[Rewards, int]:
+        """By a new process in the same workdir, and how many questions it asked."""
+        with served(Endpoint(lambda prompt, attempt: reply)) as server:
+            judge = JudgeConfig(kind="endpoint", model="judge-1", base_url=server.url, key_variable="", rubrics=DENSE)
+            config = dataclasses.replace(small_config(tmp_path), judge=judge)
+            reward = configured_reward(config, tmp_path, replay=replay)
+            ((rewards,), _) = reward.pay([group], READER, None)
+            if accepted:
+                reward.accepted()
+            return rewards, len(server.prompts)
+
+    unjudged, _ = paid(bad)
+    assert all(unjudged.errors)
+    judged, asked = paid(Response("dense: merit 9 / defect 0"), accepted=True)
+    assert asked == 2 and np.isfinite(judged.total).all()
+    again, asked = paid(bad)
+    assert asked == 0 and again.total.tolist() == judged.total.tolist()
+
+    (tmp_path / "judgements.jsonl").unlink()
+    unjudged, _ = paid(bad, accepted=True)
+    for replay in (False, True):
+        again, asked = paid(Response("dense: merit 9 / defect 0"), replay=replay)
+        assert asked == 0 and again.errors == unjudged.errors and np.isnan(again.total).all()
 
 
 def test_a_score_out_of_its_range_is_named():

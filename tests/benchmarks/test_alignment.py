@@ -54,7 +54,7 @@ def test_every_finding_compares_runs_that_exist():
 
 
 def answer(length: int, outcome: float) -> Answer:
-    return Answer("A:1", list(range(length)), [0] * length, ["A:1"], outcome, True)
+    return Answer("A:1", "A:1", list(range(length)), [0] * length, ["A:1"], outcome, True)
 
 
 def test_without_its_length_term_evo_cot_pays_equally_for_short_and_long_answers(monkeypatch):

@@ -32,7 +32,8 @@ class Judge:
         """Of the answers to each prompt; a model gets all its questions at once."""
         check_judged_by(rubrics, self.model is not None)
         asked = [rubric for rubric in rubrics if rubric.question]
-        replies = self._ask_scores([asked] * len(cases), cases)
+        texts = [[answer.text for answer in case.answers] for case in cases]
+        replies = self._ask_scores([asked] * len(cases), cases, texts)
         items = self._judge_items(cases) if any(rubric.name == ITEMS for rubric in rubrics) else [None] * len(cases)
         columns = zip(cases, replies, items, strict=True)
         return [_joined(rubrics, asked, case, verdicts, judged_items) for case, verdicts, judged_items in columns]
@@ -48,25 +49,32 @@ class Judge:
         verdicts = iter(self.model.ask([ask_redundant(prompt, answer.sentences) for prompt, answer in several]))
         return [_flagged_tokens(case, verdicts) for case in cases]
 
+    def accept(self) -> None:
+        """What was found has entered a batch: a run that goes on asks nothing of it again, failures included."""
+        if self.model is not None:
+            self.model.accept()
+
     def _judge_items(self, cases: Sequence[Case]) -> list[Judged]:
         """[G, 1] shares of the items of each prompt's instruction that are kept, and broken."""
         if self.model is None:
             return [_item_scores(case, split_items(case.prompt)) for case in cases]
         split = self.model.ask([ask_items(case.prompt) for case in cases])
         asked = [_unchecked(verdict.value or ()) for verdict in split]
-        replies = self._ask_scores(asked, cases)
+        replies = self._ask_scores(asked, cases, [[answer.final for answer in case.answers] for case in cases])
         return [
             _item_scores(case, verdict.value or (), verdict.error, scores)
             for case, verdict, scores in zip(cases, split, replies, strict=True)
         ]
 
-    def _ask_scores(self, rubrics: Sequence[Sequence[Rubric]], cases: Sequence[Case]) -> list[list[Verdict]]:
-        """The verdicts on the answers of each case by the rubrics of this case; [] where it has none."""
+    def _ask_scores(
+        self, rubrics: Sequence[Sequence[Rubric]], cases: Sequence[Case], texts: Sequence[Sequence[str]]
+    ) -> list[list[Verdict]]:
+        """The verdicts on the texts of each case's answers by the rubrics of this case; [] where it has none."""
         counts = [len(case.answers) if own else 0 for own, case in zip(rubrics, cases, strict=True)]
         questions = [
-            ask_scores(own, case.prompt, answer.text)
-            for own, case in zip(rubrics, cases, strict=True)
-            for answer in (case.answers if own else ())
+            ask_scores(own, case.prompt, text)
+            for own, case, answers in zip(rubrics, cases, texts, strict=True)
+            for text in (answers if own else ())
         ]
         verdicts = iter(self.model.ask(questions) if questions else ())
         return [list(itertools.islice(verdicts, count)) for count in counts]
@@ -96,21 +104,30 @@ def _joined(rubrics, asked, case: Case, verdicts, items: Judged | None) -> Judge
     if items is not None:
         columns[ITEMS] = (items.merits[:, 0], items.defects[:, 0])
         errors = [error or other for error, other in zip(errors, items.errors, strict=True)]
+    rows = [i for i, error in enumerate(errors) if not error]
     for rubric in rubrics:
         if not rubric.question and rubric.name != ITEMS:
-            columns[rubric.name] = rules.RULES[rubric.name](case.answers)
+            columns[rubric.name] = _by_rule(rubric.name, case.answers, rows)
     merits, defects = (np.stack([columns[r.name][side] for r in rubrics], axis=1) for side in (0, 1))
-    failed = np.array([bool(error) for error in errors])
-    check_reward(merits[~failed], 0, 1, "merits")
-    check_reward(defects[~failed], 0, 1, "defects")
+    check_reward(merits[rows], 0, 1, "merits")
+    check_reward(defects[rows], 0, 1, "defects")
+    failed = [bool(error) for error in errors]
     merits[failed] = defects[failed] = np.nan
     return Judged(merits.astype(np.float32), defects.astype(np.float32), tuple(errors))
+
+
+def _by_rule(name: str, answers: Sequence[Answer], rows: Sequence[int]) -> np.ndarray:
+    """[2, G] merits and defects, compared among the answers of these rows; NaN elsewhere."""
+    scores = np.full((2, len(answers)), np.nan)
+    if rows:
+        scores[:, rows] = rules.RULES[name]([answers[i] for i in rows])
+    return scores
 
 
 def _item_scores(case: Case, items: Sequence[str], error: str = "", verdicts: Sequence[Verdict] = ()) -> Judged:
     """[G, 1] by the rules of the items that have one, and by the verdicts on the others; 1 and 0 without any item."""
     size, checks = len(case.answers), [check for check in map(check_of, items) if check]
-    kept = np.array([[check(answer.text) for check in checks] for answer in case.answers], np.float64)
+    kept = np.array([[check(answer.final) for check in checks] for answer in case.answers], np.float64)
     scores = np.stack([kept, 1 - kept], axis=-1).reshape(size, len(checks), 2)
     if verdicts:
         scores = np.hstack([scores, _stacked(verdicts, size, len(_unchecked(items)))])

@@ -23,7 +23,7 @@ def answer(text: str, outcome: float = 1.0) -> Answer:
         sentence += word.endswith(".")
     sentences = [" ".join(w for w, i in zip(words, ids, strict=True) if i == number) for number in dict.fromkeys(ids)]
     tokens = [zlib.crc32(word.encode()) for word in words]
-    return Answer(text, tokens, ids, sentences, outcome, True)
+    return Answer(text, text, tokens, ids, sentences, outcome, True)
 
 
 def model(reply) -> Judge:
@@ -45,6 +45,18 @@ def test_an_answer_without_a_verdict_has_no_scores_and_says_why():
     merits, defects, errors = judge(RUBRICS, "Why?", [answer("so"), answer("because")])
     assert np.isnan(merits[0]).all() and np.isnan(defects[0]).all() and np.isfinite(merits[1]).all()
     assert errors == ("busy", "")
+
+
+def test_rules_compare_the_answers_that_were_judged():
+    """An answer without a verdict is neither the shortest nor the longest of its group."""
+    brief = (Rubric(name="brief"), Rubric(name="logical", question="Does it follow?"))
+    judge = model(lambda prompt: Reply("", "busy") if "unjudged" in prompt else Reply(GOOD))
+    judged = [answer("a b"), answer("a b c"), answer("a b c d")]
+    alone = judge(brief, "Why?", judged)
+    merits, defects, errors = judge(brief, "Why?", [*judged, answer("unjudged " * 20)])
+    np.testing.assert_array_equal(merits[:3], alone.merits)
+    np.testing.assert_array_equal(defects[:3], alone.defects)
+    assert errors == ("", "", "", "busy") and np.isnan(merits[3]).all()
 
 
 def test_all_cases_are_asked_at_once():
