@@ -43,6 +43,7 @@ def check_config_file(path: str, classes: Sequence[type]) -> ml_collections.Conf
         raise flags.Error(f"--config={path}: {_no_file(Path(file))}")
     try:
         config = flags.FLAGS["config"].parser.parse(path)
+        getattr(config, "items", None)  # ml_collections keeps an OSError of the file until its config is read
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
         where = f"{file}, line {lines[-1]}" if lines else file

@@ -41,16 +41,21 @@ class ChatSource:
 
 
 def check_source(source: ChatSource, where: str) -> None:
-    """Raises ValueError or FileNotFoundError on a source that cannot be read, naming the field."""
+    """Raises ValueError on a source that cannot be, naming the field."""
     if bool(source.path) == bool(source.environment):
         raise ValueError(f"{where}: name one of path ({source.path!r}) and environment ({source.environment!r})")
     if not 0 < source.weight < float("inf"):
         raise ValueError(f"{where}.weight is {source.weight}; it must be positive and finite")
-    if source.path:
-        data.source_files(data.JsonLines(source.path))
-    else:
+    if source.environment:
         check_tasks(source.tasks, where)
         _check_options(source, where)
+
+
+def check_files(sources: Sequence[ChatSource]) -> None:
+    """Raises OSError or ValueError where a source's files are not there: flags may still name others in a config."""
+    for source in sources:
+        if source.path:
+            data.source_files(data.JsonLines(source.path))
 
 
 def _check_options(source: ChatSource, where: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from ling_jax.align.records import ChatSource, check_source, digest, records
+from ling_jax.align.records import ChatSource, check_files, check_source, digest, records
 from ling_jax.chat.conversations import POLICIES, tokenize_conversations
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import check_thinking, with_thinking
@@ -88,6 +88,7 @@ def prepare_sft(config: SftConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
+    check_files(config.sources)
     start = open_start(config, workdir)
     origins = {config.start_from: start.step}
     return prepare_from(start, config, workdir, lambda folder: config.sources, origins)

@@ -252,6 +252,7 @@ class Learner:
             check_reward(scored, low, high, f"reward {self.config.reward!r} of prompt {group.prompt}")
         if judged:
             self._note_rewards(rewards)
+            self.reward.accepted()
         return rewards, memory
 
     def _learn(

@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from ling_jax.align.records import ChatSource, check_source, converse, digest, records, texts, write_records
+from ling_jax.align.records import (
+    ChatSource,
+    check_files,
+    check_source,
+    converse,
+    digest,
+    records,
+    texts,
+    write_records,
+)
 from ling_jax.data import JsonLines, documents
 from ling_jax.envs import HELD_OUT_SEEDS, environment
 
@@ -81,4 +90,4 @@ def test_a_source_that_cannot_be_read_is_named(fields, message):
 
 def test_a_path_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
-        check_source(ChatSource(path="nowhere"), "sources[0]")
+        check_files([ChatSource(path="nowhere")])

@@ -94,6 +94,7 @@ BAD_FILES = {
     "syntax": ("def get_config(:\n", "syntax.py: SyntaxError"),
     "raises": ("\ndef get_config():\n    return 1 / 0\n", "raises.py, line 3: ZeroDivisionError"),
     "dict": ("def get_config():\n    return {}\n", "dict.py: get_config() gives a dict"),
+    "books": ("def get_config():\n    raise FileNotFoundError('no books')\n", "earlier failure to load: no books"),
     "empty": ("", "empty.py: AttributeError"),
 }
 
