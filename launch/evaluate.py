@@ -42,7 +42,7 @@ from ling_jax.engine.prompts import prompt_report
 from ling_jax.engine.text import Completion
 from ling_jax.envs import NAMES
 from ling_jax.envs import Task as EnvironmentTask
-from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of
+from ling_jax.envs.sources import TaskSource, check_files, check_tasks, held_out_of
 from ling_jax.evaluate.answers import (
     Verdict,
     Verifier,
@@ -293,6 +293,7 @@ def read_environment() -> TaskSource:
     count = 0 if path else COUNT.value
     source = TaskSource(environment=ENVIRONMENT.value, difficulties=difficulties, count=count, path=path)
     check_tasks(source, "tasks")
+    check_files([source], "tasks")
     if not held_out_of(source, 1):
         raise ValueError(f"{path} has no held-out question, which one in eight is by its text: add questions")
     return source

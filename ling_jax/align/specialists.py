@@ -15,7 +15,7 @@ from ling_jax.align.sft import ChatRows, check_tuning, open_start, prepare_from
 from ling_jax.align.shortest_correct import Figures, Sampling, shortest_correct
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
 from ling_jax.data.tokenizer import tokenizer_digest
-from ling_jax.envs.sources import TaskSource, check_tasks
+from ling_jax.envs.sources import TaskSource, check_files, check_tasks
 from ling_jax.files import read_object
 from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
@@ -81,6 +81,8 @@ def prepare_distillation(config: DistillConfig, workdir) -> Run:
 
     Raises ValueError or OSError with what to change, as `train.loop.prepare`.
     """
+    for i, teacher in enumerate(config.teachers):
+        check_files(teacher.tasks, f"teachers[{i}].tasks")
     student = open_start(config, workdir)
     teachers = [open_model(teacher.model) for teacher in config.teachers]
     for teacher, folder in zip(config.teachers, teachers, strict=True):

@@ -29,6 +29,13 @@ SIGNATURES = {
     "solution": "solution(task) -> tuple of texts",
 }
 ARGUMENTS = {"make_task": 2, "session": 0, "reset": 2, "step": 2, "solution": 1}
+OF_SESSIONS = {
+    "open": "async open(task, seed)",
+    "step": "async step(action) -> StepResult",
+    "close": "async close()",
+    "replayable": "replayable = True or False",
+}
+ARGUMENTS_OF_SESSIONS = {"open": 2, "step": 1, "close": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +56,16 @@ def own_environment(name: str) -> OwnEnvironment:
     Raises ValueError with all that is missing or takes other arguments.
     """
     made = _made(load_object(name, "environment"), name)
-    members = {member: getattr(made, member, None) for member in SIGNATURES}
-    _check_members(name, members)
+    acts = ("reset", "step") if getattr(made, "session", None) is None else ("session",)
+    members = {member: getattr(made, member, None) for member in ("make_task", *acts, "solution")}
+    _check_members(name, members, acts)
+    if "session" in members:
+        _check_session(name, members["session"])
     return OwnEnvironment(
         NAME=name,
         DIFFICULTIES=_difficulties(made, name),
         make_task=functools.partial(_make_task, name, members["make_task"]),
-        session=members["session"] or functools.partial(PureSession, members["reset"], members["step"]),
+        session=members.get("session") or functools.partial(PureSession, members["reset"], members["step"]),
         solution=members["solution"] and _checked_solution(name, members["solution"]),
     )
 
@@ -69,8 +79,7 @@ def _made(found: Any, name: str) -> Any:
         raise ValueError(f"environment {name}: making it raised {error_text(error)}") from None
 
 
-def _check_members(name: str, members: dict[str, Any]) -> None:
-    acts = ("session",) if members["session"] is not None else ("reset", "step")
+def _check_members(name: str, members: dict[str, Any], acts: tuple[str, ...]) -> None:
     missing = [SIGNATURES[member] for member in ("make_task", *acts) if members[member] is None]
     if missing:
         more = "" if "session" in acts else f"; in the place of reset and step, {SIGNATURES['session']} would do"
@@ -78,6 +87,23 @@ def _check_members(name: str, members: dict[str, Any]) -> None:
     for member, function in members.items():
         if function is not None and not _takes(function, ARGUMENTS[member]):
             raise ValueError(f"environment {name}: {member} is {_described(function)}; expected {SIGNATURES[member]}")
+        if inspect.iscoroutinefunction(function):
+            raise ValueError(f"environment {name}: {member} is async; expected {SIGNATURES[member]} without async")
+
+
+def _check_session(name: str, make: Callable[[], Any]) -> None:
+    """Makes one, which is never opened. Raises ValueError with what it lacks."""
+    try:
+        session = make()
+    except Exception as error:  # the user's own
+        raise ValueError(f"environment {name}: session() raised {error_text(error)}") from None
+    where = f"environment {name}: what session() returns, a {type(session).__name__},"
+    missing = [OF_SESSIONS[member] for member in OF_SESSIONS if getattr(session, member, None) is None]
+    if missing:
+        raise ValueError(f"{where} lacks {' and '.join(missing)}")
+    for member, count in ARGUMENTS_OF_SESSIONS.items():
+        if not _takes(function := getattr(session, member), count):
+            raise ValueError(f"{where} has as {member} {_described(function)}; expected {OF_SESSIONS[member]}")
 
 
 def _takes(function: Any, count: int) -> bool:

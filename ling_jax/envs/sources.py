@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 
 from ling_jax.envs import HELD_OUT_SEEDS, NAMES, Task, environment
@@ -24,6 +25,11 @@ class TaskSource:
             object.__setattr__(self, "environment", questions.NAME)
 
     @property
+    def is_there(self) -> bool:
+        """Whether its file is, if it has one."""
+        return not self.path or os.path.exists(self.path)
+
+    @property
     def size(self) -> int:
         """How many tasks it has."""
         if not self.path:
@@ -33,7 +39,10 @@ class TaskSource:
 
 
 def check_tasks(source: TaskSource, where: str) -> None:
-    """Raises ValueError or OSError on tasks that cannot be made, naming the field, or file and line."""
+    """Raises ValueError or OSError on tasks that cannot be made, naming the field, or file and line.
+
+    A file that is not there is no error yet, since flags may still name another one: `check_files` says so.
+    """
     if not source.environment:
         raise ValueError(f"{where} has neither path nor environment; name a file of questions, or one of {_names()}")
     try:
@@ -41,10 +50,17 @@ def check_tasks(source: TaskSource, where: str) -> None:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     _check_path(source, where)
-    if source.path:
-        _check_questions(source, where)
-    else:
+    if not source.path:
         _check_made(source, known, where)
+    elif source.is_there:
+        _check_questions(source, where)
+
+
+def check_files(sources: Sequence[TaskSource], where: str) -> None:
+    """Raises FileNotFoundError where a file of questions is not there."""
+    for i, source in enumerate(sources):
+        if not source.is_there:
+            raise FileNotFoundError(f"{where}[{i}].path: {source.path} does not exist; name a file of questions")
 
 
 def _check_path(source: TaskSource, where: str) -> None:

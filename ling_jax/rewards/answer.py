@@ -166,7 +166,7 @@ class AnswerChecker:
 
 @functools.cache
 def shared_checker() -> AnswerChecker:
-    """The checker shared by all environments and verifiers of this process; its worker ends with the process."""
+    """The checker shared by all evaluations of this process; its worker ends with the process."""
     return AnswerChecker()
 
 

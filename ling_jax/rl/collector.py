@@ -85,7 +85,8 @@ class Collector:
         An episode whose environment acts has no slot and no progress. There may be nothing to tell, []: where all
         environments act it waits 0.2 s at most, where long contexts are read about a second. Of more episodes than
         slots, those of the lowest ids go first. An episode that is not among these any more leaves, and its session is
-        closed. With `arrivals`, for a replay, it waits for the results of these sessions, and leaves others for later.
+        closed. With `arrivals`, for a replay, it waits for the results of these sessions as far as they act, and leaves
+        others for later.
         """
         before = {i: episode.drawn for i, episode in episodes.items()}
         for i in [i for i, episode in self._episodes.items() if episodes.get(i) is not episode]:
@@ -110,18 +111,27 @@ class Collector:
 
     @property
     def _acting(self) -> bool:
-        return any(episode.pending is not None for episode in self._episodes.values())
+        return any(map(self._acts, self._episodes))
 
     def _results(self) -> list[SessionResult]:
         return self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS)
 
     def _results_of(self, ids: Sequence[int]) -> list[SessionResult]:
-        while True:
-            self._early |= {result.id: result for result in self._sessions.results(0.0)}
-            missing = [i for i in ids if i not in self._early and i in self._episodes]
-            if not missing:
-                return [self._early.pop(i) for i in sorted(ids) if i in self._early]
-            self._early |= {result.id: result for result in self._sessions.results(WAIT_SECONDS)}
+        """The results of these sessions. In a replay that has become another run all may act, and none be among these:
+        then it takes whatever comes, so that the version ends and its events show the difference."""
+        self._receive(0.0)
+        while any(self._acts(i) and i not in self._early for i in ids):
+            self._receive(WAIT_SECONDS)
+        if self._acting and not self.engine.busy and not self._early.keys() & set(ids):
+            self._receive(WAIT_SECONDS)
+            ids = list(self._early)
+        return [self._early.pop(i) for i in sorted(ids) if i in self._early]
+
+    def _receive(self, wait_seconds: float) -> None:
+        self._early |= {result.id: result for result in self._sessions.results(wait_seconds)}
+
+    def _acts(self, id: int) -> bool:
+        return id in self._episodes and self._episodes[id].pending is not None
 
     def _join(self, episode: Episode) -> SessionResult | None:
         """Brings engine and session to where the episode is; the result of an instant session that was to act."""
@@ -170,6 +180,7 @@ class Collector:
     def _release(self, id: int) -> None:
         """The episode leaves engine and sessions."""
         del self._episodes[id]
+        self._early.pop(id, None)
         if id in self.engine:
             self.engine.release(id)
         self._sessions.close(id)

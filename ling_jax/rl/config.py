@@ -156,6 +156,8 @@ def check_config(config: RLConfig) -> None:
     check_optimizer(config)
     for i, source in enumerate(config.tasks):
         check_tasks(source, f"tasks[{i}]")
+        if not source.is_there:  # flags may name another file
+            continue
         _check_answers(source, config.reward, f"tasks[{i}]")
         if config.train.eval_tasks and not held_out_of(source, 1):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import IO
 
 import optax
@@ -11,8 +12,8 @@ from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
-from ling_jax.envs import NAMES, environment
-from ling_jax.envs.sources import TaskSource, describe_source, distinct_held_out, held_out_of, tasks
+from ling_jax.envs import NAMES, Task, environment
+from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
 from ling_jax.model import model_spec
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
@@ -66,6 +67,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
             f"reward is {config.reward!r}, which pays by thinking effort, and efforts is (): set efforts to "
             f"{tuple(EFFORT_WEIGHTS)}, or take another reward, such as 'evo_cot'"
         )
+    check_files(config.tasks, "tasks")
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
     start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
@@ -153,26 +155,29 @@ def origin_of(config: RLConfig, workdir: epath.Path) -> ModelFolder:
 
 def _probe(config: RLConfig, reader: Reader) -> None:
     """Raises ValueError where some first tasks do not fit the context or the template: training and held-out ones, all
-    difficulties, each with its own solution. Of a file, all questions have to fit."""
-    effort = max(config.efforts, key=len, default=None)
+    difficulties, each with its own solution. All held-out tasks that are evaluated have to fit, and of a file all
+    questions to train on."""
+    effort, seconds = max(config.efforts, key=len, default=None), config.rollout.session_seconds
     for source in config.tasks:
         count = min(source.size, max(PROBES, len(source.difficulties)))
+        held_out = held_out_of(source, max(count, config.train.eval_tasks))
         if source.path:
-            _check_all_fit(source, reader, effort)
+            _check_all_fit(source.path, [*tasks(source), *held_out], reader, effort)
         elif environment(source.environment).solution is None:
             print(f"{source.environment} has no solution: nothing is played before the first step", flush=True)
-        found = [*itertools.islice(tasks(source), count), *held_out_of(source, count)]
-        for episode in reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in found]):
-            rehearse(episode, reader)
+        found = [*itertools.islice(tasks(source), count), *held_out]
+        episodes = reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in found])
+        for episode in episodes[: 2 * count]:
+            rehearse(episode, reader, seconds)
 
 
-def _check_all_fit(source: TaskSource, reader: Reader, effort: str | None) -> None:
+def _check_all_fit(path: str, questions: Sequence[Task], reader: Reader, effort: str | None) -> None:
     """Raises ValueError with the line of the first question of a file that no episode can begin with."""
-    begun = reader.begin([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in tasks(source)])
+    begun = reader.begin([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in questions])
     refused = [found for found in begun if isinstance(found, Refused)]
     if refused:
         more = f"; {len(refused) - 1} others are so" if len(refused) > 1 else ""
-        raise ValueError(f"{source.path}, line {refused[0].request.task.seed}: {refused[0].reason}{more}")
+        raise ValueError(f"{path}, line {refused[0].request.task.seed}: {refused[0].reason}{more}")
 
 
 def _held_out_report(config: RLConfig) -> str:

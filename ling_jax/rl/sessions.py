@@ -7,7 +7,7 @@ import math
 import numbers
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,24 +134,24 @@ class SessionHost:
         return [result for live, result in finished if self._sessions.get(result.id) is live]
 
     def _take_late(self) -> list[SessionResult]:
-        late = [live for live in self._threaded() if live.seconds_left(self.seconds) <= 0 and live.take()]
+        late = [live for live in self._owing() if live.seconds_left(self.seconds) <= 0 and live.take()]
         error = f"its session gave no answer in {self.seconds:g} s"
         return [SessionResult(live.id, None, "infra_failed", error) for live in late]
 
     def _next_deadline(self) -> float:
-        return min((live.seconds_left(self.seconds) for live in self._threaded()), default=math.inf)
+        return min((live.seconds_left(self.seconds) for live in self._owing()), default=math.inf)
 
-    def _threaded(self) -> list["_Threaded"]:
-        return [live for live in self._sessions.values() if isinstance(live, _Threaded)]
+    def _owing(self) -> list["_Threaded"]:
+        return [live for live in self._sessions.values() if isinstance(live, _Threaded) and live.owes]
 
 
 @contextlib.contextmanager
-def open_session(task: Task, seed: int = 0) -> Iterator[Callable[[Action], StepResult]]:
-    """A session of a task's environment, as a function that acts in it and waits for the result.
+def open_session(task: Task, seed: int = 0, seconds: float = SECONDS) -> Iterator[Callable[[Action], StepResult]]:
+    """A session of a task's environment, as a function that acts in it and waits `seconds` at most for the result.
 
     The function raises InfraError, which names the task, where the session fails.
     """
-    with SessionHost() as host:
+    with SessionHost(seconds) as host:
         host.open(0, environment(task.environment).session, task, seed)
 
         def act(action: Action) -> StepResult:
@@ -185,8 +185,11 @@ class _Instant:
         return self.do(_step(self.id, self.session, action))
 
     def close(self) -> list[threading.Thread]:
-        if waits := _finish_now(self.id, _close(self.id, self.session)):
-            print(f"rollout {self.id}: {waits.error}", flush=True)
+        try:
+            if waits := _finish_now(self.id, _close(self.id, self.session)):
+                print(f"rollout {self.id}: {waits.error}", flush=True)
+        except asyncio.CancelledError as error:
+            _print_unclosed(self.id, error)
         return []
 
 
@@ -211,8 +214,10 @@ class _Threaded:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(_DaemonThreads())
         self._in_order = asyncio.Lock()
+        self._doing: set[asyncio.Task] = set()  # what it is to do; tasks that the session itself started are not here
         self._started = math.inf  # when what it does now began; inf where it does nothing
-        self._owed = threading.Semaphore(0)  # 1 while an action has no result yet
+        self._settled = threading.Lock()  # released while an action has no result yet
+        self._settled.acquire()
         self._unclosed = threading.Semaphore(1)  # who takes it closes the session
         self._failure: SessionResult | None = None
         _start(self._serve)
@@ -221,16 +226,21 @@ class _Threaded:
         asyncio.run_coroutine_threadsafe(self._do(work), self._loop)
 
     def act(self, action: Action) -> None:
-        self._owed.release()
+        self._settled.release()
         self.do(_step(self.id, self.session, action))
 
     def seconds_left(self, seconds: float) -> float:
         """Until the deadline of what it does now."""
         return self._started + seconds - time.monotonic()
 
+    @property
+    def owes(self) -> bool:
+        """Whether an action has no result yet."""
+        return not self._settled.locked()
+
     def take(self) -> bool:
         """Whether an action has no result yet; from now on it counts as having one."""
-        return self._owed.acquire(blocking=False)
+        return self._settled.acquire(blocking=False)
 
     def close(self) -> list[threading.Thread]:
         self.take()
@@ -243,7 +253,8 @@ class _Threaded:
             closing.result(CLOSE_SECONDS)
         except TimeoutError:
             asyncio.run(self._close_once())
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _serve(self) -> None:
         try:
@@ -252,6 +263,7 @@ class _Threaded:
             self._loop.close()
 
     async def _do(self, work: _Work) -> None:
+        self._doing.add(asyncio.current_task())
         try:
             async with self._in_order:
                 self._started = time.monotonic()
@@ -259,6 +271,7 @@ class _Threaded:
                 self._started = math.inf
         finally:
             work.close()  # where it did not run
+            self._doing.remove(asyncio.current_task())
         if result is None:  # it opened, or repeated an action
             return
         if result.step is None:
@@ -267,12 +280,10 @@ class _Threaded:
             self._report(self, result)
 
     async def _cancel_and_close(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=1.0)
+        """The session's own tasks run on until it has closed: it may need them to end well."""
+        await _cancel(self._doing)
         await self._close_once()
+        await _cancel(asyncio.all_tasks() - {asyncio.current_task()})
 
     async def _close_once(self) -> None:
         if self._unclosed.acquire(blocking=False):
@@ -280,6 +291,8 @@ class _Threaded:
                 await asyncio.wait_for(_close(self.id, self.session), CLOSE_SECONDS)
             except TimeoutError:
                 print(f"rollout {self.id}: its session did not close in {CLOSE_SECONDS:g} s", flush=True)
+            except asyncio.CancelledError as error:  # it awaited a task that it cancelled
+                _print_unclosed(self.id, error)
 
 
 async def _open(id: int, session: Session, task: Task, seed: int) -> SessionResult | None:
@@ -316,7 +329,20 @@ async def _close(id: int, session: Session) -> None:
     try:
         await session.close()
     except (Exception, SystemExit) as error:
-        print(f"rollout {id}: its session did not close: {error_text(error)}", flush=True)
+        _print_unclosed(id, error)
+
+
+def _print_unclosed(id: int, error: BaseException) -> None:
+    print(f"rollout {id}: its session did not close: {error_text(error)}", flush=True)
+
+
+async def _cancel(tasks: Collection[asyncio.Task]) -> None:
+    """Cancels them, and waits a second for their ends."""
+    tasks = set(tasks)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=1.0)
 
 
 def _finish_now(id: int, work: _Work) -> SessionResult | None:
@@ -338,9 +364,8 @@ def _problem(step: Any) -> str:
             return f"{name} is {getattr(step, name)!r}; expected True or False"
     if not isinstance(step.rewards, Mapping):
         return f"rewards is a {type(step.rewards).__name__}; expected {{name: number}}"
-    for name, reward in step.rewards.items():
-        if not isinstance(name, str) or not isinstance(reward, numbers.Real) or not math.isfinite(reward):
-            return f"rewards[{name!r}] is {reward!r}; expected a finite number by its name"
+    if problem := _problem_of_rewards(step):
+        return problem
     try:
         if step.observation:
             check_messages(list(step.observation), "observation")
@@ -350,6 +375,17 @@ def _problem(step: Any) -> str:
             check_whole_characters(message["content"], f"observation[{i}].content")
     except (TypeError, ValueError) as error:
         return str(error)
+    return ""
+
+
+def _problem_of_rewards(step: StepResult) -> str:
+    for name, reward in step.rewards.items():
+        if not isinstance(name, str) or not isinstance(reward, numbers.Real) or not math.isfinite(reward):
+            return f"rewards[{name!r}] is {reward!r}; expected a finite number by its name"
+    if step.terminated and "outcome" not in step.rewards:
+        return "rewards has no 'outcome', and the episode has ended; expected 1 for solved, 0 for not"
+    if not 0 <= step.rewards.get("outcome", 0) <= 1:
+        return f"rewards['outcome'] is {step.rewards['outcome']!r}; expected a number from 0 to 1"
     return ""
 
 

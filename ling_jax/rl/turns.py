@@ -18,7 +18,7 @@ from ling_jax.envs import environment, parse_action
 from ling_jax.envs.base import Action, Message, StepResult
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
-from ling_jax.rl.sessions import Repeated, SessionResult, open_session
+from ling_jax.rl.sessions import SECONDS, Repeated, SessionResult, open_session
 
 
 def append_generation(episode: Episode, event: Event, reader: Reader) -> None:
@@ -84,16 +84,17 @@ def past_actions(episode: Episode) -> list[Repeated]:
     return found
 
 
-def rehearse(episode: Episode, reader: Reader) -> None:
+def rehearse(episode: Episode, reader: Reader, session_seconds: float = SECONDS) -> None:
     """Plays a fresh episode in which the task's own solution is said, behind no reasoning where a prompt opens it; does
     nothing where its environment has no solutions.
 
-    Raises ValueError where the template cannot go on, and InfraError where the session fails.
+    Raises ValueError where the template cannot go on, and InfraError where the session fails, or takes longer than
+    `session_seconds` for its opening or an action.
     """
     solution = environment(episode.task.environment).solution
     if solution is None:
         return
-    with open_session(episode.task, episode.seed) as act:
+    with open_session(episode.task, episode.seed, session_seconds) as act:
         for turn in solution(episode.task):
             if episode.running:
                 episode.pending = (END_THINK if episode.opened else "") + turn

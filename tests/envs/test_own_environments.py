@@ -91,7 +91,46 @@ made = Own()
             check_tasks(TaskSource(environment=each, difficulties=(1,), count=4), "tasks[0]")
 
 
+def test_an_environment_may_be_its_own_session(own):
+    name = own(
+        """
+class Own(Guess):
+    replayable = True
+    def session(self): return Own()
+    async def open(self, task, seed): ...
+    async def step(self, action): return StepResult([], {"outcome": 0.0}, True, False, None)
+    async def close(self): ...
+"""
+    )
+    (task,) = tasks(TaskSource(environment=name, count=1))
+    assert actions_of(name, task, "4")[0].terminated
+
+
+SESSION = """
+class Talks:
+    async def open(self, task, seed): ...
+    {}
+class Own:
+    session = Talks
+    def make_task(self, seed, difficulty): return task(seed, difficulty)
+"""
 REFUSED = {
+    "a session of half its members": (
+        SESSION.format(""),
+        r"what session\(\) returns, a Talks, lacks async step\(action\) -> StepResult and async close\(\) and repl",
+    ),
+    "a session of functions of values": (
+        SESSION.format("replayable = True; close = lambda self: None; step = Guess.step"),
+        r"a Talks, has as step a function of \(number, action\); expected async step\(action\) -> StepResult",
+    ),
+    "a session that cannot be made": (
+        SESSION.format("def __init__(self): self.x = {}['port']"),
+        r"session\(\) raised KeyError: 'port'",
+    ),
+    "functions of values that wait": (
+        "class Own(Guess):\n    async def step(self, state, action): ...",
+        r"step is async; expected step\(state, action\) -> \(state, StepResult\) without async",
+    ),
     "no members": (
         "class Own: ...",
         r"lacks make_task\(seed, difficulty\) -> Task and reset\(task, seed\) -> state and step\(state, action\) -> "

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ling_jax.envs import is_held_out, parse_action
+from ling_jax.envs import parse_action
 from ling_jax.envs.reasoning import questions
 from ling_jax.envs.sources import TaskSource, check_tasks, distinct_held_out, held_out_of, tasks
 
@@ -36,7 +36,7 @@ def test_a_path_alone_is_a_source_of_questions(tmp_path):
     assert source == TaskSource(environment="questions", path=path)
     kept, held_out = list(tasks(source)), held_out_of(source, 99)
     assert len(kept) + len(held_out) == 40 and held_out
-    assert all(map(is_held_out, held_out)) and not any(map(is_held_out, kept))
+    assert all(map(questions.is_held_out, held_out)) and not any(map(questions.is_held_out, kept))
 
 
 def test_a_prompt_is_asked_as_it_is_and_a_gsm8k_question_with_the_form_of_its_answer(tmp_path):
@@ -66,6 +66,8 @@ def test_messages_and_tools_have_the_forms_of_fine_tuning_data(tmp_path):
         ("answer", 0.5, ["1/2", "so \\boxed{0.50}", "#### .5"], ["5", "0.5 or 0.6 or 0.7 as \\boxed{0.6}", ""]),
         ("exact", "1/2", ["1/2", " 1/2\n", "<think>0.5</think>1/2", "\\boxed{1/2}"], ["0.5", "1/2.", "<think>1/2", ""]),
         ("contains", "Paris", ["It is Paris.", "Paris"], ["paris", "", "<think>Paris</think>Rome", "<think>Paris"]),
+        ("exact", "half of 1\n#### 1/2", ["1/2", "#### 1/2"], ["0.5", "half of 1", ""]),
+        ("contains", "The capital.\n#### Paris", ["It is Paris."], ["The capital.", ""]),
         ("none", "ignored", [], ["ignored", ""]),
     ],
 )
@@ -91,6 +93,9 @@ def test_other_fields_are_kept_for_rewards_of_ones_own(tmp_path):
         ({"prompt": "\ud800", "answer": 1}, "line 2: prompt holds half a surrogate pair"),
         ({"prompt": "a", "answer": 1}, "line 2: its prompt is that of line 1; leave one of the two out"),
         ({"prompt": "a", "answer": 2}, "line 2: its prompt is that of line 1"),
+        ({"prompt": " a\n", "answer": 1}, "line 2: its prompt is that of line 1"),
+        ({"question": "a", "answer": 1}, "line 2: its prompt is that of line 1"),
+        ({"messages": [{"role": "user", "content": "a "}], "answer": 1}, "line 2: its prompt is that of line 1"),
         ({"prompt": "b", "question": "b", "answer": 2}, "line 2 has prompt and question; expected one of"),
         ({"messages": [], "answer": 2}, "line 2: messages is .*at least one"),
         ({"messages": [{"role": "assistant", "content": "4"}], "answer": 4}, "line 2: messages end with the assistant"),
@@ -103,6 +108,8 @@ def test_other_fields_are_kept_for_rewards_of_ones_own(tmp_path):
         ({"prompt": "b", "answer": 4, "checker": 7}, "line 2: checker is 7; expected one of answer, exact"),
         ({"prompt": "b", "answer": " ", "checker": "exact"}, "line 2: answer is ' '; expected text"),
         ({"prompt": "b", "answer": None, "checker": "contains"}, "line 2: answer is None; expected text"),
+        ({"prompt": "b", "answer": "so 1\n####", "checker": "exact"}, "line 2: answer is .*; expected text"),
+        ({"prompt": "b", "answer": "#### 1\n2", "checker": "exact"}, "line 2: answer is .* at the end, on one line"),
         ({"prompt": "b", "answer": [1]}, r"line 2: answer is \[1\]; expected text, or a number"),
     ],
 )
@@ -123,7 +130,11 @@ def test_byte_order_marks_crlf_and_blank_lines_are_no_part_of_a_task(tmp_path):
 
 
 @given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), unique=True, max_size=9)
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+        unique_by=lambda text: " ".join(text.split()),
+        max_size=9,
+    )
 )
 def test_any_distinct_prompts_are_tasks_and_keep_their_text(tmp_path_factory, prompts):
     path = tmp_path_factory.mktemp("own") / "own.jsonl"
@@ -134,6 +145,23 @@ def test_any_distinct_prompts_are_tasks_and_keep_their_text(tmp_path_factory, pr
     by_line = sorted((*found.training, *found.held_out), key=lambda task: task.seed)
     assert [task.prompt for task in by_line] == [record["prompt"] for record in records]
     assert len({task.id for task in by_line}) == len(records)
+
+
+@pytest.mark.parametrize("other", [{"prompt": " Say  {}.\n"}, {"question": "Say {}."}])
+def test_a_question_is_on_one_side_of_the_split_however_it_is_asked(tmp_path, other):
+    """So a file may be evaluated by a model that was trained on another one."""
+    ((name, form),) = other.items()
+    records = [{"prompt": f"Say {i}.", "answer": i} for i in range(99)]
+    asked_otherwise = [{name: form.format(i), "answer": i} for i in range(99)]
+    found = questions.read_questions(write(tmp_path / "a.jsonl", *records))
+    others = questions.read_questions(write(tmp_path / "b.jsonl", *asked_otherwise))
+    assert [task.seed for task in found.held_out] == [task.seed for task in others.held_out] != []
+
+
+def test_the_same_words_with_other_tools_are_another_question(tmp_path):
+    records = [{"prompt": "a", "answer": 1}, {"prompt": "a", "answer": 2, "tools": [TOOL]}]
+    found = questions.read_questions(write(tmp_path / "own.jsonl", *records))
+    assert sorted((len(found.training), len(found.held_out))) == [0, 2], "they are on one side of the split"
 
 
 def test_held_out_tasks_are_counted_where_they_differ():

@@ -1,13 +1,14 @@
 """Questions from a file: read, checked, split, and solved by what the checker calls right."""
 
 import json
+import time
 
 import pytest
 
 from configs.rl.tiny_questions import QUESTIONS
-from ling_jax.envs import InfraError, is_held_out, parse_action
+from ling_jax.envs import InfraError, parse_action
 from ling_jax.envs.reasoning import checkers, questions
-from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, tasks
+from ling_jax.envs.sources import TaskSource, check_files, check_tasks, held_out_of, tasks
 from ling_jax.rewards import AnswerChecker
 from ling_jax.rewards import answer as answer_module
 
@@ -48,7 +49,7 @@ def test_gsm8k_is_read_as_it_is(data):
     first = min((*tasks(source), *held_out), key=lambda task: task.seed)
     assert first.hidden["answer"] == "72" and first.prompt.startswith("Natalia sold clips")
     assert not {task.prompt for task in tasks(source)} & {task.prompt for task in held_out}
-    assert all(map(is_held_out, held_out))
+    assert all(map(questions.is_held_out, held_out))
 
 
 def test_answers_may_stand_alone_and_be_numbers(tmp_path):
@@ -106,8 +107,10 @@ def test_sources_that_cannot_be_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             check_tasks(source, "tasks[0]")
-    with pytest.raises(FileNotFoundError):
-        check_tasks(source_of(tmp_path / "absent.jsonl"), "tasks[0]")
+    absent = source_of(tmp_path / "absent.jsonl")
+    check_tasks(absent, "tasks[0]")  # flags may still name another file
+    with pytest.raises(FileNotFoundError, match=r"tasks\[0\].path: .*absent.jsonl does not exist; name a file of ques"):
+        check_files([absent], "tasks")
     with pytest.raises(ValueError, match="holds no question"):
         check_tasks(source_of(write(tmp_path / "empty.jsonl")), "tasks[0]")
 
@@ -115,7 +118,7 @@ def test_sources_that_cannot_be_are_refused(tmp_path):
 def test_a_check_that_the_machine_failed_breaks_the_episode_and_pays_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(answer_module, "WORKER", tmp_path / "absent.py")
     checker = AnswerChecker()
-    monkeypatch.setattr(checkers, "shared_checker", lambda: checker)
+    monkeypatch.setattr(checkers, "answer_checker", lambda: checker)
     task = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD | {"answer": "x+1"})))
     (task,) = (*task.training, *task.held_out)
     with pytest.raises(InfraError, match="the answer was not checked"):
@@ -127,10 +130,19 @@ def test_an_answer_that_hides_behind_the_checker_pays_what_a_wrong_one_pays(monk
     found = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD)))
     (task,) = (*found.training, *found.held_out)
     with AnswerChecker(limit=0.5) as checker:
-        monkeypatch.setattr(checkers, "shared_checker", lambda: checker)
+        monkeypatch.setattr(checkers, "answer_checker", lambda: checker)
         hiding = act(task, "\\boxed{10^{10^{10^{10}}}}")
     assert hiding.rewards == {"outcome": 0.0} and hiding.terminated and "took longer than 0.5 s" in hiding.error
     assert outcome(task, "\\boxed{5}") == 0
+
+
+def test_an_answer_holds_up_decoding_for_about_a_second_at_most(tmp_path):
+    found = questions.read_questions(str(write(tmp_path / "own.jsonl", GOOD | {"answer": "x+1"})))
+    (task,) = (*found.training, *found.held_out)
+    assert outcome(task, "\\boxed{1+x}") == 1, "the worker has started"
+    begun = time.monotonic()
+    hiding = act(task, "\\boxed{10^{10^{10^{10}}}}")
+    assert hiding.error == "took longer than 1 s" and time.monotonic() - begun < 4
 
 
 def test_an_ended_episode_is_over(tmp_path):

@@ -1,12 +1,14 @@
 """Episodes in an engine, with sessions that act at once, take their time, or break."""
 
 import json
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from ling_jax.envs import find
+from ling_jax.rl import collector as collector_module
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import restore_episode
 from ling_jax.rl.sessions import LOST
@@ -245,6 +247,49 @@ def test_new_weights_go_on_with_what_is_under_way(monkeypatch):
         run(collector, [episode for episode in episodes if episode.running])
     versions = np.concatenate([episode.trajectory.versions for episode in episodes])
     assert set(versions) == {0, 5} and not any(episode.failed for episode in episodes)
+
+
+def in_time(call):
+    """What it returns; it has five seconds."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert found, "it hangs"
+    return found[0]
+
+
+@pytest.fixture
+def acting(monkeypatch):
+    """(collector, episode): one whose environment acts, for a tenth of a second."""
+    environment(monkeypatch, Talker)
+    (episode,) = begin(1)
+    with tiny_collector() as collector:
+        while episode.pending is None:
+            collector.advance({0: episode}, [])
+        yield collector, episode
+
+
+def test_a_replay_waits_for_no_result_that_it_has(acting, monkeypatch):
+    """A long observation is read, longer than a call takes: no piece of decoding is done, and the log names one."""
+    collector, episode = acting
+    with monkeypatch.context() as patch:
+        patch.setattr(collector_module, "READ_SECONDS", 0.0)
+        assert in_time(lambda: collector.advance({0: episode}, [0])) == [] and collector.arrived == [0]
+    assert in_time(lambda: collector.advance({0: episode}, [0]))[0].drawn and collector.arrived == []
+
+
+def test_a_replay_that_is_another_run_goes_on_and_shows_it(acting):
+    """Its log names a result of an episode that still generates, and then names none where all wait for one."""
+    collector, episode = acting
+    in_time(lambda: collector.advance({0: episode}, [0]))
+    assert collector.arrived == [0]
+    while episode.pending is None:
+        assert in_time(lambda: collector.advance({0: episode}, [0])) and collector.arrived == []
+    until = time.monotonic() + 5
+    while not collector.arrived and time.monotonic() < until:
+        in_time(lambda: collector.advance({0: episode}, []))
+    assert collector.arrived == [0]
 
 
 def test_more_episodes_than_slots_wait_in_the_engine(monkeypatch):

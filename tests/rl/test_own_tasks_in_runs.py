@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ling_jax.envs.reasoning import questions
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl.loop import train
 from ling_jax.rl.replay import replay
@@ -27,6 +28,17 @@ class Guess:
         told = [] if right or last else [{"role": "user", "content": "No."}]
         rewards = {"outcome": float(right)} if right or last else {}
         return turns + 1, StepResult(told, rewards, right, last and not right, None)
+"""
+HANGING = """
+import asyncio
+
+class Hanging(Guess):
+    replayable = True
+    session = lambda self: Hanging()
+    solution = lambda self, task: ("9",)
+    async def open(self, task, seed): ...
+    async def step(self, action): await asyncio.sleep(60)
+    async def close(self): ...
 """
 
 
@@ -110,6 +122,38 @@ def test_a_prompt_that_does_not_fit_is_named_by_its_line(start, tmp_path):
             file.write(json.dumps({"prompt": f"Say {i} " * 200, "answer": i}) + "\n")
     with pytest.raises(ValueError, match=r"own.jsonl, line \d\d: task .* has a prompt of .*; \d+ others are so"):
         prepared(config_of(start, source), tmp_path / "run")
+
+
+def test_a_held_out_prompt_that_is_evaluated_has_to_fit(start, tmp_path):
+    """Also behind the first 16, which are played before the start."""
+    source, path = own_file(tmp_path / "own.jsonl", count=200), tmp_path / "long.jsonl"
+    long = [{"prompt": f"Say {i} " * 200, "answer": i} for i in range(40)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in long))
+    asked = questions.read_questions(str(path)).held_out[0].seed - 1
+    with open(source.path, "a") as file:
+        file.write(json.dumps(long[asked]) + "\n")
+    prepared(config_of(start, source, eval_tasks=0), tmp_path / "unasked").lock.close()
+    with pytest.raises(ValueError, match=r"own.jsonl, line 201: task .* has a prompt of"):
+        prepared(config_of(start, source, eval_tasks=60), tmp_path / "run")
+
+
+def test_a_held_out_task_that_is_evaluated_has_to_fit(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long_guess.py").write_text(
+        GUESS.replace('"Guess my number."', '"?" * (500 if seed > 2**31 + 20 else 9)')
+    )
+    source = TaskSource(environment="long_guess:Guess", count=50)
+    with pytest.raises(ValueError, match="has a prompt of"):
+        prepared(config_of(start, source, eval_tasks=30), tmp_path / "run")
+
+
+def test_a_session_that_hangs_before_the_start_has_its_deadline(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hanging.py").write_text(GUESS + HANGING)
+    config = config_of(start, TaskSource(environment="hanging:Hanging", count=50))
+    config = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout, session_seconds=0.2))
+    with pytest.raises(OSError, match=r"of hanging:Hanging: its session gave no answer in 0.2 s"):
+        prepared(config, tmp_path / "run")
 
 
 def test_fewer_tasks_than_a_step_draws_are_said(start, tmp_path, capsys):

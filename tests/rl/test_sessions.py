@@ -1,5 +1,6 @@
 """Sessions run beside their caller, hurt nobody else, and every action has one result."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -120,6 +121,13 @@ def test_a_deadline_starts_when_the_work_does():
         (lambda: END._replace(rewards={"outcome": np.nan}), "env_failed", r"rewards['outcome'] is nan; expected a fin"),
         (lambda: END._replace(rewards={"outcome": "1"}), "env_failed", "rewards['outcome'] is '1'; expected a finite"),
         (lambda: END._replace(rewards=[1.0]), "env_failed", "rewards is a list"),
+        (lambda: END._replace(rewards={}), "env_failed", "rewards has no 'outcome', and the episode has ended"),
+        (
+            lambda: END._replace(rewards={"outcome": 1.5}),
+            "env_failed",
+            "rewards['outcome'] is 1.5; expected a number f",
+        ),
+        (lambda: END._replace(rewards={"outcome": -1}), "env_failed", "rewards['outcome'] is -1; expected a number fr"),
         (lambda: END._replace(terminated=None), "env_failed", "terminated is None; expected True or False"),
         (lambda: told("\ud800"), "env_failed", "observation[0].content holds half a surrogate pair"),
         (lambda: END._replace(observation=["hm"]), "env_failed", "observation[0] is a str; expected a dict"),
@@ -136,7 +144,12 @@ def test_what_is_no_result_is_a_failure_that_says_why(answer, status, error, ins
     assert result.step is None and result.status == status and error in result.error
 
 
-def test_rewards_may_be_any_finite_number():
+def test_an_episode_that_a_limit_cut_off_needs_no_outcome():
+    cut_off = END._replace(rewards={}, terminated=False, truncated=True)
+    assert result_of(Answering(lambda: cut_off)).step == cut_off
+
+
+def test_rewards_beside_the_outcome_may_be_any_finite_number():
     result = result_of(
         Answering(lambda: END._replace(rewards={"outcome": np.float32(0.5), "bonus": 2, "solved": True}))
     )
@@ -165,6 +178,51 @@ def test_a_session_that_does_not_close_is_named_and_that_is_all(instant, capsys)
     session = Answering(close=raising(OSError("still busy")), instant=instant)
     assert result_of(session).step == END
     assert "rollout 7: its session did not close: OSError: still busy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("instant", [True, False])
+def test_a_session_whose_close_is_cancelled_is_named_and_its_thread_ends(instant, capsys):
+    """As where it awaits a task that it has cancelled."""
+    threads = threading.active_count()
+    session = Answering(close=raising(asyncio.CancelledError()), instant=instant)
+    assert result_of(session).step == END
+    assert "rollout 7: its session did not close: CancelledError" in capsys.readouterr().out
+    assert waited(lambda: threading.active_count() <= threads)
+
+
+class Serving(Answering):
+    """A task of its own writes what it is given, and ends when it is given None."""
+
+    async def open(self, task, seed):
+        self.given, self.written, self.threads = asyncio.Queue(), [], [asyncio.create_task(asyncio.sleep(60))]
+        self.threads.append(asyncio.create_task(self.serve()))
+
+    async def serve(self):
+        while (item := await self.given.get()) is not None:
+            self.written.append(item)
+
+    async def close(self):
+        self.given.put_nowait("the last")
+        self.given.put_nowait(None)
+        await self.threads[1]
+        await super().close()
+
+
+def test_a_sessions_own_tasks_run_until_it_has_closed(capsys):
+    session = Serving()
+    assert result_of(session).step == END
+    assert waited(lambda: session.closed and session.threads[0].done())
+    assert session.written == ["the last"] and session.threads[0].cancelled(), "what it left running ends with it"
+    assert "did not close" not in capsys.readouterr().out
+
+
+def test_an_opening_that_is_late_keeps_no_processor_busy():
+    """Where nobody waits for it."""
+    with SessionHost(seconds=0.1) as host:
+        host.open(0, lambda: Answering(open=lambda: time.sleep(1)), TASK, 0)
+        time.sleep(0.2)
+        begun = time.thread_time()
+        assert host.results(0.5) == [] and time.thread_time() - begun < 0.1
 
 
 def test_an_instant_session_that_waits_is_refused():

@@ -17,6 +17,7 @@ from ling_jax.rl.turns import rehearse
 from tests.helpers.official_forms import FORMS
 from tests.helpers.rl_run import tokenizer
 from tests.helpers.scripted_policy import begin, reader, tokens_of
+from tests.helpers.slow_sessions import Sleeper
 
 
 @pytest.mark.parametrize(("name", "difficulty"), [("running_sums", 3), ("ordering", 3), ("lookup", 3)])
@@ -170,6 +171,13 @@ def test_an_environment_that_cannot_play_its_own_solution_is_named_before_the_wo
     monkeypatch.setattr(environment("lookup"), "session", lambda: PureSession(lambda *_: 0, lambda *_: 1 / 0))
     with pytest.raises(InfraError, match=f"task {task.id} of lookup: ZeroDivisionError"):
         rehearse(begin(task), reader())
+
+
+def test_a_session_that_hangs_in_rehearsal_has_its_deadline(monkeypatch):
+    task = environment("lookup").make_task(5, 2)
+    monkeypatch.setattr(environment("lookup"), "session", Sleeper)
+    with pytest.raises(InfraError, match=f"task {task.id} of lookup: its session gave no answer in 0.2 s"):
+        rehearse(begin(task), reader(), 0.2)
 
 
 def test_a_context_without_room_is_refused_with_what_to_change():

@@ -9,13 +9,15 @@ are; GSM8K's questions, whose answers are solutions, get a line that says how to
 nothing is drawn from a seed.
 """
 
+import dataclasses
 import functools
 import json
 from typing import Any, NamedTuple
 
 from ling_jax.chat.records import normalise_prompt
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
-from ling_jax.envs.base import Action, InfraError, StepResult, Task, is_held_out
+from ling_jax.envs import base
+from ling_jax.envs.base import Action, InfraError, Message, StepResult, Task
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning.checkers import checker
 from ling_jax.envs.reasoning.single_turn import State
@@ -31,7 +33,7 @@ USED = (*PROMPTS, "answer", "checker", "tools")  # fields of a record; others ar
 
 
 class Questions(NamedTuple):
-    """The tasks of a file, in its order; one question in eight is held out, by its text (`envs.is_held_out`)."""
+    """The tasks of a file, in its order; one question in eight is held out, by its text (`is_held_out`)."""
 
     training: tuple[Task, ...]
     held_out: tuple[Task, ...]
@@ -52,7 +54,7 @@ def read_questions(path: str) -> Questions:
     tasks, lines = [], {}
     for where, record in read_objects(path, 'an object with "prompt" and "answer"'):
         task = _task(where, record)
-        asked = json.dumps([task.messages, task.tools], sort_keys=True)
+        asked = json.dumps([_asked_plainly(task), task.tools], sort_keys=True)
         if (earlier := lines.setdefault(asked, task.seed)) != task.seed:
             raise ValueError(f"{where}: its prompt is that of line {earlier}; leave one of the two out")
         tasks.append(task)
@@ -60,6 +62,11 @@ def read_questions(path: str) -> Questions:
         raise ValueError(f'{path} holds no question; expected JSON lines {{"prompt", "answer"}}')
     held_out = [task for task in tasks if is_held_out(task)]
     return Questions(tuple(task for task in tasks if not is_held_out(task)), tuple(held_out))
+
+
+def is_held_out(task: Task) -> bool:
+    """The side of the split that a question is on, however it is spaced and in whichever form a record asks it."""
+    return base.is_held_out(dataclasses.replace(task, messages=_asked_plainly(task)))
 
 
 def step(state: State, action: Action) -> tuple[State, StepResult]:
@@ -77,13 +84,22 @@ def step(state: State, action: Action) -> tuple[State, StepResult]:
 
 
 def session() -> PureSession:
-    """An episode of one turn. The checker takes milliseconds, so it runs at once."""
+    """An episode of one turn. The checker runs at once: `CHECK_SECONDS` at most, and for numbers milliseconds."""
     return PureSession(reset, step)
 
 
 def solution(task: Task) -> tuple[str]:
     """The file's own."""
     return (task.hidden["solution"],)
+
+
+def _asked_plainly(task: Task) -> list[Message]:
+    """The messages with one blank in the place of several, and without `FORM`."""
+    return [message | {"content": _plain(message.get("content", ""))} for message in task.messages]
+
+
+def _plain(text: str) -> str:
+    return " ".join(" ".join(text.split()).removesuffix(FORM.strip()).split())
 
 
 def _task(where: str, record: dict[str, Any]) -> Task:
