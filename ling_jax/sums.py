@@ -15,7 +15,7 @@ from typing import Any
 import crc32c
 from etils import epath
 
-from ling_jax.files import MAX_JSON_BYTES, read_object, replacing
+from ling_jax.files import read_object, replacing
 from ling_jax.messages import shown
 from ling_jax.paths import (
     cache_folder,
