@@ -43,10 +43,15 @@ def write_json(value: Any, path: epath.PathLike) -> None:
         file.write(json.dumps(value, indent=1).encode())
 
 
-def read_object(path: epath.PathLike, expected: str = "an object", most: float = MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object of a file. Raises OSError, and ValueError where it holds no JSON object, or over `most` bytes."""
+def read_object(path: epath.PathLike, expected: str = "an object", most: float | None = None) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises OSError, and ValueError where it holds no JSON object or more than `most`
+    bytes, which are `MAX_JSON_BYTES` if not given.
+    """
     path = as_path(path)
     size = file_size(path)
+    most = MAX_JSON_BYTES if most is None else most
     if size > most:
         raise ValueError(f"{path} has {size} bytes; JSON of at most {most} bytes is read")
     return parse_object(path.read_bytes(), str(path), expected)

@@ -166,7 +166,7 @@ def check_folder(folder: Path) -> None:
     compare(folder, read_sealed(path, "the sums of a folder's files").get("files"))
 
 
-def read_sealed(path: Path, expected: str, most: float = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_sealed(path: Path, expected: str, most: float | None = None) -> dict[str, Any]:
     """The object of a `sealed` file of at most `most` bytes. Raises OSError, ValueError where it is no object, and
     DamagedFile."""
     content = read_object(path, expected, most)
