@@ -2,7 +2,7 @@
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
 
-512 held-out tasks each, one seed: sums 54 %, tools 83 % right.
+512 held-out tasks each, one seed: sums 64 %, tools 78 % right.
 """
 
 from ling_jax.align.records import ChatSource

@@ -2,7 +2,7 @@
 
 python -m launch.distill --config=configs/demo/specialists.py --workdir=runs/demo/specialists
 
-512 held-out tasks each, one seed: sums 93 % -> 97 % right, and tools 71 % -> 100 %, nearly without superfluous calls.
+512 held-out tasks each, one seed: sums 97 % -> 96 % right, and tools 85 % -> 99 %, without superfluous calls.
 """
 
 from configs.demo import shortest_correct
