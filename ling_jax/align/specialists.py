@@ -108,6 +108,8 @@ def answer_files(
     """
     sources = []
     for number, teacher in enumerate(config.teachers):
+        if teacher.model not in origins:
+            raise ValueError(f"origins.json of the workdir does not name {teacher.model}; restore it, or begin anew")
         step = origins[teacher.model]
         path = folder / f"answers_{number}_{_digest(config, teacher, step, student)}.jsonl"
         if not _are_there(path):

@@ -128,11 +128,14 @@ def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) ->
             line = log.add(step, result, updates=int(learner.state.opt_state.count))
             done, ends = step + 1, step + 1 == train.steps
             too_many = int(learner.state.skipped_steps) >= train.max_nonfinite_steps
-            evaluates = _is_evaluated(run.config, done)
-            if ends or too_many or stopped or evaluates or done % train.save_every == 0:
+            if _is_evaluated(run.config, done):
+                try:
+                    _evaluate(run, learner, done, asked)
+                except BaseException:
+                    _save(run, learner, manager, done)
+                    raise
+            if ends or too_many or stopped or done % train.save_every == 0:
                 _save(run, learner, manager, done)
-            if evaluates:  # after the save, which an error here must not cost
-                _evaluate(run, learner, done, asked)
             if too_many:
                 raise TooManyNonfiniteSteps(
                     f"{train.max_nonfinite_steps} steps changed nothing (train.max_nonfinite_steps); see metrics.jsonl"
