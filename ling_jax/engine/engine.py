@@ -11,7 +11,7 @@ from ling_jax.engine.adjusted import draw_adjusted, draw_nothing
 from ling_jax.engine.fingerprint import fingerprint
 from ling_jax.engine.memory import Places, init_pool, plan_memory
 from ling_jax.engine.request import Event, Id, Request, Snapshot, context_error, request_error
-from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out, num_tiles
+from ling_jax.engine.schedule import PIECE, Chunks, Feed, Plan, lay_out, lay_out_chunks, num_tiles
 from ling_jax.engine.sequence import NOWHERE, empty_slots, prefill_shares, slot_row
 from ling_jax.engine.sequence import Sequence as _Sequence
 from ling_jax.engine.step import (
@@ -133,10 +133,7 @@ class Engine:
             rows, tiles = np.zeros((len(Rows._fields), count, self.tile), np.int32), np.zeros(2, np.int32)
             self._pool, _ = run_tiles(self._params, self._pool, rows, self._table, tiles, self.config, only_draws)
         for count, size in () if self.exact else CHUNKS:
-            tokens, rows = np.zeros((count, size), np.int32), np.zeros(count, np.int32)
-            self._pool, _ = read_chunks(
-                self._params, self._pool, tokens, tokens - 1, self._table.table[rows], rows, self.config
-            )
+            self._run_chunks(lay_out_chunks((), count, size))
         draw_nothing(self.config)
 
     def submit(self, request: Request) -> None:
@@ -390,22 +387,21 @@ class Engine:
             left -= count * size
 
     def _read_chunk(self, reading: list[_Sequence], count: int, size: int) -> None:
-        tokens, positions = np.zeros((count, size), np.int32), np.full((count, size), -1, np.int32)
-        state, rows = np.zeros(count, np.int32), np.zeros(count, np.int32)
         parts = []
         for sequence in reading:
             part = min(sequence.unread - 1, size)
             if sequence.slot != NOWHERE and self._make_room(sequence, sequence.read + part):
                 parts.append((sequence, part))
         parts = [(sequence, part) for sequence, part in parts if sequence.slot != NOWHERE]
-        for row, (sequence, part) in enumerate(parts):
-            first = sequence.read
-            tokens[row, :part] = sequence.tokens[first : first + part]
-            positions[row, :part] = np.arange(first, first + part)
-            state[row], rows[row] = sequence.state, sequence.slot
+        found = [(s.tokens[s.read : s.read + part], s.read, s.slot, s.state) for s, part in parts]
+        self._run_chunks(lay_out_chunks(found, count, size))
+        for sequence, part in parts:
             sequence.read += part
+
+    def _run_chunks(self, chunks: Chunks) -> None:
+        table = self._table.table[chunks.slot]
         self._pool, _ = read_chunks(
-            self._params, self._pool, tokens, positions, self._table.table[rows], state, self.config
+            self._params, self._pool, chunks.tokens, chunks.positions, table, chunks.state, self.config
         )
 
     # Where things lie.

@@ -35,6 +35,26 @@ class Plan(NamedTuple):
     drawn: np.ndarray  # [PIECE, F] row of each draw; -1 where there is none
 
 
+class Chunks(NamedTuple):
+    """The arguments of `read_chunks` for J rows of T tokens; rows without a sequence have no token."""
+
+    tokens: np.ndarray  # [J, T]
+    positions: np.ndarray  # [J, T]; -1 where a row has no token
+    slot: np.ndarray  # [J]
+    state: np.ndarray  # [J] place of the slot's state
+
+
+def lay_out_chunks(parts: Sequence[tuple[Sequence[int], int, int, int]], count: int, size: int) -> Chunks:
+    """`count` rows of `size` tokens with these parts of contexts: (tokens, position of the first, slot, state)."""
+    chunks = Chunks(*(np.zeros(shape, np.int32) for shape in ((count, size), (count, size), count, count)))
+    chunks.positions[:] = -1
+    for row, (tokens, first, slot, state) in enumerate(parts):
+        chunks.tokens[row, : len(tokens)] = tokens
+        chunks.positions[row, : len(tokens)] = np.arange(first, first + len(tokens))
+        chunks.slot[row], chunks.state[row] = slot, state
+    return chunks
+
+
 def num_tiles(slots: int, size: int, prefill_tokens: int) -> int:
     """Tiles of `size` rows that hold every plan."""
     return -(-(slots + prefill_tokens) // size) + (PIECE - 1) * -(-slots // size)

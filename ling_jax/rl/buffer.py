@@ -1,7 +1,7 @@
 """Rollouts under way: the episodes behind the ledger's numbers, and the log of what becomes of them.
 
-The buffer is deterministic and tells every decision to `emit`, which makes the log. `to_json` holds all that a run
-needs to go on after any piece of decoding.
+The buffer is deterministic and passes every decision to `emit`, which writes the log. A run can be stored by `to_json`
+after any piece of decoding, and continues from it.
 """
 
 import hashlib

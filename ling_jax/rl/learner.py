@@ -211,7 +211,7 @@ class Learner:
         try:
             return [e for prompt in range(first, first + count) for e in self._draw_prompt(prompt, weights)]
         except BaseException:
-            del self.events[told:]  # they are drawn again
+            del self.events[told:]  # the next call draws the same prompts again
             raise
 
     def _draw_prompt(self, prompt: int, weights: np.ndarray | None) -> list[Episode]:

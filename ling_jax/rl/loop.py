@@ -185,7 +185,7 @@ def _is_evaluated(config: RLConfig, step: int) -> bool:
 
 
 def _owes_evaluation(run: Run, step: int) -> bool:
-    """Whether a signal or an error came before the evaluation after so many steps."""
+    """Whether the evaluation after so many steps is due and missing, as after a signal or an error."""
     return _is_evaluated(run.config, step) and not _evaluation(run, step).exists()
 
 

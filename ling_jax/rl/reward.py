@@ -32,7 +32,7 @@ class Reward(NamedTuple):
     low: float  # what a total may be
     high: float
     needs_efforts: bool = False  # it pays by the thinking effort that a prompt asks for
-    accepted: Callable[[], None] = _keep_nothing  # called when what was paid last enters a batch
+    accepted: Callable[[], None] = _keep_nothing  # called when the last rewards enter a batch
 
 
 def of_each_group(pay: Callable[[Sequence[Episode], Reader], Rewards]):

@@ -80,7 +80,7 @@ def write_demo(folder: Path, steps: int = STEPS) -> None:
         own.mkdir(parents=True)
         sums = [answer for answer in answers(solved, 70, 0) if answer["environment"] == "digit_sums"]
         for answer in sums:
-            del answer["superfluous_calls"]  # a run of RL tells an environment's rewards alone
+            del answer["superfluous_calls"]  # launch.rl writes it under "rewards", if the environment has it
         write_lines(own / "samples.jsonl", sums)
 
 

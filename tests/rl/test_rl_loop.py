@@ -282,7 +282,7 @@ def test_an_update_that_fails_ends_the_run_saved_and_nothing_is_lost(whole, star
 
 @pytest.fixture
 def cut_in_the_first_step(monkeypatch):
-    """`cut(config, workdir)`: the run is told to end after its first piece of decoding."""
+    """`cut(config, workdir)` starts a run, and sends it SIGTERM after its first piece of decoding."""
 
     def cut(config, workdir):
         def interrupted(*arguments):

@@ -217,7 +217,7 @@ def test_a_sessions_own_tasks_run_until_it_has_closed(capsys):
 
 
 def test_an_opening_that_is_late_keeps_no_processor_busy():
-    """Where nobody waits for it."""
+    """An opening past its deadline, while no action waits for a result."""
     with SessionHost(seconds=0.1) as host:
         host.open(0, lambda: Answering(open=lambda: time.sleep(1)), TASK, 0)
         time.sleep(0.2)
