@@ -37,8 +37,8 @@ from ling_jax.rl.config import RLConfig
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards, of_each_group
+from ling_jax.run.workdir import lock, open_workdir, unlock
 from ling_jax.train.config import from_dict
-from ling_jax.train.workdir import lock, open_workdir, unlock
 
 
 class Variant(NamedTuple):

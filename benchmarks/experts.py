@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.report import Claim
+from pallas_kernels.chips import CHIPS
 from pallas_kernels.grouped_matmul.plan import Plan, plan_steps, row_tile
 from pallas_kernels.grouped_matmul.tpu_columns import add_columns
 from pallas_kernels.grouped_matmul.tpu_rows import multiply_rows
-from pallas_kernels.static_cost import CHIPS, static_cost
+from pallas_kernels.static_cost import static_cost
 
 ROWS, EXPERTS = 65536, 64
 SHAPES = ((2048, 512), (8192, 2048))

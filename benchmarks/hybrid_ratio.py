@@ -12,9 +12,9 @@ import numpy as np
 from benchmarks.migration_recovery import DATA, LENGTH, OPTIMIZER
 from benchmarks.report import Finding
 from ling_jax.config import ModelConfig, model_config
+from ling_jax.model.flops import flops_per_token
+from ling_jax.run.loop import prepare, train
 from ling_jax.train.config import LoopConfig, PretrainConfig
-from ling_jax.train.loop import prepare, train
-from ling_jax.train.metrics import flops_per_token
 
 ROWS = 8
 GROUPS = (1, 2, 4, 8, 16)  # layers to one softmax layer; 1: softmax alone

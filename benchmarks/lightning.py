@@ -19,6 +19,7 @@ from benchmarks import experts
 from benchmarks.json_out import JSON_OUT
 from benchmarks.lightning_cpu import measure_lightning
 from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
+from pallas_kernels.chips import CHIPS
 from pallas_kernels.lightning_attention import (
     Norms,
     lightning_attention,
@@ -26,7 +27,7 @@ from pallas_kernels.lightning_attention import (
     lightning_decode_tpu,
     lightning_layer_tpu,
 )  # fmt: skip
-from pallas_kernels.static_cost import CHIPS, Cost, static_cost
+from pallas_kernels.static_cost import Cost, static_cost
 
 QUICK = flags.DEFINE_bool("quick", False, "v5p and the smallest shape alone")
 

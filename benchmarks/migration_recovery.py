@@ -19,8 +19,8 @@ from ling_jax.migrate.convert import Conversion
 from ling_jax.migrate.plan import prepare_plan
 from ling_jax.migrate.run import RECOVERED, run_plan
 from ling_jax.migrate.stages import migration
+from ling_jax.run.loop import prepare, train
 from ling_jax.train.config import DataConfig, LoopConfig, OptimizerConfig, PretrainConfig, Source
-from ling_jax.train.loop import prepare, train
 
 LENGTH, ROWS = 256, 16
 STEP_TOKENS = LENGTH * ROWS

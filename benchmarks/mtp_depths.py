@@ -18,9 +18,9 @@ from ling_jax.engine.generate import engine_for, generate
 from ling_jax.evaluate.accepted import accepted_length
 from ling_jax.migrate.config import MTP_SCHEMES
 from ling_jax.migrate.run import with_mtp_modules
+from ling_jax.run.corpus import prepare_corpus
+from ling_jax.run.loop import prepare, prepare_run, train
 from ling_jax.train.config import LoopConfig, PretrainConfig
-from ling_jax.train.corpus import prepare_corpus
-from ling_jax.train.loop import prepare, prepare_run, train
 
 BASE = dataclasses.replace(TARGET, num_layers=4, layer_group_size=4, first_dense_layers=4, mtp_depth=1)
 PROMPT, NEW = 32, 96  # tokens of held-out texts, and of their greedy continuations

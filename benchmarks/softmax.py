@@ -19,8 +19,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from benchmarks.json_out import JSON_OUT
 from benchmarks.report import Claim, check_json_out, check_tpu_compiler, finish
+from pallas_kernels.chips import CHIPS
 from pallas_kernels.softmax_attention import softmax_attention_tpu, tpu_backward, tpu_forward
-from pallas_kernels.static_cost import CHIPS, static_cost
+from pallas_kernels.static_cost import static_cost
 
 LENGTH, HEADS, KEY_DIM, VALUE_DIM = 4096, 16, 192, 128
 SCALE = KEY_DIM**-0.5

@@ -21,10 +21,11 @@ from benchmarks.report import Claim, best_seconds, best_seconds_donated, check_j
 from ling_jax import model, spec
 from ling_jax.config import ModelConfig, model_config
 from ling_jax.model import model_spec
+from ling_jax.model.flops import flops_per_token
 from ling_jax.parallel.experts import Experts, experts_ffn, plan_dispatch
+from ling_jax.run.speed import matmul_flops
 from ling_jax.train import create_state, make_train_step
 from ling_jax.train.config import OptimizerConfig
-from ling_jax.train.metrics import flops_per_token, matmul_flops
 from ling_jax.train.optimizer import make_optimizer
 
 QUICK = flags.DEFINE_bool("quick", False, "fewer repetitions")
@@ -46,7 +47,7 @@ def main(argv) -> None:
 
 def train_step_claims(times: int) -> list[Claim]:
     config = model_config("tiny-2.6", **HYBRID)
-    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 100)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 100, model_spec(config))
     trainable = spec.trainable(model_spec(config))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (ROWS, LENGTH)).astype(np.int32)
     peer = torch_step_seconds(tokens, config, times)

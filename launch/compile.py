@@ -33,8 +33,8 @@ from ling_jax.compile.topology import describe, slice_topology  # noqa: E402
 from ling_jax.files import write_json  # noqa: E402
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask  # noqa: E402
 from ling_jax.migrate.dry_run import source_config  # noqa: E402
+from ling_jax.run.start import with_sizes  # noqa: E402
 from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
-from ling_jax.train.start import with_sizes  # noqa: E402
 
 CONFIG = define_config(PretrainConfig, MigrateConfig)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16, or v5p-2048", required=True)

@@ -44,8 +44,8 @@ from ling_jax.paths import is_remote
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.evaluation import evaluate, summarise
 from ling_jax.rl.reader import make_reader
-from ling_jax.train.program_cache import use_compilation_cache
-from ling_jax.train.workdir import lock, open_workdir, unlock
+from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.workdir import lock, open_workdir, unlock
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the demo's files go; runs/demo, or runs/demo_quick, if not given")
 PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", "quick"], "how long it takes")

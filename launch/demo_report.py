@@ -15,7 +15,7 @@ from ling_jax.data.json_lines import read_objects
 from ling_jax.evaluate.statistics import wilson_interval
 from ling_jax.files import read_object, replacing, write_json
 from ling_jax.model import model_spec
-from ling_jax.train.metrics import read_metrics
+from ling_jax.run.metrics import read_metrics
 
 COMPARISONS = "alignment/report.json"  # what benchmarks.alignment leaves in the demo's folder
 

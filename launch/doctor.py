@@ -148,7 +148,7 @@ def compilation_cache() -> str:
     import jax
 
     from ling_jax.paths import as_path
-    from ling_jax.train.program_cache import use_compilation_cache
+    from ling_jax.run.program_cache import use_compilation_cache
 
     use_compilation_cache()
     if not jax.config.jax_compilation_cache_dir:
@@ -191,8 +191,10 @@ def training_step() -> str:
     from ling_jax.train.state import create_state
     from ling_jax.train.step import make_train_step
 
-    (params, config), optimizer = tiny_model(), make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), steps=2)
-    state = create_state(params, optimizer, spec.trainable(model.model_spec(config)))
+    params, config = tiny_model()
+    leaves = model.model_spec(config)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), 2, leaves)
+    state = create_state(params, optimizer, spec.trainable(leaves))
     tokens = jax.random.randint(jax.random.key(1), (2, 64), 0, config.vocab_size)
     ones, positions = jnp.ones_like(tokens), jnp.tile(jnp.arange(64), (2, 1))
     batch = {"tokens": tokens, "labels": tokens, "segment_ids": ones, "positions": positions}
@@ -245,7 +247,8 @@ def matmul() -> str:
     """The speed of a large matmul. Raises Problem below `MIN_SHARE` of the data sheet."""
     import jax
 
-    from ling_jax.train.metrics import data_sheet_flops, matmul_flops
+    from ling_jax.run.speed import matmul_flops
+    from pallas_kernels.chips import data_sheet_flops
 
     size, dtype = (2048, "float32") if jax.default_backend() == "cpu" else (8192, "bfloat16")
     speed, peak = matmul_flops(size, dtype), data_sheet_flops(jax.devices()[0])

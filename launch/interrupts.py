@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C end a program with one line and exit code 128 + the signal.
 
-The loop of training saves first (ling_jax.train.stop). Elsewhere the signal is raised as an exception, so that
+The loop of training saves first (ling_jax.run.stop). Elsewhere the signal is raised as an exception, so that
 half-written files are removed.
 """
 

@@ -49,14 +49,14 @@ from ling_jax.checkpoint.transfer import transfer
 from ling_jax.checkpoint.verify import FLOAT8, check_same_shapes, compare_models
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
+from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import ALONE, Peers, all_peers
 from ling_jax.evaluate.compare import compare_folders
 from ling_jax.evaluate.layer_errors import config_differences
 from ling_jax.messages import size_text
-from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.paths import as_path, is_new, is_remote, resolved
 from ling_jax.preflight import check_new
 from ling_jax.resumable import RECORD
-from ling_jax.train import hosts
 
 SOURCE = flags.DEFINE_string("source", None, "a Hugging Face folder or a run's workdir")
 TARGET = flags.DEFINE_string("target", None, "a new folder")

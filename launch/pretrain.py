@@ -14,8 +14,8 @@ from absl import flags
 from launch.flags import define_config, run_program, usage_errors
 from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.data.sources import kind_of
+from ling_jax.run.loop import prepare, train
 from ling_jax.train.config import PretrainConfig, from_dict
-from ling_jax.train.loop import prepare, train
 
 CONFIG = define_config(PretrainConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; a run that is there continues", required=True)

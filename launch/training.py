@@ -11,11 +11,11 @@ from absl import flags
 from launch.flags import define_checks
 from launch.interrupts import Stopped
 from ling_jax.checkpoint.orbax import DamagedCheckpoint, SaveFailed
-from ling_jax.parallel.peers import LONGEST_SECONDS
+from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import LONGEST_SECONDS
+from ling_jax.distributed.rendezvous import facts, find_process
 from ling_jax.paths import store_errors
-from ling_jax.train import hosts
-from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
-from ling_jax.train.rendezvous import facts, find_process
+from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
 from pallas_kernels.lightning_attention.self_check import KernelError
 
 define_checks()

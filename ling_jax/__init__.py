@@ -15,8 +15,8 @@ from types import ModuleType
 __version__ = "0.2.0"
 
 SUBMODULES = (
-    "align", "chat", "checkpoint", "compile", "config", "data", "engine", "envs", "evaluate", "migrate", "model",
-    "objectives", "parallel", "rewards", "rl", "spec", "train",
+    "align", "chat", "checkpoint", "compile", "config", "data", "distributed", "engine", "envs", "evaluate", "migrate",
+    "model", "objectives", "parallel", "rewards", "rl", "run", "spec", "train",
 )  # fmt: skip
 __all__ = ["__version__", *SUBMODULES]
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,13 @@ import jax.numpy as jnp
 Spec = dict[str, Any]
 Params = dict[str, Any]
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+# What a parameter is, where more depends on it than its shape: weight decay, dtypes of computation, FLOPs, reports.
+Role = Literal["matrix", "embed", "head", "experts", "router", "router_bias", "norm", "bias"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One parameter: shape, one logical axis name (or None) per dimension, initializer and dtype.
+    """One parameter: shape, one logical axis name (or None) per dimension, initializer, dtype and role.
 
     With `trainable=False` the optimiser skips the leaf: it has no moments and no weight decay. Such leaves are the
     expert bias of routers, which the train step updates by a rule of its own, and MTP modules with loss weight 0.
@@ -29,10 +31,21 @@ class Leaf:
     init: Initializer
     dtype: Any = jnp.float32
     trainable: bool = True
+    role: Role = "matrix"
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
             raise ValueError(f"Leaf: shape {self.shape} has {len(self.shape)} dimensions, axes {self.axes} name others")
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it multiplies: weight decay applies to these leaves, and norms and biases are none of them."""
+        return self.role not in ("norm", "bias", "router_bias")
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether computation reads it in its own dtype where others are cast to the compute dtype."""
+        return self.role in ("head", "router", "router_bias", "bias")
 
 
 def normal(std: float) -> Initializer:

@@ -32,31 +32,8 @@ import jax
 import numpy as np
 
 from pallas_kernels.bundles import Schedule, read_schedule
+from pallas_kernels.chips import CHIPS, Chip
 from pallas_kernels.hlo_bytes import computations, hlo_operations
-
-
-class Chip(NamedTuple):
-    """The peaks of a chip."""
-
-    topology: str
-    hertz: float
-    matrix_units: int  # per core
-    rows_per_cycle: int  # of a matrix unit
-    bytes_per_second: float  # HBM, whole chip
-    flops_per_cycle: int  # bf16, whole chip
-
-    @property
-    def bytes_per_cycle(self) -> float:
-        return self.bytes_per_second / self.hertz
-
-
-# Data sheets. v7x: one of the two cores of a chip, which is a device of its own.
-CHIPS = {
-    "v5e": Chip("v5e:2x2", 1.5e9, 4, 1, 0.82e12, 131072),
-    "v5p": Chip("v5p:2x2x1", 1.75e9, 4, 1, 2.77e12, 262144),
-    "v6e": Chip("v6e:2x2", 1.75e9, 2, 2, 1.64e12, 524288),
-    "v7x": Chip("tpu7x:2x2x1", 2.2e9, 2, 2, 3.70e12, 524288),
-}
 
 
 class Operation(NamedTuple):

@@ -98,3 +98,13 @@ def x64():
     """float64 on for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """The text files of `helpers.small_run`."""
+    from tests.helpers.small_run import write_corpus  # after the flags above are set
+
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder)
+    return folder

@@ -5,8 +5,8 @@ import pytest
 from ling_jax import files
 from ling_jax.data.json_lines import read_objects
 from ling_jax.files import parse_object, read_object
-from ling_jax.train.metrics import drop_lines_from
-from ling_jax.train.workdir import read_origins
+from ling_jax.run.metrics import drop_lines_from
+from ling_jax.run.workdir import read_origins
 
 BROKEN = {
     "nothing": b"",

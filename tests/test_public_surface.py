@@ -15,11 +15,11 @@ ANNOTATED = (
     "launch/compile.py", "launch/config_fields.py", "launch/doctor.py", "launch/evaluate.py", "launch/flags.py",
     "launch/generate.py", "launch/interrupts.py", "launch/memory.py", "launch/overrides.py", "launch/port.py",
     "launch/training.py", "ling_jax/chat", "ling_jax/checkpoint", "ling_jax/compile", "ling_jax/config.py",
-    "ling_jax/data", "ling_jax/engine", "ling_jax/evaluate", "ling_jax/files.py", "ling_jax/messages.py",
-    "ling_jax/migrate",
+    "ling_jax/data", "ling_jax/distributed", "ling_jax/engine", "ling_jax/evaluate", "ling_jax/files.py",
+    "ling_jax/messages.py", "ling_jax/migrate",
     "ling_jax/model", "ling_jax/objectives", "ling_jax/parallel", "ling_jax/partials.py", "ling_jax/paths.py",
-    "ling_jax/preflight.py", "ling_jax/processes.py", "ling_jax/resumable.py", "ling_jax/rewards", "ling_jax/spec.py",
-    "ling_jax/sums.py", "ling_jax/train", "pallas_kernels",
+    "ling_jax/preflight.py", "ling_jax/processes.py", "ling_jax/resumable.py", "ling_jax/rewards", "ling_jax/run",
+    "ling_jax/spec.py", "ling_jax/sums.py", "ling_jax/train", "pallas_kernels",
 )  # fmt: skip
 
 

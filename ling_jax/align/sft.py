@@ -18,13 +18,16 @@ from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model, save_texts
 from ling_jax.data.tokenizer import EOS
+from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import all_peers
 from ling_jax.engine import Request
 from ling_jax.engine.generate import engine_for
 from ling_jax.engine.text import complete
 from ling_jax.files import parse_object, replacing
-from ling_jax.parallel.peers import all_peers
 from ling_jax.preflight import check_folder
-from ling_jax.train import hosts
+from ling_jax.run.corpus import Corpus, check_token_space, packed_corpus, token_folder
+from ling_jax.run.loop import Run, prepare_run, train
+from ling_jax.run.workdir import has_checkpoint, open_workdir, write_origins
 from ling_jax.train.config import (
     LoopConfig,
     MeshConfig,
@@ -33,9 +36,6 @@ from ling_jax.train.config import (
     check_sequence_length,
     check_training,
 )
-from ling_jax.train.corpus import Corpus, check_token_space, packed_corpus, token_folder
-from ling_jax.train.loop import Run, prepare_run, train
-from ling_jax.train.workdir import has_checkpoint, open_workdir, write_origins
 
 SAMPLE_TOKENS = 256  # at most, of a sample's answer: our choice
 
@@ -86,7 +86,7 @@ def check_tuning(config) -> None:
 def prepare_sft(config: SftConfig, workdir) -> Run:
     """A run that begins with the weights of `start_from`, its rows made from the sources.
 
-    Raises ValueError or OSError with what to change, as `train.loop.prepare`.
+    Raises ValueError or OSError with what to change, as `run.loop.prepare`.
     """
     check_files(config.sources)
     start = open_start(config, workdir)
@@ -108,7 +108,7 @@ def open_start(config, workdir) -> ModelFolder:
 
 
 def tune(run: Run, *, samples: int, profile: bool = False) -> None:
-    """Trains (`train.loop.train`), then writes samples.jsonl."""
+    """Trains (`run.loop.train`), then writes samples.jsonl."""
     train(run, profile=profile)
     hosts.first_host_first(lambda: write_samples(run, samples))
 
@@ -122,7 +122,7 @@ def prepare_from(
 ) -> Run:
     """`prepare_run` on conversations: `make_sources(data folder)` gives them when all else is checked.
 
-    `origins` are noted before the first step (`train.workdir.write_origins`).
+    `origins` are noted before the first step (`run.workdir.write_origins`).
     """
     check_sequence_length(config.data.sequence_length, start.config)
     if config.data.folder:

@@ -17,11 +17,11 @@ from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.envs.sources import TaskSource, check_files, check_tasks
 from ling_jax.files import read_object
+from ling_jax.run.loop import Run
+from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.workdir import open_workdir, read_origins
 from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig
-from ling_jax.train.loop import Run
-from ling_jax.train.program_cache import use_compilation_cache
-from ling_jax.train.workdir import open_workdir, read_origins
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def _check_teacher(where: str, teacher: Teacher) -> None:
 def prepare_distillation(config: DistillConfig, workdir) -> Run:
     """A run on the teachers' answers, which are written into its data folder here, where they are not there yet.
 
-    Raises ValueError or OSError with what to change, as `train.loop.prepare`.
+    Raises ValueError or OSError with what to change, as `run.loop.prepare`.
     """
     for i, teacher in enumerate(config.teachers):
         check_files(teacher.tasks, f"teachers[{i}].tasks")

@@ -24,7 +24,7 @@ from ling_jax.checkpoint.workdir_sums import check_texts
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
-from ling_jax.parallel.peers import ALONE, Peers
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.paths import as_path
 from ling_jax.spec import Params
 

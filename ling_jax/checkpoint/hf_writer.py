@@ -19,8 +19,8 @@ from ling_jax.checkpoint.parts import Part, Writer
 from ling_jax.checkpoint.quantised import BLOCK, BLOCK_CONFIG, E4M3, QUANTISED_NAMES, SCALES, quantise
 from ling_jax.checkpoint.safetensors_file import DTYPES
 from ling_jax.config import ModelConfig
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.model.transformer import model_spec
-from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import names_in, upload
 
 MAX_SHARD_BYTES = 5 * 2**30

@@ -15,9 +15,9 @@ from typing import Any
 from etils import epath
 
 from ling_jax import __version__
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.files import read_object
 from ling_jax.messages import shown
-from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import as_path, files_below, is_remote, objects_below
 from ling_jax.sums import DamagedFile, Sum, compare, read_sealed, sums_of, write_sealed
 

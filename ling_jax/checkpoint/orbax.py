@@ -24,9 +24,9 @@ from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.manifest import DamagedCheckpoint as DamagedCheckpoint
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.config import RENAMED_FIELDS, ModelConfig, Yarn
+from ling_jax.distributed.peers import ALONE, Peers, all_peers
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
-from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.parallel.sharding import shardings
 from ling_jax.paths import is_remote, resolved
 from ling_jax.spec import Params

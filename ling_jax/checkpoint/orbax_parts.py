@@ -18,9 +18,9 @@ from ling_jax.checkpoint.chunks import Index, chunk_numbers, chunk_shape
 from ling_jax.checkpoint.nonfinite import count_nonfinite, report_nonfinite
 from ling_jax.checkpoint.parts import Part, Reader, Writer
 from ling_jax.config import ModelConfig
+from ling_jax.distributed.peers import ALONE, Peers, all_peers
 from ling_jax.files import read_object
 from ling_jax.model import model_spec
-from ling_jax.parallel.peers import ALONE, Peers, all_peers
 from ling_jax.partials import write_reason
 from ling_jax.paths import SCHEME, is_remote, resolved
 

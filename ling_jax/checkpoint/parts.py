@@ -14,9 +14,9 @@ from flax import traverse_util
 
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.config import ModelConfig
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.model.layers import layer_numbers
 from ling_jax.model.transformer import model_spec
-from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.spec import Params, named_leaves, tree_of
 
 TOP = ("embed", "final_norm", "head")

@@ -18,8 +18,8 @@ from ling_jax.checkpoint.names import tensor_mappings
 from ling_jax.checkpoint.parts import Reader, Writer
 from ling_jax.checkpoint.transfer import BATCH_BYTES, bands, batches, moved
 from ling_jax.config import ModelConfig
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.model.transformer import model_spec
-from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.partials import write_errors
 from ling_jax.paths import check_writable, files_below, is_remote, objects_below, resolved, upload
 from ling_jax.preflight import stored_bytes

@@ -9,8 +9,8 @@ from orbax.checkpoint.path import atomicity
 
 from ling_jax.checkpoint import manifest
 from ling_jax.checkpoint.manifest import DamagedCheckpoint
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.files import read_object
-from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.paths import is_remote
 from ling_jax.sums import checks
 

@@ -12,8 +12,8 @@ from ling_jax.checkpoint.chunks import stacked_dims
 from ling_jax.checkpoint.names import tensor_mappings
 from ling_jax.checkpoint.parts import Reader
 from ling_jax.checkpoint.transfer import Band, bands, batches
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.model.transformer import model_spec
-from ling_jax.parallel.peers import ALONE, Peers
 from ling_jax.spec import named_leaves
 
 CHUNK = 2**22  # numbers that are compared at a time; our choice

@@ -13,15 +13,15 @@ import jax
 from jax.sharding import AbstractMesh
 
 from ling_jax import spec as specs
-from ling_jax.compile.topology import Chip
 from ling_jax.model import layer_plan, model_spec
+from ling_jax.model.flops import flops_per_token
 from ling_jax.model.moe import max_devices_per_token
 from ling_jax.parallel.sharding import MESH_AXES, num_shards, shardings
 from ling_jax.train.config import MeshConfig, PretrainConfig
-from ling_jax.train.metrics import flops_per_token
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
 from ling_jax.train.state import abstract_state, state_bytes
+from pallas_kernels.chips import Chip
 
 SEARCHED = ("data", "fsdp", "expert", "tensor")  # `context` follows from the row length
 FAILS = "the compiler fails"
@@ -128,7 +128,8 @@ def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:
 
 def _held_bytes(config: PretrainConfig, mesh: AbstractMesh) -> int:
     """Bytes of parameters and moments on a device."""
-    return state_bytes(abstract_state(config.model, make_optimizer(config.optimizer, config.train.steps), mesh))
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model_spec(config.model))
+    return state_bytes(abstract_state(config.model, optimizer, mesh))
 
 
 def _lower_bound(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: int) -> float:

@@ -104,7 +104,8 @@ def misfit(fields: dict[str, Any]) -> str:
 
 def _train_program(config: PretrainConfig, mesh, trainable) -> Program:
     """The step of `launch.pretrain`: microbatches, all losses, AdamW; the state is donated."""
-    optimizer, length = make_optimizer(config.optimizer, config.train.steps), config.data.sequence_length
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model.model_spec(config.model))
+    length = config.data.sequence_length
     abstract = abstract_state(config.model, optimizer, mesh, trainable)
     arguments = (config.model, config.train, length, optimizer, abstract, mesh, trainable)
     return Program(lambda: lower_train_step(*arguments), state_bytes(abstract), config.train.batch_size * length)
@@ -145,12 +146,10 @@ def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
     """Abstract weights for generation: in the compute dtype, except head, router and biases in their own."""
     spec = model.model_spec(config)
 
-    def leaf(path, leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, serving_dtype(specs.path_name(path), leaf, config), sharding=sharding)
+    def leaf(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, config), sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(
-        leaf, spec, shardings(spec, mesh), is_leaf=lambda x: isinstance(x, specs.Leaf)
-    )
+    return specs.tree_map(leaf, spec, shardings(spec, mesh))
 
 
 def abstract_cache(config: ModelConfig, rows: int, max_length: int, mesh: jax.sharding.Mesh, *, empty: bool) -> Cache:

@@ -9,16 +9,11 @@ import jax
 
 from ling_jax import spec as specs
 from ling_jax.compile.hlo import Work, read_work
-from ling_jax.compile.topology import Chip
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
+from ling_jax.model.flops import flops_per_token, frozen_flops_per_token, mtp_flops_per_token, read_flops_per_row
 from ling_jax.parallel.sharding import slices_of
-from ling_jax.train.metrics import (
-    flops_per_token,
-    frozen_flops_per_token,
-    mtp_flops_per_token,
-    read_flops_per_row,
-)
+from pallas_kernels.chips import Chip
 
 
 class Compiled(NamedTuple):

@@ -1,12 +1,13 @@
-"""TPU topologies for ahead-of-time compilation, and the peaks of their chips from data sheets."""
+"""TPU topologies for ahead-of-time compilation."""
 
 import importlib.util
 import math
 import re
-from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
+
+from pallas_kernels.chips import CHIPS, Chip
 
 EXAMPLES = "v5e:2x4, v5p:8x8x16, v6e:16x16, tpu7x:4x4x4"
 
@@ -19,26 +20,6 @@ CLOUD = {  # how an accelerator's name begins: (the chip, what its number counts
     "v5litepod": ("v5e", 1, SQUARES),
     "v5e": ("v5e", 1, SQUARES),
     "v6e": ("v6e", 1, SQUARES),
-}
-
-
-class Chip(NamedTuple):
-    """The peaks of one device: a chip, or on tpu7x one of the two cores with half of each."""
-
-    flops: float  # dense bfloat16, per second
-    hbm_bytes: float
-    hbm_bytes_per_second: float
-    link_bytes_per_second: float  # into the device, over all links of the slice's interconnect
-    network_bytes_per_second: float  # its share of the host's network between slices
-
-
-# Google Cloud's pages of each version, "System architecture". Networks between slices: v5e's page, 200 Gbit/s a host of
-# four chips for v5p, and our assumption of 100 Gbit/s a chip for the others.
-CHIPS = {
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9, 25e9 / 8),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9, 50e9 / 8),
-    "v6e": Chip(918e12, 32e9, 1640e9, 448e9, 100e9 / 8),
-    "tpu7x": Chip(2307e12 / 2, 192e9 / 2, 7380e9 / 2, 1200e9 / 2, 100e9 / 2 / 8),
 }
 
 
@@ -69,9 +50,9 @@ def describe(name: str, slices: int = 1) -> tuple[list[jax.Device], Chip]:
     libtpu queries its host for the TPU type. On a machine without a TPU, environment variables must answer before JAX
     starts; `launch.compile` sets them. Raises ValueError for a name that libtpu does not know and if libtpu is missing.
     """
-    version = re.split("[:-]", name)[0]
-    if version not in CHIPS:
-        raise ValueError(f"topology {name!r} is unknown: {version!r} is none of {', '.join(CHIPS)}; e.g. {EXAMPLES}")
+    version, chips = re.split("[:-]", name)[0], {chip.version: chip for chip in CHIPS.values()}
+    if version not in chips:
+        raise ValueError(f"topology {name!r} is unknown: {version!r} is none of {', '.join(chips)}; e.g. {EXAMPLES}")
     layout = name.partition(":")[2].split("x")
     # libtpu accepts some topologies that do not exist, and aborts the process on others.
     if version in ("v5e", "v6e") and (len(layout) != 2 or any(size.isdigit() and int(size) > 16 for size in layout)):
@@ -85,4 +66,4 @@ def describe(name: str, slices: int = 1) -> tuple[list[jax.Device], Chip]:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # libtpu and JAX raise several kinds
         raise ValueError(f"topology {name!r} does not exist ({error}); e.g. {EXAMPLES}") from None
-    return list(devices), CHIPS[version]
+    return list(devices), chips[version]

@@ -15,10 +15,9 @@ from pallas_kernels.platform import platform
 UNROLLED_LAYERS = 16  # our choice: of models with more the programs would take minutes to compile
 
 
-def serving_dtype(name: str, leaf: specs.Leaf, config: ModelConfig) -> DTypeLike:
+def serving_dtype(leaf: specs.Leaf, config: ModelConfig) -> DTypeLike:
     """The dtype in which generation reads the leaf: the compute dtype; of head, router, biases at least their own."""
-    wide = name == "head" or name.endswith(("router", "bias"))
-    return jnp.promote_types(leaf.dtype, config.compute_dtype) if wide else config.compute_dtype
+    return jnp.promote_types(leaf.dtype, config.compute_dtype) if leaf.is_wide else config.compute_dtype
 
 
 def serving_copy(params: Any, config: ModelConfig) -> Any:
@@ -37,10 +36,10 @@ def serving_copy(params: Any, config: ModelConfig) -> Any:
 
     device = jax.devices()[0]
 
-    def copied(path, leaf: specs.Leaf, x):
-        return jax.device_put(jnp.array(x, serving_dtype(specs.path_name(path), leaf, config), copy=True), device)
+    def copied(leaf: specs.Leaf, x):
+        return jax.device_put(jnp.array(x, serving_dtype(leaf, config), copy=True), device)
 
-    copy = jax.tree_util.tree_map_with_path(copied, spec, params, is_leaf=lambda x: isinstance(x, specs.Leaf))
+    copy = specs.tree_map(copied, spec, params)
     finite = _finite(copy)
     if not all(jax.device_get(jax.tree.leaves(finite))):
         bad = next(name for name, fine in specs.named_leaves(finite).items() if not fine)

@@ -9,6 +9,7 @@ import jax
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig, nearest
+from ling_jax.config_dicts import Rule, check_fields
 from ling_jax.migrate.convert import FORMS, Conversion, check_calibration, converted_layers, form_config
 from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows
@@ -19,8 +20,6 @@ from ling_jax.train.config import (
     LoopConfig,
     MeshConfig,
     OptimizerConfig,
-    Rule,
-    check_fields,
     check_sequence_length,
     check_sources,
 )
@@ -124,7 +123,7 @@ class MigrateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """The training of one stage in the form that `train.loop` takes."""
+    """The training of one stage in the form that `run.loop` takes."""
 
     stage: Stage
     model: ModelConfig
@@ -324,7 +323,7 @@ def stage_run(config: MigrateConfig, number: int, model: ModelConfig) -> StageRu
         peak_lr=stage.peak_lr or config.optimizer.peak_lr,
         warmup_steps=config.optimizer.warmup_steps if stage.warmup_steps < 0 else stage.warmup_steps,
     )
-    biases = [name for name in specs.named_leaves(model_spec(model)) if name.endswith("expert_bias")]
+    biases = [name for name, leaf in specs.named_leaves(model_spec(model)).items() if leaf.role == "router_bias"]
     rate = stage.router_bias_rate if biases and all(matches(name, stage.trains) for name in biases) else 0.0
     return StageRun(
         stage=stage,

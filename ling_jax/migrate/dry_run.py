@@ -12,8 +12,8 @@ from ling_jax.messages import count_text, size_text
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.convert import converted_layers, form_config, kind_of
 from ling_jax.model import model_spec
+from ling_jax.model.flops import flops_per_token
 from ling_jax.paths import as_path
-from ling_jax.train.metrics import flops_per_token
 
 BYTES = 4  # per master weight, gradient and moment (float32)
 

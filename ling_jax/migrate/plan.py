@@ -12,21 +12,23 @@ from etils import epath
 from ling_jax import data
 from ling_jax.checkpoint.folder import ModelFolder, open_model
 from ling_jax.config import ModelConfig
+from ling_jax.config_dicts import differences
 from ling_jax.data import Batch
 from ling_jax.files import read_object
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.migrate.dry_run import disk_bytes, dry_run
+from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.paths import is_remote
 from ling_jax.preflight import check_space, stored_bytes
+from ling_jax.run.corpus import held_out_batches, packed_corpus, tokenize_sources
+from ling_jax.run.workdir import lock, open_workdir, read_config, unlock, write_config, write_origins
 from ling_jax.sums import DamagedFile, check_folder
-from ling_jax.train.config import differences, open_source
-from ling_jax.train.corpus import held_out_batches, packed_corpus, tokenize_sources
+from ling_jax.train.config import open_source
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import abstract_state
-from ling_jax.train.workdir import lock, open_workdir, read_config, unlock, write_config, write_origins
 
 # Config fields that may change when a migration resumes, as in `train.config.RESUMABLE`.
 RESUMABLE = (
@@ -104,7 +106,7 @@ def prepare_plan(config: MigrateConfig, workdir: str | Path) -> Plan:
         mesh = make_mesh(dataclasses.asdict(run.mesh))
         try:
             check_rows(run.data.sequence_length, mesh.shape["context"])  # the mesh resolves a -1 of the config
-            abstract_state(model, make_optimizer(run.optimizer, run.train.steps), mesh)
+            abstract_state(model, make_optimizer(run.optimizer, run.train.steps, model_spec(model)), mesh)
         except ValueError as error:
             raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None
     for described in config.data.sources:

@@ -32,23 +32,23 @@ from ling_jax.migrate.plan import CONVERTED, Plan, open_converted, samples, weig
 from ling_jax.model import model_spec
 from ling_jax.model.mtp import mtp_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
+from ling_jax.run.corpus import Corpus, packed_corpus, with_short_sequences
+from ling_jax.run.loop import eval_loss, prepare_run, train
+from ling_jax.run.metrics import read_metrics
+from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.workdir import has_checkpoint, unlock
 from ling_jax.sums import DamagedFile, checks, read_sealed, write_folder_sums, write_sealed
-from ling_jax.train.corpus import Corpus, packed_corpus, with_short_sequences
-from ling_jax.train.loop import eval_loss, prepare_run, train
 from ling_jax.train.merge import decay_weights, merge_coefficients
-from ling_jax.train.metrics import read_metrics
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.programs import compile_eval_step
 from ling_jax.train.state import abstract_state
-from ling_jax.train.workdir import has_checkpoint, unlock
 
 EXPECTED = "the report of a stage; remove it, and the same command makes it again"
 RECOVERED = 1.01  # times the source's loss (our choice; the report says "the pre-conversion level")
 
 
 def run_plan(plan: Plan) -> list[dict[str, Any]]:
-    """Runs the unfinished stages and returns the reports of all stages. Raises like `train.loop.train`."""
+    """Runs the unfinished stages and returns the reports of all stages. Raises like `run.loop.train`."""
     use_compilation_cache()
     try:
         return [_run_stage(plan, number) for number in range(len(plan.models))]
@@ -141,7 +141,7 @@ def measure(model: ModelFolder, plan: Plan, run: StageRun) -> float:
     Raises ValueError if no document is held out.
     """
     mesh = make_mesh(dataclasses.asdict(run.mesh))
-    abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps), mesh)
+    abstract = abstract_state(run.model, make_optimizer(run.optimizer, run.train.steps, model_spec(run.model)), mesh)
     params = with_mtp_modules(model.params(mesh), run.model, seed=run.train.seed, mesh=mesh)
     params = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), params, abstract.params)
     params = jax.device_put(params, shardings(model_spec(run.model), mesh))

@@ -28,10 +28,11 @@ def qkv_spec(config: ModelConfig, kv_heads: int, *, qk_norm: bool) -> Spec:
         for name, (heads, axis) in sizes.items()
     }
     if qk_norm:
-        spec |= {name: Leaf((c.head_dim,), (None,), ones) for name in ("q_norm", "k_norm")}
+        spec |= {name: Leaf((c.head_dim,), (None,), ones, role="norm") for name in ("q_norm", "k_norm")}
     if c.qkv_bias:
         spec |= {
-            f"{name}_bias": Leaf((heads, c.head_dim), (axis, None), zeros) for name, (heads, axis) in sizes.items()
+            f"{name}_bias": Leaf((heads, c.head_dim), (axis, None), zeros, role="bias")
+            for name, (heads, axis) in sizes.items()
         }
     return spec
 
@@ -40,7 +41,7 @@ def out_spec(config: ModelConfig, value_dim: int, bias: bool) -> Spec:
     """Spec of the output projection [H, V, D] and its bias."""
     c = config
     spec = {"out": Leaf((c.num_heads, value_dim, c.hidden_size), ("heads", None, "embed"), normal(c.init_std))}
-    return spec | ({"out_bias": Leaf((c.hidden_size,), (None,), zeros)} if bias else {})
+    return spec | ({"out_bias": Leaf((c.hidden_size,), (None,), zeros, role="bias")} if bias else {})
 
 
 def gqa_spec(config: ModelConfig) -> Spec:

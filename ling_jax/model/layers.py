@@ -89,7 +89,7 @@ def layer_numbers(config: ModelConfig) -> dict[tuple[str, str], np.ndarray]:
 
 def layer_spec(config: ModelConfig, kind: LayerKind) -> Spec:
     """Spec of one layer: two norms, the mixer and the feed-forward part."""
-    norm = Leaf((config.hidden_size,), (None,), ones)
+    norm = Leaf((config.hidden_size,), (None,), ones, role="norm")
     mixer_spec, ffn_spec = MIXERS[kind.mixer].spec, FFNS[kind.ffn][0]
     return {"mixer_norm": norm, "mixer": mixer_spec(config), "ffn_norm": norm, "ffn": ffn_spec(config)}
 

@@ -44,7 +44,7 @@ def lightning_spec(config: ModelConfig) -> Spec:
         | out_spec(c, c.head_dim, c.out_bias)
         | {
             "gate": Leaf((c.hidden_size, c.num_heads, c.head_dim), ("embed", "heads", None), normal(c.init_std)),
-            "norm": Leaf((c.num_heads, c.head_dim), ("heads", None), ones),
+            "norm": Leaf((c.num_heads, c.head_dim), ("heads", None), ones, role="norm"),
         }
     )
 

@@ -41,11 +41,11 @@ def dense_spec(config: ModelConfig) -> Spec:
 def moe_spec(config: ModelConfig) -> Spec:
     """Spec of a mixture of experts: router, expert bias, stacked experts and the shared expert."""
     c, init = config, normal(config.init_std)
-    into = Leaf((c.num_experts, c.hidden_size, c.expert_ffn_size), ("experts", "embed", "ffn"), init)
-    out = Leaf((c.num_experts, c.expert_ffn_size, c.hidden_size), ("experts", "ffn", "embed"), init)
+    into = Leaf((c.num_experts, c.hidden_size, c.expert_ffn_size), ("experts", "embed", "ffn"), init, role="experts")
+    out = Leaf((c.num_experts, c.expert_ffn_size, c.hidden_size), ("experts", "ffn", "embed"), init, role="experts")
     spec = {
-        "router": Leaf((c.hidden_size, c.num_experts), ("embed", None), init),
-        "expert_bias": Leaf((c.num_experts,), (None,), zeros, trainable=False),
+        "router": Leaf((c.hidden_size, c.num_experts), ("embed", None), init, role="router"),
+        "expert_bias": Leaf((c.num_experts,), (None,), zeros, trainable=False, role="router_bias"),
         "experts": {"gate": into, "up": into, "down": out},
     }
     return spec | ({"shared": swiglu_spec(c, c.shared_ffn_size)} if c.shared_ffn_size else {})

@@ -17,7 +17,7 @@ from ling_jax.spec import Leaf, Params, Spec, normal, ones, stack
 
 def mtp_spec(config: ModelConfig) -> Spec:
     """Spec of the MTP modules, stacked [depth, …]: norms, projection of [embedding ; hidden], one layer."""
-    c, norm = config, Leaf((config.hidden_size,), (None,), ones)
+    c, norm = config, Leaf((config.hidden_size,), (None,), ones, role="norm")
     module = {
         "embed_norm": norm,
         "hidden_norm": norm,

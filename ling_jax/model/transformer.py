@@ -42,10 +42,10 @@ def model_spec(config: ModelConfig) -> Spec:
     """Spec of every parameter of the model."""
     c, init = config, normal(config.init_std)
     spec = {
-        "embed": Leaf((c.vocab_size, c.hidden_size), ("vocab", "embed"), init),
+        "embed": Leaf((c.vocab_size, c.hidden_size), ("vocab", "embed"), init, role="embed"),
         "segments": segments_spec(c),
-        "final_norm": Leaf((c.hidden_size,), (None,), ones),
-        "head": Leaf((c.hidden_size, c.vocab_size), ("embed", "vocab"), init),
+        "final_norm": Leaf((c.hidden_size,), (None,), ones, role="norm"),
+        "head": Leaf((c.hidden_size, c.vocab_size), ("embed", "vocab"), init, role="head"),
     }
     if not c.mtp_depth:
         return spec

@@ -12,7 +12,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from ling_jax.spec import Leaf, Params, Spec, named_leaves, path_name, tree_map
+from ling_jax.spec import Leaf, Params, Spec, named_leaves, tree_map
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
@@ -118,12 +118,12 @@ def gather_weights(params: Params, spec: Spec, dtype: DTypeLike) -> Params:
     if one_device():
         return params
 
-    def compute_layout(path, leaf, x):
-        if "embed" not in leaf.axes or "experts" in leaf.axes:
+    def compute_layout(leaf: Leaf, x):
+        if "embed" not in leaf.axes or leaf.role == "experts":
             return x
-        return _gather_weight(x, leaf.axes, x.dtype if path_name(path).endswith("router") else dtype)
+        return _gather_weight(x, leaf.axes, x.dtype if leaf.role == "router" else dtype)
 
-    return jax.tree_util.tree_map_with_path(compute_layout, spec, params, is_leaf=lambda x: isinstance(x, Leaf))
+    return tree_map(compute_layout, spec, params)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

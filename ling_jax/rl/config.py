@@ -6,12 +6,13 @@ from typing import Any
 
 from ling_jax.chat.thinking import check_thinking
 from ling_jax.config import nearest
+from ling_jax.config_dicts import Rule, check_fields
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, locate, tasks
 from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
 from ling_jax.rl.ledger import Limits
-from ling_jax.train.config import HANG, OptimizerConfig, Rule, check_fields, check_optimizer
+from ling_jax.train.config import HANG, OptimizerConfig, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from ling_jax.partials import write_errors
 from ling_jax.paths import append
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.learner import Event, Step
-from ling_jax.train.memory import MemoryUse
-from ling_jax.train.metrics import MetricsWriter, drop_lines_from, to_line
+from ling_jax.run.memory import MemoryUse
+from ling_jax.run.metrics import MetricsWriter, drop_lines_from, to_line
 from ling_jax.train.optimizer import learning_rate
 
 LOGS = ("metrics", "samples", "events")

@@ -32,12 +32,12 @@ from ling_jax.rl.partial import read_partial, remove_partial, write_partial
 from ling_jax.rl.prepare import Run, start_report
 from ling_jax.rl.step import abstract_state, trainable
 from ling_jax.rl.updates import Programs, Update, compile_programs, learn
-from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
-from ling_jax.train.program_cache import use_compilation_cache
+from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
+from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.stop import stop_signals
+from ling_jax.run.watchdog import watch_steps
+from ling_jax.run.workdir import unlock
 from ling_jax.train.state import TrainState, create_state
-from ling_jax.train.stop import stop_signals
-from ling_jax.train.watchdog import watch_steps
-from ling_jax.train.workdir import unlock
 
 
 def train(run: Run) -> dict[str, Any]:

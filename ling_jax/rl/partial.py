@@ -6,11 +6,11 @@ from typing import Any
 
 from etils import epath
 
+from ling_jax.config_dicts import differences
 from ling_jax.files import read_object
 from ling_jax.messages import warn
 from ling_jax.rl.config import RESUMABLE, RLConfig
 from ling_jax.sums import DamagedFile, read_sealed, write_sealed
-from ling_jax.train.config import differences
 
 NAME = "partial.json"
 

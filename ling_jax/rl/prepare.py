@@ -26,10 +26,8 @@ from ling_jax.rl.simulate import check_sizes
 from ling_jax.rl.step import abstract_state
 from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
-from ling_jax.train import tensorboard
-from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.state import check_disk
-from ling_jax.train.workdir import (
+from ling_jax.run import tensorboard
+from ling_jax.run.workdir import (
     check_workdir,
     has_checkpoint,
     lock,
@@ -39,6 +37,8 @@ from ling_jax.train.workdir import (
     write_config,
     write_origins,
 )
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.state import check_disk
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
 SHARED_SEEN = 1000  # training tasks of an own environment that held-out ones are looked for in; our choice
@@ -81,7 +81,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     _warn_of_few_tasks(config)
     _warn_of_shared_tasks(config)
     _probe(config, reader)
-    optimizer = make_optimizer(config.optimizer, config.max_updates)
+    optimizer = make_optimizer(config.optimizer, config.max_updates, model_spec(start.config))
     reference = _reference(config, workdir, start)
     teachers = open_teachers(config, start, read_origins(workdir))
     check_disk(abstract_state(start.config, optimizer), workdir, config.train)

@@ -12,8 +12,8 @@ from ling_jax.files import parse_object
 from ling_jax.rl.learner import Event
 from ling_jax.rl.loop import make_learner, new_state
 from ling_jax.rl.prepare import Run, origin_of
-from ling_jax.train.program_cache import use_compilation_cache
-from ling_jax.train.workdir import has_checkpoint, open_workdir, unlock
+from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.workdir import has_checkpoint, open_workdir, unlock
 
 
 def check_replay(workdir) -> None:

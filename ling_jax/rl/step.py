@@ -16,7 +16,7 @@ from ling_jax.model.transformer import hidden_states, make_token_info
 from ling_jax.rl.batch import Batch
 from ling_jax.rl.loss import BatchLoss, Metrics, old_logps
 from ling_jax.spec import Params
-from ling_jax.train.metrics import group_norms
+from ling_jax.train.norms import group_norms
 from ling_jax.train.state import TrainState, create_state, next_state
 
 # Nats that rounding alone may make in float32. More is an expert's tie: two that score alike to the last bit change
@@ -52,7 +52,7 @@ def make_rl_step(
 
     A microbatch has whole groups. Loss, gradients and metrics are those of the whole batch.
     """
-    trained_leaves = trainable(config)
+    trained_leaves, spec = trainable(config), model_spec(config)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trained, frozen = specs.partition(state.params, trained_leaves)
@@ -74,7 +74,7 @@ def make_rl_step(
         good = jnp.isfinite(total) & jnp.isfinite(grad_norm) & jnp.any(batch.mask)
         state, _ = next_state(state, optimizer, grads, trained, frozen, good)
         metrics |= {"loss": total, "grad_norm": grad_norm, "nonfinite": ~good, "tokens": jnp.sum(batch.live)}
-        return state, metrics | age_metrics(old_logps(logps, batch), batch) | group_norms("grad_norm", grads)
+        return state, metrics | age_metrics(old_logps(logps, batch), batch) | group_norms("grad_norm", grads, spec)
 
     return step
 

@@ -82,12 +82,11 @@ def _abstract_reference(model: ModelConfig) -> Any:
     """A `serving_copy` as ShapeDtypeStructs on the first device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def leaf(path, leaf: specs.Leaf) -> jax.ShapeDtypeStruct:
-        dtype = serving_dtype(specs.path_name(path), leaf, model)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+    def leaf(leaf: specs.Leaf) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, model), sharding=sharding)
 
     spec = {name: leaves for name, leaves in model_spec(model).items() if name != "mtp"}
-    return jax.tree_util.tree_map_with_path(leaf, spec, is_leaf=lambda x: isinstance(x, specs.Leaf))
+    return specs.tree_map(leaf, spec)
 
 
 def learn(

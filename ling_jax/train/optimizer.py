@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ling_jax.spec import Params, path_name
+from ling_jax.spec import Spec, tree_map
 from ling_jax.train.config import OptimizerConfig
 
 
@@ -27,18 +27,14 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def decayed(params: Params) -> Any:
-    """A tree of bools: weight decay applies to matrices, not to norms and biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: not path_name(path).endswith(("norm", "bias")), params)
-
-
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
-    """Clipped AdamW with the numbers of optax's.
+def make_optimizer(config: OptimizerConfig, steps: int, spec: Spec) -> optax.GradientTransformationExtraArgs:
+    """Clipped AdamW with the numbers of optax's, for parameters of `spec`; weight decay applies to its matrices.
 
     Its state is an AdamState, with None where the tree of parameters has None. `update(grads, state, params,
     good=False)` takes no step: its updates are 0 and it returns the state unchanged.
     """
     c, rate = config, learning_rate(config, steps)
+    is_matrix = tree_map(lambda leaf: leaf.is_matrix, spec)
 
     def init(params) -> AdamState:
         mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))  # two trees: each is donated
@@ -61,6 +57,9 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             step = mu_scale * m / (jnp.sqrt(nu_scale * v) + c.eps) + (c.weight_decay * p if decays else 0)
             return jnp.where(good, -rate(state.count) * step, 0).astype(p.dtype)
 
-        return jax.tree.map(moved, mu, nu, params, decayed(params)), AdamState(count, mu, nu)
+        decays = jax.tree.map(
+            lambda m, decays: None if m is None else decays, mu, is_matrix, is_leaf=lambda m: m is None
+        )
+        return jax.tree.map(moved, mu, nu, params, decays), AdamState(count, mu, nu)
 
     return optax.GradientTransformationExtraArgs(init, update)

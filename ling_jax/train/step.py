@@ -13,7 +13,7 @@ from ling_jax.model import model_spec
 from ling_jax.model.moe import Router
 from ling_jax.model.transformer import LossSums, loss_counts, loss_sums, total_loss
 from ling_jax.spec import Params
-from ling_jax.train.metrics import group_norms
+from ling_jax.train.norms import group_norms
 from ling_jax.train.spikes import judge
 from ling_jax.train.state import GuardedState, TrainState, next_state
 
@@ -34,7 +34,8 @@ def make_train_step(
     GuardedState (ling_jax.train.spikes). `trainable` is a tree of bools (None: all that the spec declares so); other
     leaves keep their bits, and with `router_bias_rate` 0 router biases do too.
     """
-    trainable = specs.trainable(model_spec(config)) if trainable is None else trainable
+    spec = model_spec(config)
+    trainable = specs.trainable(spec) if trainable is None else trainable
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
         trained, frozen = specs.partition(state.params, trainable)
@@ -61,7 +62,7 @@ def make_train_step(
         metrics |= {"grad_norm": grad_norm, "nonfinite": ~finite}
         if isinstance(state, GuardedState):
             metrics |= {"spike": spike, "spikes": history.skipped}
-        return state, metrics | group_norms("grad_norm", grads) | group_norms("update_norm", updates)
+        return state, metrics | group_norms("grad_norm", grads, spec) | group_norms("update_norm", updates, spec)
 
     return step
 

@@ -15,8 +15,8 @@ from ling_jax.align.specialists import DistillConfig, prepare_distillation
 from ling_jax.checkpoint import save_hf
 from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.envs.reasoning import running_sums
+from ling_jax.run.loop import train
 from ling_jax.train.config import from_dict
-from ling_jax.train.loop import train
 from tests.helpers.faults import assert_same_end, metrics_of
 from tests.helpers.small_stage import write_stage
 

@@ -15,8 +15,8 @@ from ling_jax.chat.tool_calls import parse_either
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.packing import packed_rows
 from ling_jax.envs import environment
+from ling_jax.run.loop import train
 from ling_jax.train.config import from_dict
-from ling_jax.train.loop import train
 from tests.helpers.rl_run import tokenizer
 from tests.helpers.scripted_policy import play_script, use_scripts
 from tests.helpers.small_stage import write_stage

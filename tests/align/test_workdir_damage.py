@@ -10,7 +10,7 @@ from ling_jax.align.sft import prepare_sft, tune
 from ling_jax.align.specialists import prepare_distillation
 from ling_jax.checkpoint.steps import newest_step, resume_step
 from ling_jax.rl import loop
-from ling_jax.train.workdir import unlock
+from ling_jax.run.workdir import unlock
 from tests.align.test_stages import distil_config, sft_config
 from tests.helpers import rl_run
 from tests.helpers.compiled import shared_between_starts

@@ -8,8 +8,8 @@ import pytest
 from configs.pretrain import tiny_2_6
 from ling_jax.compile.plan import as_text as plan_text
 from ling_jax.compile.plan import plan
-from ling_jax.compile.topology import CHIPS
 from ling_jax.train.config import PretrainConfig, from_dict
+from pallas_kernels.chips import CHIPS
 
 
 def small_config(**changes):

@@ -6,7 +6,7 @@ import pytest
 from ling_jax.data import JoinedRows
 from ling_jax.data.packing import PackedRows, pack_plan
 from ling_jax.data.sources import TokenDocuments
-from ling_jax.train.corpus import Corpus, with_short_sequences
+from ling_jax.run.corpus import Corpus, with_short_sequences
 
 
 @pytest.fixture

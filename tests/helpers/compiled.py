@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from ling_jax.train import loop
+from ling_jax.run import loop
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ def check_lookup() -> None:
 def check_restore() -> None:
     """Saved on one mesh and restored on others, a training step gives the same state and loss."""
     config = tiny_config(num_heads=4, mtp_depth=1, compute_dtype="float64")
-    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2, warmup_steps=1), 10)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2, warmup_steps=1), 10, model_spec(config))
     trainable, batch = spec.trainable(model_spec(config)), batch_of(config)
     step = quick_jit(make_train_step(config, optimizer, router_bias_rate=1e-3))
     with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +149,7 @@ def check_restore() -> None:
 def check_start() -> None:
     """A stored model on any mesh: every device holds its part of the very values, as float32, from either format."""
     config = tiny_config(num_heads=4, mtp_depth=1)
-    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2), 10)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-2), 10, model_spec(config))
     stored = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), random_params(config, dtype="float32"))
     with tempfile.TemporaryDirectory() as folder:
         save_hf(stored, config, f"{folder}/hf")

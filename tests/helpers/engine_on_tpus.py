@@ -34,7 +34,7 @@ def main() -> None:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
         params = jax.tree_util.tree_map_with_path(
-            lambda path, leaf, array=array: array(serving_dtype(spec.path_name(path), leaf, CONFIG), *leaf.shape),
+            lambda path, leaf, array=array: array(serving_dtype(leaf, CONFIG), *leaf.shape),
             model_spec(CONFIG),
             is_leaf=lambda x: isinstance(x, spec.Leaf),
         )

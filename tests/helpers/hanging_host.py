@@ -4,9 +4,9 @@ import sys
 
 from jax._src.distributed import global_state
 
-from ling_jax.train import hosts
-from ling_jax.train.rendezvous import ProcessInfo
-from ling_jax.train.watchdog import watch_steps
+from ling_jax.distributed import hosts
+from ling_jax.distributed.rendezvous import ProcessInfo
+from ling_jax.run.watchdog import watch_steps
 
 
 def read_a_fifo(folder: str) -> None:

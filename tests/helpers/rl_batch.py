@@ -16,7 +16,7 @@ from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(num_layers=2, compute_dtype="float32", remat="none", mtp_depth=1)
-OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), 10)
+OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), 10, model.model_spec(CONFIG))
 SIZES = dict(rows=6, length=12)
 
 

@@ -14,12 +14,14 @@ import pytest
 
 from ling_jax.compile.programs import misfit
 from ling_jax.compile.report import bytes_asked_for
-from ling_jax.compile.topology import CHIPS, describe, slice_topology
+from ling_jax.compile.topology import describe, slice_topology
+from ling_jax.model import model_spec
+from ling_jax.run.start import with_sizes
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
-from ling_jax.train.start import with_sizes
 from ling_jax.train.state import abstract_state, state_bytes
+from pallas_kernels.chips import CHIPS
 from tests.helpers.faults import ROOT
 from tests.helpers.programs import needs_libtpu
 from tests.parallel.test_sharding import abstract_mesh
@@ -85,7 +87,7 @@ def test_a_pod_config_splits_over_its_pod(name):
     mesh = abstract_mesh(**dataclasses.asdict(config.mesh))
     chip, devices, tokens = PODS[name]
     assert mesh.size == devices
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model_spec(config.model))
     assert state_bytes(abstract_state(config.model, optimizer, mesh)) < 0.25 * CHIPS[chip].hbm_bytes
     held = device_rows(config.train.batch_size, config.train.microbatches, mesh)
     assert held * config.data.sequence_length == tokens * config.train.microbatches * devices

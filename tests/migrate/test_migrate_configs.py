@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ling_jax.config import Yarn, model_config
+from ling_jax.config_dicts import differences
 from ling_jax.migrate.config import MTP_SCHEMES, MigrateConfig, matches, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.convert import form_config
 from ling_jax.migrate.dry_run import dry_run
@@ -15,7 +16,7 @@ from ling_jax.migrate.stages import migration
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import num_shards, shardings
 from ling_jax.spec import named_leaves
-from ling_jax.train.config import PretrainConfig, differences, from_dict
+from ling_jax.train.config import PretrainConfig, from_dict
 from tests.parallel.test_sharding import abstract_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"

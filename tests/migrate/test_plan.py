@@ -20,9 +20,9 @@ from ling_jax.migrate.dry_run import as_text, dry_run
 from ling_jax.migrate.plan import open_converted, prepare_plan
 from ling_jax.migrate.run import read_report, run_plan, with_mtp_modules
 from ling_jax.model import forward
+from ling_jax.run.workdir import unlock
 from ling_jax.sums import DamagedFile
 from ling_jax.train.merge import merge_checkpoints
-from ling_jax.train.workdir import unlock
 from tests.helpers.damage import DAMAGES, damage
 from tests.helpers.faults import final_state
 from tests.helpers.small_migration import BOTH, WHOLE, small_config, source_config, target_config, write_source

@@ -81,7 +81,7 @@ def test_gradients_of_the_module_and_of_the_first_depth_are_those_without_detach
 
 @pytest.mark.slow
 def test_a_step_moves_the_one_bias_by_the_loads_of_all_depths():
-    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 10)
+    optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 10, model.model_spec(SHARED))
     state = create_state(params(), optimizer, trainable(model.model_spec(SHARED)))
     batch = dict(tokens=TOKENS, labels=TOKENS, segment_ids=np.ones_like(TOKENS))
     batch["positions"] = np.tile(np.arange(12, dtype=np.int32), (2, 1))

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from ling_jax.align.rewards import named_reward
+from ling_jax.config_dicts import differences
 from ling_jax.envs.sources import TaskSource
 from ling_jax.objectives import OBJECTIVES
 from ling_jax.rl.config import RESUMABLE, ObjectiveConfig, ObjectiveOptions, RLConfig, objective_settings
 from ling_jax.rl.judge_config import JudgeConfig, Rubric
-from ling_jax.train.config import differences, from_dict, to_config_dict
+from ling_jax.train.config import from_dict, to_config_dict
 from tests.helpers.rl_run import small_config
 
 

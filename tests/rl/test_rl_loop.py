@@ -31,8 +31,8 @@ from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.prepare import prepare
 from ling_jax.rl.replay import check_replay, replay
 from ling_jax.rl.reward import Reward, Rewards
-from ling_jax.train.loop import Interrupted, TooManyNonfiniteSteps
-from ling_jax.train.workdir import unlock
+from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
+from ling_jax.run.workdir import unlock
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
 from tests.helpers.rl_run import prepared, small_config, tokenizer

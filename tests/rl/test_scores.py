@@ -7,7 +7,7 @@ import pytest
 from ling_jax.engine import score
 from ling_jax.rl.learner import Learner
 from ling_jax.rl.loop import make_learner, new_state
-from ling_jax.train.workdir import unlock
+from ling_jax.run.workdir import unlock
 from tests.helpers.rl_configs import CONFIGS, shrunk
 from tests.helpers.rl_run import prepared, small_config
 

@@ -18,8 +18,8 @@ from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.replay import replay
 from ling_jax.rl.step import make_scorer
 from ling_jax.rl.teachers import teacher_logps
+from ling_jax.run.workdir import unlock
 from ling_jax.train.config import OptimizerConfig
-from ling_jax.train.workdir import unlock
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.rl_batch import CONFIG, logps_of, random_batch

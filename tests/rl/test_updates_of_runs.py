@@ -13,7 +13,7 @@ from ling_jax.objectives.kpop import calibrate_phi
 from ling_jax.rl.config import ObjectiveConfig
 from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.replay import replay
-from ling_jax.train.workdir import unlock
+from ling_jax.run.workdir import unlock
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.rl_run import MODEL, prepared, small_config

@@ -4,12 +4,19 @@ import numpy as np
 import optax
 import pytest
 
+from ling_jax.spec import Leaf, ones
 from ling_jax.train.config import OptimizerConfig
-from ling_jax.train.optimizer import decayed, learning_rate, make_optimizer
+from ling_jax.train.optimizer import learning_rate, make_optimizer
 
 CONFIG = OptimizerConfig(peak_lr=1e-2, schedule="cosine", warmup_steps=3, weight_decay=0.1, clip_norm=1.0)
 STEPS = 8
 SHAPES = {"head": (4, 3), "final_norm": (4,), "frozen": None}
+SPEC = {
+    "head": Leaf((4, 3), (None, None), ones, role="head"),
+    "final_norm": Leaf((4,), (None,), ones, role="norm"),
+    "frozen": Leaf((2,), (None,), ones),
+}
+DECAYS = {"head": True, "final_norm": False, "frozen": None}
 
 
 def trees(scale: float):
@@ -21,11 +28,11 @@ def trees(scale: float):
 @pytest.mark.parametrize("scale", [0.01, 10.0], ids=["under the clip", "over the clip"])
 def test_steps_are_those_of_optax(scale):
     ours, theirs = (
-        make_optimizer(CONFIG, STEPS),
+        make_optimizer(CONFIG, STEPS, SPEC),
         optax.chain(
             optax.clip_by_global_norm(CONFIG.clip_norm),
             optax.scale_by_adam(CONFIG.b1, CONFIG.b2, CONFIG.eps),
-            optax.add_decayed_weights(CONFIG.weight_decay, decayed),
+            optax.add_decayed_weights(CONFIG.weight_decay, DECAYS),
             optax.scale_by_learning_rate(learning_rate(CONFIG, STEPS)),
         ),
     )
@@ -41,7 +48,7 @@ def test_steps_are_those_of_optax(scale):
 
 
 def test_a_step_not_taken_changes_nothing():
-    optimizer = make_optimizer(CONFIG, STEPS)
+    optimizer = make_optimizer(CONFIG, STEPS, SPEC)
     params, grads = trees(1.0)[:2]
     _, state = optimizer.update(grads, optimizer.init(params), params)
     broken = jax.tree.map(lambda g: g * jnp.nan, grads)

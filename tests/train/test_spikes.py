@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ling_jax.checkpoint import orbax
-from ling_jax.train.loop import prepare, train
+from ling_jax.run.loop import prepare, train
 from ling_jax.train.spikes import MAX_IN_A_ROW, empty_history, judge, with_sigmas
 from ling_jax.train.state import guarded
 from tests.helpers.faults import final_state, metrics_of

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ling_jax import model, spec
 from ling_jax.config import model_config
+from ling_jax.model import model_spec
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.state import create_state
@@ -25,7 +26,7 @@ CONFIG = model_config(
     num_norm_groups=2, rotary_dim=8, q_lora_rank=16, kv_lora_rank=8, nope_dim=16, rope_dim=8, v_dim=16, ffn_size=32,
     expert_ffn_size=16, shared_ffn_size=16, z_loss_weight=1e-3,
 )  # fmt: skip
-OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), steps=10)
+OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 10, model_spec(CONFIG))
 
 
 @functools.cache
@@ -124,8 +125,10 @@ def test_mtp_without_a_weight_keeps_its_bits_and_the_rest_learns_as_without_mtp(
     first, states = model.init(jax.random.key(0), small), []
     for config in (small, dataclasses.replace(small, mtp_depth=0)):
         params = {name: part for name, part in first.items() if name != "mtp" or config.mtp_depth}
-        state = create_state(params, OPTIMIZER, spec.trainable(model.model_spec(config)))
-        step = quick_jit(make_train_step(config, OPTIMIZER, router_bias_rate=1e-3))
+        leaves = model.model_spec(config)
+        optimizer = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=1), 10, leaves)
+        state = create_state(params, optimizer, spec.trainable(leaves))
+        step = quick_jit(make_train_step(config, optimizer, router_bias_rate=1e-3))
         for seed in range(2):
             state, metrics = step(state, random_batch(seed))
         assert not any("mtp" in name for name in metrics)

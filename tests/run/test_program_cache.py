@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from jax._src import compilation_cache
 
-from ling_jax.train import program_cache
-from ling_jax.train.program_cache import CheckedCache, use_compilation_cache
+from ling_jax.run import program_cache
+from ling_jax.run.program_cache import CheckedCache, use_compilation_cache
 from tests.helpers.damage import DAMAGES, files_below
 from tests.helpers.faults import ROOT
 
@@ -94,7 +94,7 @@ def test_two_processes_that_keep_the_same_program_leave_one_of_the_two_whole(tmp
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may be another user")
 @pytest.mark.slow
 def test_a_user_without_a_home_folder_is_a_warning():
-    code = "from ling_jax.train.program_cache import use_compilation_cache; use_compilation_cache()"
+    code = "from ling_jax.run.program_cache import use_compilation_cache; use_compilation_cache()"
     command = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", sys.executable, "-c", code]
     unset = ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in unset}

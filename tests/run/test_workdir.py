@@ -7,7 +7,7 @@ import shutil
 import pytest
 from etils import epath
 
-from ling_jax.train.workdir import LOCK, lock, unlock
+from ling_jax.run.workdir import LOCK, lock, unlock
 
 
 def test_a_workdir_is_one_process_s_until_it_is_given_back(tmp_path):

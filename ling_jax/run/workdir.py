@@ -14,14 +14,15 @@ from etils import epath
 from ling_jax.checkpoint.manifest import META_FILE
 from ling_jax.checkpoint.orbax import check_path
 from ling_jax.checkpoint.steps import newest_step, steps_in
+from ling_jax.config_dicts import differences
+from ling_jax.distributed import hosts
 from ling_jax.files import read_object, write_json
 from ling_jax.messages import warn
 from ling_jax.partials import sweep
 from ling_jax.paths import as_path, is_remote, resolved
 from ling_jax.preflight import check_folder
 from ling_jax.sums import checks, read_sealed, write_sealed
-from ling_jax.train import hosts
-from ling_jax.train.config import RESUMABLE, differences
+from ling_jax.train.config import RESUMABLE
 
 FOLDERS = ("checkpoints", "data", "evaluation", "tensorboard", "tokenizer")
 FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")

@@ -21,10 +21,10 @@ from typing import Any, NoReturn, TypeVar
 import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
 
+from ling_jax.distributed.peers import all_peers
+from ling_jax.distributed.rendezvous import ProcessInfo, differences, listening_addresses, own_name, rendezvous
 from ling_jax.files import parse_object
 from ling_jax.messages import print_last
-from ling_jax.parallel.peers import all_peers
-from ling_jax.train.rendezvous import ProcessInfo, differences, listening_addresses, own_name, rendezvous
 
 POLLS = 20  # of the watch in a time-out: a host without a new heartbeat in this many is lost
 BACKSTOP = 3  # time-outs until JAX's own heartbeats end all processes without naming the lost one

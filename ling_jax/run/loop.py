@@ -23,19 +23,34 @@ from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, check_texts, workdir_sums
 from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import all_peers
 from ling_jax.files import upload_folder
-from ling_jax.model.transformer import LossSums
+from ling_jax.model.transformer import LossSums, model_spec
 from ling_jax.parallel import context
-from ling_jax.parallel.peers import all_peers
 from ling_jax.parallel.sharding import batch_sharding, make_mesh
 from ling_jax.paths import is_remote
+from ling_jax.run.corpus import Corpus, held_out_batches, prepare_corpus
+from ling_jax.run.metrics import MetricsWriter, read_metrics
+from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.progress import IN_FLIGHT, ProgressLog, start_report
+from ling_jax.run.speed import peak_flops
+from ling_jax.run.start import check_tokenizer, start_line, with_model
+from ling_jax.run.stop import stop_signals
+from ling_jax.run.wandb_run import check_wandb, open_wandb
+from ling_jax.run.watchdog import watch_steps
+from ling_jax.run.workdir import (
+    check_workdir,
+    has_checkpoint,
+    lock,
+    open_workdir,
+    unlock,
+    write_config,
+    write_origins,
+)
 from ling_jax.spec import Params
-from ling_jax.train import hosts
 from ling_jax.train.config import LoopConfig, PretrainConfig, TrainingConfig, open_source
-from ling_jax.train.corpus import Corpus, held_out_batches, prepare_corpus
-from ling_jax.train.metrics import MetricsWriter, peak_flops, read_metrics
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.program_cache import use_compilation_cache
 from ling_jax.train.programs import (
     compile_eval_step,
     compile_train_step,
@@ -45,22 +60,8 @@ from ling_jax.train.programs import (
     restored_state,
     state_of,
 )
-from ling_jax.train.progress import IN_FLIGHT, ProgressLog, start_report
 from ling_jax.train.spikes import with_sigmas
-from ling_jax.train.start import check_tokenizer, start_line, with_model
 from ling_jax.train.state import GuardedState, abstract_state, check_disk, check_memory
-from ling_jax.train.stop import stop_signals
-from ling_jax.train.wandb_run import check_wandb, open_wandb
-from ling_jax.train.watchdog import watch_steps
-from ling_jax.train.workdir import (
-    check_workdir,
-    has_checkpoint,
-    lock,
-    open_workdir,
-    unlock,
-    write_config,
-    write_origins,
-)
 
 PROFILED_STEPS = 3
 PROFILE_AFTER = 10  # steps after the start, where the config names no step
@@ -158,7 +159,7 @@ def prepare_run(
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     context.check_rows(config.data.sequence_length, mesh.shape["context"])
     _say_padding(config, mesh)
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, model_spec(model))
     abstract = abstract_state(model, optimizer, mesh, trainable, spike_window=config.train.spike_window)
     check_memory(abstract, mesh)
     check_disk(abstract, workdir, config.train)

@@ -9,7 +9,7 @@ import jax
 from etils import epath
 
 from ling_jax.paths import is_remote
-from ling_jax.train.tensorboard import scalars
+from ling_jax.run.tensorboard import scalars
 
 
 def check_wandb(project: str) -> None:

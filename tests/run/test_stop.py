@@ -10,7 +10,7 @@ from tests.helpers.faults import ROOT
 
 SAVES = """
 import sys, time
-from ling_jax.train.stop import stop_signals
+from ling_jax.run.stop import stop_signals
 
 with stop_signals() as received:
     print("step", flush=True)

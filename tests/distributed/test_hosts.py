@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ling_jax.train import hosts
-from ling_jax.train.hosts import check_same, first_host_first, stop_after
+from ling_jax.distributed import hosts
+from ling_jax.distributed.hosts import check_same, first_host_first, stop_after
 
 AHEAD = 3
 LONG = 200  # steps in which every run has stopped

@@ -15,8 +15,8 @@ from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import largest_id
 from ling_jax.paths import as_path
 from ling_jax.preflight import check_folder, check_space, stored_bytes
+from ling_jax.run.workdir import has_checkpoint
 from ling_jax.train.config import DataConfig, open_source
-from ling_jax.train.workdir import has_checkpoint
 
 TOKEN_SHARE = 0.25  # least bytes of ids for a byte of text: a token of eight bytes has an id of two; our choice
 

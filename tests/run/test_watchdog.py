@@ -8,15 +8,15 @@ import time
 
 import pytest
 
-from ling_jax.train.hosts import EXIT_HUNG
-from ling_jax.train.watchdog import POLLS, watch_steps
+from ling_jax.distributed.hosts import EXIT_HUNG
+from ling_jax.run.watchdog import POLLS, watch_steps
 from tests.helpers.faults import ROOT
 from tests.helpers.small_run import write_corpus
 from tests.launch.test_many_hosts import free_port, started, wait_for
 
 HANGS = """
 import sys, threading
-from ling_jax.train.watchdog import watch_steps
+from ling_jax.run.watchdog import watch_steps
 
 def read_a_fifo():
     open(sys.argv[1] + "/fifo").read()
@@ -41,7 +41,7 @@ def test_a_process_that_hangs_leaves_its_stacks_and_an_exit_code(tmp_path):
 UNHEARD = """
 import os, sys, time
 from ling_jax import messages
-from ling_jax.train.watchdog import watch_steps
+from ling_jax.run.watchdog import watch_steps
 
 messages.PRINT_SECONDS = 0.2
 with watch_steps(sys.argv[1], 0.5) as ended:

@@ -1,7 +1,7 @@
 """Work that the processes of a program divide: each does its share, and all learn what the others found.
 
-Everything goes through the key-value store of JAX's coordination service, which `train.hosts.join` starts and watches:
-where a process fails or dies the others end, so nothing here has a time-out of its own.
+Everything goes through the key-value store of JAX's coordination service, which `hosts.join` starts and watches: where
+a process fails or dies the others end, so nothing here has a time-out of its own.
 """
 
 import collections
@@ -58,5 +58,5 @@ ALONE = Peers()
 
 
 def all_peers() -> Peers:
-    """All processes that were joined (`train.hosts`)."""
+    """All processes that were joined (`hosts.join`)."""
     return Peers(global_state.process_id, global_state.num_processes)

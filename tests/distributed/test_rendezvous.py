@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ling_jax.train import rendezvous as module
-from ling_jax.train.rendezvous import ProcessInfo, differences, facts, find_process, rendezvous
+from ling_jax.distributed import rendezvous as module
+from ling_jax.distributed.rendezvous import ProcessInfo, differences, facts, find_process, rendezvous
 from tests.helpers.small_run import small_config
 
 FACTS = {"config.train.steps": "30", "ling_jax/a.py": "1234"}
@@ -165,7 +165,7 @@ def test_facts_are_the_config_the_sources_and_the_versions():
     found = facts(small_config("a"), workdir="runs/a")
     assert found["config.train.steps"] == "12" and found["workdir"] == "'runs/a'"
     assert {
-        "ling_jax/train/loop.py",
+        "ling_jax/run/loop.py",
         "pallas_kernels/platform.py",
         "launch/pretrain.py",
         "jax",

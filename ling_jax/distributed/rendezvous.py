@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ling_jax
+from ling_jax.config_dicts import flatten
 from ling_jax.files import parse_object
 from ling_jax.messages import one_line
-from ling_jax.train.config import flatten
 
 PACKAGES = ("ling_jax", "pallas_kernels", "launch")  # the sources that must be the same on all hosts
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ling_jax.train import memory
-from ling_jax.train.memory import MemoryUse
+from ling_jax.run import memory
+from ling_jax.run.memory import MemoryUse
 
 
 def test_a_leak_shows_as_growth():

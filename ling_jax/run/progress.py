@@ -13,11 +13,13 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.messages import count_text, size_text
 from ling_jax.model import layer_plan, model_spec
-from ling_jax.train import tensorboard
+from ling_jax.model.flops import flops_per_token, matmul_parameters
+from ling_jax.run import tensorboard
+from ling_jax.run.corpus import Corpus
+from ling_jax.run.memory import MemoryUse
+from ling_jax.run.metrics import MetricsWriter, to_line
 from ling_jax.train.config import TrainingConfig
-from ling_jax.train.corpus import Corpus
-from ling_jax.train.memory import MemoryUse
-from ling_jax.train.metrics import MetricsWriter, flops_per_token, matmul_parameters, parameter_group, to_line
+from ling_jax.train.norms import parameter_group
 from ling_jax.train.optimizer import learning_rate
 from ling_jax.train.state import GuardedState, TrainState, state_bytes
 from pallas_kernels.lightning_attention.self_check import check_kernels
@@ -43,7 +45,7 @@ def start_report(
     parameters, optimizer = (size_text(state_bytes(tree)) for tree in (state.params, state.opt_state))
     groups: collections.Counter[str] = collections.Counter()
     for name, leaf in specs.named_leaves(model_spec(model)).items():
-        groups[parameter_group(name)] += int(np.prod(leaf.shape))
+        groups[parameter_group(name, leaf)] += int(np.prod(leaf.shape))
     total, tokens = count_text(sum(groups.values())), count_text(corpus.train_tokens)
     sizes = ", ".join(f"{name} {count_text(size)}" for name, size in groups.most_common())
     devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind} ({mesh.devices.flat[0].platform})"

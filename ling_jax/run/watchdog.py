@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
+from ling_jax.distributed import hosts
+from ling_jax.distributed.rendezvous import own_name
 from ling_jax.messages import print_last
-from ling_jax.train import hosts
-from ling_jax.train.rendezvous import own_name
 
 POLLS = 20  # of the watchdog in a time-out
 FIRST_STEPS = 3  # our choice: steps of a start that are not watched

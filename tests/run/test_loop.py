@@ -10,12 +10,13 @@ from ling_jax import data
 from ling_jax.checkpoint import manifest, orbax
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.config import model_config
+from ling_jax.config_dicts import differences
+from ling_jax.run import loop, progress
+from ling_jax.run.loop import TooManyNonfiniteSteps, prepare, train
+from ling_jax.run.metrics import drop_lines_from
+from ling_jax.run.workdir import read_config, unlock
 from ling_jax.sums import checks
-from ling_jax.train import loop, progress
-from ling_jax.train.config import Source, differences
-from ling_jax.train.loop import TooManyNonfiniteSteps, prepare, train
-from ling_jax.train.metrics import drop_lines_from
-from ling_jax.train.workdir import read_config, unlock
+from ling_jax.train.config import RESUMABLE, Source
 from tests.helpers.damage import DAMAGES, damage, files_below
 from tests.helpers.faults import assert_same_end, final_state, metrics_of
 from tests.helpers.small_run import small_config
@@ -154,24 +155,30 @@ def test_another_run_in_the_workdir_is_named_field_by_field(whole, corpus):
 def test_logging_saving_and_length_may_change(corpus):
     config = small_config(corpus)
     changes = dict(log_every=5, save_every=9, keep=3, steps=13, eval_batches=1, eval_every=7, max_nonfinite_steps=2)
-    assert not differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, **changes)))
-    assert not differences(config, dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=4)))
-    assert differences(config, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)))
+    assert not differences(
+        config, dataclasses.replace(config, train=dataclasses.replace(config.train, **changes)), RESUMABLE
+    )
+    assert not differences(
+        config, dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=4)), RESUMABLE
+    )
+    assert differences(
+        config, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)), RESUMABLE
+    )
 
 
 def test_a_field_that_an_older_config_lacks_has_its_default(whole, corpus):
     written = read_config(whole[0] / "config.json")
     config = small_config(corpus)
-    assert not differences(written, config)
+    assert not differences(written, config, RESUMABLE)
     for lacks in (("train", "router_bias_rate"), ("optimizer", "weight_decay"), ("model", "z_loss_weight")):
         older = read_config(whole[0] / "config.json")
         del older[lacks[0]][lacks[1]]
-        assert not differences(older, config)
+        assert not differences(older, config, RESUMABLE)
     del written["train"]["router_bias_rate"]
     changed = dataclasses.replace(config, train=dataclasses.replace(config.train, router_bias_rate=0.5))
-    assert differences(written, changed) == ["train.router_bias_rate: 0.001 in the workdir, 0.5 now"]
+    assert differences(written, changed, RESUMABLE) == ["train.router_bias_rate: 0.001 in the workdir, 0.5 now"]
     renamed = {"max_bad_steps" if name == "max_nonfinite_steps" else name: x for name, x in written["train"].items()}
-    assert not differences(written | {"train": renamed}, config)
+    assert not differences(written | {"train": renamed}, config, RESUMABLE)
 
 
 def test_before_the_first_checkpoint_any_config_may_take_over(corpus, tmp_path):
@@ -320,7 +327,7 @@ def test_a_cosine_keeps_its_end(corpus):
     config = small_config(corpus)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, schedule="cosine"))
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=13))
-    assert differences(config, longer) == ["train.steps: 12 in the workdir, 13 now"]
+    assert differences(config, longer, RESUMABLE) == ["train.steps: 12 in the workdir, 13 now"]
 
 
 def test_a_loss_that_is_not_finite_is_reported_and_ends_the_run(corpus, tmp_path, capsys):

@@ -2,8 +2,8 @@ import importlib.util
 
 import pytest
 
+from ling_jax.run.wandb_run import check_wandb, open_wandb
 from ling_jax.train.config import LoopConfig
-from ling_jax.train.wandb_run import check_wandb, open_wandb
 
 MISSING = importlib.util.find_spec("wandb") is None
 

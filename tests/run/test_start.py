@@ -16,10 +16,10 @@ from ling_jax.checkpoint import orbax, save_hf
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.config import Yarn
 from ling_jax.evaluate.scoring import next_token_logps
-from ling_jax.train import loop
+from ling_jax.run import loop
+from ling_jax.run.loop import prepare, train
+from ling_jax.run.workdir import unlock
 from ling_jax.train.config import ModelChanges, from_dict, to_config_dict
-from ling_jax.train.loop import prepare, train
-from ling_jax.train.workdir import unlock
 from tests.helpers.faults import assert_same_end
 from tests.helpers.refusals import run_each
 from tests.helpers.small_run import small_config, write_corpus
