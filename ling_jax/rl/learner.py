@@ -24,7 +24,8 @@ from ling_jax.envs.sources import TaskSource, task_of, tasks
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.accounts import ledger_metrics
-from ling_jax.rl.batch import Batch, make_batch
+from ling_jax.rl.answers import Answer, answers_of
+from ling_jax.rl.batch import Batch
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig, limits_of
@@ -41,7 +42,7 @@ MAX_REFUSED = 100  # tasks in a row of which no prompt can come, before a run gi
 FAILURES_SEEN = (32, 128)  # rollouts that end before failures are judged, and the last ones that are; our choice
 
 Event = dict[str, Any]
-Learn = Callable[[TrainState, Batch, int], tuple[TrainState, list[Update]]]  # (state, batch, version)
+Learn = Callable[[TrainState, Sequence[Answer], int], tuple[TrainState, list[Update]]]  # (state, answers, version)
 
 _advantages = jax.jit(group_advantages)
 
@@ -262,10 +263,8 @@ class Learner:
         rollout, version = self.config.rollout, self.rollouts.version
         advantages = advantages_of(groups, rewards, (rollout.prompts_per_step, rollout.group_size))
         teacher_of = self.config.teacher_of if self.config.teachers else None
-        batch = make_batch(
-            groups, advantages, self.reader, rows=self.config.rows, version=version, teacher_of=teacher_of
-        )
-        state, updates = self.learn(self.state, batch, version)
+        answers = answers_of(groups, advantages, self.reader, version=version, teacher_of=teacher_of)
+        state, updates = self.learn(self.state, answers, version)
         without_spread = share_without_spread(advantages[: len(groups)])
         events = [_event_of(update, groups) for update in updates]
         return state, events, summarised(updates) | {"groups_without_spread": without_spread}

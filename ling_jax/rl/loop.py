@@ -1,28 +1,26 @@
 """The loop of reinforcement learning: what about a run touches the world. What it computes is `ling_jax.rl.learner`.
 
-Everything runs in one process on the first device, generation and training in turns.
+Everything runs in one process, generation on its first device and training on the mesh, in turns.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
-from ling_jax.engine.weights import serving_copy
 from ling_jax.envs.sources import distinct_held_out
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
-from ling_jax.rl.batch import Batch
+from ling_jax.rl.answers import Answer
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.evaluation import evaluate, summarise
@@ -30,14 +28,16 @@ from ling_jax.rl.learner import Learner, Step
 from ling_jax.rl.log import LOGS, RunLog
 from ling_jax.rl.partial import read_partial, remove_partial, write_partial
 from ling_jax.rl.prepare import Run, start_report
-from ling_jax.rl.step import abstract_state, trainable
-from ling_jax.rl.updates import Programs, Update, compile_programs, learn
+from ling_jax.rl.step import trainable
+from ling_jax.rl.updates import Programs, Update, abstract_reference, compile_programs, learn
 from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.run.program_cache import use_compilation_cache
 from ling_jax.run.stop import stop_signals
 from ling_jax.run.watchdog import watch_steps
 from ling_jax.run.workdir import unlock
-from ling_jax.train.state import TrainState, create_state
+from ling_jax.spec import Params
+from ling_jax.train.programs import state_of
+from ling_jax.train.state import TrainState
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -61,8 +61,7 @@ def train(run: Run) -> dict[str, Any]:
                 print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
             partial = read_partial(run.workdir, start, run.config)
-            abstract = abstract_state(run.start.config, run.optimizer)
-            state = orbax.restore(manager, abstract) if start else new_state(run)
+            state = orbax.restore(manager, run.abstract) if start else new_state(run)
             with make_learner(run, state) as learner:
                 if partial or start:
                     learner.restore(partial or orbax.restore_record(manager, "learner"))
@@ -79,11 +78,11 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     rollout = run.config.rollout
     collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
     try:
-        reference = run.reference and serving_copy(run.reference.params(), run.start.config)
-        teachers = [serving_copy(teacher.params(), teacher.config) for teacher in run.teachers]
+        reference = run.reference and reading_copy(run.reference, run.mesh)
+        teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]
 
-        def update(state: TrainState, batch: Batch, version: int) -> tuple[TrainState, list[Update]]:
-            return learn(compiled.result(), run.config, state, reference, batch, version, teachers)
+        def update(state: TrainState, answers: Sequence[Answer], version: int) -> tuple[TrainState, list[Update]]:
+            return learn(compiled.result(), run.config, state, reference, answers, version, teachers)
 
         yield Learner(run.config, run.reward, collector, update, state)
     finally:
@@ -93,13 +92,25 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
 
 def new_state(run: Run) -> TrainState:
     """The state before step 0, of float32 master weights."""
-    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf), jnp.float32), run.start.params())
-    return create_state(params, run.optimizer, trainable(run.start.config))
+    model = run.start.config
+    return state_of(run.start.params(run.mesh), model, run.optimizer, run.abstract, trainable(model))
+
+
+def reading_copy(model: ModelFolder, mesh: jax.sharding.Mesh) -> Params:
+    """The model's weights on the mesh, to be read only (`updates.abstract_reference`)."""
+    wanted = abstract_reference(model.config, mesh)
+
+    def cast(params: Params) -> Params:
+        return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, wanted)
+
+    params = {name: leaves for name, leaves in model.params(mesh).items() if name in wanted}
+    return jax.jit(cast, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
 
 
 def _compile(run: Run) -> Programs:
     begun = time.perf_counter()
-    programs = compile_programs(run.start.config, run.optimizer, run.config, [t.config for t in run.teachers])
+    teachers = [teacher.config for teacher in run.teachers]
+    programs = compile_programs(run.start.config, run.optimizer, run.config, run.mesh, teachers)
     print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
     return programs
 
