@@ -12,7 +12,7 @@ from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
 from ling_jax.rl.ledger import Limits
-from ling_jax.train.config import HANG, MeshConfig, OptimizerConfig, check_optimizer
+from ling_jax.train.config import HANG, MeshConfig, ModelChanges, OptimizerConfig, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +89,7 @@ class RLConfig:
     thinking: str = "default"  # or "on", "off"; default: as the chat template has it
     effort: str = ""  # of all answers, such as "high"; "": no word of it
     teachers: tuple[str, ...] = ()  # of objective reverse_kl: the workdir or folder of each source's teacher, or one
+    model: ModelChanges = dataclasses.field(default_factory=ModelChanges)  # how the weights that learn are computed
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # of the weights that learn
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)  # of rewards "evo_cot" and "preference"
 
@@ -120,7 +121,8 @@ class RLConfig:
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
     "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
-    "mesh", "rollout.session_seconds", "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
+    "mesh", "model.remat", "model.scan_layers", "rollout.session_seconds",
+    "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (

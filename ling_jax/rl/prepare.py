@@ -30,6 +30,7 @@ from ling_jax.rl.step import trainable
 from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
 from ling_jax.run import tensorboard
+from ling_jax.run.start import changed_model
 from ling_jax.run.workdir import (
     check_workdir,
     has_checkpoint,
@@ -76,7 +77,11 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
     start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
-    start = dataclasses.replace(start, template=with_thinking(start.template, config.thinking, config.effort))
+    start = dataclasses.replace(
+        start,
+        config=changed_model(start.config, config.model),
+        template=with_thinking(start.template, config.thinking, config.effort),
+    )
     for effort in config.efforts:
         with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
     check_turns_end(start.template, start.tokenizer, start.end_ids)

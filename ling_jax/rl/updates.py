@@ -70,11 +70,9 @@ def compile_programs(
     Old log-probs take a forward pass of their own where several steps are made of a batch, and where phi is calibrated,
     which needs them before the first gradient.
     """
-    train, objective = config.train, config.objective
-    old, reference = train.updates_per_batch > 1 or objective.calibrate_phi > 0, objective.reference_kl > 0
-    loss, (part, whole) = make_loss(objective, config.rollout.group_size), layouts(config, mesh)
-    wanted = {"old_logps": old, "reference_logps": reference, "reference_weights": reference}
-    floats = tuple(name for name, is_wanted in (wanted | {"teacher_logps": bool(teachers)}).items() if is_wanted)
+    loss, (part, whole) = make_loss(config.objective, config.rollout.group_size), layouts(config, mesh)
+    floats = optional_arrays(config)
+    old, reference = "old_logps" in floats, "reference_logps" in floats
     state = abstract_state(model, optimizer, mesh, trainable(model), spike_window=None)
     step = lower_step(make_rl_step(model, optimizer, loss), state, abstract_batch(part, mesh, floats), mesh)
     read = abstract_batch(whole, mesh)
@@ -93,6 +91,19 @@ def compile_programs(
         reference=lower_scorer(model, abstract_reference(model, mesh), read, mesh).compile() if reference else None,
         teachers=tuple(scorers[teacher] for teacher in teachers),
     )
+
+
+def optional_arrays(config: RLConfig) -> tuple[str, ...]:
+    """The arrays of an optimisation step's batch that not every run needs, by name."""
+    old = config.train.updates_per_batch > 1 or config.objective.calibrate_phi > 0
+    reference = config.objective.reference_kl > 0
+    wanted = {
+        "old_logps": old,
+        "reference_logps": reference,
+        "reference_weights": reference,
+        "teacher_logps": bool(config.teachers),
+    }
+    return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
 
 def lower_scorer(model: ModelConfig, params: Any, batch: Batch, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
