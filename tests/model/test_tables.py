@@ -90,7 +90,7 @@ def in_order_of_experts(index, weight):
 
 def test_routing_over_256_experts_is_the_official(official_router, x64):
     data = official_router
-    index, weight = moe.route(jnp.asarray(data["logits"])[None], data["expert_bias"], config_of_router(data))
+    index, weight = moe.route(jnp.asarray(data["logits"])[None], data["expert_bias"], None, config_of_router(data))
     index, weight = in_order_of_experts(index, weight)
     np.testing.assert_array_equal(index, data["topk_idx_sorted"])
     np.testing.assert_allclose(weight, data["topk_weight_sorted"], rtol=0, atol=1e-9)
@@ -119,7 +119,7 @@ def test_gradients_of_the_router_are_the_official(official_router, x64):
 def test_float32_router_chooses_the_same_experts(official_router):
     data = official_router
     logits = moe.router_logits(jnp.asarray(data["weight"].T), jnp.asarray(data["x"])[None])
-    index, _ = moe.route(logits, data["expert_bias"], config_of_router(data))
+    index, _ = moe.route(logits, data["expert_bias"], None, config_of_router(data))
     np.testing.assert_array_equal(np.sort(index[0], axis=-1), data["topk_idx_sorted"])
 
 
