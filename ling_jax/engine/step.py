@@ -1,5 +1,6 @@
 """The compiled step: tiles of rows, one token each, which read, score and draw (docs/engine.md)."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from ling_jax.engine.draw import Sampling, draw
 from ling_jax.model.loss import head_logits
 from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAST_END, Pages
-from ling_jax.model.transformer import chosen_experts, forward_with_pages
+from ling_jax.model.transformer import forward_with_pages, routers_by_layer
 
 DRAW, NOTHING = -1, -2  # targets of a row; from 0 on a token whose log-prob is wanted
 HOLD = -3  # and below: the logits go to the host, in place HOLD - target
@@ -140,7 +141,7 @@ def read_chunks(
     live_J = positions[:, 0] >= 0
     pages = Pages(table, jnp.where(live_J, state, PAST_END), positions[:, 0] == 0, jnp.asarray(True))
     _, routers, layers = forward_with_pages(params, tokens, positions, pages, layers, config)
-    return layers, _experts_of_rows(routers, config)
+    return layers, chosen_experts(routers, config)
 
 
 def _of_tile(number, arrays_MN: Any) -> Any:
@@ -161,13 +162,16 @@ def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig, ropes: R
     hidden_N1D, routers, layers = forward_with_pages(
         params, row.token[:, None], row.position[:, None], pages, layers, config, ropes=ropes
     )
-    return hidden_N1D[:, 0], layers, _experts_of_rows(routers, config)
+    return hidden_N1D[:, 0], layers, chosen_experts(routers, config)
 
 
-def _experts_of_rows(routers: Any, config: ModelConfig) -> jax.Array | None:
+def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
     """[B · T, L, k] int32 experts of the MoE layers in order; None where there are none."""
-    index_BTLk = chosen_experts({"segments": routers}, config)
-    return None if index_BTLk is None else index_BTLk.reshape(-1, *index_BTLk.shape[2:])
+    router = routers_by_layer({"segments": routers}, dataclasses.replace(config, mtp_depth=0))
+    if router is None:
+        return None
+    index_LBTk = router.expert_index
+    return jnp.moveaxis(index_LBTk.reshape(index_LBTk.shape[0], -1, index_LBTk.shape[3]), 0, 1)
 
 
 def _draws(head_DW, hidden_ND, row: Rows, drawn: Callable[[jax.Array], jax.Array]):
