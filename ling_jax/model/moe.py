@@ -1,6 +1,5 @@
 """Feed-forward layers: dense SwiGLU and the mixture of experts (docs/architecture.md §8)."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -85,9 +84,13 @@ def moe(
     with jax.named_scope("router"):
         logits_BTE = router_logits(params["router"], x_BTD)
         tokens = ((x_BTD.shape[0], "batch"), (x_BTD.shape[1], "tokens"))
-        in_axes = (tokens, (), None if recorded_BTk is None else tokens)
-        choose = per_device(functools.partial(route, config=config), in_axes, (tokens, tokens))
+
+        def choose(logits_BTE, bias_E, recorded_BTk):
+            return route(logits_BTE, bias_E, config, recorded_BTk)
+
         # Per device: the compiler would gather all tokens for top_k.
+        in_axes = (tokens, (), None if recorded_BTk is None else tokens)
+        choose = per_device(choose, in_axes, (tokens, tokens))
         index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"], recorded_BTk)
     with jax.named_scope("experts"):
         matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
@@ -110,7 +113,7 @@ def router_logits(weight_DE: jax.Array, x_BTD: jax.Array) -> jax.Array:
 
 
 def route(
-    logits_BTE: jax.Array, expert_bias_E: jax.Array, recorded_BTk: jax.Array | None, config: ModelConfig
+    logits_BTE: jax.Array, expert_bias_E: jax.Array, config: ModelConfig, recorded_BTk: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """(expert_index, expert_weight), both [B, T, k]. The bias affects the choice only; it has no gradient.
 

@@ -90,7 +90,7 @@ def in_order_of_experts(index, weight):
 
 def test_routing_over_256_experts_is_the_official(official_router, x64):
     data = official_router
-    index, weight = moe.route(jnp.asarray(data["logits"])[None], data["expert_bias"], None, config_of_router(data))
+    index, weight = moe.route(jnp.asarray(data["logits"])[None], data["expert_bias"], config_of_router(data))
     index, weight = in_order_of_experts(index, weight)
     np.testing.assert_array_equal(index, data["topk_idx_sorted"])
     np.testing.assert_allclose(weight, data["topk_weight_sorted"], rtol=0, atol=1e-9)
@@ -102,7 +102,7 @@ def test_gradients_of_the_router_are_the_official(official_router, x64):
 
     def weighted(x, weight):
         logits = moe.router_logits(weight.T, x)
-        _, chosen = in_order_of_experts(*moe.route(logits, data["expert_bias"], None, config))
+        _, chosen = in_order_of_experts(*moe.route(logits, data["expert_bias"], config))
         return jnp.sum(chosen * data["d_weight"]), logits
 
     x, weight = jnp.asarray(data["x"], "float64")[None], jnp.asarray(data["weight"], "float64")
@@ -119,7 +119,7 @@ def test_gradients_of_the_router_are_the_official(official_router, x64):
 def test_float32_router_chooses_the_same_experts(official_router):
     data = official_router
     logits = moe.router_logits(jnp.asarray(data["weight"].T), jnp.asarray(data["x"])[None])
-    index, _ = moe.route(logits, data["expert_bias"], None, config_of_router(data))
+    index, _ = moe.route(logits, data["expert_bias"], config_of_router(data))
     np.testing.assert_array_equal(np.sort(index[0], axis=-1), data["topk_idx_sorted"])
 
 
@@ -137,14 +137,14 @@ def test_only_the_best_groups_are_kept(official_router, x64):
 def test_rejected_groups_stay_out_when_all_scores_are_negative(x64):
     config = tiny_config(num_expert_groups=4, top_groups=1, num_experts=8, top_k=2)
     bias = np.array([-3.0, -3, -2, -2, -4, -4, -5, -5])
-    index, _ = moe.route(jnp.zeros((1, 1, 8)), bias, None, config)
+    index, _ = moe.route(jnp.zeros((1, 1, 8)), bias, config)
     assert set(np.asarray(index).reshape(-1)) == {2, 3}
 
 
 def test_one_expert_keeps_its_own_score(x64):
     config = tiny_config(top_k=1, routed_scale=2.5)
     logits = np.random.default_rng(0).normal(size=(1, 6, 8))
-    index, weight = moe.route(jnp.asarray(logits), np.zeros(8), None, config)
+    index, weight = moe.route(jnp.asarray(logits), np.zeros(8), config)
     score = 1 / (1 + np.exp(-np.take_along_axis(logits, np.asarray(index), -1)))
     np.testing.assert_allclose(weight, 2.5 * score, rtol=1e-12)
 
@@ -153,7 +153,7 @@ def test_expert_bias_chooses_but_does_not_weigh(x64):
     config = tiny_config()
     logits, bias = np.random.default_rng(0).normal(size=(1, 6, 8)), np.zeros(8)
     bias[5] = 9
-    index, weight = moe.route(jnp.asarray(logits), bias, None, config)
+    index, weight = moe.route(jnp.asarray(logits), bias, config)
     assert (np.asarray(index) == 5).any(axis=-1).all()
     score = 1 / (1 + np.exp(-np.take_along_axis(logits, np.asarray(index), -1)))
     np.testing.assert_allclose(weight, 2.5 * score / score.sum(axis=-1, keepdims=True), rtol=1e-12)
