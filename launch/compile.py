@@ -26,7 +26,7 @@ os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONM
 
 from absl import flags  # noqa: E402
 
-from launch.compile_config import Wanted, read_wanted  # noqa: E402
+from launch.compile_config import STAGES, Wanted, read_wanted  # noqa: E402
 from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
 from ling_jax.compile import plan  # noqa: E402
 from ling_jax.compile.programs import compile_and_report, compile_on, misfit  # noqa: E402
