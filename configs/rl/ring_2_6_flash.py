@@ -11,7 +11,7 @@ from configs.rl import ring_2_6_1t
 
 def get_config():
     config = ring_2_6_1t.get_config()
-    config.start_from = "ring-2.6-flash"
+    config.start_from = "ling-2.6-flash"
     config.rollout.slots = 512
     config.train.microbatches = 60
     config.mesh.update(data=1, fsdp=4, expert=8, context=8)
