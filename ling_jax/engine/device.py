@@ -46,11 +46,12 @@ class Device:
         """Whether weights are in use."""
         return self._params is not None
 
-    def load(self, params: Any) -> None:
+    def load(self, params: Any, version: int) -> None:
         """Copies weights; `swap` makes them those of the later steps.
 
         Raises ValueError as `serving_copy`, and then nothing has changed.
         """
+        del version
         self._next = decoding_copy(params, self.config, self.mesh)
 
     def swap(self) -> None:
@@ -61,14 +62,19 @@ class Device:
 
     def run_tiles(self, rows: np.ndarray, slots: Slots, tiles: np.ndarray, only_draws: bool, wanted: Wanted) -> Outputs:
         """`step.run_tiles`; of the outputs that are not wanted None."""
-        with self._scope():
-            self.pool, outputs = self._run_tiles(self._params, self.pool, rows, slots, tiles, self.config, only_draws)
+        outputs = self.start_tiles(rows, slots, tiles, only_draws)
         return Outputs(
             np.asarray(outputs.token),
             np.asarray(outputs.logp),
             experts=np.asarray(outputs.experts) if wanted.experts and outputs.experts is not None else None,
             held=np.asarray(outputs.held) if wanted.held else None,
         )
+
+    def start_tiles(self, rows: np.ndarray, slots: Slots, tiles: np.ndarray, only_draws: bool) -> Outputs:
+        """`run_tiles` without waiting for its outputs, which are arrays of all devices."""
+        with self._scope():
+            self.pool, outputs = self._run_tiles(self._params, self.pool, rows, slots, tiles, self.config, only_draws)
+        return outputs
 
     def read_chunks(self, chunks: Chunks, table: np.ndarray) -> None:
         """`step.read_chunks` of these rows; `table` [S, n] has the pages of all slots."""

@@ -11,10 +11,11 @@ from ling_jax.config import ModelConfig
 from ling_jax.engine.adjusted import draw_adjusted, draw_nothing
 from ling_jax.engine.device import Device, Wanted
 from ling_jax.engine.fingerprint import fingerprint
+from ling_jax.engine.follow import SharedDevice
 from ling_jax.engine.memory import Part, plan_memory
 from ling_jax.engine.request import Event, Id, Request, Snapshot, context_error, request_error
 from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out_chunks, lay_out_parts, num_tiles
-from ling_jax.engine.sequence import NOWHERE, empty_slots, shares_of_parts, slot_row
+from ling_jax.engine.sequence import NOWHERE, empty_slots, of_snapshot, shares_of_parts, slot_row
 from ling_jax.engine.sequence import Sequence as _Sequence
 from ling_jax.engine.step import DRAW, HELD, HOLD, NOTHING, Outputs, Rows
 
@@ -68,7 +69,6 @@ class Engine:
         self._tiles = {False: num_tiles(of_part, self.tile, prefill_tokens)}
         if not self.exact:
             self._tiles[True] = num_tiles(of_part, self.tile, 0)
-        self.device = Device(config, self.plan, mesh)
         self._next: int | None = None  # version of weights that wait until all turns have ended
         self._slots: list[_Sequence | None] = [None] * slots
         self._sequences: dict[Id, _Sequence] = {}
@@ -77,6 +77,24 @@ class Engine:
         self._events: list[Event] = []  # to be given out with the next step
         self._arrivals = 0
         self._table = empty_slots(slots, self.plan.max_pages)
+        self.device = self._device(mesh)
+
+    def _device(self, mesh: jax.sharding.Mesh | None) -> Device:
+        if mesh is None or len({device.process_index for device in mesh.devices.flat}) == 1:
+            return Device(self.config, self.plan, mesh)
+        chunks = tuple((self.plan.parts * count, size) for count, size in CHUNKS)
+        rows = max(self._tiles.values()), self.plan.parts * self.tile
+        return SharedDevice(self.config, self.plan, mesh, slots=self._table, rows=rows, chunks=chunks)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process schedules; of several processes the others call `follow.follow`."""
+        return not isinstance(self.device, SharedDevice) or self.device.leads
+
+    def close(self) -> None:
+        """Of several processes, the first one's last call: the others stop following."""
+        if isinstance(self.device, SharedDevice):
+            self.device.close()
 
     @property
     def busy(self) -> bool:
@@ -113,7 +131,7 @@ class Engine:
         """
         if in_flight not in IN_FLIGHT:
             raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")
-        self.device.load(params)
+        self.device.load(params, version)
         if in_flight == "drain" and self._drawing():
             self._next = version
             return
@@ -178,19 +196,9 @@ class Engine:
 
     def pause(self, id: Id) -> Snapshot:
         """The request leaves and can be resumed, here or in an engine of the same fingerprint."""
-        s = self._of(id)
+        sequence = self._of(id)
         self.release(id)
-        return Snapshot(
-            request=s.request,
-            tokens=tuple(s.tokens),
-            turn=s.turn,
-            drawn=s.drawn,
-            limit=s.limit,
-            recorded=s.recorded,
-            prompt_logps=() if s.scored else tuple(s.prompt_logps),
-            finish_reason=s.finish_reason,
-            fingerprint=self.fingerprint,
-        )
+        return sequence.snapshot(self.fingerprint)
 
     def resume(self, snapshot: Snapshot) -> None:
         """The request goes on as if it had never left: its context is read again.
@@ -208,18 +216,7 @@ class Engine:
         if error := self.error_of(request) or context_error(snapshot.tokens, snapshot.limit - snapshot.drawn, *room):
             self._events.append(Event(request.id, snapshot.drawn, finish_reason="error", error=error))
             return
-        sequence = _Sequence(
-            request,
-            self._arrivals,
-            list(snapshot.tokens),
-            snapshot.limit,
-            turn=snapshot.turn,
-            drawn=snapshot.drawn,
-            recorded=snapshot.recorded,
-            prompt_logps=list(snapshot.prompt_logps),
-            finish_reason=snapshot.finish_reason,
-        )
-        self._add(sequence)
+        self._add(of_snapshot(snapshot, self._arrivals))
 
     # One step.
 
@@ -288,7 +285,7 @@ class Engine:
         read = slice(plan.first[number], plan.first[number] + fed)
         if outputs.experts is not None and sequence.request.record_experts:
             rows = [*plan.read[read], *plan.drawn[1 : len(tokens), number]]
-            experts = self._experts(sequence, feed, outputs.experts, rows)
+            experts = sequence.new_experts(feed, outputs.experts, rows)
         if sequence.scored:
             wanted = [i for i, target in enumerate(feed.targets) if target >= 0]
             sequence.prompt_logps += outputs.logp.reshape(-1)[plan.read[read][wanted]].tolist()
@@ -309,13 +306,6 @@ class Engine:
             sequence.id, first, tuple(tokens), tuple(logps), self.version, sequence.finish_reason, top, prompt_logps,
             sequence.cached, experts,
         )  # fmt: skip
-
-    def _experts(self, sequence: _Sequence, feed: Feed, experts: np.ndarray, rows: list[int]) -> np.ndarray | None:
-        """[n, L, k] of the tokens that were read now, except those that were given out before they were read again."""
-        flat = experts.reshape(-1, *experts.shape[2:])
-        new = flat[rows[max(sequence.recorded - feed.position, 0) :]].astype(np.uint16)
-        sequence.recorded = max(sequence.recorded, feed.position + len(rows))
-        return new if len(new) else None
 
     def _failed(self, sequence: _Sequence, error: str) -> Event:
         self.release(sequence.id)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ling_jax.engine.request import MAX_STOP_IDS, Id, Request
+from ling_jax.engine.request import MAX_STOP_IDS, Id, Request, Snapshot
 from ling_jax.engine.schedule import Feed
 from ling_jax.engine.step import FLOATS, INTEGERS, NOTHING, Slots
 from ling_jax.model.token_info import PAGE_SIZE
@@ -81,9 +81,45 @@ class Sequence:
             targets[-1] = last
         return Feed(self.slot, tokens, self.read, targets, self.drawn, draws)
 
+    def new_experts(self, feed: Feed, experts_MNLk: np.ndarray, rows: list[int]) -> np.ndarray | None:
+        """[n, L, k] of the tokens of these rows, except those that were given out before they were read again."""
+        flat = experts_MNLk.reshape(-1, *experts_MNLk.shape[2:])
+        new = flat[rows[max(self.recorded - feed.position, 0) :]].astype(np.uint16)
+        self.recorded = max(self.recorded, feed.position + len(rows))
+        return new if len(new) else None
+
+    def snapshot(self, fingerprint: str) -> Snapshot:
+        """It as a value, to be resumed by an engine of this fingerprint."""
+        return Snapshot(
+            request=self.request,
+            tokens=tuple(self.tokens),
+            turn=self.turn,
+            drawn=self.drawn,
+            limit=self.limit,
+            recorded=self.recorded,
+            prompt_logps=() if self.scored else tuple(self.prompt_logps),
+            finish_reason=self.finish_reason,
+            fingerprint=fingerprint,
+        )
+
     def pages_for(self, tokens: int) -> int:
         """Pages that it lacks to hold so many tokens."""
         return max(0, -(-tokens // PAGE_SIZE) - len(self.pages))
+
+
+def of_snapshot(snapshot: Snapshot, arrival: int) -> Sequence:
+    """The sequence of `Sequence.snapshot`, of whose context nothing is read."""
+    return Sequence(
+        snapshot.request,
+        arrival,
+        list(snapshot.tokens),
+        snapshot.limit,
+        turn=snapshot.turn,
+        drawn=snapshot.drawn,
+        recorded=snapshot.recorded,
+        prompt_logps=list(snapshot.prompt_logps),
+        finish_reason=snapshot.finish_reason,
+    )
 
 
 def shares_of_parts(sequences: Iterable[Sequence], budget: int) -> dict[Id, int]:

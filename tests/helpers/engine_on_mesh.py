@@ -20,14 +20,15 @@ def model_of(family: str):
     return config, *(random_params(config, seed=seed, dtype="float32", std=0.2) for seed in (0, 1))
 
 
-def engine_on(sizes, family="2.6", **more) -> Engine:
+def engine_on(sizes, family="2.6", load=True, **more) -> Engine:
     """On a mesh of these sizes; None: on one device. All have memory for as many requests."""
     config, params, _ = model_of(family)
     mesh = None if sizes is None else make_mesh(sizes)
     fields = dict(prefill_tokens=32) | more
     memory = memory_for(config, slots=SLOTS, max_tokens=MAX_TOKENS, parked=SLOTS, mesh=mesh)
     engine = Engine(config, slots=SLOTS, memory_bytes=memory, mesh=mesh, **fields)
-    engine.load(params, version=0)
+    if load:
+        engine.load(params, version=0)
     return engine
 
 
