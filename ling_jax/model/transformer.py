@@ -22,7 +22,7 @@ from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAGE_SIZE, PAST_END, ContextSplit, Pages, Places, TokenInfo
 from ling_jax.parallel import context
 from ling_jax.parallel.embedding import look_up
-from ling_jax.parallel.sharding import constrain, num_shards
+from ling_jax.parallel.sharding import constrain, num_shards, per_device
 from ling_jax.spec import Leaf, Params, Spec, normal, ones
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 from pallas_kernels.lightning_attention.context import live_between
@@ -141,13 +141,20 @@ def forward_with_pages(
     behind a row's tokens. `layers` are the arrays of a pool (`cache.pool_spec`), which `pages` points into. `ropes` are
     those of the positions, from a caller that has computed them for many calls at once.
     """
-    live_BT, n = positions >= 0, pages.table.shape[1]
+    live_BT = positions >= 0
     info = make_token_info(tokens, config, jnp.maximum(positions, 0), live_BT.astype(jnp.int32), ropes=ropes)
-    page_BT = jnp.take_along_axis(pages.table, jnp.clip(positions // PAGE_SIZE, 0, n - 1), axis=1)
+    rows = (tokens.shape[0], "batch")
+    page_BT = per_device(_pages_of, ((rows,), (rows,)), ((rows,),))(pages.table, positions)[0]
     places = Places(jnp.where(live_BT, page_BT, PAST_END), positions % PAGE_SIZE)
     info = info._replace(places=places, last_visible=jnp.where(live_BT, positions, PAST_END), pages=pages)
     hidden_BTD, routers, layers = _trunk(params, tokens, info, config, layers)
     return hidden_BTD, routers, layers
+
+
+def _pages_of(table_Bn, positions_BT):
+    """The pages in which the positions lie, [B, T]; where a row's table ends, and of padding, any."""
+    place_BT = jnp.clip(positions_BT // PAGE_SIZE, 0, table_Bn.shape[1] - 1)
+    return (jnp.take_along_axis(table_Bn, place_BT, axis=1),)
 
 
 def loss(
