@@ -11,7 +11,7 @@ last stage is a workdir for `launch.generate`, `launch.port` and the other progr
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import check_one_host, training_errors
+from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.migrate.dry_run import as_text, dry_run, source_config
 from ling_jax.migrate.plan import prepare_plan
@@ -24,14 +24,14 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the stages with their token
 
 
 def main() -> None:
-    with usage_errors():
-        check_one_host("a migration runs")
+    with usage_errors(), starting_errors():
         config = from_dict(MigrateConfig, CONFIG.value.to_dict())
         if DRY_RUN.value:
             print(as_text(dry_run(config, source_config(config))))
             return
         if WORKDIR.value is None:
             raise ValueError("--workdir is missing; name a folder, or --dry_run to see the plan")
+        join_hosts(config, workdir=WORKDIR.value)
         plan = prepare_plan(config, WORKDIR.value)
     with training_errors():
         reports = run_plan(plan)

@@ -7,10 +7,11 @@ import jax
 
 from ling_jax import spec as specs
 from ling_jax.checkpoint.folder import open_model
+from ling_jax.checkpoint.layerwise import kind_of
 from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.messages import count_text, size_text
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
-from ling_jax.migrate.convert import converted_layers, form_config, kind_of
+from ling_jax.migrate.convert import converted_layers, form_config
 from ling_jax.model import model_spec
 from ling_jax.model.flops import flops_per_token
 from ling_jax.paths import as_path
