@@ -12,7 +12,6 @@ a merge, train on the mesh of all their devices, and process 0 writes reports an
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from ling_jax.distributed.peers import all_peers
 from ling_jax.files import parse_json, read_object, remove_folder
 from ling_jax.migrate.config import StageRun, stage_run, trainable_mask
 from ling_jax.migrate.convert import RECORDS, RUN_FIELDS, convert_model
+from ling_jax.migrate.host_shares import MERGE_THREADS
 from ling_jax.migrate.plan import CONVERTED, Plan, open_converted, samples, weights
 from ling_jax.model import model_spec
 from ling_jax.model.mtp import mtp_spec
@@ -289,7 +289,7 @@ def _merge(plan: Plan, number: int, folder: Path) -> None:
     readers = [OrbaxReader(before, step, verify=False) for step in steps]
     merged = MergedReader(readers, merge_coefficients(decay_weights("linear", count - 1)))
     writer = OrbaxWriter(folder / "checkpoints", plan.models[number], merged.dtypes, peers=peers)
-    transfer(merged, writer, threads=len(os.sched_getaffinity(0)))
+    transfer(merged, writer, threads=MERGE_THREADS)
     if not peers.index:
         save_texts(plan.source, folder / "tokenizer", chat=plan.source.is_chat)
     peers.wait("texts of a merge")
