@@ -40,18 +40,20 @@ def _advice(config: MigrateConfig, models: Sequence[ModelConfig]) -> str:
 
 
 def _nearest_first(mesh: MeshConfig, devices: int) -> list[MeshConfig]:
-    """All meshes of so many devices, those first whose sizes differ by the smallest factors."""
+    """All meshes of so many devices, those first whose sizes differ by the smallest factors.
+
+    Of equal ones those that split rows and heads less come first, and those that split the batch more.
+    """
     sizes = dataclasses.asdict(mesh)
     known = math.prod(size for size in sizes.values() if size > 0)
-    wanted = [size if size > 0 else max(1, devices // known) for size in sizes.values()]
+    wanted = {axis: size if size > 0 else max(1, devices // known) for axis, size in sizes.items()}
 
-    def distance(shape: tuple[int, ...]) -> float:
-        return sum(abs(math.log(size / want)) for size, want in zip(shape, wanted, strict=True))
+    def order(found: dict[str, int]) -> tuple[float, ...]:
+        distance = sum(abs(math.log(found[axis] / wanted[axis])) for axis in sizes)
+        return round(distance, 6), found["context"], found["tensor"], -found["data"]
 
-    return [
-        MeshConfig(**dict(zip(sizes, shape, strict=True)))
-        for shape in sorted(_shapes(devices, len(sizes)), key=distance)
-    ]
+    every = [dict(zip(sizes, shape, strict=True)) for shape in _shapes(devices, len(sizes))]
+    return [MeshConfig(**found) for found in sorted(every, key=order)]
 
 
 def _shapes(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
