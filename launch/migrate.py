@@ -11,7 +11,7 @@ last stage is a workdir for `launch.generate`, `launch.port` and the other progr
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import check_one_host, training_errors
+from launch.training import NUM_HOSTS, join_hosts, starting_errors, training_errors
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.migrate.dry_run import as_text, dry_run, source_config
 from ling_jax.migrate.plan import prepare_plan
@@ -20,18 +20,22 @@ from ling_jax.train.config import from_dict
 
 CONFIG = define_config(MigrateConfig)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the migration; one that is there continues")
-DRY_RUN = flags.DEFINE_bool("dry_run", False, "print the stages with their tokens, memory and checkpoints, and end")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run",
+    False,
+    "print the stages with their tokens, memory, checkpoints and the share of each of --num_hosts, and end",
+)
 
 
 def main() -> None:
-    with usage_errors():
-        check_one_host("a migration runs")
+    with usage_errors(), starting_errors():
         config = from_dict(MigrateConfig, CONFIG.value.to_dict())
         if DRY_RUN.value:
-            print(as_text(dry_run(config, source_config(config))))
+            print(as_text(dry_run(config, source_config(config), NUM_HOSTS.value or 1)))
             return
         if WORKDIR.value is None:
             raise ValueError("--workdir is missing; name a folder, or --dry_run to see the plan")
+        join_hosts(config, workdir=WORKDIR.value)
         plan = prepare_plan(config, WORKDIR.value)
     with training_errors():
         reports = run_plan(plan)

@@ -21,7 +21,6 @@ from ling_jax.paths import (
     cache_folder,
     download,
     file_size,
-    files_below,
     is_remote,
     objects_below,
     objects_in,
@@ -30,7 +29,6 @@ from ling_jax.paths import (
 
 BLOCK_BYTES = 8 * 2**20  # our choice
 THREADS = min(8, os.cpu_count() or 1)  # crc32c releases the GIL
-FOLDER_SUMS = ".sums.json"
 
 Sum = dict[str, Any]  # {"bytes": size, "crc32c": eight hexadecimal digits}
 
@@ -144,26 +142,6 @@ def write_sealed(content: dict[str, Any], path: Path) -> None:
         file.flush()
         if not is_remote(path):
             os.fsync(file.fileno())
-
-
-def write_folder_sums(folder: Path) -> None:
-    """Writes the sums of all files below a folder into `FOLDER_SUMS`; call it when all other files are written."""
-    files = sums_of(folder, [name for name in files_below(folder) if name != FOLDER_SUMS], flush=True)
-    write_sealed({"files": files}, folder / FOLDER_SUMS)
-
-
-def check_folder(folder: Path) -> None:
-    """Raises DamagedFile where a file below the folder has changed since `write_folder_sums`.
-
-    A folder of an earlier version has no sums, which is printed to stderr.
-    """
-    if not checks.verify:
-        return
-    path = folder / FOLDER_SUMS
-    if not path.exists():
-        print(f"{path} is missing, as in earlier versions: the folder is not verified", file=sys.stderr, flush=True)
-        return
-    compare(folder, read_sealed(path, "the sums of a folder's files").get("files"))
 
 
 def read_sealed(path: Path, expected: str, most: float | None = None) -> dict[str, Any]:

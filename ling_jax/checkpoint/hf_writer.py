@@ -14,7 +14,15 @@ from etils import epath
 from ling_jax.checkpoint.chunks import Index
 from ling_jax.checkpoint.hf_config import to_hf
 from ling_jax.checkpoint.index import INDEX_FILE, SINGLE_FILE
-from ling_jax.checkpoint.names import TensorMapping, in_file_order, narrowed, row_dim, tensor_mappings, to_official
+from ling_jax.checkpoint.names import (
+    NUMBER,
+    TensorMapping,
+    in_file_order,
+    narrowed,
+    row_dim,
+    tensor_mappings,
+    to_official,
+)
 from ling_jax.checkpoint.parts import Part, Writer
 from ling_jax.checkpoint.quantised import BLOCK, BLOCK_CONFIG, E4M3, QUANTISED_NAMES, SCALES, quantise
 from ling_jax.checkpoint.safetensors_file import DTYPES
@@ -77,17 +85,19 @@ class HfWriter(Writer):
         *,
         max_shard_bytes: int | None = None,
         fp8: bool = False,
+        by_layer: bool = False,
         store: epath.Path | None = None,
         peers: Peers = ALONE,
     ):
         """`store`: a folder of a store; whole shards are moved there from `folder`.
 
         `fp8`: linear layers are written as E4M3 in blocks of 128 x 128, with scales; `dtypes` are those of the others.
+        `by_layer`: no shard has tensors of two layers, so that each process can write whole layers.
         """
         super().__init__(config, dtypes)
         self.peers, self._folder, self._store = peers, folder, store
         mappings = tensor_mappings(model_spec(config), config)
-        self.shards = shard_layout(mappings, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8)
+        self.shards = shard_layout(mappings, dtypes, max_shard_bytes or MAX_SHARD_BYTES, fp8=fp8, by_layer=by_layer)
         self._shard_of = {name: shard for shard in self.shards for name in shard.tensors}
         self._number = {shard.file: number for number, shard in enumerate(self.shards)}
         self._mappings = {(mapping.leaf, mapping.index): mapping for mapping in mappings}
@@ -115,8 +125,13 @@ class HfWriter(Writer):
     def file_number(self, leaf: str, index: Index) -> int:
         return self._number[self._shard_file(leaf, index)]
 
+    @property
+    def written_files(self) -> list[str]:
+        """The whole shards that this process has written, or found."""
+        return sorted(self._whole)
+
     def close(self) -> None:
-        whole = set().union(*self.peers.gather(sorted(self._whole), "whole shards"))
+        whole = set().union(*self.peers.gather(self.written_files, "whole shards"))
         if missing := [shard.file for shard in self.shards if shard.file not in whole]:
             raise RuntimeError(f"{self._folder}: {', '.join(missing)} lack tensors that were never written")
         if len(self.shards) > 1 and not self.peers.index:
@@ -187,12 +202,17 @@ class HfWriter(Writer):
 
 
 def shard_layout(
-    mappings: list[TensorMapping], dtypes: Mapping[str, np.dtype], max_bytes: int, *, fp8: bool = False
+    mappings: list[TensorMapping],
+    dtypes: Mapping[str, np.dtype],
+    max_bytes: int,
+    *,
+    fp8: bool = False,
+    by_layer: bool = False,
 ) -> list[Shard]:
     """The shards: official tensors in the order of layers, at most `max_bytes` in each.
 
     A scale is in the file of its weight. With `fp8`, a linear layer with a part that begins inside of a block is not
-    quantised.
+    quantised. With `by_layer` every layer begins a shard, and so do the tensors behind the last one.
     """
     whole: dict[str, Tensor] = {}
     ragged = set()
@@ -202,14 +222,15 @@ def shard_layout(
         whole[mapping.name] = Tensor(dtype, (mapping.row + mapping.official[0], *mapping.official[1:]), 0)
         ragged |= {mapping.name} if mapping.row % BLOCK else set()
     groups: list[dict[str, Tensor]] = [{}]
-    size = 0
+    size, layer = 0, None
     for name, tensor in whole.items():
         group = {name: tensor}
         if fp8 and name not in ragged and QUANTISED_NAMES.search(name):
             blocks = tuple(-(-length // BLOCK) for length in tensor.shape)
             group = {name: tensor._replace(dtype=E4M3), name + SCALES[0]: Tensor(np.dtype(np.float32), blocks, 0)}
         nbytes = sum(one.nbytes for one in group.values())
-        if groups[-1] and size + nbytes > max_bytes:
+        before, layer = layer, (match := NUMBER.match(name)) and match[1]
+        if groups[-1] and (size + nbytes > max_bytes or (by_layer and layer != before)):
             groups.append({})
             size = 0
         groups[-1] |= group

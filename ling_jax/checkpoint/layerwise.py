@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from ling_jax.checkpoint.parts import Reader
+from ling_jax.checkpoint.relay import Relay
 from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.model.layers import MIXERS, LayerKind, layer, layer_constants, layer_kind, mtp_layer_kind
@@ -38,30 +39,59 @@ class LayerActivations(NamedTuple):
         return self.params | {"mixer": mixer}
 
 
-def layerwise_forward(reader: Reader, batches: Sequence[Batch]) -> Iterator[LayerActivations]:
-    """Yields every layer in order, MTP depths last, with the inputs that the unconverted model gives its mixer."""
-    config = reader.config
-    x, kind = list(embedded(reader, np.stack([batch["tokens"] for batch in batches]), config)), None
-    for number in range(config.num_layers):
-        params, kind = reader.layer(number), layer_kind(config, number)
-        yield LayerActivations(number, kind, params, [normed(params["mixer_norm"], x_BTD, config) for x_BTD in x])
-        x = _through(params, x, number, batches, config, kind)
-        del params  # free it before the next layer is read
+def kind_of(config: ModelConfig, number: int) -> LayerKind:
+    """The kind of a layer; MTP depth d is layer num_layers + d."""
+    return layer_kind(config, number) if number < config.num_layers else mtp_layer_kind(config)
+
+
+def layerwise_forward(
+    reader: Reader, batches: Sequence[Batch], relay: Relay | None = None
+) -> Iterator[LayerActivations]:
+    """Yields every layer in order, MTP depths last, with the inputs that the unconverted model gives its mixer.
+
+    With a `relay` between several processes each yields its own layers. A process reads no other layers, and holds one
+    at a time; it has sent the outputs of a layer when it yields it.
+    """
+    relay = relay or Relay()
+    for number in relay.own_layers(reader.config.num_layers + reader.config.mtp_depth):
+        yield _activations(reader, number, batches, relay)
         gc.collect(0)  # JAX frees zero-copy arrays at any collection
-    if not config.mtp_depth:
-        return
-    hidden, kind = [normed(reader.top("final_norm"), x_BTD, config) for x_BTD in x], mtp_layer_kind(config)
-    for depth in range(config.mtp_depth):
-        params, x = reader.layer(config.num_layers + depth), []
-        for hidden_BTD, rows in zip(hidden, batches, strict=True):
-            embedded_BTD = embedded(reader, shifted_tokens(rows, depth + 1, config), config)
-            x.append(mtp_input(params, embedded_BTD, hidden_BTD, config))
-        inputs = [normed(params["layer"]["mixer_norm"], x_BTD, config) for x_BTD in x]
-        yield LayerActivations(config.num_layers + depth, kind, params, inputs)
-        x = _through(params["layer"], x, config.num_layers + depth, batches, config, kind)
-        hidden = [normed(params["final_norm"], x_BTD, config) for x_BTD in x]
-        del params
-        gc.collect(0)
+
+
+def _activations(reader: Reader, number: int, batches: Sequence[Batch], relay: Relay) -> LayerActivations:
+    """A layer with the inputs of its mixer; its outputs go to the next layer."""
+    config, kind = reader.config, kind_of(reader.config, number)
+    embedded_rows = _embedded_rows(reader, batches, number)  # before the layer, so that memory holds one of them
+    params = reader.layer(number)
+    inner, constants, inputs = params.get("layer", params), layer_constants(config, kind, number), []
+    norm_D = _norm_after(reader, number, params)
+    for row, batch in enumerate(batches):
+        x_BTD = relay.receive(number, row) if number else embedded_rows[row]
+        if number >= config.num_layers:
+            x_BTD = mtp_input(params, embedded_rows[row], x_BTD, config)
+        inputs.append(normed(inner["mixer_norm"], x_BTD, config))
+        if number + 1 < config.num_layers + config.mtp_depth:
+            y_BTD = run_layer(inner, x_BTD, constants, batch, config, kind)
+            relay.send(number + 1, row, y_BTD if norm_D is None else normed(norm_D, y_BTD, config))
+    return LayerActivations(number, kind, params, jax.block_until_ready(inputs))
+
+
+def _embedded_rows(reader: Reader, batches: Sequence[Batch], number: int) -> np.ndarray | None:
+    """The embeddings that a layer reads, [batches, B, T, D]: the first layer and MTP depths do."""
+    config = reader.config
+    if 0 < number < config.num_layers:
+        return None
+    ahead = number - config.num_layers + 1
+    tokens = [shifted_tokens(batch, ahead, config) if number else batch["tokens"] for batch in batches]
+    return embedded(reader, np.stack(tokens), config)
+
+
+def _norm_after(reader: Reader, number: int, params: Params) -> Any:
+    """The weight of the norm between a layer's output and the MTP module behind it; None within the trunk."""
+    if number >= reader.config.num_layers:
+        return params["final_norm"]
+    is_last = number + 1 == reader.config.num_layers
+    return reader.top("final_norm") if is_last and reader.config.mtp_depth else None
 
 
 def mixer_outputs(
@@ -78,13 +108,6 @@ def mixer_outputs(
 def embedded(reader: Reader, tokens: np.ndarray, config: ModelConfig) -> np.ndarray:
     """The embeddings […, D] of tokens […]; memory holds the table during the call only."""
     return np.asarray(reader.top("embed")[np.asarray(tokens)], config.compute_dtype)
-
-
-def _through(params, x, number: int, batches: Sequence[Batch], config: ModelConfig, kind: LayerKind) -> list[Any]:
-    """The outputs of a layer for all batches, computed on return, so that the layer can be freed."""
-    constants = layer_constants(config, kind, number)
-    outs = [run_layer(params, x_BTD, constants, rows, config, kind) for x_BTD, rows in zip(x, batches, strict=True)]
-    return jax.block_until_ready(outs)
 
 
 def _sequence(rows: Batch, config: ModelConfig):

@@ -10,10 +10,12 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 from jax._src.distributed import global_state  # the coordination service has no public name
 
 LONGEST_SECONDS = 7 * 24 * 3600  # of work that others wait for; while it goes on there is no reason to give up
 LONGEST_MS = 1000 * LONGEST_SECONDS
+TAKE_MS = 2000  # of one request in `take`; a signal is handled between two of them
 _uses: collections.Counter[str] = collections.Counter()  # of each `what`: the service knows no key twice
 
 
@@ -22,7 +24,7 @@ class Peers:
     """This process and those that work with it. A process alone does everything, at once.
 
     `gather`, `first` and `wait` are called by all of them, in the same order for the same `what`; threads that call
-    at the same time need another `what`.
+    at the same time need another `what`. `post` and `take` are for two of them.
     """
 
     index: int = 0
@@ -52,6 +54,23 @@ class Peers:
     def wait(self, what: str) -> None:
         """Until all processes are here."""
         self.gather(None, what)
+
+    def post(self, value: Any, what: str) -> None:
+        """Leaves a JSON value for the one process that will `take` the same `what`, and goes on."""
+        global_state.client.key_value_set(f"ling_jax/posted/{what}", json.dumps(value))
+
+    def take(self, what: str) -> Any:
+        """The value that another process posted as `what`; it waits for it."""
+        key = f"ling_jax/posted/{what}"
+        while True:
+            try:
+                text = global_state.client.blocking_key_value_get(key, TAKE_MS)
+                break
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+        global_state.client.key_value_delete(key)
+        return json.loads(text)
 
 
 ALONE = Peers()

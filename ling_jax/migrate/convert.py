@@ -7,6 +7,7 @@ everything at once.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,22 @@ from typing import Any
 import numpy as np
 
 from ling_jax.checkpoint.hf_writer import HfWriter
-from ling_jax.checkpoint.layerwise import LayerActivations, layerwise_forward, mixer_outputs
+from ling_jax.checkpoint.layerwise import LayerActivations, kind_of, layerwise_forward, mixer_outputs
 from ling_jax.checkpoint.parts import TOP, Reader, layer_leaves
+from ling_jax.checkpoint.relay import Relay
+from ling_jax.checkpoint.shared_folders import write_sums
 from ling_jax.config import ModelConfig, nearest
 from ling_jax.data import Batch
+from ling_jax.distributed.peers import ALONE, Peers
 from ling_jax.migrate.gqa_to_lightning import KV_HEADS, gqa_to_lightning, hybrid_config
 from ling_jax.migrate.qk_fusion import fuse_qk_norm, fused_config, head_squares
 from ling_jax.migrate.transmla import PCAS, gqa_to_mla, mla_config
-from ling_jax.model.layers import LayerKind, layer_kind, mtp_layer_kind
+from ling_jax.model.layers import LayerKind
 from ling_jax.spec import Params
 
 FORMS = ("gqa", "linear", "fused", "mla")
 QK_NORMS = ("fuse", "drop")
+RECORDS = "conversion.json"  # file with the records of converted layers
 # Settings of running, training and initialisation; every form takes the target's.
 RUN_FIELDS = (
     "compute_dtype", "remat", "scan_layers", "lightning_chunk", "loss_chunk", "max_length", "init_std",
@@ -102,25 +107,45 @@ def convert_model(
     held_out: Sequence[Batch],
     conversion: Conversion,
     folder: Path,
+    peers: Peers = ALONE,
 ) -> list[dict[str, Any]]:
     """Writes the model in the target's form as a Hugging Face folder, with one layer in memory at a time.
 
+    The folder may hold a tokenizer; it gets `RECORDS` and, last, the sums of all files.
+
     Every layer is calibrated and compared on the inputs that the unconverted model gives it, so that errors of earlier
-    layers do not reach it. Returns a record for each converted layer: number, kinds, "output_error" (relative Frobenius
-    error on the held-out batches; None if the output was 0) and for MLA the kept energy ("rope", "latent", "query").
+    layers do not reach it. Several `peers`, which share the folder, divide the layers (`relay.Relay`): each reads,
+    converts and writes its own, and the files have the same bytes whatever their number.
+
+    Returns a record for each converted layer, in all processes: number, kinds, "output_error" (relative Frobenius error
+    on the held-out batches; None if the output was 0) and for MLA the kept energy ("rope", "latent", "query").
     Raises ValueError with the layer if calibration does not suffice or an output is not finite.
     """
     check_calibration(target, sum(int((rows["segment_ids"] > 0).sum()) for rows in calibration))
-    writer, records = HfWriter(folder, target, _target_dtypes(reader, target)), []
-    for name in TOP:
-        writer.top(name, reader.top(name))
-    for layer in layerwise_forward(reader, [*calibration, *held_out]):
+    writer = HfWriter(folder, target, _target_dtypes(reader, target), by_layer=True, peers=peers)
+    own: list[dict[str, Any]] = []
+    for layer in layerwise_forward(reader, [*calibration, *held_out], Relay(peers, folder)):
         params, record = _convert_layer(layer, reader.config, target, calibration, held_out, conversion)
         writer.layer(layer.number, params)
-        records += [record] if record else []
+        own += [record] if record else []
         del layer, params  # free this layer before the next is read
+    if peers.index == peers.count - 1:  # no process has fewer layers
+        for name in TOP:
+            writer.top(name, reader.top(name))
     writer.close()
+    records = _all_records(own, peers)
+    if not peers.index:
+        (folder / RECORDS).write_text(json.dumps(records, indent=1))
+    write_sums(folder, writer.written_files, peers)
     return records
+
+
+def _all_records(own: list[dict[str, Any]], peers: Peers) -> list[dict[str, Any]]:
+    """The records of all processes, by layer; those of others are printed now, since only process 0 prints."""
+    found = peers.gather(own, "records")
+    for record in [record for records in found[1:] for record in records]:
+        _print_record(record)
+    return sorted((record for records in found for record in records), key=lambda record: record["layer"])
 
 
 def _target_dtypes(reader: Reader, target: ModelConfig) -> dict[str, np.dtype]:
@@ -152,7 +177,7 @@ def _convert_layer(
     off, size = np.linalg.norm(mixer_outputs(mixer, seen, held_out, target, kind) - before), np.linalg.norm(before)
     record = {"layer": layer.number, "from": layer.kind.mixer, "to": kind.mixer}
     record |= {"output_error": float(off / size) if size else None} | kept  # JSON has no infinity
-    print(" ".join(f"{name}={_short(value)}" for name, value in record.items()), flush=True)
+    _print_record(record)
     return layer.with_mixer(mixer), record
 
 
@@ -160,11 +185,6 @@ def converted_layers(source: ModelConfig, target: ModelConfig) -> list[int]:
     """Numbers of the layers that `convert_model` changes; MTP depths follow the trunk's layers."""
     every = range(source.num_layers + source.mtp_depth)
     return [n for n in every if _changes(kind_of(source, n), kind_of(target, n), source, target)]
-
-
-def kind_of(config: ModelConfig, number: int) -> LayerKind:
-    """The kind of a layer; MTP depth d is layer num_layers + d."""
-    return layer_kind(config, number) if number < config.num_layers else mtp_layer_kind(config)
 
 
 def _changes(old: LayerKind, new: LayerKind, source: ModelConfig, target: ModelConfig) -> bool:
@@ -199,6 +219,10 @@ def _without_norm(mixer: Params, inputs, source: ModelConfig, how: str) -> Param
         return {name: leaf for name, leaf in mixer.items() if name not in ("q_norm", "k_norm")}
     first, *others = (head_squares(mixer, x_BTD, rows["segment_ids"] > 0) for x_BTD, rows in inputs)
     return fuse_qk_norm(mixer, sum(others, first), source)
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    print(" ".join(f"{name}={_short(value)}" for name, value in record.items()), flush=True)
 
 
 def _short(value) -> str:

@@ -1,21 +1,23 @@
-"""A dry run of a migration: stages, tokens, memory and disk, computed from configs alone."""
+"""A dry run of a migration: stages, tokens, memory, disk and the share of each host, computed from configs alone."""
 
 import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from ling_jax import spec as specs
 from ling_jax.checkpoint.folder import open_model
+from ling_jax.checkpoint.index import is_workdir
+from ling_jax.checkpoint.layerwise import kind_of
 from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.messages import count_text, size_text
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
-from ling_jax.migrate.convert import converted_layers, form_config, kind_of
+from ling_jax.migrate.convert import converted_layers, form_config
+from ling_jax.migrate.host_shares import MASTER_BYTES, HostShare, conversion_share, merge_share, training_share
 from ling_jax.model import model_spec
 from ling_jax.model.flops import flops_per_token
 from ling_jax.paths import as_path
-
-BYTES = 4  # per master weight, gradient and moment (float32)
 
 
 def source_config(config: MigrateConfig) -> ModelConfig:
@@ -28,13 +30,20 @@ def source_config(config: MigrateConfig) -> ModelConfig:
     return open_model(config.source).config
 
 
-def dry_run(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
+def stored_itemsize(config: MigrateConfig, source: ModelConfig) -> int:
+    """Bytes of a stored weight of the source: float32 in a run's workdir, else as it computes."""
+    workdir = as_path(config.source).exists() and is_workdir(as_path(config.source))
+    return MASTER_BYTES if workdir else np.dtype(source.compute_dtype).itemsize
+
+
+def dry_run(config: MigrateConfig, source: ModelConfig, hosts: int = 1) -> list[dict[str, Any]]:
     """A record for each stage: conversions, trained parameters, tokens, steps, FLOPs, memory and checkpoints in bytes.
 
     "state_bytes" is the training state of all devices together; "step_bytes" adds the gradients, without activations.
-    "flops" assumes that everything is trained. Raises ValueError like `prepare_plan` if sizes do not fit.
+    "flops" assumes that everything is trained. "shares" are those of the busiest of `hosts` in what the stage does.
+    Raises ValueError like `prepare_plan` if sizes do not fit.
     """
-    records, before = [], form_config(source, config.target, "gqa")
+    records, before, itemsize = [], form_config(source, config.target, "gqa"), stored_itemsize(config, source)
     for number, model in enumerate(stage_models(config, source)):
         stage, run = config.stages[number], stage_run(config, number, model)
         leaves = specs.named_leaves(model_spec(model))
@@ -43,8 +52,15 @@ def dry_run(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
         chosen = sum(size for size, keep in zip(sizes, mask, strict=True) if keep)
         step_tokens = run.train.batch_size * run.data.sequence_length
         steps = run.train.steps if stage.trains else 0
-        state = BYTES * (sum(sizes) + 2 * chosen)
+        state = MASTER_BYTES * (sum(sizes) + 2 * chosen)
         whole, rest = divmod(steps, run.train.save_every)
+        shares: dict[str, HostShare] = {}
+        if converted_layers(before, model):
+            shares["conversion"] = conversion_share(config, before, model, itemsize, hosts)
+        if stage.trains:
+            shares["training"] = training_share(model, run.mesh, itemsize, state, hosts)
+        if stage.merges:
+            shares["merge"] = merge_share(model, stage.merges, hosts)
         records.append(
             {
                 "stage": f"{number}_{stage.name}",
@@ -61,12 +77,14 @@ def dry_run(config: MigrateConfig, source: ModelConfig) -> list[dict[str, Any]]:
                 "tokens": steps * step_tokens,
                 "flops": steps * step_tokens * flops_per_token(model, run.data.sequence_length),
                 "state_bytes": state,
-                "step_bytes": state + BYTES * chosen,
-                "checkpoint_bytes": state if stage.trains else BYTES * sum(sizes),
+                "step_bytes": state + MASTER_BYTES * chosen,
+                "checkpoint_bytes": state if stage.trains else MASTER_BYTES * sum(sizes),
                 "checkpoints": min(run.train.keep, whole) + bool(rest) if stage.trains else 1,
+                "hosts": hosts,
+                "shares": shares,
             }
         )
-        before = model
+        before, itemsize = model, MASTER_BYTES if stage.trains or stage.merges else itemsize
     return records
 
 
@@ -100,6 +118,8 @@ def as_text(records: list[dict[str, Any]]) -> str:
             f"  memory    {state} of state on all devices, {with_gradients} with gradients",
             f"  disk      {r['checkpoints']} checkpoints of {size_text(r['checkpoint_bytes'])}",
         ]
+        of = "the host" if r["hosts"] == 1 else f"each of {r['hosts']}"
+        lines += [f"  hosts     {of} at most, {work}: {share}" for work, share in r["shares"].items()]
     tokens, flops = (sum(r[name] for r in records) for name in ("tokens", "flops"))
     disk = size_text(disk_bytes(records))
     lines.append(f"in all: {count_text(tokens)} tokens, at most {flops:.2e} FLOP, {disk} of disk")
@@ -109,4 +129,4 @@ def as_text(records: list[dict[str, Any]]) -> str:
 def disk_bytes(records: list[dict[str, Any]]) -> int:
     """Of the models that the stages leave, in all."""
     checkpoints = sum(r["checkpoints"] * r["checkpoint_bytes"] for r in records)
-    return checkpoints + sum(BYTES * r["parameters"] for r in records if r["converts"] and r["steps"])
+    return checkpoints + sum(MASTER_BYTES * r["parameters"] for r in records if r["converts"] and r["steps"])

@@ -6,29 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import jax
+import crc32c
 from etils import epath
 
 from ling_jax import data
 from ling_jax.checkpoint.folder import ModelFolder, open_model
+from ling_jax.checkpoint.index import weight_files
+from ling_jax.checkpoint.manifest import FILE_NAME as MANIFEST
+from ling_jax.checkpoint.manifest import META_FILE
+from ling_jax.checkpoint.shared_folders import check_shared, check_sums
 from ling_jax.config import ModelConfig
 from ling_jax.config_dicts import differences
 from ling_jax.data import Batch
+from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import all_peers
 from ling_jax.files import read_object
-from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run
+from ling_jax.migrate.config import MigrateConfig, stage_models
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.migrate.dry_run import disk_bytes, dry_run
-from ling_jax.model import model_spec
-from ling_jax.parallel.context import check_rows
-from ling_jax.parallel.sharding import make_mesh
+from ling_jax.migrate.mesh import check_meshes
 from ling_jax.paths import is_remote
 from ling_jax.preflight import check_space, stored_bytes
 from ling_jax.run.corpus import held_out_batches, packed_corpus, tokenize_sources
 from ling_jax.run.workdir import lock, open_workdir, read_config, unlock, write_config, write_origins
-from ling_jax.sums import DamagedFile, check_folder
+from ling_jax.sums import DamagedFile
 from ling_jax.train.config import open_source
-from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.state import abstract_state
 
 # Config fields that may change when a migration resumes, as in `train.config.RESUMABLE`.
 RESUMABLE = (
@@ -36,6 +39,7 @@ RESUMABLE = (
     "mesh", "stages.*.context", "target.remat", "target.scan_layers",
 )  # fmt: skip
 
+ENDS_BYTES = 2**20  # of each end of a file that hosts compare; our choice
 CONVERTED = "converted"  # the folder of a stage's converted model
 
 
@@ -70,7 +74,7 @@ class Plan:
         if number < 0:
             return self.source
         result = self.result(number)
-        return open_converted(result) if result.name == CONVERTED else open_model(result)
+        return open_converted(result) if result.name == CONVERTED else open_model(result, peers=all_peers())
 
     def converts(self, number: int) -> bool:
         """Whether a stage converts layers."""
@@ -78,9 +82,12 @@ class Plan:
 
 
 def open_converted(folder: Path) -> ModelFolder:
-    """The model that a conversion wrote. Raises DamagedFile if a file has changed since."""
+    """The model that a conversion wrote; each process compares a share of its files.
+
+    Raises DamagedFile if a file has changed since.
+    """
     try:
-        check_folder(folder)
+        check_sums(folder, all_peers())
     except ValueError as error:
         raise DamagedFile(f"{error}; remove {folder}, and the same command converts again") from None
     return open_model(folder)
@@ -89,26 +96,15 @@ def open_converted(folder: Path) -> ModelFolder:
 def prepare_plan(config: MigrateConfig, workdir: str | Path) -> Plan:
     """Checks source, target, patterns, calibration, lengths, batches, data and workdir, and locks the workdir.
 
-    Raises ValueError or OSError with the change that is needed.
+    All processes of a migration call it. Raises ValueError or OSError with the change that is needed.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} processes: a migration is run by one, with all devices that it sees, since layers "
-            "are converted and written by the host; start it on one host"
-        )
     if is_remote(workdir):
         raise ValueError(f"{workdir} is no local folder, where conversions are read and written layer by layer")
-    workdir = open_workdir(workdir)
-    source = open_model(config.source, step=_source_step(config, workdir))
+    peers, workdir = all_peers(), open_workdir(workdir)
+    source = open_model(config.source, step=peers.first(_source_step(config, workdir), "source step"), peers=peers)
+    hosts.check_same(_source_facts(source))
     models = stage_models(config, source.config)
-    for number, model in enumerate(models):
-        run = stage_run(config, number, model)
-        mesh = make_mesh(dataclasses.asdict(run.mesh))
-        try:
-            check_rows(run.data.sequence_length, mesh.shape["context"])  # the mesh resolves a -1 of the config
-            abstract_state(model, make_optimizer(run.optimizer, run.train.steps, model_spec(model)), mesh)
-        except ValueError as error:
-            raise ValueError(f"stages[{number}] ({run.stage.name}): {error}") from None
+    check_meshes(config, models)
     for described in config.data.sources:
         data.source_files(open_source(described))
     _check_workdir(config, workdir)
@@ -117,17 +113,51 @@ def prepare_plan(config: MigrateConfig, workdir: str | Path) -> Plan:
         check_space(workdir, needed, "the models of all stages")
     held = lock(workdir)
     try:
-        fresh = not any(workdir.glob("[0-9]*_*"))
-        folders = tokenize_sources(config.data, source.tokenizer, workdir, replace=fresh)
-        write_config(config, workdir)
-        if fresh:
-            write_origins({config.source: source.step}, workdir)
-        plan = Plan(config, source, models, Path(workdir), folders, held)
-        _check_data(plan)
+        check_shared(workdir, peers)
+        return _with_data(config, source, models, workdir, held)
     except BaseException:
         unlock(workdir, held)
         raise
+
+
+def _with_data(
+    config: MigrateConfig, source: ModelFolder, models: list[ModelConfig], workdir: epath.Path, held: IO[bytes] | None
+) -> Plan:
+    """The plan with its tokens, which process 0 makes first, in a locked workdir."""
+    fresh = all_peers().first(not any(workdir.glob("[0-9]*_*")), "is fresh")
+    folders = hosts.first_host_first(lambda: tokenize_sources(config.data, source.tokenizer, workdir, replace=fresh))
+    write_config(config, workdir)
+    if fresh:
+        write_origins({config.source: source.step}, workdir)
+    plan = Plan(config, source, models, Path(workdir), folders, held)
+    _check_data(plan)
     return plan
+
+
+def _source_facts(source: ModelFolder) -> dict[str, str]:
+    """What must be the same on all hosts, which may have copies of their own: the texts and the weights of the source.
+
+    The manifest of a checkpoint has sums of all its files. Of other files the size and both ends are compared, in which
+    two models differ. A store is one for all hosts.
+    """
+    facts = {"source.tokenizer": tokenizer_digest(source.tokenizer), "source.step": str(source.step)}
+    if is_remote(source.path):
+        return facts
+    if source.step is None:
+        files = [source.path / name for name in ("config.json", *weight_files(source.path))]
+    else:
+        files = [source.path / "checkpoints" / str(source.step) / name for name in (META_FILE, MANIFEST)]
+    return facts | {f"source.{path.name}": _ends(path) for path in files if path.exists()}
+
+
+def _ends(path: Path) -> str:
+    """The size of a file, and a sum of its first and its last MiB."""
+    size, sum_ = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for begin in (0, max(0, size - ENDS_BYTES)):
+            file.seek(begin)
+            sum_ = crc32c.crc32c(file.read(ENDS_BYTES), sum_)
+    return f"{size} bytes, crc32c {sum_:08x}"
 
 
 def _source_step(config: MigrateConfig, workdir: epath.Path) -> int | None:

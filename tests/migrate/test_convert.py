@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import threading
 import time
 import weakref
 
@@ -13,11 +14,14 @@ from ling_jax import model
 from ling_jax.checkpoint import load_hf
 from ling_jax.checkpoint.layerwise import layerwise_forward
 from ling_jax.checkpoint.parts import TreeReader
+from ling_jax.distributed.peers import ALONE
 from ling_jax.migrate.convert import Conversion, convert_model, converted_layers, form_config
 from ling_jax.model import mla
 from ling_jax.spec import named_leaves
+from tests.helpers.damage import files_below
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.small_migration import WHOLE, source_config, target_config
+from tests.helpers.thread_peers import run_together
 from tests.helpers.tiny import random_params
 
 
@@ -139,6 +143,39 @@ def test_fusing_is_better_than_dropping_and_complex_keeps_more_than_real(tmp_pat
     mean = {name: np.mean([r["output_error"] for r in records]) for name, records in errors.items()}
     assert mean["fuse"] < mean["drop"]
     assert all(c["rope"] >= r["rope"] for c, r in zip(errors["complex"], errors["real"], strict=True))
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_processes_that_divide_the_layers_write_the_bytes_of_one(tmp_path, count):
+    """Of three layers, MTP included: two processes, and more processes than layers, of which two have none."""
+    form = forms(dict(mtp_depth=1), dict(mtp_depth=1), size={})
+    params = random_params(form["gqa"], dtype="float32", std=0.2)
+
+    def convert(folder, peers):
+        reader = TreeReader(params, form["gqa"])
+        return convert_model(reader, form["mla"], CALIBRATION, HELD_OUT, Conversion(), folder, peers)
+
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    wanted = convert(tmp_path / "alone", ALONE)
+    assert [record["layer"] for record in wanted] == [0, 1, 2]
+    found = run_together(count, lambda peers: convert(tmp_path / "together", peers))
+    assert found == [wanted] * count
+    assert files_below(tmp_path / "together") == files_below(tmp_path / "alone")
+
+
+def test_a_process_reads_only_its_own_layers(tmp_path):
+    form, read = forms(size={}), {}
+
+    class Watched(TreeReader):
+        def layer(self, number):
+            read.setdefault(number, []).append(threading.current_thread())
+            return super().layer(number)
+
+    reader = Watched(random_params(form["gqa"], dtype="float32", std=0.2), form["gqa"])
+    run_together(2, lambda peers: convert_model(reader, form["linear"], [], HELD_OUT, Conversion(), tmp_path, peers))
+    assert {number: len(threads) for number, threads in read.items()} == {0: 1, 1: 1}
+    assert read[0] != read[1]
 
 
 def test_a_migration_changes_only_mixers():
