@@ -22,7 +22,7 @@ class Broadcast:
         self.count, self.leads = len(firsts), min(firsts) == jax.process_index()
         mesh = Mesh(np.array(list(firsts.values())), ("process",))
         self._place = firsts[jax.process_index()]
-        self._split, self._size = NamedSharding(mesh, PartitionSpec("process")), size
+        self._split, self.size = NamedSharding(mesh, PartitionSpec("process")), size
         whole = NamedSharding(mesh, PartitionSpec())
         self._sum = jax.jit(lambda x_PX: jnp.sum(x_PX, axis=0), out_shardings=whole)  # all but one are zeros
 
@@ -32,11 +32,11 @@ class Broadcast:
 
     def receive(self) -> np.ndarray:
         """The next message of the first process."""
-        return self._all(np.zeros(self._size, np.int32))
+        return self._all(np.zeros(self.size, np.int32))
 
     def _all(self, message: np.ndarray) -> np.ndarray:
-        if message.shape != (self._size,) or message.dtype != np.int32:
-            raise ValueError(f"a message is {message.dtype} {message.shape}; expected int32 ({self._size},)")
+        if message.shape != (self.size,) or message.dtype != np.int32:
+            raise ValueError(f"a message is {message.dtype} {message.shape}; expected int32 ({self.size},)")
         own = jax.device_put(message[None], self._place)
-        every = jax.make_array_from_single_device_arrays((self.count, self._size), self._split, [own])
+        every = jax.make_array_from_single_device_arrays((self.count, self.size), self._split, [own])
         return np.asarray(self._sum(every).addressable_data(0))

@@ -103,13 +103,12 @@ def pack(
     `normaliser` says what the objective is a mean over, `reference` the same of a penalty to the reference; `floats`
     are the optional arrays of a Batch that it has. Raises ValueError where the answers do not fit the layout.
     """
-    shape, places = tuple(layout), places_of(answers, layout)
+    places = places_of(answers, layout)
     count = max((place.microbatch for place in places), default=-1) + 1
     if count > layout.microbatches:
         raise ValueError(f"{len(answers)} answers take {count} microbatches of {layout}")
-    zeros = {name: np.zeros(shape, dtype) for name, dtype in _dtypes(floats).items()}
-    zeros["targets"][...] = IGNORED
-    segments, sentences = np.zeros(shape[:2], np.int64), np.zeros(shape[:2], np.int64)
+    zeros = _zeros(layout, floats)
+    segments, sentences = np.zeros(layout[:2], np.int64), np.zeros(layout[:2], np.int64)
     weights = {"weights": token_weights(answers, normaliser)}
     weights |= {"reference_weights": token_weights(answers, reference)} if reference else {}
     of_tokens = zeros.keys() & {field.name for field in dataclasses.fields(Answer)}
@@ -139,6 +138,17 @@ def unpack(values: np.ndarray, answers: Sequence[Answer], layout: Layout) -> lis
     for answer, (m, r, start) in zip(answers, places_of(answers, layout), strict=True):
         found.append(np.concatenate([np.zeros(1, values.dtype), values[m, r, start : start + len(answer) - 1]]))
     return found
+
+
+def empty_batch(layout: Layout, floats: Sequence[str] = ()) -> Batch:
+    """A batch without answers, numpy arrays."""
+    return Batch(**_zeros(layout, floats), count=np.int32(0))
+
+
+def _zeros(layout: Layout, floats: Sequence[str]) -> dict[str, np.ndarray]:
+    arrays = {name: np.zeros(tuple(layout), dtype) for name, dtype in _dtypes(floats).items()}
+    arrays["targets"][...] = IGNORED
+    return arrays
 
 
 def _ahead(values: np.ndarray, fill: Any) -> np.ndarray:

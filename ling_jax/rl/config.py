@@ -91,6 +91,7 @@ class RLConfig:
     teachers: tuple[str, ...] = ()  # of objective reverse_kl: the workdir or folder of each source's teacher, or one
     model: ModelChanges = dataclasses.field(default_factory=ModelChanges)  # how the weights that learn are computed
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # of the weights that learn
+    engine: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # mesh of generation, over the same devices
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)  # of rewards "evo_cot" and "preference"
 
     def __post_init__(self):
@@ -121,7 +122,7 @@ class RLConfig:
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
     "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
-    "mesh", "model.remat", "model.scan_layers", "rollout.session_seconds",
+    "mesh", "engine", "model.remat", "model.scan_layers", "rollout.session_seconds",
     "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 

@@ -24,12 +24,13 @@ from ling_jax.envs.sources import TaskSource, task_of, tasks
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.accounts import ledger_metrics
-from ling_jax.rl.answers import Answer, answers_of
+from ling_jax.rl.answers import Answer
 from ling_jax.rl.batch import Batch
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig, limits_of
 from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
+from ling_jax.rl.episode_answers import answers_of
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.trajectory import FAILED
@@ -163,6 +164,13 @@ class Learner:
         if not self._generating:
             self.events, self._seconds, self._generating = [], 0.0, True
         rollouts.top_up()  # also where drawing had failed
+        with self.collector.generating():
+            self._decode(tell, stopped, arrivals)
+        self._seconds += time.perf_counter() - begun
+        return not rollouts.ledger.is_open
+
+    def _decode(self, tell, stopped, arrivals) -> None:
+        rollouts = self.rollouts
         while rollouts.ledger.is_open and not stopped():
             if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
                 self.collector.load(self.state.params, rollouts.version)
@@ -172,8 +180,6 @@ class Learner:
             if arrivals is None:
                 self._note_ends([progress.id for progress in moved if progress.ended])
             tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
-        self._seconds += time.perf_counter() - begun
-        return not rollouts.ledger.is_open
 
     def _note_ends(self, ids: Sequence[int]) -> None:
         """Raises `TooManyFailures` where more of the last rollouts failed than may."""

@@ -13,11 +13,13 @@ from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
+from ling_jax.distributed import hosts
+from ling_jax.engine.memory import check_mesh
 from ling_jax.envs import NAMES, Task, environment
 from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
 from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows
-from ling_jax.parallel.sharding import make_mesh
+from ling_jax.parallel.sharding import make_mesh, mesh_over
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest, Refused
@@ -61,6 +63,7 @@ class Run:
     teachers: tuple[ModelFolder, ...]  # of objective reverse_kl, as they were where this run began
     reader: Reader
     mesh: jax.sharding.Mesh  # of the weights that learn
+    engine_mesh: jax.sharding.Mesh | None  # of the engine, over the same devices; None: the only device
     optimizer: optax.GradientTransformation
     abstract: TrainState
     lock: IO[bytes] | None
@@ -89,6 +92,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         print(f"WARNING: {warning}", flush=True)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_rows(config.rollout.context, mesh.shape["context"])
+    engine_mesh = None if mesh.size == 1 else mesh_over(mesh, dataclasses.asdict(config.engine))
+    check_mesh(engine_mesh, config.rollout.slots)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _warn_of_few_tasks(config)
     _warn_of_shared_tasks(config)
@@ -100,15 +105,36 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     check_memory(abstract, mesh)
     check_disk(abstract, workdir, config.train)
     held = lock(workdir)
-    try:
+
+    def fill_workdir() -> None:
+        if hosts.process_index():
+            if not (workdir / "config.json").exists():
+                raise ValueError(f"{workdir} lacks the files that host 0 wrote into it; name one that all hosts share")
+            return
         save_texts(start, workdir / "tokenizer", chat=True)
         write_config(config, workdir)
         steps = {name: teacher.step for name, teacher in zip(config.teacher_names, teachers, strict=True)}
         write_origins({**steps, config.start_from: start.step}, workdir)
+
+    try:
+        hosts.first_host_first(fill_workdir)
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, reward, workdir, start, reference, teachers, reader, mesh, optimizer, abstract, held)
+    return Run(
+        config=config,
+        reward=reward,
+        workdir=workdir,
+        start=start,
+        reference=reference,
+        teachers=teachers,
+        reader=reader,
+        mesh=mesh,
+        engine_mesh=engine_mesh,
+        optimizer=optimizer,
+        abstract=abstract,
+        lock=held,
+    )
 
 
 def start_report(run: Run, start: int) -> str:

@@ -17,6 +17,7 @@ from ling_jax.parallel.sharding import shardings
 from ling_jax.rl.answers import Answer
 from ling_jax.rl.batch import Batch, Layout, abstract_batch, layout_for, on_mesh, pack, unpack
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.loss import BatchLoss, make_loss
 from ling_jax.rl.step import make_rl_step, make_scorer, trainable
 from ling_jax.spec import Params
@@ -41,6 +42,7 @@ class Programs(NamedTuple):
     """The compiled programs that learn from a batch; None where a run needs none."""
 
     mesh: jax.sharding.Mesh
+    link: Link | None  # to the other processes
     part: Layout  # of an optimisation step
     whole: Layout  # of a whole batch
     loss: BatchLoss
@@ -64,8 +66,9 @@ def compile_programs(
     config: RLConfig,
     mesh: jax.sharding.Mesh,
     teachers: Sequence[ModelConfig] = (),
+    link: Link | None = None,
 ) -> Programs:
-    """The programs of a run with these teachers, all on one mesh.
+    """The programs of a run with these teachers, all on one mesh, of one process or of several with a link.
 
     Old log-probs take a forward pass of their own where several steps are made of a batch, and where phi is calibrated,
     which needs them before the first gradient.
@@ -82,6 +85,7 @@ def compile_programs(
     }
     return Programs(
         mesh=mesh,
+        link=link,
         part=part,
         whole=whole,
         loss=loss,
@@ -141,16 +145,16 @@ def learn(
     """
     answers = with_teachers(programs, teachers, answers)
     if programs.old:
-        answers = _scored(programs, programs.old, state.params, answers, "old_logps")
+        answers = _scored(programs, programs.old, state.params, answers, "old_logps", Operation.OLD)
     if programs.reference:
-        answers = _scored(programs, programs.reference, reference, answers, "reference_logps")
+        answers = _scored(programs, programs.reference, reference, answers, "reference_logps", Operation.REFERENCE)
     updates, loss = [], programs.loss
     rng = np.random.default_rng((config.train.seed, version, ORDER))
     numbers = np.unique([answer.group for answer in answers]).astype(int)
     for groups in minibatches(numbers, config.train.updates_per_batch, rng):
         chosen = [answer for number in groups for answer in answers if answer.group == number]
         batch = pack(chosen, programs.part, loss.normaliser, loss.reference_normaliser, programs.floats)
-        state, metrics = programs.step(state, on_mesh(batch, programs.mesh))
+        state, metrics = programs.step(state, _shared(programs, batch, Operation.STEP))
         found = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
         updates.append(Update(groups.tolist(), batch, found))
     return state, updates
@@ -161,17 +165,34 @@ def with_teachers(programs: Programs, teachers: Sequence[Params], answers: Seque
     scored = list(answers)
     for number, (score, params) in enumerate(zip(programs.teachers, teachers, strict=True)):
         own = [i for i, answer in enumerate(answers) if answer.teacher == number]
-        found = _scored(programs, score, params, [answers[i] for i in own], "teacher_logps")
+        chosen = [answers[i] for i in own]
+        found = _scored(programs, score, params, chosen, "teacher_logps", Operation.TEACHER, number)
         for i, answer in zip(own, found, strict=True):
             scored[i] = answer
     return scored
 
 
-def _scored(programs: Programs, score: Scorer, params: Params, answers: Sequence[Answer], name: str) -> list[Answer]:
+def _scored(
+    programs: Programs,
+    score: Scorer,
+    params: Params,
+    answers: Sequence[Answer],
+    name: str,
+    operation: Operation,
+    argument: int = 0,
+) -> list[Answer]:
     """The answers with these log-probs as their field `name`."""
-    batch = on_mesh(pack(answers, programs.whole), programs.mesh)
+    batch = _shared(programs, pack(answers, programs.whole), operation, argument)
     logps = unpack(np.asarray(score(params, batch)), answers, programs.whole)
     return [dataclasses.replace(answer, **{name: own}) for answer, own in zip(answers, logps, strict=True)]
+
+
+def _shared(programs: Programs, batch: Batch, operation: Operation, argument: int = 0) -> Batch:
+    """The batch on the mesh; the other processes learn of it and of the program that reads it."""
+    if programs.link is not None:
+        programs.link.tell(operation, argument)
+        programs.link.send(batch)
+    return on_mesh(batch, programs.mesh)
 
 
 def minibatches(groups: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:

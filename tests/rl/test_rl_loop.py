@@ -22,10 +22,10 @@ from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import task_of
 from ling_jax.rl import loop
-from ling_jax.rl.answers import answers_of
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import Episode
+from ling_jax.rl.episode_answers import answers_of
 from ling_jax.rl.learner import TooManyFailures, advantages_of
 from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.prepare import prepare
