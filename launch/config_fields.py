@@ -58,7 +58,12 @@ def _name(hint: Any) -> str:
 
 
 def comments(cls: type) -> dict[str, str]:
-    """{field: its comment on the same line, or the comment lines above} of a dataclass."""
+    """{field: its comment on the same line, or the comment lines above} of a dataclass and those that it extends."""
+    bases = [base for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    return {name: text for base in bases for name, text in _own_comments(base).items()}
+
+
+def _own_comments(cls: type) -> dict[str, str]:
     source = textwrap.dedent(inspect.getsource(cls))
     found: dict[str, str] = {}
     above: list[str] = []

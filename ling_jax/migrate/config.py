@@ -16,10 +16,12 @@ from ling_jax.parallel.context import check_rows
 from ling_jax.train.config import (
     GUARDS,
     OPTIMIZER,
+    RUN_FIELDS,
     DataConfig,
     LoopConfig,
     MeshConfig,
     OptimizerConfig,
+    RowFields,
     check_sequence_length,
     check_sources,
 )
@@ -72,21 +74,10 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StageLoop:
-    """Training settings shared by all stages; names as in `train.config.LoopConfig`."""
+class StageLoop(RowFields):
+    """Training settings shared by all stages."""
 
-    batch_size: int  # rows of data.sequence_length
-    microbatches: int = 1
-    seed: int = 0
-    max_nonfinite_steps: int = 10
-    spike_sigmas: float = 0.0
-    spike_window: int = 128
-    hang_seconds: float = 1800.0
-    log_every: int = 10
     eval_every: int = 100  # steps; a stage that recovers is checked as often
-    eval_batches: int = 16
-    save_every: int = 100
-    keep: int = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,22 +125,13 @@ class StageRun:
 
 
 RULES: tuple[Rule, ...] = (
+    *RUN_FIELDS,
     (
-        (
-            "train.batch_size",
-            "train.microbatches",
-            "train.log_every",
-            "train.eval_every",
-            "train.eval_batches",
-            "train.save_every",
-            "train.keep",
-            "train.max_nonfinite_steps",
-            "data.sequence_length",
-        ),
+        ("train.batch_size", "train.log_every", "train.eval_every", "train.eval_batches", "data.sequence_length"),
         lambda x: x > 0,
         "must be positive",
     ),
-    (("data.seed", "train.seed", "conversion.seed"), lambda x: 0 <= x < 2**32, "must be 0 to 2^32 - 1"),
+    (("data.seed", "conversion.seed"), lambda x: 0 <= x < 2**32, "must be 0 to 2^32 - 1"),
     *GUARDS,
     (("seen_tokens",), lambda x: x >= 0, "must not be negative"),
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),

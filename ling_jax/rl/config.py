@@ -12,7 +12,15 @@ from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
 from ling_jax.rl.ledger import Limits
-from ling_jax.train.config import HANG, MeshConfig, ModelChanges, OptimizerConfig, check_optimizer
+from ling_jax.train.config import (
+    RESUMABLE_FIELDS,
+    RUN_FIELDS,
+    MeshConfig,
+    ModelChanges,
+    OptimizerConfig,
+    RunFields,
+    check_optimizer,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,20 +67,13 @@ class RolloutConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(RunFields):
     steps: int
     updates_per_batch: int = 1  # optimisation steps, each on other groups of the batch, in a random order
-    # An optimisation step is computed in so many parts at most; short answers are packed into fewer.
-    microbatches: int = 1
-    seed: int = 0
     save_every: int = 10
-    keep: int = 2  # checkpoints
-    max_nonfinite_steps: int = 10  # a run stops after so many that changed nothing
     max_failed_share: float = 0.5  # of the last rollouts, lost to environments and machinery: more ends the run (ours)
-    hang_seconds: float = 1800.0  # the run ends where nothing is generated or learnt in so many (our choice); 0: never
     samples: int = 2  # answers that each step writes to samples.jsonl
     eval_tasks: int = 0  # held-out tasks of each source, answered greedily at the start and at the end
-    eval_every: int = 0  # also after every so many steps; 0: not
     dpr_steps: int = 0  # draw tasks by their pass rates, which takes a tenth of so many steps for early; 0: uniformly
 
 
@@ -120,32 +121,24 @@ class RLConfig:
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
-    "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
-    "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
+    *RESUMABLE_FIELDS, "train.microbatches", "train.max_failed_share", "train.samples", "train.eval_tasks",
     "mesh", "engine", "model.remat", "model.scan_layers", "rollout.session_seconds",
     "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
+    *RUN_FIELDS,
     (
-        (
-            "rollout.slots", "rollout.prompts_per_step", "train.steps", "train.updates_per_batch", "train.microbatches",
-            "train.save_every", "train.keep", "train.max_nonfinite_steps",
-        ),
+        ("train.steps", "rollout.slots", "rollout.prompts_per_step", "train.updates_per_batch"),
         lambda x: x > 0,
         "must be positive",
     ),
     (
-        (
-            "rollout.max_tokens", "rollout.token_budget", "train.seed", "train.samples", "train.eval_tasks",
-            "train.eval_every", "train.dpr_steps",
-        ),
+        ("rollout.max_tokens", "rollout.token_budget", "train.samples", "train.eval_tasks", "train.dpr_steps"),
         lambda x: x >= 0,
         "must not be negative",
     ),
-    (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
     (("rollout.session_seconds",), lambda x: 0 < x < math.inf, "must be positive and finite"),
-    HANG,
     (("train.max_failed_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),

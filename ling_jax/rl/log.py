@@ -16,6 +16,7 @@ from ling_jax.rl.config import RLConfig
 from ling_jax.rl.learner import Event, Step
 from ling_jax.run.memory import MemoryUse
 from ling_jax.run.metrics import MetricsWriter, drop_lines_from, to_line
+from ling_jax.run.wandb_run import open_wandb
 from ling_jax.train.optimizer import learning_rate
 
 LOGS = ("metrics", "samples", "events")
@@ -28,7 +29,8 @@ class RunLog:
     def __init__(self, config: RLConfig, workdir: epath.Path, start: int):
         self._config, self._workdir, self._start, self._begun = config, workdir, start, time.perf_counter()
         self._told, self._memory = self._begun, MemoryUse()
-        self._metrics = MetricsWriter(workdir, first_step=start)
+        wandb = open_wandb(config.train.wandb, workdir, config)
+        self._metrics = MetricsWriter(workdir, first_step=start, wandb=wandb)
         for name in ("samples", "events"):
             drop_lines_from(workdir / f"{name}.jsonl", start)
         updates = config.max_updates

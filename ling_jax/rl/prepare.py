@@ -33,6 +33,7 @@ from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
 from ling_jax.run import tensorboard
 from ling_jax.run.start import changed_model
+from ling_jax.run.wandb_run import check_wandb
 from ling_jax.run.workdir import (
     check_workdir,
     has_checkpoint,
@@ -78,6 +79,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         )
     check_files(config.tasks, "tasks")
     workdir = open_workdir(workdir)
+    check_wandb(config.train.wandb)
     check_workdir(config, workdir, RESUMABLE)
     start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
     start = dataclasses.replace(

@@ -50,23 +50,35 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    steps: int
-    batch_size: int  # rows of a step, over all hosts
-    microbatches: int = 1
+class RunFields:
+    """The fields of `train` that the runs of all stages have."""
+
+    microbatches: int = 1  # parts in which a step is computed; of answers, which are packed, at most
     seed: int = 0
-    router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training
-    max_nonfinite_steps: int = 10  # the run stops after this many steps with a loss or gradient that is not finite
-    spike_sigmas: float = 0.0  # steps this far above the last ones are skipped (train/spikes.py); 0: none, 6: OLMo 2
-    spike_window: int = 128  # last steps that a step is compared with, as in OLMo 2
+    max_nonfinite_steps: int = 10  # the run stops after this many steps that changed nothing: not finite, or empty
     hang_seconds: float = 1800.0  # without a finished step the run ends (run/watchdog.py; our choice); 0: never
-    log_every: int = 10
-    eval_every: int = 0  # 0: at the end only
-    eval_batches: int = 16
+    eval_every: int = 0  # 0: at the end only, in reinforcement learning also at the start
     save_every: int = 100
     keep: int = 2  # checkpoints
-    profile_step: int = 0  # the step that `--profile` traces from; 0: the 10th of this start
     wandb: str = ""  # a W&B project that gets the metrics, too (pip install wandb); "": none
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowFields(RunFields):
+    """The fields of `train` that the runs on rows of tokens have."""
+
+    batch_size: int  # rows of a step, over all hosts
+    spike_sigmas: float = 0.0  # steps this far above the last ones are skipped (train/spikes.py); 0: none, 6: OLMo 2
+    spike_window: int = 128  # last steps that a step is compared with, as in OLMo 2
+    log_every: int = 10
+    eval_batches: int = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopConfig(RowFields):
+    steps: int
+    router_bias_rate: float = 1e-3  # report §2.3.1; 1e-4 in mid-training
+    profile_step: int = 0  # the step that `--profile` traces from; 0: the 10th of this start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,38 +151,40 @@ class PretrainConfig:
 # The fields that may differ between a run and its resumption: its length, what it logs and keeps, which steps it skips,
 # and on which devices and in which order it computes the same sums (which changes the last bits only). A change of any
 # other field makes it another run.
+RESUMABLE_FIELDS = (  # of RunFields
+    "train.steps", "train.eval_every", "train.save_every", "train.keep", "train.max_nonfinite_steps",
+    "train.hang_seconds", "train.wandb",
+)  # fmt: skip
 RESUMABLE = (
-    "train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep",
-    "train.max_nonfinite_steps", "train.spike_sigmas", "train.spike_window", "train.hang_seconds", "train.profile_step",
-    "train.wandb", "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
+    *RESUMABLE_FIELDS, "train.log_every", "train.eval_batches", "train.spike_sigmas", "train.spike_window",
+    "train.profile_step", "mesh", "model.remat", "model.scan_layers", "data.folder", "samples",
     "stage.context",  # of a migration's stage: a part of its mesh
 )  # fmt: skip
 
 
-HANG: Rule = (("train.hang_seconds",), lambda x: x == 0 or 1 <= x < math.inf, "must be 0 (no watchdog), or at least 1")
+RUN_FIELDS: tuple[Rule, ...] = (
+    (
+        ("train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps"),
+        lambda x: x > 0,
+        "must be positive",
+    ),
+    (("train.seed", "train.eval_every"), lambda x: x >= 0, "must not be negative"),
+    (("train.seed",), lambda x: x < 2**32, "must be below 2^32"),
+    (("train.hang_seconds",), lambda x: x == 0 or 1 <= x < math.inf, "must be 0 (no watchdog), or at least 1"),
+)
 GUARDS: tuple[Rule, ...] = (
-    HANG,
     (("train.spike_sigmas",), lambda x: 0 <= x < math.inf, "must not be negative, and finite; 0 skips nothing"),
     (("train.spike_window",), lambda x: x >= 8, "must be at least 8: a median of fewer steps says little"),
 )
 TRAINING: tuple[Rule, ...] = (
+    *RUN_FIELDS,
     (
-        (
-            "data.seed", "train.seed", "train.router_bias_rate", "train.eval_every", "train.eval_batches",
-            "train.profile_step",
-        ),
+        ("data.seed", "train.router_bias_rate", "train.eval_batches", "train.profile_step"),
         lambda x: x >= 0,
         "must not be negative",
     ),
-    (
-        (
-            "train.steps", "train.batch_size", "train.microbatches", "train.log_every", "train.save_every",
-            "train.keep", "train.max_nonfinite_steps",
-        ),
-        lambda x: x > 0,
-        "must be positive",
-    ),
-    (("data.seed", "train.seed"), lambda x: x < 2**32, "must be below 2^32"),
+    (("train.steps", "train.batch_size", "train.log_every"), lambda x: x > 0, "must be positive"),
+    (("data.seed",), lambda x: x < 2**32, "must be below 2^32"),
     *GUARDS,
     (("data.held_out_fraction",), lambda x: 0 < x < 1, "must be between 0 and 1"),
 )  # fmt: skip
