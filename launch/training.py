@@ -15,7 +15,7 @@ from ling_jax.distributed import hosts
 from ling_jax.distributed.peers import LONGEST_SECONDS
 from ling_jax.distributed.rendezvous import facts, find_process
 from ling_jax.paths import store_errors
-from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
+from ling_jax.run.steps import Interrupted, TooManyNonfiniteSteps
 from pallas_kernels.lightning_attention.self_check import KernelError
 
 define_checks()

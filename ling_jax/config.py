@@ -28,8 +28,21 @@ class Yarn:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The static description of a model. It is hashable, so jit takes it as a static argument.
+class Execution:
+    """How a model is computed. No stored parameter depends on these fields, and checkpoints fit any of them."""
+
+    compute_dtype: Any = "bfloat16"  # of matmuls; norms, softmax, router, head and losses have at least float32
+    remat: str = "full"  # what backward recomputes: "none", "full", "dots" or "ffn"
+    scan_layers: bool = True  # False: layers are unrolled, which compiles slowly
+    lightning_chunk: int | None = None  # tokens; None: the kernel chooses
+    loss_chunk: int = 128  # tokens of each row whose logits are in memory at a time
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Execution):
+    """The static description of a model: its architecture, and how it is computed.
+
+    It is hashable, so jit takes it as a static argument.
 
     Names follow docs/architecture.md. Defaults are the values that all released models share.
     """
@@ -73,12 +86,6 @@ class ModelConfig:
     z_loss_weight: float = 0.0  # the official Megatron patch has 3.5e-6
     slope_layer_offset: int = 0  # 0: training and serving engines; -1: the official HF file (§5)
     init_std: float = 0.006  # Ling 2.0 report §3.2.1
-    # How the model runs. These fields change no stored parameter.
-    compute_dtype: Any = "bfloat16"  # of matmuls; norms, softmax, router, head and losses have at least float32
-    remat: str = "full"  # what backward recomputes: "none", "full", "dots" or "ffn"
-    scan_layers: bool = True  # False: layers are unrolled, which compiles slowly
-    lightning_chunk: int | None = None  # tokens; None: the kernel chooses
-    loss_chunk: int = 128  # tokens of each row whose logits are in memory at a time
     # Text of the config.json that the model was loaded from; exports keep its keys (`checkpoint.to_hf`). The fields
     # above already describe the model, so equality ignores this one and experiments cannot set it.
     hf_source: str = dataclasses.field(default="", compare=False, repr=False)

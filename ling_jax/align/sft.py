@@ -26,7 +26,8 @@ from ling_jax.engine.text import complete
 from ling_jax.files import parse_object, replacing
 from ling_jax.preflight import check_folder
 from ling_jax.run.corpus import Corpus, check_token_space, packed_corpus, token_folder
-from ling_jax.run.loop import Run, prepare_run, train
+from ling_jax.run.loop import prepare_run, train
+from ling_jax.run.stage import Run
 from ling_jax.run.workdir import has_checkpoint, open_workdir, write_origins
 from ling_jax.train.config import (
     LoopConfig,

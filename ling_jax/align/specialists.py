@@ -17,8 +17,8 @@ from ling_jax.checkpoint.folder import ModelFolder, load_model, open_model
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.envs.sources import TaskSource, check_files, check_tasks
 from ling_jax.files import read_object
-from ling_jax.run.loop import Run
 from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.stage import Run
 from ling_jax.run.workdir import open_workdir, read_origins
 from ling_jax.sums import DamagedFile, checks, compare, read_sealed, sums_of, write_sealed
 from ling_jax.train.config import LoopConfig, MeshConfig, OptimizerConfig

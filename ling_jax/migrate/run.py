@@ -39,9 +39,10 @@ from ling_jax.model import model_spec
 from ling_jax.model.mtp import mtp_spec
 from ling_jax.parallel.sharding import make_mesh, shardings
 from ling_jax.run.corpus import Corpus, packed_corpus, with_short_sequences
-from ling_jax.run.loop import eval_loss, prepare_run, train
+from ling_jax.run.loop import prepare_run, train
 from ling_jax.run.metrics import read_metrics
 from ling_jax.run.program_cache import use_compilation_cache
+from ling_jax.run.stage import eval_loss
 from ling_jax.run.workdir import has_checkpoint, unlock
 from ling_jax.sums import DamagedFile, checks, read_sealed, write_sealed
 from ling_jax.train.merge import decay_weights, merge_coefficients

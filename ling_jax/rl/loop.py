@@ -6,40 +6,31 @@ others follow it (`rl.follow`).
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.checkpoint.steps import resume_step
-from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
+from ling_jax.checkpoint.workdir_sums import check_logs
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.distributed import hosts
 from ling_jax.distributed.peers import all_peers
-from ling_jax.envs.sources import distinct_held_out
-from ling_jax.evaluate.report import table, write_results
-from ling_jax.files import remove_folder
 from ling_jax.rl.answers import Answer
-from ling_jax.rl.collector import Collector
-from ling_jax.rl.config import RLConfig
-from ling_jax.rl.evaluation import evaluate, summarise
 from ling_jax.rl.follow import Follower
-from ling_jax.rl.learner import Learner, Step
+from ling_jax.rl.learner import Learner
 from ling_jax.rl.link import Link, Operation
-from ling_jax.rl.log import LOGS, RunLog
-from ling_jax.rl.partial import read_partial, remove_partial, write_partial
+from ling_jax.rl.log import RunLog
+from ling_jax.rl.partial import read_partial
 from ling_jax.rl.prepare import Run, start_report
+from ling_jax.rl.stage import RLStage, make_collector, owes_evaluation
 from ling_jax.rl.step import trainable
 from ling_jax.rl.updates import Programs, Update, abstract_reference, compile_programs, layouts, learn, optional_arrays
-from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.run.program_cache import use_compilation_cache
-from ling_jax.run.stop import stop_signals
-from ling_jax.run.watchdog import watch_steps
+from ling_jax.run.steps import Interrupted, run_steps
 from ling_jax.run.workdir import unlock
 from ling_jax.spec import Params
 from ling_jax.train.programs import state_of
@@ -66,7 +57,7 @@ def train(run: Run) -> dict[str, Any]:
         with orbax.open_manager(run.workdir / "checkpoints", keep=run.config.train.keep) as manager:
             hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.reader.tokenizer)))
             print(start_report(run, start), flush=True)
-            owes = peers.first(_owes_evaluation(run, start), "evaluation that is owed")
+            owes = peers.first(owes_evaluation(run, start), "evaluation that is owed")
             if start >= run.config.train.steps and not owes:
                 print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
@@ -122,7 +113,7 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
     compiler, link = concurrent.futures.ThreadPoolExecutor(1), make_link(run)
     compiled = compiler.submit(_compile, run, link)
-    collector = _collector(run, link, Operation.GENERATE)
+    collector = make_collector(run, link, Operation.GENERATE)
     try:
         reference = run.reference and reading_copy(run.reference, run.mesh)
         teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]
@@ -153,12 +144,6 @@ def reading_copy(model: ModelFolder, mesh: jax.sharding.Mesh) -> Params:
     return jax.jit(cast, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
 
 
-def _collector(run: Run, link: Link | None, operation: Operation, **options: Any) -> Collector:
-    rollout = run.config.rollout
-    common = dict(session_seconds=rollout.session_seconds, mesh=run.engine_mesh, link=link, operation=operation)
-    return Collector(run.start.config, run.reader, rollout.slots, **common, **options)
-
-
 def _compile(run: Run, link: Link | None) -> Programs:
     begun = time.perf_counter()
     teachers = [teacher.config for teacher in run.teachers]
@@ -167,119 +152,9 @@ def _compile(run: Run, link: Link | None) -> Programs:
     return programs
 
 
-def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) -> dict[str, Any]:
-    train, line = run.config.train, {}
-    log = RunLog(run.config, run.workdir, start)
-    with (
-        contextlib.closing(log),
-        stop_signals("after this piece of decoding") as stopped,
-        watch_steps(run.workdir, train.hang_seconds) as ended,
-    ):
-
-        def generated(*progress: int) -> None:
-            ended()
-            asked_elsewhere()
-            log.generating(*progress)
-
-        def asked_elsewhere() -> None:
-            if not stopped and (number := hosts.posted_signal()) is not None:
-                stopped.append(number)
-
-        def asked() -> bool:
-            ended()
-            return bool(stopped)
-
-        if _owes_evaluation(run, start) or (start == 0 and not resumed):
-            _evaluate(run, learner, start, asked)
-        for step in range(start, train.steps):
-            result = _step(run, learner, manager, step, generated, stopped)
-            line = log.add(step, result, updates=int(learner.state.opt_state.count))
-            done, ends = step + 1, step + 1 == train.steps
-            too_many = int(learner.state.skipped_steps) >= train.max_nonfinite_steps
-            if _is_evaluated(run.config, done):
-                try:
-                    _evaluate(run, learner, done, asked)
-                except BaseException:
-                    _save(run, learner, manager, done)
-                    raise
-            if ends or too_many or stopped or done % train.save_every == 0:
-                _save(run, learner, manager, done)
-            if too_many:
-                raise TooManyNonfiniteSteps(
-                    f"{train.max_nonfinite_steps} steps changed nothing (train.max_nonfinite_steps); see metrics.jsonl"
-                )
-            if stopped and not ends:
-                raise Interrupted(stopped[0], done)
-            ended()
-    return line
-
-
-def _step(run: Run, learner: Learner, manager, step: int, tell: Callable[..., None], stopped: list[int]) -> Step:
-    """One step. Whatever ends it half-way saves what there is, and the error says so."""
-    try:
-        result = learner.step(tell, lambda: bool(stopped))
-    except Exception as error:
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(learner.state)):  # the update has used the state up
-            raise
-        _save(run, learner, manager, step)
-        error.add_note(f"the run is saved within step {step + 1}; the same command continues there")
-        raise
-    if result is None:
-        _save(run, learner, manager, step)
-        raise Interrupted(stopped[0], step)
-    return result
-
-
-def _save(run: Run, learner: Learner, manager, step: int) -> None:
-    """A checkpoint with the rollouts under way; what came since one that is there stands beside it."""
-    link = learner.collector.link
-    if step in (0, manager.latest_step()):
-        write_partial(run.workdir, step, run.config, learner.to_json())
-        print(f"saved the rollouts of step={step + 1} in {run.workdir / 'partial.json'}", flush=True)
-        return
-    print(f"saving step={step} in {run.workdir / 'checkpoints' / str(step)}", flush=True)
-    record = {"config": dataclasses.asdict(run.config), "data": {"step": step}}
-    record |= workdir_sums(run.workdir, [f"{name}.jsonl" for name in LOGS])
-    if link is not None:
-        link.tell(Operation.SAVE, step)
-    orbax.save(manager, step, learner.state, run.start.config, run=record, learner=learner.to_json())
-    manager.wait_until_finished()  # the next step uses the state up
-    remove_partial(run.workdir)
-    print(f"saved step={step}", flush=True)
-
-
-def _is_evaluated(config: RLConfig, step: int) -> bool:
-    """Whether the held-out tasks are answered after so many steps."""
-    train = config.train
-    due = step in (0, train.steps) or (train.eval_every > 0 and step % train.eval_every == 0)
-    return train.eval_tasks > 0 and due
-
-
-def _owes_evaluation(run: Run, step: int) -> bool:
-    """Whether the evaluation after so many steps is due and missing, as after a signal or an error."""
-    return _is_evaluated(run.config, step) and not _evaluation(run, step).exists()
-
-
-def _evaluation(run: Run, step: int) -> epath.Path:
-    return run.workdir / "evaluation" / f"{step:06}"
-
-
-def _evaluate(run: Run, learner: Learner, step: int, stopped: Callable[[], bool]) -> None:
-    """Held-out tasks, greedily, into evaluation/STEP, in the place of what another attempt left there; not after a
-    signal."""
-    config, folder = run.config, _evaluation(run, step)
-    if not config.train.eval_tasks or stopped():
-        return
-    tasks, link = distinct_held_out(config.tasks, config.train.eval_tasks), learner.collector.link
-    with (
-        _collector(run, link, Operation.EVALUATE, temperature=0.0, row_tile=None) as collector,
-        collector.generating(),
-    ):
-        records = evaluate(collector, learner.state.params, tasks, stopped=stopped)
-    if stopped():
-        return
-    metrics = summarise(records)
-    print(f"held-out tasks before step {step + 1}, the likeliest answers:\n{table(metrics)}", flush=True)
-    if folder.exists():
-        remove_folder(folder, run.workdir)
-    write_results(folder, records, metrics, {"step": step})
+def _steps(run: Run, learner: Learner, manager: orbax.Manager, start: int, *, resumed: bool) -> dict[str, Any]:
+    train, log = run.config.train, RunLog(run.config, run.workdir, start)
+    with contextlib.closing(log):
+        stage = RLStage(run, learner, manager, log, start, resumed=resumed)
+        run_steps(stage, train, train.steps, start, run.workdir, "after this piece of decoding")
+    return stage.line

@@ -21,7 +21,7 @@ from ling_jax.envs import StepResult, find
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import task_of
-from ling_jax.rl import loop
+from ling_jax.rl import loop, stage
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import Episode
@@ -31,7 +31,7 @@ from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.prepare import prepare
 from ling_jax.rl.replay import check_replay, replay
 from ling_jax.rl.reward import Reward, Rewards
-from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
+from ling_jax.run.steps import Interrupted, TooManyNonfiniteSteps
 from ling_jax.run.workdir import unlock
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
@@ -319,7 +319,7 @@ def test_rollouts_of_another_config_or_start_are_left_out(start, tmp_path, cut_i
 
 def test_an_evaluation_that_a_signal_came_before_is_made_up(start, tmp_path, monkeypatch):
     """Before the first step; and after the last one, where the run is done but for that."""
-    config, evaluate, left = small_config(start, steps=1, eval_tasks=2), loop.evaluate, [0, 2]
+    config, evaluate, left = small_config(start, steps=1, eval_tasks=2), stage.evaluate, [0, 2]
 
     def interrupted(*arguments, **options):
         if left and left.pop() == 2:
@@ -327,7 +327,7 @@ def test_an_evaluation_that_a_signal_came_before_is_made_up(start, tmp_path, mon
         return evaluate(*arguments, **options)
 
     summaries = [tmp_path / "evaluation" / step / "summary.json" for step in ("000000", "000001")]
-    monkeypatch.setattr(loop, "evaluate", interrupted)
+    monkeypatch.setattr(stage, "evaluate", interrupted)
     with pytest.raises(Interrupted):
         train(prepared(config, tmp_path))
     assert not any(path.exists() for path in summaries)
@@ -437,7 +437,7 @@ def test_a_world_that_breaks_ends_the_run_and_changes_nothing(start, tmp_path, b
     """No answer has a reward, so no step may move the weights."""
     run = prepared(small_config(start, max_nonfinite_steps=2, max_failed_share=1.0), tmp_path)
     break_the_world()
-    with pytest.raises(TooManyNonfiniteSteps, match="2 steps changed nothing"):
+    with pytest.raises(TooManyNonfiniteSteps, match="2 steps until step 2 changed nothing"):
         train(run)
     assert "env_failed: OSError: no sandbox" in capsys.readouterr().out
     assert_weights_are_those_of(start, tmp_path)

@@ -11,9 +11,10 @@ from ling_jax.checkpoint import manifest, orbax
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.config import model_config
 from ling_jax.config_dicts import differences
-from ling_jax.run import loop, progress
-from ling_jax.run.loop import TooManyNonfiniteSteps, prepare, train
+from ling_jax.run import progress, stage
+from ling_jax.run.loop import prepare, train
 from ling_jax.run.metrics import drop_lines_from
+from ling_jax.run.steps import TooManyNonfiniteSteps
 from ling_jax.run.workdir import read_config, unlock
 from ling_jax.sums import checks
 from ling_jax.train.config import RESUMABLE, Source
@@ -303,13 +304,13 @@ def test_evaluations_are_not_in_the_speed(corpus, tmp_path):
     """An evaluation of an hour stands beside steps of some milliseconds."""
     run, clock = prepare(small_config(corpus, steps=40, log_every=10, eval_every=10, save_every=100), tmp_path), Clock()
 
-    def slow(self, params):
+    def slow(*arguments):
         clock.added += 3600
-        return {"eval_loss": float("nan")}
+        return float("nan")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(progress, "time", clock)
-        patch.setattr(loop._Loop, "eval_loss", slow)
+        patch.setattr(stage, "eval_loss", slow)
         train(run)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["tokens_per_second"] for line in lines if "mfu" in line]
