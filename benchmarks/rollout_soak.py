@@ -15,8 +15,8 @@ import numpy as np
 from benchmarks.rollout_speed import engine_of
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Request, score
-from ling_jax.engine import engine as engine_module
 from ling_jax.engine.schedule import PIECE
+from ling_jax.engine.step import run_tiles
 
 SLOTS, MEAN_LENGTH, MAX_LENGTH, MAX_PROMPT = 32, 64, 512, 64
 PAUSE_EVERY, SCORED = 25, 100
@@ -145,8 +145,7 @@ def host_growth(params, config: ModelConfig, length: int, slots: int = 2) -> tup
         device.append(time.perf_counter() - start)
         return result
 
-    run_tiles = engine_module.run_tiles
-    with mock.patch.object(engine_module, "run_tiles", timed):
+    with mock.patch.object(old.device, "_run_tiles", timed), mock.patch.object(new.device, "_run_tiles", timed):
         for _ in range(steps):
             for name, engine in (("end", old), ("beginning", new)):
                 start = time.perf_counter()

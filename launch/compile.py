@@ -2,6 +2,7 @@
 
     python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16 --json_out=1t.json
     python -m launch.compile --config=configs/migrate/1t.py --stage=mla_warmup --topology=v5p:8x8x16
+    python -m launch.compile --config=configs/rl/ring_2_6_1t.py --program=rl --topology=v5p:8x8x16
 
 `--topology` is a shape such as v5p:4x4x8, or a slice as Google Cloud names it: v5p-256 (TensorCores, two a chip),
 v5litepod-256 and v6e-256 (chips).
@@ -25,22 +26,23 @@ os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONM
 
 from absl import flags  # noqa: E402
 
+from launch.compile_config import STAGES, Wanted, read_wanted  # noqa: E402
 from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
 from ling_jax.compile import plan  # noqa: E402
-from ling_jax.compile.programs import compile_and_report  # noqa: E402
+from ling_jax.compile.programs import compile_and_report, compile_on, misfit  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe, slice_topology  # noqa: E402
 from ling_jax.files import write_json  # noqa: E402
-from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask  # noqa: E402
-from ling_jax.migrate.dry_run import source_config  # noqa: E402
-from ling_jax.run.start import with_sizes  # noqa: E402
-from ling_jax.train.config import PretrainConfig, from_dict  # noqa: E402
+from ling_jax.parallel.sharding import make_mesh  # noqa: E402
+from ling_jax.rl.config import RLConfig  # noqa: E402
+from ling_jax.rl.pods import PROGRAMS, rl_program  # noqa: E402
+from ling_jax.train.config import PretrainConfig  # noqa: E402
 
-CONFIG = define_config(PretrainConfig, MigrateConfig)
+CONFIG = define_config(*STAGES)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16, or v5p-2048", required=True)
 SLICES = flags.DEFINE_integer("slices", 1, "slices of the topology, joined by their hosts' network", lower_bound=1)
 STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")
-PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
+PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode", *PROGRAMS], "what to compile")
 ROWS = flags.DEFINE_integer(
     "rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch", lower_bound=0
 )
@@ -55,55 +57,54 @@ def main() -> None:
             check_output(flag.name, flag.value)
         if JSON_OUT.value and JSON_OUT.value == SAVE.value:
             raise ValueError(f"--json_out and --save are both {SAVE.value}; name two files")
-        if ROWS.value and PROGRAM.value == "train":
-            raise ValueError("--rows is for --program=prefill or decode; a train step has train.batch_size rows")
+        if ROWS.value and PROGRAM.value not in ("prefill", "decode"):
+            raise ValueError("--rows is for --program=prefill or decode; other programs have the rows of their config")
         if PLAN.value and (SAVE.value or PROGRAM.value != "train"):
             raise ValueError("--plan compiles train steps and keeps none: leave --save and --program out")
         topology = slice_topology(TOPOLOGY.value)
         if topology != TOPOLOGY.value:
             print(f"{TOPOLOGY.value} is {topology}", flush=True)
-        config, trainable = _read_config()
-        if PLAN.value and trainable is not None:
+        wanted = read_wanted(CONFIG.value.to_dict(), STAGE.value)
+        if PLAN.value and wanted.trainable is not None:
             raise ValueError(
                 "--plan searches for a pre-training's mesh; a migration's stage has the mesh of its config"
             )
-        fields = _planned(config, topology) if PLAN.value else _compiled(config, trainable, topology)
+        if isinstance(wanted.config, RLConfig) != (PROGRAM.value in PROGRAMS):
+            of_rl = f"--program={' or '.join(PROGRAMS)}"
+            raise ValueError(
+                f"--program is {PROGRAM.value}; configs of reinforcement learning have {of_rl}, others not"
+            )
+        fields = _planned(wanted.config, topology) if PLAN.value else _compiled(wanted, topology)
         if JSON_OUT.value:
             write_json(fields, JSON_OUT.value)
         if fields["problem"]:
             raise ValueError(fields["problem"])
 
 
-def _read_config() -> tuple[PretrainConfig, Any]:
-    """(config, tree of bools of trained parameters, or None for all) of a pre-training, or a migration's `--stage`."""
-    values = CONFIG.value.to_dict()
-    if "stages" not in values:
-        if STAGE.value:
-            raise ValueError(f"--stage={STAGE.value}: the config is no migration's")
-        return with_sizes(from_dict(PretrainConfig, values)), None
-    migration = from_dict(MigrateConfig, values)
-    numbers = {stage.name: number for number, stage in enumerate(migration.stages) if stage.trains}
-    if STAGE.value not in numbers:
-        raise ValueError(f"--stage is {STAGE.value!r}; the stages that train are {', '.join(numbers)}")
-    number = numbers[STAGE.value]
-    model = stage_models(migration, source_config(migration))[number]
-    run = stage_run(migration, number, model)
-    config = PretrainConfig(model=model, data=run.data, optimizer=run.optimizer, train=run.train, mesh=run.mesh)
-    return config, trainable_mask(model, run.stage.trains)
-
-
-def _compiled(config: PretrainConfig, trainable, topology: str) -> dict[str, Any]:
-    fields = compile_and_report(
-        config,
-        topology,
-        PROGRAM.value,
-        trainable=trainable,
-        slices=SLICES.value,
-        rows=ROWS.value,
-        save=SAVE.value,
-    )
+def _compiled(wanted: Wanted, topology: str) -> dict[str, Any]:
+    if isinstance(wanted.config, RLConfig):
+        fields = _compiled_rl(wanted, topology)
+    else:
+        fields = compile_and_report(
+            wanted.config,
+            topology,
+            PROGRAM.value,
+            trainable=wanted.trainable,
+            slices=SLICES.value,
+            rows=ROWS.value,
+            save=SAVE.value,
+        )
     print(as_text(PROGRAM.value, fields), flush=True)
     return fields
+
+
+def _compiled_rl(wanted: Wanted, topology: str) -> dict[str, Any]:
+    devices, chip = describe(topology, SLICES.value)
+    mesh = make_mesh(dataclasses.asdict(wanted.config.mesh), devices)
+    program = rl_program(wanted.config, wanted.model, mesh, PROGRAM.value)
+    fields = compile_on(mesh, chip, program, wanted.model, save=SAVE.value)
+    fields |= {"topology": topology, "slices": SLICES.value, "program": PROGRAM.value}
+    return fields | {"problem": "" if fields["fits"] else misfit(fields)}
 
 
 def _planned(config: PretrainConfig, topology: str) -> dict[str, Any]:

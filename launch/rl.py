@@ -3,14 +3,15 @@
     python -m launch.rl --config=configs/rl/tiny_kpop.py --workdir=runs/kpop --config.start_from=runs/sft
 
 It starts from the workdir of another stage, or from a Hugging Face folder. SIGTERM and Ctrl-C save and end it; the same
-command continues. `--replay` runs a finished or stopped run again from its start, and compares every decision, token,
-batch and loss with the log.
+command continues. Started on several hosts, the first one decides and the others follow it (docs/clusters.md).
+`--replay` runs a finished or stopped run again from its start, and compares every decision, token, batch and loss with
+the log.
 """
 
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
-from launch.training import check_one_host, training_errors
+from launch.training import check_one_host, join_hosts, starting_errors, training_errors
 from ling_jax.align.rewards import configured_reward
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.learner import TooManyFailures
@@ -25,11 +26,12 @@ REPLAY = flags.DEFINE_bool("replay", False, "run the run in the workdir again, a
 
 
 def main() -> None:
-    with usage_errors():
-        check_one_host("reinforcement learning runs")
+    with usage_errors(), starting_errors():
         config = from_dict(RLConfig, CONFIG.value.to_dict())
         if REPLAY.value:
+            check_one_host("a replay runs")
             check_replay(WORKDIR.value)
+        join_hosts(config, workdir=WORKDIR.value)
         run = prepare(config, configured_reward(config, WORKDIR.value, replay=REPLAY.value), WORKDIR.value)
     with training_errors(TooManyFailures):
         if REPLAY.value:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.engine.weights import serving_dtype
 from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
+from ling_jax.model.flops import flops_per_token, frozen_flops_per_token, mtp_flops_per_token, read_flops_per_row
 from ling_jax.model.loss import head_logits
 from ling_jax.parallel.exchange import compiler_options
 from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, num_shards, shardings
@@ -27,6 +28,7 @@ from ling_jax.train.config import PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_train_step
 from ling_jax.train.state import abstract_state, state_bytes
+from pallas_kernels.chips import Chip
 
 
 class Program(NamedTuple):
@@ -35,6 +37,10 @@ class Program(NamedTuple):
     lower: Callable[[], Any]
     argument_bytes: int  # on one device
     tokens: int  # of one run, on all devices
+    length: int  # of a row, or of a cache
+    model_flops: float
+    mtp_flops: float = 0.0  # of them, for multi-token prediction
+    rows: Mapping[str, int] = {}  # of the program, by name: what `misfit` suggests to lower
 
 
 def compile_and_report(
@@ -55,43 +61,53 @@ def compile_and_report(
     """
     devices, chip = describe(topology, slices)
     mesh = make_mesh(dataclasses.asdict(config.mesh), devices)
-    rows = rows or num_shards("batch", mesh)
     if program == "train":
         wanted = _train_program(config, mesh, trainable)
     else:
-        wanted = _cache_program(config, mesh, rows, program)
-    if wanted.argument_bytes > chip.hbm_bytes:  # no need to compile
-        compiled = Compiled(None, 0.0, wanted.argument_bytes)
+        wanted = _cache_program(config, mesh, rows or num_shards("batch", mesh), program)
+    fields = compile_on(mesh, chip, wanted, config.model, save=save)
+    fields |= {"topology": topology, "slices": slices, "program": program}
+    return fields | {"problem": "" if fields["fits"] else misfit(fields)}
+
+
+def compile_on(
+    mesh: jax.sharding.Mesh, chip: Chip, program: Program, model: ModelConfig, *, save: str = ""
+) -> dict[str, Any]:
+    """The report of a program of this model on a mesh of absent devices; `save` as in `compile_and_report`."""
+    if program.argument_bytes > chip.hbm_bytes:  # no need to compile
+        compiled = Compiled(None, 0.0, program.argument_bytes)
     else:
-        compiled = compile_program(wanted.lower())
-    length, trains = config.data.sequence_length, program == "train"
-    sizes = dict(tokens=wanted.tokens, length=length, read_rows=0 if trains else rows)
-    fields = report(compiled, config.model, mesh, chip, **sizes, trainable=trainable)
-    fields |= {"topology": topology, "slices": slices, "program": program, "argument_bytes": wanted.argument_bytes}
-    if trains:
-        fields |= {"microbatches": config.train.microbatches, "batch_size": config.train.batch_size}
-    else:
-        fields |= {"rows": rows}
-    fields["problem"] = "" if fields["fits"] else misfit(fields)
+        compiled = compile_program(program.lower())
+    fields = report(
+        compiled,
+        model,
+        mesh,
+        chip,
+        tokens=program.tokens,
+        length=program.length,
+        model_flops=program.model_flops,
+        mtp_flops=program.mtp_flops,
+    )
     if save and compiled.executable is not None:
         with replacing(save) as file:
             pickle.dump(serialize_executable.serialize(compiled.executable), file)
-    return fields
+    return fields | {"argument_bytes": program.argument_bytes} | dict(program.rows)
 
 
 def misfit(fields: dict[str, Any]) -> str:
     """A message: by how much a program does not fit, and the smallest change that helps; estimates say "about"."""
     needed, has, arguments = fields["hbm_peak_bytes"], fields["hbm_bytes"], fields["argument_bytes"]
+    reads = "rows" in fields
     over = f"{needed / 1e9:.1f} GB of every device, {(needed - has) / 1e9:.1f} GB too many"
     if arguments > has:
         ways = math.ceil(arguments / has)
-        fewer = f"--rows={max(fields['rows'] // ways, 1)}, or " if fields["program"] != "train" else ""
+        fewer = f"--rows={max(fields['rows'] // ways, 1)}, or " if reads else ""
         return (
             f"its arguments alone (parameters, moments, caches) take {over}: {fewer}split them {ways} times further "
             f"(mesh.fsdp or mesh.expert {ways} times as large, on more devices if need be)"
         )
     message = f"the program takes {over}; "
-    if fields["program"] != "train":
+    if reads:
         return f"{message}half of the rows (--rows={max(fields['rows'] // 2, 1)}) or of the length is the next to try"
     microbatches, split = fields["microbatches"], math.prod(fields["mesh"][axis] for axis in RULES["batch"])
     for more in range(microbatches + 1, fields["batch_size"] // split + 1):
@@ -108,7 +124,17 @@ def _train_program(config: PretrainConfig, mesh, trainable) -> Program:
     length = config.data.sequence_length
     abstract = abstract_state(config.model, optimizer, mesh, trainable)
     arguments = (config.model, config.train, length, optimizer, abstract, mesh, trainable)
-    return Program(lambda: lower_train_step(*arguments), state_bytes(abstract), config.train.batch_size * length)
+    tokens, per_token = config.train.batch_size * length, flops_per_token(config.model, length)
+    per_token -= 0.0 if trainable is None else frozen_flops_per_token(config.model, trainable)
+    return Program(
+        lambda: lower_train_step(*arguments),
+        state_bytes(abstract),
+        tokens,
+        length,
+        per_token * tokens,
+        mtp_flops_per_token(config.model, length) * tokens,
+        {"microbatches": config.train.microbatches, "batch_size": config.train.batch_size},
+    )
 
 
 def _cache_program(config: PretrainConfig, mesh, rows: int, program: str) -> Program:
@@ -120,6 +146,9 @@ def _cache_program(config: PretrainConfig, mesh, rows: int, program: str) -> Pro
         lambda: lower_forward_with_cache(config.model, params, cache, tokens, mesh),
         state_bytes((params, cache)),
         rows * tokens,
+        length,
+        rows * read_flops_per_row(config.model, tokens, length),
+        rows={"rows": rows},
     )
 
 

@@ -11,7 +11,6 @@ from ling_jax import spec as specs
 from ling_jax.compile.hlo import Work, read_work
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
-from ling_jax.model.flops import flops_per_token, frozen_flops_per_token, mtp_flops_per_token, read_flops_per_row
 from ling_jax.parallel.sharding import slices_of
 from pallas_kernels.chips import Chip
 
@@ -78,24 +77,15 @@ def report(
     *,
     tokens: int,
     length: int,
-    read_rows: int = 0,
-    trainable: Any = None,
+    model_flops: float,
+    mtp_flops: float = 0.0,
 ) -> dict[str, Any]:
-    """The fields that `launch.compile` reports.
+    """The fields that `launch.compile` reports of a program that reads `tokens` tokens in rows of `length`.
 
-    Without `read_rows` the program is a train step of `tokens` tokens in rows of `length`. With `read_rows` it is a
-    forward pass of `tokens` tokens in so many rows into caches that then hold `length` tokens.
-
-    Model FLOPs are those of matmuls and attention, forward and for a train step backward (weight gradients only of the
-    leaves in `trainable`, a tree of bools; None: all), without recomputation and embedding lookup. `mfu_bound` is their
-    share of the devices' peak at the time bound, at most 1. Without an executable, fields that need one are None.
+    Model FLOPs are those of matmuls and attention, without recomputation and embedding lookup; `mtp_flops` are those of
+    multi-token prediction among them. `mfu_bound` is their share of the devices' peak at the time bound, at most 1.
+    Without an executable, fields that need one are None.
     """
-    if read_rows:
-        model_flops, mtp_flops = read_rows * read_flops_per_row(config, tokens // read_rows, length), 0.0
-    else:
-        per_token = flops_per_token(config, length)
-        per_token -= 0.0 if trainable is None else frozen_flops_per_token(config, trainable)
-        model_flops, mtp_flops = per_token * tokens, mtp_flops_per_token(config, length) * tokens
     fields = {
         "parameters": specs.count(model_spec(config)),
         "tokens_per_step": tokens,

@@ -280,7 +280,7 @@ def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
     first_piece = np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
     start = (np.arange(len(doc)) - first_piece) * sequence_length
     length = np.minimum(sequence_length, lengths[doc] - start)
-    row = _best_fit_decreasing(length, sequence_length)
+    row = best_fit_decreasing(length, sequence_length)
     num_rows = row.max(initial=-1) + 1
     row = rng.permutation(num_rows)[row]
     by_row = np.argsort(row, kind="stable")  # inside a row, pieces stay in the shuffled order of documents
@@ -290,7 +290,7 @@ def pack_plan(lengths: np.ndarray, sequence_length: int, seed: int) -> PackPlan:
     return PackPlan(sequence_length, seed, *compact)
 
 
-def _best_fit_decreasing(length: np.ndarray, capacity: int) -> np.ndarray:
+def best_fit_decreasing(length: np.ndarray, capacity: int) -> np.ndarray:
     """The row of each piece, [pieces]: longest first, the fullest row with room for it, else a new one."""
     row = np.empty(len(length), np.int64)
     with_room: list[list[int]] = [[] for _ in range(capacity)]  # open rows by the room that they have

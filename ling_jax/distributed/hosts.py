@@ -132,6 +132,17 @@ def stop_after(done: int, number: int | None, ahead: int) -> int | None:
     return next((number for step, number in stops if step <= done), None)
 
 
+def post_signal(number: int) -> None:
+    """Tells host 0 of a signal to this one; it learns of it by `posted_signal`."""
+    if is_multiprocess():
+        _write("signal", str(number))
+
+
+def posted_signal() -> int | None:
+    """The number of a signal that another host got, if any. It asks the coordination service, about a millisecond."""
+    return next((int(text) for _, text in sorted(_read("signal").items())), None) if is_multiprocess() else None
+
+
 def leave() -> None:
     """Announces that this host ends well, so that the others do not take it for lost."""
     if is_multiprocess():

@@ -4,31 +4,23 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from ling_jax.config import ModelConfig
 from ling_jax.engine.adjusted import draw_adjusted, draw_nothing
+from ling_jax.engine.device import Device, Wanted
 from ling_jax.engine.fingerprint import fingerprint
-from ling_jax.engine.memory import Places, init_pool, plan_memory
+from ling_jax.engine.follow import SharedDevice
+from ling_jax.engine.memory import Part, plan_memory
 from ling_jax.engine.request import Event, Id, Request, Snapshot, context_error, request_error
-from ling_jax.engine.schedule import PIECE, Chunks, Feed, Plan, lay_out, lay_out_chunks, num_tiles
-from ling_jax.engine.sequence import NOWHERE, empty_slots, prefill_shares, slot_row
+from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out_chunks, lay_out_parts, num_tiles
+from ling_jax.engine.sequence import NOWHERE, empty_slots, of_snapshot, shares_of_parts, slot_row
 from ling_jax.engine.sequence import Sequence as _Sequence
-from ling_jax.engine.step import (
-    DRAW,
-    HELD,
-    HOLD,
-    NOTHING,
-    Outputs,
-    Rows,
-    read_chunks,
-    run_tiles,
-)
-from ling_jax.engine.weights import decoding_copy
-from ling_jax.model.token_info import PAGE_SIZE
+from ling_jax.engine.step import DRAW, HELD, HOLD, NOTHING, Outputs, Rows
 
 EXACT_TILE = 64  # rows of a tile from which on a CPU gives a row the same bits whatever the others are
-# (sequences, tokens) of a program that reads; our choice: many short prompts, or a long one
+# (sequences of a part, tokens) of a program that reads; our choice: many short prompts, or a long one
 CHUNKS = (8, 32), (1, 256)
 IN_FLIGHT = ("recompute", "keep", "drain")
 
@@ -44,7 +36,7 @@ class Engine:
         engine.release("a")
 
     A turn that has ended is parked: its state stays as long as there is room, and `extend` goes on from it. Not
-    thread-safe: `engine.service` owns an engine in a thread of its own. Runs on the first device.
+    thread-safe: `engine.service` owns an engine in a thread of its own. Runs on the first device, or on a mesh.
     """
 
     def __init__(
@@ -55,35 +47,54 @@ class Engine:
         memory_bytes: float,
         row_tile: int | None = None,
         prefill_tokens: int = 256,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         """An engine without weights.
 
         `memory_bytes` is the budget for states and pages, `prefill_tokens` what a step reads at most beside drawing.
         With `row_tile` 64 every request has the bits that it has alone, whatever runs beside it; without, a tile has
-        as many rows as there are slots, which is faster where these are few. Raises ValueError on sizes that do not
-        fit each other.
+        as many rows as there are slots, which is faster where these are few. On a `mesh` the slots are divided among
+        its parts (data x expert); memory is of each device, tile and prefill of each part. Raises ValueError on sizes
+        that do not fit each other, and on a mesh with `fsdp` or `context`.
         """
         if prefill_tokens < 1 or (row_tile is not None and row_tile < 1):
             raise ValueError(f"prefill_tokens is {prefill_tokens} and row_tile {row_tile}; both must be at least 1")
-        self.config, self.plan = config, plan_memory(config, slots, memory_bytes)
-        self.exact, self.tile = row_tile is not None, row_tile or slots
+        self.config, self.plan = config, plan_memory(config, slots, memory_bytes, mesh)
+        self._parts = [Part(self.plan, number) for number in range(self.plan.parts)]
+        self._slots_of_part = of_part = slots // self.plan.parts
+        self.exact, self.tile = row_tile is not None, row_tile or of_part
         self.prefill_tokens, self.version, self.steps = prefill_tokens, -1, 0
-        self.fingerprint = fingerprint(config, self.tile)
+        self.fingerprint = fingerprint(config, self.tile, mesh)
         # Where bits need not be those of one program, steps that only draw have a shorter one.
-        self._tiles = {False: num_tiles(slots, self.tile, prefill_tokens)}
+        self._tiles = {False: num_tiles(of_part, self.tile, prefill_tokens)}
         if not self.exact:
-            self._tiles[True] = num_tiles(slots, self.tile, 0)
-        self._pool: Any = None  # made with the first weights
-        self._params: Any = None
-        self._next: tuple[Any, int] | None = None  # weights that wait until all turns have ended
-        self._pages, self._states = Places(1, self.plan.pages), Places(0, self.plan.states)
+            self._tiles[True] = num_tiles(of_part, self.tile, 0)
+        self._next: int | None = None  # version of weights that wait until all turns have ended
         self._slots: list[_Sequence | None] = [None] * slots
         self._sequences: dict[Id, _Sequence] = {}
         self._waiting: list[_Sequence] = []
         self._parked: dict[Id, _Sequence] = {}  # the oldest first
         self._events: list[Event] = []  # to be given out with the next step
         self._arrivals = 0
-        self._table = empty_slots(slots, -(-self.max_tokens // PAGE_SIZE))
+        self._table = empty_slots(slots, self.plan.max_pages)
+        self.device = self._device(mesh)
+
+    def _device(self, mesh: jax.sharding.Mesh | None) -> Device:
+        if mesh is None or len({device.process_index for device in mesh.devices.flat}) == 1:
+            return Device(self.config, self.plan, mesh)
+        chunks = tuple((self.plan.parts * count, size) for count, size in CHUNKS)
+        rows = max(self._tiles.values()), self.plan.parts * self.tile
+        return SharedDevice(self.config, self.plan, mesh, slots=self._table, rows=rows, chunks=chunks)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process schedules; of several processes the others call `follow.follow`."""
+        return not isinstance(self.device, SharedDevice) or self.device.leads
+
+    def close(self) -> None:
+        """Of several processes, the first one's last call: the others stop following."""
+        if isinstance(self.device, SharedDevice):
+            self.device.close()
 
     @property
     def busy(self) -> bool:
@@ -120,20 +131,20 @@ class Engine:
         """
         if in_flight not in IN_FLIGHT:
             raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")
-        copy = decoding_copy(params, self.config)
+        self.device.load(params, version)
         if in_flight == "drain" and self._drawing():
-            self._next = copy, version
+            self._next = version
             return
-        self._swap(copy, version, forget=in_flight != "keep")
+        self._swap(version, forget=in_flight != "keep")
 
     def warm_up(self) -> None:
         """Compiles every program, so that no request has to wait for that. Raises RuntimeError as `step`."""
         self._check_weights()
         for only_draws, count in self._tiles.items():
-            rows, tiles = np.zeros((len(Rows._fields), count, self.tile), np.int32), np.zeros(2, np.int32)
-            self._pool, _ = run_tiles(self._params, self._pool, rows, self._table, tiles, self.config, only_draws)
+            rows = np.zeros((len(Rows._fields), count, self.plan.parts * self.tile), np.int32)
+            self.device.run_tiles(rows, self._table, np.zeros(2, np.int32), only_draws, Wanted())
         for count, size in () if self.exact else CHUNKS:
-            self._run_chunks(lay_out_chunks((), count, size))
+            self.device.read_chunks(lay_out_chunks({}, self.plan.parts * count, size), self._table.table)
         draw_nothing(self.config)
 
     def submit(self, request: Request) -> None:
@@ -185,19 +196,9 @@ class Engine:
 
     def pause(self, id: Id) -> Snapshot:
         """The request leaves and can be resumed, here or in an engine of the same fingerprint."""
-        s = self._of(id)
+        sequence = self._of(id)
         self.release(id)
-        return Snapshot(
-            request=s.request,
-            tokens=tuple(s.tokens),
-            turn=s.turn,
-            drawn=s.drawn,
-            limit=s.limit,
-            recorded=s.recorded,
-            prompt_logps=() if s.scored else tuple(s.prompt_logps),
-            finish_reason=s.finish_reason,
-            fingerprint=self.fingerprint,
-        )
+        return sequence.snapshot(self.fingerprint)
 
     def resume(self, snapshot: Snapshot) -> None:
         """The request goes on as if it had never left: its context is read again.
@@ -215,18 +216,7 @@ class Engine:
         if error := self.error_of(request) or context_error(snapshot.tokens, snapshot.limit - snapshot.drawn, *room):
             self._events.append(Event(request.id, snapshot.drawn, finish_reason="error", error=error))
             return
-        sequence = _Sequence(
-            request,
-            self._arrivals,
-            list(snapshot.tokens),
-            snapshot.limit,
-            turn=snapshot.turn,
-            drawn=snapshot.drawn,
-            recorded=snapshot.recorded,
-            prompt_logps=list(snapshot.prompt_logps),
-            finish_reason=snapshot.finish_reason,
-        )
-        self._add(sequence)
+        self._add(of_snapshot(snapshot, self._arrivals))
 
     # One step.
 
@@ -237,7 +227,7 @@ class Engine:
         """
         self._check_weights()
         if self._next is not None and not self._drawing():
-            self._swap(*self._next, forget=True)
+            self._swap(self._next, forget=True)
         events, self._events = self._events, []
         self._admit()
         self.steps += 1
@@ -247,24 +237,19 @@ class Engine:
         return events
 
     def _check_weights(self) -> None:
-        if self._params is None:
+        if not self.device.has_weights:
             raise RuntimeError("the engine has no weights; call load(params, version) first")
 
     def _run(self, feeds: list[tuple[_Sequence, Feed]]) -> list[Event]:
         only_draws = not self.exact and all(len(f.tokens) == 1 and f.targets[0] == DRAW for _, f in feeds)
-        plan = lay_out([feed for _, feed in feeds], self.tile, self._tiles[only_draws])
+        size = self._slots_of_part, self.plan.parts, self.tile, self._tiles[only_draws]
+        plan = lay_out_parts([feed for _, feed in feeds], *size)
+        wanted = Wanted(
+            experts=any(s.request.record_experts for s, _ in feeds),
+            held=not only_draws and any(s.request.adjusted for s, _ in feeds),
+        )
         tiles = np.array((plan.count, plan.reading), np.int32)
-        self._pool, outputs = run_tiles(
-            self._params, self._pool, plan.rows, self._table, tiles, self.config, only_draws
-        )
-        wants_experts = outputs.experts is not None and any(s.request.record_experts for s, _ in feeds)
-        wants_logits = not only_draws and any(s.request.adjusted for s, _ in feeds)
-        outputs = Outputs(
-            np.asarray(outputs.token),
-            np.asarray(outputs.logp),
-            experts=np.asarray(outputs.experts) if wants_experts else None,
-            held=np.asarray(outputs.held) if wants_logits else None,
-        )
+        outputs = self.device.run_tiles(plan.rows, self._table, tiles, only_draws, wanted)
         # All at once: a step has little time for each request.
         drawn = [x.reshape(-1)[plan.drawn.T].tolist() for x in (outputs.token, outputs.logp)]
         events = []
@@ -300,7 +285,7 @@ class Engine:
         read = slice(plan.first[number], plan.first[number] + fed)
         if outputs.experts is not None and sequence.request.record_experts:
             rows = [*plan.read[read], *plan.drawn[1 : len(tokens), number]]
-            experts = self._experts(sequence, feed, outputs.experts, rows)
+            experts = sequence.new_experts(feed, outputs.experts, rows)
         if sequence.scored:
             wanted = [i for i, target in enumerate(feed.targets) if target >= 0]
             sequence.prompt_logps += outputs.logp.reshape(-1)[plan.read[read][wanted]].tolist()
@@ -322,13 +307,6 @@ class Engine:
             sequence.cached, experts,
         )  # fmt: skip
 
-    def _experts(self, sequence: _Sequence, feed: Feed, experts: np.ndarray, rows: list[int]) -> np.ndarray | None:
-        """[n, L, k] of the tokens that were read now, except those that were given out before they were read again."""
-        flat = experts.reshape(-1, *experts.shape[2:])
-        new = flat[rows[max(sequence.recorded - feed.position, 0) :]].astype(np.uint16)
-        sequence.recorded = max(sequence.recorded, feed.position + len(rows))
-        return new if len(new) else None
-
     def _failed(self, sequence: _Sequence, error: str) -> Event:
         self.release(sequence.id)
         return Event(sequence.id, sequence.drawn, version=self.version, finish_reason="error", error=error)
@@ -341,7 +319,7 @@ class Engine:
             self._read_chunks()
         active = self._active()
         reading = [s for s in active if s.unread > 1 and (self.exact or not s.in_chunks)]
-        shares = prefill_shares(reading, self.prefill_tokens) if reading else {}
+        shares = shares_of_parts(reading, self.prefill_tokens) if reading else {}
         adjusted = sorted((s for s in active if s.request.adjusted), key=lambda s: (s.last_step, s.order))
         holders = {sequence.id: HOLD - place for place, sequence in enumerate(adjusted[:HELD])}
         feeds = []
@@ -356,20 +334,9 @@ class Engine:
                 min(PIECE if target == DRAW else 1, sequence.limit - sequence.drawn) if fed == sequence.unread else 0
             )
             if fed and self._make_room(sequence, sequence.read + fed + max(draws - 1, 0)):
-                feeds.append((sequence, self._feed(sequence, fed, draws, target)))
+                feeds.append((sequence, sequence.feed(fed, draws, target)))
                 sequence.last_step = self.steps
         return [(sequence, feed) for sequence, feed in feeds if sequence.slot != NOWHERE]
-
-    def _feed(self, sequence: _Sequence, fed: int, draws: int, draw: int) -> Feed:
-        tokens = sequence.tokens[sequence.read : sequence.read + fed]
-        targets = [NOTHING] * fed
-        if sequence.scored:
-            begin = sequence.read
-            stop = min(begin + fed, len(sequence.request.tokens) - 1)
-            targets[: stop - begin] = sequence.tokens[begin + 1 : stop + 1]
-        if draws:
-            targets[-1] = draw
-        return Feed(sequence.slot, tokens, sequence.read, targets, sequence.drawn, draws)
 
     def _active(self) -> list[_Sequence]:
         """Sequences in slots, the most urgent first."""
@@ -380,57 +347,72 @@ class Engine:
         left = self.prefill_tokens if any(s is not None and s.unread > 1 for s in self._slots) else 0
         while left > 0 and (reading := [s for s in self._active() if s.unread > 1 and s.in_chunks]):
             first = reading[0] if self.steps % 4 == 0 else None
-            shares = prefill_shares(reading, left)
+            shares = shares_of_parts(reading, left)
             reading = sorted((s for s in reading if shares[s.id]), key=lambda s: (s is not first, s.unread, s.order))
             count, size = CHUNKS[reading[0].unread - 1 > CHUNKS[0][1]]
-            self._read_chunk(reading[:count], count, size)
+            self._read_chunk(reading, count, size)
             left -= count * size
 
     def _read_chunk(self, reading: list[_Sequence], count: int, size: int) -> None:
-        parts = []
-        for sequence in reading:
-            part = min(sequence.unread - 1, size)
-            if sequence.slot != NOWHERE and self._make_room(sequence, sequence.read + part):
-                parts.append((sequence, part))
-        parts = [(sequence, part) for sequence, part in parts if sequence.slot != NOWHERE]
-        found = [(s.tokens[s.read : s.read + part], s.read, s.slot, s.state) for s, part in parts]
-        self._run_chunks(lay_out_chunks(found, count, size))
-        for sequence, part in parts:
-            sequence.read += part
-
-    def _run_chunks(self, chunks: Chunks) -> None:
-        table = self._table.table[chunks.slot]
-        self._pool, _ = read_chunks(
-            self._params, self._pool, chunks.tokens, chunks.positions, table, chunks.state, self.config
-        )
+        """Reads up to `size` tokens of the first `count` sequences of each part."""
+        rows, pieces = {}, {}
+        for part in self._parts:
+            of_part = [s for s in reading if s.part == part.number][:count]
+            rows |= {part.number * count + row: sequence for row, sequence in enumerate(of_part)}
+        for sequence in (s for s in reading if s in rows.values()):  # the most urgent first
+            if sequence.slot != NOWHERE:
+                self._make_room(sequence, sequence.read + min(sequence.unread - 1, size))
+        for row, s in rows.items():
+            if s.slot != NOWHERE:
+                pieces[row] = s.tokens[s.read : s.read + min(s.unread - 1, size)], s.read, s.slot, s.state
+        self.device.read_chunks(lay_out_chunks(pieces, self.plan.parts * count, size), self._table.table)
+        for row, (tokens, *_) in pieces.items():
+            rows[row].read += len(tokens)
 
     # Where things lie.
 
     def _admit(self) -> None:
-        """Gives free slots to those that wait, the most urgent first; while weights wait, to turns that have begun."""
+        """Gives free slots to those that wait, the most urgent first; while weights wait, to turns that have begun.
+
+        One with a state gets a slot of its part. Nobody overtakes a more urgent one in a part that lacks room for it.
+        """
         waiting = [s for s in self._waiting if self._next is None or s.drawn > s.turn]
+        free = {slot // self._slots_of_part for slot, sequence in enumerate(self._slots) if sequence is None}
         for sequence in sorted(waiting, key=lambda s: s.order):
-            if None not in self._slots:
+            if not free:
                 return
-            if sequence.state == NOWHERE and not len(self._states) and not self._evict_parked(sequence):
-                return
+            wanted = free if sequence.state == NOWHERE else free & {sequence.part}
             lacking = sequence.pages_for(len(sequence.tokens) + 1)
-            while len(self._pages) < lacking and self._evict_parked(sequence):
-                pass
-            if len(self._pages) < lacking:
-                return
+            ranked = sorted((self._parts[number] for number in wanted), key=lambda part: part.rank(lacking))
+            part = next((part for part in ranked if self._clear(part, sequence, lacking)), None)
+            if part is None:
+                free -= wanted
+                continue
             self._waiting.remove(sequence)
-            self._seat(sequence)
+            self._seat(sequence, part)
+            if all(self._slots[part.slots.start : part.slots.stop]):
+                free.remove(part.number)
+
+    def _clear(self, part: Part, sequence: _Sequence, lacking: int) -> bool:
+        """Whether the part has a state and `lacking` pages for the sequence, once others are forgotten for it."""
+        kept = self._evictable(part, sequence)
+        has_state = sequence.state != NOWHERE or len(part.states) or kept
+        if not has_state or len(part.pages) + sum(len(s.pages) for s in kept) < lacking:
+            return False
+        while kept and (len(part.pages) < lacking or (sequence.state == NOWHERE and not len(part.states))):
+            self._forget(kept.pop(0))
+        return True
 
     def _drawing(self) -> bool:
         """Whether a turn is in a slot, or gave one up in the middle."""
         return any(self._slots) or any(s.drawn > s.turn for s in self._waiting)
 
-    def _seat(self, sequence: _Sequence) -> None:
-        sequence.slot = self._slots.index(None)
+    def _seat(self, sequence: _Sequence, part: Part) -> None:
+        sequence.part = part.number
+        sequence.slot = self._slots.index(None, part.slots.start)
         self._slots[sequence.slot] = sequence
         if sequence.state == NOWHERE:
-            sequence.state = self._states.take()
+            sequence.state = part.states.take()
         sequence.cached = sequence.read
         pages = self._table.table[sequence.slot]
         pages[:] = 0  # none
@@ -439,18 +421,19 @@ class Engine:
 
     def _make_room(self, sequence: _Sequence, tokens: int) -> bool:
         """Whether the sequence has pages for so many tokens; takes them from parked and from less urgent ones."""
-        lacking = sequence.pages_for(tokens)
+        lacking, free = sequence.pages_for(tokens), self._parts[sequence.part].pages
         if not lacking:
             return True
-        while len(self._pages) < lacking and not self._evict_parked(sequence):
-            others = [s for s in self._slots if s is not None and s.order > sequence.order]
+        while len(free) < lacking and not self._evict(sequence):
+            of_part = (self._slots[slot] for slot in self._parts[sequence.part].slots)
+            others = [s for s in of_part if s is not None and s.order > sequence.order]
             if not others:
                 break
             self._unseat(max(others, key=lambda s: s.order))
-        if len(self._pages) < lacking:
+        if len(free) < lacking:
             self._unseat(sequence)
             return False
-        pages, held = [self._pages.take() for _ in range(lacking)], len(sequence.pages)
+        pages, held = [free.take() for _ in range(lacking)], len(sequence.pages)
         self._table.table[sequence.slot, held : held + lacking] = pages
         sequence.pages += pages
         return True
@@ -465,30 +448,32 @@ class Engine:
         sequence.slot = NOWHERE
         self._parked[sequence.id] = sequence
 
-    def _evict_parked(self, urgent: _Sequence) -> bool:
-        """Forgets the parked sequence that ended first, or a less urgent one that waits; False: there is none."""
+    def _evictable(self, part: Part, urgent: _Sequence) -> list[_Sequence]:
+        """Parked sequences of the part, the one that ended first in front, then less urgent ones that wait."""
         waiting = sorted((s for s in self._waiting if s.order > urgent.order), key=lambda s: s.order, reverse=True)
-        kept = [s for s in (*self._parked.values(), *waiting) if s.state != NOWHERE]
-        if not kept:
-            return False
-        self._forget(kept[0])
-        return True
+        return [s for s in (*self._parked.values(), *waiting) if s.state != NOWHERE and s.part == part.number]
+
+    def _evict(self, urgent: _Sequence) -> bool:
+        """Forgets the first that is evictable in its part; False: there is none."""
+        kept = self._evictable(self._parts[urgent.part], urgent)
+        if kept:
+            self._forget(kept[0])
+        return bool(kept)
 
     def _forget(self, sequence: _Sequence) -> None:
         """Its slot, state and pages are free again, and nothing of its context is read."""
         if sequence.slot != NOWHERE:
             self._slots[sequence.slot] = None
         if sequence.state != NOWHERE:
-            self._states.give_back([sequence.state])
-        self._pages.give_back(sequence.pages)
+            self._parts[sequence.part].states.give_back([sequence.state])
+        self._parts[sequence.part].pages.give_back(sequence.pages)
         sequence.slot = sequence.state = NOWHERE
         sequence.pages = []
         sequence.forget()
 
-    def _swap(self, params: Any, version: int, *, forget: bool) -> None:
-        self._params, self.version, self._next = params, version, None
-        if self._pool is None:
-            self._pool = init_pool(self.config, self.plan)
+    def _swap(self, version: int, *, forget: bool) -> None:
+        self.device.swap()
+        self.version, self._next = version, None
         for sequence in self._sequences.values() if forget else ():
             if sequence.slot == NOWHERE:
                 self._forget(sequence)

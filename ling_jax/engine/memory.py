@@ -1,30 +1,37 @@
-"""How the memory of an engine is divided: states, one for each sequence, and pages of tokens."""
+"""How the memory of an engine is divided: states, one for each sequence, and pages of tokens.
+
+A mesh splits both, and the slots, among its D = `num_shards("batch")` parts; each part has its own.
+"""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.messages import size_text
 from ling_jax.model.cache import pool_spec
 from ling_jax.model.token_info import PAGE_SIZE
+from ling_jax.parallel.sharding import AnyMesh, num_shards, shardings
 
 PARKED_SHARE = 0.25  # of what the slots leave, for the states of parked requests; our choice
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """What a budget holds. Page 0 stays zero and belongs to no sequence."""
+    """What a budget holds. Page 0 of each part stays zero and belongs to no sequence."""
 
-    slots: int
-    states: int  # of requests in slots and of parked ones
-    pages: int
-    state_bytes: int
+    slots: int  # of all parts
+    states: int  # of a part: of requests in slots and of parked ones
+    pages: int  # of a part
+    state_bytes: int  # on a device; `tensor` splits states and the pages of GQA
     page_bytes: int
     max_length: int  # of the model
+    parts: int = 1
 
     @property
     def max_tokens(self) -> int:
@@ -32,47 +39,118 @@ class MemoryPlan:
         return min(self.max_length, (self.pages - 1) * PAGE_SIZE)
 
     @property
+    def max_pages(self) -> int:
+        """Of the longest context."""
+        return -(-self.max_tokens // PAGE_SIZE)
+
+    @property
     def total_bytes(self) -> int:
-        """Of states and pages."""
+        """Of states and pages on a device."""
         return self.states * self.state_bytes + self.pages * self.page_bytes
 
     def __str__(self) -> str:
         tokens = f"{self.pages - 1} pages of {PAGE_SIZE} tokens ({size_text(self.page_bytes)} each)"
+        split = f" in {self.parts} parts; each has" if self.parts > 1 else ","
         return (
-            f"engine: {self.slots} slots, {self.states} states ({size_text(self.state_bytes)} each), {tokens}, "
+            f"engine: {self.slots} slots{split} {self.states} states ({size_text(self.state_bytes)} each), {tokens}, "
             f"{size_text(self.total_bytes)}; a request has at most {self.max_tokens} tokens"
         )
 
 
-def plan_memory(config: ModelConfig, slots: int, memory_bytes: float) -> MemoryPlan:
-    """Raises ValueError where the budget does not hold a page for each slot."""
-    state, page = _bytes(config, states=1, pages=0), _bytes(config, states=0, pages=1)
-    left = memory_bytes - slots * state - (slots + 1) * page
+def check_mesh(mesh: AnyMesh | None, slots: int) -> int:
+    """The parts of an engine on this mesh (None: one device). Raises ValueError where it cannot serve on it."""
+    if mesh is None:
+        return 1
+    if wrong := [axis for axis in ("fsdp", "context") if mesh.shape[axis] > 1]:
+        ways = mesh.shape[wrong[0]]
+        why = {
+            "fsdp": "it would gather every weight again for each token",
+            "context": "a sequence's pages and its state belong to one device",
+        }
+        raise ValueError(
+            f"an engine's mesh has {wrong[0]} {ways}, and {why[wrong[0]]}; set {wrong[0]} to 1 and data, expert or "
+            f"tensor {ways} times as large (`engine_mesh` lays these out over a trainer's devices)"
+        )
+    if slots % (parts := num_shards("batch", mesh)):
+        raise ValueError(
+            f"slots is {slots}; the mesh has {parts} parts (data x expert), and each has as many: expected a multiple, "
+            f"such as {-(-slots // parts) * parts}"
+        )
+    return parts
+
+
+def plan_memory(config: ModelConfig, slots: int, memory_bytes: float, mesh: AnyMesh | None = None) -> MemoryPlan:
+    """`memory_bytes` are of one device. Raises ValueError where they do not hold a page for each of its slots."""
+    parts = check_mesh(mesh, slots)
+    state, page = _bytes(config, mesh, states=1), _bytes(config, mesh, pages=1)
+    of_part = slots // parts
+    left = memory_bytes - of_part * state - (of_part + 1) * page
     if slots < 1 or left < 0:
-        least = max(slots, 1) * (state + page) + page
+        least = max(of_part, 1) * (state + page) + page
         raise ValueError(
             f"memory_bytes is {memory_bytes:.0f} and slots {slots}; expected at least 1 slot, and {least} bytes for "
-            f"{max(slots, 1)} (a state has {state} bytes, a page {page}): use `memory_for`"
+            f"{max(of_part, 1)} (a state has {state} bytes, a page {page}): use `memory_for`"
         )
-    parked = min(slots, int(PARKED_SHARE * left / state)) if state else slots
-    pages = slots + 1 + int((left - parked * state) / page)
-    longest = 2 * slots * -(-config.max_length // PAGE_SIZE) + 1  # more are never used
-    return MemoryPlan(slots, slots + parked, min(pages, longest), state, page, config.max_length)
+    parked = min(of_part, int(PARKED_SHARE * left / state)) if state else of_part
+    pages = of_part + 1 + int((left - parked * state) / page)
+    longest = 2 * of_part * -(-config.max_length // PAGE_SIZE) + 1  # more are never used
+    return MemoryPlan(slots, of_part + parked, min(pages, longest), state, page, config.max_length, parts)
 
 
-def memory_for(config: ModelConfig, *, slots: int, max_tokens: int, parked: int = 0) -> int:
-    """Bytes with which `slots` requests of `max_tokens` tokens run at a time, and about `parked` more are kept."""
-    state, page = _bytes(config, states=1, pages=0), _bytes(config, states=0, pages=1)
+def memory_for(
+    config: ModelConfig, *, slots: int, max_tokens: int, parked: int = 0, mesh: AnyMesh | None = None
+) -> int:
+    """Bytes with which `slots` requests of `max_tokens` tokens run at a time, and about `parked` more are kept.
+
+    On a mesh they are bytes of each device. Raises ValueError on a mesh as `Engine` does.
+    """
+    parts = check_mesh(mesh, slots)
+    slots, parked = slots // parts, -(-parked // parts)
+    state, page = _bytes(config, mesh, states=1), _bytes(config, mesh, pages=1)
     pages = (slots + parked) * -(-max_tokens // PAGE_SIZE) + 1
     more = (pages - slots - 1) * page  # than the plan's least
     left = max(min(more / (1 - PARKED_SHARE), more + slots * state), parked * state / PARKED_SHARE)
     return slots * state + (slots + 1) * page + math.ceil(left)
 
 
-def init_pool(config: ModelConfig, plan: MemoryPlan) -> Any:
-    """The arrays of the plan, all zero, on the first device as the weights: arrays without a place compile twice."""
+def abstract_pool(config: ModelConfig, plan: MemoryPlan, mesh: AnyMesh) -> Any:
+    """The arrays of the plan on a mesh, of shapes, dtypes and shardings alone."""
+    spec = pool_spec(config, states=plan.parts * plan.states, pages=plan.parts * plan.pages)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        specs.abstract(spec),
+        shardings(spec, mesh),
+    )
+
+
+def init_pool(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh | None = None) -> Any:
+    """The arrays of the plan, all zero; without a mesh on the first device, as the weights are.
+
+    Arrays without a place would compile twice. On a mesh each device makes its own part.
+    """
+    if mesh is not None:
+        abstract = abstract_pool(config, plan, mesh)
+        placed = jax.tree.map(lambda x: x.sharding, abstract)
+        return jax.jit(functools.partial(_zeros, abstract), out_shardings=placed)()
     pool = specs.init(jax.random.key(0), pool_spec(config, states=plan.states, pages=plan.pages))
     return jax.device_put(pool, jax.devices()[0])
+
+
+def _zeros(abstract: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+
+
+class Part:
+    """The free places of one part of the mesh."""
+
+    def __init__(self, plan: MemoryPlan, number: int):
+        of_part = plan.slots // plan.parts
+        self.number, self.slots = number, range(number * of_part, (number + 1) * of_part)
+        self.pages, self.states = Places(1, plan.pages), Places(0, plan.states)
+
+    def rank(self, pages: int) -> tuple[bool, int, int]:
+        """Lower is better for a sequence that needs so many pages: those that have them, then the emptiest."""
+        return len(self.pages) < pages or not len(self.states), -len(self.pages), self.number
 
 
 class Places:
@@ -93,6 +171,10 @@ class Places:
         self._free += reversed(places)
 
 
-def _bytes(config: ModelConfig, *, states: int, pages: int) -> int:
-    leaves = jax.tree.leaves(specs.abstract(pool_spec(config, states=states, pages=pages)))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+def _bytes(config: ModelConfig, mesh: AnyMesh | None, *, states: int = 0, pages: int = 0) -> int:
+    """Of so many states and pages on a device that has them."""
+    total = 0
+    for leaf in specs.named_leaves(pool_spec(config, states=states, pages=pages)).values():
+        split = 1 if mesh is None else math.prod(num_shards(axis, mesh) for axis in leaf.axes if axis != "batch")
+        total += math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize // split
+    return total

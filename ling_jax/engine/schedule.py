@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,11 +44,11 @@ class Chunks(NamedTuple):
     state: np.ndarray  # [J] place of the slot's state
 
 
-def lay_out_chunks(parts: Sequence[tuple[Sequence[int], int, int, int]], count: int, size: int) -> Chunks:
-    """`count` rows of `size` tokens with these parts of contexts: (tokens, position of the first, slot, state)."""
+def lay_out_chunks(pieces: Mapping[int, tuple[Sequence[int], int, int, int]], count: int, size: int) -> Chunks:
+    """`count` rows of `size` tokens with {row: (tokens of a context, position of the first, slot, state)}."""
     chunks = Chunks(*(np.zeros(shape, np.int32) for shape in ((count, size), (count, size), count, count)))
     chunks.positions[:] = -1
-    for row, (tokens, first, slot, state) in enumerate(parts):
+    for row, (tokens, first, slot, state) in pieces.items():
         chunks.tokens[row, : len(tokens)] = tokens
         chunks.positions[row, : len(tokens)] = np.arange(first, first + len(tokens))
         chunks.slot[row], chunks.state[row] = slot, state
@@ -58,6 +58,33 @@ def lay_out_chunks(parts: Sequence[tuple[Sequence[int], int, int, int]], count: 
 def num_tiles(slots: int, size: int, prefill_tokens: int) -> int:
     """Tiles of `size` rows that hold every plan."""
     return -(-(slots + prefill_tokens) // size) + (PIECE - 1) * -(-slots // size)
+
+
+def lay_out_parts(feeds: Sequence[Feed], slots: int, parts: int, size: int, tiles: int) -> Plan:
+    """`lay_out` of the feeds of each part, which has `slots` slots and `size` rows of every tile, side by side."""
+    if parts == 1:
+        return lay_out(feeds, size, tiles)
+    rows = np.zeros((len(Rows._fields), tiles, parts, size), np.int32)
+    fields = Rows(*rows)
+    fields.position[:], fields.target[:] = -1, NOTHING
+    read, first, drawn = [], [0] * len(feeds), np.full((PIECE, len(feeds)), -1)
+    count = reading = 0
+    for part in range(parts):
+        numbers = [number for number, feed in enumerate(feeds) if feed.slot // slots == part]
+        if not numbers:
+            continue
+        plan = lay_out([feeds[number] for number in numbers], size, tiles)
+
+        def of_all(place, part=part):
+            return np.where(place < 0, -1, (place // size * parts + part) * size + place % size)
+
+        rows[:, :, part] = plan.rows
+        count, reading = max(count, plan.count), max(reading, plan.reading)
+        for number, begin in zip(numbers, plan.first, strict=True):
+            first[number] = len(read) + begin
+        drawn[:, numbers] = of_all(plan.drawn)
+        read += of_all(plan.read).tolist()
+    return Plan(rows.reshape(len(Rows._fields), tiles, -1), count, reading, np.array(read), first, drawn)
 
 
 def lay_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
@@ -88,7 +115,7 @@ def _laid_out(feeds: Sequence[Feed], size: int, tiles: int) -> Plan:
     return Plan(packed.reshape(-1, tiles, size), reading + count, reading, read, first.tolist(), drawn)
 
 
-@functools.lru_cache(maxsize=256)  # a step is often like the one before
+@functools.lru_cache(maxsize=1024)  # a step is often like the one before, in each of its parts
 def _standing(draws: tuple[tuple[int, int], ...], size: int, tiles: int) -> tuple[Plan, np.ndarray, np.ndarray]:
     """The plan of feeds of one token that draw as often as `draws`, [F] of (slot, draws), says, from zeros.
 

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ling_jax.engine.request import MAX_STOP_IDS, Id, Request
-from ling_jax.engine.step import FLOATS, INTEGERS, Slots
+from ling_jax.engine.request import MAX_STOP_IDS, Id, Request, Snapshot
+from ling_jax.engine.schedule import Feed
+from ling_jax.engine.step import FLOATS, INTEGERS, NOTHING, Slots
 from ling_jax.model.token_info import PAGE_SIZE
 
 NOWHERE = -1
@@ -22,6 +23,7 @@ class Sequence:
     limit: int  # tokens that may have been drawn at the end of this turn
     drawn: int = 0
     read: int = 0  # tokens that states and pages hold
+    part: int = 0  # of the mesh, in which its slot, state and pages are
     slot: int = NOWHERE
     state: int = NOWHERE
     pages: list[int] = dataclasses.field(default_factory=list)
@@ -68,9 +70,64 @@ class Sequence:
         if self.scored:
             self.prompt_logps = []
 
+    def feed(self, count: int, draws: int, last: int) -> Feed:
+        """The next `count` tokens, of which the last one has the target `last` where the request draws."""
+        tokens = self.tokens[self.read : self.read + count]
+        targets = [NOTHING] * count
+        if self.scored:
+            stop = min(self.read + count, len(self.request.tokens) - 1)
+            targets[: stop - self.read] = self.tokens[self.read + 1 : stop + 1]
+        if draws:
+            targets[-1] = last
+        return Feed(self.slot, tokens, self.read, targets, self.drawn, draws)
+
+    def new_experts(self, feed: Feed, experts_MNLk: np.ndarray, rows: list[int]) -> np.ndarray | None:
+        """[n, L, k] of the tokens of these rows, except those that were given out before they were read again."""
+        flat = experts_MNLk.reshape(-1, *experts_MNLk.shape[2:])
+        new = flat[rows[max(self.recorded - feed.position, 0) :]].astype(np.uint16)
+        self.recorded = max(self.recorded, feed.position + len(rows))
+        return new if len(new) else None
+
+    def snapshot(self, fingerprint: str) -> Snapshot:
+        """It as a value, to be resumed by an engine of this fingerprint."""
+        return Snapshot(
+            request=self.request,
+            tokens=tuple(self.tokens),
+            turn=self.turn,
+            drawn=self.drawn,
+            limit=self.limit,
+            recorded=self.recorded,
+            prompt_logps=() if self.scored else tuple(self.prompt_logps),
+            finish_reason=self.finish_reason,
+            fingerprint=fingerprint,
+        )
+
     def pages_for(self, tokens: int) -> int:
         """Pages that it lacks to hold so many tokens."""
         return max(0, -(-tokens // PAGE_SIZE) - len(self.pages))
+
+
+def of_snapshot(snapshot: Snapshot, arrival: int) -> Sequence:
+    """The sequence of `Sequence.snapshot`, of whose context nothing is read."""
+    return Sequence(
+        snapshot.request,
+        arrival,
+        list(snapshot.tokens),
+        snapshot.limit,
+        turn=snapshot.turn,
+        drawn=snapshot.drawn,
+        recorded=snapshot.recorded,
+        prompt_logps=list(snapshot.prompt_logps),
+        finish_reason=snapshot.finish_reason,
+    )
+
+
+def shares_of_parts(sequences: Iterable[Sequence], budget: int) -> dict[Id, int]:
+    """`prefill_shares` of the sequences of each part, with a budget of its own."""
+    parts: dict[int, list[Sequence]] = {}
+    for sequence in sequences:
+        parts.setdefault(sequence.part, []).append(sequence)
+    return {id: share for group in parts.values() for id, share in prefill_shares(group, budget).items()}
 
 
 def prefill_shares(sequences: Iterable[Sequence], budget: int) -> dict[Id, int]:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
 from ling_jax.engine.draw import Sampling, draw
-from ling_jax.model.loss import head_logits
+from ling_jax.engine.rows import by_rows, hold, of_parts, on_all, row_logits
 from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAST_END, Pages
 from ling_jax.model.transformer import forward_with_pages, routers_by_layer
+from ling_jax.parallel.sharding import constrain, num_shards
 
 DRAW, NOTHING = -1, -2  # targets of a row; from 0 on a token whose log-prob is wanted
 HOLD = -3  # and below: the logits go to the host, in place HOLD - target
@@ -23,7 +24,10 @@ ENDED = -2  # in place of what a slot drew last: a stop token, or the slot takes
 
 
 class Rows(NamedTuple):
-    """Tiles of N rows, [M, N] int32 each. Rows of one slot are neighbours, in the order of their positions."""
+    """Tiles of N rows, [M, N] int32 each. Rows of one slot are neighbours, in the order of their positions.
+
+    On a mesh of D parts the first N/D rows are of slots of the first part, the next N/D of the second, and so on.
+    """
 
     slot: jax.Array
     token: jax.Array  # to be read; NO_TOKEN: what the slot drew in an earlier tile of this call
@@ -35,8 +39,10 @@ class Rows(NamedTuple):
 class Slots(NamedTuple):
     """What a call has to know of each slot, in few arrays: each one costs a call time."""
 
-    table: jax.Array  # [S, n] int32 pages
-    integers: jax.Array  # [S, 4 + K] int32: place of the state, then INTEGERS, then K stop tokens; -1 fills the row
+    table: jax.Array  # [S, n] int32 pages, numbered in the slot's part
+    integers: (
+        jax.Array
+    )  # [S, 4 + K] int32: place of the state in the part, then INTEGERS, then K stop tokens; -1 fills the row
     floats: jax.Array  # [S, 3] float32: FLOATS
 
 
@@ -53,8 +59,7 @@ class Outputs(NamedTuple):
     held: jax.Array | None  # [HELD, W] logits; None of a step that only draws
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)
-def run_tiles(
+def tiles_step(
     params: Any,
     layers: Any,
     rows: jax.Array,
@@ -81,7 +86,7 @@ def run_tiles(
     outputs = Outputs(
         token=jnp.full(shape, -1, jnp.int32),
         logp=jnp.zeros(shape, dtype),
-        experts=None if chosen is None else jnp.zeros((shape[0], *chosen.shape), jnp.int32),
+        experts=None if chosen is None else _split_experts(jnp.zeros((shape[0], *chosen.shape), jnp.int32)),
         held=None if only_draws else jnp.zeros((HELD, config.vocab_size), dtype),
     )
 
@@ -91,7 +96,7 @@ def run_tiles(
 
     def step(carry):
         i, layers, last_S, out = carry
-        row = Rows(*rows[:, i])
+        row = of_parts(Rows(*rows[:, i]))
         last_N = last_S[row.slot]
         row = row._replace(
             position=jnp.where(last_N == ENDED, -1, row.position),
@@ -99,20 +104,21 @@ def run_tiles(
         )
         hidden_ND, layers, chosen = _tile(params, layers, row, slots, config, _of_tile(i, ropes_MN))
 
-        def drawn(logits_NW):
-            return draw(logits_NW, _of_tile(i, sampling_MN))
+        def sampling():
+            return _of_tile(i, sampling_MN)
 
         if only_draws:
-            token_N, logp_N, held = *_draws(params["head"], hidden_ND, row, drawn), None
+            token_N, logp_N, held = *_draws(params["head"], hidden_ND, row, sampling), None
         else:
-            token_N, logp_N, held = _targets(params["head"], hidden_ND, row, drawn, out.held)
+            token_N, logp_N, held = _targets(params["head"], hidden_ND, row, sampling, out.held)
+        token_N, logp_N, slot_N = on_all((token_N, logp_N, row.slot))
         ends_N = jnp.any(token_N[:, None] == sampling_MN.stop[i], axis=1)
-        drawn_N = jnp.where(token_N >= 0, row.slot, PAST_END)
+        drawn_N = jnp.where(token_N >= 0, slot_N, PAST_END)
         last_S = last_S.at[drawn_N].set(jnp.where(ends_N, ENDED, token_N), mode="drop")
         outputs = Outputs(
             token=out.token.at[i].set(token_N),
             logp=out.logp.at[i].set(logp_N),
-            experts=None if chosen is None else out.experts.at[i].set(chosen),
+            experts=None if chosen is None else _split_experts(out.experts.at[i].set(chosen)),
             held=held,
         )
         return i + 1, layers, last_S, outputs
@@ -123,8 +129,7 @@ def run_tiles(
     return layers, outputs
 
 
-@functools.partial(jax.jit, static_argnums=6, donate_argnums=1)
-def read_chunks(
+def chunks_step(
     params: Any,
     layers: Any,
     tokens: jax.Array,
@@ -138,10 +143,20 @@ def read_chunks(
     tokens [J, T] at positions [J, T] (-1: padding, behind a row's tokens), table [J, n], state [J]. Faster than tiles
     of single tokens, but the bits of a token depend on how its context was cut into chunks.
     """
+    tokens, positions, table, state = of_parts((tokens, positions, table, state))
     live_J = positions[:, 0] >= 0
     pages = Pages(table, jnp.where(live_J, state, PAST_END), positions[:, 0] == 0, jnp.asarray(True))
     _, routers, layers = forward_with_pages(params, tokens, positions, pages, layers, config)
     return layers, chosen_experts(routers, config)
+
+
+# On one device. `device.programs` has those of a mesh.
+run_tiles = functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)(tiles_step)
+read_chunks = functools.partial(jax.jit, static_argnums=6, donate_argnums=1)(chunks_step)
+
+
+def _split_experts(experts_MNLk):
+    return constrain(experts_MNLk, (None, "batch", None, None))
 
 
 def _of_tile(number, arrays_MN: Any) -> Any:
@@ -153,16 +168,24 @@ def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig, ropes: R
     live_N = row.position >= 0
     state_N = jnp.where(live_N, slots.integers[row.slot, 0], PAST_END)
     pages = Pages(
-        table=slots.table[row.slot],
+        table=of_parts(slots.table[row.slot]),
         state=state_N,
         fresh=row.position == 0,
-        distinct=~jnp.any((state_N[1:] == state_N[:-1]) & live_N[1:]),
+        distinct=_distinct(state_N, live_N),
     )
     ropes = jax.tree.map(lambda x_ND: x_ND[:, None], ropes)
     hidden_N1D, routers, layers = forward_with_pages(
         params, row.token[:, None], row.position[:, None], pages, layers, config, ropes=ropes
     )
     return hidden_N1D[:, 0], layers, chosen_experts(routers, config)
+
+
+def _distinct(state_N, live_N):
+    """Whether no two live rows have the same state: [] bool, or [D] of each part."""
+    if (parts := num_shards("batch")) == 1:
+        return ~jnp.any((state_N[1:] == state_N[:-1]) & live_N[1:])
+    state_DN, live_DN = state_N.reshape(parts, -1), live_N.reshape(parts, -1)
+    return ~jnp.any((state_DN[:, 1:] == state_DN[:, :-1]) & live_DN[:, 1:], axis=1)
 
 
 def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
@@ -174,33 +197,41 @@ def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
     return jnp.moveaxis(index_LBTk.reshape(index_LBTk.shape[0], -1, index_LBTk.shape[3]), 0, 1)
 
 
-def _draws(head_DW, hidden_ND, row: Rows, drawn: Callable[[jax.Array], jax.Array]):
+def _draws(head_DW, hidden_ND, row: Rows, sampling: Callable[[], Sampling]):
     """`_targets` of rows that all draw: (drawn token [N] or -1, its log-prob [N])."""
-    logits_NW = head_logits(head_DW, hidden_ND[:, None])[:, 0]
-    token_N = drawn(logits_NW)
-    logp_N = jnp.take_along_axis(logits_NW, token_N[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits_NW, axis=1)
+
+    def of_rows(logits_NW, sampling):
+        token_N = draw(logits_NW, sampling)
+        logp_N = jnp.take_along_axis(logits_NW, token_N[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits_NW, axis=1)
+        return token_N, logp_N
+
+    token_N, logp_N = by_rows(of_rows, row_logits(head_DW, hidden_ND), sampling())
     return jnp.where(row.position >= 0, token_N, -1), logp_N
 
 
-def _targets(head_DW, hidden_ND, row: Rows, drawn: Callable[[jax.Array], jax.Array], held):
-    """(drawn token [N] or -1, log-prob [N], held logits); `drawn(logits [N, W])` has a token of every row."""
+def _targets(head_DW, hidden_ND, row: Rows, sampling: Callable[[], Sampling], held):
+    """(drawn token [N] or -1, log-prob [N], held logits)."""
     live_N = row.position >= 0
     draws_N = live_N & (row.target == DRAW)
 
-    def look():
-        logits_NW = head_logits(head_DW, hidden_ND[:, None])[:, 0]
-        drawn_N = jax.lax.cond(jnp.any(draws_N), drawn, lambda _: jnp.zeros_like(row.slot), logits_NW)
-        token_N = jnp.where(draws_N, drawn_N, jnp.maximum(row.target, 0))
-        total_N, held_N = jax.nn.logsumexp(logits_NW, axis=1), row.target <= HOLD
+    def of_rows(logits_NW, sampling, target_N, draws_N):
+        drawn_N = jax.lax.cond(
+            jnp.any(draws_N), lambda logits: draw(logits, sampling), lambda _: jnp.zeros_like(target_N), logits_NW
+        )
+        token_N = jnp.where(draws_N, drawn_N, jnp.maximum(target_N, 0))
+        total_N = jax.nn.logsumexp(logits_NW, axis=1)
         logp_N = jnp.take_along_axis(logits_NW, token_N[:, None], axis=1)[:, 0] - total_N
-        logp_N = jnp.where(held_N, total_N, logp_N)
-        held_N = held_N & live_N
+        logp_N = jnp.where(target_N <= HOLD, total_N, logp_N)
+        return jnp.where(draws_N, token_N, -1), logp_N
+
+    def look():
+        logits_NW = row_logits(head_DW, hidden_ND)
+        token_N, logp_N = by_rows(of_rows, logits_NW, sampling(), row.target, draws_N)
+        held_N = (row.target <= HOLD) & live_N
         place_N = jnp.where(held_N, HOLD - row.target, PAST_END)
-
-        def hold():  # a scatter of whole rows takes a CPU as long as a layer
-            return held.at[place_N].set(logits_NW, mode="drop")
-
-        return jnp.where(draws_N, token_N, -1), logp_N, jax.lax.cond(jnp.any(held_N), hold, lambda: held)
+        # A scatter of whole rows takes a CPU as long as a layer.
+        new = jax.lax.cond(jnp.any(held_N), lambda: hold(held, place_N, logits_NW), lambda: held)
+        return token_N, logp_N, new
 
     def skip():
         return jnp.full(row.slot.shape, -1, jnp.int32), jnp.zeros(row.slot.shape, held.dtype), held

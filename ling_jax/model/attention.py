@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ling_jax.model.layer_cache import LayerCache, LeafAxes, leaf_axes
 from ling_jax.model.token_info import PAGE_SIZE
 from ling_jax.parallel.sharding import num_shards, per_device
 from pallas_kernels.softmax_attention import softmax_attention_tpu, uses_kernels
@@ -83,6 +84,33 @@ def paged_attention(
     _, sum_BGHT, out_BGHTV = jax.lax.fori_loop(1, jnp.max(last_BT) // PAGED_BLOCK + 1, add_block, first)
     out_BGHTV = (out_BGHTV / sum_BGHT[..., None]).astype(q_BTHK.dtype)
     return jnp.moveaxis(out_BGHTV, 3, 1).reshape(*q_BTHK.shape[:3], -1)
+
+
+def pool_attention(
+    q_BTHK: jax.Array,
+    cache: LayerCache,
+    axes: LeafAxes,
+    read: Callable[[LayerCache, jax.Array], tuple[jax.Array, jax.Array]],
+    table_Bn: jax.Array,
+    last_BT: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """`paged_attention` over a pool: on a mesh each device reads its own rows from its own pages, for its heads.
+
+    `read(cache, pages)` is the `read` of a cache that holds the arrays `axes`; the values of all heads have one width.
+    """
+    names = tuple(axes)
+
+    def attend(q_BTHK, table_Bn, last_BT, repeat, number, *leaves):
+        of_part = LayerCache(dict(zip(names, leaves, strict=True)), (repeat, number))
+        return (paged_attention(q_BTHK, lambda pages_Bn: read(of_part, pages_Bn), table_Bn, last_BT, scale),)
+
+    (batch, length, heads, _) = q_BTHK.shape
+    rows = (batch, "batch")
+    tokens = rows, (length, None), (heads, "heads")
+    in_axes = (tokens, (rows,), (rows,), (), (), *(leaf_axes(cache, name, axes) for name in names))
+    leaves = (cache.leaves[name] for name in names)
+    return per_device(attend, in_axes, (tokens,))(q_BTHK, table_Bn, last_BT, *cache.position, *leaves)[0]
 
 
 def softmax_attention(

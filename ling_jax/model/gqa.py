@@ -4,15 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.attention import cached_attention, paged_attention, softmax_attention
+from ling_jax.model.attention import cached_attention, pool_attention, softmax_attention
 from ling_jax.model.joined import join, project
-from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_tokens
+from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_pages, write_tokens
 from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import RopeTable, rotate_half
 from ling_jax.model.token_info import TokenInfo
 from ling_jax.parallel import context
 from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
+
+CACHE_AXES = dict.fromkeys(("key", "value"), ("batch", None, "kv_heads", None))
 
 
 def qkv_spec(config: ModelConfig, kv_heads: int, *, qk_norm: bool) -> Spec:
@@ -87,9 +89,11 @@ def gqa(
     """GQA of the layer's normed input x [B, T, D]: (y [B, T, D], the cache with these tokens or None)."""
     q_BTHK, k_BTGK, v_BTGV = project_qkv(params, x_BTD, info.rope, config)
     scale = config.head_dim**-0.5
-    if cache is not None:
-        cache = write_tokens(cache, "key", k_BTGK, info.places)
-        cache = write_tokens(cache, "value", v_BTGV, info.places)
+    for name, new_BTGK in {"key": k_BTGK, "value": v_BTGV}.items() if cache is not None else ():
+        if info.pages is None:
+            cache = write_tokens(cache, name, new_BTGK, info.places)
+        else:
+            cache = write_pages(cache, name, new_BTGK, info.places, CACHE_AXES)
     if info.split is not None:
         kv, kv_heads = (k_BTGK, v_BTGV), ((config.num_kv_heads, "kv_heads"),)
         o_BTHV = context.attention(_keys_and_values, (), (), q_BTHK, kv, kv_heads, info.split.docs, scale)
@@ -99,10 +103,10 @@ def gqa(
         o_BTHV = cached_attention(q_BTHK, read_leaf(cache, "key"), read_leaf(cache, "value"), info.last_visible, scale)
     else:
 
-        def read(pages_Bn):
+        def read(cache, pages_Bn):
             return read_pages(cache, "key", pages_Bn), read_pages(cache, "value", pages_Bn)
 
-        o_BTHV = paged_attention(q_BTHK, read, info.pages.table, info.last_visible, scale)
+        o_BTHV = pool_attention(q_BTHK, cache, CACHE_AXES, read, info.pages.table, info.last_visible, scale)
     return project_out(params, o_BTHV), cache
 
 
@@ -118,11 +122,8 @@ def _keys_and_values(_, kv):
 
 def gqa_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
     """Keys and values of every token."""
-    shape, axes = (
-        (sizes.blocks, sizes.block_size, config.num_kv_heads, config.head_dim),
-        ("batch", None, "kv_heads", None),
-    )
-    return {name: Leaf(shape, axes, zeros, sizes.dtype) for name in ("key", "value")}
+    shape = (sizes.blocks, sizes.block_size, config.num_kv_heads, config.head_dim)
+    return {name: Leaf(shape, axes, zeros, sizes.dtype) for name, axes in CACHE_AXES.items()}
 
 
 def gqa_flops(config: ModelConfig, length: int) -> float:

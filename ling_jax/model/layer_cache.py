@@ -4,11 +4,16 @@ A layer writes its new tokens into the stacked arrays, then reads old and new to
 the arrays in place and never copies a cache.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 
 from ling_jax.model.token_info import Places
+from ling_jax.parallel.sharding import ArrayAxes, per_device
+
+# Logical axes of a kind's arrays behind (repeat, number): of sequences or blocks "batch", then those of an entry.
+LeafAxes = Mapping[str, tuple[str | None, ...]]
 
 
 class LayerCache(NamedTuple):
@@ -39,3 +44,24 @@ def write_tokens(cache: LayerCache, name: str, new_BT: jax.Array, places: Places
     old = cache.leaves[name]
     new = old.at[*cache.position, *places].set(new_BT.astype(old.dtype), mode="drop")
     return cache._replace(leaves=cache.leaves | {name: new})
+
+
+def leaf_axes(cache: LayerCache, name: str, axes: LeafAxes) -> ArrayAxes:
+    """The stacked array `name` as `per_device` takes it."""
+    sizes = cache.leaves[name].shape
+    return ((1, None), (1, None), *zip(sizes[2:], axes[name], strict=False))
+
+
+def write_pages(cache: LayerCache, name: str, new_BT: jax.Array, places: Places, axes: LeafAxes) -> LayerCache:
+    """`write_tokens` where the places are those of a pool: on a mesh numbered in the part of each row."""
+    stacked, (rows, *more) = leaf_axes(cache, name, axes), axes[name]
+    place = (new_BT.shape[0], rows), (new_BT.shape[1], None)
+    new = (*place, *zip(new_BT.shape[2:], more[1:], strict=False))
+
+    def write(leaf, repeat, number, new_BT, block, offset):
+        of_part = LayerCache({name: leaf}, (repeat, number))
+        return (write_tokens(of_part, name, new_BT, Places(block, offset)).leaves[name],)
+
+    written = per_device(write, (stacked, (), (), new, place, place), (stacked,))
+    (leaf,) = written(cache.leaves[name], *cache.position, new_BT, *places)
+    return cache._replace(leaves=cache.leaves | {name: leaf})

@@ -142,11 +142,12 @@ def layer(
     info: TokenInfo,
     config: ModelConfig,
     kind: LayerKind,
+    recorded_BTk: jax.Array | None = None,
 ) -> tuple[jax.Array, Router | None, LayerCache | None]:
     """One decoder layer: x + mixer(norm(x)), then + ffn(norm(x)); x [B, T, D].
 
-    `constants` are the layer's own, as of `layer_constants`. Returns (x, the Router of a MoE layer or None, the cache
-    with these tokens or None).
+    `constants` are the layer's own, as of `layer_constants`, and `recorded_BTk` the experts that a MoE layer replays
+    (`moe.route`). Returns (x, the Router of a MoE layer or None, the cache with these tokens or None).
     """
     mixer, (ffn_spec, ffn, _) = MIXERS[kind.mixer], FFNS[kind.ffn]
     with jax.named_scope(kind.mixer):
@@ -157,7 +158,7 @@ def layer(
     with jax.named_scope(kind.ffn):
         normed = rms_norm(x_BTD, params["ffn_norm"], config.norm_eps)
         weights = gather_weights(params["ffn"], ffn_spec(config), x_BTD.dtype)
-        y_BTD, router = ffn(weights, normed, info.live, config)
+        y_BTD, router = ffn(weights, normed, info.live, config, recorded_BTk)
     x_BTD = constrain(x_BTD + checkpoint_name(y_BTD, "ffn_out"), ("batch", "tokens", None))
     return x_BTD, router, cache
 
@@ -179,22 +180,54 @@ def remat(function: Callable[..., Any], config: ModelConfig, *, scanned: bool) -
     return jax.checkpoint(function, policy=kept[config.remat], prevent_cse=not scanned)
 
 
+def num_moe_layers(config: ModelConfig) -> int:
+    """MoE layers of the trunk."""
+    return max(config.num_layers - config.first_dense_layers, 0)
+
+
+def experts_by_run(experts_BTLk: jax.Array | None, config: ModelConfig) -> dict[str, dict[str, jax.Array | None]]:
+    """Recorded experts in the layout of the parameters: {segment: {run: [repeats, count, B, T, k]}}.
+
+    L are the MoE layers in order. A dense run has None; without records, every run has None.
+    """
+    by_run, first = {}, 0
+    for index, segment in enumerate(layer_plan(config)):
+        counts = {name: run.count if run.kind.ffn == "moe" else 0 for name, run in segment.named_runs()}
+        by_run[str(index)], group, start = dict.fromkeys(counts), sum(counts.values()), 0
+        if experts_BTLk is None or not group:
+            continue
+        of_segment = jnp.moveaxis(experts_BTLk[:, :, first : first + segment.repeats * group], 2, 0)
+        of_segment = of_segment.reshape(segment.repeats, group, *of_segment.shape[1:])
+        for name, count in counts.items():
+            by_run[str(index)][name] = of_segment[:, start : start + count] if count else None
+            start += count
+        first += segment.repeats * group
+    return by_run
+
+
 def run_segments(
-    params: Params, x_BTD: jax.Array, info: TokenInfo, config: ModelConfig, cache: dict[str, Any] | None = None
+    params: Params,
+    x_BTD: jax.Array,
+    info: TokenInfo,
+    config: ModelConfig,
+    cache: dict[str, Any] | None = None,
+    experts_BTLk: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, Any], dict[str, Any]]:
     """All layers of the trunk: (x [B, T, D], routers, the cache's leaves with these tokens).
 
     Routers are {segment: {run: Router stacked [repeats, count, …], None for dense layers}}. The cache's leaves are
-    {segment: {run: {name: [repeats, count, B, …]}}}; without a cache each run has None.
+    {segment: {run: {name: [repeats, count, B, …]}}}; without a cache each run has None. `experts_BTLk` are recorded
+    experts of the MoE layers (`transformer.hidden_states`).
     """
     routers, caches, numbers = {}, {}, layer_numbers(config)
+    recorded = experts_by_run(experts_BTLk, config)
     for index, segment in enumerate(layer_plan(config)):
         constants = {
             name: layer_constants(config, run.kind, numbers[str(index), name]) for name, run in segment.named_runs()
         }
         group = _group_function(segment, info, config)
         cached = {name: None for name, _ in segment.named_runs()} if cache is None else cache[str(index)]
-        carry, inputs = (x_BTD, cached), (params[str(index)], constants)
+        carry, inputs = (x_BTD, cached), (params[str(index)], constants, recorded[str(index)])
         (x_BTD, caches[str(index)]), routers[str(index)] = _scan(group, carry, inputs, segment.repeats, config)
     return x_BTD, routers, caches
 
@@ -202,11 +235,11 @@ def run_segments(
 def _group_function(segment: Segment, info: TokenInfo, config: ModelConfig):
     def group(carry, repeat, inputs):
         x_BTD, cache = carry
-        params, constants = inputs
+        params, constants, recorded = inputs
         routers, caches = {}, {}
         for name, run in segment.named_runs():
             body = _layer_function(run, repeat, info, config)
-            of_run = (params[name], constants[name])
+            of_run = (params[name], constants[name], recorded[name])
             (x_BTD, caches[name]), routers[name] = _scan(body, (x_BTD, cache[name]), of_run, run.count, config)
         return (x_BTD, caches), routers
 
@@ -216,9 +249,9 @@ def _group_function(segment: Segment, info: TokenInfo, config: ModelConfig):
 def _layer_function(run: LayerRun, repeat, info: TokenInfo, config: ModelConfig):
     def body(carry, number, inputs):
         x_BTD, leaves = carry
-        params, constants = inputs
+        params, constants, recorded_BTk = inputs
         cache = None if leaves is None else LayerCache(leaves, (repeat, number))
-        x_BTD, router, cache = layer(params, x_BTD, constants, cache, info, config, run.kind)
+        x_BTD, router, cache = layer(params, x_BTD, constants, cache, info, config, run.kind, recorded_BTk)
         return (x_BTD, None if cache is None else cache.leaves), router
 
     return remat(body, config, scanned=_scanned(run.count, config))
@@ -229,16 +262,17 @@ def _scanned(length: int, config: ModelConfig) -> bool:
 
 
 def _scan(body, carry, inputs, length: int, config: ModelConfig):
-    """`jax.lax.scan` of body(carry, number, (params[number], constants[number])), unrolled unless `config.scan_layers`.
+    """`jax.lax.scan` of body(carry, number, inputs[number]), unrolled unless `config.scan_layers`.
 
-    Parameters are stacked or a tuple (`serving_layers`), which is always unrolled.
+    `inputs` are (parameters, more trees). Parameters are stacked or a tuple (`serving_layers`), which is always
+    unrolled; the other trees are stacked.
     """
 
-    params, constants = inputs
+    params, *more = inputs
     if isinstance(params, tuple):
         outputs = []
         for number, of_one in enumerate(params):
-            carry, output = body(carry, number, (of_one, jax.tree.map(lambda x, n=number: x[n], constants)))
+            carry, output = body(carry, number, (of_one, *jax.tree.map(lambda x, n=number: x[n], more)))
             outputs.append(output)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 

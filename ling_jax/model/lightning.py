@@ -12,11 +12,11 @@ from jax.ad_checkpoint import checkpoint_name
 from ling_jax.config import ModelConfig
 from ling_jax.model.gqa import finish_qkv, out_spec, project_out, qkv_spec
 from ling_jax.model.joined import join, project
-from ling_jax.model.layer_cache import LayerCache, read_leaf, write_state
+from ling_jax.model.layer_cache import LayerCache, leaf_axes, read_leaf, write_state
 from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import group_rms_norm, rms_norm
 from ling_jax.model.rope import RopeTable, rotate_half
-from ling_jax.model.token_info import PAST_END, TokenInfo
+from ling_jax.model.token_info import PAST_END, Pages, TokenInfo
 from ling_jax.parallel.sharding import RULES, per_device, shard_size
 from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
 from pallas_kernels.lightning_attention import (
@@ -34,6 +34,7 @@ from pallas_kernels.platform import platform
 
 HEADS = ("q", "k", "v", "gate")  # matrices of the layer's input
 ENTERING = "entering_state"  # by this name `remat` saves the state that enters a rank
+CACHE_AXES = {"state": ("batch", "heads", None, None)}
 
 
 def lightning_spec(config: ModelConfig) -> Spec:
@@ -242,23 +243,59 @@ def lightning_paged(
     Rows of one token go by the one-step recurrence, and those of one sequence, which are neighbours, hand the state on.
     Padding (`info.live`) leaves the states as they are.
     """
-    pages = info.pages
-    fresh_B111 = pages.fresh[:, None, None, None]
-    found_BHKV = cache.leaves["state"].at[*cache.position, pages.state].get(mode="clip")  # of padding any state
-    state_BHKV = jnp.where(fresh_B111, 0, found_BHKV)
-    if x_BTD.shape[1] > 1:
-        form = lightning_xla if info.rotation is None else lightning_tpu
-        y_BTD, state_BHKV = form(params, x_BTD, info, state_BHKV, config)
-        last_B = jnp.ones(pages.state.shape, bool)
-    else:
-        *qkv, gate_BTHV = project_heads(params, x_BTD, info.rope, config)
-        qkv = (x_BTHK[:, 0] for x_BTHK in qkv)
-        o_BHV, state_BHKV, last_B = recurrence_of_rows(*qkv, params["log_decay"], state_BHKV, info)
-        y_BTD = gated_output(params, o_BHV[:, None], gate_BTHV, config)
-    place_B = jnp.where(last_B & info.live.any(axis=1), pages.state, PAST_END)
-    states = cache.leaves["state"]
-    states = states.at[*cache.position, place_B].set(state_BHKV.astype(states.dtype), mode="drop")
+    form = _read_and_write if x_BTD.shape[1] > 1 else _one_step
+    y_BTD, states = form(params, x_BTD, info, cache, config)
     return y_BTD, cache._replace(leaves=cache.leaves | {"state": states})
+
+
+def _read_and_write(params, x_BTD, info: TokenInfo, cache: LayerCache, config: ModelConfig):
+    """Many tokens of each sequence: (y [B, T, D], the stacked states)."""
+    stacked = leaf_axes(cache, "state", CACHE_AXES)
+    rows, heads = (x_BTD.shape[0], "batch"), (config.num_heads, "heads")
+
+    def read(states, repeat, number, state_B, fresh_B):
+        return (_states_of_rows(states, (repeat, number), state_B, fresh_B),)
+
+    def write(states, repeat, number, state_B, live_BT, state_BHKV):
+        place_B = jnp.where(live_BT.any(axis=1), state_B, PAST_END)
+        return (states.at[repeat, number, place_B].set(state_BHKV.astype(states.dtype), mode="drop"),)
+
+    states, pages = (cache.leaves["state"], *cache.position), info.pages
+    reading = per_device(read, (stacked, (), (), (rows,), (rows,)), ((rows, heads),))
+    (state_BHKV,) = reading(*states, pages.state, pages.fresh)
+    form = lightning_xla if info.rotation is None else lightning_tpu
+    y_BTD, state_BHKV = form(params, x_BTD, info, state_BHKV, config)
+    writing = per_device(write, (stacked, (), (), (rows,), (rows,), (rows, heads)), (stacked,))
+    return y_BTD, writing(*states, pages.state, info.live, state_BHKV)[0]
+
+
+def _one_step(params, x_BTD, info: TokenInfo, cache: LayerCache, config: ModelConfig):
+    """One token of each row: (y [B, 1, D], the stacked states). Each device has its own rows, states and heads."""
+    stacked = leaf_axes(cache, "state", CACHE_AXES)
+    rows, heads = (x_BTD.shape[0], "batch"), (config.num_heads, "heads")
+
+    def step(q_BHK, k_BHK, v_BHV, log_decay_H, states, repeat, number, state_B, fresh_B, distinct_D, live_BT):
+        of_part = info._replace(pages=Pages(None, state_B, fresh_B, distinct_D.reshape(())))
+        state_BHKV = _states_of_rows(states, (repeat, number), state_B, fresh_B)
+        o_BHV, state_BHKV, last_B = recurrence_of_rows(q_BHK, k_BHK, v_BHV, log_decay_H, state_BHKV, of_part)
+        place_B = jnp.where(last_B & live_BT.any(axis=1), state_B, PAST_END)
+        return o_BHV, states.at[repeat, number, place_B].set(state_BHKV.astype(states.dtype), mode="drop")
+
+    *qkv, gate_BTHV = project_heads(params, x_BTD, info.rope, config)
+    qkv, pages = (x_BTHK[:, 0] for x_BTHK in qkv), info.pages
+    distinct = () if pages.distinct.ndim == 0 else ((len(pages.distinct), "batch"),)
+    in_axes = (*((rows, heads),) * 3, (heads,), stacked, (), (), (rows,), (rows,), distinct, (rows,))
+    o_BHV, states = per_device(step, in_axes, ((rows, heads), stacked))(
+        *qkv, params["log_decay"], cache.leaves["state"], *cache.position,
+        pages.state, pages.fresh, pages.distinct, info.live,
+    )  # fmt: skip
+    return gated_output(params, o_BHV[:, None], gate_BTHV, config), states
+
+
+def _states_of_rows(states, position, state_B, fresh_B):
+    """[B, H, K, V] states before the rows' tokens: zero where a sequence begins; of padding any."""
+    found_BHKV = states.at[*position, state_B].get(mode="clip")
+    return jnp.where(fresh_B[:, None, None, None], 0, found_BHKV)
 
 
 def recurrence_of_rows(
@@ -317,7 +354,7 @@ def serve_lightning(params: Params, config: ModelConfig) -> Params:
 def lightning_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
     """One state for each sequence, in at least float32."""
     shape = (sizes.sequences, config.num_heads, config.head_dim, config.head_dim)
-    return {"state": Leaf(shape, ("batch", "heads", None, None), zeros, jnp.promote_types(sizes.dtype, jnp.float32))}
+    return {"state": Leaf(shape, CACHE_AXES["state"], zeros, jnp.promote_types(sizes.dtype, jnp.float32))}
 
 
 def lightning_flops(config: ModelConfig, length: int) -> float:

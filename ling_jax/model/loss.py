@@ -1,7 +1,8 @@
 """Language-model losses from hidden states, chunk by chunk of tokens (docs/architecture.md §10)."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,17 +78,9 @@ cross_entropy_sum.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 def _cross_entropy(hidden_BTD, head_DW, targets_BT, chunk: int, *, gradients: bool):
     """(Σ, with `gradients` also those of hidden states and head), on the mesh in scope."""
-    if one_device():
-        return _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk, gradients, LossSplit())
-    axes = token_axes(targets_BT.shape)
-    tokens, head = PartitionSpec(*axes), partition_spec(("embed", "vocab"))
-    split = LossSplit((*axes[0], *axes[1]), RULES["embed"], RULES["vocab"])
-    return jax.shard_map(
-        lambda *arrays: _cross_entropy_part(*arrays, chunk, gradients, split),
-        in_specs=(tokens, head, tokens),
-        out_specs=(PartitionSpec(), tokens, head) if gradients else (PartitionSpec(),),
-        check_vma=False,
-    )(hidden_BTD, head_DW, targets_BT)
+    part = functools.partial(_cross_entropy_part, chunk=chunk, gradients=gradients)
+    results = ("scalar", "tokens", "head") if gradients else ("scalar",)
+    return _on_mesh(part, results, head_DW, hidden_BTD, targets_BT)
 
 
 class LossSplit(NamedTuple):
@@ -102,35 +95,54 @@ class LossSplit(NamedTuple):
         """Axes that split tokens and vocabulary: along them a device computes its vocabulary part for all tokens."""
         return tuple(axis for axis in self.vocab if axis in self.tokens)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Axes that split the tokens alone."""
+        return tuple(axis for axis in self.tokens if axis not in self.vocab)
 
-def _cross_entropy_part(hidden_BTD, head_DW, targets_BT, chunk: int, gradients: bool, split: LossSplit):
+
+def _on_mesh(part: Callable[..., Any], results: tuple[str, ...], head_DW: jax.Array, *of_tokens_BT: jax.Array):
+    """`part(split, head, *of_tokens)` on every device of the mesh in scope.
+
+    `of_tokens` are [B, T, …]; the head is stored in parts. `results` are the layouts of what `part` returns: "scalar",
+    "tokens" or "head".
+    """
+    if one_device():
+        return part(LossSplit(), head_DW, *of_tokens_BT)
+    axes = token_axes(of_tokens_BT[0].shape[:2])
+    split = LossSplit((*axes[0], *axes[1]), RULES["embed"], RULES["vocab"])
+    layouts = {"scalar": PartitionSpec(), "tokens": PartitionSpec(*axes), "head": partition_spec(("embed", "vocab"))}
+    return jax.shard_map(
+        functools.partial(part, split),
+        in_specs=(layouts["head"], *(layouts["tokens"] for _ in of_tokens_BT)),
+        out_specs=tuple(layouts[name] for name in results),
+        check_vma=False,
+    )(head_DW, *of_tokens_BT)
+
+
+def _cross_entropy_part(split: LossSplit, head_DW, hidden_BTD, targets_BT, *, chunk: int, gradients: bool):
     """`_cross_entropy` on one device of a mesh with these axes."""
-    tokens, embed, vocab = split
-    head_DW = _all_gather(head_DW, embed)
+    columns_DW = _all_gather(head_DW, split.embed)
     zero = jnp.zeros((), jnp.promote_types(hidden_BTD.dtype, jnp.float32))
 
     def step(carry, inputs):
         total, grad_head_DW = carry
         x_BCD, target_BC = (_all_gather(a, split.shared) for a in inputs)
-        nll_BC, grad_logits_BCW = _chunk_nll(x_BCD, target_BC, head_DW, vocab)
+        predicted = _predict(x_BCD, target_BC, columns_DW, split.vocab)
+        logsumexp_BC1 = _logsumexp(predicted.logits_BCW, split.vocab)
+        total -= _target_logps(predicted, logsumexp_BC1, split.vocab).sum()
         if not gradients:
-            return (total + nll_BC.sum(), None), None
-        dtype = grad_logits_BCW.dtype
-        grad_x_BCD = jnp.einsum("BCW,DW->BCD", grad_logits_BCW, head_DW.astype(dtype))
-        grad_head_DW += jnp.einsum("BCD,BCW->DW", x_BCD.astype(dtype), grad_logits_BCW)
-        return (total + nll_BC.sum(), grad_head_DW), _psum_scatter(grad_x_BCD, vocab, split.shared).astype(x_BCD.dtype)
+            return (total, None), None
+        grad_x_BCD, new_DW = _chunk_gradients(predicted, logsumexp_BC1, -1.0, x_BCD, columns_DW, split)
+        return (total, grad_head_DW + new_DW), grad_x_BCD
 
-    start = (zero, jnp.zeros(head_DW.shape, zero.dtype) if gradients else None)
-    (total, grad_head_DW), grads = jax.lax.scan(step, start, _time_chunks(hidden_BTD, targets_BT, chunk))
-    others = tuple(axis for axis in tokens if axis not in split.shared)
-    total = jax.lax.psum(total, others)
+    start = (zero, jnp.zeros(columns_DW.shape, zero.dtype) if gradients else None)
+    chunks = _time_chunks(hidden_BTD, chunk), _time_chunks(targets_BT, chunk, IGNORED)
+    (total, grad_head_DW), grads = jax.lax.scan(step, start, chunks)
+    total = jax.lax.psum(total, split.others)
     if not gradients:
         return (total,)
-    grad_x_BTD = jnp.moveaxis(grads, 0, 1).reshape(len(hidden_BTD), -1, hidden_BTD.shape[2])[:, : hidden_BTD.shape[1]]
-    # Devices along an `embed` axis that does not split the tokens hold the same gradient.
-    same = jax.lax.psum(1, tuple(axis for axis in embed if axis not in tokens))
-    grad_head_DW = _psum_scatter(grad_head_DW, (*embed, *(axis for axis in others if axis not in embed)), embed) / same
-    return total, grad_x_BTD, grad_head_DW.astype(head_DW.dtype)
+    return total, _rows(grads, hidden_BTD.shape[1]), _stored_gradient(grad_head_DW, split).astype(head_DW.dtype)
 
 
 def _all_gather(x, axes: tuple[str, ...]):
@@ -146,69 +158,132 @@ def _psum_scatter(x, axes: tuple[str, ...], scattered: tuple[str, ...]):
 def token_logps(hidden_BTD: jax.Array, head_DW: jax.Array, targets_BT: jax.Array, chunk: int) -> jax.Array:
     """log softmax(hidden · head)[target] in nats, [B, T] in at least float32; 0 where the target is -100.
 
-    Computed for `chunk` tokens of each row at a time. Backward recomputes the logits of each chunk.
+    hidden [B, T, D], head [D, W], targets [B, T]. Logits exist for `chunk` tokens of each row at a time; backward
+    recomputes them. On a mesh the vocabulary is split as for `cross_entropy_sum`.
     """
     return token_logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk)[0]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def token_logps_and_entropies(
     hidden_BTD: jax.Array, head_DW: jax.Array, targets_BT: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """(`token_logps`, entropies of the predictions [B, T] in nats: no gradient, 0 where the target is -100)."""
-    if one_device():
-        return _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk)
-
-    def on_device(hidden_BTD, head_DW, targets_BT):
-        return _logps_and_entropies(hidden_BTD, _all_gather(head_DW, RULES["embed"]), targets_BT, chunk)
-
-    tokens = PartitionSpec(*token_axes(targets_BT.shape))
-    return jax.shard_map(
-        on_device,
-        in_specs=(tokens, PartitionSpec(RULES["embed"]), tokens),
-        out_specs=tokens,
-        axis_names={*RULES["batch"], *RULES["tokens"]},
-        check_vma=False,
-    )(hidden_BTD, head_DW, targets_BT)
+    return _token_logps_fwd(hidden_BTD, head_DW, targets_BT, chunk)[0]
 
 
-def _logps_and_entropies(hidden_BTD, head_DW, targets_BT, chunk: int):
-    @jax.checkpoint
+def _token_logps_fwd(hidden_BTD, head_DW, targets_BT, chunk: int):
+    part = functools.partial(_token_logps_part, chunk=chunk)
+    *results, logsumexp_BT = _on_mesh(part, ("tokens",) * 3, head_DW, hidden_BTD, targets_BT)
+    return tuple(results), (head_DW, hidden_BTD, targets_BT, logsumexp_BT)
+
+
+def _token_logps_bwd(chunk: int, residuals, grads):
+    part = functools.partial(_token_logps_gradients, chunk=chunk)
+    return *_on_mesh(part, ("tokens", "head"), *residuals, grads[0]), None
+
+
+token_logps_and_entropies.defvjp(_token_logps_fwd, _token_logps_bwd)
+
+
+def _token_logps_part(split: LossSplit, head_DW, hidden_BTD, targets_BT, *, chunk: int):
+    """(log-probabilities, entropies, logsumexp of the logits), [B, T] each, on one device of a mesh with these axes."""
+    columns_DW = _all_gather(head_DW, split.embed)
+
     def step(_, inputs):
-        x_BCD, target_BC = inputs
-        logits_BCW = jax.lax.stop_gradient(head_logits(head_DW, x_BCD))
-        logps_BCW = jax.nn.log_softmax(logits_BCW, axis=-1)
-        entropy_BC = jnp.where(target_BC != IGNORED, -jnp.sum(jnp.exp(logps_BCW) * logps_BCW, axis=-1), 0)
-        return None, (-_chunk_nll(x_BCD, target_BC, head_DW)[0], entropy_BC)
+        x_BCD, target_BC = (_all_gather(a, split.shared) for a in inputs)
+        predicted = _predict(x_BCD, target_BC, columns_DW, split.vocab)
+        logsumexp_BC1 = _logsumexp(predicted.logits_BCW, split.vocab)
+        logps_BC = _target_logps(predicted, logsumexp_BC1, split.vocab)
+        results = logps_BC, _entropies(predicted, logsumexp_BC1, split.vocab), logsumexp_BC1[..., 0]
+        first = jax.lax.axis_index(split.shared) * len(inputs[0]) if split.shared else 0
+        return None, tuple(jax.lax.dynamic_slice_in_dim(x, first, len(inputs[0])) for x in results)
 
-    _, chunks = jax.lax.scan(step, None, _time_chunks(hidden_BTD, targets_BT, chunk))
-    batch, length = targets_BT.shape
-    return tuple(jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1)[:, :length] for x_NBC in chunks)
+    _, results = jax.lax.scan(step, None, (_time_chunks(hidden_BTD, chunk), _time_chunks(targets_BT, chunk, IGNORED)))
+    return tuple(_rows(x_NBC, targets_BT.shape[1]) for x_NBC in results)
 
 
-def _chunk_nll(x_BCD, target_BC, head_DW, vocab: tuple[str, ...] = ()):
-    """(negative log-likelihood [B, C], its gradient with respect to the logits [B, C, W]).
+def _token_logps_gradients(split: LossSplit, head_DW, hidden_BTD, targets_BT, logsumexp_BT, grad_BT, *, chunk: int):
+    """(of the hidden states, of the head), where the log-probabilities have the gradient `grad`, on one device."""
+    columns_DW = _all_gather(head_DW, split.embed)
 
-    `vocab` are the mesh axes that split the columns of the head.
-    """
-    logits_BCW = head_logits(head_DW, x_BCD)
+    def step(grad_head_DW, inputs):
+        x_BCD, target_BC, logsumexp_BC, grad_BC = (_all_gather(a, split.shared) for a in inputs)
+        predicted = _predict(x_BCD, target_BC, columns_DW, split.vocab)
+        grad_x_BCD, new_DW = _chunk_gradients(
+            predicted, logsumexp_BC[..., None], grad_BC[..., None], x_BCD, columns_DW, split
+        )
+        return grad_head_DW + new_DW, grad_x_BCD
+
+    zeros = jnp.zeros(columns_DW.shape, logsumexp_BT.dtype)
+    others = (_time_chunks(x_BT, chunk) for x_BT in (logsumexp_BT, grad_BT))
+    chunks = _time_chunks(hidden_BTD, chunk), _time_chunks(targets_BT, chunk, IGNORED), *others
+    grad_head_DW, grads = jax.lax.scan(step, zeros, chunks)
+    return _rows(grads, hidden_BTD.shape[1]), _stored_gradient(grad_head_DW, split).astype(head_DW.dtype)
+
+
+class Predictions(NamedTuple):
+    """Of a chunk of tokens, for a device's part of the vocabulary."""
+
+    logits_BCW: jax.Array
+    picked_BCW: jax.Array  # whether the column is the token's target
+    counts_BC1: jax.Array  # whether the token has a target
+
+
+def _predict(x_BCD, target_BC, head_DW, vocab: tuple[str, ...]) -> Predictions:
+    """`vocab` are the mesh axes that split the columns of the head, here and below."""
     first = head_DW.shape[1] * jax.lax.axis_index(vocab) if vocab else 0
     picked_BCW = first + jnp.arange(head_DW.shape[1]) == target_BC[..., None]
-    counts_BC1 = (target_BC != IGNORED)[..., None]
-
-    def total(x_BCW):
-        return jax.lax.psum(x_BCW.sum(axis=-1, keepdims=True), vocab)
-
-    largest_BC1 = jax.lax.pmax(jax.lax.stop_gradient(logits_BCW).max(axis=-1, keepdims=True), vocab)
-    logsumexp_BC1 = largest_BC1 + jnp.log(total(jnp.exp(logits_BCW - largest_BC1)))
-    nll_BC1 = logsumexp_BC1 - total(jnp.where(picked_BCW, logits_BCW, 0))
-    grad_BCW = jnp.where(counts_BC1, jnp.exp(logits_BCW - logsumexp_BC1) - picked_BCW, 0)
-    return jnp.where(counts_BC1, nll_BC1, 0)[..., 0], grad_BCW
+    return Predictions(head_logits(head_DW, x_BCD), picked_BCW, (target_BC != IGNORED)[..., None])
 
 
-def _time_chunks(hidden_BTD, targets_BT, chunk: int):
-    """Hidden states and targets as [N, B, C, …], padded with targets of -100. The batch axis keeps its sharding."""
-    batch, length, width = hidden_BTD.shape
-    behind = -length % min(chunk, length)
-    hidden = jnp.pad(hidden_BTD, ((0, 0), (0, behind), (0, 0))).reshape(batch, -1, min(chunk, length), width)
-    targets = jnp.pad(targets_BT, ((0, 0), (0, behind)), constant_values=IGNORED).reshape(batch, -1, min(chunk, length))
-    return jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0)
+def _vocab_sum(x_BCW, vocab: tuple[str, ...]):
+    return jax.lax.psum(x_BCW.sum(axis=-1, keepdims=True), vocab)
+
+
+def _logsumexp(logits_BCW, vocab: tuple[str, ...]):
+    largest_BC1 = jax.lax.pmax(logits_BCW.max(axis=-1, keepdims=True), vocab)
+    return largest_BC1 + jnp.log(_vocab_sum(jnp.exp(logits_BCW - largest_BC1), vocab))
+
+
+def _target_logps(predicted: Predictions, logsumexp_BC1, vocab: tuple[str, ...]):
+    """Log-probabilities of the targets [B, C], 0 without one."""
+    logps_BC1 = _vocab_sum(jnp.where(predicted.picked_BCW, predicted.logits_BCW, 0), vocab) - logsumexp_BC1
+    return jnp.where(predicted.counts_BC1, logps_BC1, 0)[..., 0]
+
+
+def _entropies(predicted: Predictions, logsumexp_BC1, vocab: tuple[str, ...]):
+    """Entropies of the predictions [B, C], 0 without a target."""
+    logps_BCW = predicted.logits_BCW - logsumexp_BC1
+    return jnp.where(predicted.counts_BC1, -_vocab_sum(jnp.exp(logps_BCW) * logps_BCW, vocab), 0)[..., 0]
+
+
+def _chunk_gradients(predicted: Predictions, logsumexp_BC1, grad_BC1, x_BCD, head_DW, split: LossSplit):
+    """(of the device's own hidden states, of its part of the head [D, W] from this chunk), from those of log-probs."""
+    probs_BCW = jnp.exp(predicted.logits_BCW - logsumexp_BC1)
+    grad_BCW = jnp.where(predicted.counts_BC1, grad_BC1 * (predicted.picked_BCW - probs_BCW), 0)
+    grad_x_BCD = jnp.einsum("BCW,DW->BCD", grad_BCW, head_DW.astype(grad_BCW.dtype))
+    grad_head_DW = jnp.einsum("BCD,BCW->DW", x_BCD.astype(grad_BCW.dtype), grad_BCW)
+    return _psum_scatter(grad_x_BCD, split.vocab, split.shared).astype(x_BCD.dtype), grad_head_DW
+
+
+def _stored_gradient(grad_head_DW, split: LossSplit):
+    """The sum of the head's gradients over all tokens, in parts along `embed` as the head is stored."""
+    # Devices along an `embed` axis that does not split the tokens hold the same gradient.
+    same = jax.lax.psum(1, tuple(axis for axis in split.embed if axis not in split.tokens))
+    rest = tuple(axis for axis in split.others if axis not in split.embed)
+    return _psum_scatter(grad_head_DW, (*split.embed, *rest), split.embed) / same
+
+
+def _time_chunks(x_BT, chunk: int, fill: int = 0):
+    """[B, T, …] as [N, B, C, …], padded with `fill`. The batch axis keeps its sharding."""
+    batch, length, *rest = x_BT.shape
+    chunk = min(chunk, length)
+    behind = ((0, 0), (0, -length % chunk), *((0, 0) for _ in rest))
+    return jnp.moveaxis(jnp.pad(x_BT, behind, constant_values=fill).reshape(batch, -1, chunk, *rest), 1, 0)
+
+
+def _rows(x_NBC, length: int):
+    """The inverse of `_time_chunks`: [B, T, …]."""
+    _, batch, _, *rest = x_NBC.shape
+    return jnp.moveaxis(x_NBC, 0, 1).reshape(batch, -1, *rest)[:, :length]

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from ling_jax.config import ModelConfig
-from ling_jax.model.attention import cached_attention, paged_attention, softmax_attention
+from ling_jax.model.attention import cached_attention, pool_attention, softmax_attention
 from ling_jax.model.gqa import out_spec, project_out
 from ling_jax.model.joined import join, project
-from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_tokens
+from ling_jax.model.layer_cache import LayerCache, read_leaf, read_pages, write_pages, write_tokens
 from ling_jax.model.mixer import CacheSizes, Mixer
 from ling_jax.model.norm import rms_norm
 from ling_jax.model.rope import RopeTable, rotate_interleaved, yarn_mscale
@@ -18,6 +18,7 @@ from ling_jax.parallel import context
 from ling_jax.spec import Leaf, Params, Spec, normal, ones, zeros
 
 LATENT_NORM_EPS = 1e-6  # official code; independent of `norm_eps`
+CACHE_AXES = {"latent": ("batch", None, None)}  # all heads read the same
 
 
 def mla_spec(config: ModelConfig) -> Spec:
@@ -64,7 +65,9 @@ def mla(
     """MLA of the layer's normed input x [B, T, D]: (y [B, T, D], the cache with these tokens or None)."""
     q_BTHK = queries(params, x_BTD, info.latent_rope, config)
     latent_BTR = jnp.concatenate(latents(params, x_BTD, info.latent_rope, config), axis=-1)
-    if cache is not None:
+    if info.pages is not None:
+        cache = write_pages(cache, "latent", latent_BTR, info.places, CACHE_AXES)
+    elif cache is not None:
         cache = write_tokens(cache, "latent", latent_BTR, info.places)
     if info.last_visible is None:
         o_BTHV = _expanded(params, q_BTHK, latent_BTR, info, config)
@@ -98,7 +101,7 @@ def _absorbed(params, q_BTHK, cache: LayerCache, info: TokenInfo, config: ModelC
     q_nope, q_rope = jnp.split(q_BTHK, [config.nope_dim], axis=-1)
     q_BTHR = jnp.concatenate([jnp.einsum("BTHK,HRK->BTHR", q_nope, k_HRK.astype(q_nope.dtype)), q_rope], axis=-1)
 
-    def read(pages_Bn):
+    def read(cache, pages_Bn):
         k_BS1R = read_pages(cache, "latent", pages_Bn)[:, :, None]
         return k_BS1R, k_BS1R  # values without the rope keys would be a copy: what they add is cut off below
 
@@ -107,7 +110,9 @@ def _absorbed(params, q_BTHK, cache: LayerCache, info: TokenInfo, config: ModelC
         k_BS1R = read_leaf(cache, "latent")[:, :, None]
         o_BTHR = cached_attention(q_BTHR, k_BS1R, k_BS1R[..., : config.kv_lora_rank], last_BT, scale)
     else:
-        o_BTHR = paged_attention(q_BTHR, read, info.pages.table, last_BT, scale)[..., : config.kv_lora_rank]
+        o_BTHR = pool_attention(q_BTHR, cache, CACHE_AXES, read, info.pages.table, last_BT, scale)[
+            ..., : config.kv_lora_rank
+        ]
     return jnp.einsum("BTHR,HVR->BTHV", o_BTHR, v_HVR.astype(o_BTHR.dtype))
 
 
@@ -158,7 +163,7 @@ def latents(
 def mla_cache_spec(config: ModelConfig, sizes: CacheSizes) -> Spec:
     """The latent and the rope key of every token."""
     shape = (sizes.blocks, sizes.block_size, latent_width(config))
-    return {"latent": Leaf(shape, ("batch", None, None), zeros, sizes.dtype)}
+    return {"latent": Leaf(shape, CACHE_AXES["latent"], zeros, sizes.dtype)}
 
 
 def mla_flops(config: ModelConfig, length: int) -> float:

@@ -1,6 +1,5 @@
 """Feed-forward layers: dense SwiGLU and the mixture of experts (docs/architecture.md §8)."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -67,20 +66,32 @@ def serve_moe(params: Params) -> Params:
     return params | ({"shared": serve_swiglu(params["shared"])} if "shared" in params else {})
 
 
-def dense_ffn(params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, None]:
+def dense_ffn(
+    params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig, recorded_BTk: None = None
+) -> tuple[jax.Array, None]:
     """The dense feed-forward layer with the signature of `moe`: (SwiGLU(x) [B, T, D], None)."""
-    del live_BT, config
+    del live_BT, config, recorded_BTk
     return swiglu(params, x_BTD), None
 
 
-def moe(params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig) -> tuple[jax.Array, Router]:
-    """(Σ_e weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router). Loads and z count tokens in `live_BT` only."""
+def moe(
+    params: Params, x_BTD: jax.Array, live_BT: jax.Array, config: ModelConfig, recorded_BTk: jax.Array | None = None
+) -> tuple[jax.Array, Router]:
+    """(Σ_e weight_e · SwiGLU_e(x) + shared SwiGLU(x) [B, T, D], Router). Loads and z count tokens in `live_BT` only.
+
+    Tokens go to the experts in `recorded_BTk`, integers, where these are given (`route`).
+    """
     with jax.named_scope("router"):
         logits_BTE = router_logits(params["router"], x_BTD)
         tokens = ((x_BTD.shape[0], "batch"), (x_BTD.shape[1], "tokens"))
-        choose = per_device(functools.partial(route, config=config), (tokens, ()), (tokens, tokens))
+
+        def choose(logits_BTE, bias_E, recorded_BTk):
+            return route(logits_BTE, bias_E, config, recorded_BTk)
+
         # Per device: the compiler would gather all tokens for top_k.
-        index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"])
+        in_axes = (tokens, (), None if recorded_BTk is None else tokens)
+        choose = per_device(choose, in_axes, (tokens, tokens))
+        index_BTk, weight_BTk = choose(logits_BTE, params["expert_bias"], recorded_BTk)
     with jax.named_scope("experts"):
         matrices = experts.Experts(*(params["experts"][name] for name in experts.Experts._fields))
         choices = weight_BTk.astype(x_BTD.dtype), index_BTk, live_BT
@@ -101,11 +112,20 @@ def router_logits(weight_DE: jax.Array, x_BTD: jax.Array) -> jax.Array:
     return jnp.einsum("BTD,DE->BTE", x_BTD.astype(dtype), weight_DE.astype(dtype), precision=jax.lax.Precision.HIGHEST)
 
 
-def route(logits_BTE: jax.Array, expert_bias_E: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """(expert_index, expert_weight), both [B, T, k]. The bias affects the choice only; it has no gradient."""
+def route(
+    logits_BTE: jax.Array, expert_bias_E: jax.Array, config: ModelConfig, recorded_BTk: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(expert_index, expert_weight), both [B, T, k]. The bias affects the choice only; it has no gradient.
+
+    `recorded_BTk` replaces the choice of the tokens that have no -1 there. The weights are this router's own scores at
+    the recorded experts.
+    """
     score_BTE = jax.nn.sigmoid(logits_BTE)
     biased_BTE = jax.lax.stop_gradient(score_BTE + expert_bias_E.astype(score_BTE.dtype))
     _, index_BTk = jax.lax.top_k(_keep_best_groups(biased_BTE, config), config.top_k)
+    if recorded_BTk is not None:
+        has_record_BT1 = jnp.all(recorded_BTk >= 0, axis=-1, keepdims=True)
+        index_BTk = jnp.where(has_record_BT1, recorded_BTk.astype(index_BTk.dtype), index_BTk)
     weight_BTk = jnp.take_along_axis(score_BTE, index_BTk, axis=-1)
     if config.top_k > 1:
         weight_BTk = weight_BTk / (weight_BTk.sum(axis=-1, keepdims=True) + 1e-20)

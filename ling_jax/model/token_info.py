@@ -25,12 +25,17 @@ class Places(NamedTuple):
 
 
 class Pages(NamedTuple):
-    """Rows whose tokens lie in pages of a pool, and how they share sequences (docs/engine.md)."""
+    """Rows whose tokens lie in pages of a pool, and how they share sequences (docs/engine.md).
+
+    A mesh splits the rows, states and pages among D = `num_shards("batch")` parts: pages and states of a row are
+    numbered in its own part. Without a mesh D is 1.
+    """
 
     table: jax.Array  # [B, n] int32 pages of each row's sequence, in order; page 0 where it has none: that stays zero
     state: jax.Array  # [B] int32 place of each row's state
     fresh: jax.Array  # [B] bool: the row begins its sequence, the state before it is zero
-    distinct: jax.Array  # [] bool: no two rows are of the same sequence; only rows of one token may share one
+    # [D] bool ([] where D is 1): no two rows of a part are of the same sequence; only rows of one token may share one.
+    distinct: jax.Array
 
 
 class TokenInfo(NamedTuple):

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model.cache import Cache, slots_of
-from ling_jax.model.layers import layer_numbers, run_segments, segments_spec
+from ling_jax.model.layers import layer_numbers, num_moe_layers, run_segments, segments_spec
 from ling_jax.model.lightning import uses_layer_kernel
 from ling_jax.model.loss import IGNORED, LossSums, cross_entropy_sum, head_logits, shifted_targets, weighted_total
 from ling_jax.model.moe import Router
@@ -22,7 +22,7 @@ from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAGE_SIZE, PAST_END, ContextSplit, Pages, Places, TokenInfo
 from ling_jax.parallel import context
 from ling_jax.parallel.embedding import look_up
-from ling_jax.parallel.sharding import constrain, num_shards
+from ling_jax.parallel.sharding import constrain, num_shards, per_device
 from ling_jax.spec import Leaf, Params, Spec, normal, ones
 from pallas_kernels.lightning_attention import document_ids, rotation_lanes
 from pallas_kernels.lightning_attention.context import live_between
@@ -141,13 +141,20 @@ def forward_with_pages(
     behind a row's tokens. `layers` are the arrays of a pool (`cache.pool_spec`), which `pages` points into. `ropes` are
     those of the positions, from a caller that has computed them for many calls at once.
     """
-    live_BT, n = positions >= 0, pages.table.shape[1]
+    live_BT = positions >= 0
     info = make_token_info(tokens, config, jnp.maximum(positions, 0), live_BT.astype(jnp.int32), ropes=ropes)
-    page_BT = jnp.take_along_axis(pages.table, jnp.clip(positions // PAGE_SIZE, 0, n - 1), axis=1)
+    rows = (tokens.shape[0], "batch")
+    page_BT = per_device(_pages_of, ((rows,), (rows,)), ((rows,),))(pages.table, positions)[0]
     places = Places(jnp.where(live_BT, page_BT, PAST_END), positions % PAGE_SIZE)
     info = info._replace(places=places, last_visible=jnp.where(live_BT, positions, PAST_END), pages=pages)
     hidden_BTD, routers, layers = _trunk(params, tokens, info, config, layers)
     return hidden_BTD, routers, layers
+
+
+def _pages_of(table_Bn, positions_BT):
+    """The pages in which the positions lie, [B, T]; where a row's table ends, and of padding, any."""
+    place_BT = jnp.clip(positions_BT // PAGE_SIZE, 0, table_Bn.shape[1] - 1)
+    return (jnp.take_along_axis(table_Bn, place_BT, axis=1),)
 
 
 def loss(
@@ -273,10 +280,16 @@ def positions_in_documents(shape: tuple[int, ...], docs_BT: jax.Array | None) ->
 
 
 def hidden_states(
-    params: Params, tokens: ArrayLike, info: TokenInfo, config: ModelConfig
+    params: Params, tokens: ArrayLike, info: TokenInfo, config: ModelConfig, *, experts: ArrayLike | None = None
 ) -> tuple[jax.Array, list[jax.Array], dict[str, Any]]:
-    """(states after the final norm [B, T, D], [the states of each MTP depth], routers): the inputs of the LM head."""
-    hidden_BTD, routers, _ = _trunk(params, tokens, info, config)
+    """(states after the final norm [B, T, D], [the states of each MTP depth], routers): the inputs of the LM head.
+
+    `experts` [B, T, L, k], integers of any size, fixes which experts each token goes to in the L MoE layers of the
+    trunk, such as those that an engine recorded; a token with -1 chooses by itself. The weights of the experts stay the
+    router's own, with their gradients. `recorded_experts.check_experts` checks the values. Raises ValueError if the
+    shape does not fit.
+    """
+    hidden_BTD, routers, _ = _trunk(params, tokens, info, config, experts=_placed(experts, jnp.shape(tokens), config))
     routers = {"segments": routers}
     if not config.mtp_depth:
         return hidden_BTD, [], routers
@@ -288,8 +301,19 @@ def hidden_states(
     return hidden_BTD, outputs, routers
 
 
-def _trunk(params: Params, tokens, info: TokenInfo, config: ModelConfig, cache=None):
-    x_BTD, routers, cache = run_segments(params["segments"], _embed(params, tokens, config), info, config, cache)
+def _placed(experts, shape_BT: tuple[int, ...], config: ModelConfig):
+    """Recorded experts on the devices of their tokens; None stays None."""
+    if experts is None:
+        return None
+    expected = (*shape_BT, num_moe_layers(config), config.top_k)
+    if jnp.shape(experts) != expected:
+        raise ValueError(f"experts are {jnp.shape(experts)}; expected {expected}: rows, tokens, MoE layers, top_k")
+    return constrain(jnp.asarray(experts), ("batch", "tokens", None, None))
+
+
+def _trunk(params: Params, tokens, info: TokenInfo, config: ModelConfig, cache=None, experts=None):
+    x_BTD = _embed(params, tokens, config)
+    x_BTD, routers, cache = run_segments(params["segments"], x_BTD, info, config, cache, experts)
     return rms_norm(x_BTD, params["final_norm"], config.norm_eps), routers, cache
 
 
@@ -313,3 +337,9 @@ def routers_by_layer(routers: dict[str, Any], config: ModelConfig) -> Router | N
     layers = [by_layer[number] for number in sorted(by_layer)]
     layers += [jax.tree.map(lambda leaf, d=d: leaf[d], routers["mtp"]) for d in range(config.mtp_predictions)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers) if layers else None
+
+
+def chosen_experts(routers: dict[str, Any], config: ModelConfig) -> jax.Array | None:
+    """[B, T, L, k] int32 experts of the trunk's MoE layers in order; None if there are none."""
+    router = routers_by_layer(routers, dataclasses.replace(config, mtp_depth=0))
+    return None if router is None else jnp.moveaxis(router.expert_index, 0, 2)

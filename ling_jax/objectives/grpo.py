@@ -27,20 +27,21 @@ def grpo_loss(
     clip_high: float = 0.2,  # DAPO raises it to 0.28 (Yu et al. 2025, §4.1)
     aggregate: str = "seq_mean",
     entropies: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """GRPO (Shao et al. 2024, §4.1.1) with its PPO clip.
 
         J = mean_i 1/|y_i| Σ_t min(r_it Â_it, clip(r_it, 1 - clip_low, 1 + clip_high) Â_it),   r = π_policy / π_old
 
     Arrays are [B, T]; advantages are [B], or [B, T] for PPO. |y_i| is the number of loss tokens of row i. `aggregate`
-    is "seq_mean" as written, or "token_mean": Σ_i Σ_t / Σ_i |y_i| (DAPO §4.3). `behaviour_logps` serves the mismatch
-    metrics only and may be None. Returns (-J, metrics) in at least float32. Raises ValueError for a wrong shape or
-    aggregate.
+    is "seq_mean" as written, or "token_mean": Σ_i Σ_t / Σ_i |y_i| (DAPO §4.3); `weights` [B, T] take the place of both.
+    `behaviour_logps` serves the mismatch metrics only and may be None. Returns (-J, metrics) in at least float32.
+    Raises ValueError for a wrong shape or aggregate.
     """
     tokens = loss_tokens("grpo", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=True)
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip_low, clip_high)
-    loss = -mean_by("grpo", aggregate, terms, tokens.mask)
+    loss = -mean_by("grpo", aggregate, terms, tokens.mask, weights)
     return loss, token_metrics("grpo", tokens, ratio, clipped, entropies)
 
 

@@ -28,6 +28,7 @@ from ling_jax.objectives.tokens import (
     ratio_of,
     sequence_mean,
     surrogate,
+    weighted,
 )
 
 MIN_REST = 1e-6  # our choice: minimum probability of "any other token"; float32 cannot represent 1 - 1e-8
@@ -75,6 +76,7 @@ def kpop_loss(
     kappa_cap: float | None = None,
     clip: float = 0.2,  # our choice: PPO's; the report prints no number
     entropies: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """KPop (Ling 2.6 report §3.2.3): IcePop's eq. 5 with a binary-KL mask.
 
@@ -84,14 +86,24 @@ def kpop_loss(
 
     The report prints M but not J. κ = the ratio follows its authors' code and IcePop; kappa="one" is the literal
     reading. Without `symmetric`, M bounds D(old‖behaviour) only. M and κ are constants. Arrays are [B, T], advantages
-    [B]; |y_i| counts loss tokens before the mask. phi does not bound κ: with phi = 0.1, a token whose probability goes
-    from 1e-6 to 0.01 is kept and weighs 10,000 unless `kappa_cap` bounds it. M and κ clip log-probs as `binary_kl`
-    does, so behaviour_logps may be -inf. Returns (-J, metrics) in at least float32. Raises ValueError without
-    behaviour_logps, for a wrong shape and for an unknown kappa.
+    [B], or [B, T] with weights; |y_i| counts loss tokens before the mask; `weights` [B, T] take the place of the mean.
+    phi does not bound κ: with phi = 0.1, a token whose probability goes from 1e-6 to 0.01 is kept and weighs 10,000
+    unless `kappa_cap` bounds it. M and κ clip log-probs as `binary_kl` does, so behaviour_logps may be -inf. Returns
+    (-J, metrics) in at least float32. Raises ValueError without behaviour_logps, for a wrong shape and for an unknown
+    kappa.
     """
     if kappa not in KAPPAS:
         raise ValueError(f"kpop: kappa is {kappa!r}; expected one of {', '.join(KAPPAS)}")
-    tokens = loss_tokens("kpop", policy_logps, old_logps, behaviour_logps, advantages, mask, needs_behaviour=True)
+    tokens = loss_tokens(
+        "kpop",
+        policy_logps,
+        old_logps,
+        behaviour_logps,
+        advantages,
+        mask,
+        needs_behaviour=True,
+        token_advantages=weights is not None,
+    )
     keep = kpop_mask(tokens.old, tokens.behaviour, phi, symmetric=symmetric)
     weight = importance_ratio(tokens.old, tokens.behaviour) if kappa == "ratio" else jnp.ones_like(tokens.old)
     if kappa_cap is not None:
@@ -99,7 +111,7 @@ def kpop_loss(
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     metrics = token_metrics("kpop", tokens, ratio, clipped, entropies) | mask_metrics(tokens, keep)
-    return -sequence_mean(jnp.where(keep, weight, 0) * terms, tokens.mask), metrics
+    return -weighted("kpop", sequence_mean, jnp.where(keep, weight, 0) * terms, tokens.mask, weights), metrics
 
 
 def calibrate_phi(

@@ -1,5 +1,7 @@
 """LPO: one ratio for each sentence."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -7,7 +9,16 @@ from jax.typing import ArrayLike
 from ling_jax.objectives.metrics import token_metrics
 from ling_jax.objectives.objective import POSITIVE, Normaliser, Objective, clipped_term, ignores_behaviour
 from ling_jax.objectives.segments import segment_mean
-from ling_jax.objectives.tokens import Metrics, Tokens, check_shape, loss_tokens, ratio_of, surrogate, token_mean
+from ling_jax.objectives.tokens import (
+    Metrics,
+    Tokens,
+    check_shape,
+    loss_tokens,
+    ratio_of,
+    surrogate,
+    token_mean,
+    weighted,
+)
 
 
 def sentence_ratio(tokens: Tokens, sentence_ids: jax.Array) -> jax.Array:
@@ -26,27 +37,33 @@ def lpo_loss(
     group_size: int,
     clip: float = 0.03,  # Ling 2.0 report §4.2.2
     entropies: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """LPO: clipped objective on sentence-level geometric-mean ratios (Ling 2.0 report §4.2.2).
 
         J = mean over groups of 1/Σ|y_i| · Σ_i Σ_k |s_ik| · min(r_ik Â_i, clip(r_ik, 1±clip) Â_i)
         r_ik = exp(mean_t∈s_ik (log π_policy - log π_old))
 
-    Arrays are [B, T], advantages [B]. A group is `group_size` neighbouring rows. `sentence_ids` are integers, local to
-    the row: a sentence is all loss tokens of a row with one id, contiguous or not, and |s| counts them. Ids of other
-    tokens are ignored. A group without loss tokens contributes 0 and counts. `behaviour_logps` serves the mismatch
-    metrics only and may be None. Returns (-J, metrics) in at least float32. Raises ValueError for a wrong shape, ids
-    that are no integers, and rows that do not form whole groups.
+    Arrays are [B, T], advantages [B], or [B, T] with weights. A group is `group_size` neighbouring rows, which do not
+    matter where `weights` [B, T] take the place of the mean. `sentence_ids` are integers, local to the row: a sentence
+    is all loss tokens of a row with one id, contiguous or not, and |s| counts them. Ids of other tokens are ignored. A
+    group without loss tokens contributes 0 and counts. `behaviour_logps` serves the mismatch metrics only and may be
+    None. Returns (-J, metrics) in at least float32. Raises ValueError for a wrong shape, ids that are no integers, and
+    rows that do not form whole groups.
     """
-    tokens = loss_tokens("lpo", policy_logps, old_logps, behaviour_logps, advantages, mask)
+    tokens = loss_tokens(
+        "lpo", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=weights is not None
+    )
     check_shape("lpo", "sentence_ids", sentence_ids, tokens.mask.shape)
     if not jnp.issubdtype(jnp.result_type(sentence_ids), jnp.integer):
         raise ValueError(f"lpo: sentence_ids is of {jnp.result_type(sentence_ids)}; expected integers")
-    if group_size < 1 or tokens.mask.shape[0] % group_size:
+    if weights is None and (group_size < 1 or tokens.mask.shape[0] % group_size):
         raise ValueError(f"lpo: {tokens.mask.shape[0]} rows make no whole groups of group_size {group_size}")
     ratio = sentence_ratio(tokens, jnp.asarray(sentence_ids))
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
-    return -group_mean(terms, tokens.mask, group_size), token_metrics("lpo", tokens, ratio, clipped, entropies)
+    mean = functools.partial(group_mean, group_size=group_size)
+    loss = -weighted("lpo", mean, terms, tokens.mask, weights)
+    return loss, token_metrics("lpo", tokens, ratio, clipped, entropies)
 
 
 def group_mean(terms: jax.Array, mask: jax.Array, group_size: int) -> jax.Array:

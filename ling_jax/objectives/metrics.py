@@ -65,9 +65,23 @@ def masked_quantile(values: jax.Array, mask: jax.Array, level: ArrayLike) -> jax
     """The smallest value under `mask` with at least the share `level` of the values at or below it; 0 without values.
 
     The result is a scalar and one of the values. `values` (finite) and `mask` have equal shapes; `level` may be traced.
+    The value is found bit by bit from counts, so that arrays which a mesh splits are neither gathered nor sorted.
     """
-    # One extra entry, so that indexing an empty array is valid.
-    ordered = jnp.append(jnp.sort(jnp.where(mask, values, jnp.inf), axis=None), jnp.inf)
+    keys, bits = _ordered_keys(values)
     count = jnp.sum(mask)
-    rank = jnp.ceil(level * count).astype(int) - 1
-    return jnp.where(count > 0, ordered[jnp.clip(rank, 0, jnp.maximum(count - 1, 0))], 0)
+    rank = jnp.clip(jnp.ceil(level * count).astype(int), 1, jnp.maximum(count, 1))
+
+    def search(i, least):  # the largest key that fewer than `rank` keys are below
+        higher = least | (jnp.ones((), keys.dtype) << (bits - 1 - i).astype(keys.dtype))
+        return jnp.where(jnp.sum(mask & (keys < higher)) < rank, higher, least)
+
+    key = jax.lax.fori_loop(0, bits, search, jnp.zeros((), keys.dtype))
+    return jnp.where(count > 0, jnp.max(values, where=mask & (keys == key), initial=-jnp.inf), 0)
+
+
+def _ordered_keys(values: jax.Array) -> tuple[jax.Array, int]:
+    """(unsigned integers in the order of the floats, their number of bits)."""
+    bits = 8 * values.dtype.itemsize
+    keys = jax.lax.bitcast_convert_type(values, jnp.dtype(f"uint{bits}"))
+    sign = jnp.ones((), keys.dtype) << jnp.asarray(bits - 1, keys.dtype)
+    return jnp.where(keys & sign, ~keys, keys | sign), bits

@@ -14,12 +14,14 @@ def reference_kl(
     *,
     coefficient: float,
     aggregate: str = "seq_mean",
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """coefficient · mean of the k3 estimator exp(d) - 1 - d, d = log π_reference - log π_policy (Schulman 2020).
 
     The estimate is never negative except for round-off. Over tokens sampled from the policy, its mean is
     KL(policy‖reference), but the mean of its gradient is that of KL(reference‖policy). Arrays are [B, T]; the reference
-    is a constant; only tokens under `mask` count. `aggregate` is "seq_mean" or "token_mean" as in `grpo_loss`. Above a
+    is a constant; only tokens under `mask` count. `aggregate` is "seq_mean" or "token_mean" as in `grpo_loss`;
+    `weights` [B, T] take the place of the mean. Above a
     third of the dtype's exponent range d is constant (our choice, as for ratios). Returns (term to add to a loss,
     {"reference_kl": mean without coefficient}) in at least float32. Raises ValueError for a wrong shape or aggregate.
     """
@@ -29,5 +31,5 @@ def reference_kl(
     dtype = jnp.promote_types(jnp.result_type(policy_logps), jnp.float32)
     reference = jax.lax.stop_gradient(cleaned(reference_logps, live, dtype))
     d = bounded(reference - cleaned(policy_logps, live, dtype))
-    mean = mean_by("reference_kl", aggregate, jnp.expm1(d) - d, live)
+    mean = mean_by("reference_kl", aggregate, jnp.expm1(d) - d, live, weights)
     return coefficient * mean, {"reference_kl": jax.lax.stop_gradient(mean)}

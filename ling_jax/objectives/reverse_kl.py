@@ -8,7 +8,16 @@ from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
 from ling_jax.objectives.objective import NO_BOUND, POSITIVE, Normaliser, Objective
-from ling_jax.objectives.tokens import Metrics, check_shape, cleaned, clipped_logps, loss_tokens, ratio_of, token_mean
+from ling_jax.objectives.tokens import (
+    Metrics,
+    check_shape,
+    cleaned,
+    clipped_logps,
+    loss_tokens,
+    ratio_of,
+    token_mean,
+    weighted,
+)
 
 
 def reverse_kl_loss(
@@ -21,6 +30,7 @@ def reverse_kl_loss(
     teacher_logps: ArrayLike,
     cap: float = 2.0,  # our choice: that of `tis_loss`
     entropies: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """Reverse KL per token, KL(policy‖teacher) at each prefix that the policy wrote (GKD, Agarwal et al. 2024, with
     reverse KL and data of the student alone; Lu 2025, "On-Policy Distillation").
@@ -35,14 +45,16 @@ def reverse_kl_loss(
     the teacher are clipped to [-100, 0]. Returns (-J, metrics) in at least float32; `reverse_kl` is the loss. Raises
     ValueError without teacher_logps and for a wrong shape. Without behaviour_logps all w are 1.
     """
-    tokens = loss_tokens("reverse_kl", policy_logps, old_logps, behaviour_logps, advantages, mask)
+    tokens = loss_tokens(
+        "reverse_kl", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=weights is not None
+    )
     check_shape("reverse_kl", "teacher_logps", teacher_logps, tokens.mask.shape)
     policy = jax.lax.stop_gradient(tokens.policy)
     teacher = jax.lax.stop_gradient(cleaned(teacher_logps, tokens.mask, policy.dtype))
     gap = clipped_logps(policy) - clipped_logps(teacher)
     weight = jnp.ones_like(policy) if tokens.behaviour is None else ratio_of(policy - tokens.behaviour)
     one = ratio_of(tokens.policy - policy)  # 1, with the gradient of log π
-    loss = token_mean(jnp.minimum(weight, cap) * gap * one, tokens.mask)
+    loss = weighted("reverse_kl", token_mean, jnp.minimum(weight, cap) * gap * one, tokens.mask, weights)
     capped = weight > cap
     metrics = token_metrics("reverse_kl", tokens, ratio_of(policy - tokens.old), capped, entropies)
     metrics["truncated_fraction"] = metrics.pop("clip_fraction")

@@ -22,7 +22,8 @@ OBJECTIVES: dict[str, Objective] = {
     "tis": TIS,
     "reverse_kl": REVERSE_KL,
 }
-PER_TOKEN = {"sentence_ids", "entropies", "teacher_logps"}  # keywords that are arrays, not settings
+# Keywords that are arrays, not settings.
+PER_TOKEN = {"sentence_ids", "answer_ids", "entropies", "teacher_logps", "weights"}
 
 
 def settings_of(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

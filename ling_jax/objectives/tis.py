@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
 from ling_jax.objectives.objective import NO_BOUND, POSITIVE, SEQUENCE_MEAN, Objective, clipped_term, mean_over_rows
-from ling_jax.objectives.tokens import Metrics, loss_tokens, ratio_of, sequence_mean, surrogate, token_mean
+from ling_jax.objectives.tokens import Metrics, loss_tokens, ratio_of, sequence_mean, surrogate, token_mean, weighted
 
 
 def tis_loss(
@@ -21,22 +21,32 @@ def tis_loss(
     cap: float = 2.0,  # our choice: common in open RL code
     clip: float = 0.2,  # our choice: PPO's
     entropies: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """GRPO with truncated importance sampling (TIS; Yao et al. 2025).
 
         J = mean_i 1/|y_i| Σ_t w_it · min(r_it Â_i, clip(r_it, 1±clip) Â_i),   r = π_policy / π_old
         w = min(π_old / π_behaviour, cap), a constant
 
-    Arrays are [B, T], advantages [B]. Returns (-J, metrics) in at least float32. Raises ValueError without
-    behaviour_logps and for a wrong shape.
+    Arrays are [B, T], advantages [B], or [B, T] with weights. Returns (-J, metrics) in at least float32. Raises
+    ValueError without behaviour_logps and for a wrong shape.
     """
-    tokens = loss_tokens("tis", policy_logps, old_logps, behaviour_logps, advantages, mask, needs_behaviour=True)
+    tokens = loss_tokens(
+        "tis",
+        policy_logps,
+        old_logps,
+        behaviour_logps,
+        advantages,
+        mask,
+        needs_behaviour=True,
+        token_advantages=weights is not None,
+    )
     k = ratio_of(tokens.old - tokens.behaviour)
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     metrics = token_metrics("tis", tokens, ratio, clipped, entropies)
     metrics["truncated_fraction"] = token_mean((k > cap).astype(k.dtype), tokens.mask)
-    return -sequence_mean(jnp.minimum(k, cap) * terms, tokens.mask), metrics
+    return -weighted("tis", sequence_mean, jnp.minimum(k, cap) * terms, tokens.mask, weights), metrics
 
 
 def _description(*, cap: float, clip: float) -> str:

@@ -1,6 +1,7 @@
 """Shared parts of the objectives: input checks, ratios, the clipped surrogate and means over tokens."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -121,8 +122,25 @@ def token_mean(terms: jax.Array, mask: jax.Array) -> jax.Array:
 MEANS = {"seq_mean": sequence_mean, "token_mean": token_mean}
 
 
-def mean_by(name: str, aggregate: str, terms: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean that `aggregate` names. Raises ValueError with the objective `name` for an unknown one."""
+def mean_by(
+    name: str, aggregate: str, terms: jax.Array, mask: jax.Array, weights: ArrayLike | None = None
+) -> jax.Array:
+    """The mean that `aggregate` names, or Σ weights · terms. Raises ValueError with the objective `name` for an unknown
+    aggregate."""
     if aggregate not in MEANS:
         raise ValueError(f"{name}: aggregate is {aggregate!r}; expected one of {', '.join(MEANS)}")
-    return MEANS[aggregate](terms, mask)
+    return weighted(name, MEANS[aggregate], terms, mask, weights)
+
+
+def weighted(
+    name: str, mean: Callable[..., jax.Array], terms: jax.Array, mask: jax.Array, weights: ArrayLike | None
+) -> jax.Array:
+    """`mean(terms, mask)`; with weights [B, T] Σ weights · terms in its place, a scalar.
+
+    Weights are for rows that hold several answers, or a part of a batch: those of the mean over the whole batch make
+    the sums of its parts add up to it (`rl.weights`). Raises ValueError with the objective `name` for a wrong shape.
+    """
+    if weights is None:
+        return mean(terms, mask)
+    check_shape(name, "weights", weights, mask.shape)
+    return jnp.sum(cleaned(weights, mask, terms.dtype) * terms, where=mask)

@@ -1,110 +1,192 @@
-"""Groups of finished episodes as the rows of a batch."""
+"""Answers packed into rows, the form in which programs read them."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ling_jax.rl.buffer import Group
-from ling_jax.rl.episode import Episode
-from ling_jax.rl.reader import Reader
+from ling_jax.data.packing import best_fit_decreasing
+from ling_jax.model.loss import IGNORED
+from ling_jax.objectives.objective import Normaliser
+from ling_jax.parallel.sharding import num_shards, partition_spec
+from ling_jax.rl.answers import Answer, token_weights
+
+FLOATS = ("behaviour_logps", "advantages", "weights")  # of every batch
 
 
 @flax.struct.dataclass
 class Batch:
-    """Answers in rows, prompt and completion from the left; rows of a group are neighbours."""
+    """Microbatches of rows [M, R, T] that hold several answers each, one behind the other.
 
-    tokens: jax.Array  # [B, T] int32
-    live: jax.Array  # [B, T] int32: 1, 0 behind the end
-    mask: jax.Array  # [B, T] bool: what the policy drew
-    behaviour_logps: jax.Array  # [B, T] float32, as they were recorded
-    ages: jax.Array  # [B, T] int32: weight versions since the token was drawn
-    sentence_ids: jax.Array  # [B, T] int32, local to the row
-    advantages: jax.Array  # [B] float32
-    valid: jax.Array  # [B] bool: answers with a reward; the other rows have no part in the loss, nor in its mean
-    old_logps: jax.Array | None = None  # [B, T] float32, before the first step on the batch; None: those of the step
-    reference_logps: jax.Array | None = None  # [B, T] float32; None where no penalty needs them
-    teacher: jax.Array | None = None  # [B] int32: the teacher of the row's task, -1 of empty rows; None without any
-    teacher_logps: jax.Array | None = None  # [B, T] float32, of that teacher
+    A position has the numbers of the token that it predicts, the next one of its answer: `targets`, and all behind it.
+    """
+
+    tokens: jax.Array  # int32
+    segment_ids: jax.Array  # int32: the answers of a row are 1, 2, …; 0 behind them
+    positions: jax.Array  # int32, in the answer
+    targets: jax.Array  # int32: the next token where the policy drew it, else -100
+    behaviour_logps: jax.Array  # float32, as they were recorded
+    ages: jax.Array  # int32: weight versions since the token was drawn
+    sentence_ids: jax.Array  # int32, different for each sentence of a row
+    advantages: jax.Array  # float32
+    weights: jax.Array  # float32: of the token in the objective's mean over the whole batch
+    reference_weights: jax.Array | None = None  # float32: in the mean of the penalty; None where none is asked for
+    old_logps: jax.Array | None = None  # float32, before the first step on the batch; None: those of the step
+    reference_logps: jax.Array | None = None  # float32; None where no penalty needs them
+    teacher_logps: jax.Array | None = None  # float32; None without teachers
+    count: jax.Array | None = None  # int32 scalar: microbatches that hold answers; None: all
+
+    @property
+    def mask(self) -> jax.Array:
+        """bool: where a drawn token is predicted."""
+        return self.targets != IGNORED
+
+    @property
+    def rows(self) -> "Batch":
+        """All microbatches as rows [R · M, T] of one, without `count`; devices keep their rows."""
+
+        def merged(x):
+            return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
+
+        return jax.tree.map(merged, self.replace(count=None))
+
+
+class Layout(NamedTuple):
+    """The shape of a batch."""
+
+    microbatches: int
+    rows: int  # of a microbatch
+    length: int  # tokens of a row: the longest answer
+
+
+class Place(NamedTuple):
+    """Where an answer lies in a batch."""
+
+    microbatch: int
+    row: int
+    start: int
+
+
+def layout_for(answers: int, microbatches: int, length: int, mesh: jax.sharding.Mesh) -> Layout:
+    """The layout that holds so many answers however long they are; rows split evenly over the mesh."""
+    shards = num_shards("batch", mesh)
+    return Layout(microbatches, -(-answers // (microbatches * shards)) * shards, length)
+
+
+def places_of(answers: Sequence[Answer], layout: Layout) -> list[Place]:
+    """Where `pack` puts each answer: longest first into the fullest row with room for it; rows fill microbatches in
+    order. Depends on the lengths alone."""
+    lengths = np.array([len(answer) for answer in answers], np.int64)
+    rows = best_fit_decreasing(lengths, layout.length)
+    ends, places = np.zeros(int(rows.max(initial=-1)) + 1, np.int64), [Place(0, 0, 0)] * len(answers)
+    for i in np.argsort(-lengths, kind="stable"):
+        row = int(rows[i])
+        places[i] = Place(row // layout.rows, row % layout.rows, int(ends[row]))
+        ends[row] += lengths[i]
+    return places
+
+
+def pack(
+    answers: Sequence[Answer],
+    layout: Layout,
+    normaliser: Normaliser = "rows",
+    reference: Normaliser | None = None,
+    floats: Sequence[str] = (),
+) -> Batch:
+    """The batch of these answers, numpy arrays.
+
+    `normaliser` says what the objective is a mean over, `reference` the same of a penalty to the reference; `floats`
+    are the optional arrays of a Batch that it has. Raises ValueError where the answers do not fit the layout.
+    """
+    places = places_of(answers, layout)
+    count = max((place.microbatch for place in places), default=-1) + 1
+    if count > layout.microbatches:
+        raise ValueError(f"{len(answers)} answers take {count} microbatches of {layout}")
+    zeros = _zeros(layout, floats)
+    segments, sentences = np.zeros(layout[:2], np.int64), np.zeros(layout[:2], np.int64)
+    weights = {"weights": token_weights(answers, normaliser)}
+    weights |= {"reference_weights": token_weights(answers, reference)} if reference else {}
+    of_tokens = zeros.keys() & {field.name for field in dataclasses.fields(Answer)}
+    for i, (answer, (m, r, start)) in enumerate(zip(answers, places, strict=True)):
+        size = len(answer)
+        segments[m, r] += 1
+        arrays = {
+            "tokens": answer.tokens,
+            "segment_ids": np.full(size, segments[m, r]),
+            "positions": np.arange(size),
+            "targets": _ahead(np.where(answer.mask, answer.tokens, IGNORED), IGNORED),
+            "sentence_ids": _ahead(answer.sentence_ids + 1, 0) + sentences[m, r],
+            "advantages": np.full(size, answer.advantage),
+            **{name: np.full(size, values[i]) for name, values in weights.items()},
+        }
+        sentences[m, r] += int(answer.sentence_ids.max(initial=-1)) + 2
+        arrays |= {name: _ahead(getattr(answer, name), 0) for name in of_tokens - arrays.keys()}
+        for name, values in arrays.items():
+            zeros[name][m, r, start : start + size] = values
+    return Batch(**zeros, count=np.int32(count))
+
+
+def unpack(values: np.ndarray, answers: Sequence[Answer], layout: Layout) -> list[np.ndarray]:
+    """Of values [M, R, T] of predicted tokens those of each answer, [n]: 0 for its first token, which is predicted by
+    none."""
+    found = []
+    for answer, (m, r, start) in zip(answers, places_of(answers, layout), strict=True):
+        found.append(np.concatenate([np.zeros(1, values.dtype), values[m, r, start : start + len(answer) - 1]]))
+    return found
+
+
+def empty_batch(layout: Layout, floats: Sequence[str] = ()) -> Batch:
+    """A batch without answers, numpy arrays."""
+    return Batch(**_zeros(layout, floats), count=np.int32(0))
+
+
+def _zeros(layout: Layout, floats: Sequence[str]) -> dict[str, np.ndarray]:
+    arrays = {name: np.zeros(tuple(layout), dtype) for name, dtype in _dtypes(floats).items()}
+    arrays["targets"][...] = IGNORED
+    return arrays
+
+
+def _ahead(values: np.ndarray, fill: Any) -> np.ndarray:
+    """The value of the next token, `fill` at the last."""
+    return np.concatenate([values[1:], np.full(1, fill, values.dtype)])
+
+
+def _dtypes(floats: Sequence[str]) -> dict[str, Any]:
+    integers = ("tokens", "segment_ids", "positions", "targets", "ages", "sentence_ids")
+    return dict.fromkeys(integers, np.int32) | dict.fromkeys((*FLOATS, *floats), np.float32)
 
 
 def abstract_batch(
-    rows: int, length: int, *, old: bool = False, reference: bool = False, teacher: bool = False
+    layout: Layout, mesh: jax.sharding.Mesh, floats: Sequence[str] = (), *, counted: bool = True
 ) -> Batch:
-    """A batch as ShapeDtypeStructs on the first device, with the log-probs of others that are asked for."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # noqa: E731
-    logps = array(jnp.float32, rows, length)
-    return Batch(
-        tokens=array(jnp.int32, rows, length),
-        live=array(jnp.int32, rows, length),
-        mask=array(bool, rows, length),
-        behaviour_logps=logps,
-        ages=array(jnp.int32, rows, length),
-        sentence_ids=array(jnp.int32, rows, length),
-        advantages=array(jnp.float32, rows),
-        valid=array(bool, rows),
-        old_logps=logps if old else None,
-        reference_logps=logps if reference else None,
-        teacher_logps=logps if teacher else None,
-    )
+    """A batch as ShapeDtypeStructs on the mesh; `floats` are the arrays of it that are optional.
 
-
-def make_batch(
-    groups: Sequence[Group],
-    advantages: np.ndarray,
-    reader: Reader,
-    *,
-    rows: int,
-    version: int,
-    teacher_of: Callable[[int], int] | None = None,
-) -> Batch:
-    """`rows` rows of the reader's context, as numpy arrays: groups one after the other, then empty rows.
-
-    `advantages` [groups, group_size]; episodes without a reward are empty rows too. `teacher_of(number of a task)`
-    is the number of its teacher, in a run that has some.
+    Not `counted`: all microbatches hold answers.
     """
-    shape = (rows, reader.context)
-    batch = Batch(
-        tokens=np.zeros(shape, np.int32),
-        live=np.zeros(shape, np.int32),
-        mask=np.zeros(shape, bool),
-        behaviour_logps=np.zeros(shape, np.float32),
-        ages=np.zeros(shape, np.int32),
-        sentence_ids=np.full(shape, -1, np.int32),
-        advantages=np.zeros(rows, np.float32),
-        valid=np.zeros(rows, bool),
-        teacher=None if teacher_of is None else np.full(rows, -1, np.int32),
-    )
-    batch.advantages[: advantages.size] = advantages.reshape(-1)
-    episodes = [episode if valid else None for g in groups for episode, valid in zip(g.episodes, g.valid, strict=True)]
-    for row, episode in enumerate(episodes):
-        if episode is not None:
-            _fill(batch, row, episode, reader, version)
-            if teacher_of is not None:
-                batch.teacher[row] = teacher_of(episode.number)
-    return batch
+    by_row = batch_sharding(mesh)
+
+    def array(dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(tuple(layout), dtype, sharding=by_row)
+
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    return Batch(**{name: array(dtype) for name, dtype in _dtypes(floats).items()}, count=scalar if counted else None)
 
 
-def take_groups(batch: Batch, groups: np.ndarray, places: int, group_size: int) -> Batch:
-    """The rows of these groups, then empty rows, `places` groups in all; numpy arrays.
-
-    The last group of a batch is empty where fewer than `places` are taken of its own.
-    """
-    last = len(batch.valid) // group_size - 1
-    chosen = np.concatenate([groups, np.full(places - len(groups), last, int)]).astype(int)
-    rows = (group_size * chosen[:, None] + np.arange(group_size)).reshape(-1)
-    return jax.tree.map(lambda x: x[rows], batch)
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of arrays [M, R, T]."""
+    return NamedSharding(mesh, partition_spec((None, "batch", "tokens")))
 
 
-def _fill(batch: Batch, row: int, episode: Episode, reader: Reader, version: int) -> None:
-    trajectory = episode.trajectory
-    first, size = len(trajectory.prompt_ids), len(episode.context)
-    batch.tokens[row, :size], batch.live[row, :size], batch.valid[row] = episode.context, 1, True
-    completion = slice(first, size)
-    batch.mask[row, completion] = trajectory.loss_mask
-    batch.behaviour_logps[row, completion] = trajectory.behaviour_logps
-    batch.ages[row, completion] = version - trajectory.versions
-    batch.sentence_ids[row, completion] = reader.sentence_ids(trajectory)
+def on_mesh(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """The batch on the devices; every process has all of its numpy arrays and keeps its devices' parts."""
+
+    def placed(x: np.ndarray) -> jax.Array:
+        sharding = batch_sharding(mesh) if np.ndim(x) else NamedSharding(mesh, PartitionSpec())
+        return jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index])
+
+    return jax.tree.map(placed, batch)

@@ -1,15 +1,19 @@
 """Moves episodes on: an engine draws their tokens, and the sessions of their environments act beside it."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
 
 from ling_jax.chat.template import Piece, encode_all
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
 from ling_jax.envs import environment
 from ling_jax.rl.episode import Episode
+from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.sessions import SECONDS, SessionHost, SessionResult
 from ling_jax.rl.turns import (
@@ -34,6 +38,24 @@ class Progress(NamedTuple):
     ended: bool
 
 
+def make_engine(
+    config: ModelConfig,
+    reader: Reader,
+    slots: int,
+    row_tile: int | None = EXACT_TILE,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Engine:
+    """An engine for so many episodes of the reader's context at a time."""
+    return Engine(
+        config,
+        slots=slots,
+        memory_bytes=memory_for(config, slots=slots, max_tokens=reader.context, mesh=mesh),
+        row_tile=row_tile,
+        prefill_tokens=min(PREFILL_TOKENS, slots * reader.context),
+        mesh=mesh,
+    )
+
+
 class Collector:
     """An engine and the sessions of the episodes that are in it.
 
@@ -50,21 +72,20 @@ class Collector:
         temperature: float = 1.0,
         row_tile: int | None = EXACT_TILE,
         session_seconds: float = SECONDS,
+        mesh: jax.sharding.Mesh | None = None,
+        link: Link | None = None,
+        operation: Operation = Operation.GENERATE,
     ):
         """An engine of so many slots; temperature 0 takes the likeliest tokens.
 
         With `row_tile` None the last bits of log-probs depend on which episodes run side by side. `session_seconds` is
-        the deadline of each opening and each action of a session.
+        the deadline of each opening and each action of a session. On several processes, the others learn by the `link`
+        when this one generates, and what for.
         """
+        self.link, self.operation = link, operation
         self.reader, self.slots, self.temperature = reader, slots, temperature
         self.arrived: list[int] = []  # episodes whose session answered in the last `advance`, instant ones aside
-        self.engine = Engine(
-            config,
-            slots=slots,
-            memory_bytes=memory_for(config, slots=slots, max_tokens=reader.context),
-            row_tile=row_tile,
-            prefill_tokens=min(PREFILL_TOKENS, slots * reader.context),
-        )
+        self.engine = make_engine(config, reader, slots, row_tile, mesh)
         self._sessions = SessionHost(session_seconds)
         self._early: dict[int, SessionResult] = {}  # of a replay: results that come before their time
         self._episodes: dict[int, Episode] = {}
@@ -74,6 +95,16 @@ class Collector:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def generating(self) -> Iterator[None]:
+        """A block in which the other processes, if there are some, follow this one's engine."""
+        if self.link is not None:
+            self.link.tell(self.operation)
+        try:
+            yield
+        finally:
+            self.engine.close()
 
     def load(self, params: Any, version: int = 0) -> None:
         """New weights: what goes on is read again by them."""

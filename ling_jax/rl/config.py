@@ -12,7 +12,7 @@ from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
 from ling_jax.rl.ledger import Limits
-from ling_jax.train.config import HANG, OptimizerConfig, check_optimizer
+from ling_jax.train.config import HANG, MeshConfig, ModelChanges, OptimizerConfig, check_optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,8 @@ class RolloutConfig:
 class LoopConfig:
     steps: int
     updates_per_batch: int = 1  # optimisation steps, each on other groups of the batch, in a random order
-    microbatches: int = 1  # of an optimisation step, of whole groups
+    # An optimisation step is computed in so many parts at most; short answers are packed into fewer.
+    microbatches: int = 1
     seed: int = 0
     save_every: int = 10
     keep: int = 2  # checkpoints
@@ -88,6 +89,9 @@ class RLConfig:
     thinking: str = "default"  # or "on", "off"; default: as the chat template has it
     effort: str = ""  # of all answers, such as "high"; "": no word of it
     teachers: tuple[str, ...] = ()  # of objective reverse_kl: the workdir or folder of each source's teacher, or one
+    model: ModelChanges = dataclasses.field(default_factory=ModelChanges)  # how the weights that learn are computed
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # of the weights that learn
+    engine: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # mesh of generation, over the same devices
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)  # of rewards "evo_cot" and "preference"
 
     def __post_init__(self):
@@ -118,7 +122,8 @@ class RLConfig:
 RESUMABLE = (
     "train.steps", "train.microbatches", "train.save_every", "train.keep", "train.max_nonfinite_steps",
     "train.max_failed_share", "train.hang_seconds", "train.samples", "train.eval_tasks", "train.eval_every",
-    "rollout.session_seconds", "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
+    "mesh", "engine", "model.remat", "model.scan_layers", "rollout.session_seconds",
+    "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -230,19 +235,15 @@ def _check_efforts(config: RLConfig) -> None:
 
 
 def _check_updates(config: RLConfig) -> None:
-    """An optimisation step has the same number of places for groups as all others, and so has a microbatch."""
-    updates, microbatches, prompts = (
-        config.train.updates_per_batch,
-        config.train.microbatches,
-        config.rollout.prompts_per_step,
-    )
+    """An optimisation step has the same number of places for groups as all others."""
+    updates, prompts = config.train.updates_per_batch, config.rollout.prompts_per_step
     if prompts % updates:
         raise ValueError(f"train.updates_per_batch {updates} does not divide rollout.prompts_per_step {prompts}")
-    if prompts // updates % microbatches:
-        share = f" / train.updates_per_batch {updates}" if updates > 1 else ""
+    answers = config.rows // updates
+    if config.train.microbatches > answers:
         raise ValueError(
-            f"train.microbatches {microbatches} does not divide rollout.prompts_per_step {prompts}{share}: an "
-            f"optimisation step has {prompts // updates} groups, and a microbatch whole ones"
+            f"train.microbatches is {config.train.microbatches}, and an optimisation step has {answers} answers "
+            "(prompts_per_step x group_size / updates_per_batch): a part has one at least"
         )
 
 

@@ -24,11 +24,13 @@ from ling_jax.envs.sources import TaskSource, task_of, tasks
 from ling_jax.objectives import group_advantages
 from ling_jax.rewards import PassRates, check_reward, observe, sampling_probabilities, unseen
 from ling_jax.rl.accounts import ledger_metrics
-from ling_jax.rl.batch import Batch, make_batch
+from ling_jax.rl.answers import Answer
+from ling_jax.rl.batch import Batch
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig, limits_of
 from ling_jax.rl.episode import Episode, EpisodeRequest, Refused
+from ling_jax.rl.episode_answers import answers_of
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.rl.trajectory import FAILED
@@ -41,7 +43,7 @@ MAX_REFUSED = 100  # tasks in a row of which no prompt can come, before a run gi
 FAILURES_SEEN = (32, 128)  # rollouts that end before failures are judged, and the last ones that are; our choice
 
 Event = dict[str, Any]
-Learn = Callable[[TrainState, Batch, int], tuple[TrainState, list[Update]]]  # (state, batch, version)
+Learn = Callable[[TrainState, Sequence[Answer], int], tuple[TrainState, list[Update]]]  # (state, answers, version)
 
 _advantages = jax.jit(group_advantages)
 
@@ -162,6 +164,13 @@ class Learner:
         if not self._generating:
             self.events, self._seconds, self._generating = [], 0.0, True
         rollouts.top_up()  # also where drawing had failed
+        with self.collector.generating():
+            self._decode(tell, stopped, arrivals)
+        self._seconds += time.perf_counter() - begun
+        return not rollouts.ledger.is_open
+
+    def _decode(self, tell, stopped, arrivals) -> None:
+        rollouts = self.rollouts
         while rollouts.ledger.is_open and not stopped():
             if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
                 self.collector.load(self.state.params, rollouts.version)
@@ -171,8 +180,6 @@ class Learner:
             if arrivals is None:
                 self._note_ends([progress.id for progress in moved if progress.ended])
             tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
-        self._seconds += time.perf_counter() - begun
-        return not rollouts.ledger.is_open
 
     def _note_ends(self, ids: Sequence[int]) -> None:
         """Raises `TooManyFailures` where more of the last rollouts failed than may."""
@@ -262,10 +269,8 @@ class Learner:
         rollout, version = self.config.rollout, self.rollouts.version
         advantages = advantages_of(groups, rewards, (rollout.prompts_per_step, rollout.group_size))
         teacher_of = self.config.teacher_of if self.config.teachers else None
-        batch = make_batch(
-            groups, advantages, self.reader, rows=self.config.rows, version=version, teacher_of=teacher_of
-        )
-        state, updates = self.learn(self.state, batch, version)
+        answers = answers_of(groups, advantages, self.reader, version=version, teacher_of=teacher_of)
+        state, updates = self.learn(self.state, answers, version)
         without_spread = share_without_spread(advantages[: len(groups)])
         events = [_event_of(update, groups) for update in updates]
         return state, events, summarised(updates) | {"groups_without_spread": without_spread}

@@ -1,43 +1,49 @@
 """The loop of reinforcement learning: what about a run touches the world. What it computes is `ling_jax.rl.learner`.
 
-Everything runs in one process on the first device, generation and training in turns.
+Generation and training take turns on the devices. Of several processes the first one decides everything, and the
+others follow it (`rl.follow`).
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from ling_jax.checkpoint import orbax
+from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.checkpoint.steps import resume_step
 from ling_jax.checkpoint.workdir_sums import check_logs, workdir_sums
-from ling_jax.engine.weights import serving_copy
+from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import all_peers
 from ling_jax.envs.sources import distinct_held_out
 from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
-from ling_jax.rl.batch import Batch
+from ling_jax.rl.answers import Answer
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.evaluation import evaluate, summarise
+from ling_jax.rl.follow import Follower
 from ling_jax.rl.learner import Learner, Step
+from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.log import LOGS, RunLog
 from ling_jax.rl.partial import read_partial, remove_partial, write_partial
 from ling_jax.rl.prepare import Run, start_report
-from ling_jax.rl.step import abstract_state, trainable
-from ling_jax.rl.updates import Programs, Update, compile_programs, learn
+from ling_jax.rl.step import trainable
+from ling_jax.rl.updates import Programs, Update, abstract_reference, compile_programs, layouts, learn, optional_arrays
 from ling_jax.run.loop import Interrupted, TooManyNonfiniteSteps
 from ling_jax.run.program_cache import use_compilation_cache
 from ling_jax.run.stop import stop_signals
 from ling_jax.run.watchdog import watch_steps
 from ling_jax.run.workdir import unlock
-from ling_jax.train.state import TrainState, create_state
+from ling_jax.spec import Params
+from ling_jax.train.programs import state_of
+from ling_jax.train.state import TrainState
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -52,38 +58,77 @@ def train(run: Run) -> dict[str, Any]:
     range; before the first step `DamagedCheckpoint` where none can be read, or with --strict the newest.
     """
     use_compilation_cache()
+    peers = all_peers()
     try:
-        start = resume_step(run.workdir / "checkpoints")
-        check_logs(run.workdir, start)
+        start = resume_step(run.workdir / "checkpoints", peers)
+        if not peers.index:
+            check_logs(run.workdir, start)
         with orbax.open_manager(run.workdir / "checkpoints", keep=run.config.train.keep) as manager:
+            hosts.check_same(dict(checkpoint=start, tokenizer=tokenizer_digest(run.reader.tokenizer)))
             print(start_report(run, start), flush=True)
-            if start >= run.config.train.steps and not _owes_evaluation(run, start):
+            owes = peers.first(_owes_evaluation(run, start), "evaluation that is owed")
+            if start >= run.config.train.steps and not owes:
                 print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
+            state = orbax.restore(manager, run.abstract) if start else new_state(run)
+            if peers.index:
+                return _follow(run, manager, state)
             partial = read_partial(run.workdir, start, run.config)
-            abstract = abstract_state(run.start.config, run.optimizer)
-            state = orbax.restore(manager, abstract) if start else new_state(run)
             with make_learner(run, state) as learner:
                 if partial or start:
                     learner.restore(partial or orbax.restore_record(manager, "learner"))
-                return _steps(run, learner, manager, start, resumed=partial is not None)
+                with _end_of_others(learner.collector.link):
+                    return _steps(run, learner, manager, start, resumed=partial is not None)
     finally:
         unlock(run.workdir, run.lock)
+
+
+def _follow(run: Run, manager: orbax.Manager, state: TrainState) -> dict[str, Any]:
+    """The run of a process that is not the first. Raises `Interrupted` where a signal ended the first one's."""
+    link, programs = make_link(run), _compile(run, None)
+    reference = run.reference and reading_copy(run.reference, run.mesh)
+    teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]
+    if number := Follower(run, link, manager, state, programs, reference, teachers).follow():
+        raise Interrupted(number, manager.latest_step() or 0)
+    return {}
+
+
+def make_link(run: Run) -> Link | None:
+    """The link to the other processes; None where there are none."""
+    if not hosts.is_multiprocess():
+        return None
+    return Link(run.mesh, layouts(run.config, run.mesh)[0], optional_arrays(run.config))
+
+
+@contextlib.contextmanager
+def _end_of_others(link: Link | None) -> Iterator[None]:
+    """A block at whose end the others end well; after an error in it they end with it (`hosts.fail`)."""
+    number = 0
+    try:
+        yield
+    except Interrupted as interrupted:
+        number = interrupted.number
+        raise
+    except BaseException:
+        link = None
+        raise
+    finally:
+        if link is not None:
+            link.tell(Operation.END, number)
 
 
 @contextlib.contextmanager
 def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
-    compiler = concurrent.futures.ThreadPoolExecutor(1)
-    compiled = compiler.submit(_compile, run)
-    rollout = run.config.rollout
-    collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
+    compiler, link = concurrent.futures.ThreadPoolExecutor(1), make_link(run)
+    compiled = compiler.submit(_compile, run, link)
+    collector = _collector(run, link, Operation.GENERATE)
     try:
-        reference = run.reference and serving_copy(run.reference.params(), run.start.config)
-        teachers = [serving_copy(teacher.params(), teacher.config) for teacher in run.teachers]
+        reference = run.reference and reading_copy(run.reference, run.mesh)
+        teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]
 
-        def update(state: TrainState, batch: Batch, version: int) -> tuple[TrainState, list[Update]]:
-            return learn(compiled.result(), run.config, state, reference, batch, version, teachers)
+        def update(state: TrainState, answers: Sequence[Answer], version: int) -> tuple[TrainState, list[Update]]:
+            return learn(compiled.result(), run.config, state, reference, answers, version, teachers)
 
         yield Learner(run.config, run.reward, collector, update, state)
     finally:
@@ -93,13 +138,31 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
 
 def new_state(run: Run) -> TrainState:
     """The state before step 0, of float32 master weights."""
-    params = jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf), jnp.float32), run.start.params())
-    return create_state(params, run.optimizer, trainable(run.start.config))
+    model = run.start.config
+    return state_of(run.start.params(run.mesh), model, run.optimizer, run.abstract, trainable(model))
 
 
-def _compile(run: Run) -> Programs:
+def reading_copy(model: ModelFolder, mesh: jax.sharding.Mesh) -> Params:
+    """The model's weights on the mesh, to be read only (`updates.abstract_reference`)."""
+    wanted = abstract_reference(model.config, mesh)
+
+    def cast(params: Params) -> Params:
+        return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, wanted)
+
+    params = {name: leaves for name, leaves in model.params(mesh).items() if name in wanted}
+    return jax.jit(cast, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
+
+
+def _collector(run: Run, link: Link | None, operation: Operation, **options: Any) -> Collector:
+    rollout = run.config.rollout
+    common = dict(session_seconds=rollout.session_seconds, mesh=run.engine_mesh, link=link, operation=operation)
+    return Collector(run.start.config, run.reader, rollout.slots, **common, **options)
+
+
+def _compile(run: Run, link: Link | None) -> Programs:
     begun = time.perf_counter()
-    programs = compile_programs(run.start.config, run.optimizer, run.config, [t.config for t in run.teachers])
+    teachers = [teacher.config for teacher in run.teachers]
+    programs = compile_programs(run.start.config, run.optimizer, run.config, run.mesh, teachers, link)
     print(f"compiled the step in {time.perf_counter() - begun:.1f} s", flush=True)
     return programs
 
@@ -115,7 +178,12 @@ def _steps(run: Run, learner: Learner, manager, start: int, *, resumed: bool) ->
 
         def generated(*progress: int) -> None:
             ended()
+            asked_elsewhere()
             log.generating(*progress)
+
+        def asked_elsewhere() -> None:
+            if not stopped and (number := hosts.posted_signal()) is not None:
+                stopped.append(number)
 
         def asked() -> bool:
             ended()
@@ -164,6 +232,7 @@ def _step(run: Run, learner: Learner, manager, step: int, tell: Callable[..., No
 
 def _save(run: Run, learner: Learner, manager, step: int) -> None:
     """A checkpoint with the rollouts under way; what came since one that is there stands beside it."""
+    link = learner.collector.link
     if step in (0, manager.latest_step()):
         write_partial(run.workdir, step, run.config, learner.to_json())
         print(f"saved the rollouts of step={step + 1} in {run.workdir / 'partial.json'}", flush=True)
@@ -171,6 +240,8 @@ def _save(run: Run, learner: Learner, manager, step: int) -> None:
     print(f"saving step={step} in {run.workdir / 'checkpoints' / str(step)}", flush=True)
     record = {"config": dataclasses.asdict(run.config), "data": {"step": step}}
     record |= workdir_sums(run.workdir, [f"{name}.jsonl" for name in LOGS])
+    if link is not None:
+        link.tell(Operation.SAVE, step)
     orbax.save(manager, step, learner.state, run.start.config, run=record, learner=learner.to_json())
     manager.wait_until_finished()  # the next step uses the state up
     remove_partial(run.workdir)
@@ -199,11 +270,11 @@ def _evaluate(run: Run, learner: Learner, step: int, stopped: Callable[[], bool]
     config, folder = run.config, _evaluation(run, step)
     if not config.train.eval_tasks or stopped():
         return
-    tasks = distinct_held_out(config.tasks, config.train.eval_tasks)
-    seconds = config.rollout.session_seconds
-    with Collector(
-        run.start.config, run.reader, config.rollout.slots, temperature=0.0, row_tile=None, session_seconds=seconds
-    ) as collector:
+    tasks, link = distinct_held_out(config.tasks, config.train.eval_tasks), learner.collector.link
+    with (
+        _collector(run, link, Operation.EVALUATE, temperature=0.0, row_tile=None) as collector,
+        collector.generating(),
+    ):
         records = evaluate(collector, learner.state.params, tasks, stopped=stopped)
     if stopped():
         return

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import IO
 
+import jax
 import optax
 from etils import epath
 
@@ -12,9 +13,13 @@ from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
+from ling_jax.distributed import hosts
+from ling_jax.engine.memory import check_mesh
 from ling_jax.envs import NAMES, Task, environment
 from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
 from ling_jax.model import model_spec
+from ling_jax.parallel.context import check_rows
+from ling_jax.parallel.sharding import make_mesh, mesh_over
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest, Refused
@@ -23,10 +28,11 @@ from ling_jax.rl.loss import describe_loss
 from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.reward import Reward
 from ling_jax.rl.simulate import check_sizes
-from ling_jax.rl.step import abstract_state
+from ling_jax.rl.step import trainable
 from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
 from ling_jax.run import tensorboard
+from ling_jax.run.start import changed_model
 from ling_jax.run.workdir import (
     check_workdir,
     has_checkpoint,
@@ -38,7 +44,7 @@ from ling_jax.run.workdir import (
     write_origins,
 )
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.state import check_disk
+from ling_jax.train.state import TrainState, abstract_state, check_disk, check_memory
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
 SHARED_SEEN = 1000  # training tasks of an own environment that held-out ones are looked for in; our choice
@@ -56,7 +62,10 @@ class Run:
     reference: ModelFolder | None  # the stage before, as it was where this run began; None without a penalty
     teachers: tuple[ModelFolder, ...]  # of objective reverse_kl, as they were where this run began
     reader: Reader
+    mesh: jax.sharding.Mesh  # of the weights that learn
+    engine_mesh: jax.sharding.Mesh | None  # of the engine, over the same devices; None: the only device
     optimizer: optax.GradientTransformation
+    abstract: TrainState
     lock: IO[bytes] | None
 
 
@@ -71,12 +80,20 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     workdir = open_workdir(workdir)
     check_workdir(config, workdir, RESUMABLE)
     start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
-    start = dataclasses.replace(start, template=with_thinking(start.template, config.thinking, config.effort))
+    start = dataclasses.replace(
+        start,
+        config=changed_model(start.config, config.model),
+        template=with_thinking(start.template, config.thinking, config.effort),
+    )
     for effort in config.efforts:
         with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
     check_turns_end(start.template, start.tokenizer, start.end_ids)
     if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
         print(f"WARNING: {warning}", flush=True)
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    check_rows(config.rollout.context, mesh.shape["context"])
+    engine_mesh = None if mesh.size == 1 else mesh_over(mesh, dataclasses.asdict(config.engine))
+    check_mesh(engine_mesh, config.rollout.slots)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _warn_of_few_tasks(config)
     _warn_of_shared_tasks(config)
@@ -84,17 +101,40 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     optimizer = make_optimizer(config.optimizer, config.max_updates, model_spec(start.config))
     reference = _reference(config, workdir, start)
     teachers = open_teachers(config, start, read_origins(workdir))
-    check_disk(abstract_state(start.config, optimizer), workdir, config.train)
+    abstract = abstract_state(start.config, optimizer, mesh, trainable(start.config), spike_window=None)
+    check_memory(abstract, mesh)
+    check_disk(abstract, workdir, config.train)
     held = lock(workdir)
-    try:
+
+    def fill_workdir() -> None:
+        if hosts.process_index():
+            if not (workdir / "config.json").exists():
+                raise ValueError(f"{workdir} lacks the files that host 0 wrote into it; name one that all hosts share")
+            return
         save_texts(start, workdir / "tokenizer", chat=True)
         write_config(config, workdir)
         steps = {name: teacher.step for name, teacher in zip(config.teacher_names, teachers, strict=True)}
         write_origins({**steps, config.start_from: start.step}, workdir)
+
+    try:
+        hosts.first_host_first(fill_workdir)
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(config, reward, workdir, start, reference, teachers, reader, optimizer, held)
+    return Run(
+        config=config,
+        reward=reward,
+        workdir=workdir,
+        start=start,
+        reference=reference,
+        teachers=teachers,
+        reader=reader,
+        mesh=mesh,
+        engine_mesh=engine_mesh,
+        optimizer=optimizer,
+        abstract=abstract,
+        lock=held,
+    )
 
 
 def start_report(run: Run, start: int) -> str:

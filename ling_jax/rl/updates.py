@@ -1,5 +1,6 @@
 """What is learnt from a batch: one optimisation step, or several, each on other groups of it."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +12,22 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.engine.weights import serving_dtype
 from ling_jax.model import model_spec
-from ling_jax.rl.batch import Batch, abstract_batch, take_groups
+from ling_jax.parallel.exchange import compiler_options
+from ling_jax.parallel.sharding import shardings
+from ling_jax.rl.answers import Answer
+from ling_jax.rl.batch import Batch, Layout, abstract_batch, layout_for, on_mesh, pack, unpack
 from ling_jax.rl.config import RLConfig
-from ling_jax.rl.loss import make_loss
-from ling_jax.rl.step import abstract_state, make_rl_step, make_scorer
-from ling_jax.rl.teachers import Scorer, teacher_logps
+from ling_jax.rl.link import Link, Operation
+from ling_jax.rl.loss import BatchLoss, make_loss
+from ling_jax.rl.step import make_rl_step, make_scorer, trainable
 from ling_jax.spec import Params
-from ling_jax.train.state import TrainState
+from ling_jax.train.programs import lower_step
+from ling_jax.train.state import TrainState, abstract_state
 
 ORDER = 1  # keeps the random numbers of minibatches apart from those of prompts, which have the same seed
 COUNTS = {"tokens", "loss_tokens", "nonfinite", "mismatch_same_version/tokens", "mismatch_same_version/far"}
+
+Scorer = Callable[[Params, Batch], jax.Array]  # log-probs [M, R, T] of the drawn tokens
 
 
 class Update(NamedTuple):
@@ -34,59 +41,91 @@ class Update(NamedTuple):
 class Programs(NamedTuple):
     """The compiled programs that learn from a batch; None where a run needs none."""
 
+    mesh: jax.sharding.Mesh
+    link: Link | None  # to the other processes
+    part: Layout  # of an optimisation step
+    whole: Layout  # of a whole batch
+    loss: BatchLoss
+    floats: tuple[str, ...]  # arrays of an optimisation step's batch that not every run needs
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]  # it uses up the state
-    old: Callable[[Params, Batch], jax.Array] | None  # log-probs [B, T] of the policy before the first step
-    reference: Callable[[Params, Batch], jax.Array] | None  # log-probs [B, T] of the reference
-    teachers: tuple[Scorer, ...] = ()  # log-probs under each teacher, of the groups of a microbatch
+    old: Scorer | None  # of the policy before the first step
+    reference: Scorer | None
+    teachers: tuple[Scorer, ...] = ()
+
+
+def layouts(config: RLConfig, mesh: jax.sharding.Mesh) -> tuple[Layout, Layout]:
+    """The layouts of (an optimisation step, a whole batch, whose microbatches are as large)."""
+    train, length = config.train, config.rollout.context
+    part = layout_for(config.rows // train.updates_per_batch, train.microbatches, length, mesh)
+    return part, part._replace(microbatches=part.microbatches * train.updates_per_batch)
 
 
 def compile_programs(
     model: ModelConfig,
     optimizer: optax.GradientTransformationExtraArgs,
     config: RLConfig,
+    mesh: jax.sharding.Mesh,
     teachers: Sequence[ModelConfig] = (),
+    link: Link | None = None,
 ) -> Programs:
-    """The programs of a run with these teachers.
+    """The programs of a run with these teachers, all on one mesh, of one process or of several with a link.
 
     Old log-probs take a forward pass of their own where several steps are made of a batch, and where phi is calibrated,
     which needs them before the first gradient.
     """
-    train, objective, length = config.train, config.objective, config.rollout.context
-    old, reference = train.updates_per_batch > 1 or objective.calibrate_phi > 0, objective.reference_kl > 0
-    loss, state = make_loss(objective, config.rollout.group_size), abstract_state(model, optimizer)
-    step = jax.jit(make_rl_step(model, optimizer, loss, microbatches=train.microbatches), donate_argnums=0)
-    score = jax.jit(make_scorer(model, microbatches=train.microbatches * train.updates_per_batch))
-    whole = abstract_batch(config.rows, length)
-    part = abstract_batch(
-        config.rows // train.updates_per_batch, length, old=old, reference=reference, teacher=bool(teachers)
-    )
-    few = abstract_batch(_teacher_places(config) * config.rollout.group_size, length)
+    loss, (part, whole) = make_loss(config.objective, config.rollout.group_size), layouts(config, mesh)
+    floats = optional_arrays(config)
+    old, reference = "old_logps" in floats, "reference_logps" in floats
+    state = abstract_state(model, optimizer, mesh, trainable(model), spike_window=None)
+    step = lower_step(make_rl_step(model, optimizer, loss), state, abstract_batch(part, mesh, floats), mesh)
+    read = abstract_batch(whole, mesh)
     scorers = {
-        teacher: jax.jit(make_scorer(teacher)).lower(_abstract_reference(teacher), few).compile()
+        teacher: lower_scorer(teacher, abstract_reference(teacher, mesh), read, mesh).compile()
         for teacher in dict.fromkeys(teachers)
     }
     return Programs(
-        step=step.lower(state, part).compile(),
-        old=score.lower(state.params, whole).compile() if old else None,
-        reference=score.lower(_abstract_reference(model), whole).compile() if reference else None,
+        mesh=mesh,
+        link=link,
+        part=part,
+        whole=whole,
+        loss=loss,
+        floats=floats,
+        step=step.compile(),
+        old=lower_scorer(model, state.params, read, mesh).compile() if old else None,
+        reference=lower_scorer(model, abstract_reference(model, mesh), read, mesh).compile() if reference else None,
         teachers=tuple(scorers[teacher] for teacher in teachers),
     )
 
 
-def _teacher_places(config: RLConfig) -> int:
-    """How many groups a teacher reads at a time: those of a microbatch."""
-    return config.rollout.prompts_per_step // (config.train.updates_per_batch * config.train.microbatches)
+def optional_arrays(config: RLConfig) -> tuple[str, ...]:
+    """The arrays of an optimisation step's batch that not every run needs, by name."""
+    old = config.train.updates_per_batch > 1 or config.objective.calibrate_phi > 0
+    reference = config.objective.reference_kl > 0
+    wanted = {
+        "old_logps": old,
+        "reference_logps": reference,
+        "reference_weights": reference,
+        "teacher_logps": bool(config.teachers),
+    }
+    return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
 
-def _abstract_reference(model: ModelConfig) -> Any:
-    """A `serving_copy` as ShapeDtypeStructs on the first device."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+def lower_scorer(model: ModelConfig, params: Any, batch: Batch, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
+    """The program of `make_scorer` before compilation; its log-probs are whole on every device."""
+    with jax.set_mesh(mesh):
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        jitted = jax.jit(make_scorer(model), out_shardings=everywhere, compiler_options=compiler_options(mesh))
+        return jitted.lower(params, batch)
 
-    def leaf(leaf: specs.Leaf) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, model), sharding=sharding)
 
+def abstract_reference(model: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Weights that are only read, as ShapeDtypeStructs on the mesh: in the dtypes of serving, MTP left out."""
     spec = {name: leaves for name, leaves in model_spec(model).items() if name != "mtp"}
-    return specs.tree_map(leaf, spec)
+    return specs.tree_map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, model), sharding=sharding),
+        spec,
+        shardings(spec, mesh),
+    )
 
 
 def learn(
@@ -94,32 +133,66 @@ def learn(
     config: RLConfig,
     state: TrainState,
     reference: Params | None,
-    batch: Batch,
+    answers: Sequence[Answer],
     version: int,
     teachers: Sequence[Params] = (),
 ) -> tuple[TrainState, list[Update]]:
-    """(the state after the optimisation steps on a batch, these steps); `version` is that of the weights before.
+    """(the state after the optimisation steps on these answers, these steps); `version` is that of the weights before.
 
     Log-probs of the whole batch, old ones, the reference's and the teachers', come first. With `updates_per_batch` n,
     the groups of the batch are dealt out to n steps in a random order that depends on the seed and the version: each
     group is used once, steps differ by at most a group, and a batch of fewer than n groups makes a step of each.
     """
-    size, of_teacher = config.rollout.group_size, None
-    if programs.teachers:
-        of_teacher = teacher_logps(programs.teachers, teachers, batch, _teacher_places(config), size)
-        batch = batch.replace(teacher=None)
-    old = np.asarray(programs.old(state.params, batch)) if programs.old else None
-    of_reference = np.asarray(programs.reference(reference, batch)) if programs.reference else None
-    batch = batch.replace(old_logps=old, reference_logps=of_reference, teacher_logps=of_teacher)
-    count = config.train.updates_per_batch
-    places, updates = config.rollout.prompts_per_step // count, []
+    answers = with_teachers(programs, teachers, answers)
+    if programs.old:
+        answers = _scored(programs, programs.old, state.params, answers, "old_logps", Operation.OLD)
+    if programs.reference:
+        answers = _scored(programs, programs.reference, reference, answers, "reference_logps", Operation.REFERENCE)
+    updates, loss = [], programs.loss
     rng = np.random.default_rng((config.train.seed, version, ORDER))
-    for groups in minibatches(np.flatnonzero(batch.valid.reshape(-1, size).any(axis=1)), count, rng):
-        part = take_groups(batch, groups, places, size)
-        state, metrics = programs.step(state, part)
-        numbers = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
-        updates.append(Update(groups.tolist(), part, numbers))
+    numbers = np.unique([answer.group for answer in answers]).astype(int)
+    for groups in minibatches(numbers, config.train.updates_per_batch, rng):
+        chosen = [answer for number in groups for answer in answers if answer.group == number]
+        batch = pack(chosen, programs.part, loss.normaliser, loss.reference_normaliser, programs.floats)
+        state, metrics = programs.step(state, _shared(programs, batch, Operation.STEP))
+        found = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
+        updates.append(Update(groups.tolist(), batch, found))
     return state, updates
+
+
+def with_teachers(programs: Programs, teachers: Sequence[Params], answers: Sequence[Answer]) -> list[Answer]:
+    """The answers with the log-probs of their own teachers."""
+    scored = list(answers)
+    for number, (score, params) in enumerate(zip(programs.teachers, teachers, strict=True)):
+        own = [i for i, answer in enumerate(answers) if answer.teacher == number]
+        chosen = [answers[i] for i in own]
+        found = _scored(programs, score, params, chosen, "teacher_logps", Operation.TEACHER, number)
+        for i, answer in zip(own, found, strict=True):
+            scored[i] = answer
+    return scored
+
+
+def _scored(
+    programs: Programs,
+    score: Scorer,
+    params: Params,
+    answers: Sequence[Answer],
+    name: str,
+    operation: Operation,
+    argument: int = 0,
+) -> list[Answer]:
+    """The answers with these log-probs as their field `name`."""
+    batch = _shared(programs, pack(answers, programs.whole), operation, argument)
+    logps = unpack(np.asarray(score(params, batch)), answers, programs.whole)
+    return [dataclasses.replace(answer, **{name: own}) for answer, own in zip(answers, logps, strict=True)]
+
+
+def _shared(programs: Programs, batch: Batch, operation: Operation, argument: int = 0) -> Batch:
+    """The batch on the mesh; the other processes learn of it and of the program that reads it."""
+    if programs.link is not None:
+        programs.link.tell(operation, argument)
+        programs.link.send(batch)
+    return on_mesh(batch, programs.mesh)
 
 
 def minibatches(groups: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:

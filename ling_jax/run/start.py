@@ -26,11 +26,17 @@ def with_model(config: PretrainConfig, found: ModelConfig, where: epath.PathLike
     if isinstance(config.model, ModelConfig):
         _check_same_model(config.model, found, where)
         changes = {name: getattr(config.model, name) for name in CHANGEABLE}
+        model = dataclasses.replace(found, **changes)
     else:
-        changes = {name: value for name in CHANGEABLE if (value := getattr(config.model, name)) is not None}
-    model = dataclasses.replace(found, **changes)
+        model = changed_model(found, config.model)
     check_sequence_length(config.data.sequence_length, model)
     return dataclasses.replace(config, model=model)
+
+
+def changed_model(found: ModelConfig, changes: ModelChanges) -> ModelConfig:
+    """The model with the changes that are not None."""
+    given = {name: value for name in CHANGEABLE if (value := getattr(changes, name)) is not None}
+    return dataclasses.replace(found, **given)
 
 
 def _check_same_model(wanted: ModelConfig, found: ModelConfig, where) -> None:

@@ -6,17 +6,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 
 @contextlib.contextmanager
-def stop_signals(when: str = "after this step") -> Iterator[list[int]]:
+def stop_signals(
+    when: str = "after this step", then: Callable[[int], None] = lambda number: None
+) -> Iterator[list[int]]:
     """Yields a list to which SIGTERM, Ctrl-C and SIGHUP add their number; a second signal ends the process at once.
 
-    `when` says in the message when the run saves. A terminal that closes sends SIGHUP, maybe twice, which counts once;
-    nohup ignores it. Ctrl-C ends every program of a pipeline, and in `run | tee log` the reader ends first. So after
-    the first signal errors of stdout and stderr are ignored, and the run still saves.
+    `when` says in the message when the run saves, and `then(number)` is called after the first signal. A terminal that
+    closes sends SIGHUP, maybe twice, which counts once; nohup ignores it. Ctrl-C ends every program of a pipeline, and
+    in `run | tee log` the reader ends first. So after the first signal errors of stdout and stderr are ignored, and the
+    run still saves.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -35,6 +38,7 @@ def stop_signals(when: str = "after this step") -> Iterator[list[int]]:
         received.append(number)
         sys.stdout, sys.stderr = _lenient(sys.stdout), _lenient(sys.stderr)
         print(f"{signal.Signals(number).name}: saving {when}; once more ends at once", flush=True)
+        then(number)
 
     before = {number: signal.signal(number, note) for number in numbers}
     try:

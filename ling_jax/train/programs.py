@@ -1,6 +1,7 @@
 """The programs of a run, compiled ahead of its first step, and its state at the start."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,9 +41,9 @@ def state_of(
     params: Params,
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    abstract: GuardedState,
+    abstract: TrainState,
     trainable: Any = None,
-) -> GuardedState:
+) -> TrainState:
     """`random_state` with these parameters as master weights, cast to the spec's dtypes.
 
     Of parameters on the host each device gets its part only.
@@ -75,12 +76,14 @@ def restored_state(manager: orbax.Manager, abstract: GuardedState) -> GuardedSta
     return state.replace(spikes=empty.replace(skipped=state.spikes.skipped))
 
 
-def _first_state(make_params, argument, trainable, optimizer, abstract: GuardedState) -> GuardedState:
+def _first_state(make_params, argument, trainable, optimizer, abstract: TrainState) -> TrainState:
     """The state before step 0, computed directly on the devices where it stays."""
-    window = abstract.spikes.values.shape[1]
 
-    def create(argument) -> GuardedState:
-        return guarded(create_state(make_params(argument), optimizer, trainable), empty_history(window))
+    def create(argument) -> TrainState:
+        state = create_state(make_params(argument), optimizer, trainable)
+        return guarded(state, empty_history(abstract.spikes.values.shape[1])) if is_guarded else state
+
+    is_guarded = isinstance(abstract, GuardedState)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     # This program runs once, and on a CPU LLVM takes longer to optimise it than it runs.
@@ -150,13 +153,22 @@ def lower_train_step(
         router_bias_rate=train.router_bias_rate,
         trainable=trainable,
     )
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    batch = _abstract_batch(mesh, device_rows(train.batch_size, train.microbatches, mesh), length)
+    return lower_step(step, abstract, batch, mesh)
+
+
+def lower_step(
+    step: Callable[[Any, Any], tuple[Any, Any]], state: Any, batch: Any, mesh: jax.sharding.Mesh
+) -> jax.stages.Lowered:
+    """The program of `step(state, batch) -> (state, metrics)` before compilation; it donates the state.
+
+    `state` and `batch` are trees of ShapeDtypeStructs with shardings.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     with jax.set_mesh(mesh):
         options = compiler_options(mesh)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=options)
-        return jitted.lower(
-            abstract, _abstract_batch(mesh, device_rows(train.batch_size, train.microbatches, mesh), length)
-        )
+        return jitted.lower(state, batch)
 
 
 def compile_eval_step(

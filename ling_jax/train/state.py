@@ -80,19 +80,21 @@ def abstract_state(
     mesh: jax.sharding.Mesh,
     trainable: Any = None,
     *,
-    spike_window: int = 128,
-) -> GuardedState:
+    spike_window: int | None = 128,
+) -> TrainState:
     """The state as ShapeDtypeStructs with shardings; the optimiser's moments have those of their parameters.
 
     `trainable` is a tree of bools; None: all that the spec declares so. The optimiser has no state of other leaves.
+    Without a `spike_window` the state is a plain TrainState, else a GuardedState.
 
     Raises ValueError where the mesh cannot split a parameter evenly.
     """
     spec = model_spec(config)
     trainable = specs.trainable(spec) if trainable is None else trainable
 
-    def create(params) -> GuardedState:
-        return guarded(create_state(params, optimizer, trainable), empty_history(spike_window))
+    def create(params) -> TrainState:
+        state = create_state(params, optimizer, trainable)
+        return state if spike_window is None else guarded(state, empty_history(spike_window))
 
     abstract = jax.eval_shape(create, specs.abstract(spec))
     by_path = {f"/{name}": sharding for name, sharding in specs.named_leaves(shardings(spec, mesh)).items()}

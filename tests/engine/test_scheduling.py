@@ -209,7 +209,8 @@ def test_many_requests_leave_nothing_behind(slots=32, count=2000):
         if done > count // 4:
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     check_places(engine)
-    assert len(engine._pages) == engine.plan.pages - 1 and len(engine._states) == engine.plan.states
+    (part,) = engine._parts
+    assert len(part.pages) == engine.plan.pages - 1 and len(part.states) == engine.plan.states
     assert not engine._sequences and not engine.busy
     assert np.mean(busy) >= 0.85
     assert memory[-1] - memory[0] < 20_000  # kB; allocators keep some

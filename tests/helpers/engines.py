@@ -51,16 +51,22 @@ def small_engine(
 
 def withhold(engine: Engine, *, pages: int = 0, states: int = 0) -> None:
     """Takes pages and states away for good, so that memory runs short without other shapes."""
-    engine.withheld = [engine._pages.take() for _ in range(pages)], [engine._states.take() for _ in range(states)]
+    engine.withheld = [
+        ([part.pages.take() for _ in range(pages)], [part.states.take() for _ in range(states)])
+        for part in engine._parts
+    ]
 
 
 def check_places(engine: Engine) -> None:
     """Every page and state is free or belongs to one sequence, and slots agree with their sequences."""
     sequences = list(engine._sequences.values())
-    pages, states = getattr(engine, "withheld", ([], []))
-    held_pages, held_states = [p for s in sequences for p in s.pages], [s.state for s in sequences if s.state >= 0]
-    assert sorted([*engine._pages._free, *held_pages, *pages]) == list(range(1, engine.plan.pages))
-    assert sorted([*engine._states._free, *held_states, *states]) == list(range(engine.plan.states))
+    withheld = getattr(engine, "withheld", [([], [])] * engine.plan.parts)
+    for part, (pages, states) in zip(engine._parts, withheld, strict=True):
+        of_part = [s for s in sequences if s.part == part.number]
+        held_pages, held_states = [p for s in of_part for p in s.pages], [s.state for s in of_part if s.state >= 0]
+        assert sorted([*part.pages._free, *held_pages, *pages]) == list(range(1, engine.plan.pages))
+        assert sorted([*part.states._free, *held_states, *states]) == list(range(engine.plan.states))
+        assert all(s.slot in part.slots for s in of_part if s.slot >= 0)
     seated, waiting = {s.id: s.slot for s in sequences if s.slot >= 0}, {s.id for s in engine._waiting}
     assert seated == {s.id: slot for slot, s in enumerate(engine._slots) if s is not None}
     assert len(waiting) == len(engine._waiting) and not waiting & (seated.keys() | engine._parked.keys())
@@ -78,7 +84,7 @@ def poison(engine: Engine) -> None:
     free_pages, free_states = np.ones(engine.plan.pages, bool), np.ones(engine.plan.states, bool)
     free_pages[[0, *(page for s in held for page in s.pages)]] = False
     free_states[[s.state for s in held]] = False
-    engine._pool, zero = _poisoned(engine._pool, free_pages, free_states)
+    engine.device.pool, zero = _poisoned(engine.device.pool, free_pages, free_states)
     assert zero
 
 

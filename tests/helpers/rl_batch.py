@@ -1,5 +1,6 @@
-"""A batch of random answers, a small model with experts and MTP, and its log-probs by a plain forward pass."""
+"""Random answers, a small model with experts and MTP, and its log-probs by a plain forward pass."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ling_jax import model
-from ling_jax.rl.batch import Batch
+from ling_jax.rl.answers import Answer
+from ling_jax.rl.batch import Batch, Layout, pack
 from ling_jax.rl.step import trainable
 from ling_jax.train.config import OptimizerConfig
 from ling_jax.train.optimizer import make_optimizer
@@ -17,7 +19,8 @@ from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(num_layers=2, compute_dtype="float32", remat="none", mtp_depth=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_lr=1e-3, warmup_steps=0), 10, model.model_spec(CONFIG))
-SIZES = dict(rows=6, length=12)
+LENGTH = 12
+ALONE = Layout(1, 6, LENGTH)
 
 
 @functools.cache
@@ -37,24 +40,46 @@ def logps_of():
     return quick_jit(logps)
 
 
-def random_batch(seed=0) -> Batch:
-    """Answers of 3 to 7 tokens behind prompts of 3; row 1 has tool output in the middle."""
+def random_answers(seed: int = 0, count: int = 6, *, old: bool = False, reference: bool = False) -> list[Answer]:
+    """Three groups of two: answers of 3 to 7 tokens behind prompts of 3; answer 1 has tool output in the middle."""
     rng = np.random.default_rng(seed)
-    rows, length = SIZES.values()
-    tokens = rng.integers(0, CONFIG.vocab_size, (rows, length)).astype(np.int32)
-    ends = rng.integers(6, 11, (rows, 1))
-    place = np.arange(length)[None]
-    mask = (place >= 3) & (place < ends)
-    mask[1, 4:6] = False
-    logps = np.zeros((rows, length), np.float32)
-    logps[:, 1:] = logps_of()(state().params, tokens)[0]
-    return Batch(
-        tokens=tokens,
-        live=(place < ends).astype(np.int32),
-        mask=mask,
-        behaviour_logps=np.where(mask, logps + rng.normal(0, 1.5, logps.shape), 0).astype(np.float32),
-        ages=np.where(mask, rng.integers(0, 3, logps.shape), 0).astype(np.int32),
-        sentence_ids=(place // 2 + 0 * tokens).astype(np.int32),
-        advantages=rng.normal(0, 1, rows).astype(np.float32),
-        valid=np.ones(rows, bool),
-    )
+    tokens = rng.integers(0, CONFIG.vocab_size, (count, LENGTH)).astype(np.int32)
+    ends = rng.integers(6, 11, count)
+    logps = np.pad(logps_of()(state().params, tokens)[0], ((0, 0), (1, 0)))
+    answers = []
+    for i, size in enumerate(ends):
+        place = np.arange(size)
+        mask = (place >= 3) & ((i != 1) | (place < 4) | (place >= 6))
+
+        def noisy(scale, i=i, size=size, mask=mask):
+            return np.where(mask, logps[i, :size] + rng.normal(0, scale, size), 0).astype(np.float32)
+
+        answer = Answer(
+            group=i // 2,
+            advantage=float(rng.normal()),
+            tokens=tokens[i, :size],
+            mask=mask,
+            behaviour_logps=noisy(1.5),
+            ages=np.where(mask, rng.integers(0, 3, size), 0).astype(np.int32),
+            sentence_ids=np.where(mask, place // 2, -1).astype(np.int32),
+        )
+        if old:
+            answer = dataclasses.replace(answer, old_logps=noisy(0.3))
+        answers.append(dataclasses.replace(answer, reference_logps=noisy(0.3)) if reference else answer)
+    return answers
+
+
+def padded(answers: list[Answer], name: str, fill=0) -> np.ndarray:
+    """[answers, LENGTH]: this field of each answer in a row of its own."""
+    arrays = [getattr(answer, name) for answer in answers]
+    return np.stack([np.pad(x, (0, LENGTH - len(x)), constant_values=fill) for x in arrays])
+
+
+def alone(answers: list[Answer], **options) -> Batch:
+    """Each answer in a row of its own: the batch of a layout whose rows are as long as the longest answer."""
+    assert all(len(answer) > LENGTH // 2 - 1 for answer in answers)
+    return pack(answers, ALONE, **options)
+
+
+def new_answers(answers: list[Answer], **fields) -> list[Answer]:
+    return [dataclasses.replace(answer, **fields) for answer in answers]

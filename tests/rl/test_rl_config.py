@@ -105,17 +105,13 @@ REFUSED = {
     "efforts of one answer each": (dict(efforts=("high", "xhigh"), rollout=dict(group_size=2)), "two answers or more"),
     "no start": (dict(start_from=""), "start_from is ''; it must name the workdir"),
     "unknown count": (dict(rollout=dict(count="complete")), "count is 'complete', did you mean 'completed'"),
-    "a batch that does not divide": (
-        dict(train=dict(microbatches=2)),
-        "train.microbatches 2 does not divide rollout.prompts_per_step 1",
+    "more parts than answers": (
+        dict(train=dict(microbatches=5)),
+        r"train.microbatches is 5, and an optimisation step has 4 answers \(prompts_per_step x group_size",
     ),
     "steps that do not divide a batch": (
         dict(train=dict(updates_per_batch=3), rollout=dict(prompts_per_step=4)),
         "train.updates_per_batch 3 does not divide rollout.prompts_per_step 4",
-    ),
-    "microbatches that do not divide a step": (
-        dict(train=dict(updates_per_batch=2, microbatches=4), rollout=dict(prompts_per_step=4)),
-        "microbatches 4 does not divide rollout.prompts_per_step 4 / train.updates_per_batch 2: .* has 2 groups",
     ),
     "no steps": (dict(train=dict(steps=0)), "train.steps is 0; it must be positive"),
 }

@@ -22,10 +22,10 @@ from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import task_of
 from ling_jax.rl import loop
-from ling_jax.rl.batch import make_batch
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import Episode
+from ling_jax.rl.episode_answers import answers_of
 from ling_jax.rl.learner import TooManyFailures, advantages_of
 from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.prepare import prepare
@@ -188,8 +188,8 @@ def synchronous_step(plain, step: int) -> float:
     episodes = sorted(play(plain.collector, plain.reader.begin_all(requests)), key=lambda episode: episode.id)
     rewards, plain.memory = plain.reward.pay([episodes], plain.reader, plain.memory)
     groups = [Group(step, tuple(episodes))]
-    batch = make_batch(groups, advantages_of(groups, rewards, (1, 4)), plain.reader, rows=4, version=step)
-    plain.state, (update,) = plain.learn(plain.state, batch, step)
+    answers = answers_of(groups, advantages_of(groups, rewards, (1, 4)), plain.reader, version=step)
+    plain.state, (update,) = plain.learn(plain.state, answers, step)
     return update.metrics["loss"]
 
 

@@ -13,16 +13,18 @@ from ling_jax import data, model
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.envs.sources import TaskSource
+from ling_jax.parallel.sharding import make_mesh
+from ling_jax.rl.batch import Layout
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
 from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.replay import replay
 from ling_jax.rl.step import make_scorer
-from ling_jax.rl.teachers import teacher_logps
+from ling_jax.rl.updates import Programs, with_teachers
 from ling_jax.run.workdir import unlock
 from ling_jax.train.config import OptimizerConfig
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden_numbers import quick_jit
-from tests.helpers.rl_batch import CONFIG, logps_of, random_batch
+from tests.helpers.rl_batch import CONFIG, LENGTH, logps_of, random_answers
 from tests.helpers.rl_run import MODEL, prepared, tokenizer
 from tests.helpers.tiny import random_params
 
@@ -57,41 +59,43 @@ def on_policy(start, teachers, **train) -> RLConfig:
     )
 
 
-@pytest.mark.parametrize("places", [1, 2, 3])
-def test_each_row_is_scored_by_its_own_teacher(places):
-    """However many groups are read at a time; empty rows, and positions where nothing was drawn, have 0."""
-    batch = random_batch().replace(teacher=np.array([1, 1, 0, 0, -1, -1], np.int32))
-    batch.mask[4:], batch.valid[4:] = False, False
+def test_each_answer_is_scored_by_its_own_teacher():
+    """Answers of two teachers in one batch, packed: 0 where nothing was drawn."""
+    answers = [dataclasses.replace(answer, teacher=i % 2) for i, answer in enumerate(random_answers())]
     params = [jax.tree.map(jnp.asarray, random_params(CONFIG, dtype="float32", std=std)) for std in (0.1, 0.3)]
-    score = quick_jit(make_scorer(CONFIG))
-    logps = teacher_logps([score, score], params, batch, places, 2)
-    for rows, number in ((slice(0, 2), 1), (slice(2, 4), 0)):
-        wanted = logps_of()(params[number], batch.tokens[rows])[0]
-        np.testing.assert_allclose(logps[rows, 1:], np.where(batch.mask[rows, 1:], wanted, 0), atol=2e-5)
-    assert not logps[4:].any() and not logps[~batch.mask].any()
+    score, layout = quick_jit(make_scorer(CONFIG)), Layout(2, 2, 2 * LENGTH)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    programs = Programs(mesh, layout, layout, None, (), None, None, None, (score, score))
+    for answer in with_teachers(programs, params, answers):
+        wanted = logps_of()(params[answer.teacher], answer.tokens[None])[0][0]
+        np.testing.assert_allclose(answer.teacher_logps[1:], np.where(answer.mask[1:], wanted, 0), atol=2e-5)
+        assert answer.teacher_logps[0] == 0
 
 
-@jax.jit
-def all_logps(params, batch):
-    """[B, T - 1, W]: log-probs of every token at every position."""
-    logits = model.forward(params, batch.tokens, wide(MODEL), segment_ids=batch.live).logits[:, :-1]
-    return jax.nn.log_softmax(logits, axis=-1)
+def all_logps(params, tokens):
+    """[n - 1, W]: log-probs of every token at every position of one answer."""
+    return jax.nn.log_softmax(model.forward(params, tokens[None], wide(MODEL)).logits[0, :-1], axis=-1)
 
 
 def wide(config):
     return dataclasses.replace(config, compute_dtype="float64")
 
 
-def oracle(batch, student, teachers):
+def oracle(answers, student, teachers):
     """(mean over drawn tokens of log student - log teacher, mean of the KL there, spread of the first), in float64."""
+    gaps, kls = [], []
     with jax.enable_x64(True):
-        batch = jax.tree.map(np.asarray, batch)
         in_64 = [jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params) for params in (student, *teachers)]
-        policy, *others = [np.asarray(all_logps(params, batch)) for params in in_64]
-    teacher = np.where(batch.teacher[:, None, None] == 0, *others)
-    mask, chosen = batch.mask[:, 1:], batch.tokens[:, 1:, None]
-    gap = np.take_along_axis(policy - teacher, chosen, axis=-1)[..., 0]
-    return gap[mask].mean(), (np.exp(policy) * (policy - teacher)).sum(axis=-1)[mask].mean(), gap[mask].std()
+        run = jax.jit(all_logps)
+        for answer in answers:
+            tokens = np.pad(answer.tokens, (0, 184 - len(answer)))
+            policy, teacher = (np.asarray(run(in_64[i], tokens)) for i in (0, 1 + answer.teacher))
+            mask = np.pad(answer.mask, (0, 184 - len(answer)))[1:]
+            gap = np.take_along_axis(policy - teacher, tokens[1:, None], axis=-1)[..., 0]
+            gaps.append(gap[mask])
+            kls.append((np.exp(policy) * (policy - teacher)).sum(axis=-1)[mask])
+    gaps = np.concatenate(gaps)
+    return gaps.mean(), np.concatenate(kls).mean(), gaps.std()
 
 
 @pytest.mark.slow
@@ -105,21 +109,23 @@ def test_the_loss_is_the_kl_in_float64_and_falls(start, teachers, tmp_path):
     with make_learner(run, new_state(run)) as learner:
         taken, learn = [], learner.learn
 
-        def kept(state, batch, version):
-            taken.append((batch, jax.tree.map(np.array, state.params)))
-            return learn(state, batch, version)
+        def kept(state, answers, version):
+            taken.append((answers, jax.tree.map(np.array, state.params)))
+            return learn(state, answers, version)
 
         learner.learn = kept
         for step in range(12):
             reported.append(learner.step().metrics["reverse_kl"])
             if step in (0, 11):
-                batch, student = taken[-1]
-                mean, kl, spread = oracle(batch, student, known)
+                answers, student = taken[-1]
+                mean, kl, spread = oracle(answers, student, known)
                 np.testing.assert_allclose(reported[-1], mean, rtol=1e-4, atol=1e-5)
-                assert abs(mean - kl) < 4 * spread / np.sqrt(batch.mask.sum()), "an estimate of the KL"
+                assert abs(mean - kl) < 4 * spread / np.sqrt(sum(a.mask.sum() for a in answers)), (
+                    "an estimate of the KL"
+                )
                 exact.append(kl)
     unlock(run.workdir, run.lock)
-    assert {number for batch, _ in taken for number in batch.teacher.tolist()} == {0, 1}
+    assert {answer.teacher for answers, _ in taken for answer in answers} == {0, 1}
     assert exact[1] < exact[0] * 2 / 3, (exact, reported)
 
 

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.engine.weights import serving_copy
-from ling_jax.rl.batch import take_groups
 from ling_jax.rl.learner import share_without_spread
 from ling_jax.rl.step import make_scorer
 from ling_jax.rl.updates import Update, minibatches, summarised
 from tests.helpers.golden_numbers import quick_jit
-from tests.helpers.rl_batch import CONFIG, random_batch
+from tests.helpers.rl_batch import CONFIG, alone, random_answers
 from tests.helpers.tiny import random_params
 
 
@@ -31,16 +30,6 @@ def test_one_step_keeps_the_order_and_several_do_not():
     order = lambda count: [p.tolist() for p in minibatches(np.arange(12), count, np.random.default_rng(0))]  # noqa: E731
     assert order(1) == [list(range(12))]
     assert order(2)[0] != sorted(order(2)[0]) or order(2)[0] != list(range(0, 12, 2))
-
-
-def test_the_rows_of_groups_come_along_and_empty_rows_fill_up():
-    batch = random_batch()  # three groups of two
-    for array in (batch.mask, batch.valid, batch.advantages):
-        array[4:] = False
-    part = take_groups(batch, np.array([1]), places=2, group_size=2)
-    for name in ("tokens", "behaviour_logps", "advantages", "mask"):
-        np.testing.assert_array_equal(getattr(part, name)[:2], getattr(batch, name)[2:4])
-    assert not part.valid[2:].any() and not part.mask[2:].any() and part.tokens.shape == (4, 12)
 
 
 def test_metrics_of_several_steps_are_sums_of_counts_maxima_and_means():
@@ -62,7 +51,7 @@ def test_the_reference_in_bfloat16_has_the_log_probs_of_its_master_weights():
     """Training computes in the dtypes of serving too, so half the memory costs nothing."""
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     params = jax.tree.map(np.asarray, random_params(config, dtype="float32", std=0.2))
-    batch, score = random_batch(), quick_jit(make_scorer(config))
+    batch, score = alone(random_answers()), quick_jit(make_scorer(config))
     wanted, found = score(params, batch), score(serving_copy(params, config), batch)
     np.testing.assert_array_equal(found, wanted)
     assert np.asarray(wanted).any()

@@ -39,10 +39,12 @@ def whole(start, tmp_path_factory):
 
 @quick_jit
 def logps_of(params, batch):
-    """[B, T] by a plain forward pass, 0 where nothing was drawn."""
-    logits = model.forward(params, batch.tokens, MODEL, segment_ids=batch.live).logits[:, :-1]
-    logps = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), batch.tokens[:, 1:, None], axis=-1)[..., 0]
-    return jnp.where(batch.mask, jnp.pad(logps, ((0, 0), (1, 0))), 0)
+    """[R, T] of a batch's rows by a plain forward pass, 0 where nothing was drawn."""
+    rows = batch.rows
+    logits = model.forward(params, rows.tokens, MODEL, segment_ids=rows.segment_ids).logits
+    picked = jnp.maximum(rows.targets, 0)[..., None]
+    logps = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), picked, axis=-1)[..., 0]
+    return jnp.where(rows.mask, logps, 0)
 
 
 def test_several_steps_on_a_batch_share_the_old_log_probs_of_the_trainer(start, tmp_path):
@@ -63,8 +65,10 @@ def test_several_steps_on_a_batch_share_the_old_log_probs_of_the_trainer(start, 
             taken.clear()
             for update in updates:
                 batch = update.batch
-                np.testing.assert_allclose(batch.old_logps, logps_of(before, batch), atol=1e-4)
-                wanted = quick_jit(calibrate_phi)(batch.old_logps, batch.behaviour_logps, batch.mask, 0.2)
+                np.testing.assert_allclose(batch.rows.old_logps, logps_of(before, batch), atol=1e-4)
+                wanted = quick_jit(calibrate_phi)(
+                    batch.rows.old_logps, batch.rows.behaviour_logps, batch.rows.mask, 0.2
+                )
                 np.testing.assert_allclose(update.metrics["phi"], wanted, rtol=1e-5)
                 assert (update.metrics["masked_fraction"] - 0.2) * batch.mask.sum() < 1.01  # a token at most
             for level in ("0.01", "0.99"):

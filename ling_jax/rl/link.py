@@ -1,0 +1,78 @@
+"""What the first process of a run tells the others: which program comes next, and the batch that it reads."""
+
+import enum
+
+import jax
+import numpy as np
+
+from ling_jax.distributed.broadcast import Broadcast
+from ling_jax.rl.batch import Batch, Layout, empty_batch
+
+
+class Operation(enum.IntEnum):
+    """What all processes do next; some have an argument."""
+
+    END, GENERATE, EVALUATE, OLD, REFERENCE, TEACHER, STEP, SAVE = range(8)
+
+
+class Link:
+    """Messages from the first process of a mesh to the others, which call `hear` and `receive` where it calls `tell`
+    and `send`. A batch goes microbatch by microbatch, so that a message does not grow with it."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, part: Layout, floats: tuple[str, ...]):
+        """Batches have the rows and the length of `part`; `floats` are the optional arrays of any of them."""
+        devices = list(mesh.devices.flat)
+        self._commands = Broadcast(devices, 2)
+        self._microbatches = Broadcast(devices, _message_of(empty_batch(part._replace(microbatches=1), floats), 0).size)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that decides."""
+        return self._commands.leads
+
+    def tell(self, operation: Operation, argument: int = 0) -> None:
+        """The others run this operation next."""
+        self._commands.send(np.array([operation, argument], np.int32))
+
+    def hear(self) -> tuple[Operation, int]:
+        """The next operation and its argument."""
+        operation, argument = self._commands.receive().tolist()
+        return Operation(operation), argument
+
+    def send(self, batch: Batch) -> None:
+        """A batch of numpy arrays, without the microbatches that hold no answers."""
+        self._commands.send(np.array([batch.count, 0], np.int32))
+        for m in range(int(batch.count)):
+            self._microbatches.send(self._padded(_message_of(batch, m)))
+
+    def receive(self, layout: Layout, floats: tuple[str, ...]) -> Batch:
+        """The batch of `send`, which has this layout and these optional arrays."""
+        count = int(self._commands.receive()[0])
+        batch = empty_batch(layout, floats)
+        for m in range(count):
+            data = self._microbatches.receive().tobytes()
+            for array in _arrays(batch):
+                part = array[m]
+                part[...] = np.frombuffer(data[: part.nbytes], part.dtype).reshape(part.shape)
+                data = data[_words(part) * 4 :]
+        return batch.replace(count=np.int32(count))
+
+    def _padded(self, message: np.ndarray) -> np.ndarray:
+        return np.pad(message, (0, self._microbatches.size - len(message)))
+
+
+def _arrays(batch: Batch) -> list[np.ndarray]:
+    return jax.tree.leaves(batch.replace(count=None))
+
+
+def _words(array: np.ndarray) -> int:
+    return -(-array.nbytes // 4)
+
+
+def _message_of(batch: Batch, microbatch: int) -> np.ndarray:
+    """The arrays of a microbatch one behind the other, as int32."""
+    parts = []
+    for array in _arrays(batch):
+        data = array[microbatch].tobytes()
+        parts.append(np.frombuffer(data + bytes(-len(data) % 4), np.int32))
+    return np.concatenate(parts)

@@ -1,0 +1,58 @@
+"""The programs of a run of reinforcement learning for devices that are not here (docs/pods.md)."""
+
+import dataclasses
+
+import jax
+
+from ling_jax.compile.programs import Program
+from ling_jax.config import ModelConfig
+from ling_jax.model import model_spec
+from ling_jax.model.flops import flops_per_token, read_flops_per_row
+from ling_jax.rl.batch import Layout, abstract_batch
+from ling_jax.rl.config import RLConfig
+from ling_jax.rl.loss import make_loss
+from ling_jax.rl.step import make_rl_step, trainable
+from ling_jax.rl.updates import abstract_reference, layouts, lower_scorer, optional_arrays
+from ling_jax.train.optimizer import make_optimizer
+from ling_jax.train.programs import lower_step
+from ling_jax.train.state import abstract_state, state_bytes
+
+PROGRAMS = ("rl", "score")
+
+
+def rl_program(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, name: str) -> Program:
+    """An optimisation step ("rl"), or log-probs of a whole batch under other weights ("score"), of answers as long as
+    the context, so that no two of them share a row."""
+    part, whole = layouts(config, mesh)
+    return _step(config, model, mesh, part) if name == "rl" else _score(model, mesh, whole)
+
+
+def _step(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, layout: Layout) -> Program:
+    optimizer = make_optimizer(config.optimizer, config.max_updates, model_spec(model))
+    state = abstract_state(model, optimizer, mesh, trainable(model), spike_window=None)
+    batch = abstract_batch(layout, mesh, optional_arrays(config), counted=False)
+    step = make_rl_step(model, optimizer, make_loss(config.objective, config.rollout.group_size))
+    tokens = layout.microbatches * layout.rows * layout.length
+    without_mtp = dataclasses.replace(model, mtp_loss_weight=0.0)
+    return Program(
+        lambda: lower_step(step, state, batch, mesh),
+        state_bytes((state, batch)),
+        tokens,
+        layout.length,
+        flops_per_token(without_mtp, layout.length) * tokens,
+        rows={"microbatches": layout.microbatches, "batch_size": layout.microbatches * layout.rows},
+    )
+
+
+def _score(model: ModelConfig, mesh: jax.sharding.Mesh, layout: Layout) -> Program:
+    params, batch = abstract_reference(model, mesh), abstract_batch(layout, mesh, counted=False)
+    rows = layout.microbatches * layout.rows
+    head = 2.0 * model.hidden_size * model.vocab_size * (layout.length - 1)  # of all tokens, not of the last alone
+    return Program(
+        lambda: lower_scorer(model, params, batch, mesh),
+        state_bytes((params, batch)),
+        rows * layout.length,
+        layout.length,
+        rows * (read_flops_per_row(model, layout.length, layout.length) + head),
+        rows={"microbatches": layout.microbatches, "batch_size": rows},
+    )
