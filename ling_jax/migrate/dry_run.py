@@ -118,8 +118,8 @@ def as_text(records: list[dict[str, Any]]) -> str:
             f"  memory    {state} of state on all devices, {with_gradients} with gradients",
             f"  disk      {r['checkpoints']} checkpoints of {size_text(r['checkpoint_bytes'])}",
         ]
-        of = "the host" if r["hosts"] == 1 else f"each of {r['hosts']}"
-        lines += [f"  hosts     {of} at most, {work}: {share}" for work, share in r["shares"].items()]
+        of = "one host" if r["hosts"] == 1 else f"each of {r['hosts']} hosts"
+        lines += [f"  hosts     {of} at most: {work} {share}" for work, share in r["shares"].items()]
     tokens, flops = (sum(r[name] for r in records) for name in ("tokens", "flops"))
     disk = size_text(disk_bytes(records))
     lines.append(f"in all: {count_text(tokens)} tokens, at most {flops:.2e} FLOP, {disk} of disk")

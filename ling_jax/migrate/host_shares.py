@@ -1,6 +1,6 @@
 """What one of many hosts reads, writes and needs of memory in each stage, computed from configs alone.
 
-Numbers are those of the host with the largest share. Memory is that of the host, not of its accelerators.
+Numbers are those of the host with the largest share. Memory is that of the host, without its accelerators.
 """
 
 import dataclasses
@@ -37,11 +37,12 @@ class HostShare(NamedTuple):
     read: int
     written: int
     memory: int
+    device: int = 0  # of one accelerator, where the host does not compute on the mesh
 
     def __str__(self) -> str:
-        return (
-            f"reads {size_text(self.read)}, writes {size_text(self.written)}, takes {size_text(self.memory)} of memory"
-        )
+        read, written, memory, device = map(size_text, self)
+        on_device = f", {device} of its first accelerator if it has one" if self.device else ""
+        return f"reads {read}, writes {written}, takes {memory} of memory{on_device}"
 
 
 def conversion_share(
@@ -49,31 +50,31 @@ def conversion_share(
 ) -> HostShare:
     """The share of a conversion; `itemsize` is that of a stored weight.
 
-    A host reads one of its layers, computes with a copy in the compute dtype, and writes the new form. The hidden
-    states of all samples come from the host of the layer before and go to that of the next.
+    A host reads one of its layers, computes with a copy in the compute dtype (a CPU with one in float32 too, which its
+    products of bfloat16 need), and writes the new form. The hidden states of all samples come from the host of the
+    layer before and go to that of the next.
     """
-    old, new = (_layer_sizes(model) for model in (before, after))
+    old, new, changed = _layer_sizes(before), _layer_sizes(after), converted_layers(before, after)
     top = itemsize * sum(size for name, size in _sizes(before).items() if name in TOP)
     compute, samples = np.dtype(before.compute_dtype).itemsize, config.conversion
     states = (samples.calibration_tokens + samples.held_out_tokens) * before.hidden_size * compute
-    converted, busy = converted_layers(before, after), min(hosts, len(old))
-    shares = []
-    for host in range(busy):
+    busy, on_cpu = min(hosts, len(old)), MASTER_BYTES if compute < MASTER_BYTES else 0
+
+    def share(host: int) -> HostShare:
         own = range(len(old))[host::busy]
         moved = states * len(own) if busy > 1 else 0
-        beside = top if host in (0, busy - 1) else 0  # the first reads the embedding, the last copies it and the head
-        mixers = [max(_mixer_size(model, number) for model in (before, after)) for number in own if number in converted]
-        shares.append(
-            HostShare(
-                read=itemsize * sum(old[number] for number in own) + beside + moved,
-                written=itemsize * sum(new[number] for number in own) + (top if host == busy - 1 else 0) + moved,
-                memory=BASE_BYTES
-                + max(beside, (itemsize + compute) * max(old[number] for number in own))
-                + STATE_COPIES * states
-                + 8 * MIXER_COPIES * max(mixers, default=0),
-            )
+        mixers = [max(_mixer_size(model, number) for model in (before, after)) for number in own if number in changed]
+        largest = max(old[number] for number in own)
+        reads_top, writes_top = top * (host in (0, busy - 1)), top * (host == busy - 1)
+        scratch = STATE_COPIES * states + 8 * MIXER_COPIES * max(mixers, default=0)
+        return HostShare(
+            read=itemsize * sum(old[number] for number in own) + reads_top + moved,
+            written=itemsize * sum(new[number] for number in own) + writes_top + moved,
+            memory=BASE_BYTES + max(reads_top, (itemsize + compute + on_cpu) * largest + scratch),
+            device=(itemsize + compute) * largest,
         )
-    return HostShare(*(max(values) for values in zip(*shares, strict=True)))
+
+    return HostShare(*(max(values) for values in zip(*map(share, range(busy)), strict=True)))
 
 
 def training_share(model: ModelConfig, mesh: MeshConfig, itemsize: int, state: int, hosts: int) -> HostShare:

@@ -101,8 +101,9 @@ def prepare_plan(config: MigrateConfig, workdir: str | Path) -> Plan:
     if is_remote(workdir):
         raise ValueError(f"{workdir} is no local folder, where conversions are read and written layer by layer")
     peers, workdir = all_peers(), open_workdir(workdir)
-    source = open_model(config.source, step=peers.first(_source_step(config, workdir), "source step"), peers=peers)
-    hosts.check_same(_source_facts(source))
+    step = peers.first(None if peers.index else _source_step(config, workdir), "source step")
+    source = open_model(config.source, step=step, peers=peers)
+    hosts.check_same(source_facts(source))
     models = stage_models(config, source.config)
     check_meshes(config, models)
     for described in config.data.sources:
@@ -124,7 +125,8 @@ def _with_data(
     config: MigrateConfig, source: ModelFolder, models: list[ModelConfig], workdir: epath.Path, held: IO[bytes] | None
 ) -> Plan:
     """The plan with its tokens, which process 0 makes first, in a locked workdir."""
-    fresh = all_peers().first(not any(workdir.glob("[0-9]*_*")), "is fresh")
+    peers = all_peers()
+    fresh = peers.first(not peers.index and not any(workdir.glob("[0-9]*_*")), "is fresh")
     folders = hosts.first_host_first(lambda: tokenize_sources(config.data, source.tokenizer, workdir, replace=fresh))
     write_config(config, workdir)
     if fresh:
@@ -134,7 +136,7 @@ def _with_data(
     return plan
 
 
-def _source_facts(source: ModelFolder) -> dict[str, str]:
+def source_facts(source: ModelFolder) -> dict[str, str]:
     """What must be the same on all hosts, which may have copies of their own: the texts and the weights of the source.
 
     The manifest of a checkpoint has sums of all its files. Of other files the size and both ends are compared, in which

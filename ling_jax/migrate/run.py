@@ -137,7 +137,8 @@ def _as_run(model: ModelConfig, other: ModelConfig) -> ModelConfig:
 def _convert(plan: Plan, number: int, start: ModelFolder, target: Path) -> list[dict[str, Any]]:
     """The records of `convert_model`; an existing folder is kept."""
     peers = all_peers()
-    if not peers.first(target.exists(), "is converted"):
+    # The others do not look before it is there: a network file system may remember that it was not.
+    if not peers.first(not peers.index and target.exists(), "is converted"):
         calibration, held_out = samples(plan)
         target.parent.mkdir(parents=True, exist_ok=True)  # marks the stage as begun: a restart takes the same source
         with new_shared_folder(target, peers) as partial:

@@ -51,7 +51,15 @@ def run_together(count: int, work: Callable[[Peers], Any]) -> list[Any]:
     board, peers = _Board(count), [ThreadPeers(index, count) for index in range(count)]
     for one in peers:
         object.__setattr__(one, "board", board)
+
+    def work_or_end_all(one: Peers) -> Any:
+        try:
+            return work(one)
+        except BaseException:
+            board.barrier.abort()
+            raise
+
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        results = [done.result() for done in [pool.submit(work, one) for one in peers]]
+        results = [done.result() for done in [pool.submit(work_or_end_all, one) for one in peers]]
     assert not board.posted, f"unread: {sorted(board.posted)}"
     return results

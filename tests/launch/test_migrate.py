@@ -24,7 +24,7 @@ def test_the_plan_of_the_real_1t_and_what_is_refused(tmp_path):
     one_t, nowhere, homeless = run_each(
         "launch.migrate",
         [
-            ["--config=configs/migrate/1t.py", "--dry_run"],
+            ["--config=configs/migrate/1t.py", "--dry_run", "--num_hosts=256"],
             [CONFIG, f"--workdir={tmp_path}", "--config.source=nowhere"],
             [CONFIG, "--config.source=nowhere"],
         ],
@@ -33,7 +33,8 @@ def test_the_plan_of_the_real_1t_and_what_is_refused(tmp_path):
     for text in (
         "70 layers gqa -> lightning", "11 layers gqa -> mla", "100.06B tokens in 1491 steps",
         "20% of sequences that long", "rope theta 6e+06", "12.30 TB of state", "33 checkpoints of 12.30 TB",
-        "in all: 9.60T tokens",
+        "in all: 9.60T tokens", "each of 256 hosts at most: conversion reads 32.00 GB, writes 32.00 GB",
+        "merge reads 512.71 GB, writes 16.02 GB",
     ):  # fmt: skip
         assert text in one_t.stdout
     assert (nowhere.returncode, homeless.returncode) == (2, 2)

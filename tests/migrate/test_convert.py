@@ -145,10 +145,17 @@ def test_fusing_is_better_than_dropping_and_complex_keeps_more_than_real(tmp_pat
     assert all(c["rope"] >= r["rope"] for c, r in zip(errors["complex"], errors["real"], strict=True))
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_processes_that_divide_the_layers_write_the_bytes_of_one(tmp_path, count):
-    """Of three layers, MTP included: two processes, and more processes than layers, of which two have none."""
-    form = forms(dict(mtp_depth=1), dict(mtp_depth=1), size={})
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (2, dict(mtp_depth=1, compute_dtype="bfloat16")),
+        (5, dict(mtp_depth=1)),  # more than layers: two have none
+        pytest.param(3, WHOLE, marks=pytest.mark.slow),
+    ],
+    ids=["2, bfloat16", "5", "3, experts"],
+)
+def test_processes_that_divide_the_layers_write_the_bytes_of_one(tmp_path, count, size):
+    form = forms(size=size)
     params = random_params(form["gqa"], dtype="float32", std=0.2)
 
     def convert(folder, peers):
@@ -158,7 +165,7 @@ def test_processes_that_divide_the_layers_write_the_bytes_of_one(tmp_path, count
     for name in ("alone", "together"):
         (tmp_path / name).mkdir()
     wanted = convert(tmp_path / "alone", ALONE)
-    assert [record["layer"] for record in wanted] == [0, 1, 2]
+    assert [record["layer"] for record in wanted] == list(range(form["gqa"].num_layers + 1))  # MTP too
     found = run_together(count, lambda peers: convert(tmp_path / "together", peers))
     assert found == [wanted] * count
     assert files_below(tmp_path / "together") == files_below(tmp_path / "alone")
@@ -173,7 +180,8 @@ def test_a_process_reads_only_its_own_layers(tmp_path):
             return super().layer(number)
 
     reader = Watched(random_params(form["gqa"], dtype="float32", std=0.2), form["gqa"])
-    run_together(2, lambda peers: convert_model(reader, form["linear"], [], HELD_OUT, Conversion(), tmp_path, peers))
+    samples = (CALIBRATION, HELD_OUT, Conversion())
+    run_together(2, lambda peers: convert_model(reader, form["linear"], *samples, tmp_path, peers))
     assert {number: len(threads) for number, threads in read.items()} == {0: 1, 1: 1}
     assert read[0] != read[1]
 

@@ -5,19 +5,20 @@ import json
 import random
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from ling_jax import spec
 from ling_jax.checkpoint import load_hf, orbax, save_hf
-from ling_jax.checkpoint.folder import load_model
+from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.data import save_tokenizer
 from ling_jax.engine import Request
 from ling_jax.engine.generate import engine_for, generate
 from ling_jax.messages import size_text
 from ling_jax.migrate.config import MTP_SCHEMES, Stage, matches
 from ling_jax.migrate.dry_run import as_text, dry_run
-from ling_jax.migrate.plan import open_converted, prepare_plan
+from ling_jax.migrate.plan import open_converted, prepare_plan, source_facts
 from ling_jax.migrate.run import read_report, run_plan, with_mtp_modules
 from ling_jax.model import forward
 from ling_jax.run.workdir import unlock
@@ -192,13 +193,30 @@ def test_a_source_that_is_trained_on_stays_what_it_was(source, tmp_path, monkeyp
     assert prepare_plan(config, tmp_path / "other").source.step == 5
 
 
-def test_one_process_runs_a_migration(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 4)
-    with pytest.raises(ValueError, match="4 processes: a migration is run by one, with all devices"):
-        prepare_plan(small_config(*source), tmp_path)
-    monkeypatch.undo()
+def test_a_store_is_no_workdir_of_a_migration(source):
     with pytest.raises(ValueError, match="gs://bucket/plan is no local folder"):
         prepare_plan(small_config(*source), "gs://bucket/plan")
+
+
+def test_a_mesh_that_a_stage_cannot_use_is_refused_with_one_that_it_can(source, tmp_path):
+    devices = jax.device_count()
+    config = with_part(small_config(*source), "mesh", data=1, fsdp=3 * devices)
+    message = rf"stages\[0\] \(linear_warmup\): mesh .* does not fill {devices} devices; .*; on .* could use"
+    with pytest.raises(ValueError, match=f"{message} --config.mesh.fsdp={devices}$"):
+        prepare_plan(config, tmp_path / "plan")
+
+
+def test_sources_that_differ_in_their_weights_have_other_facts(source, tmp_path):
+    """What hosts compare, which may have a copy each."""
+    for name, scale in (("one", 1), ("copy", 1), ("other", 2)):
+        params, config = orbax.load_params(source[0] / "checkpoints")
+        save_hf(jax.tree.map(lambda x, scale=scale: scale * x, params), config, tmp_path / name)
+        save_tokenizer(load_model(source[0]).tokenizer, tmp_path / name)
+    one, copy, other = (source_facts(open_model(tmp_path / name)) for name in ("one", "copy", "other"))
+    assert one == copy
+    assert {name for name in one if one[name] != other[name]} == {"source.model.safetensors"}
+    of_run = source_facts(open_model(source[0]))
+    assert {"source.manifest.json", "source.metadata", "source.tokenizer"} <= of_run.keys()
 
 
 def test_the_chat_template_of_the_source_stays(source, tmp_path, monkeypatch):
