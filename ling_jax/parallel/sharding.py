@@ -38,16 +38,7 @@ def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device]
     ValueError if an axis is unknown, the sizes do not fill the devices, or `data` does not split the slices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": -1} if sizes is None else dict(sizes)
-    for axis in sizes.keys() - set(MESH_AXES):
-        raise ValueError(f"mesh axis {axis!r} is unknown; the axes are {', '.join(MESH_AXES)}")
-    for axis, size in sizes.items():
-        if size != -1 and size < 1:
-            raise ValueError(f"mesh axis {axis!r} has size {size}; expected at least 1, or -1 for the rest")
-    known = int(np.prod([size for size in sizes.values() if size != -1]))
-    shape = [len(devices) // known if sizes.get(axis, 1) == -1 else sizes.get(axis, 1) for axis in MESH_AXES]
-    if np.prod(shape) != len(devices) or list(sizes.values()).count(-1) > 1:
-        raise ValueError(f"mesh {sizes} does not fill {len(devices)} devices; one axis may be -1 for the rest")
+    shape = mesh_shape({"data": -1} if sizes is None else sizes, len(devices))
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     slices = slices_of(devices)
     if shape[0] % slices:
@@ -61,6 +52,20 @@ def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device]
         in_slice, of_slices = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
         placed = mesh_utils.create_hybrid_device_mesh(in_slice, of_slices, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
+
+
+def mesh_shape(sizes: dict[str, int], devices: int) -> list[int]:
+    """The size of every axis of a mesh over so many devices. Raises ValueError as `make_mesh`."""
+    for axis in sizes.keys() - set(MESH_AXES):
+        raise ValueError(f"mesh axis {axis!r} is unknown; the axes are {', '.join(MESH_AXES)}")
+    for axis, size in sizes.items():
+        if size != -1 and size < 1:
+            raise ValueError(f"mesh axis {axis!r} has size {size}; expected at least 1, or -1 for the rest")
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    shape = [devices // known if sizes.get(axis, 1) == -1 else sizes.get(axis, 1) for axis in MESH_AXES]
+    if np.prod(shape) != devices or list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh {sizes} does not fill {devices} devices; one axis may be -1 for the rest")
+    return shape
 
 
 def slices_of(devices: Iterable[jax.Device]) -> int:
