@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.engine.memory import MemoryPlan, abstract_pool, init_pool, memory_for, plan_memory
+from ling_jax.engine.reshard import reshard
 from ling_jax.engine.schedule import Chunks, num_tiles
 from ling_jax.engine.sequence import empty_slots
 from ling_jax.engine.step import Outputs, Rows, Slots, chunks_step, read_chunks, run_tiles, tiles_step
@@ -52,7 +53,10 @@ class Device:
         Raises ValueError as `serving_copy`, and then nothing has changed.
         """
         del version
-        self._next = decoding_copy(params, self.config, self.mesh)
+        if self.mesh is None:
+            self._next = decoding_copy(params, self.config)
+        else:  # not with joined matrices: `tensor` would not split them by heads
+            self._next = reshard(params, self.config, self.mesh)
 
     def swap(self) -> None:
         """The weights of the last `load` are in use from here on."""
@@ -87,7 +91,7 @@ class Device:
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def programs(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """`run_tiles` and `read_chunks` of a mesh: the pool stays split, the outputs are whole on every device."""
     pool = jax.tree.map(lambda x: x.sharding, abstract_pool(config, plan, mesh))

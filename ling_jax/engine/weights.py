@@ -10,7 +10,6 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
 from ling_jax.model.layers import serving_layers
-from ling_jax.parallel.sharding import shardings
 from pallas_kernels.platform import platform
 
 UNROLLED_LAYERS = 16  # our choice: of models with more the programs would take minutes to compile
@@ -26,13 +25,26 @@ def served_spec(config: ModelConfig) -> specs.Spec:
     return {name: leaves for name, leaves in model_spec(config).items() if name != "mtp"}
 
 
-def serving_copy(params: Any, config: ModelConfig, mesh: jax.sharding.Mesh | None = None) -> Any:
-    """A copy of the parameters in the dtypes of `serving_dtype`, MTP modules left out, on a mesh or the first device.
+def serving_copy(params: Any, config: ModelConfig) -> Any:
+    """A copy of the parameters on the first device, in the dtypes of `serving_dtype`, MTP modules left out.
 
     Raises ValueError where names, shapes or numbers are not those of a model of this config.
     """
     spec = served_spec(config)
     params = {name: leaves for name, leaves in params.items() if name != "mtp"}
+    check_leaves(params, spec)
+    device = jax.devices()[0]
+
+    def copied(leaf: specs.Leaf, x):
+        return jax.device_put(jnp.array(x, serving_dtype(leaf, config), copy=True), device)
+
+    copy = specs.tree_map(copied, spec, params)
+    check_finite(copy)
+    return copy
+
+
+def check_leaves(params: Any, spec: specs.Spec) -> None:
+    """Raises ValueError where the parameters have other names or shapes than the spec."""
     declared, given = specs.named_leaves(spec), specs.named_leaves(params)
     if unknown := declared.keys() ^ given.keys():
         raise ValueError(f"the weights do not fit the model: {sorted(unknown)[0]} is in one of them only")
@@ -40,27 +52,19 @@ def serving_copy(params: Any, config: ModelConfig, mesh: jax.sharding.Mesh | Non
         if jnp.shape(given[name]) != leaf.shape:
             raise ValueError(f"weight {name} has shape {jnp.shape(given[name])}; the model's is {leaf.shape}")
 
-    device = jax.devices()[0]
-    places = specs.tree_map(lambda _: device, spec) if mesh is None else shardings(spec, mesh)
 
-    def copied(leaf: specs.Leaf, x, place):
-        return jax.device_put(jnp.array(x, serving_dtype(leaf, config), copy=True), place)
-
-    copy = specs.tree_map(copied, spec, params, places)
+def check_finite(copy: Any) -> None:
+    """Raises ValueError where a weight has a value that is not finite."""
     finite = _finite(copy)
     if not all(jax.device_get(jax.tree.leaves(finite))):
         bad = next(name for name, fine in specs.named_leaves(finite).items() if not fine)
         raise ValueError(f"weight {bad} has a value that is not finite; the weights before stay loaded")
-    return copy
 
 
-def decoding_copy(params: Any, config: ModelConfig, mesh: jax.sharding.Mesh | None = None) -> Any:
-    """A `serving_copy` for decoding with a cache: on one CPU, models of few layers have that of `serving_layers`.
-
-    (On a mesh `tensor` splits each matrix, and joined ones would not be split by heads.)
-    """
-    copy = serving_copy(params, config, mesh)
-    if mesh is None and platform() == "cpu" and config.num_layers <= UNROLLED_LAYERS:
+def decoding_copy(params: Any, config: ModelConfig) -> Any:
+    """A `serving_copy` for decoding with a cache: on a CPU, models of few layers have that of `serving_layers`."""
+    copy = serving_copy(params, config)
+    if platform() == "cpu" and config.num_layers <= UNROLLED_LAYERS:
         return copy | {"segments": _serving_layers(copy["segments"], config)}
     return copy
 

@@ -38,7 +38,7 @@ def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device]
     ValueError if an axis is unknown, the sizes do not fill the devices, or `data` does not split the slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = _shape({"data": -1} if sizes is None else dict(sizes), len(devices))
+    shape = mesh_shape({"data": -1} if sizes is None else sizes, len(devices))
     axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     slices = slices_of(devices)
     if shape[0] % slices:
@@ -54,28 +54,18 @@ def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device]
     return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
 
 
-def _shape(sizes: dict[str, int], count: int) -> list[int]:
-    """The size of every axis of a mesh of `count` devices. Raises ValueError as `make_mesh`."""
+def mesh_shape(sizes: dict[str, int], devices: int) -> list[int]:
+    """The size of every axis of a mesh over so many devices. Raises ValueError as `make_mesh`."""
     for axis in sizes.keys() - set(MESH_AXES):
         raise ValueError(f"mesh axis {axis!r} is unknown; the axes are {', '.join(MESH_AXES)}")
     for axis, size in sizes.items():
         if size != -1 and size < 1:
             raise ValueError(f"mesh axis {axis!r} has size {size}; expected at least 1, or -1 for the rest")
     known = int(np.prod([size for size in sizes.values() if size != -1]))
-    shape = [count // known if sizes.get(axis, 1) == -1 else sizes.get(axis, 1) for axis in MESH_AXES]
-    if np.prod(shape) != count or list(sizes.values()).count(-1) > 1:
-        raise ValueError(f"mesh {sizes} does not fill {count} devices; one axis may be -1 for the rest")
+    shape = [devices // known if sizes.get(axis, 1) == -1 else sizes.get(axis, 1) for axis in MESH_AXES]
+    if np.prod(shape) != devices or list(sizes.values()).count(-1) > 1:
+        raise ValueError(f"mesh {sizes} does not fill {devices} devices; one axis may be -1 for the rest")
     return shape
-
-
-def mesh_over(mesh: jax.sharding.Mesh, sizes: dict[str, int]) -> jax.sharding.Mesh:
-    """A mesh of these sizes, as in `make_mesh`, over the devices of another mesh in their order there.
-
-    One program can then have its arguments on one mesh and its results on the other.
-    """
-    shape = _shape(sizes, mesh.size)
-    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.sharding.Mesh(mesh.devices.reshape(shape), MESH_AXES, axis_types)
 
 
 def slices_of(devices: Iterable[jax.Device]) -> int:

@@ -15,11 +15,12 @@ from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.distributed import hosts
 from ling_jax.engine.memory import check_mesh
+from ling_jax.engine.reshard import engine_mesh as make_engine_mesh
 from ling_jax.envs import NAMES, Task, environment
 from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
 from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows
-from ling_jax.parallel.sharding import make_mesh, mesh_over
+from ling_jax.parallel.sharding import make_mesh
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest, Refused
@@ -94,7 +95,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         print(f"WARNING: {warning}", flush=True)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_rows(config.rollout.context, mesh.shape["context"])
-    engine_mesh = None if mesh.size == 1 else mesh_over(mesh, dataclasses.asdict(config.engine))
+    engine_mesh = None if mesh.size == 1 else make_engine_mesh(mesh, dataclasses.asdict(config.engine))
     check_mesh(engine_mesh, config.rollout.slots)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _warn_of_few_tasks(config)

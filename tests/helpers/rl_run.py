@@ -65,10 +65,10 @@ def steps_compiled_once() -> Iterator[None]:
     """The real programs of each objective, once for all runs here: they differ in nothing else that these know."""
     compile_step, programs = loop._compile, {}
 
-    def once(run):
+    def once(run, link):
         config = run.config
         key = config.objective, config.rows, config.train.updates_per_batch, config.train.microbatches
-        programs[key] = programs.get(key) or compile_step(run)
+        programs[key] = programs.get(key) or compile_step(run, link)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
