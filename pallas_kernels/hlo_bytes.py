@@ -1,6 +1,10 @@
-"""Operations of a compiled HLO module: number of runs, the compiler's cycle estimate, HBM bytes."""
+"""Operations of a compiled HLO module: number of runs, the compiler's cycle estimate, HBM bytes.
+
+`computations` parses the text, `walk` goes through what runs, `hlo_operations` adds up bytes and cycles.
+"""
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 ELEMENT_BYTES = dict(
@@ -9,6 +13,10 @@ ELEMENT_BYTES = dict(
 )  # fmt: skip
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%([^\s=]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](\{[^}]*\})?")
+CALLED = re.compile(r"(?:to_apply|calls|computation|body|true_computation|false_computation)=%([^\s,}]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+SUMS = ("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "map", "reduce-window")  # apply it to two numbers
+CONTROL = ("while", "call", "conditional")  # their cost is that of the operations inside
 FREE = ("parameter", "constant", "bitcast", "get-tuple-element", "tuple", "after-all", "iota")
 
 
@@ -21,6 +29,18 @@ class Instruction(NamedTuple):
     operands: list[str]
     arguments: str  # text in parentheses: a parameter's number, a constant's value
     attributes: str
+
+
+Computation = dict[str, Instruction]
+
+
+class Visit(NamedTuple):
+    """An instruction that runs."""
+
+    here: Computation
+    op: Instruction
+    times: int
+    inside: bool  # a fusion, an asynchronous call, or a branch of a conditional that is not its first
 
 
 class HloOperation(NamedTuple):
@@ -36,9 +56,6 @@ class HloOperation(NamedTuple):
     vmem_bytes: int
 
 
-Computation = dict[str, Instruction]
-
-
 def computations(text: str) -> dict[str, Computation]:
     """{computation: {instruction: Instruction}} of a module's text; the entry computation is ENTRY."""
     found: dict[str, Computation] = {}
@@ -51,36 +68,49 @@ def computations(text: str) -> dict[str, Computation]:
     return found
 
 
-def hlo_operations(module: dict[str, Computation]) -> tuple[list[HloOperation], list[str]]:
-    """(operations that run, loops with unknown trip count, which count once)."""
-    operations: list[HloOperation] = []
-    unknown: list[str] = []
-    _walk(module, "ENTRY", 1, operations, unknown)
-    return operations, unknown
+def walk(module: dict[str, Computation], name: str = "ENTRY", times: int = 1, inside: bool = False) -> Iterator[Visit]:
+    """Every instruction that a run of the computation `name` executes, in order, fusions opened.
 
-
-def _walk(module, name: str, times: int, operations: list, unknown: list) -> None:
+    Those in a loop run once per trip, once if the trip count is unknown. All branches of a conditional are visited.
+    """
     here = module.get(name, {})
     for op in here.values():
-        if op.kind == "while":
-            condition, body = (re.search(part + r"=%([^\s,]+)", op.attributes)[1] for part in ("condition", "body"))
-            trips = _trips(op, module.get(condition, {}))
-            unknown += [] if trips else [op.name]
-            _walk(module, body, times * (trips or 1), operations, unknown)
-        elif op.kind in ("call", "conditional"):
-            called = r"(?:to_apply=|computation=|branch_computations=\{)%([^\s,}]+)"
-            for inner in re.findall(called, op.attributes):
-                _walk(module, inner, times, operations, unknown)
-        elif op.kind not in FREE and not op.kind.endswith("-start") and "AllocateBuffer" not in op.attributes:
-            operations.append(_operation(op, here, module, times))
+        yield Visit(here, op, times, inside)
+        if op.kind in SUMS:
+            continue
+        runs = times
+        if op.kind == "while" and (trips := trip_count(op, module)) is not None:
+            runs *= trips
+        for called in CALLED.findall(op.attributes):
+            yield from walk(module, called, runs, inside or op.kind not in CONTROL)
+        for branches in BRANCHES.findall(op.attributes):
+            for number, branch in enumerate(re.findall(r"[^\s,%]+", branches)):
+                yield from walk(module, branch, runs, inside or number > 0)
 
 
-def _trips(loop: Instruction, condition: Computation) -> int | None:
+def trip_count(loop: Instruction, module: dict[str, Computation]) -> int | None:
     """The trip count of a loop: as annotated, or the only constant of its condition (a scan); else None."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
+    condition = module.get(re.search(r"condition=%([^\s,]+)", loop.attributes)[1], {})
     bounds = [op.arguments for op in condition.values() if op.kind == "constant" and op.arguments.isdigit()]
     return int(bounds[0]) if len(bounds) == 1 else None
+
+
+def hlo_operations(module: dict[str, Computation]) -> tuple[list[HloOperation], list[str]]:
+    """(operations that run, loops with unknown trip count, which count once).
+
+    A fusion is one operation. A conditional counts as its first branch.
+    """
+    visits = [visit for visit in walk(module) if not visit.inside]
+    unknown = [v.op.name for v in visits if v.op.kind == "while" and trip_count(v.op, module) is None]
+    return [_operation(v.op, v.here, module, v.times) for v in visits if _has_cost(v.op)], unknown
+
+
+def _has_cost(op: Instruction) -> bool:
+    """Whether an instruction counts: control flow does inside, an asynchronous operation where it ends."""
+    free = op.kind in (*CONTROL, *FREE) or op.kind.endswith("-start")
+    return not free and "AllocateBuffer" not in op.attributes
 
 
 def _operation(op: Instruction, here: Computation, module, times: int) -> HloOperation:
@@ -100,7 +130,7 @@ def _operation(op: Instruction, here: Computation, module, times: int) -> HloOpe
     )
 
 
-def _size(shape: str, on_chip: bool = False) -> int:
+def shape_bytes(shape: str, on_chip: bool = False) -> int:
     """Bytes of a shape. Arrays that the compiler keeps on chip (S(n) in the layout) count only with `on_chip`."""
     total = 0.0
     for kind, dims, layout in ARRAY.findall(shape):
@@ -119,16 +149,16 @@ def _bytes_moved(op: Instruction, here: Computation, module) -> int:
         return here[name].shape if name in here else ""
 
     if buffers := _exchanged(op, here, module):  # it reads and writes the rows that move, which fit each buffer
-        return 2 * min(_size(shape, on_chip=True) for shape in buffers)
+        return 2 * min(shape_bytes(shape, on_chip=True) for shape in buffers)
     if op.kind.endswith("-done"):
         start = here.get(op.operands[0]) if op.operands else None
         source = shape_of(start.operands[0]) if start and start.operands else ""
-        return (_size(op.shape, on_chip=True) if _size(source) else 0) + _size(op.shape)
+        return (shape_bytes(op.shape, on_chip=True) if shape_bytes(source) else 0) + shape_bytes(op.shape)
     called = re.search(r"calls=%([^\s,]+)", op.attributes)
     body = module.get(called[1]) if op.kind == "fusion" and called else None
-    total = _size(op.shape)
+    total = shape_bytes(op.shape)
     for number, operand in enumerate(op.operands):
-        full = _size(shape_of(operand))
+        full = shape_bytes(shape_of(operand))
         if body and full:
             parameter = _parameter(body, number)
             read, written = _parameter_bytes(module, body, parameter, full) if parameter else (full, 0)
@@ -163,14 +193,14 @@ def _parameter_bytes(module, body: Computation, parameter: str | None, full: int
         if parameter not in op.operands:
             continue
         if op.kind in ("dynamic-slice", "gather") and op.operands[0] == parameter:
-            read += _size(op.shape, on_chip=True)
+            read += shape_bytes(op.shape, on_chip=True)
         elif op.kind == "scatter" and op.operands[0] == parameter:  # reads and writes the rows that it changes
             new = op.operands[len(op.operands) // 2 + 1]
-            update = _size(body[new].shape if new in body else "", on_chip=True)
-            read, correction = read + update, correction + update - _size(op.shape, on_chip=True)
+            update = shape_bytes(body[new].shape if new in body else "", on_chip=True)
+            read, correction = read + update, correction + update - shape_bytes(op.shape, on_chip=True)
         elif op.kind == "dynamic-update-slice" and op.operands[0] == parameter:
             update = body[op.operands[1]].shape if op.operands[1] in body else ""
-            correction += _size(update, on_chip=True) - _size(op.shape, on_chip=True)
+            correction += shape_bytes(update, on_chip=True) - shape_bytes(op.shape, on_chip=True)
         elif op.kind in ("bitcast", "fusion"):
             inner, places = body, [op.name]
             if op.kind == "fusion":

@@ -8,19 +8,24 @@ count the costs that they declare.
 import collections
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from pallas_kernels.hlo_bytes import ARRAY, ELEMENT_BYTES, Computation, Instruction, computations, hlo_operations
+from pallas_kernels.hlo_bytes import (
+    ARRAY,
+    Computation,
+    Instruction,
+    computations,
+    hlo_operations,
+    shape_bytes,
+    walk,
+)
 
 COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
 )  # fmt: skip
-CALLED = re.compile(r"(?:to_apply|calls|computation|body|true_computation|false_computation)=%([^\s,}]+)")
 IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # an iota of device numbers: shape and transposition
-BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 # bfloat16 passes of the matrix unit for a float32 product, by precision.
 PASSES = {"highest": 6, "high": 3}
 
@@ -59,7 +64,7 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
     network = 0
     found: dict = collections.Counter()
     sizes: dict = collections.Counter()
-    for here, op, times in _walk(module, "ENTRY", 1):
+    for here, op, times, _ in walk(module):
         kind = op.kind.removesuffix("-start")
         if kind in COLLECTIVES and not op.kind.endswith("-done"):
             kind = "reduce-scatter" if kind == "all-reduce" and _is_sliced(op, here) else kind
@@ -67,7 +72,7 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
             found[key] += times
             sizes[key] += times * _received(kind, op, here, math.prod(mesh_shape.values()))
         elif op.kind == "recv" and "megascale" in op.attributes:  # a collective's part between slices
-            network += times * _bytes(op.shape.split("u32[]")[0])
+            network += times * shape_bytes(op.shape.split("u32[]")[0], on_chip=True)
         elif op.kind in ("convolution", "dot"):
             product = times * _product_flops(op, here)
             flops, passes = flops + product, passes + product * _passes(op)
@@ -77,28 +82,6 @@ def read_work(text: str, mesh_shape: dict[str, int]) -> Work:
     hbm = sum(declared.get(operation.name, operation.hbm_bytes) for operation in operations)
     rows = (Collective(*key, count, sizes[key]) for key, count in found.items())
     return Work(flops, passes, hbm, tuple(sorted(rows, key=lambda row: -row.bytes)), network, tuple(open_loops))
-
-
-def _walk(module: dict[str, Computation], name: str, times: int) -> Iterator[tuple[Computation, Instruction, int]]:
-    here = module.get(name, {})
-    for op in here.values():
-        yield here, op, times
-        if op.kind in ("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "map", "reduce-window"):
-            continue  # the applied computation is a sum of two numbers
-        inner = CALLED.findall(op.attributes)
-        for branches in BRANCHES.findall(op.attributes):
-            inner += [branch.strip().removeprefix("%") for branch in branches.split(",")]
-        for computation in inner:
-            yield from _walk(module, computation, times * (_trip_count(op, module) if op.kind == "while" else 1))
-
-
-def _trip_count(loop: Instruction, module: dict[str, Computation]) -> int:
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
-        return int(known[1])
-    condition = re.search(r"condition=%([^\s,]+)", loop.attributes)
-    bounds = [op.arguments for op in module.get(condition[1], {}).values() if op.kind == "constant"]
-    bounds = [bound for bound in bounds if bound.isdigit()]
-    return int(bounds[0]) if len(bounds) == 1 else 1
 
 
 def _is_sliced(op: Instruction, here: Computation) -> bool:
@@ -146,9 +129,10 @@ def _received(kind: str, op: Instruction, here: Computation, devices: int) -> in
     The traffic of a ragged exchange depends on the data. With even loads a device receives as much as it sends, at most
     the size of the smaller buffer; that bound counts here.
     """
-    operands = sum(_bytes(here[name].shape) for name in op.operands if name in here)
+    operands = sum(shape_bytes(here[name].shape, on_chip=True) for name in op.operands if name in here)
     if kind == "ragged-all-to-all":
-        operands = min(_bytes(here[name].shape) for name in op.operands[:2])  # send buffer, receive buffer
+        send, receive = (shape_bytes(here[name].shape, on_chip=True) for name in op.operands[:2])
+        operands = min(send, receive)
     size = len(_group(op.attributes, devices))
     match kind:
         case "all-gather":
@@ -195,8 +179,3 @@ def _passes(op: Instruction) -> int:
 
 def _dims(shape: str) -> list[int]:
     return [int(dim) for dim in ARRAY.search(shape)[2].split(",") if dim]
-
-
-def _bytes(shape: str) -> int:
-    arrays = ((ELEMENT_BYTES.get(kind, 0), filter(None, dims.split(","))) for kind, dims, _ in ARRAY.findall(shape))
-    return int(sum(size * math.prod(map(int, dims)) for size, dims in arrays))
