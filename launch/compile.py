@@ -42,7 +42,10 @@ CONFIG = define_config(*STAGES)
 TOPOLOGY = flags.DEFINE_string("topology", None, "the devices, such as v5p:8x8x16, or v5p-2048", required=True)
 SLICES = flags.DEFINE_integer("slices", 1, "slices of the topology, joined by their hosts' network", lower_bound=1)
 STAGE = flags.DEFINE_string("stage", "", "which stage of a migration's config")
-PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode", *PROGRAMS], "what to compile")
+OF_TRAINING = ("train", "prefill", "decode")
+PROGRAM = flags.DEFINE_enum(
+    "program", "train", list(dict.fromkeys((*OF_TRAINING, *PROGRAMS))), "what to compile (docs/pods.md)"
+)
 ROWS = flags.DEFINE_integer(
     "rows", 0, "rows of prefill or decode; 0: one for each device that splits the batch", lower_bound=0
 )
@@ -69,11 +72,9 @@ def main() -> None:
             raise ValueError(
                 "--plan searches for a pre-training's mesh; a migration's stage has the mesh of its config"
             )
-        if isinstance(wanted.config, RLConfig) != (PROGRAM.value in PROGRAMS):
-            of_rl = f"--program={' or '.join(PROGRAMS)}"
-            raise ValueError(
-                f"--program is {PROGRAM.value}; configs of reinforcement learning have {of_rl}, others not"
-            )
+        allowed = PROGRAMS if isinstance(wanted.config, RLConfig) else OF_TRAINING
+        if PROGRAM.value not in allowed:
+            raise ValueError(f"--program is {PROGRAM.value}; of this config it is one of {', '.join(allowed)}")
         fields = _planned(wanted.config, topology) if PLAN.value else _compiled(wanted, topology)
         if JSON_OUT.value:
             write_json(fields, JSON_OUT.value)

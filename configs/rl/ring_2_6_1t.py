@@ -33,5 +33,6 @@ def get_config():
             ),
             train=LoopConfig(steps=1000, microbatches=30),
             mesh=MeshConfig(data=1, fsdp=16, expert=8, context=8),
+            engine=MeshConfig(data=2, expert=128, tensor=4),
         )
     )

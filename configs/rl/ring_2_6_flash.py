@@ -15,4 +15,5 @@ def get_config():
     config.rollout.slots = 512
     config.train.microbatches = 60
     config.mesh.update(data=1, fsdp=4, expert=8, context=8)
+    config.engine.update(data=1, expert=64, tensor=4)
     return config

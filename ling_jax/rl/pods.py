@@ -4,10 +4,17 @@ import dataclasses
 
 import jax
 
+from ling_jax import spec as specs
 from ling_jax.compile.programs import Program
 from ling_jax.config import ModelConfig
+from ling_jax.engine.device import abstract_weights, lower_decode
+from ling_jax.engine.memory import memory_for, plan_memory
+from ling_jax.engine.reshard import engine_mesh, lower_reshard
+from ling_jax.engine.schedule import PIECE
+from ling_jax.engine.weights import served_spec
 from ling_jax.model import model_spec
 from ling_jax.model.flops import flops_per_token, read_flops_per_row
+from ling_jax.parallel.sharding import shardings
 from ling_jax.rl.batch import Layout, abstract_batch
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loss import make_loss
@@ -17,14 +24,24 @@ from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_step
 from ling_jax.train.state import abstract_state, state_bytes
 
-PROGRAMS = ("rl", "score")
+PROGRAMS = ("rl", "score", "reshard", "decode")
 
 
 def rl_program(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, name: str) -> Program:
-    """An optimisation step ("rl"), or log-probs of a whole batch under other weights ("score"), of answers as long as
-    the context, so that no two of them share a row."""
+    """One of `PROGRAMS`.
+
+    rl       an optimisation step on answers as long as the context, so that no two of them share a row
+    score    log-probs of a whole batch of these under other weights
+    reshard  the weights that learn become those of the engine, on its mesh
+    decode   a step of the engine in which every slot draws eight tokens behind a full context
+
+    Raises ValueError on meshes that do not fit.
+    """
     part, whole = layouts(config, mesh)
-    return _step(config, model, mesh, part) if name == "rl" else _score(model, mesh, whole)
+    if name in ("rl", "score"):
+        return _step(config, model, mesh, part) if name == "rl" else _score(model, mesh, whole)
+    engine = engine_mesh(mesh, dataclasses.asdict(config.engine))
+    return _reshard(model, mesh, engine) if name == "reshard" else _decode(config, model, engine)
 
 
 def _step(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, layout: Layout) -> Program:
@@ -41,6 +58,28 @@ def _step(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, layout:
         layout.length,
         flops_per_token(without_mtp, layout.length) * tokens,
         rows={"microbatches": layout.microbatches, "batch_size": layout.microbatches * layout.rows},
+    )
+
+
+def _reshard(model: ModelConfig, mesh: jax.sharding.Mesh, engine: jax.sharding.Mesh) -> Program:
+    spec = served_spec(model)
+    params = specs.tree_map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), spec, shardings(spec, mesh)
+    )
+    return Program(lambda: lower_reshard(model, mesh, engine), state_bytes(params), 1, 1, 0.0)
+
+
+def _decode(config: RLConfig, model: ModelConfig, engine: jax.sharding.Mesh) -> Program:
+    slots, length = config.rollout.slots, config.rollout.context
+    plan = plan_memory(model, slots, memory_for(model, slots=slots, max_tokens=length, mesh=engine), engine)
+    tokens = PIECE * slots
+    return Program(
+        lambda: lower_decode(model, engine, slots, length),
+        state_bytes(abstract_weights(model, engine)) + plan.total_bytes,
+        tokens,
+        length,
+        tokens * read_flops_per_row(model, 1, length),
+        rows={"rows": slots},
     )
 
 
