@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import IO
 
@@ -13,8 +14,10 @@ from ling_jax import spec as specs
 from ling_jax.chat.end_tokens import check_turns_end
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
+from ling_jax.config import ModelConfig
 from ling_jax.distributed import hosts
-from ling_jax.engine.memory import check_mesh
+from ling_jax.engine.memory import check_mesh, memory_for, plan_memory
+from ling_jax.engine.reshard import ReshardPlan, reshard_plan
 from ling_jax.engine.reshard import engine_mesh as make_engine_mesh
 from ling_jax.envs import NAMES, Task, environment
 from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
@@ -46,7 +49,7 @@ from ling_jax.run.workdir import (
     write_origins,
 )
 from ling_jax.train.optimizer import make_optimizer
-from ling_jax.train.state import TrainState, abstract_state, check_disk, check_memory
+from ling_jax.train.state import TrainState, abstract_state, check_disk, check_memory, device_memory, state_bytes
 from pallas_kernels.lightning_attention.self_check import check_kernels
 
 SHARED_SEEN = 1000  # training tasks of an own environment that held-out ones are looked for in; our choice
@@ -66,6 +69,7 @@ class Run:
     reader: Reader
     mesh: jax.sharding.Mesh  # of the weights that learn
     engine_mesh: jax.sharding.Mesh | None  # of the engine, over the same devices; None: the only device
+    engine_plan: ReshardPlan  # what the engine takes beside them
     optimizer: optax.GradientTransformation
     abstract: TrainState
     lock: IO[bytes] | None
@@ -106,6 +110,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     teachers = open_teachers(config, start, read_origins(workdir))
     abstract = abstract_state(start.config, optimizer, mesh, trainable(start.config), spike_window=None)
     check_memory(abstract, mesh)
+    engine_plan = plan_engine(config, start.config, mesh, engine_mesh, state_bytes(abstract))
+    engine_plan.check()
     check_disk(abstract, workdir, config.train)
     held = lock(workdir)
 
@@ -134,9 +140,31 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         reader=reader,
         mesh=mesh,
         engine_mesh=engine_mesh,
+        engine_plan=engine_plan,
         optimizer=optimizer,
         abstract=abstract,
         lock=held,
+    )
+
+
+def plan_engine(
+    config: RLConfig,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    engine_mesh: jax.sharding.Mesh | None,
+    trainer_bytes: int,
+) -> ReshardPlan:
+    """What the engine of a run takes on a device beside a trainer's `trainer_bytes`, and what a weight update moves."""
+    slots, length = config.rollout.slots, config.rollout.context
+    pool = plan_memory(model, slots, memory_for(model, slots=slots, max_tokens=length, mesh=engine_mesh), engine_mesh)
+    memory = device_memory(mesh)
+    return reshard_plan(
+        model,
+        mesh,
+        mesh if engine_mesh is None else engine_mesh,
+        trainer_bytes=trainer_bytes,
+        pool=pool,
+        device_bytes=None if math.isinf(memory) else memory,
     )
 
 
@@ -157,6 +185,8 @@ def start_report(run: Run, start: int) -> str:
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
         "run": f"steps {start} to {steps}, {_describe_updates(config)}",
+        "devices": _describe_devices(run),
+        "engine": str(run.engine_plan),
         "kernels": check_kernels(),
         "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/",
         "curves": tensorboard.command(run.workdir),
@@ -169,6 +199,12 @@ def _describe_teachers(config: RLConfig) -> str:
         return f"{config.teachers[0]}, of all tasks"
     pairs = zip(config.teachers, config.tasks, strict=True)
     return "; ".join(f"{teacher}, of {source.environment}" for teacher, source in pairs)
+
+
+def _describe_devices(run: Run) -> str:
+    shape = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items() if size > 1) or "one device"
+    device = run.mesh.devices.flat[0]
+    return f"{run.mesh.size} x {device.device_kind} ({device.platform}); mesh {shape}"
 
 
 def _describe_updates(config: RLConfig) -> str:

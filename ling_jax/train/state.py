@@ -115,16 +115,20 @@ def state_bytes(abstract: Any) -> int:
     return sum(sizes)
 
 
-def check_memory(abstract: TrainState, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError where a device of this host cannot hold its part of the state.
+def device_memory(mesh: jax.sharding.Mesh) -> float:
+    """Bytes of a device of this host; infinity where the backend does not say.
 
-    CPU devices share the machine's memory, or what `ulimit -v` leaves of it. A device of unknown memory is not checked.
+    CPU devices share the machine's memory, or what `ulimit -v` leaves of it.
     """
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
-        memory = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), address_space_left()) / len(devices)
-    else:
-        memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+        return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), address_space_left()) / len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+
+
+def check_memory(abstract: TrainState, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where a device of this host cannot hold its part of the state (`device_memory`)."""
+    memory = device_memory(mesh)
     if (needed := state_bytes(abstract)) > memory:
         raise ValueError(
             f"not enough memory: parameters and optimizer take {needed / 1e9:.1f} GB of every device, which has "
