@@ -26,6 +26,8 @@ class Answer:
     old_logps: np.ndarray | None = None  # [n] float32, before the first step on the batch; None: those of the step
     reference_logps: np.ndarray | None = None  # [n] float32; None where no penalty needs them
     teacher_logps: np.ndarray | None = None  # [n] float32, of its teacher
+    # [up to n, L, k] integers: recorded experts of its first tokens; None where none were
+    experts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -70,6 +72,7 @@ def _answer(episode: Episode, group: int, advantage: float, reader: Reader, vers
         behaviour_logps=behind_prompt(trajectory.behaviour_logps, np.float32),
         ages=behind_prompt(version - trajectory.versions, np.int32),
         sentence_ids=behind_prompt(reader.sentence_ids(trajectory), np.int32, -1),
+        experts=trajectory.experts,
     )
 
 

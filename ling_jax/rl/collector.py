@@ -1,5 +1,6 @@
 """Moves episodes on: an engine draws their tokens, and the sessions of their environments act beside it."""
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from ling_jax.chat.template import Piece, encode_all
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
 from ling_jax.envs import environment
+from ling_jax.model.recorded_experts import empty_experts
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.sessions import SECONDS, SessionHost, SessionResult
@@ -50,11 +52,13 @@ class Collector:
         temperature: float = 1.0,
         row_tile: int | None = EXACT_TILE,
         session_seconds: float = SECONDS,
+        record_experts: bool = False,
     ):
         """An engine of so many slots; temperature 0 takes the likeliest tokens.
 
         With `row_tile` None the last bits of log-probs depend on which episodes run side by side. `session_seconds` is
-        the deadline of each opening and each action of a session.
+        the deadline of each opening and each action of a session. With `record_experts` trajectories have the experts
+        of their tokens.
         """
         self.reader, self.slots, self.temperature = reader, slots, temperature
         self.arrived: list[int] = []  # episodes whose session answered in the last `advance`, instant ones aside
@@ -65,6 +69,7 @@ class Collector:
             row_tile=row_tile,
             prefill_tokens=min(PREFILL_TOKENS, slots * reader.context),
         )
+        self._expert_dtype = empty_experts(0, 0, config).dtype if record_experts else None
         self._sessions = SessionHost(session_seconds)
         self._early: dict[int, SessionResult] = {}  # of a replay: results that come before their time
         self._episodes: dict[int, Episode] = {}
@@ -152,13 +157,15 @@ class Collector:
         """Adds to the episodes what the engine draws next; the results of turns that ended in instant sessions."""
         events: list[Event] = []
         until = time.monotonic() + READ_SECONDS
-        while not events and self.engine.busy and time.monotonic() < until:
-            events = self.engine.step()
+        while not any(map(_moves, events)) and self.engine.busy and time.monotonic() < until:
+            events += self.engine.step()
         results = []
         for event in sorted(events, key=lambda event: event.id):
             episode = self._episodes.get(event.id)
             if episode is None or not episode.running:  # an error of one that has left, or ended, since
                 continue
+            if event.experts is not None:
+                event = dataclasses.replace(event, experts=event.experts.astype(self._expert_dtype))
             append_generation(episode, event, self.reader)
             if episode.pending is not None:
                 results.append(self._act(episode))
@@ -194,6 +201,7 @@ class Collector:
             seed=episode.seed,
             temperature=self.temperature,
             stop_ids=tuple(sorted(self.reader.end_ids)),
+            record_experts=self._expert_dtype is not None,
             priority=episode.id,
         )
         return Snapshot(
@@ -202,11 +210,16 @@ class Collector:
             turn=episode.drawn,
             drawn=episode.drawn,
             limit=episode.drawn + tokens_left(episode, self.reader),
-            recorded=0,
+            recorded=episode.trajectory.num_recorded,
             prompt_logps=(),
             finish_reason=None if episode.pending is None else "stop",
             fingerprint=self.engine.fingerprint,
         )
+
+
+def _moves(event: Event) -> bool:
+    """Whether it is more than experts of tokens that were read."""
+    return bool(event.tokens or event.finish_reason)
 
 
 def play(

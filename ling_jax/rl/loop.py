@@ -76,7 +76,13 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     compiler = concurrent.futures.ThreadPoolExecutor(1)
     compiled = compiler.submit(_compile, run)
     rollout = run.config.rollout
-    collector = Collector(run.start.config, run.reader, rollout.slots, session_seconds=rollout.session_seconds)
+    collector = Collector(
+        run.start.config,
+        run.reader,
+        rollout.slots,
+        session_seconds=rollout.session_seconds,
+        record_experts=rollout.record_experts,
+    )
     try:
         reference = run.reference and reading_copy(run.reference, run.mesh)
         teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]

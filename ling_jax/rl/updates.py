@@ -45,6 +45,7 @@ class Programs(NamedTuple):
     whole: Layout  # of a whole batch
     loss: BatchLoss
     floats: tuple[str, ...]  # arrays of an optimisation step's batch that not every run needs
+    replays: ModelConfig | None  # the model that learns, where it replays recorded experts
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]  # it uses up the state
     old: Scorer | None  # of the policy before the first step
     reference: Scorer | None
@@ -68,14 +69,16 @@ def compile_programs(
     """The programs of a run with these teachers, all on one mesh.
 
     Old log-probs take a forward pass of their own where several steps are made of a batch, and where phi is calibrated,
-    which needs them before the first gradient.
+    which needs them before the first gradient. Recorded experts are the policy's: reference and teachers, which are
+    other weights, choose by themselves.
     """
     loss, (part, whole) = make_loss(config.objective, config.rollout.group_size), layouts(config, mesh)
-    floats = optional_arrays(config)
+    floats, replays = optional_arrays(config), model if config.rollout.record_experts else None
     old, reference = "old_logps" in floats, "reference_logps" in floats
     state = abstract_state(model, optimizer, mesh, trainable(model), spike_window=None)
-    step = lower_step(make_rl_step(model, optimizer, loss), state, abstract_batch(part, mesh, floats), mesh)
-    read = abstract_batch(whole, mesh)
+    learnt = abstract_batch(part, mesh, floats, replays=replays)
+    step = lower_step(make_rl_step(model, optimizer, loss), state, learnt, mesh)
+    read, replayed = abstract_batch(whole, mesh), abstract_batch(whole, mesh, replays=replays)
     scorers = {
         teacher: lower_scorer(teacher, abstract_reference(teacher, mesh), read, mesh).compile()
         for teacher in dict.fromkeys(teachers)
@@ -86,8 +89,9 @@ def compile_programs(
         whole=whole,
         loss=loss,
         floats=floats,
+        replays=replays,
         step=step.compile(),
-        old=lower_scorer(model, state.params, read, mesh).compile() if old else None,
+        old=lower_scorer(model, state.params, replayed, mesh).compile() if old else None,
         reference=lower_scorer(model, abstract_reference(model, mesh), read, mesh).compile() if reference else None,
         teachers=tuple(scorers[teacher] for teacher in teachers),
     )
@@ -141,7 +145,7 @@ def learn(
     """
     answers = with_teachers(programs, teachers, answers)
     if programs.old:
-        answers = _scored(programs, programs.old, state.params, answers, "old_logps")
+        answers = _scored(programs, programs.old, state.params, answers, "old_logps", programs.replays)
     if programs.reference:
         answers = _scored(programs, programs.reference, reference, answers, "reference_logps")
     updates, loss = [], programs.loss
@@ -149,7 +153,8 @@ def learn(
     numbers = np.unique([answer.group for answer in answers]).astype(int)
     for groups in minibatches(numbers, config.train.updates_per_batch, rng):
         chosen = [answer for number in groups for answer in answers if answer.group == number]
-        batch = pack(chosen, programs.part, loss.normaliser, loss.reference_normaliser, programs.floats)
+        normalisers = loss.normaliser, loss.reference_normaliser
+        batch = pack(chosen, programs.part, *normalisers, programs.floats, programs.replays)
         state, metrics = programs.step(state, on_mesh(batch, programs.mesh))
         found = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
         updates.append(Update(groups.tolist(), batch, found))
@@ -167,9 +172,16 @@ def with_teachers(programs: Programs, teachers: Sequence[Params], answers: Seque
     return scored
 
 
-def _scored(programs: Programs, score: Scorer, params: Params, answers: Sequence[Answer], name: str) -> list[Answer]:
+def _scored(
+    programs: Programs,
+    score: Scorer,
+    params: Params,
+    answers: Sequence[Answer],
+    name: str,
+    replays: ModelConfig | None = None,
+) -> list[Answer]:
     """The answers with these log-probs as their field `name`."""
-    batch = on_mesh(pack(answers, programs.whole), programs.mesh)
+    batch = on_mesh(pack(answers, programs.whole, replays=replays), programs.mesh)
     logps = unpack(np.asarray(score(params, batch)), answers, programs.whole)
     return [dataclasses.replace(answer, **{name: own}) for answer, own in zip(answers, logps, strict=True)]
 
