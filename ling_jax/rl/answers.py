@@ -23,6 +23,8 @@ class Answer:
     old_logps: np.ndarray | None = None  # [n] float32, before the first step on the batch; None: those of the step
     reference_logps: np.ndarray | None = None  # [n] float32; None where no penalty needs them
     teacher_logps: np.ndarray | None = None  # [n] float32, of its teacher
+    # [up to n, L, k] integers: recorded experts of its first tokens; None where none were
+    experts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

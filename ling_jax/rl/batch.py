@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ling_jax.config import ModelConfig
 from ling_jax.data.packing import best_fit_decreasing
 from ling_jax.model.loss import IGNORED
+from ling_jax.model.recorded_experts import empty_experts
 from ling_jax.objectives.objective import Normaliser
 from ling_jax.parallel.sharding import num_shards, partition_spec
 from ling_jax.rl.answers import Answer, token_weights
@@ -23,7 +25,8 @@ FLOATS = ("behaviour_logps", "advantages", "weights")  # of every batch
 class Batch:
     """Microbatches of rows [M, R, T] that hold several answers each, one behind the other.
 
-    A position has the numbers of the token that it predicts, the next one of its answer: `targets`, and all behind it.
+    A position has the numbers of the token that it predicts, the next one of its answer: `targets`, and all behind it
+    but `experts`, which are of the token that stands there.
     """
 
     tokens: jax.Array  # int32
@@ -39,6 +42,8 @@ class Batch:
     old_logps: jax.Array | None = None  # float32, before the first step on the batch; None: those of the step
     reference_logps: jax.Array | None = None  # float32; None where no penalty needs them
     teacher_logps: jax.Array | None = None  # float32; None without teachers
+    # [M, R, T, L, k] integers: recorded experts, -1 where a token chooses by itself; None: all do
+    experts: jax.Array | None = None
     count: jax.Array | None = None  # int32 scalar: microbatches that hold answers; None: all
 
     @property
@@ -48,10 +53,10 @@ class Batch:
 
     @property
     def rows(self) -> "Batch":
-        """All microbatches as rows [R · M, T] of one, without `count`; devices keep their rows."""
+        """All microbatches as rows [R · M, T, …] of one, without `count`; devices keep their rows."""
 
         def merged(x):
-            return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
+            return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
         return jax.tree.map(merged, self.replace(count=None))
 
@@ -97,11 +102,13 @@ def pack(
     normaliser: Normaliser = "rows",
     reference: Normaliser | None = None,
     floats: Sequence[str] = (),
+    replays: ModelConfig | None = None,
 ) -> Batch:
     """The batch of these answers, numpy arrays.
 
     `normaliser` says what the objective is a mean over, `reference` the same of a penalty to the reference; `floats`
-    are the optional arrays of a Batch that it has. Raises ValueError where the answers do not fit the layout.
+    are the optional arrays of a Batch that it has. It has the recorded experts for a model that `replays` them. Raises
+    ValueError where the answers do not fit the layout.
     """
     places = places_of(answers, layout)
     count = max((place.microbatch for place in places), default=-1) + 1
@@ -109,6 +116,7 @@ def pack(
         raise ValueError(f"{len(answers)} answers take {count} microbatches of {layout}")
     zeros = _zeros(layout, floats)
     segments, sentences = np.zeros(layout[:2], np.int64), np.zeros(layout[:2], np.int64)
+    experts = None if replays is None else _experts(answers, places, layout, replays)
     weights = {"weights": token_weights(answers, normaliser)}
     weights |= {"reference_weights": token_weights(answers, reference)} if reference else {}
     of_tokens = zeros.keys() & {field.name for field in dataclasses.fields(Answer)}
@@ -128,7 +136,15 @@ def pack(
         arrays |= {name: _ahead(getattr(answer, name), 0) for name in of_tokens - arrays.keys()}
         for name, values in arrays.items():
             zeros[name][m, r, start : start + size] = values
-    return Batch(**zeros, count=np.int32(count))
+    return Batch(**zeros, experts=experts, count=np.int32(count))
+
+
+def _experts(answers: Sequence[Answer], places: Sequence[Place], layout: Layout, config: ModelConfig) -> np.ndarray:
+    experts = empty_experts(layout.microbatches * layout.rows, layout.length, config)
+    for answer, (m, r, start) in zip(answers, places, strict=True):
+        if answer.experts is not None:
+            experts[m * layout.rows + r, start : start + len(answer.experts)] = answer.experts
+    return experts.reshape(*layout, *experts.shape[2:])
 
 
 def unpack(values: np.ndarray, answers: Sequence[Answer], layout: Layout) -> list[np.ndarray]:
@@ -140,9 +156,10 @@ def unpack(values: np.ndarray, answers: Sequence[Answer], layout: Layout) -> lis
     return found
 
 
-def empty_batch(layout: Layout, floats: Sequence[str] = ()) -> Batch:
-    """A batch without answers, numpy arrays."""
-    return Batch(**_zeros(layout, floats), count=np.int32(0))
+def empty_batch(layout: Layout, floats: Sequence[str] = (), replays: ModelConfig | None = None) -> Batch:
+    """A batch without answers, numpy arrays; `floats` and `replays` as for `pack`."""
+    experts = None if replays is None else _experts((), (), layout, replays)
+    return Batch(**_zeros(layout, floats), experts=experts, count=np.int32(0))
 
 
 def _zeros(layout: Layout, floats: Sequence[str]) -> dict[str, np.ndarray]:
@@ -162,23 +179,44 @@ def _dtypes(floats: Sequence[str]) -> dict[str, Any]:
 
 
 def abstract_batch(
-    layout: Layout, mesh: jax.sharding.Mesh, floats: Sequence[str] = (), *, counted: bool = True
+    layout: Layout,
+    mesh: jax.sharding.Mesh,
+    floats: Sequence[str] = (),
+    *,
+    replays: ModelConfig | None = None,
+    counted: bool = True,
 ) -> Batch:
-    """A batch as ShapeDtypeStructs on the mesh; `floats` are the arrays of it that are optional.
+    """A batch as ShapeDtypeStructs on the mesh; `floats` and `replays` as for `pack`.
 
     Not `counted`: all microbatches hold answers.
     """
     by_row = batch_sharding(mesh)
 
-    def array(dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(tuple(layout), dtype, sharding=by_row)
+    def array(dtype, shape=()) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*layout, *shape), dtype, sharding=by_row)
 
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
-    return Batch(**{name: array(dtype) for name, dtype in _dtypes(floats).items()}, count=scalar if counted else None)
+    empty = None if replays is None else empty_experts(0, 0, replays)
+    return Batch(
+        **{name: array(dtype) for name, dtype in _dtypes(floats).items()},
+        experts=None if empty is None else array(empty.dtype, empty.shape[2:]),
+        count=scalar if counted else None,
+    )
+
+
+def expert_bytes_per_token(config: ModelConfig) -> int:
+    """Bytes that the recorded experts of a token take."""
+    return empty_experts(1, 1, config).nbytes
+
+
+def expert_bytes_per_device(layout: Layout, mesh: jax.sharding.Mesh, config: ModelConfig) -> int:
+    """Bytes that the recorded experts of a batch take on a device."""
+    shards = num_shards("batch", mesh) * num_shards("tokens", mesh)
+    return layout.microbatches * layout.rows * layout.length // shards * expert_bytes_per_token(config)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of arrays [M, R, T]."""
+    """The sharding of arrays [M, R, T, …]."""
     return NamedSharding(mesh, partition_spec((None, "batch", "tokens")))
 
 

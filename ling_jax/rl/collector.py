@@ -1,6 +1,7 @@
 """Moves episodes on: an engine draws their tokens, and the sessions of their environments act beside it."""
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from ling_jax.chat.template import Piece, encode_all
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
 from ling_jax.envs import environment
+from ling_jax.model.recorded_experts import empty_experts
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.reader import Reader
@@ -75,17 +77,19 @@ class Collector:
         mesh: jax.sharding.Mesh | None = None,
         link: Link | None = None,
         operation: Operation = Operation.GENERATE,
+        record_experts: bool = False,
     ):
         """An engine of so many slots; temperature 0 takes the likeliest tokens.
 
         With `row_tile` None the last bits of log-probs depend on which episodes run side by side. `session_seconds` is
-        the deadline of each opening and each action of a session. On several processes, the others learn by the `link`
-        when this one generates, and what for.
+        the deadline of each opening and each action of a session. With `record_experts` trajectories have the experts
+        of their tokens. On several processes, the others learn by the `link` when this one generates, and what for.
         """
         self.link, self.operation = link, operation
         self.reader, self.slots, self.temperature = reader, slots, temperature
         self.arrived: list[int] = []  # episodes whose session answered in the last `advance`, instant ones aside
         self.engine = make_engine(config, reader, slots, row_tile, mesh)
+        self._expert_dtype = empty_experts(0, 0, config).dtype if record_experts else None
         self._sessions = SessionHost(session_seconds)
         self._early: dict[int, SessionResult] = {}  # of a replay: results that come before their time
         self._episodes: dict[int, Episode] = {}
@@ -183,13 +187,15 @@ class Collector:
         """Adds to the episodes what the engine draws next; the results of turns that ended in instant sessions."""
         events: list[Event] = []
         until = time.monotonic() + READ_SECONDS
-        while not events and self.engine.busy and time.monotonic() < until:
-            events = self.engine.step()
+        while not any(map(_moves, events)) and self.engine.busy and time.monotonic() < until:
+            events += self.engine.step()
         results = []
         for event in sorted(events, key=lambda event: event.id):
             episode = self._episodes.get(event.id)
             if episode is None or not episode.running:  # an error of one that has left, or ended, since
                 continue
+            if event.experts is not None:
+                event = dataclasses.replace(event, experts=event.experts.astype(self._expert_dtype))
             append_generation(episode, event, self.reader)
             if episode.pending is not None:
                 results.append(self._act(episode))
@@ -225,6 +231,7 @@ class Collector:
             seed=episode.seed,
             temperature=self.temperature,
             stop_ids=tuple(sorted(self.reader.end_ids)),
+            record_experts=self._expert_dtype is not None,
             priority=episode.id,
         )
         return Snapshot(
@@ -233,11 +240,16 @@ class Collector:
             turn=episode.drawn,
             drawn=episode.drawn,
             limit=episode.drawn + tokens_left(episode, self.reader),
-            recorded=0,
+            recorded=episode.trajectory.num_recorded,
             prompt_logps=(),
             finish_reason=None if episode.pending is None else "stop",
             fingerprint=self.engine.fingerprint,
         )
+
+
+def _moves(event: Event) -> bool:
+    """Whether it is more than experts of tokens that were read."""
+    return bool(event.tokens or event.finish_reason)
 
 
 def play(

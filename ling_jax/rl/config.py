@@ -61,6 +61,7 @@ class RolloutConfig:
     token_budget: int = 0  # generated before an optimisation step, unless its batch is full; 0: until it is
     max_staleness: int = 0  # weight versions; 0: synchronous
     max_retention: int = 0  # how often a rollout may be paused at the budget
+    record_experts: bool = False  # the learner's tokens go to the experts that generation chose: docs/rl.md
     session_seconds: float = 600.0  # for an opening and for each action of an environment's session; our choice
     count: str = "generated"  # what the budget counts, and how slots fill: ling_jax.rl.ledger
     refill: str = "continuous"

@@ -50,4 +50,5 @@ def _answer(episode: Episode, group: int, advantage: float, reader: Reader, vers
         behaviour_logps=behind_prompt(trajectory.behaviour_logps, np.float32),
         ages=behind_prompt(version - trajectory.versions, np.int32),
         sentence_ids=behind_prompt(reader.sentence_ids(trajectory), np.int32, -1),
+        experts=trajectory.experts,
     )

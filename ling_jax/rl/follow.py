@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from ling_jax.checkpoint import orbax
+from ling_jax.config import ModelConfig
 from ling_jax.distributed import hosts
 from ling_jax.engine import EXACT_TILE, Engine
 from ling_jax.engine.follow import follow as follow_engine
@@ -51,20 +52,20 @@ class Follower:
         if operation == Operation.EVALUATE:
             follow_engine(self._engine(None), self._weights)
         elif operation == Operation.OLD:
-            self._score(programs.old, self.state.params)
+            self._score(programs.old, self.state.params, programs.replays)
         elif operation == Operation.REFERENCE:
             self._score(programs.reference, self.reference)
         elif operation == Operation.TEACHER:
             self._score(programs.teachers[argument], self.teachers[argument])
         elif operation == Operation.STEP:
-            batch = on_mesh(self.link.receive(programs.part, programs.floats), programs.mesh)
+            batch = on_mesh(self.link.receive(programs.part, programs.floats, programs.replays), programs.mesh)
             self.state, _ = jax.block_until_ready(programs.step(self.state, batch))
         elif operation == Operation.SAVE:
             orbax.save(self.manager, argument, self.state, self.run.start.config, run={}, learner={})
             self.manager.wait_until_finished()
 
-    def _score(self, score: Scorer, params: Params) -> None:
-        batch = on_mesh(self.link.receive(self.programs.whole, ()), self.programs.mesh)
+    def _score(self, score: Scorer, params: Params, replays: ModelConfig | None = None) -> None:
+        batch = on_mesh(self.link.receive(self.programs.whole, (), replays), self.programs.mesh)
         jax.block_until_ready(score(params, batch))
 
     def _engine(self, row_tile: int | None) -> Engine:

@@ -5,6 +5,7 @@ import enum
 import jax
 import numpy as np
 
+from ling_jax.config import ModelConfig
 from ling_jax.distributed.broadcast import Broadcast
 from ling_jax.rl.batch import Batch, Layout, empty_batch
 
@@ -19,11 +20,14 @@ class Link:
     """Messages from the first process of a mesh to the others, which call `hear` and `receive` where it calls `tell`
     and `send`. A batch goes microbatch by microbatch, so that a message does not grow with it."""
 
-    def __init__(self, mesh: jax.sharding.Mesh, part: Layout, floats: tuple[str, ...]):
-        """Batches have the rows and the length of `part`; `floats` are the optional arrays of any of them."""
+    def __init__(
+        self, mesh: jax.sharding.Mesh, part: Layout, floats: tuple[str, ...], replays: ModelConfig | None = None
+    ):
+        """Batches have the rows and the length of `part`; `floats` and `replays` say which arrays any of them has."""
         devices = list(mesh.devices.flat)
         self._commands = Broadcast(devices, 2)
-        self._microbatches = Broadcast(devices, _message_of(empty_batch(part._replace(microbatches=1), floats), 0).size)
+        largest = empty_batch(part._replace(microbatches=1), floats, replays)
+        self._microbatches = Broadcast(devices, _message_of(largest, 0).size)
 
     @property
     def leads(self) -> bool:
@@ -45,10 +49,10 @@ class Link:
         for m in range(int(batch.count)):
             self._microbatches.send(self._padded(_message_of(batch, m)))
 
-    def receive(self, layout: Layout, floats: tuple[str, ...]) -> Batch:
-        """The batch of `send`, which has this layout and these optional arrays."""
+    def receive(self, layout: Layout, floats: tuple[str, ...] = (), replays: ModelConfig | None = None) -> Batch:
+        """The batch of `send`, which has this layout and these optional arrays (`pack`)."""
         count = int(self._commands.receive()[0])
-        batch = empty_batch(layout, floats)
+        batch = empty_batch(layout, floats, replays)
         for m in range(count):
             data = self._microbatches.receive().tobytes()
             for array in _arrays(batch):

@@ -88,7 +88,8 @@ def make_link(run: Run) -> Link | None:
     """The link to the other processes; None where there are none."""
     if not hosts.is_multiprocess():
         return None
-    return Link(run.mesh, layouts(run.config, run.mesh)[0], optional_arrays(run.config))
+    replays = run.start.config if run.config.rollout.record_experts else None
+    return Link(run.mesh, layouts(run.config, run.mesh)[0], optional_arrays(run.config), replays)
 
 
 @contextlib.contextmanager
@@ -113,7 +114,7 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
     compiler, link = concurrent.futures.ThreadPoolExecutor(1), make_link(run)
     compiled = compiler.submit(_compile, run, link)
-    collector = make_collector(run, link, Operation.GENERATE)
+    collector = make_collector(run, link, Operation.GENERATE, record_experts=run.config.rollout.record_experts)
     try:
         reference = run.reference and reading_copy(run.reference, run.mesh)
         teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]

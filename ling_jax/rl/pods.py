@@ -47,7 +47,8 @@ def rl_program(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, na
 def _step(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, layout: Layout) -> Program:
     optimizer = make_optimizer(config.optimizer, config.max_updates, model_spec(model))
     state = abstract_state(model, optimizer, mesh, trainable(model), spike_window=None)
-    batch = abstract_batch(layout, mesh, optional_arrays(config), counted=False)
+    replays = model if config.rollout.record_experts else None
+    batch = abstract_batch(layout, mesh, optional_arrays(config), replays=replays, counted=False)
     step = make_rl_step(model, optimizer, make_loss(config.objective, config.rollout.group_size))
     tokens = layout.microbatches * layout.rows * layout.length
     without_mtp = dataclasses.replace(model, mtp_loss_weight=0.0)

@@ -21,10 +21,13 @@ from ling_jax.engine.reshard import ReshardPlan, reshard_plan
 from ling_jax.engine.reshard import engine_mesh as make_engine_mesh
 from ling_jax.envs import NAMES, Task, environment
 from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
+from ling_jax.messages import size_text
 from ling_jax.model import model_spec
+from ling_jax.model.layers import num_moe_layers
 from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.rewards.length import EFFORT_WEIGHTS
+from ling_jax.rl.batch import expert_bytes_per_device, expert_bytes_per_token
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest, Refused
 from ling_jax.rl.log import LOGS
@@ -35,6 +38,7 @@ from ling_jax.rl.simulate import check_sizes
 from ling_jax.rl.step import trainable
 from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
+from ling_jax.rl.updates import layouts
 from ling_jax.run import tensorboard
 from ling_jax.run.start import changed_model
 from ling_jax.run.wandb_run import check_wandb
@@ -92,6 +96,11 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         config=changed_model(start.config, config.model),
         template=with_thinking(start.template, config.thinking, config.effort),
     )
+    if config.rollout.record_experts and not num_moe_layers(start.config):
+        raise ValueError(
+            f"rollout.record_experts is True, and the model of {config.start_from} has no layer with experts "
+            f"({start.config.num_layers} layers, first_dense_layers {start.config.first_dense_layers}): set it to False"
+        )
     for effort in config.efforts:
         with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
     check_turns_end(start.template, start.tokenizer, start.end_ids)
@@ -184,6 +193,7 @@ def start_report(run: Run, start: int) -> str:
         "held out": _held_out_report(config),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
         "budget": f"{budget}; {rollout.slots} slots; {staleness}",
+        **({"experts": _describe_experts(run)} if rollout.record_experts else {}),
         "run": f"steps {start} to {steps}, {_describe_updates(config)}",
         "devices": _describe_devices(run),
         "engine": str(run.engine_plan),
@@ -192,6 +202,12 @@ def start_report(run: Run, start: int) -> str:
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _describe_experts(run: Run) -> str:
+    model, (_, whole) = run.start.config, layouts(run.config, run.mesh)
+    of_token, of_device = expert_bytes_per_token(model), expert_bytes_per_device(whole, run.mesh, model)
+    return f"recorded and replayed: {of_token} bytes a token, {size_text(of_device)} of a batch on a device at most"
 
 
 def _describe_teachers(config: RLConfig) -> str:

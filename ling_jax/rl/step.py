@@ -74,10 +74,11 @@ def make_scorer(config: ModelConfig) -> Callable[[Params, Batch], jax.Array]:
 
 def policy_logps(params: Params, rows: Batch, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
     """(log-probs of the tokens that were drawn, the entropies they were drawn with), [R, T] float32, each at the
-    position that predicts the token; 0 where none was drawn."""
+    position that predicts the token; 0 where none was drawn. Tokens go to their recorded experts where rows have
+    some."""
     config = dataclasses.replace(config, mtp_depth=0)
     info = make_token_info(rows.tokens, config, rows.positions, rows.segment_ids)
-    hidden_BTD, _, _ = hidden_states(params, rows.tokens, info, config)
+    hidden_BTD, _, _ = hidden_states(params, rows.tokens, info, config, experts=rows.experts)
     with jax.named_scope("logps"):
         return token_logps_and_entropies(hidden_BTD, params["head"], rows.targets, config.loss_chunk)
 

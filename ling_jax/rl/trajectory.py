@@ -33,6 +33,12 @@ class Trajectory:
 
     A token costs amortised constant time: the arrays double when they are full. Arrays that were given out keep their
     values; what was appended later is not in them.
+
+    Experts that an engine recorded, where a run asks for them, are those of the first tokens of the context; the last
+    drawn token has none until it is read. A token keeps the experts of the weights that read it first: a drawn token is
+    predicted from the experts with which it was drawn, whatever version that was. Newer weights read the context again,
+    and their choice for it is not kept: behind the tokens that they draw, the older ones have other experts in training
+    than they had in generation.
     """
 
     def __init__(self, task_id: str, prompt_ids: Sequence[int]):
@@ -45,6 +51,8 @@ class Trajectory:
         self._size = 0
         self._ids = np.zeros(FIRST_CAPACITY, np.int32)
         self._logps = np.zeros(FIRST_CAPACITY, np.float32)
+        self._experts: np.ndarray | None = None  # [capacity, L, k]
+        self.num_recorded = 0  # first tokens of the context whose experts are recorded
 
     @property
     def status(self) -> str:
@@ -81,6 +89,12 @@ class Trajectory:
         for start, stop in self.turns:
             mask[start:stop] = True
         return mask
+
+    @property
+    def experts(self) -> np.ndarray | None:
+        """[n, L, k] integers: the experts that each of the first n tokens of the context went to in L MoE layers; None
+        where none were recorded."""
+        return None if self._experts is None else _read_only(self._experts[: self.num_recorded])
 
     @property
     def context(self) -> list[int]:
@@ -120,9 +134,29 @@ class Trajectory:
         """Adds tokens [n] that no policy drew (tool output, the next turn's opening). Errors as `append_generation`."""
         self._append(token_ids, np.zeros(len(token_ids), np.float32), version)
 
+    def append_experts(self, experts: np.ndarray) -> None:
+        """Adds the experts [n, L, k] of the context's next n tokens.
+
+        Raises ValueError on another dtype, L or k than before, and where the context has fewer tokens; nothing is added
+        then.
+        """
+        start, tokens = self.num_recorded, len(self.prompt_ids) + self._size
+        size = start + len(experts)
+        if size > tokens:
+            raise ValueError(f"{self._where}: experts of {size} tokens, and the context has {tokens}")
+        if self._experts is None:
+            self._experts = np.zeros((max(size, FIRST_CAPACITY), *experts.shape[1:]), experts.dtype)
+        before, found = ((str(x.dtype), x.shape[1:]) for x in (self._experts, experts))
+        if found != before:
+            raise ValueError(f"{self._where}: experts are {found}, those before {before}: the model is another one")
+        self._experts = _grown(self._experts, start, size)
+        self._experts[start:size] = experts
+        self.num_recorded = size
+
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values; arrays are base64 of their little-endian bytes, a tenth as long as numbers."""
-        return {
+        experts = self._experts_json()
+        return ({} if experts is None else {"experts": experts}) | {
             "task_id": self.task_id,
             "prompt_ids": list(self.prompt_ids),
             "completion_ids": _packed(self.completion_ids),
@@ -145,7 +179,19 @@ class Trajectory:
         trajectory.turns = [(start, stop) for start, stop in record["turns"]]
         trajectory.drawn = sum(stop - start for start, stop in trajectory.turns)
         trajectory.status = record["status"]
+        if stored := record.get("experts"):
+            experts = _unpacked(stored["values"], stored["dtype"])
+            trajectory.append_experts(experts.reshape(-1, *stored["layers_and_k"]))
         return trajectory
+
+    def _experts_json(self) -> dict[str, Any] | None:
+        if self._experts is None:
+            return None
+        return {
+            "values": _packed(self.experts),
+            "dtype": self._experts.dtype.newbyteorder("<").str,
+            "layers_and_k": list(self._experts.shape[1:]),
+        }
 
     @property
     def _where(self) -> str:
@@ -169,12 +215,20 @@ class Trajectory:
         self.runs.append(VersionRun(version, count))
 
     def _reserve(self, size: int) -> None:
-        capacity = len(self._ids)
-        while capacity < size:
-            capacity *= 2
-        if capacity > len(self._ids):
-            self._ids = np.concatenate([self._ids[: self._size], np.zeros(capacity - self._size, np.int32)])
-            self._logps = np.concatenate([self._logps[: self._size], np.zeros(capacity - self._size, np.float32)])
+        self._ids, self._logps = (_grown(array, self._size, size) for array in (self._ids, self._logps))
+
+
+def _grown(array: np.ndarray, used: int, size: int) -> np.ndarray:
+    """The array where it has room for `size` entries, else a copy of its first `used` ones in one twice as large, or
+    more."""
+    capacity = len(array)
+    while capacity < size:
+        capacity *= 2
+    if capacity == len(array):
+        return array
+    grown = np.zeros((capacity, *array.shape[1:]), array.dtype)
+    grown[:used] = array[:used]
+    return grown
 
 
 def _read_only(view: np.ndarray) -> np.ndarray:

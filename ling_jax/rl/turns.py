@@ -28,6 +28,8 @@ def append_generation(episode: Episode, event: Event, reader: Reader) -> None:
         episode.end("infra_failed", f"the engine: {error}")
         return
     episode.trajectory.append_generation(event.tokens, event.logps, event.version)
+    if event.experts is not None:
+        episode.trajectory.append_experts(event.experts)
     if event.finish_reason == "stop":
         start, stop = episode.trajectory.turns[-1]
         episode.pending = reader.text(episode.trajectory.completion_ids[start : stop - 1].tolist())

@@ -47,6 +47,7 @@ class Programs(NamedTuple):
     whole: Layout  # of a whole batch
     loss: BatchLoss
     floats: tuple[str, ...]  # arrays of an optimisation step's batch that not every run needs
+    replays: ModelConfig | None  # the model that learns, where it replays recorded experts
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]  # it uses up the state
     old: Scorer | None  # of the policy before the first step
     reference: Scorer | None
@@ -71,14 +72,16 @@ def compile_programs(
     """The programs of a run with these teachers, all on one mesh, of one process or of several with a link.
 
     Old log-probs take a forward pass of their own where several steps are made of a batch, and where phi is calibrated,
-    which needs them before the first gradient.
+    which needs them before the first gradient. Recorded experts are the policy's: reference and teachers, which are
+    other weights, choose by themselves.
     """
     loss, (part, whole) = make_loss(config.objective, config.rollout.group_size), layouts(config, mesh)
-    floats = optional_arrays(config)
+    floats, replays = optional_arrays(config), model if config.rollout.record_experts else None
     old, reference = "old_logps" in floats, "reference_logps" in floats
     state = abstract_state(model, optimizer, mesh, trainable(model), spike_window=None)
-    step = lower_step(make_rl_step(model, optimizer, loss), state, abstract_batch(part, mesh, floats), mesh)
-    read = abstract_batch(whole, mesh)
+    learnt = abstract_batch(part, mesh, floats, replays=replays)
+    step = lower_step(make_rl_step(model, optimizer, loss), state, learnt, mesh)
+    read, replayed = abstract_batch(whole, mesh), abstract_batch(whole, mesh, replays=replays)
     scorers = {
         teacher: lower_scorer(teacher, abstract_reference(teacher, mesh), read, mesh).compile()
         for teacher in dict.fromkeys(teachers)
@@ -90,8 +93,9 @@ def compile_programs(
         whole=whole,
         loss=loss,
         floats=floats,
+        replays=replays,
         step=step.compile(),
-        old=lower_scorer(model, state.params, read, mesh).compile() if old else None,
+        old=lower_scorer(model, state.params, replayed, mesh).compile() if old else None,
         reference=lower_scorer(model, abstract_reference(model, mesh), read, mesh).compile() if reference else None,
         teachers=tuple(scorers[teacher] for teacher in teachers),
     )
@@ -153,7 +157,8 @@ def learn(
     numbers = np.unique([answer.group for answer in answers]).astype(int)
     for groups in minibatches(numbers, config.train.updates_per_batch, rng):
         chosen = [answer for number in groups for answer in answers if answer.group == number]
-        batch = pack(chosen, programs.part, loss.normaliser, loss.reference_normaliser, programs.floats)
+        normalisers = loss.normaliser, loss.reference_normaliser
+        batch = pack(chosen, programs.part, *normalisers, programs.floats, programs.replays)
         state, metrics = programs.step(state, _shared(programs, batch, Operation.STEP))
         found = {name: np.asarray(value).item() for name, value in jax.device_get(metrics).items()}
         updates.append(Update(groups.tolist(), batch, found))
@@ -182,7 +187,8 @@ def _scored(
     argument: int = 0,
 ) -> list[Answer]:
     """The answers with these log-probs as their field `name`."""
-    batch = _shared(programs, pack(answers, programs.whole), operation, argument)
+    replays = programs.replays if operation == Operation.OLD else None  # those of other weights choose by themselves
+    batch = _shared(programs, pack(answers, programs.whole, replays=replays), operation, argument)
     logps = unpack(np.asarray(score(params, batch)), answers, programs.whole)
     return [dataclasses.replace(answer, **{name: own}) for answer, own in zip(answers, logps, strict=True)]
 

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from ling_jax import spec
+from ling_jax.config import ModelConfig
 from ling_jax.model import model_spec
+from ling_jax.model.recorded_experts import check_experts, empty_experts
 from ling_jax.objectives import OBJECTIVES
 from ling_jax.parallel.sharding import make_mesh
 from ling_jax.rl.answers import Answer
@@ -31,9 +33,10 @@ FLOATS = ("old_logps", "reference_logps", "reference_weights", "teacher_logps")
 MIXED = {"fsdp": 2, "expert": 2, "context": 2}
 
 
-def random_answers(vocab_size: int) -> list[Answer]:
-    """19 answers of 5 to 40 tokens in groups of two, one of them alone in its group."""
+def random_answers(config: ModelConfig) -> list[Answer]:
+    """19 answers of 5 to 40 tokens in groups of two, one alone in its group; every second has recorded experts."""
     rng, answers = np.random.default_rng(0), []
+    of_experts = np.random.default_rng(1)
     for i in range(19):
         size = int(rng.integers(5, 41))
         mask = np.arange(size) >= 3
@@ -46,7 +49,7 @@ def random_answers(vocab_size: int) -> list[Answer]:
             Answer(
                 group=i // GROUP,
                 advantage=float(rng.normal()),
-                tokens=rng.integers(0, vocab_size, size).astype(np.int32),
+                tokens=rng.integers(0, config.vocab_size, size).astype(np.int32),
                 mask=mask,
                 behaviour_logps=logps,
                 ages=np.where(mask, rng.integers(0, 3, size), 0).astype(np.int32),
@@ -54,9 +57,19 @@ def random_answers(vocab_size: int) -> list[Answer]:
                 old_logps=near(),
                 reference_logps=near(),
                 teacher_logps=near(),
+                experts=random_experts(of_experts, size - 1, config) if i % 2 else None,
             )
         )
     return answers
+
+
+def random_experts(rng: np.random.Generator, tokens: int, config: ModelConfig) -> np.ndarray:
+    """[tokens, L, k] of which each is possible, for two experts of a token and two groups."""
+    empty = empty_experts(1, tokens, config)[0]
+    scores = rng.random((*empty.shape[:2], config.num_experts))
+    experts = np.argsort(scores, axis=-1)[..., : config.top_k].astype(empty.dtype)
+    check_experts(experts, config)
+    return experts
 
 
 def stepped(config, name: str, mesh: jax.sharding.Mesh, layout: Layout) -> tuple[dict, dict, np.ndarray]:
@@ -68,8 +81,8 @@ def stepped(config, name: str, mesh: jax.sharding.Mesh, layout: Layout) -> tuple
     # A scale that makes the policy's ratios to the old log-probs neither 0 nor infinite.
     params = random_params(config, dtype="float32", std=0.1)
     state = state_of(params, config, optimizer, abstract, trainable(config))
-    batch = pack(random_answers(config.vocab_size), layout, loss.normaliser, loss.reference_normaliser, FLOATS)
-    placed, wanted = on_mesh(batch, mesh), abstract_batch(layout, mesh, FLOATS)
+    batch = pack(random_answers(config), layout, loss.normaliser, loss.reference_normaliser, FLOATS, config)
+    placed, wanted = on_mesh(batch, mesh), abstract_batch(layout, mesh, FLOATS, replays=config)
     with jax.set_mesh(mesh):
         scores = np.asarray(jax.jit(make_scorer(config))(state.params, placed))
     step = lower_step(make_rl_step(config, optimizer, loss), abstract, wanted, mesh).compile()

@@ -4,15 +4,19 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ling_jax import spec
+from ling_jax.model.loss import head_logits
+from ling_jax.model.recorded_experts import empty_experts, pack_experts
+from ling_jax.model.transformer import hidden_states, make_token_info
 from ling_jax.objectives import calibrate_phi, kpop_loss, reference_kl
-from ling_jax.rl.batch import Layout, pack
+from ling_jax.rl.batch import Layout, pack, unpack
 from ling_jax.rl.config import ObjectiveConfig, ObjectiveOptions
 from ling_jax.rl.loss import make_loss
-from ling_jax.rl.step import make_rl_step
+from ling_jax.rl.step import make_rl_step, make_scorer
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.rl_batch import ALONE, CONFIG, LENGTH, OPTIMIZER, logps_of, padded, random_answers, state
 
@@ -68,6 +72,58 @@ def test_a_batch_is_the_same_in_every_layout(name, layout):
     for metric in metrics:
         np.testing.assert_allclose(metrics[metric], others[metric], rtol=2e-4, atol=2e-6, err_msg=metric)
     assert_same(whole.opt_state, parts.opt_state, tolerance=1e-6)
+
+
+def with_experts(answers):
+    """Random records of all tokens but the last one, or the last few: these choose by themselves."""
+    rng, empty = np.random.default_rng(1), empty_experts(1, LENGTH, CONFIG)[0]
+    recorded = []
+    for i, answer in enumerate(answers):
+        count = len(answer) - 1 - i % 3
+        chosen = np.argsort(rng.random((*empty.shape[:2], CONFIG.num_experts)), axis=-1)[..., : CONFIG.top_k]
+        recorded.append(dataclasses.replace(answer, experts=chosen[:count].astype(empty.dtype)))
+    return recorded
+
+
+def test_recorded_experts_are_of_their_own_answers_in_packed_rows():
+    """Each token goes where its record says, as in a row of its own; one answer has no records."""
+    answers, layout = random_answers(), LAYOUTS["packed"]
+    recorded = [*with_experts(answers)[:5], answers[5]]
+    batch = pack(recorded, layout, replays=CONFIG)
+    scores = quick_jit(make_scorer(CONFIG))(state().params, batch)
+    records = [batch.experts[0, 0, :0] if answer.experts is None else answer.experts for answer in recorded]
+    tokens = padded(answers, "tokens")
+    wanted = logps_with_experts(state().params, tokens, pack_experts(records, CONFIG, LENGTH))
+    plain = logps_of()(state().params, tokens)[0]
+    for i, found in enumerate(unpack(np.asarray(scores), recorded, layout)):
+        mask = answers[i].mask[1:]
+        np.testing.assert_allclose(found[1:][mask], wanted[i, : len(mask)][mask], atol=5e-6)  # float32 on a CPU
+        difference = np.abs(found[1:] - plain[i, : len(mask)])[mask].max()
+        assert difference > 1e-3 if recorded[i].experts is not None else difference < 1e-5
+
+
+@quick_jit
+def logps_with_experts(params, tokens, experts):
+    """[B, T - 1]: log-probs of the tokens from the second on, one answer a row, which goes to these experts."""
+    config = dataclasses.replace(CONFIG, mtp_depth=0)
+    hidden, _, _ = hidden_states(params, tokens, make_token_info(tokens, config), config, experts=experts)
+    every = jax.nn.log_softmax(head_logits(params["head"], hidden)[:, :-1], axis=-1)
+    return jnp.take_along_axis(every, tokens[:, 1:, None], axis=-1)[..., 0]
+
+
+@pytest.mark.slow
+def test_a_step_with_recorded_experts_is_the_same_in_every_layout():
+    answers = with_experts(random_answers(old=True))
+    results = []
+    for layout in LAYOUTS.values():
+        batch = pack(answers, layout, loss_of().normaliser, None, ("old_logps",), CONFIG)
+        results.append(step()(state(), batch))
+    for after, metrics in results[1:]:
+        for metric, value in results[0][1].items():
+            np.testing.assert_allclose(metrics[metric], value, rtol=2e-4, atol=2e-6, err_msg=metric)
+        assert_same(after.opt_state, results[0][0].opt_state, tolerance=1e-6)
+    _, plain = step()(state(), packed(random_answers(old=True), floats=("old_logps",)))
+    assert abs(plain["loss"] - results[0][1]["loss"]) > 1e-4
 
 
 def test_microbatches_without_answers_are_not_computed_and_change_nothing():

@@ -65,7 +65,19 @@ def test_each_answer_is_scored_by_its_own_teacher():
     params = [jax.tree.map(jnp.asarray, random_params(CONFIG, dtype="float32", std=std)) for std in (0.1, 0.3)]
     score, layout = quick_jit(make_scorer(CONFIG)), Layout(2, 2, 2 * LENGTH)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    programs = Programs(mesh, layout, layout, None, (), None, None, None, (score, score))
+    programs = Programs(
+        mesh=mesh,
+        link=None,
+        part=layout,
+        whole=layout,
+        loss=None,
+        floats=(),
+        replays=None,
+        step=None,
+        old=None,
+        reference=None,
+        teachers=(score, score),
+    )
     for answer in with_teachers(programs, params, answers):
         wanted = logps_of()(params[answer.teacher], answer.tokens[None])[0][0]
         np.testing.assert_allclose(answer.teacher_logps[1:], np.where(answer.mask[1:], wanted, 0), atol=2e-5)

@@ -104,6 +104,47 @@ def test_what_does_not_fit_is_named_and_adds_nothing(change, message):
     assert arrays(trajectory) == before
 
 
+def experts_of(count, seed=0, dtype=np.int8):
+    return np.random.default_rng(seed).integers(0, 100, (count, 3, 2)).astype(dtype)
+
+
+@given(PARTS, st.sampled_from([np.int8, np.int16]))
+def test_recorded_experts_are_the_pieces_that_came(parts, dtype):
+    """Of the first tokens of prompt and completion; a stored trajectory has them too, and records go on behind them."""
+    trajectory, pieces, recorded = Trajectory("task", (1, 2)), [np.zeros((0, 3, 2), dtype)], 0
+    for seed, (count, _, _) in enumerate(parts):
+        trajectory.append_generation(range(count), np.full(count, -0.5), 4)
+        pieces.append(experts_of(len(trajectory.context) - 1 - recorded, seed, dtype))
+        recorded += len(pieces[-1])
+        trajectory.append_experts(pieces[-1])
+        trajectory = Trajectory.from_json(json.loads(json.dumps(trajectory.to_json())))
+        assert trajectory.num_recorded == recorded
+    if parts:
+        assert trajectory.experts.dtype == dtype
+        np.testing.assert_array_equal(trajectory.experts, np.concatenate(pieces))
+
+
+def test_without_recorded_experts_nothing_is_stored():
+    trajectory = build([(3, 0, True)])
+    assert trajectory.experts is None and "experts" not in trajectory.to_json()
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        (experts_of(5), "experts of 6 tokens, and the context has 5"),
+        (experts_of(1, dtype=np.int16), r"experts are \('int16', \(3, 2\)\), those before \('int8', \(3, 2\)\)"),
+        (experts_of(1)[:, :2], r"experts are \('int8', \(2, 2\)\), those before .* the model is another one"),
+    ],
+)
+def test_experts_that_do_not_fit_are_refused_and_add_nothing(experts, message):
+    trajectory = build([(3, 0, True)])
+    trajectory.append_experts(experts_of(1))
+    with pytest.raises(ValueError, match=f"trajectory of task 'task': {message}"):
+        trajectory.append_experts(experts)
+    np.testing.assert_array_equal(trajectory.experts, experts_of(1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
