@@ -22,7 +22,7 @@ from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import start_report
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.replay import replay
-from ling_jax.run.loop import Interrupted
+from ling_jax.run.steps import Interrupted
 from ling_jax.run.workdir import unlock
 from tests.helpers.faults import assert_same_end
 from tests.helpers.rl_run import prepared, small_config, tokenizer
