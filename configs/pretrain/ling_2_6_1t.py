@@ -5,7 +5,7 @@
 
 1,024 TPU v5p. Mesh: fsdp 128 x expert 8, so a device holds 1/128 of 32 experts and of the layers' other matrices,
 gathered in bfloat16 layer by layer; a row never leaves its device but for the experts' seven other devices. A step is
-18,144 rows in 18 microbatches of 1,008, one row a device and 16 rows of padding. As compiled: 63 of 95 GB of HBM; at
+18,144 rows in 18 microbatches of 1,008, one row a device and 16 rows of padding. As compiled: 57 of 95 GB of HBM; at
 the least 84 s a step, limited by compute (HBM 42 s, interconnect 31 s), so that MFU is at most 73 %.
 """
 

@@ -16,7 +16,7 @@ from ling_jax import spec as specs
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.model.flops import flops_per_token
 from ling_jax.model.moe import max_devices_per_token
-from ling_jax.parallel.sharding import MESH_AXES, num_shards, shardings
+from ling_jax.parallel.sharding import GATHERED, MESH_AXES, num_shards, shardings, split_axes
 from ling_jax.train.config import MeshConfig, PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
@@ -139,12 +139,9 @@ def _lower_bound(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: i
     compute = flops_per_token(c, config.data.sequence_length) * config.train.batch_size * config.data.sequence_length
     moved = 0.0
     for leaf in specs.named_leaves(model_spec(c)).values():
-        if "embed" in leaf.axes and "vocab" not in leaf.axes:
-            split = [num_shards(axis, mesh) for axis in leaf.axes if axis not in (None, "embed")]
-            whole = math.prod(leaf.shape) / math.prod(split)
-            moved += (
-                2 * 2 * whole * (1 - 1 / num_shards("embed", mesh))
-            )  # bfloat16: gathered, and the gradient scattered
+        if "vocab" not in leaf.axes:
+            whole = math.prod(leaf.shape) / math.prod(num_shards(axis, mesh) for axis in set(leaf.axes) - set(GATHERED))
+            moved += 2 * 2 * whole * (1 - 1 / _gathered_parts(leaf, mesh))  # bfloat16, and the gradient scattered
     experts = sum(run.count * s.repeats for s in layer_plan(c) for run in s.runs if run.kind.ffn == "moe")
     ways = mesh.shape["expert"]
     sent = tokens * max_devices_per_token(c, ways) * (1 - 1 / ways)
@@ -152,6 +149,13 @@ def _lower_bound(config: PretrainConfig, mesh: AbstractMesh, chip: Chip, held: i
     return max(
         compute / (mesh.size * chip.flops), 2 * held / chip.hbm_bytes_per_second, moved / chip.link_bytes_per_second
     )
+
+
+def _gathered_parts(leaf: specs.Leaf, mesh: AbstractMesh) -> int:
+    """Number of parts that devices gather to compute with a parameter."""
+    dimensions = zip(leaf.axes, leaf.shape, strict=True)
+    split = [split_axes(axis, size, mesh) for axis, size in dimensions if axis in GATHERED]
+    return math.prod(mesh.shape[mesh_axis] for axes in split for mesh_axis in axes)
 
 
 def _first_that_fits(config: PretrainConfig, mesh, chip: Chip, held: int, lower_bound: float, measure) -> Candidate:

@@ -27,14 +27,14 @@ def mla_spec(config: ModelConfig) -> Spec:
     spec = {
         "kv_a": Leaf((c.hidden_size, latent), ("embed", None), init),
         "kv_a_norm": Leaf((c.kv_lora_rank,), (None,), ones, role="norm"),
-        "kv_b": Leaf((c.kv_lora_rank, c.num_heads, c.nope_dim + c.v_dim), (None, "heads", None), init),
+        "kv_b": Leaf((c.kv_lora_rank, c.num_heads, c.nope_dim + c.v_dim), ("latent", "heads", None), init),
     }
     if c.q_lora_rank is None:
         spec["q"] = Leaf((c.hidden_size, c.num_heads, c.nope_dim + c.rope_dim), ("embed", "heads", None), init)
     else:
         spec["q_a"] = Leaf((c.hidden_size, c.q_lora_rank), ("embed", None), init)
         spec["q_a_norm"] = Leaf((c.q_lora_rank,), (None,), ones, role="norm")
-        spec["q_b"] = Leaf((c.q_lora_rank, c.num_heads, c.nope_dim + c.rope_dim), (None, "heads", None), init)
+        spec["q_b"] = Leaf((c.q_lora_rank, c.num_heads, c.nope_dim + c.rope_dim), ("latent", "heads", None), init)
     if c.qkv_bias:
         spec["kv_a_bias"] = Leaf((latent,), (None,), zeros, role="bias")
         if c.q_lora_rank is not None:

@@ -24,11 +24,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "tokens": ("context",),  # ranks hold neighbouring parts of a row (`parallel.context`)
     "vocab": ("expert", "tensor"),
     "embed": ("fsdp", "context"),  # context ranks use the same weights, so each stores a part
+    "latent": ("fsdp", "context"),  # MLA's ranks: whole along an axis that does not divide them, since they are small
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
     "experts": ("expert",),
 }
+GATHERED = ("embed", "latent")  # weights are stored in parts along these and whole for computation
 
 
 def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -79,10 +81,19 @@ def partition_spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def shardings(spec: Spec, mesh: AnyMesh) -> Any:
-    """NamedShardings of a parameter spec. Raises ValueError if the mesh does not split a dimension evenly."""
+    """NamedShardings of a parameter spec.
+
+    Raises ValueError if the mesh does not split a dimension evenly, unless that is `latent`.
+    """
     for name, leaf in named_leaves(spec).items():
         _check_splits(name, leaf, mesh)
-    return tree_map(lambda leaf: NamedSharding(mesh, partition_spec(leaf.axes)), spec)
+
+    def stored(leaf: Leaf) -> NamedSharding:
+        dimensions = zip(leaf.axes, leaf.shape, strict=True)
+        split = (split_axes(axis, size, mesh) if axis in RULES else None for axis, size in dimensions)
+        return NamedSharding(mesh, PartitionSpec(*split))
+
+    return tree_map(stored, spec)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -115,16 +126,16 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 
 def gather_weights(params: Params, spec: Spec, dtype: DTypeLike) -> Params:
-    """Weights gathered along `embed` and cast to `dtype` (the router keeps its own) for the computation of a layer.
+    """Weights gathered along `GATHERED` and cast to `dtype` (the router keeps its own) for the computation of a layer.
 
-    Weights are stored in parts along `embed`; without this constraint the compiler may move activations instead. The
+    Weights are stored in parts along these axes; without this constraint the compiler may move activations instead. The
     gradient has the layout of the stored weight. Experts stay split: `experts.expert_parallel` gathers them.
     """
     if one_device():
         return params
 
     def compute_layout(leaf: Leaf, x):
-        if "embed" not in leaf.axes or leaf.role == "experts":
+        if not set(GATHERED) & set(leaf.axes) or leaf.role == "experts":
             return x
         return _gather_weight(x, leaf.axes, x.dtype if leaf.role == "router" else dtype)
 
@@ -133,7 +144,7 @@ def gather_weights(params: Params, spec: Spec, dtype: DTypeLike) -> Params:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather_weight(x, axes: tuple[str | None, ...], dtype):
-    computed = tuple(None if axis == "embed" else axis for axis in axes)
+    computed = tuple(None if axis in GATHERED else axis for axis in axes)
     return constrain(constrain(x, axes).astype(dtype), computed)
 
 
@@ -193,7 +204,7 @@ def num_shards(axis: str | None, mesh: AnyMesh | None = None) -> int:
 
 def _check_splits(name: str, leaf, mesh: AnyMesh) -> None:
     for size, axis in zip(leaf.shape, leaf.axes, strict=True):
-        if size % (split := num_shards(axis, mesh)):
+        if axis != "latent" and size % (split := num_shards(axis, mesh)):
             raise ValueError(
                 f"parameter {name}: axis {axis!r} of size {size} cannot be split {split} ways "
                 f"(mesh axes {', '.join(RULES[axis])} of {dict(mesh.shape)})"

@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
+from ling_jax.model.mla import mla_spec
 from ling_jax.parallel import sharding
 from tests.helpers.programs import output_of
 from tests.helpers.tiny import tiny_config
@@ -72,6 +73,17 @@ def test_the_released_model_splits_over_256_devices():
 def test_a_dimension_that_cannot_be_split_is_named():
     with pytest.raises(ValueError, match=r"parameter .*: axis 'experts' of size 8 cannot be split 3 ways"):
         sharding.shardings(model_spec(tiny_config(vocab_size=42)), abstract_mesh(expert=3))
+
+
+def test_mla_ranks_are_split_where_the_mesh_divides_them_and_whole_elsewhere():
+    def parts(config, **mesh):
+        placed = sharding.shardings(mla_spec(config), abstract_mesh(**mesh))
+        return {name: placed[name].shard_shape(leaf.shape)[0] for name, leaf in mla_spec(config).items()}
+
+    assert parts(model_config("ling-2.6-1t"), fsdp=128, expert=8)["q_b"] == 1536 // 128
+    assert parts(model_config("ling-2.6-1t"), fsdp=16, context=8)["kv_b"] == 512 // 128
+    tiny = parts(tiny_config(q_lora_rank=12, kv_lora_rank=8), fsdp=8)
+    assert (tiny["q_b"], tiny["kv_b"]) == (12, 1)
 
 
 @pytest.mark.slow
