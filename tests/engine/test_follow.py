@@ -62,6 +62,6 @@ def test_the_process_that_schedules_cannot_follow():
 def test_a_message_has_its_size():
     link = Broadcast(jax.devices()[:1], 3)
     link.send(np.arange(3, dtype=np.int32))
-    assert link.leads and link.count == 1
+    assert link.leads
     with pytest.raises(ValueError, match=r"a message is int64 \(2,\); expected int32 \(3,\)"):
         link.send(np.arange(2))
