@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.engine.memory import MemoryPlan, abstract_pool, init_pool, memory_for, plan_memory
+from ling_jax.engine.memory import MemoryPlan, abstract_pool, init_pool, memory_for, plan_memory, pool_places
 from ling_jax.engine.reshard import reshard
 from ling_jax.engine.schedule import Chunks, num_tiles
 from ling_jax.engine.sequence import empty_slots
@@ -94,10 +94,13 @@ class Device:
 @functools.lru_cache(maxsize=8)
 def programs(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
     """`run_tiles` and `read_chunks` of a mesh: the pool stays split, the outputs are whole on every device."""
-    pool = jax.tree.map(lambda x: x.sharding, abstract_pool(config, plan, mesh))
+    pool, unspecified = pool_places(config, plan, mesh), None
     common = dict(donate_argnums=1, compiler_options=compiler_options(mesh))
     common["out_shardings"] = pool, NamedSharding(mesh, PartitionSpec())
-    return jax.jit(tiles_step, static_argnums=(5, 6), **common), jax.jit(chunks_step, static_argnums=6, **common)
+    return (
+        jax.jit(tiles_step, static_argnums=(5, 6), in_shardings=(unspecified, pool, *[unspecified] * 3), **common),
+        jax.jit(chunks_step, static_argnums=6, in_shardings=(unspecified, pool, *[unspecified] * 4), **common),
+    )
 
 
 def abstract_weights(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:

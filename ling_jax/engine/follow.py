@@ -8,6 +8,7 @@ All make the same `Engine`, on a mesh over the devices of all. The first one use
         follow(engine, weights)  # until the first process closes its engine
 """
 
+import contextlib
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -98,7 +99,8 @@ class SharedDevice(Device):
             case Operation.SWAP:
                 super().swap()
             case Operation.LOAD:
-                super().load(weights(argument), argument)
+                with contextlib.suppress(ValueError):  # the first process raises it to its caller
+                    super().load(weights(argument), argument)
             case _:
                 return False
         return True
@@ -133,9 +135,5 @@ def follow(engine: Any, weights: Callable[[int], Any]) -> None:
     """
     if engine.leads:
         raise ValueError("this process is the first of the engine's mesh: it submits requests, and the others follow")
-    going = True
-    while going:
-        try:
-            going = engine.device.follow_once(weights)
-        except ValueError:  # of weights: the first process raises it to its caller
-            continue
+    while engine.device.follow_once(weights):
+        pass

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
@@ -123,15 +124,25 @@ def abstract_pool(config: ModelConfig, plan: MemoryPlan, mesh: AnyMesh) -> Any:
     )
 
 
+def pool_places(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh) -> Any:
+    """Where programs take the pool from and leave it: its shardings, on TPUs with the layout in which layers use it.
+
+    The compiler's own choice for arguments is another one, and every call would copy the pool twice.
+    """
+    abstract = abstract_pool(config, plan, mesh)
+    if mesh.devices.flat[0].platform != "tpu":
+        return jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.tree.map(lambda x: Format(Layout(tuple(range(x.ndim))), x.sharding), abstract)
+
+
 def init_pool(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh | None = None) -> Any:
     """The arrays of the plan, all zero; without a mesh on the first device, as the weights are.
 
     Arrays without a place would compile twice. On a mesh each device makes its own part.
     """
     if mesh is not None:
-        abstract = abstract_pool(config, plan, mesh)
-        placed = jax.tree.map(lambda x: x.sharding, abstract)
-        return jax.jit(functools.partial(_zeros, abstract), out_shardings=placed)()
+        zeros = functools.partial(_zeros, abstract_pool(config, plan, mesh))
+        return jax.jit(zeros, out_shardings=pool_places(config, plan, mesh))()
     pool = specs.init(jax.random.key(0), pool_spec(config, states=plan.states, pages=plan.pages))
     return jax.device_put(pool, jax.devices()[0])
 

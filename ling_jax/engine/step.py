@@ -79,14 +79,14 @@ def tiles_step(
     dtype = jnp.promote_types(config.compute_dtype, jnp.float32)
     given = Rows(*rows)
     # For all tiles at once, since in the loop these small operations take as long as layers.
-    ropes_MN, sampling_MN = rope_tables(given.position, config), _sampling(given, slots)
+    ropes_MN, sampling_MN = _rows_split(rope_tables(given.position, config)), _sampling(given, slots)
     chosen = jax.eval_shape(
         lambda layers: _tile(params, layers, Rows(*rows[:, 0]), slots, config, _of_tile(0, ropes_MN)), layers
     )[2]
     outputs = Outputs(
         token=jnp.full(shape, -1, jnp.int32),
         logp=jnp.zeros(shape, dtype),
-        experts=None if chosen is None else _split_experts(jnp.zeros((shape[0], *chosen.shape), jnp.int32)),
+        experts=None if chosen is None else _rows_split(jnp.zeros((shape[0], *chosen.shape), jnp.int32)),
         held=None if only_draws else jnp.zeros((HELD, config.vocab_size), dtype),
     )
 
@@ -118,7 +118,7 @@ def tiles_step(
         outputs = Outputs(
             token=out.token.at[i].set(token_N),
             logp=out.logp.at[i].set(logp_N),
-            experts=None if chosen is None else _split_experts(out.experts.at[i].set(chosen)),
+            experts=None if chosen is None else _rows_split(out.experts.at[i].set(chosen)),
             held=held,
         )
         return i + 1, layers, last_S, outputs
@@ -155,8 +155,9 @@ run_tiles = functools.partial(jax.jit, static_argnums=(5, 6), donate_argnums=1)(
 read_chunks = functools.partial(jax.jit, static_argnums=6, donate_argnums=1)(chunks_step)
 
 
-def _split_experts(experts_MNLk):
-    return constrain(experts_MNLk, (None, "batch", None, None))
+def _rows_split(arrays_MN):
+    """The arrays [M, N, …] with each part's rows on its devices."""
+    return jax.tree.map(lambda x: constrain(x, (None, "batch", *[None] * (x.ndim - 2))), arrays_MN)
 
 
 def _of_tile(number, arrays_MN: Any) -> Any:

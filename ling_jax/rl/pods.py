@@ -10,7 +10,6 @@ from ling_jax.config import ModelConfig
 from ling_jax.engine.device import abstract_weights, lower_decode
 from ling_jax.engine.memory import memory_for, plan_memory
 from ling_jax.engine.reshard import engine_mesh, lower_reshard
-from ling_jax.engine.schedule import PIECE
 from ling_jax.engine.weights import served_spec
 from ling_jax.model import model_spec
 from ling_jax.model.flops import flops_per_token, read_flops_per_row
@@ -33,7 +32,7 @@ def rl_program(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, na
     rl       an optimisation step on answers as long as the context, so that no two of them share a row
     score    log-probs of a whole batch of these under other weights
     reshard  the weights that learn become those of the engine, on its mesh
-    decode   a step of the engine in which every slot draws eight tokens behind a full context
+    decode   a pass of the engine's step, in which every slot draws a token behind a full context
 
     Raises ValueError on meshes that do not fit.
     """
@@ -73,13 +72,13 @@ def _reshard(model: ModelConfig, mesh: jax.sharding.Mesh, engine: jax.sharding.M
 def _decode(config: RLConfig, model: ModelConfig, engine: jax.sharding.Mesh) -> Program:
     slots, length = config.rollout.slots, config.rollout.context
     plan = plan_memory(model, slots, memory_for(model, slots=slots, max_tokens=length, mesh=engine), engine)
-    tokens = PIECE * slots
+    # A step is a loop of passes, which ends early where all slots do; the reader of programs counts it once.
     return Program(
         lambda: lower_decode(model, engine, slots, length),
         state_bytes(abstract_weights(model, engine)) + plan.total_bytes,
-        tokens,
+        slots,
         length,
-        tokens * read_flops_per_row(model, 1, length),
+        slots * read_flops_per_row(model, 1, length),
         rows={"rows": slots},
     )
 

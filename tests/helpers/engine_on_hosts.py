@@ -16,6 +16,8 @@ import numpy as np
 from ling_jax.distributed import hosts
 from ling_jax.distributed.rendezvous import ProcessInfo
 from ling_jax.engine.follow import follow
+from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import make_mesh, shardings
 from tests.helpers.engine_on_mesh import engine_on, model_of, requests
 
 DIES_AFTER = 6  # calls
@@ -53,7 +55,7 @@ def main() -> None:
         hosts.join(ProcessInfo(f"localhost:{port}", count, index), {}, SECONDS)
     try:
         engine = engine_on(json.loads(sizes), load=False)
-        weights = model_of("2.6")[1:]
+        weights = trained()
         if engine.leads:
             engine.load(weights[0], version=0)
             print("bits", story(engine, weights), flush=True)
@@ -67,6 +69,17 @@ def main() -> None:
         hosts.fail(error)
         raise
     hosts.leave()
+
+
+def trained() -> list:
+    """Two sets of weights as a trainer on all devices has them."""
+    config, *both = model_of("2.6")
+    placed = shardings(model_spec(config), make_mesh({"fsdp": 4, "expert": 2}))
+
+    def leaf(x, place):
+        return jax.make_array_from_callback(x.shape, place, lambda index: np.asarray(x)[index])
+
+    return [jax.tree.map(leaf, params, placed) for params in both]
 
 
 def dying(device, calls) -> None:

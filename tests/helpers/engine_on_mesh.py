@@ -3,13 +3,15 @@ fixed when JAX starts."""
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 
 from ling_jax.engine import Engine, Request, memory_for
+from ling_jax.engine.follow import SharedDevice, follow
 from ling_jax.parallel.sharding import make_mesh
-from tests.helpers.engines import END, FIELDS, check_places, prompt_of, release_all, results
+from tests.helpers.engines import END, FIELDS, check_places, prompt_of, release_all, results, withhold
 from tests.helpers.tiny import random_params, tiny_config
 
 SLOTS, MAX_TOKENS = 16, 64
@@ -104,12 +106,112 @@ def check_same(found: dict, wanted: dict, what) -> None:
     print("equal", what, worst, flush=True)
 
 
-def check_story(family: str, *meshes: dict) -> None:
-    wanted = gathered(story(engine_on(None, family)))
+def check_story(family: str, *meshes: dict, row_tile: int | None = None) -> None:
+    wanted = gathered(story(engine_on(None, family, row_tile=row_tile)))
     for sizes in meshes:
-        engine = engine_on(sizes, family)
+        engine = engine_on(sizes, family, row_tile=row_tile)
         check_same(gathered(story(engine)), wanted, (family, sizes))
+        check_memory(engine)
         release_all(engine)
+
+
+def check_memory(engine: Engine) -> None:
+    """Each device has its part of the pool, and no more."""
+    leaves = jax.tree.leaves(engine.device.pool)
+    of_device = dict.fromkeys(engine.device.mesh.devices.flat, 0)
+    for shard in (shard for leaf in leaves for shard in leaf.addressable_shards):
+        of_device[shard.device] += shard.data.nbytes
+    assert set(of_device.values()) == {engine.plan.total_bytes}
+    if engine.device.mesh.shape["tensor"] == 1:
+        assert sum(leaf.nbytes for leaf in leaves) == engine.plan.parts * engine.plan.total_bytes
+
+
+def check_follower(sizes: dict) -> None:
+    """Another process that gets the messages of the first ends with the same pool, bit for bit."""
+    engine, weights = engine_on(sizes, load=False, row_tile=8), model_of("2.6")[1:]
+    rows = max(engine._tiles.values()), engine.plan.parts * engine.tile
+    first, second = (
+        SharedDevice(engine.config, engine.plan, engine.device.mesh, slots=engine._table, rows=rows, chunks=())
+        for _ in range(2)
+    )
+    engine.device, messages = first, []
+    first._link.send = lambda message: messages.append(message.copy())
+    second._link.receive = lambda: messages.pop(0)
+    engine.load(weights[0], version=0)
+    for request in requests()[:8]:
+        engine.submit(request)
+    for _ in range(2):
+        engine.step()
+    engine.load(weights[1], version=1, in_flight="keep")
+    engine.step()
+    engine.close()
+    follow(SimpleNamespace(leads=False, device=second), lambda version: weights[version])
+    assert not messages
+    for found, wanted in zip(jax.tree.leaves(second.pool), jax.tree.leaves(first.pool), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    print("followed", flush=True)
+
+
+def check_versions(*meshes: dict) -> None:
+    """New weights in the middle of turns: every request is as far then on a mesh as on one device."""
+    for in_flight in ("recompute", "keep", "drain"):
+        wanted = gathered(swapped(engine_on(None, prefill_tokens=1024, row_tile=8), in_flight))
+        for sizes in meshes:
+            found = gathered(swapped(engine_on(sizes, prefill_tokens=1024, row_tile=8), in_flight))
+            check_same(found, wanted, (in_flight, sizes))
+
+
+def swapped(engine: Engine, in_flight: str) -> list:
+    """The events of as many requests as there are slots, with new weights behind their first tokens."""
+    for i in range(SLOTS):
+        engine.submit(Request(i, prompt_of(i, 3 + 2 * i), 20, seed=i, temperature=float(i % 2)))
+    events = engine.step()
+    assert len(events) == SLOTS and all(event.tokens for event in events)
+    engine.load(model_of("2.6")[2], version=1, in_flight=in_flight)
+    while engine.busy:
+        events += engine.step()
+        check_places(engine)
+    versions = {event.version for event in events}
+    assert versions == ({0} if in_flight == "drain" else {0, 1})
+    return events
+
+
+def check_alone(sizes: dict) -> None:
+    """With 64 rows on each device a request has the bits that it has alone, in whatever part it is."""
+    engine, wanted = engine_on(sizes, row_tile=64), requests()
+    for request in wanted:
+        engine.submit(request)
+    together = []
+    while engine.busy:
+        together += engine.step()
+    together = gathered(together)
+    release_all(engine)
+    for request in wanted[:8]:
+        engine.submit(request)
+        alone = []
+        while engine.busy:
+            alone += engine.step()
+        (of_one,) = gathered(alone).values()
+        for name, value in of_one.items():
+            np.testing.assert_array_equal(together[request.id][name], value, f"{request.id} {name}")
+        release_all(engine)
+    print("alone", sizes, flush=True)
+
+
+def check_few_pages() -> None:
+    """Where the pages of a part lack, requests wait for each other there, and all end as on one device."""
+    events = {}
+    for sizes in (None, {"data": 4, "expert": 2}):
+        engine = engine_on(sizes, row_tile=8)
+        parts = engine.plan.parts
+        withhold(engine, pages=engine.plan.pages - 1 - max(5, 40 // parts))
+        for i in range(24):
+            engine.submit(Request(i, prompt_of(i, 20), 40, seed=i, priority=i % 2))
+        events[parts] = []
+        while engine.busy:
+            events[parts] += engine.step()
+            check_places(engine)
+    check_same(gathered(events[8]), gathered(events[1]), "few pages")
 
 
 if __name__ == "__main__":
@@ -117,3 +219,12 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["story", family, *meshes]:
             check_story(family, *map(json.loads, meshes))
+        case ["quick", mesh]:
+            check_story("2.6", json.loads(mesh), row_tile=8)
+            check_follower(json.loads(mesh))
+        case ["versions", *meshes]:
+            check_versions(*map(json.loads, meshes))
+        case ["alone", mesh]:
+            check_alone(json.loads(mesh))
+        case ["few pages"]:
+            check_few_pages()

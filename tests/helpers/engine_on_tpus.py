@@ -11,11 +11,14 @@ import launch.compile  # noqa: F401  it sets that environment
 from ling_jax import spec
 from ling_jax.compile.topology import describe
 from ling_jax.config import model_config
+from ling_jax.engine.device import lower_decode
+from ling_jax.engine.memory import memory_for, plan_memory
 from ling_jax.engine.request import MAX_STOP_IDS
 from ling_jax.engine.step import FLOATS, INTEGERS, Slots, read_chunks, run_tiles
 from ling_jax.engine.weights import serving_dtype
 from ling_jax.model import model_spec
 from ling_jax.model.cache import pool_spec
+from ling_jax.parallel.sharding import make_mesh
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
 # The heads and latents of the released flash model.
@@ -56,6 +59,10 @@ def main() -> None:
         for program, lowered in programs.items():
             memory = lowered.compile().memory_analysis()
             print(name, program, "in place", memory.alias_size_in_bytes / pool_bytes, flush=True)
+    mesh = make_mesh({"data": 2, "expert": 2, "tensor": 2}, describe("v5e:2x4")[0])
+    memory = lower_decode(CONFIG, mesh, SLOTS, 2048).compile().memory_analysis()
+    plan = plan_memory(CONFIG, SLOTS, memory_for(CONFIG, slots=SLOTS, max_tokens=2048, mesh=mesh), mesh)
+    print("v5e:2x4 step on a mesh in place", memory.alias_size_in_bytes / plan.total_bytes, flush=True)
 
 
 if __name__ == "__main__":
