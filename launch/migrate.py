@@ -3,9 +3,13 @@
     python -m launch.migrate --config=configs/migrate/tiny.py --workdir=runs/migrate --config.source=runs/tiny_2_0
     python -m launch.migrate --config=configs/migrate/1t.py --dry_run
 
-`--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. One process runs
-it, with all devices that it sees. SIGTERM and Ctrl-C save and end it; the same command continues. The folder of the
-last stage is a workdir for `launch.generate`, `launch.port` and the other programs.
+`--config.source` is a run's workdir or a Hugging Face folder; `--dry_run` also takes a model's name. SIGTERM and Ctrl-C
+save and end it; the same command continues. The folder of the last stage is a workdir for `launch.generate`,
+`launch.port` and the other programs.
+
+Several processes, such as the hosts of a pod, run one migration together: the same command on each, as for
+`launch.pretrain` (docs/clusters.md), with a workdir that all share. They divide the layers of conversions and train on
+all their devices. Another number of them may continue it.
 """
 
 from absl import flags

@@ -1,6 +1,9 @@
 """Ling-1T becomes Ling-2.6-1T, with the report's tokens.
 
-python -m launch.migrate --config=configs/migrate/1t.py --dry_run
+python -m launch.migrate --config=configs/migrate/1t.py --dry_run --num_hosts=256
+launch/pod.sh run POD ZONE -m launch.migrate --config=configs/migrate/1t.py --workdir=/shared/1t
+
+The second runs it on the 256 hosts of a v5p:8x8x16, each of which mounts /shared; `source` is then a folder there.
 """
 
 from ling_jax.config import model_config
