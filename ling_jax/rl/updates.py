@@ -47,11 +47,11 @@ class Programs(NamedTuple):
     whole: Layout  # of a whole batch
     loss: BatchLoss
     floats: tuple[str, ...]  # arrays of an optimisation step's batch that not every run needs
-    replays: ModelConfig | None  # the model that learns, where it replays recorded experts
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]  # it uses up the state
     old: Scorer | None  # of the policy before the first step
     reference: Scorer | None
     teachers: tuple[Scorer, ...] = ()
+    replays: ModelConfig | None = None  # the model that learns, where it replays recorded experts
 
 
 def layouts(config: RLConfig, mesh: jax.sharding.Mesh) -> tuple[Layout, Layout]:
@@ -93,11 +93,11 @@ def compile_programs(
         whole=whole,
         loss=loss,
         floats=floats,
-        replays=replays,
         step=step.compile(),
         old=lower_scorer(model, state.params, replayed, mesh).compile() if old else None,
         reference=lower_scorer(model, abstract_reference(model, mesh), read, mesh).compile() if reference else None,
         teachers=tuple(scorers[teacher] for teacher in teachers),
+        replays=replays,
     )
 
 

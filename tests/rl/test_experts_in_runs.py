@@ -13,7 +13,7 @@ import pytest
 from ling_jax.chat.end_tokens import end_ids
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.engine import EXACT_TILE, Engine, Request, memory_for
-from ling_jax.envs import environment
+from ling_jax.envs import environment, find
 from ling_jax.model.recorded_experts import check_experts, empty_experts
 from ling_jax.rl.buffer import RolloutBuffer
 from ling_jax.rl.collector import Collector
@@ -26,10 +26,11 @@ from ling_jax.run.steps import Interrupted
 from ling_jax.run.workdir import unlock
 from tests.helpers.faults import assert_same_end
 from tests.helpers.rl_run import prepared, small_config, tokenizer
+from tests.helpers.slow_sessions import Environment, Sleeper
 from tests.helpers.small_stage import write_stage
 from tests.helpers.tiny import random_params, tiny_config
 
-# Many choices, so that some are ties; the slopes of training are small, so that most of a mismatch is of rounding.
+# Many choices, so that some are ties; steps are small, so that most of a mismatch is of these.
 MODEL = tiny_config(
     vocab_size=263, hidden_size=32, num_layers=3, first_dense_layers=1, num_heads=4, num_norm_groups=1, num_experts=16,
     top_k=4, compute_dtype="bfloat16", remat="none", init_std=0.2,
@@ -44,9 +45,14 @@ def params(seed: int):
     return random_params(MODEL, seed, dtype="float32", std=0.2)
 
 
-def collected(pieces: int, episodes, version: int) -> None:
+def begin(reader: Reader, count: int):
+    task = environment("running_sums").make_task(0, 2)
+    return reader.begin_all([EpisodeRequest(i, 0, task, seed=i) for i in range(count)])
+
+
+def collected(pieces: int, episodes, version: int, reader: Reader = READER) -> None:
     """So many pieces of decoding in a collector of its own, by the weights of this version."""
-    with Collector(MODEL, READER, SLOTS, record_experts=True) as collector:
+    with Collector(MODEL, reader, SLOTS, record_experts=True) as collector:
         collector.load(params(version), version)
         for _ in range(pieces):
             if running := {episode.id: episode for episode in episodes if episode.running}:
@@ -67,8 +73,7 @@ def chosen(tokens: list[int], version: int) -> np.ndarray:
 
 def test_a_token_keeps_the_experts_of_the_weights_that_read_it_first():
     """Also where it is stored between two pieces of decoding: no record is lost, none comes twice."""
-    task = environment("running_sums").make_task(0, 2)
-    episodes = READER.begin_all([EpisodeRequest(i, 0, task, seed=i) for i in range(3)])
+    episodes = begin(READER, 3)
     collected(2, episodes, version=0)
     before = [len(episode.context) - 1 for episode in episodes]
     assert [episode.trajectory.num_recorded for episode in episodes] == before
@@ -81,6 +86,26 @@ def test_a_token_keeps_the_experts_of_the_weights_that_read_it_first():
         check_experts(experts, MODEL)
         np.testing.assert_array_equal(experts[:count], chosen(episode.context, 0)[:count])
         np.testing.assert_array_equal(experts[count:], chosen(episode.context, 1)[count:])
+
+
+class Talker(Sleeper):
+    """It talks for three turns, at once."""
+
+    instant, seconds, turns = True, 0.0, 3
+
+    @staticmethod
+    async def wait(seconds):
+        pass
+
+
+def test_observations_have_the_experts_with_which_they_were_read(monkeypatch):
+    monkeypatch.setitem(find._SHIPPED, "running_sums", Environment(Talker))
+    reader = Reader(tokenizer(), ChatTemplate(), frozenset(range(7, 60)) | end_ids(tokenizer()), READER.context)
+    episodes = begin(reader, 8)
+    collected(30, episodes, 0, reader)
+    (*_, episode) = sorted(episodes, key=lambda episode: len(episode.trajectory.turns))
+    assert len(episode.trajectory.turns) >= 2 and not episode.trajectory.loss_mask.all()
+    np.testing.assert_array_equal(episode.trajectory.experts, chosen(episode.context, 0))
 
 
 def test_a_model_without_experts_is_refused(start, tmp_path):
