@@ -76,7 +76,8 @@ def test_a_name_that_is_not_there_is_found_out(name):
     ("caller", "called"),
     [
         ("run.corpus", ("tokenize", "packed_rows", "mixture")),
-        ("run.loop", ("prepare_corpus", "batches", "compile_train_step", "orbax.save")),
+        ("run.loop", ("prepare_corpus", "compile_train_step", "run_steps")),
+        ("run.stage", ("batches", "orbax.save")),
         ("train.programs", ("make_train_step",)),
         ("train.step", ("loss_counts", "loss_sums", "total_loss", "update_expert_bias", "next_state")),
         ("rl.learner", ("task_of", "reader.begin", "advance", "reward.pay", "group_advantages", "answers_of", "load")),
