@@ -126,7 +126,7 @@ def check_restore() -> None:
         saved = None
         for sizes in (SAVED, *RESTORED):
             mesh = make_mesh(sizes)
-            abstract = wide(abstract_state(config, optimizer, mesh))
+            abstract = wide(abstract_state(config, optimizer, mesh, spike_window=None))
             with jax.set_mesh(mesh), orbax.open_manager(folder, keep=1) as manager:
                 if saved is None:
                     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
