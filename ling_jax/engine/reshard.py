@@ -153,6 +153,7 @@ def lower_reshard(config: ModelConfig, trainer: Mesh, engine: Mesh) -> jax.stage
 def _program(config: ModelConfig, source: Mesh, target: Mesh):
     """The jitted move; its results are arrays of the mesh of digits, of which each device has what it serves."""
     digits, spec = moves.of_meshes(source, target), served_spec(config)
+    shardings(spec, target)  # raises ValueError where the mesh does not split a parameter evenly
 
     def moved(params):
         def leaf(leaf, x):
