@@ -1,4 +1,4 @@
-"""RL's step on meshes of eight devices is the step on one: metrics, gradients, scores; packed, with recorded experts."""
+"""A step of RL on meshes of eight devices is that on one: metrics, gradients, scores; packed, with recorded experts."""
 
 import pytest
 
