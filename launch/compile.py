@@ -60,8 +60,11 @@ def main() -> None:
             check_output(flag.name, flag.value)
         if JSON_OUT.value and JSON_OUT.value == SAVE.value:
             raise ValueError(f"--json_out and --save are both {SAVE.value}; name two files")
-        if ROWS.value and PROGRAM.value not in ("prefill", "decode"):
-            raise ValueError("--rows is for --program=prefill or decode; other programs have the rows of their config")
+        if ROWS.value and (PROGRAM.value not in ("prefill", "decode") or "rollout" in CONFIG.value):
+            raise ValueError(
+                "--rows is for prefill and decode of a pre-training's config; other programs have the rows of their "
+                "config, such as rollout.slots"
+            )
         if PLAN.value and (SAVE.value or PROGRAM.value != "train"):
             raise ValueError("--plan compiles train steps and keeps none: leave --save and --program out")
         topology = slice_topology(TOPOLOGY.value)

@@ -8,12 +8,16 @@ command continues. Started on several hosts, the first one decides and the other
 the log.
 """
 
+import dataclasses
+
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
 from launch.training import check_one_host, join_hosts, starting_errors, training_errors
 from ling_jax.align.rewards import configured_reward
+from ling_jax.distributed import hosts
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.judge_config import JudgeConfig
 from ling_jax.rl.learner import TooManyFailures
 from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import prepare
@@ -32,7 +36,9 @@ def main() -> None:
             check_one_host("a replay runs")
             check_replay(WORKDIR.value)
         join_hosts(config, workdir=WORKDIR.value)
-        run = prepare(config, configured_reward(config, WORKDIR.value, replay=REPLAY.value), WORKDIR.value)
+        judged = config if hosts.process_index() == 0 else dataclasses.replace(config, judge=JudgeConfig())
+        reward = configured_reward(judged, WORKDIR.value, replay=REPLAY.value)  # judges answer on the first host alone
+        run = prepare(config, reward, WORKDIR.value)
     with training_errors(TooManyFailures):
         if REPLAY.value:
             print(f"{replay(run)} steps are the same, bit for bit", flush=True)

@@ -109,6 +109,8 @@ def misfit(fields: dict[str, Any]) -> str:
     message = f"the program takes {over}; "
     if reads:
         return f"{message}half of the rows (--rows={max(fields['rows'] // 2, 1)}) or of the length is the next to try"
+    if "microbatches" not in fields:
+        return f"{message}{math.ceil(needed / has)} times the devices would do, or more of them along tensor and expert"
     microbatches, split = fields["microbatches"], math.prod(fields["mesh"][axis] for axis in RULES["batch"])
     for more in range(microbatches + 1, fields["batch_size"] // split + 1):
         smaller = arguments + (needed - arguments) * microbatches / more

@@ -188,7 +188,7 @@ def fail(error: BaseException, code: int = 1) -> None:
         while _joined[0].polls < last_poll:
             time.sleep(0.1)
     if isinstance(error, ValueError | OSError):
-        print_last(f"error: {error}")
+        print_last("; ".join((f"error: {error}", *getattr(error, "__notes__", ()))))
     else:
         print_last("".join(traceback.format_exception(error)))
     _end(f"{_joined[0].names[process_index()]}: {type(error).__name__}: {error}", code)

@@ -8,7 +8,6 @@ All make the same `Engine`, on a mesh over the devices of all. The first one use
         follow(engine, weights)  # until the first process closes its engine
 """
 
-import contextlib
 import enum
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +46,7 @@ class SharedDevice(Device):
         # All entries have four bytes, so that a message is a vector of int32.
         layout = [(name, np.float32 if name in floats else np.int32, shape) for name, shape in fields]
         self._message, self._chunks = np.zeros(1, layout), chunks
+        self._refused: ValueError | None = None
         self._link = Broadcast(self.mesh.devices.flat, self._message.nbytes // 4)
 
     @property
@@ -97,10 +97,14 @@ class SharedDevice(Device):
                 slots = _taken(message, "slots", Slots)
                 self.start_tiles(rows, slots, message["tiles"], bool(argument & 1))
             case Operation.SWAP:
+                if self._next is None:  # the first process took weights that this one refused
+                    raise self._refused or RuntimeError("no weights were loaded before they were to be used")
                 super().swap()
             case Operation.LOAD:
-                with contextlib.suppress(ValueError):  # the first process raises it to its caller
+                try:
                     super().load(weights(argument), argument)
+                except ValueError as error:  # the first process raises it to its caller
+                    self._refused = error
             case _:
                 return False
         return True

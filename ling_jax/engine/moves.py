@@ -79,16 +79,23 @@ def of_meshes(source: Mesh, target: Mesh) -> Digits:
 
 def dimension(size: int, axis: str | None, digits: Digits) -> list[Digit]:
     """The digits of a dimension with this logical axis. Raises ValueError where both meshes cut it in other places."""
-    source, target = (
-        [name for mesh_axis in RULES.get(axis, ()) for name in names[mesh_axis]]
-        for names in (digits.source, digits.target)
-    )
+    source, target = (_splitting(size, axis, names, digits.mesh) for names in (digits.source, digits.target))
     found = []
     for of_source, of_target in itertools.zip_longest(source, target):
         factors = {digits.mesh.shape[name] for name in (of_source, of_target) if name is not None}
         if len(factors) > 1:
             raise ValueError(f"axis {axis!r} of size {size} is cut by {factors} at one place; use powers of two")
         found.append(Digit(factors.pop(), of_source, of_target))
+    return found
+
+
+def _splitting(size: int, axis: str | None, names: dict[str, tuple[str, ...]], mesh: Mesh) -> list[str]:
+    """The digits that split a dimension, as `sharding.split_axes` says for the mesh whose digits are `names`."""
+    found: list[str] = []
+    for mesh_axis in RULES.get(axis, ()):
+        ways = math.prod(mesh.shape[name] for name in names[mesh_axis])
+        if size % ways == 0:
+            found, size = [*found, *names[mesh_axis]], size // ways
     return found
 
 

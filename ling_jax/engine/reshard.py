@@ -34,22 +34,29 @@ class ReshardPlan:
     weights_bytes: int  # of the engine
     pool: MemoryPlan | None = None
     device_bytes: float | None = None  # memory of a device
+    engines: int = 1  # on a device at a time: a second one evaluates
 
     @property
     def engine_bytes(self) -> int:
         """Weights, states and pages on a device."""
         return self.weights_bytes + (self.pool.total_bytes if self.pool else 0)
 
+    @property
+    def peak_bytes(self) -> int:
+        """Of trainer and engines while new weights stand beside the old ones."""
+        return self.trainer_bytes + self.weights_bytes + self.engines * self.engine_bytes
+
     def __str__(self) -> str:
+        several = f"{self.engines} x " if self.engines > 1 else ""
         room = f" of {size_text(self.device_bytes)}" if self.device_bytes else ""
         return (
             f"weights to the engine: {size_text(self.moved_bytes)} into each device, "
-            f"{size_text(self.trainer_bytes)} of trainer + {size_text(self.engine_bytes)} of engine{room}"
+            f"{size_text(self.trainer_bytes)} of trainer + {several}{size_text(self.engine_bytes)} of engine{room}"
         )
 
     def check(self) -> None:
         """Raises ValueError where trainer and engine do not fit on a device: by how much, and the smallest change."""
-        over = self.trainer_bytes + self.engine_bytes - (self.device_bytes or math.inf)
+        over = self.peak_bytes - (self.device_bytes or math.inf)
         if over <= 0:
             return
         change = "an engine with tensor or expert twice as large halves its weights"
@@ -58,7 +65,8 @@ class ReshardPlan:
             slots = int(left * self.pool.slots / self.pool.parts) * self.pool.parts
             less = f"memory_bytes {self.pool.total_bytes - math.ceil(over)} would do"
             change = f"{less}, with slots {slots} for contexts as long" if slots else f"{less}; {change}"
-        raise ValueError(f"{self}: {size_text(over)} too many; {change}")
+        new = f"{size_text(self.weights_bytes)} of new weights beside the old ones"
+        raise ValueError(f"{self}, and {new}: {size_text(over)} too many; {change}")
 
 
 def engine_mesh(trainer: Mesh, sizes: Mapping[str, int]) -> Mesh:
@@ -98,15 +106,21 @@ def reshard_plan(
     trainer_bytes: int | None = None,
     pool: MemoryPlan | None = None,
     device_bytes: float | None = None,
+    engines: int = 1,
 ) -> ReshardPlan:
     """The plan of `reshard` from the mesh `trainer` to `engine`, from the ranges of the shards.
 
     `trainer_bytes` is what the trainer has on a device (None: its parameters alone), `pool` the engine's memory and
-    `device_bytes` a device's. Raises ValueError where a mesh cannot split the weights.
+    `device_bytes` a device's. Raises ValueError where a mesh cannot split the weights, and where `reshard` would.
     """
     moved: dict[Any, int] = dict.fromkeys(engine.devices.flat, 0)
     weights = 0
     spec = served_spec(config)
+    if set(trainer.devices.flat) == set(engine.devices.flat):
+        digits = moves.of_meshes(trainer, engine)
+        for leaf in specs.named_leaves(spec).values():
+            for size, axis in zip(leaf.shape, leaf.axes, strict=True):
+                moves.dimension(size, axis, digits)
     pairs = zip(*(specs.named_leaves(shardings(spec, mesh)).values() for mesh in (trainer, engine)), strict=True)
     for leaf, (source, target) in zip(specs.named_leaves(spec).values(), pairs, strict=True):
         size = jnp.dtype(serving_dtype(leaf, config)).itemsize
@@ -118,7 +132,7 @@ def reshard_plan(
         whole = model_spec(config)
         leaves = zip(*(specs.named_leaves(tree).values() for tree in (whole, shardings(whole, trainer))), strict=True)
         trainer_bytes = sum(4 * math.prod(place.shard_shape(leaf.shape)) for leaf, place in leaves)
-    return ReshardPlan(max(moved.values()), trainer_bytes, weights, pool, device_bytes)
+    return ReshardPlan(max(moved.values()), trainer_bytes, weights, pool, device_bytes, engines)
 
 
 def reshard(params: Any, config: ModelConfig, mesh: Mesh) -> Any:

@@ -138,7 +138,8 @@ def weighted(
     """`mean(terms, mask)`; with weights [B, T] Σ weights · terms in its place, a scalar.
 
     Weights are for rows that hold several answers, or a part of a batch: those of the mean over the whole batch make
-    the sums of its parts add up to it (`rl.weights`). Raises ValueError with the objective `name` for a wrong shape.
+    the sums of its parts add up to it (`rl.answers.token_weights`). Raises ValueError with the objective `name` for a
+    wrong shape.
     """
     if weights is None:
         return mean(terms, mask)

@@ -15,6 +15,7 @@ from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.prepare import Run
 from ling_jax.rl.updates import Programs, Scorer
 from ling_jax.run.stop import stop_signals
+from ling_jax.run.watchdog import stacks_on_hang
 from ling_jax.spec import Params
 from ling_jax.train.state import TrainState
 
@@ -37,7 +38,7 @@ class Follower:
         A signal to this process is passed on to the first one, which saves and ends the run.
         """
         engine = self._engine(EXACT_TILE)
-        with stop_signals("after this piece of decoding", then=hosts.post_signal):
+        with stacks_on_hang(self.run.workdir), stop_signals("after this piece of decoding", then=hosts.post_signal):
             while True:
                 operation, argument = self.link.hear()
                 if operation == Operation.END:

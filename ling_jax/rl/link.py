@@ -9,6 +9,8 @@ from ling_jax.config import ModelConfig
 from ling_jax.distributed.broadcast import Broadcast
 from ling_jax.rl.batch import Batch, Layout, empty_batch
 
+PIECE = 2**24  # int32 of a message: 64 MiB; our choice
+
 
 class Operation(enum.IntEnum):
     """What all processes do next; some have an argument."""
@@ -18,7 +20,7 @@ class Operation(enum.IntEnum):
 
 class Link:
     """Messages from the first process of a mesh to the others, which call `hear` and `receive` where it calls `tell`
-    and `send`. A batch goes microbatch by microbatch, so that a message does not grow with it."""
+    and `send`. A batch goes in pieces of one size, which devices hold for a moment."""
 
     def __init__(
         self, mesh: jax.sharding.Mesh, part: Layout, floats: tuple[str, ...], replays: ModelConfig | None = None
@@ -26,8 +28,8 @@ class Link:
         """Batches have the rows and the length of `part`; `floats` and `replays` say which arrays any of them has."""
         devices = list(mesh.devices.flat)
         self._commands = Broadcast(devices, 2)
-        largest = empty_batch(part._replace(microbatches=1), floats, replays)
-        self._microbatches = Broadcast(devices, _message_of(largest, 0).size)
+        largest = _message_of(empty_batch(part._replace(microbatches=1), floats, replays), 0).size
+        self._pieces = Broadcast(devices, min(largest, PIECE))
 
     @property
     def leads(self) -> bool:
@@ -47,22 +49,23 @@ class Link:
         """A batch of numpy arrays, without the microbatches that hold no answers."""
         self._commands.send(np.array([batch.count, 0], np.int32))
         for m in range(int(batch.count)):
-            self._microbatches.send(self._padded(_message_of(batch, m)))
+            message, size = _message_of(batch, m), self._pieces.size
+            for first in range(0, len(message), size):
+                piece = message[first : first + size]
+                self._pieces.send(np.pad(piece, (0, size - len(piece))))
 
     def receive(self, layout: Layout, floats: tuple[str, ...] = (), replays: ModelConfig | None = None) -> Batch:
         """The batch of `send`, which has this layout and these optional arrays (`pack`)."""
         count = int(self._commands.receive()[0])
         batch = empty_batch(layout, floats, replays)
         for m in range(count):
-            data = self._microbatches.receive().tobytes()
+            words = sum(_words(array[m]) for array in _arrays(batch))
+            data = b"".join(self._pieces.receive().tobytes() for _ in range(-(-words // self._pieces.size)))
             for array in _arrays(batch):
                 part = array[m]
                 part[...] = np.frombuffer(data[: part.nbytes], part.dtype).reshape(part.shape)
                 data = data[_words(part) * 4 :]
         return batch.replace(count=np.int32(count))
-
-    def _padded(self, message: np.ndarray) -> np.ndarray:
-        return np.pad(message, (0, self._microbatches.size - len(message)))
 
 
 def _arrays(batch: Batch) -> list[np.ndarray]:

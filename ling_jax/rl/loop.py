@@ -62,12 +62,13 @@ def train(run: Run) -> dict[str, Any]:
                 print(f"done: the run has reached step {start}; raise train.steps to continue it", flush=True)
                 return {}
             state = orbax.restore(manager, run.abstract) if start else new_state(run)
+            record = orbax.restore_record(manager, "learner") if start else None  # by all: Orbax waits for them
             if peers.index:
                 return _follow(run, manager, state)
             partial = read_partial(run.workdir, start, run.config)
             with make_learner(run, state) as learner:
-                if partial or start:
-                    learner.restore(partial or orbax.restore_record(manager, "learner"))
+                if partial or record:
+                    learner.restore(partial or record)
                 with _end_of_others(learner.collector.link):
                     return _steps(run, learner, manager, start, resumed=partial is not None)
     finally:

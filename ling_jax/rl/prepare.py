@@ -16,6 +16,7 @@ from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.config import ModelConfig
 from ling_jax.distributed import hosts
+from ling_jax.distributed.peers import all_peers
 from ling_jax.engine.memory import check_mesh, memory_for, plan_memory
 from ling_jax.engine.reshard import ReshardPlan, reshard_plan
 from ling_jax.engine.reshard import engine_mesh as make_engine_mesh
@@ -25,7 +26,7 @@ from ling_jax.messages import size_text
 from ling_jax.model import model_spec
 from ling_jax.model.layers import num_moe_layers
 from ling_jax.parallel.context import check_rows
-from ling_jax.parallel.sharding import make_mesh
+from ling_jax.parallel.sharding import make_mesh, mesh_shape
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.batch import expert_bytes_per_device, expert_bytes_per_token
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
@@ -38,7 +39,7 @@ from ling_jax.rl.simulate import check_sizes
 from ling_jax.rl.step import trainable
 from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
-from ling_jax.rl.updates import layouts
+from ling_jax.rl.updates import abstract_reference, layouts
 from ling_jax.run import tensorboard
 from ling_jax.run.start import changed_model
 from ling_jax.run.wandb_run import check_wandb
@@ -90,7 +91,9 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     workdir = open_workdir(workdir)
     check_wandb(config.train.wandb)
     check_workdir(config, workdir, RESUMABLE)
-    start = open_model(workdir if has_checkpoint(workdir) else config.start_from)
+    peers = all_peers()
+    resumes = peers.first(has_checkpoint(workdir), "has a checkpoint")
+    start = open_model(workdir if resumes else config.start_from, peers=peers)
     start = dataclasses.replace(
         start,
         config=changed_model(start.config, config.model),
@@ -108,6 +111,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         print(f"WARNING: {warning}", flush=True)
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_rows(config.rollout.context, mesh.shape["context"])
+    mesh_shape(dataclasses.asdict(config.engine), mesh.size)
     engine_mesh = None if mesh.size == 1 else make_engine_mesh(mesh, dataclasses.asdict(config.engine))
     check_mesh(engine_mesh, config.rollout.slots)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
@@ -119,7 +123,9 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     teachers = open_teachers(config, start, read_origins(workdir))
     abstract = abstract_state(start.config, optimizer, mesh, trainable(start.config), spike_window=None)
     check_memory(abstract, mesh)
-    engine_plan = plan_engine(config, start.config, mesh, engine_mesh, state_bytes(abstract))
+    read = [model.config for model in (reference, *teachers) if model is not None]
+    held = state_bytes((abstract, [abstract_reference(model, mesh) for model in read]))
+    engine_plan = plan_engine(config, start.config, mesh, engine_mesh, held)
     engine_plan.check()
     check_disk(abstract, workdir, config.train)
     held = lock(workdir)
@@ -174,6 +180,7 @@ def plan_engine(
         trainer_bytes=trainer_bytes,
         pool=pool,
         device_bytes=None if math.isinf(memory) else memory,
+        engines=2 if config.train.eval_tasks else 1,
     )
 
 
@@ -262,7 +269,7 @@ def _probe(config: RLConfig, reader: Reader) -> None:
             print(f"{source.environment} has no solution: nothing is played before the first step", flush=True)
         found = [*itertools.islice(tasks(source), count), *held_out]
         episodes = reader.begin_all([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in found])
-        for episode in episodes[: 2 * count]:
+        for episode in episodes[: 2 * count] if not hosts.process_index() else ():  # sessions are the first host's
             rehearse(episode, reader, seconds)
 
 

@@ -123,6 +123,10 @@ class RLStage:
         remove_partial(run.workdir)
         print(f"saved step={done}", flush=True)
 
+    def save_after_error(self, done: int) -> None:
+        """The first process evaluates, and the others follow it into the save."""
+        self.save(done, waits=True)
+
     def failed_steps(self) -> int:
         """Those that changed nothing."""
         return int(self.learner.state.skipped_steps)

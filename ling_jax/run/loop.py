@@ -54,9 +54,6 @@ from ling_jax.train.programs import (
 from ling_jax.train.spikes import with_sigmas
 from ling_jax.train.state import GuardedState, abstract_state, check_disk, check_memory
 
-PROFILED_STEPS = 3
-PROFILE_AFTER = 10  # steps after the start, where the config names no step
-
 
 def prepare(config: PretrainConfig, workdir: epath.PathLike) -> Run:
     """Checks a config against devices, sources and workdir, then makes the missing tokenizer, tokens and rows.

@@ -128,6 +128,11 @@ class TrainingStage:
             print(f"saved step={done}", flush=True)
         self.log.restart_clock()
 
+    def save_after_error(self, done: int) -> None:
+        """Of several hosts one may have failed alone, and the others would not come to the save."""
+        if not hosts.is_multiprocess():
+            self.save(done, waits=True)
+
     def failed_steps(self) -> int:
         """Those whose metrics have been read."""
         return self.log.nonfinite_steps

@@ -48,6 +48,9 @@ class Stage(Protocol):
     def save(self, done: int, *, waits: bool) -> None:
         """Saves, with the lines of all steps in the log; `waits` for the end of it."""
 
+    def save_after_error(self, done: int) -> None:
+        """Saves after an error in an evaluation, where this process alone can."""
+
     def failed_steps(self) -> int:
         """How many steps changed nothing, as far as metrics are known."""
 
@@ -59,7 +62,7 @@ def run_steps(stage: Stage, train: RunFields, steps: int, start: int, workdir: e
     """Runs steps `start` to `steps` - 1, with evaluations and saves between them.
 
     `when` says when the run stops for a signal. Raises `Interrupted` after SIGTERM or Ctrl-C and
-    `TooManyNonfiniteSteps`, both after a save. An error in an evaluation is raised after a save, too.
+    `TooManyNonfiniteSteps`, both after a save; an error in an evaluation, too, where the process can save alone.
     """
     with stop_signals(when) as stopped, watch_steps(workdir, train.hang_seconds) as note:
         _check_failed(stage, train, start)
@@ -91,7 +94,7 @@ def _after(stage: Stage, train: RunFields, done: int, *, ends: bool, stops: bool
         try:
             reached = stage.evaluate(done)
         except BaseException:
-            stage.save(done, waits=True)
+            stage.save_after_error(done)
             raise
     if saves or stops or reached:
         stage.save(done, waits=ends or stops or reached)

@@ -21,7 +21,8 @@ def stop_signals(
     in `run | tee log` the reader ends first. So after the first signal errors of stdout and stderr are ignored, and the
     run still saves.
     """
-    received: list[int] = []
+    received: list[int] = []  # also of others: the caller may add to it
+    own: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -31,10 +32,11 @@ def stop_signals(
 
     def note(number, frame):
         del frame
-        if received:
+        if own:
             if number != signal.SIGHUP:
                 os._exit(128 + number)  # without waiting for threads
             return
+        own.append(number)
         received.append(number)
         sys.stdout, sys.stderr = _lenient(sys.stdout), _lenient(sys.stderr)
         print(f"{signal.Signals(number).name}: saving {when}; once more ends at once", flush=True)

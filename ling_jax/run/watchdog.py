@@ -42,6 +42,16 @@ def watch_steps(workdir: epath.PathLike, seconds: float) -> Iterator[Callable[[]
         hosts.on_hang(None)
 
 
+@contextlib.contextmanager
+def stacks_on_hang(workdir: epath.PathLike) -> Iterator[None]:
+    """A block in which this process writes its stacks, as above, where another host's watchdog ends all."""
+    hosts.on_hang(_Watchdog(epath.Path(workdir), 0.0).write_stacks)
+    try:
+        yield
+    finally:
+        hosts.on_hang(None)
+
+
 class _Watchdog:
     def __init__(self, workdir: epath.Path, seconds: float):
         self.file = workdir / "stacks" / f"host_{hosts.process_index()}.txt"

@@ -53,7 +53,7 @@ class OptimizerConfig:
 class RunFields:
     """The fields of `train` that the runs of all stages have."""
 
-    microbatches: int = 1  # parts in which a step is computed; of answers, which are packed, at most
+    microbatches: int = 1  # of a step; in reinforcement learning at most so many, since answers are packed
     seed: int = 0
     max_nonfinite_steps: int = 10  # the run stops after this many steps that changed nothing: not finite, or empty
     hang_seconds: float = 1800.0  # without a finished step the run ends (run/watchdog.py; our choice); 0: never

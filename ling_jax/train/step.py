@@ -40,9 +40,10 @@ def make_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The function `step(state, batch) -> (state, metrics)` of any stage.
 
-    A step with a loss or gradient that is not finite, or without loss tokens, changes the data position and the count
-    of skipped steps only; so does a spike, where the state is a GuardedState (ling_jax.train.spikes). `trainable` is a
-    tree of bools over `spec`; other leaves keep their bits unless `loss.moved` moves them.
+    A step with a loss or gradient that is not finite, or one for which `loss.has_tokens` is false, changes the data
+    position and the count of skipped steps only; so does a spike, where the state is a GuardedState
+    (ling_jax.train.spikes). `trainable` is a tree of bools over `spec`; other leaves keep their bits unless
+    `loss.moved` moves them.
     """
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
