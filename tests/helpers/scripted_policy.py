@@ -57,7 +57,7 @@ class Scripted:
 
     fingerprint, version = "scripted", 0
 
-    def __init__(self, config, *, slots, memory_bytes, row_tile, prefill_tokens):
+    def __init__(self, config, *, slots, memory_bytes, row_tile, prefill_tokens, mesh):
         self.rows = {}
 
     @property
@@ -66,6 +66,9 @@ class Scripted:
 
     def __contains__(self, id):
         return id in self.rows
+
+    def close(self):
+        """No other process follows."""
 
     def load(self, params, version):
         self.version = version
