@@ -4,8 +4,8 @@
 
 1,024 TPU v5p. Mesh: fsdp 16 x expert 8 x context 8, as for pre-training at 32K. A step learns from 480 prompts with 8
 answers each (Ring-1T report §2.3.4), packed into rows of 32K: 30 microbatches of 128 rows, one a device and its seven
-context neighbours, where all answers are as long as a row, and fewer where they are not. As compiled: 62 of 95 GB of
-HBM; at the least 153 s a step, limited by compute, so that MFU is at most 69 %. The engine, data 2 x expert 128 x
+context neighbours, where all answers are as long as a row, and fewer where they are not. As compiled: 52 of 95 GB of
+HBM; at the least 146 s a step, limited by compute, so that MFU is at most 72 %. The engine, data 2 x expert 128 x
 tensor 4 over the same devices, takes 22 GB beside it; an update of its weights takes 45 ms at the least (docs/pods.md).
 """
 
