@@ -146,12 +146,20 @@ def reshard(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     params = {name: leaves for name, leaves in params.items() if name != "mtp"}
     check_leaves(params, spec)
     source = _mesh_of(params, spec)
-    if source is not None and set(source.devices.flat) == set(mesh.devices.flat):
+    if source == mesh:
+        copy = _cast(params, config)
+    elif source is not None and set(source.devices.flat) == set(mesh.devices.flat):
         copy = _rewrapped(_program(config, source, mesh)(params), spec, mesh)
     else:
         copy = specs.tree_map(functools.partial(_placed, config), spec, params, shardings(spec, mesh))
     check_finite(copy)
     return copy
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast(params: Any, config: ModelConfig) -> Any:
+    """Copies, also where the dtype is the same: a trainer's step uses its own arrays up."""
+    return specs.tree_map(lambda leaf, x: jnp.array(x, serving_dtype(leaf, config)), served_spec(config), params)
 
 
 def lower_reshard(config: ModelConfig, trainer: Mesh, engine: Mesh) -> jax.stages.Lowered:

@@ -19,6 +19,7 @@ from ling_jax.checkpoint.workdir_sums import check_logs
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.distributed import hosts
 from ling_jax.distributed.peers import all_peers
+from ling_jax.engine.reshard import reshard
 from ling_jax.rl.answers import Answer
 from ling_jax.rl.follow import Follower
 from ling_jax.rl.learner import Learner
@@ -28,7 +29,7 @@ from ling_jax.rl.partial import read_partial
 from ling_jax.rl.prepare import Run, start_report
 from ling_jax.rl.stage import RLStage, make_collector, owes_evaluation
 from ling_jax.rl.step import trainable
-from ling_jax.rl.updates import Programs, Update, abstract_reference, compile_programs, layouts, learn, optional_arrays
+from ling_jax.rl.updates import Programs, Update, compile_programs, layouts, learn, optional_arrays
 from ling_jax.run.program_cache import use_compilation_cache
 from ling_jax.run.steps import Interrupted, run_steps
 from ling_jax.run.workdir import unlock
@@ -136,14 +137,8 @@ def new_state(run: Run) -> TrainState:
 
 
 def reading_copy(model: ModelFolder, mesh: jax.sharding.Mesh) -> Params:
-    """The model's weights on the mesh, to be read only (`updates.abstract_reference`)."""
-    wanted = abstract_reference(model.config, mesh)
-
-    def cast(params: Params) -> Params:
-        return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), params, wanted)
-
-    params = {name: leaves for name, leaves in model.params(mesh).items() if name in wanted}
-    return jax.jit(cast, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, wanted))(params)
+    """The model's weights on the mesh, to be read only: in the dtypes of serving, without MTP."""
+    return reshard(model.params(mesh), model.config, mesh)
 
 
 def _compile(run: Run, link: Link | None) -> Programs:

@@ -18,7 +18,7 @@ from ling_jax.rl.batch import Layout, abstract_batch
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loss import make_loss
 from ling_jax.rl.step import make_rl_step, trainable
-from ling_jax.rl.updates import abstract_reference, layouts, lower_scorer, optional_arrays
+from ling_jax.rl.updates import layouts, lower_scorer, optional_arrays
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_step
 from ling_jax.train.state import abstract_state, state_bytes
@@ -84,7 +84,7 @@ def _decode(config: RLConfig, model: ModelConfig, engine: jax.sharding.Mesh) -> 
 
 
 def _score(model: ModelConfig, mesh: jax.sharding.Mesh, layout: Layout) -> Program:
-    params, batch = abstract_reference(model, mesh), abstract_batch(layout, mesh, counted=False)
+    params, batch = abstract_weights(model, mesh), abstract_batch(layout, mesh, counted=False)
     rows = layout.microbatches * layout.rows
     head = 2.0 * model.hidden_size * model.vocab_size * (layout.length - 1)  # of all tokens, not of the last alone
     return Program(

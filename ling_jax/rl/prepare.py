@@ -17,6 +17,7 @@ from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.config import ModelConfig
 from ling_jax.distributed import hosts
 from ling_jax.distributed.peers import all_peers
+from ling_jax.engine.device import abstract_weights
 from ling_jax.engine.memory import check_mesh, memory_for, plan_memory
 from ling_jax.engine.reshard import ReshardPlan, reshard_plan
 from ling_jax.engine.reshard import engine_mesh as make_engine_mesh
@@ -39,7 +40,7 @@ from ling_jax.rl.simulate import check_sizes
 from ling_jax.rl.step import trainable
 from ling_jax.rl.teachers import open_teachers
 from ling_jax.rl.turns import rehearse
-from ling_jax.rl.updates import abstract_reference, layouts
+from ling_jax.rl.updates import layouts
 from ling_jax.run import tensorboard
 from ling_jax.run.start import changed_model
 from ling_jax.run.wandb_run import check_wandb
@@ -91,6 +92,44 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     workdir = open_workdir(workdir)
     check_wandb(config.train.wandb)
     check_workdir(config, workdir, RESUMABLE)
+    start = _open_start(config, workdir)
+    if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
+        print(f"WARNING: {warning}", flush=True)
+    mesh, engine_mesh = _meshes(config)
+    reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
+    _warn_of_few_tasks(config)
+    _warn_of_shared_tasks(config)
+    _probe(config, reader)
+    optimizer = make_optimizer(config.optimizer, config.max_updates, model_spec(start.config))
+    reference = _reference(config, workdir, start)
+    teachers = open_teachers(config, start, read_origins(workdir))
+    abstract = abstract_state(start.config, optimizer, mesh, trainable(start.config), spike_window=None)
+    check_memory(abstract, mesh)
+    read = [model.config for model in (reference, *teachers) if model is not None]
+    held_bytes = state_bytes((abstract, [abstract_weights(model, mesh) for model in read]))
+    engine_plan = plan_engine(config, start.config, mesh, engine_mesh, held_bytes)
+    engine_plan.check()
+    check_disk(abstract, workdir, config.train)
+    held = _fill_workdir(config, workdir, start, teachers)
+    return Run(
+        config=config,
+        reward=reward,
+        workdir=workdir,
+        start=start,
+        reference=reference,
+        teachers=teachers,
+        reader=reader,
+        mesh=mesh,
+        engine_mesh=engine_mesh,
+        engine_plan=engine_plan,
+        optimizer=optimizer,
+        abstract=abstract,
+        lock=held,
+    )
+
+
+def _open_start(config: RLConfig, workdir: epath.Path) -> ModelFolder:
+    """The stage before, or the run's newest checkpoint, with the config's changes; checked against the config."""
     peers = all_peers()
     resumes = peers.first(has_checkpoint(workdir), "has a checkpoint")
     start = open_model(workdir if resumes else config.start_from, peers=peers)
@@ -107,30 +146,26 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     for effort in config.efforts:
         with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
     check_turns_end(start.template, start.tokenizer, start.end_ids)
-    if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
-        print(f"WARNING: {warning}", flush=True)
+    return start
+
+
+def _meshes(config: RLConfig) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh | None]:
+    """(the mesh of the weights that learn, that of the engine; None on one device)."""
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     check_rows(config.rollout.context, mesh.shape["context"])
     mesh_shape(dataclasses.asdict(config.engine), mesh.size)
     engine_mesh = None if mesh.size == 1 else make_engine_mesh(mesh, dataclasses.asdict(config.engine))
     check_mesh(engine_mesh, config.rollout.slots)
-    reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
-    _warn_of_few_tasks(config)
-    _warn_of_shared_tasks(config)
-    _probe(config, reader)
-    optimizer = make_optimizer(config.optimizer, config.max_updates, model_spec(start.config))
-    reference = _reference(config, workdir, start)
-    teachers = open_teachers(config, start, read_origins(workdir))
-    abstract = abstract_state(start.config, optimizer, mesh, trainable(start.config), spike_window=None)
-    check_memory(abstract, mesh)
-    read = [model.config for model in (reference, *teachers) if model is not None]
-    held = state_bytes((abstract, [abstract_reference(model, mesh) for model in read]))
-    engine_plan = plan_engine(config, start.config, mesh, engine_mesh, held)
-    engine_plan.check()
-    check_disk(abstract, workdir, config.train)
+    return mesh, engine_mesh
+
+
+def _fill_workdir(
+    config: RLConfig, workdir: epath.Path, start: ModelFolder, teachers: Sequence[ModelFolder]
+) -> IO[bytes] | None:
+    """Locks the workdir and writes what a run begins with; the lock."""
     held = lock(workdir)
 
-    def fill_workdir() -> None:
+    def fill() -> None:
         if hosts.process_index():
             if not (workdir / "config.json").exists():
                 raise ValueError(f"{workdir} lacks the files that host 0 wrote into it; name one that all hosts share")
@@ -141,25 +176,11 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         write_origins({**steps, config.start_from: start.step}, workdir)
 
     try:
-        hosts.first_host_first(fill_workdir)
+        hosts.first_host_first(fill)
     except BaseException:
         unlock(workdir, held)
         raise
-    return Run(
-        config=config,
-        reward=reward,
-        workdir=workdir,
-        start=start,
-        reference=reference,
-        teachers=teachers,
-        reader=reader,
-        mesh=mesh,
-        engine_mesh=engine_mesh,
-        engine_plan=engine_plan,
-        optimizer=optimizer,
-        abstract=abstract,
-        lock=held,
-    )
+    return held
 
 
 def plan_engine(

@@ -8,12 +8,9 @@ import jax
 import numpy as np
 import optax
 
-from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
-from ling_jax.engine.weights import serving_dtype
-from ling_jax.model import model_spec
+from ling_jax.engine.device import abstract_weights
 from ling_jax.parallel.exchange import compiler_options
-from ling_jax.parallel.sharding import shardings
 from ling_jax.rl.answers import Answer
 from ling_jax.rl.batch import Batch, Layout, abstract_batch, layout_for, on_mesh, pack, unpack
 from ling_jax.rl.config import RLConfig
@@ -83,7 +80,7 @@ def compile_programs(
     step = lower_step(make_rl_step(model, optimizer, loss), state, learnt, mesh)
     read, replayed = abstract_batch(whole, mesh), abstract_batch(whole, mesh, replays=replays)
     scorers = {
-        teacher: lower_scorer(teacher, abstract_reference(teacher, mesh), read, mesh).compile()
+        teacher: lower_scorer(teacher, abstract_weights(teacher, mesh), read, mesh).compile()
         for teacher in dict.fromkeys(teachers)
     }
     return Programs(
@@ -95,7 +92,7 @@ def compile_programs(
         floats=floats,
         step=step.compile(),
         old=lower_scorer(model, state.params, replayed, mesh).compile() if old else None,
-        reference=lower_scorer(model, abstract_reference(model, mesh), read, mesh).compile() if reference else None,
+        reference=lower_scorer(model, abstract_weights(model, mesh), read, mesh).compile() if reference else None,
         teachers=tuple(scorers[teacher] for teacher in teachers),
         replays=replays,
     )
@@ -120,16 +117,6 @@ def lower_scorer(model: ModelConfig, params: Any, batch: Batch, mesh: jax.shardi
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         jitted = jax.jit(make_scorer(model), out_shardings=everywhere, compiler_options=compiler_options(mesh))
         return jitted.lower(params, batch)
-
-
-def abstract_reference(model: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Weights that are only read, as ShapeDtypeStructs on the mesh: in the dtypes of serving, MTP left out."""
-    spec = {name: leaves for name, leaves in model_spec(model).items() if name != "mtp"}
-    return specs.tree_map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, model), sharding=sharding),
-        spec,
-        shardings(spec, mesh),
-    )
 
 
 def learn(

@@ -11,7 +11,8 @@ from ling_jax.config import model_config
 from ling_jax.engine import moves
 from ling_jax.engine.memory import MemoryPlan
 from ling_jax.engine.reshard import ReshardPlan, engine_mesh, reshard, reshard_plan
-from ling_jax.parallel.sharding import MESH_AXES
+from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import MESH_AXES, shardings
 from tests.helpers.engines import model_of
 from tests.helpers.programs import output_of
 from tests.helpers.tiny import random_params
@@ -111,3 +112,14 @@ def test_weights_of_no_mesh_are_placed_and_damaged_ones_refused():
         reshard(bad, config, mesh)
     with pytest.raises(ValueError, match="weight embed has shape"):
         reshard(params | {"embed": params["embed"][1:]}, config, mesh)
+
+
+def test_weights_on_the_engines_own_mesh_are_copied():
+    """The trainer's next step uses its arrays up."""
+    config, params, _ = model_of()
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1, 1), MESH_AXES)
+    own = jax.device_put(params, shardings(model_spec(config), mesh))
+    copy = reshard(own, config, mesh)
+    for leaf in jax.tree.leaves(own):
+        leaf.delete()
+    assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(copy))
