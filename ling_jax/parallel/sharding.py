@@ -207,5 +207,5 @@ def _check_splits(name: str, leaf, mesh: AnyMesh) -> None:
         if axis != "latent" and size % (split := num_shards(axis, mesh)):
             raise ValueError(
                 f"parameter {name}: axis {axis!r} of size {size} cannot be split {split} ways "
-                f"(mesh axes {', '.join(RULES[axis])} of {dict(mesh.shape)})"
+                f"(mesh axes {', '.join(RULES[axis])} of {dict(mesh.shape)}); their product must divide {size}"
             )
