@@ -29,7 +29,7 @@ from absl import flags  # noqa: E402
 from launch.compile_config import STAGES, Wanted, read_wanted  # noqa: E402
 from launch.flags import check_output, define_config, run_program, usage_errors  # noqa: E402
 from ling_jax.compile import plan  # noqa: E402
-from ling_jax.compile.programs import compile_and_report, compile_on, misfit  # noqa: E402
+from ling_jax.compile.programs import compile_and_report, compile_on  # noqa: E402
 from ling_jax.compile.report import as_text  # noqa: E402
 from ling_jax.compile.topology import describe, slice_topology  # noqa: E402
 from ling_jax.files import write_json  # noqa: E402
@@ -107,8 +107,7 @@ def _compiled_rl(wanted: Wanted, topology: str) -> dict[str, Any]:
     mesh = make_mesh(dataclasses.asdict(wanted.config.mesh), devices)
     program = rl_program(wanted.config, wanted.model, mesh, PROGRAM.value)
     fields = compile_on(mesh, chip, program, wanted.model, save=SAVE.value)
-    fields |= {"topology": topology, "slices": SLICES.value, "program": PROGRAM.value}
-    return fields | {"problem": "" if fields["fits"] else misfit(fields)}
+    return fields | {"topology": topology, "slices": SLICES.value, "program": PROGRAM.value}
 
 
 def _planned(config: PretrainConfig, topology: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _check_seen(path: Path, peers: Peers) -> None:
 def write_sums(folder: Path, own: Iterable[str] = (), peers: Peers = ALONE) -> None:
     """Writes the size and crc32c of all files below a folder into `SUMS`; call it when they are written.
 
-    Each of several processes reads the files that it wrote, `own`, and process 0 all that are nobody's own.
+    Each process reads the files that it wrote, `own`; process 0 also reads the files that no process names.
     """
     found = peers.gather(sums_of(folder, own, flush=True), "sums of a folder")
     if peers.index:

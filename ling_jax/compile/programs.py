@@ -17,7 +17,7 @@ from ling_jax import spec as specs
 from ling_jax.compile.report import Compiled, compile_program, report
 from ling_jax.compile.topology import describe
 from ling_jax.config import ModelConfig
-from ling_jax.engine.weights import serving_dtype
+from ling_jax.engine.device import abstract_weights
 from ling_jax.files import replacing
 from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.flops import flops_per_token, frozen_flops_per_token, mtp_flops_per_token, read_flops_per_row
@@ -66,8 +66,7 @@ def compile_and_report(
     else:
         wanted = _cache_program(config, mesh, rows or num_shards("batch", mesh), program)
     fields = compile_on(mesh, chip, wanted, config.model, save=save)
-    fields |= {"topology": topology, "slices": slices, "program": program}
-    return fields | {"problem": "" if fields["fits"] else misfit(fields)}
+    return fields | {"topology": topology, "slices": slices, "program": program}
 
 
 def compile_on(
@@ -91,7 +90,8 @@ def compile_on(
     if save and compiled.executable is not None:
         with replacing(save) as file:
             pickle.dump(serialize_executable.serialize(compiled.executable), file)
-    return fields | {"argument_bytes": program.argument_bytes} | dict(program.rows)
+    fields |= {"argument_bytes": program.argument_bytes, **program.rows}
+    return fields | {"problem": "" if fields["fits"] else misfit(fields)}
 
 
 def misfit(fields: dict[str, Any]) -> str:
@@ -175,12 +175,7 @@ def lower_forward_with_cache(
 
 def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
     """Abstract weights for generation: in the compute dtype, except head, router and biases in their own."""
-    spec = model.model_spec(config)
-
-    def leaf(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, config), sharding=sharding)
-
-    return specs.tree_map(leaf, spec, shardings(spec, mesh))
+    return abstract_weights(config, mesh, model.model_spec(config))
 
 
 def abstract_cache(config: ModelConfig, rows: int, max_length: int, mesh: jax.sharding.Mesh, *, empty: bool) -> Cache:

@@ -133,7 +133,7 @@ def stop_after(done: int, number: int | None, ahead: int) -> int | None:
 
 
 def post_signal(number: int) -> None:
-    """Tells host 0 of a signal to this one; it learns of it by `posted_signal`."""
+    """Sends host 0 the number of a signal that this host got; host 0 reads it by `posted_signal`."""
     if is_multiprocess():
         _write("signal", str(number))
 

@@ -103,9 +103,9 @@ def programs(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh) -> 
     )
 
 
-def abstract_weights(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
-    """The engine's weights on a mesh, of shapes, dtypes and shardings alone."""
-    spec = served_spec(config)
+def abstract_weights(config: ModelConfig, mesh: jax.sharding.Mesh, spec: specs.Spec | None = None) -> Any:
+    """Weights as the engine serves them on a mesh, as ShapeDtypeStructs; of `spec`, None: of `served_spec`."""
+    spec = served_spec(config) if spec is None else spec
     return specs.tree_map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, config), sharding=sharding),
         spec,

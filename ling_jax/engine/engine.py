@@ -374,7 +374,7 @@ class Engine:
     def _admit(self) -> None:
         """Gives free slots to those that wait, the most urgent first; while weights wait, to turns that have begun.
 
-        One with a state gets a slot of its part. Nobody overtakes a more urgent one in a part that lacks room for it.
+        One with a state gets a slot of its part. A part without room for its most urgent request admits no other.
         """
         waiting = [s for s in self._waiting if self._next is None or s.drawn > s.turn]
         free = {slot // self._slots_of_part for slot, sequence in enumerate(self._slots) if sequence is None}

@@ -164,11 +164,15 @@ def _cast(params: Any, config: ModelConfig) -> Any:
 
 def lower_reshard(config: ModelConfig, trainer: Mesh, engine: Mesh) -> jax.stages.Lowered:
     """Lowers the program of `reshard` for devices that may be absent; raises ValueError as `reshard`."""
+    return _program(config, trainer, engine).lower(abstract_masters(config, trainer))
+
+
+def abstract_masters(config: ModelConfig, trainer: Mesh) -> Any:
+    """The trainer's weights that an engine serves, as ShapeDtypeStructs."""
     spec = served_spec(config)
-    abstract = specs.tree_map(
+    return specs.tree_map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), spec, shardings(spec, trainer)
     )
-    return _program(config, trainer, engine).lower(abstract)
 
 
 @functools.lru_cache(maxsize=8)

@@ -104,7 +104,7 @@ class Collector:
     def generating(self) -> Iterator[None]:
         """A block in which the other processes, if there are some, follow this one's engine."""
         if self.link is not None:
-            self.link.tell(self.operation)
+            self.link.send_operation(self.operation)
         try:
             yield
         finally:

@@ -40,7 +40,7 @@ class Follower:
         engine = self._engine(EXACT_TILE)
         with stacks_on_hang(self.run.workdir), stop_signals("after this piece of decoding", then=hosts.post_signal):
             while True:
-                operation, argument = self.link.hear()
+                operation, argument = self.link.receive_operation()
                 if operation == Operation.END:
                     return argument
                 if operation == Operation.GENERATE:

@@ -1,4 +1,4 @@
-"""What the first process of a run tells the others: which program comes next, and the batch that it reads."""
+"""Messages of the first process of a run: the next operation of all processes, and the batch that it reads."""
 
 import enum
 
@@ -19,8 +19,11 @@ class Operation(enum.IntEnum):
 
 
 class Link:
-    """Messages from the first process of a mesh to the others, which call `hear` and `receive` where it calls `tell`
-    and `send`. A batch goes in pieces of one size, which devices hold for a moment."""
+    """Messages from the first process of a mesh to the others.
+
+    For each `send_operation` of the first one the others call `receive_operation`, and `receive` for each `send`. A
+    batch goes in pieces of one size, which devices hold for a moment.
+    """
 
     def __init__(
         self, mesh: jax.sharding.Mesh, part: Layout, floats: tuple[str, ...], replays: ModelConfig | None = None
@@ -36,11 +39,11 @@ class Link:
         """Whether this is the process that decides."""
         return self._commands.leads
 
-    def tell(self, operation: Operation, argument: int = 0) -> None:
+    def send_operation(self, operation: Operation, argument: int = 0) -> None:
         """The others run this operation next."""
         self._commands.send(np.array([operation, argument], np.int32))
 
-    def hear(self) -> tuple[Operation, int]:
+    def receive_operation(self) -> tuple[Operation, int]:
         """The next operation and its argument."""
         operation, argument = self._commands.receive().tolist()
         return Operation(operation), argument

@@ -108,7 +108,7 @@ def _end_of_others(link: Link | None) -> Iterator[None]:
         raise
     finally:
         if link is not None:
-            link.tell(Operation.END, number)
+            link.send_operation(Operation.END, number)
 
 
 @contextlib.contextmanager

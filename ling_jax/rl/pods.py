@@ -4,16 +4,13 @@ import dataclasses
 
 import jax
 
-from ling_jax import spec as specs
 from ling_jax.compile.programs import Program
 from ling_jax.config import ModelConfig
 from ling_jax.engine.device import abstract_weights, lower_decode
 from ling_jax.engine.memory import memory_for, plan_memory
-from ling_jax.engine.reshard import engine_mesh, lower_reshard
-from ling_jax.engine.weights import served_spec
+from ling_jax.engine.reshard import abstract_masters, engine_mesh, lower_reshard
 from ling_jax.model import model_spec
 from ling_jax.model.flops import flops_per_token, read_flops_per_row
-from ling_jax.parallel.sharding import shardings
 from ling_jax.rl.batch import Layout, abstract_batch
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.loss import make_loss
@@ -62,11 +59,7 @@ def _step(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, layout:
 
 
 def _reshard(model: ModelConfig, mesh: jax.sharding.Mesh, engine: jax.sharding.Mesh) -> Program:
-    spec = served_spec(model)
-    params = specs.tree_map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), spec, shardings(spec, mesh)
-    )
-    return Program(lambda: lower_reshard(model, mesh, engine), state_bytes(params), 1, 1, 0.0)
+    return Program(lambda: lower_reshard(model, mesh, engine), state_bytes(abstract_masters(model, mesh)), 1, 1, 0.0)
 
 
 def _decode(config: RLConfig, model: ModelConfig, engine: jax.sharding.Mesh) -> Program:

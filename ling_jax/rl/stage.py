@@ -104,7 +104,7 @@ class RLStage:
         return False
 
     def save(self, done: int, *, waits: bool) -> None:
-        """A checkpoint with the rollouts under way; what came since one that is there stands beside it.
+        """A checkpoint with the rollouts under way. Where the step has one already, partial.json gets the rollouts.
 
         It always waits, since the next step uses the state up.
         """
@@ -117,7 +117,7 @@ class RLStage:
         record = {"config": dataclasses.asdict(run.config), "data": {"step": done}}
         record |= workdir_sums(run.workdir, [f"{name}.jsonl" for name in LOGS])
         if link is not None:
-            link.tell(Operation.SAVE, done)
+            link.send_operation(Operation.SAVE, done)
         orbax.save(self.manager, done, learner.state, run.start.config, run=record, learner=learner.to_json())
         self.manager.wait_until_finished()
         remove_partial(run.workdir)

@@ -183,7 +183,7 @@ def _scored(
 def _shared(programs: Programs, batch: Batch, operation: Operation, argument: int = 0) -> Batch:
     """The batch on the mesh; the other processes learn of it and of the program that reads it."""
     if programs.link is not None:
-        programs.link.tell(operation, argument)
+        programs.link.send_operation(operation, argument)
         programs.link.send(batch)
     return on_mesh(batch, programs.mesh)
 

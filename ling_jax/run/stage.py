@@ -91,7 +91,7 @@ class TrainingStage:
         self.log.add(step, metrics)
 
     def stop(self, done: int, number: int | None) -> int | None:
-        """The signal of any host, some steps after it came."""
+        """The signal that any of the hosts got; all see it at the same step, a few steps later."""
         # A host has read the metrics of IN_FLIGHT steps ago, which all hosts computed together.
         return hosts.stop_after(done, number, ahead=IN_FLIGHT + 1)
 

@@ -97,7 +97,9 @@ def make_train_step(
 def _language_model_loss(config: ModelConfig, microbatches: int, router_bias_rate: float) -> StepLoss:
     def parts(batch):
         # Microbatch i has the rows i, i + n, … of the batch, so that no row moves between devices.
-        split = lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)  # noqa: E731
+        def split(x):
+            return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+
         return jax.tree.map(split, dict(batch)), None
 
     def whole(batch) -> LossSums:

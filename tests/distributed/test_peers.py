@@ -30,7 +30,7 @@ def test_a_message_waits_for_its_reader_and_a_reader_for_its_message(service, mo
     first.post(["bfloat16", [1, 32, 16]], "row 0")
     assert second.take("row 0") == ["bfloat16", [1, 32, 16]]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        taken = pool.submit(first.take, "row 0")  # the same words again: the first message is gone
+        taken = pool.submit(first.take, "row 0")  # a name may be used again once its message was taken
         time.sleep(0.3)  # several requests find nothing
         assert not taken.done()
         second.post(0.1 + 0.2, "row 0")

@@ -74,7 +74,7 @@ def story(engine: Engine) -> list:
 
 
 def gathered(events) -> dict:
-    """{id: what it got}, whatever the steps in which it came."""
+    """{id: what it got over all steps: tokens, log-probs, experts}."""
     found = {}
     for id, (tokens, logps) in results(events).items():
         own = [event for event in events if event.id == id]
