@@ -16,7 +16,7 @@ from ling_jax import spec as specs
 from ling_jax.model import layer_plan, model_spec
 from ling_jax.model.flops import flops_per_token
 from ling_jax.model.moe import max_devices_per_token
-from ling_jax.parallel.sharding import GATHERED, MESH_AXES, num_shards, shardings, split_axes
+from ling_jax.parallel.sharding import GATHERED, abstract_mesh, all_sizes, num_shards, shardings, split_axes
 from ling_jax.train.config import MeshConfig, PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
@@ -103,17 +103,9 @@ def reason_of(candidates: list[Candidate]) -> str:
 
 
 def _meshes(devices: int, context: int) -> Iterator[tuple[dict[str, int], AbstractMesh]]:
-    def shapes(left: int, axes: int) -> Iterator[tuple[int, ...]]:
-        if axes == 1:
-            yield (left,)
-            return
-        for size in (size for size in range(1, left + 1) if left % size == 0):
-            yield from ((size, *rest) for rest in shapes(left // size, axes - 1))
-
-    for shape in shapes(devices // context, len(SEARCHED)):
-        sizes = dict(zip(SEARCHED, shape, strict=True)) | {"context": context}
-        types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-        yield sizes, AbstractMesh(tuple(sizes[axis] for axis in MESH_AXES), MESH_AXES, axis_types=types)
+    for sizes in all_sizes(devices // context, SEARCHED):
+        sizes["context"] = context
+        yield sizes, abstract_mesh(**sizes)
 
 
 def _splits(config: PretrainConfig, mesh: AbstractMesh) -> bool:

@@ -13,7 +13,6 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ling_jax import model
-from ling_jax import spec as specs
 from ling_jax.compile.report import Compiled, compile_program, report
 from ling_jax.compile.topology import describe
 from ling_jax.config import ModelConfig
@@ -23,7 +22,7 @@ from ling_jax.model.cache import Cache, cache_spec
 from ling_jax.model.flops import flops_per_token, frozen_flops_per_token, mtp_flops_per_token, read_flops_per_row
 from ling_jax.model.loss import head_logits
 from ling_jax.parallel.exchange import compiler_options
-from ling_jax.parallel.sharding import RULES, batch_sharding, make_mesh, num_shards, shardings
+from ling_jax.parallel.sharding import RULES, abstract_arrays, batch_sharding, make_mesh, num_shards
 from ling_jax.train.config import PretrainConfig
 from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import lower_train_step
@@ -181,10 +180,6 @@ def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh) -> Any:
 def abstract_cache(config: ModelConfig, rows: int, max_length: int, mesh: jax.sharding.Mesh, *, empty: bool) -> Cache:
     """A cache of `max_length` tokens a row. Raises ValueError where the mesh cannot split its rows evenly."""
     spec = cache_spec(config, rows, max_length, jnp.dtype(config.compute_dtype))
-    layers = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        specs.abstract(spec),
-        shardings(spec, mesh),
-    )
+    layers = abstract_arrays(spec, mesh)
     length = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(RULES["batch"])))
     return Cache(layers=layers, length=length, max_length=max_length, empty=empty)

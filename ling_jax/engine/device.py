@@ -21,7 +21,7 @@ from ling_jax.engine.sequence import empty_slots
 from ling_jax.engine.step import Outputs, Rows, Slots, chunks_step, read_chunks, run_tiles, tiles_step
 from ling_jax.engine.weights import decoding_copy, served_spec, serving_dtype
 from ling_jax.parallel.exchange import compiler_options
-from ling_jax.parallel.sharding import shardings
+from ling_jax.parallel.sharding import abstract_arrays
 
 
 class Wanted(NamedTuple):
@@ -106,11 +106,7 @@ def programs(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh) -> 
 def abstract_weights(config: ModelConfig, mesh: jax.sharding.Mesh, spec: specs.Spec | None = None) -> Any:
     """Weights as the engine serves them on a mesh, as ShapeDtypeStructs; of `spec`, None: of `served_spec`."""
     spec = served_spec(config) if spec is None else spec
-    return specs.tree_map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, serving_dtype(leaf, config), sharding=sharding),
-        spec,
-        shardings(spec, mesh),
-    )
+    return abstract_arrays(spec, mesh, lambda leaf: serving_dtype(leaf, config))
 
 
 def lower_decode(config: ModelConfig, mesh: jax.sharding.Mesh, slots: int, max_tokens: int) -> jax.stages.Lowered:

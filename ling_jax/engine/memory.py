@@ -17,7 +17,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.messages import size_text
 from ling_jax.model.cache import pool_spec
 from ling_jax.model.token_info import PAGE_SIZE
-from ling_jax.parallel.sharding import AnyMesh, num_shards, shardings
+from ling_jax.parallel.sharding import AnyMesh, abstract_arrays, num_shards
 
 PARKED_SHARE = 0.25  # of what the slots leave, for the states of parked requests; our choice
 
@@ -116,12 +116,7 @@ def memory_for(
 
 def abstract_pool(config: ModelConfig, plan: MemoryPlan, mesh: AnyMesh) -> Any:
     """The arrays of the plan on a mesh, of shapes, dtypes and shardings alone."""
-    spec = pool_spec(config, states=plan.parts * plan.states, pages=plan.parts * plan.pages)
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        specs.abstract(spec),
-        shardings(spec, mesh),
-    )
+    return abstract_arrays(pool_spec(config, states=plan.parts * plan.states, pages=plan.parts * plan.pages), mesh)
 
 
 def pool_places(config: ModelConfig, plan: MemoryPlan, mesh: jax.sharding.Mesh) -> Any:

@@ -18,7 +18,7 @@ from ling_jax.engine.memory import MemoryPlan
 from ling_jax.engine.weights import check_finite, check_leaves, served_spec, serving_dtype
 from ling_jax.messages import size_text
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import MESH_AXES, mesh_shape, shardings
+from ling_jax.parallel.sharding import MESH_AXES, abstract_arrays, mesh_shape, shardings
 
 # Which axes of a trainer's mesh an engine's axis takes devices from, in this order: its own first, so that what it
 # splits lies where it was.
@@ -169,10 +169,7 @@ def lower_reshard(config: ModelConfig, trainer: Mesh, engine: Mesh) -> jax.stage
 
 def abstract_masters(config: ModelConfig, trainer: Mesh) -> Any:
     """The trainer's weights that an engine serves, as ShapeDtypeStructs."""
-    spec = served_spec(config)
-    return specs.tree_map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), spec, shardings(spec, trainer)
-    )
+    return abstract_arrays(served_spec(config), trainer)
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,9 +7,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.sharding import AbstractMesh
 
 from ling_jax import spec as specs
 from ling_jax.checkpoint.parts import TOP, layer_leaves
@@ -20,7 +18,7 @@ from ling_jax.messages import size_text
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.migrate.convert import converted_layers
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import MESH_AXES, shardings
+from ling_jax.parallel.sharding import abstract_arrays, abstract_mesh
 from ling_jax.train.config import MeshConfig
 from ling_jax.train.state import state_bytes
 
@@ -93,19 +91,16 @@ def merge_share(model: ModelConfig, merges: int, hosts: int) -> HostShare:
 
 
 def _devices(mesh: MeshConfig) -> int:
-    return math.prod(max(1, size) for size in dataclasses.asdict(mesh).values())
+    return math.prod(_sizes_of_mesh(mesh).values())
+
+
+def _sizes_of_mesh(mesh: MeshConfig) -> dict[str, int]:
+    return {axis: max(1, size) for axis, size in dataclasses.asdict(mesh).items()}
 
 
 def _device_bytes(model: ModelConfig, mesh: MeshConfig) -> int:
     """Bytes of master weights on one device."""
-    shape = tuple(max(1, getattr(mesh, axis)) for axis in MESH_AXES)
-    abstract = AbstractMesh(shape, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
-    spec = model_spec(model)
-
-    def placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return state_bytes(jax.tree.map(placed, specs.abstract(spec), shardings(spec, abstract)))
+    return state_bytes(abstract_arrays(model_spec(model), abstract_mesh(**_sizes_of_mesh(mesh))))
 
 
 def _sizes(model: ModelConfig) -> dict[str, int]:

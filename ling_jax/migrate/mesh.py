@@ -2,16 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
-from jax.sharding import AbstractMesh
 
 from ling_jax.config import ModelConfig
 from ling_jax.migrate.config import MigrateConfig, stage_length, stage_mesh
 from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows
-from ling_jax.parallel.sharding import MESH_AXES, make_mesh, shardings, slices_of
+from ling_jax.parallel.sharding import MESH_AXES, abstract_mesh, all_sizes, make_mesh, shardings, slices_of
 from ling_jax.train.config import MeshConfig
 
 
@@ -52,16 +51,7 @@ def _nearest_first(mesh: MeshConfig, devices: int) -> list[MeshConfig]:
         distance = sum(abs(math.log(found[axis] / wanted[axis])) for axis in sizes)
         return round(distance, 6), found["context"], found["tensor"], -found["data"]
 
-    every = [dict(zip(sizes, shape, strict=True)) for shape in _shapes(devices, len(sizes))]
-    return [MeshConfig(**found) for found in sorted(every, key=order)]
-
-
-def _shapes(devices: int, axes: int) -> Iterator[tuple[int, ...]]:
-    if axes == 1:
-        yield (devices,)
-        return
-    for size in (size for size in range(1, devices + 1) if devices % size == 0):
-        yield from ((size, *rest) for rest in _shapes(devices // size, axes - 1))
+    return [MeshConfig(**found) for found in sorted(all_sizes(devices), key=order)]
 
 
 def _fits(config: MigrateConfig, models: Sequence[ModelConfig], mesh: MeshConfig) -> bool:
@@ -71,8 +61,7 @@ def _fits(config: MigrateConfig, models: Sequence[ModelConfig], mesh: MeshConfig
         for stage, model in zip(config.stages, models, strict=True):
             sizes = dataclasses.asdict(stage_mesh(config, stage))
             check_rows(stage_length(config, stage), sizes["context"])
-            types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-            shardings(model_spec(model), AbstractMesh(tuple(map(sizes.get, MESH_AXES)), MESH_AXES, axis_types=types))
+            shardings(model_spec(model), abstract_mesh(**sizes))
     except ValueError:
         return False
     return True

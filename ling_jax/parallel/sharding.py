@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from ling_jax.spec import Leaf, Params, Spec, named_leaves, tree_map
 
 MESH_AXES = ("data", "fsdp", "expert", "context", "tensor")
+AXIS_TYPES = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 ArrayAxes = tuple[tuple[int, str | None], ...]  # (size, logical axis or None) of every dimension
 
@@ -41,7 +42,6 @@ def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device]
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape({"data": -1} if sizes is None else sizes, len(devices))
-    axis_types = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
     slices = slices_of(devices)
     if shape[0] % slices:
         raise ValueError(
@@ -53,7 +53,12 @@ def make_mesh(sizes: dict[str, int] | None = None, devices: Sequence[jax.Device]
     else:
         in_slice, of_slices = (shape[0] // slices, *shape[1:]), (slices, *(1 for _ in shape[1:]))
         placed = mesh_utils.create_hybrid_device_mesh(in_slice, of_slices, devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(placed, MESH_AXES, axis_types)
+    return jax.sharding.Mesh(placed, MESH_AXES, AXIS_TYPES)
+
+
+def abstract_mesh(**sizes: int) -> jax.sharding.AbstractMesh:
+    """A mesh of these sizes without devices; missing axes have size 1."""
+    return jax.sharding.AbstractMesh(tuple(sizes.get(axis, 1) for axis in MESH_AXES), MESH_AXES, axis_types=AXIS_TYPES)
 
 
 def mesh_shape(sizes: dict[str, int], devices: int) -> list[int]:
@@ -68,6 +73,17 @@ def mesh_shape(sizes: dict[str, int], devices: int) -> list[int]:
     if np.prod(shape) != devices or list(sizes.values()).count(-1) > 1:
         raise ValueError(f"mesh {sizes} does not fill {devices} devices; one axis may be -1 for the rest")
     return shape
+
+
+def all_sizes(devices: int, axes: Sequence[str] = MESH_AXES) -> Iterator[dict[str, int]]:
+    """{axis: size} of every mesh of so many devices along these axes."""
+    first, *others = axes
+    if not others:
+        yield {first: devices}
+        return
+    for size in range(1, devices + 1):
+        if devices % size == 0:
+            yield from ({first: size} | rest for rest in all_sizes(devices // size, others))
 
 
 def slices_of(devices: Iterable[jax.Device]) -> int:
@@ -88,12 +104,19 @@ def shardings(spec: Spec, mesh: AnyMesh) -> Any:
     for name, leaf in named_leaves(spec).items():
         _check_splits(name, leaf, mesh)
 
-    def stored(leaf: Leaf) -> NamedSharding:
-        dimensions = zip(leaf.axes, leaf.shape, strict=True)
-        split = (split_axes(axis, size, mesh) if axis in RULES else None for axis, size in dimensions)
-        return NamedSharding(mesh, PartitionSpec(*split))
+    return tree_map(lambda leaf: NamedSharding(mesh, _even_partition(leaf.axes, leaf.shape, mesh)), spec)
 
-    return tree_map(stored, spec)
+
+def abstract_arrays(spec: Spec, mesh: AnyMesh, dtype: Callable[[Leaf], DTypeLike] = lambda leaf: leaf.dtype) -> Any:
+    """The spec as ShapeDtypeStructs on the mesh, whose devices may be absent; `dtype` gives the dtype of each leaf.
+
+    Raises ValueError as `shardings`.
+    """
+
+    def abstract(leaf: Leaf, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype(leaf), sharding=sharding)
+
+    return tree_map(abstract, spec, shardings(spec, mesh))
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
@@ -121,8 +144,13 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     if one_device():
         return x
     mesh = jax.sharding.get_abstract_mesh()
-    split = (split_axes(axis, size, mesh) if axis else None for axis, size in zip(axes, x.shape, strict=True))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*split))
+    return jax.lax.with_sharding_constraint(x, _even_partition(axes, x.shape, mesh))
+
+
+def _even_partition(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: AnyMesh) -> PartitionSpec:
+    """Dimensions are split as far as the mesh does so evenly."""
+    dimensions = zip(axes, shape, strict=True)
+    return PartitionSpec(*(split_axes(axis, size, mesh) if axis in RULES else None for axis, size in dimensions))
 
 
 def gather_weights(params: Params, spec: Spec, dtype: DTypeLike) -> Params:

@@ -2,16 +2,14 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
 from ling_jax.engine import Engine, memory_for
 from ling_jax.engine.memory import plan_memory
 from ling_jax.engine.schedule import Feed, lay_out, lay_out_parts
 from ling_jax.engine.step import DRAW, NOTHING, Rows
-from ling_jax.parallel.sharding import MESH_AXES
+from ling_jax.parallel.sharding import abstract_mesh
 from tests.helpers.engines import FIELDS, SLOTS, model_of
 from tests.helpers.programs import output_of
 from tests.helpers.tiny import tiny_config
@@ -21,11 +19,6 @@ MESHES = [
     {"data": 2, "expert": 2, "tensor": 2},
 ]  # fmt: skip
 HELPER = "tests.helpers.engine_on_mesh"
-
-
-def abstract_mesh(**sizes):
-    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
-    return AbstractMesh(shape, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
 def test_a_mesh_draws_what_one_device_draws():

@@ -12,7 +12,7 @@ from ling_jax.engine import moves
 from ling_jax.engine.memory import MemoryPlan
 from ling_jax.engine.reshard import ReshardPlan, engine_mesh, reshard, reshard_plan
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import MESH_AXES, shardings
+from ling_jax.parallel.sharding import AXIS_TYPES, MESH_AXES, shardings
 from tests.helpers.engines import model_of
 from tests.helpers.programs import output_of
 from tests.helpers.tiny import random_params
@@ -33,7 +33,7 @@ class Place:
 
 def mesh_of(*shape: int) -> Mesh:
     places = np.array([Place(id) for id in range(int(np.prod(shape)))])
-    return Mesh(places.reshape(shape), MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+    return Mesh(places.reshape(shape), MESH_AXES, axis_types=AXIS_TYPES)
 
 
 def checked(*arguments: str) -> None:

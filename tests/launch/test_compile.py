@@ -16,6 +16,7 @@ from ling_jax.compile.programs import misfit
 from ling_jax.compile.report import bytes_asked_for
 from ling_jax.compile.topology import describe, slice_topology
 from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import abstract_mesh
 from ling_jax.run.start import with_sizes
 from ling_jax.train.config import PretrainConfig, from_dict
 from ling_jax.train.optimizer import make_optimizer
@@ -24,7 +25,6 @@ from ling_jax.train.state import abstract_state, state_bytes
 from pallas_kernels.chips import CHIPS
 from tests.helpers.faults import ROOT
 from tests.helpers.programs import needs_libtpu
-from tests.parallel.test_sharding import abstract_mesh
 
 
 def test_an_unknown_chip_is_refused_with_those_that_are_known():

@@ -9,6 +9,7 @@ import pytest
 
 from launch.compile_config import read_wanted
 from ling_jax.model import model_spec
+from ling_jax.parallel.sharding import abstract_mesh
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.step import trainable
 from ling_jax.rl.updates import layouts
@@ -17,7 +18,6 @@ from ling_jax.train.optimizer import make_optimizer
 from ling_jax.train.programs import device_rows
 from ling_jax.train.state import abstract_state, state_bytes
 from pallas_kernels.chips import CHIPS
-from tests.parallel.test_sharding import abstract_mesh
 
 RECIPES = {  # config: (chip, devices, tokens of a device in a microbatch)
     "align.ling_2_6_1t_sft": ("v5p", 1024, 4096),

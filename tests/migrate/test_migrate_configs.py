@@ -14,10 +14,9 @@ from ling_jax.migrate.dry_run import dry_run
 from ling_jax.migrate.plan import RESUMABLE
 from ling_jax.migrate.stages import migration
 from ling_jax.model import model_spec
-from ling_jax.parallel.sharding import num_shards, shardings
+from ling_jax.parallel.sharding import abstract_mesh, num_shards, shardings
 from ling_jax.spec import named_leaves
 from ling_jax.train.config import PretrainConfig, from_dict
-from tests.parallel.test_sharding import abstract_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SOURCES = {"tiny": "tiny-2.0", "mini": "ling-mini-2.0", "flash": "ling-flash-2.0", "1t": "ling-1t"}

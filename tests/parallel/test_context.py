@@ -8,9 +8,9 @@ import pytest
 from ling_jax import model
 from ling_jax.model.transformer import make_token_info
 from ling_jax.parallel import context
+from ling_jax.parallel.sharding import abstract_mesh
 from tests.helpers.programs import output_of
 from tests.helpers.tiny import tiny_config
-from tests.parallel.test_sharding import abstract_mesh
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])

@@ -4,23 +4,16 @@ import types
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from ling_jax import spec
 from ling_jax.config import model_config
 from ling_jax.model import model_spec
 from ling_jax.model.mla import mla_spec
 from ling_jax.parallel import sharding
+from ling_jax.parallel.sharding import abstract_mesh
 from tests.helpers.programs import output_of
 from tests.helpers.tiny import tiny_config
-
-
-def abstract_mesh(**sizes):
-    return AbstractMesh(
-        tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES),
-        sharding.MESH_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(sharding.MESH_AXES),
-    )
 
 
 def test_a_mesh_has_all_axes():

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ling_jax.parallel.sharding import abstract_mesh
 from ling_jax.train.programs import device_rows
-from tests.parallel.test_sharding import abstract_mesh
 
 
 @pytest.mark.parametrize(
