@@ -1,6 +1,5 @@
 """The compiled step: tiles of rows, one token each, which read, score and draw (docs/engine.md)."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from ling_jax.engine.draw import Sampling, draw
 from ling_jax.engine.rows import by_rows, hold, of_parts, on_all, row_logits
 from ling_jax.model.rope import Ropes, rope_tables
 from ling_jax.model.token_info import PAST_END, Pages
-from ling_jax.model.transformer import forward_with_pages, routers_by_layer
+from ling_jax.model.transformer import chosen_experts, forward_with_pages
 from ling_jax.parallel.sharding import constrain, num_shards
 
 DRAW, NOTHING = -1, -2  # targets of a row; from 0 on a token whose log-prob is wanted
@@ -40,9 +39,8 @@ class Slots(NamedTuple):
     """What a call has to know of each slot, in few arrays: each one costs a call time."""
 
     table: jax.Array  # [S, n] int32 pages, numbered in the slot's part
-    integers: (
-        jax.Array
-    )  # [S, 4 + K] int32: place of the state in the part, then INTEGERS, then K stop tokens; -1 fills the row
+    # [S, 4 + K] int32: place of the state in the part, then INTEGERS, then K stop tokens; -1 fills the row.
+    integers: jax.Array
     floats: jax.Array  # [S, 3] float32: FLOATS
 
 
@@ -147,7 +145,7 @@ def chunks_step(
     live_J = positions[:, 0] >= 0
     pages = Pages(table, jnp.where(live_J, state, PAST_END), positions[:, 0] == 0, jnp.asarray(True))
     _, routers, layers = forward_with_pages(params, tokens, positions, pages, layers, config)
-    return layers, chosen_experts(routers, config)
+    return layers, _experts_of_rows(routers, config)
 
 
 # On one device. `device.programs` has those of a mesh.
@@ -178,7 +176,7 @@ def _tile(params, layers, row: Rows, slots: Slots, config: ModelConfig, ropes: R
     hidden_N1D, routers, layers = forward_with_pages(
         params, row.token[:, None], row.position[:, None], pages, layers, config, ropes=ropes
     )
-    return hidden_N1D[:, 0], layers, chosen_experts(routers, config)
+    return hidden_N1D[:, 0], layers, _experts_of_rows(routers, config)
 
 
 def _distinct(state_N, live_N):
@@ -189,13 +187,10 @@ def _distinct(state_N, live_N):
     return ~jnp.any((state_DN[:, 1:] == state_DN[:, :-1]) & live_DN[:, 1:], axis=1)
 
 
-def chosen_experts(routers: Any, config: ModelConfig) -> jax.Array | None:
+def _experts_of_rows(routers: Any, config: ModelConfig) -> jax.Array | None:
     """[B · T, L, k] int32 experts of the MoE layers in order; None where there are none."""
-    router = routers_by_layer({"segments": routers}, dataclasses.replace(config, mtp_depth=0))
-    if router is None:
-        return None
-    index_LBTk = router.expert_index
-    return jnp.moveaxis(index_LBTk.reshape(index_LBTk.shape[0], -1, index_LBTk.shape[3]), 0, 1)
+    experts_BTLk = chosen_experts({"segments": routers}, config)
+    return None if experts_BTLk is None else experts_BTLk.reshape(-1, *experts_BTLk.shape[2:])
 
 
 def _draws(head_DW, hidden_ND, row: Rows, sampling: Callable[[], Sampling]):
