@@ -3,11 +3,10 @@
 from typing import Any, NamedTuple
 
 from ling_jax.align.sft import SftConfig
-from ling_jax.checkpoint.folder import open_model
-from ling_jax.config import MODELS, ModelConfig, model_config
+from ling_jax.checkpoint.folder import model_sizes
+from ling_jax.config import ModelConfig
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.dry_run import source_config
-from ling_jax.paths import as_path
 from ling_jax.rl.config import RLConfig
 from ling_jax.run.start import changed_model, with_sizes
 from ling_jax.train.config import DataConfig, PretrainConfig, Source, from_dict
@@ -34,10 +33,10 @@ def read_wanted(values: dict[str, Any], stage: str) -> Wanted:
         raise ValueError(f"--stage={stage}: the config is no migration's")
     if "rollout" in values:
         config = from_dict(RLConfig, values)
-        return Wanted(config, changed_model(_start_config(config.start_from), config.model))
+        return Wanted(config, changed_model(model_sizes(config.start_from), config.model))
     if "sources" in values:
         config = from_dict(SftConfig, values)
-        return _of_training(config, _start_config(config.start_from))
+        return _of_training(config, model_sizes(config.start_from))
     config = with_sizes(from_dict(PretrainConfig, values))
     return Wanted(config, config.model)
 
@@ -62,8 +61,3 @@ def _of_training(run: Any, model: ModelConfig) -> Wanted:
         mesh=run.mesh,
     )
     return Wanted(config, model)
-
-
-def _start_config(start: str) -> ModelConfig:
-    named = start in MODELS and not as_path(start).exists()
-    return model_config(start) if named else open_model(start).config

@@ -21,7 +21,7 @@ from ling_jax.checkpoint.near_models import near_models
 from ling_jax.checkpoint.side_files import copy_side_files
 from ling_jax.checkpoint.steps import ATTEMPTS, steps_in
 from ling_jax.checkpoint.workdir_sums import check_texts
-from ling_jax.config import ModelConfig
+from ling_jax.config import MODELS, ModelConfig, model_config
 from ling_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from ling_jax.data.tokenizer import largest_id
 from ling_jax.distributed.peers import ALONE, Peers
@@ -82,6 +82,16 @@ class ModelFolder(_Texts):
     def load(self) -> Loaded:
         """The model with its parameters."""
         return Loaded(self.params(), self.config, self.tokenizer, self.template, self.declared_ends, self.step)
+
+
+def model_sizes(path: str, *, tokenizer: str = "", **named: Any) -> ModelConfig:
+    """The config of the model in a folder, or where there is none of the model of this name, with the fields `named`.
+
+    Raises as `open_model`.
+    """
+    if path in MODELS and not as_path(path).exists():
+        return model_config(path, **named)
+    return open_model(path, tokenizer=tokenizer).config
 
 
 def open_model(

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from ling_jax import spec as specs
-from ling_jax.checkpoint.folder import open_model
+from ling_jax.checkpoint.folder import model_sizes
 from ling_jax.checkpoint.index import is_workdir
 from ling_jax.checkpoint.layerwise import kind_of
-from ling_jax.config import MODELS, ModelConfig, model_config
+from ling_jax.config import ModelConfig
 from ling_jax.messages import count_text, size_text
 from ling_jax.migrate.config import MigrateConfig, stage_models, stage_run, trainable_mask
 from ling_jax.migrate.convert import converted_layers, form_config
@@ -25,9 +25,7 @@ def source_config(config: MigrateConfig) -> ModelConfig:
 
     Ling 2.0 was trained with MTP and released without it, so a named model gets the target's MTP depth.
     """
-    if config.source in MODELS and not as_path(config.source).exists():
-        return model_config(config.source, mtp_depth=config.target.mtp_depth)
-    return open_model(config.source).config
+    return model_sizes(config.source, mtp_depth=config.target.mtp_depth)
 
 
 def stored_itemsize(config: MigrateConfig, source: ModelConfig) -> int:

@@ -6,10 +6,9 @@ from typing import Any
 from etils import epath
 
 from ling_jax import data
-from ling_jax.checkpoint.folder import ModelFolder, open_model
-from ling_jax.config import MODELS, ModelConfig, model_config
+from ling_jax.checkpoint.folder import ModelFolder, model_sizes
+from ling_jax.config import ModelConfig
 from ling_jax.data.tokenizer import tokenizer_digest
-from ling_jax.paths import as_path
 from ling_jax.train.config import ModelChanges, PretrainConfig, check_sequence_length
 
 CHANGEABLE = tuple(field.name for field in dataclasses.fields(ModelChanges))
@@ -61,10 +60,7 @@ def with_sizes(config: PretrainConfig) -> PretrainConfig:
     start = config.start_from
     if start is None:
         return config
-    named = start in MODELS and not as_path(start).exists()
-    return with_model(
-        config, model_config(start) if named else open_model(start, tokenizer=config.data.tokenizer).config, start
-    )
+    return with_model(config, model_sizes(start, tokenizer=config.data.tokenizer), start)
 
 
 def check_tokenizer(named: str, start: ModelFolder) -> None:
