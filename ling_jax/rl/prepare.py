@@ -47,10 +47,9 @@ from ling_jax.run.wandb_run import check_wandb
 from ling_jax.run.workdir import (
     check_workdir,
     has_checkpoint,
-    lock,
+    lock_and_fill,
     open_workdir,
     read_origins,
-    unlock,
     write_config,
     write_origins,
 )
@@ -163,24 +162,16 @@ def _fill_workdir(
     config: RLConfig, workdir: epath.Path, start: ModelFolder, teachers: Sequence[ModelFolder]
 ) -> IO[bytes] | None:
     """Locks the workdir and writes what a run begins with; the lock."""
-    held = lock(workdir)
 
     def fill() -> None:
         if hosts.process_index():
-            if not (workdir / "config.json").exists():
-                raise ValueError(f"{workdir} lacks the files that host 0 wrote into it; name one that all hosts share")
             return
         save_texts(start, workdir / "tokenizer", chat=True)
         write_config(config, workdir)
         steps = {name: teacher.step for name, teacher in zip(config.teacher_names, teachers, strict=True)}
         write_origins({**steps, config.start_from: start.step}, workdir)
 
-    try:
-        hosts.first_host_first(fill)
-    except BaseException:
-        unlock(workdir, held)
-        raise
-    return held
+    return lock_and_fill(workdir, fill)[0]
 
 
 def plan_engine(

@@ -34,7 +34,7 @@ from ling_jax.run.wandb_run import check_wandb, open_wandb
 from ling_jax.run.workdir import (
     check_workdir,
     has_checkpoint,
-    lock,
+    lock_and_fill,
     open_workdir,
     unlock,
     write_config,
@@ -123,25 +123,16 @@ def prepare_run(
     check_memory(abstract, mesh)
     check_disk(abstract, workdir, config.train)
 
-    def fill_workdir() -> Corpus:
-        if hosts.process_index() and not (workdir / "config.json").exists():
-            lacks = f"{workdir} lacks the files that host 0 wrote into its workdir"
-            raise ValueError(f"{lacks}; name a workdir that all hosts share")
+    def fill() -> Corpus:
         corpus = make_corpus(workdir, replace=not has_checkpoint(workdir))
+        # Checkpoints have the sum of the tokenizer's file, and the library may write it otherwise by now.
         kept = has_checkpoint(workdir) and (workdir / "tokenizer" / "tokenizer.json").exists()
-        if (
-            not hosts.process_index() and not kept
-        ):  # checkpoints have its sum, and the library may write it otherwise by now
+        if not hosts.process_index() and not kept:
             data.save_tokenizer(corpus.tokenizer, workdir / "tokenizer")
         write_config(config, workdir)
         return corpus
 
-    held = lock(workdir)
-    try:
-        corpus = hosts.first_host_first(fill_workdir)
-    except BaseException:
-        unlock(workdir, held)
-        raise
+    held, corpus = lock_and_fill(workdir, fill)
     return Run(config, model, workdir, mesh, optimizer, abstract, corpus, start, held, trainable, target_loss)
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import fcntl
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from etils import epath
 
@@ -27,6 +27,7 @@ from ling_jax.train.config import RESUMABLE
 FOLDERS = ("checkpoints", "data", "evaluation", "tensorboard", "tokenizer")
 FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
 LOCK = ".lock"
+Result = TypeVar("Result")
 
 
 def open_workdir(workdir: epath.PathLike) -> epath.Path:
@@ -170,6 +171,26 @@ def write_origins(origins: Mapping[str, int | None], workdir: epath.Path) -> Non
     """
     if not has_checkpoint(workdir) and not hosts.process_index():
         write_json(dict(origins), workdir / "origins.json")
+
+
+def lock_and_fill(workdir: epath.Path, fill: Callable[[], Result]) -> tuple[IO[bytes] | None, Result]:
+    """(the lock of a workdir, `fill()`), which host 0 calls first, so that the others find its files.
+
+    After an error the workdir is unlocked. Raises ValueError as `lock`, and where a host has another workdir.
+    """
+
+    def fill_shared() -> Result:
+        if hosts.process_index() and not (workdir / "config.json").exists():
+            lacks = f"{workdir} lacks the files that host 0 wrote into its workdir"
+            raise ValueError(f"{lacks}; name a workdir that all hosts share")
+        return fill()
+
+    held = lock(workdir)
+    try:
+        return held, hosts.first_host_first(fill_shared)
+    except BaseException:
+        unlock(workdir, held)
+        raise
 
 
 def lock(workdir: epath.Path) -> IO[bytes] | None:
