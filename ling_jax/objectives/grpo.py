@@ -38,10 +38,11 @@ def grpo_loss(
     `behaviour_logps` serves the mismatch metrics only and may be None. Returns (-J, metrics) in at least float32.
     Raises ValueError for a wrong shape or aggregate.
     """
-    tokens = loss_tokens("grpo", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=True)
+    arrays = (policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
+    tokens = loss_tokens("grpo", *arrays, token_advantages=True)
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip_low, clip_high)
-    loss = -mean_by("grpo", aggregate, terms, tokens.mask, weights)
+    loss = -mean_by("grpo", aggregate, terms, tokens.mask, tokens.weights)
     return loss, token_metrics("grpo", tokens, ratio, clipped, entropies)
 
 

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
 from ling_jax.objectives.objective import POSITIVE, Objective, clipped_term, ignores_behaviour, mean_over_rows
-from ling_jax.objectives.segments import segment_mean
+from ling_jax.objectives.segments import segment_ratio
 from ling_jax.objectives.tokens import (
     Metrics,
     Tokens,
@@ -30,7 +30,7 @@ def answer_ratio(tokens: Tokens, answer_ids: ArrayLike | None) -> jax.Array:
     if answer_ids is None:
         return jnp.broadcast_to(sequence_ratio(tokens)[:, None], tokens.mask.shape)
     check_shape("gspo", "answer_ids", answer_ids, tokens.mask.shape)
-    return ratio_of(jax.vmap(segment_mean)(tokens.policy - tokens.old, tokens.mask, jnp.asarray(answer_ids)))
+    return segment_ratio(tokens, jnp.asarray(answer_ids))
 
 
 def gspo_loss(
@@ -56,12 +56,10 @@ def gspo_loss(
     metrics only and may be None. Returns (-J, metrics) in at least float32; metrics weigh an answer by its loss tokens.
     Raises ValueError for a wrong shape.
     """
-    tokens = loss_tokens(
-        "gspo", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=weights is not None
-    )
+    tokens = loss_tokens("gspo", policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
     ratio = answer_ratio(tokens, answer_ids)  # all terms of an answer are equal, so their mean is the term
     terms, clipped = surrogate(ratio, tokens.advantages, clip_low, clip_high)
-    loss = -weighted("gspo", sequence_mean, terms, tokens.mask, weights)
+    loss = -weighted(sequence_mean, terms, tokens.mask, tokens.weights)
     return loss, token_metrics("gspo", tokens, ratio, clipped, entropies)
 
 

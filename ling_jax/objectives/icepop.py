@@ -42,22 +42,14 @@ def icepop_loss(
     behaviour_logps may be -inf. Returns (-J, metrics) in at least float32. Raises ValueError without behaviour_logps
     and for a wrong shape.
     """
-    tokens = loss_tokens(
-        "icepop",
-        policy_logps,
-        old_logps,
-        behaviour_logps,
-        advantages,
-        mask,
-        needs_behaviour=True,
-        token_advantages=weights is not None,
-    )
+    arrays = (policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
+    tokens = loss_tokens("icepop", *arrays, needs_behaviour=True)
     k = importance_ratio(tokens.old, tokens.behaviour)
     keep = (k >= alpha) & (k <= beta)
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     metrics = token_metrics("icepop", tokens, ratio, clipped, entropies) | mask_metrics(tokens, keep)
-    return -weighted("icepop", sequence_mean, jnp.where(keep, k, 0) * terms, tokens.mask, weights), metrics
+    return -weighted(sequence_mean, jnp.where(keep, k, 0) * terms, tokens.mask, tokens.weights), metrics
 
 
 def _description(*, alpha: float, beta: float, clip: float) -> str:

@@ -94,16 +94,8 @@ def kpop_loss(
     """
     if kappa not in KAPPAS:
         raise ValueError(f"kpop: kappa is {kappa!r}; expected one of {', '.join(KAPPAS)}")
-    tokens = loss_tokens(
-        "kpop",
-        policy_logps,
-        old_logps,
-        behaviour_logps,
-        advantages,
-        mask,
-        needs_behaviour=True,
-        token_advantages=weights is not None,
-    )
+    arrays = (policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
+    tokens = loss_tokens("kpop", *arrays, needs_behaviour=True)
     keep = kpop_mask(tokens.old, tokens.behaviour, phi, symmetric=symmetric)
     weight = importance_ratio(tokens.old, tokens.behaviour) if kappa == "ratio" else jnp.ones_like(tokens.old)
     if kappa_cap is not None:
@@ -111,7 +103,7 @@ def kpop_loss(
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     metrics = token_metrics("kpop", tokens, ratio, clipped, entropies) | mask_metrics(tokens, keep)
-    return -weighted("kpop", sequence_mean, jnp.where(keep, weight, 0) * terms, tokens.mask, weights), metrics
+    return -weighted(sequence_mean, jnp.where(keep, weight, 0) * terms, tokens.mask, tokens.weights), metrics
 
 
 def calibrate_phi(

@@ -8,22 +8,15 @@ from jax.typing import ArrayLike
 
 from ling_jax.objectives.metrics import token_metrics
 from ling_jax.objectives.objective import POSITIVE, Normaliser, Objective, clipped_term, ignores_behaviour
-from ling_jax.objectives.segments import segment_mean
+from ling_jax.objectives.segments import segment_ratio
 from ling_jax.objectives.tokens import (
     Metrics,
-    Tokens,
     check_shape,
     loss_tokens,
-    ratio_of,
     surrogate,
     token_mean,
     weighted,
 )
-
-
-def sentence_ratio(tokens: Tokens, sentence_ids: jax.Array) -> jax.Array:
-    """r_ik = exp(mean over the loss tokens of sentence k of log π_policy - log π_old), at each token, [B, T]."""
-    return ratio_of(jax.vmap(segment_mean)(tokens.policy - tokens.old, tokens.mask, sentence_ids))
 
 
 def lpo_loss(
@@ -51,18 +44,16 @@ def lpo_loss(
     None. Returns (-J, metrics) in at least float32. Raises ValueError for a wrong shape, ids that are no integers, and
     rows that do not form whole groups.
     """
-    tokens = loss_tokens(
-        "lpo", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=weights is not None
-    )
+    tokens = loss_tokens("lpo", policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
     check_shape("lpo", "sentence_ids", sentence_ids, tokens.mask.shape)
     if not jnp.issubdtype(jnp.result_type(sentence_ids), jnp.integer):
         raise ValueError(f"lpo: sentence_ids is of {jnp.result_type(sentence_ids)}; expected integers")
     if weights is None and (group_size < 1 or tokens.mask.shape[0] % group_size):
         raise ValueError(f"lpo: {tokens.mask.shape[0]} rows make no whole groups of group_size {group_size}")
-    ratio = sentence_ratio(tokens, jnp.asarray(sentence_ids))
+    ratio = segment_ratio(tokens, jnp.asarray(sentence_ids))
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     mean = functools.partial(group_mean, group_size=group_size)
-    loss = -weighted("lpo", mean, terms, tokens.mask, weights)
+    loss = -weighted(mean, terms, tokens.mask, tokens.weights)
     return loss, token_metrics("lpo", tokens, ratio, clipped, entropies)
 
 

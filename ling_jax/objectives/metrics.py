@@ -22,14 +22,7 @@ from ling_jax.objectives.tokens import Metrics, Tokens, check_shape, cleaned, cl
 
 RATIO_LEVELS = (0.01, 0.5, 0.99)
 # Our choice: a binary-KL bound is loose for rare tokens and tight for near-certain ones.
-BAND_EDGES = (
-    0,
-    0.1,
-    0.5,
-    0.9,
-    0.99,
-    1,
-)
+BAND_EDGES = (0, 0.1, 0.5, 0.9, 0.99, 1)
 
 
 def token_metrics(

@@ -45,16 +45,14 @@ def reverse_kl_loss(
     the teacher are clipped to [-100, 0]. Returns (-J, metrics) in at least float32; `reverse_kl` is the loss. Raises
     ValueError without teacher_logps and for a wrong shape. Without behaviour_logps all w are 1.
     """
-    tokens = loss_tokens(
-        "reverse_kl", policy_logps, old_logps, behaviour_logps, advantages, mask, token_advantages=weights is not None
-    )
+    tokens = loss_tokens("reverse_kl", policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
     check_shape("reverse_kl", "teacher_logps", teacher_logps, tokens.mask.shape)
     policy = jax.lax.stop_gradient(tokens.policy)
     teacher = jax.lax.stop_gradient(cleaned(teacher_logps, tokens.mask, policy.dtype))
     gap = clipped_logps(policy) - clipped_logps(teacher)
     weight = jnp.ones_like(policy) if tokens.behaviour is None else ratio_of(policy - tokens.behaviour)
     one = ratio_of(tokens.policy - policy)  # 1, with the gradient of log π
-    loss = weighted("reverse_kl", token_mean, jnp.minimum(weight, cap) * gap * one, tokens.mask, weights)
+    loss = weighted(token_mean, jnp.minimum(weight, cap) * gap * one, tokens.mask, tokens.weights)
     capped = weight > cap
     metrics = token_metrics("reverse_kl", tokens, ratio_of(policy - tokens.old), capped, entropies)
     metrics["truncated_fraction"] = metrics.pop("clip_fraction")

@@ -1,7 +1,9 @@
-"""Segment means under jit for arbitrary integer ids."""
+"""Means and ratios of segments under jit for arbitrary integer ids."""
 
 import jax
 import jax.numpy as jnp
+
+from ling_jax.objectives.tokens import Tokens, ratio_of
 
 
 def dense_ids(ids: jax.Array) -> jax.Array:
@@ -15,3 +17,8 @@ def segment_mean(values: jax.Array, mask: jax.Array, ids: jax.Array) -> jax.Arra
     total = jax.ops.segment_sum(jnp.where(mask, values, 0), dense, values.size)
     count = jax.ops.segment_sum(mask.astype(values.dtype), dense, values.size)
     return (total / jnp.maximum(count, 1))[dense]
+
+
+def segment_ratio(tokens: Tokens, ids: jax.Array) -> jax.Array:
+    """exp(mean of log π_policy - log π_old over the loss tokens of a row that share an id), at each token, [B, T]."""
+    return ratio_of(jax.vmap(segment_mean)(tokens.policy - tokens.old, tokens.mask, ids))

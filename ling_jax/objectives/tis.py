@@ -31,22 +31,14 @@ def tis_loss(
     Arrays are [B, T], advantages [B], or [B, T] with weights. Returns (-J, metrics) in at least float32. Raises
     ValueError without behaviour_logps and for a wrong shape.
     """
-    tokens = loss_tokens(
-        "tis",
-        policy_logps,
-        old_logps,
-        behaviour_logps,
-        advantages,
-        mask,
-        needs_behaviour=True,
-        token_advantages=weights is not None,
-    )
+    arrays = (policy_logps, old_logps, behaviour_logps, advantages, mask, weights)
+    tokens = loss_tokens("tis", *arrays, needs_behaviour=True)
     k = ratio_of(tokens.old - tokens.behaviour)
     ratio = ratio_of(tokens.policy - tokens.old)
     terms, clipped = surrogate(ratio, tokens.advantages, clip, clip)
     metrics = token_metrics("tis", tokens, ratio, clipped, entropies)
     metrics["truncated_fraction"] = token_mean((k > cap).astype(k.dtype), tokens.mask)
-    return -weighted("tis", sequence_mean, jnp.minimum(k, cap) * terms, tokens.mask, weights), metrics
+    return -weighted(sequence_mean, jnp.minimum(k, cap) * terms, tokens.mask, tokens.weights), metrics
 
 
 def _description(*, cap: float, clip: float) -> str:

@@ -20,6 +20,7 @@ class Tokens(NamedTuple):
     behaviour: jax.Array | None
     advantages: jax.Array
     mask: jax.Array  # bool
+    weights: jax.Array | None = None  # of each token, in place of the objective's mean
 
 
 def loss_tokens(
@@ -29,14 +30,15 @@ def loss_tokens(
     behaviour_logps: ArrayLike | None,
     advantages: ArrayLike,
     mask: ArrayLike,
+    weights: ArrayLike | None = None,
     *,
     needs_behaviour: bool = False,
     token_advantages: bool = False,
 ) -> Tokens:
     """Checks the arguments of objective `name` and zeroes masked values before any arithmetic.
 
-    So a masked NaN or inf cannot return as 0 · inf in a gradient. Advantages are [B]; with `token_advantages` [B, T] is
-    allowed too. Raises ValueError for a missing argument or a wrong shape.
+    So a masked NaN or inf cannot return as 0 · inf in a gradient. Advantages are [B]; with `weights` [B, T] or
+    `token_advantages` [B, T] is allowed too. Raises ValueError for a missing argument or a wrong shape.
     """
     shape = jnp.shape(policy_logps)
     if len(shape) != 2:
@@ -45,7 +47,7 @@ def loss_tokens(
     check_shape(name, "mask", mask, shape)
     if behaviour_logps is not None or needs_behaviour:
         check_shape(name, "behaviour_logps", behaviour_logps, shape)
-    per_token = token_advantages and jnp.ndim(advantages) == 2
+    per_token = (token_advantages or weights is not None) and jnp.ndim(advantages) == 2
     check_shape(name, "advantages", advantages, shape if per_token else shape[:1])
     live = jnp.asarray(mask) != 0
     dtype = jnp.promote_types(jnp.result_type(policy_logps), jnp.float32)
@@ -55,12 +57,21 @@ def loss_tokens(
 
     rows = advantages if per_token else jnp.asarray(advantages)[:, None]
     policy = cleaned(policy_logps, live, dtype)
-    return Tokens(policy, constant(old_logps), constant(behaviour_logps), constant(rows), live)
+    weights = cleaned_weights(name, weights, live, dtype)
+    return Tokens(policy, constant(old_logps), constant(behaviour_logps), constant(rows), live, weights)
 
 
 def cleaned(x: ArrayLike, mask: jax.Array, dtype: DTypeLike) -> jax.Array:
     """`x` in `dtype` where `mask` is true, 0 elsewhere."""
     return jnp.where(mask, jnp.asarray(x).astype(dtype), 0)
+
+
+def cleaned_weights(name: str, weights: ArrayLike | None, mask: jax.Array, dtype: DTypeLike) -> jax.Array | None:
+    """Weights [B, T] of objective `name` in `dtype`, 0 where `mask` is false. Raises ValueError for a wrong shape."""
+    if weights is None:
+        return None
+    check_shape(name, "weights", weights, mask.shape)
+    return cleaned(weights, mask, dtype)
 
 
 def check_shape(name: str, argument: str, x: ArrayLike | None, shape: tuple[int, ...]) -> None:
@@ -123,25 +134,19 @@ MEANS = {"seq_mean": sequence_mean, "token_mean": token_mean}
 
 
 def mean_by(
-    name: str, aggregate: str, terms: jax.Array, mask: jax.Array, weights: ArrayLike | None = None
+    name: str, aggregate: str, terms: jax.Array, mask: jax.Array, weights: jax.Array | None = None
 ) -> jax.Array:
     """The mean that `aggregate` names, or Σ weights · terms. Raises ValueError with the objective `name` for an unknown
     aggregate."""
     if aggregate not in MEANS:
         raise ValueError(f"{name}: aggregate is {aggregate!r}; expected one of {', '.join(MEANS)}")
-    return weighted(name, MEANS[aggregate], terms, mask, weights)
+    return weighted(MEANS[aggregate], terms, mask, weights)
 
 
-def weighted(
-    name: str, mean: Callable[..., jax.Array], terms: jax.Array, mask: jax.Array, weights: ArrayLike | None
-) -> jax.Array:
-    """`mean(terms, mask)`; with weights [B, T] Σ weights · terms in its place, a scalar.
+def weighted(mean: Callable[..., jax.Array], terms: jax.Array, mask: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """`mean(terms, mask)`; with `cleaned_weights` [B, T] Σ weights · terms in its place, a scalar.
 
     Weights are for rows that hold several answers, or a part of a batch: those of the mean over the whole batch make
-    the sums of its parts add up to it (`rl.answers.token_weights`). Raises ValueError with the objective `name` for a
-    wrong shape.
+    the sums of its parts add up to it (`rl.answers.token_weights`).
     """
-    if weights is None:
-        return mean(terms, mask)
-    check_shape(name, "weights", weights, mask.shape)
-    return jnp.sum(cleaned(weights, mask, terms.dtype) * terms, where=mask)
+    return mean(terms, mask) if weights is None else jnp.sum(weights * terms, where=mask)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.objectives import lpo_loss
-from ling_jax.objectives.lpo import sentence_ratio
+from ling_jax.objectives.segments import segment_ratio
 from ling_jax.objectives.tokens import loss_tokens, surrogate
 from tests.helpers.objective_numbers import BOTH, close, evaluate, load, objective
 
@@ -34,7 +34,7 @@ def test_ratios_and_terms_of_sentences_are_the_expected(golden, dtype):
 
     def ratios_and_terms(policy, old, advantages, mask, sentence_ids):
         tokens = loss_tokens("lpo", policy, old, None, advantages, mask)
-        ratio = sentence_ratio(tokens, sentence_ids)
+        ratio = segment_ratio(tokens, sentence_ids)
         return ratio, surrogate(ratio, tokens.advantages, 0.03, 0.03)[0]
 
     policy, old, _, advantages, mask = arrays_of(numbers)
