@@ -131,12 +131,7 @@ def _open_start(config: RLConfig, workdir: epath.Path) -> ModelFolder:
     """The stage before, or the run's newest checkpoint, with the config's changes; checked against the config."""
     peers = all_peers()
     resumes = peers.first(has_checkpoint(workdir), "has a checkpoint")
-    start = open_model(workdir if resumes else config.start_from, peers=peers)
-    start = dataclasses.replace(
-        start,
-        config=changed_model(start.config, config.model),
-        template=with_thinking(start.template, config.thinking, config.effort),
-    )
+    start = _as_run(open_model(workdir if resumes else config.start_from, peers=peers), config)
     if config.rollout.record_experts and not num_moe_layers(start.config):
         raise ValueError(
             f"rollout.record_experts is True, and the model of {config.start_from} has no layer with experts "
@@ -146,6 +141,15 @@ def _open_start(config: RLConfig, workdir: epath.Path) -> ModelFolder:
         with_thinking(start.template, config.thinking, effort)  # refuses a template that reads none
     check_turns_end(start.template, start.tokenizer, start.end_ids)
     return start
+
+
+def _as_run(model: ModelFolder, config: RLConfig) -> ModelFolder:
+    """The model as the run computes and asks it."""
+    return dataclasses.replace(
+        model,
+        config=changed_model(model.config, config.model),
+        template=with_thinking(model.template, config.thinking, config.effort),
+    )
 
 
 def _meshes(config: RLConfig) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh | None]:
@@ -263,8 +267,8 @@ def _reference(config: RLConfig, workdir: epath.Path, start: ModelFolder) -> Mod
 
 
 def origin_of(config: RLConfig, workdir: epath.Path) -> ModelFolder:
-    """The stage before, at the step where the run in the workdir began."""
-    return open_model(config.start_from, step=read_origins(workdir).get(config.start_from))
+    """The stage before, at the step where the run in the workdir began, with the config's changes."""
+    return _as_run(open_model(config.start_from, step=read_origins(workdir).get(config.start_from)), config)
 
 
 def _probe(config: RLConfig, reader: Reader) -> None:

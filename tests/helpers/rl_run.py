@@ -67,7 +67,7 @@ def steps_compiled_once() -> Iterator[None]:
 
     def once(run, link):
         config = run.config
-        key = config.objective, config.rows, config.train.updates_per_batch, config.train.microbatches
+        key = config.model, config.objective, config.rows, config.train.updates_per_batch, config.train.microbatches
         programs[key] = programs.get(key) or compile_step(run, link)
         return programs[key]
 

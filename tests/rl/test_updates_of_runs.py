@@ -1,5 +1,6 @@
 """Runs with several optimisation steps on a batch, a penalty to the reference and a calibrated phi."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,6 +15,7 @@ from ling_jax.rl.config import ObjectiveConfig
 from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.replay import replay
 from ling_jax.run.workdir import unlock
+from ling_jax.train.config import ModelChanges
 from tests.helpers.faults import assert_same_end
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.rl_run import MODEL, prepared, small_config
@@ -112,3 +114,18 @@ def test_a_resumed_run_keeps_its_reference(whole, start, tmp_path):
         ValueError, match=r"reference_kl is 0\.1, a penalty to the weights that the run began with, .* resto"
     ):
         prepared(several_steps(before, steps=5), workdir)
+
+
+def test_a_run_that_goes_on_and_a_replay_compute_as_it_began(start, tmp_path):
+    """With the config's changes to the model, in the weights of the reference, too."""
+
+    def run(steps):
+        changes = ModelChanges(compute_dtype="bfloat16")
+        return prepared(dataclasses.replace(several_steps(start, steps=steps), model=changes), tmp_path)
+
+    first = run(2)
+    train(first)
+    resumed = run(3)
+    assert first.reference.config.compute_dtype == resumed.reference.config.compute_dtype == "bfloat16"
+    train(resumed)
+    assert replay(run(3)) == 3
