@@ -84,10 +84,8 @@ def check_sums(folder: Path, peers: Peers = ALONE) -> None:
     try:
         _compare_share(folder, peers)
     except ValueError as error:
-        damage = str(error)
-    for text in peers.gather(damage, "damage of a folder"):
-        if text is not None:
-            raise DamagedFile(text)
+        damage = error
+    peers.raise_in_all(damage, DamagedFile, "damage of a folder")
 
 
 def _compare_share(folder: Path, peers: Peers) -> None:

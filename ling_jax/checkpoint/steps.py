@@ -121,10 +121,8 @@ def check(folder: epath.Path, peers: Peers = ALONE) -> None:
     try:
         _check_share(folder, peers)
     except DamagedCheckpoint as error:
-        damage = str(error)
-    for found in peers.gather(damage, "damage"):
-        if found is not None:
-            raise DamagedCheckpoint(found)
+        damage = error
+    peers.raise_in_all(damage, DamagedCheckpoint, "damage")
 
 
 def _check_share(folder: epath.Path, peers: Peers) -> None:

@@ -23,8 +23,8 @@ _uses: collections.Counter[str] = collections.Counter()  # of each `what`: the s
 class Peers:
     """This process and those that work with it. A process alone does everything, at once.
 
-    `gather`, `first` and `wait` are called by all of them, in the same order for the same `what`; threads that call
-    at the same time need another `what`. `post` and `take` are for two of them.
+    `gather`, `raise_in_all`, `first` and `wait` are called by all of them, in the same order for the same `what`;
+    threads that call at the same time need another `what`. `post` and `take` are for two of them.
     """
 
     index: int = 0
@@ -46,6 +46,12 @@ class Peers:
         client.wait_at_barrier(f"{key} read", LONGEST_MS)
         client.key_value_delete(f"{key}/{self.index}")
         return [json.loads(found[index]) for index in range(self.count)]
+
+    def raise_in_all(self, error: Exception | None, kind: type[Exception], what: str) -> None:
+        """Raises the error that this process or another found, if any, as `kind`; a barrier."""
+        for text in self.gather(None if error is None else str(error), what):
+            if text is not None:
+                raise kind(text)
 
     def first(self, value: Any, what: str) -> Any:
         """The JSON value of process 0; that of the others counts for nothing."""
