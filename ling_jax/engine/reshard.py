@@ -15,7 +15,7 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.engine import moves
 from ling_jax.engine.memory import MemoryPlan
-from ling_jax.engine.weights import check_finite, check_leaves, served_spec, serving_dtype
+from ling_jax.engine.weights import check_finite, served, served_spec, serving_dtype
 from ling_jax.messages import size_text
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import MESH_AXES, abstract_arrays, mesh_shape, shardings
@@ -142,9 +142,7 @@ def reshard(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     more of a weight than it serves; others are placed one by one. Raises ValueError where names, shapes or numbers are
     not those of a model of this config, or the meshes cut their devices at different places.
     """
-    spec = served_spec(config)
-    params = {name: leaves for name, leaves in params.items() if name != "mtp"}
-    check_leaves(params, spec)
+    params, spec = served(params, config), served_spec(config)
     source = _mesh_of(params, spec)
     if source == mesh:
         copy = _cast(params, config)

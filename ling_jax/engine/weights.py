@@ -30,10 +30,7 @@ def serving_copy(params: Any, config: ModelConfig) -> Any:
 
     Raises ValueError where names, shapes or numbers are not those of a model of this config.
     """
-    spec = served_spec(config)
-    params = {name: leaves for name, leaves in params.items() if name != "mtp"}
-    check_leaves(params, spec)
-    device = jax.devices()[0]
+    params, spec, device = served(params, config), served_spec(config), jax.devices()[0]
 
     def copied(leaf: specs.Leaf, x):
         return jax.device_put(jnp.array(x, serving_dtype(leaf, config), copy=True), device)
@@ -43,14 +40,16 @@ def serving_copy(params: Any, config: ModelConfig) -> Any:
     return copy
 
 
-def check_leaves(params: Any, spec: specs.Spec) -> None:
-    """Raises ValueError where the parameters have other names or shapes than the spec."""
-    declared, given = specs.named_leaves(spec), specs.named_leaves(params)
+def served(params: Any, config: ModelConfig) -> Any:
+    """Those of the parameters that generation reads. Raises ValueError where names or shapes are not the model's."""
+    params = {name: leaves for name, leaves in params.items() if name != "mtp"}
+    declared, given = specs.named_leaves(served_spec(config)), specs.named_leaves(params)
     if unknown := declared.keys() ^ given.keys():
         raise ValueError(f"the weights do not fit the model: {sorted(unknown)[0]} is in one of them only")
     for name, leaf in declared.items():
         if jnp.shape(given[name]) != leaf.shape:
             raise ValueError(f"weight {name} has shape {jnp.shape(given[name])}; the model's is {leaf.shape}")
+    return params
 
 
 def check_finite(copy: Any) -> None:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.checkpoint.steps import resume_step
@@ -79,9 +77,7 @@ def train(run: Run) -> dict[str, Any]:
 def _follow(run: Run, manager: orbax.Manager, state: TrainState) -> dict[str, Any]:
     """The run of a process that is not the first. Raises `Interrupted` where a signal ended the first one's."""
     link, programs = make_link(run), _compile(run, None)
-    reference = run.reference and reading_copy(run.reference, run.mesh)
-    teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]
-    if number := Follower(run, link, manager, state, programs, reference, teachers).follow():
+    if number := Follower(run, link, manager, state, programs, *reading_copies(run)).follow():
         raise Interrupted(number, manager.latest_step() or 0)
     return {}
 
@@ -118,8 +114,7 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     compiled = compiler.submit(_compile, run, link)
     collector = make_collector(run, link, Operation.GENERATE, record_experts=run.config.rollout.record_experts)
     try:
-        reference = run.reference and reading_copy(run.reference, run.mesh)
-        teachers = [reading_copy(teacher, run.mesh) for teacher in run.teachers]
+        reference, teachers = reading_copies(run)
 
         def update(state: TrainState, answers: Sequence[Answer], version: int) -> tuple[TrainState, list[Update]]:
             return learn(compiled.result(), run.config, state, reference, answers, version, teachers)
@@ -136,9 +131,13 @@ def new_state(run: Run) -> TrainState:
     return state_of(run.start.params(run.mesh), model, run.optimizer, run.abstract, trainable(model))
 
 
-def reading_copy(model: ModelFolder, mesh: jax.sharding.Mesh) -> Params:
-    """The model's weights on the mesh, to be read only: in the dtypes of serving, without MTP."""
-    return reshard(model.params(mesh), model.config, mesh)
+def reading_copies(run: Run) -> tuple[Params | None, list[Params]]:
+    """The weights that a run reads only, of (its reference, its teachers): in the dtypes of serving, without MTP."""
+
+    def copy(model: ModelFolder) -> Params:
+        return reshard(model.params(run.mesh), model.config, run.mesh)
+
+    return run.reference and copy(run.reference), [copy(teacher) for teacher in run.teachers]
 
 
 def _compile(run: Run, link: Link | None) -> Programs:

@@ -40,7 +40,10 @@ def test_what_is_frozen_has_no_weight_gradient():
     config = model_config("tiny-2.6")
     declared = model_spec(config)
     structure, names = jax.tree.structure(spec.abstract(declared)), spec.named_leaves(declared)
-    mask = lambda keep: jax.tree.unflatten(structure, map(keep, names))  # noqa: E731
+
+    def mask(keep):
+        return jax.tree.unflatten(structure, map(keep, names))
+
     assert frozen_flops_per_token(config, mask(lambda name: True)) == 0
     assert frozen_flops_per_token(config, mask(lambda name: False)) == 2 * matmul_parameters(config)
     head = frozen_flops_per_token(config, mask(lambda name: name != "head"))
