@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.engine import moves
+from ling_jax.engine.disjoint import box_of, copy_to, intersection, volume
 from ling_jax.engine.memory import MemoryPlan
 from ling_jax.engine.weights import check_finite, served, served_spec, serving_dtype
 from ling_jax.messages import size_text
@@ -35,6 +36,7 @@ class ReshardPlan:
     pool: MemoryPlan | None = None
     device_bytes: float | None = None  # memory of a device
     engines: int = 1  # on a device at a time: a second one evaluates
+    apart: bool = False  # whether trainer and engine share no device
 
     @property
     def engine_bytes(self) -> int:
@@ -43,15 +45,18 @@ class ReshardPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """Of trainer and engines while new weights stand beside the old ones."""
-        return self.trainer_bytes + self.weights_bytes + self.engines * self.engine_bytes
+        """Of a device with an engine, and with the trainer where they share it, while new weights stand beside the old
+        ones."""
+        trainer = 0 if self.apart else self.trainer_bytes
+        return trainer + self.weights_bytes + self.engines * self.engine_bytes
 
     def __str__(self) -> str:
         several = f"{self.engines} x " if self.engines > 1 else ""
         room = f" of {size_text(self.device_bytes)}" if self.device_bytes else ""
+        beside = "of trainer, on others" if self.apart else "of trainer +"
         return (
             f"weights to the engine: {size_text(self.moved_bytes)} into each device, "
-            f"{size_text(self.trainer_bytes)} of trainer + {several}{size_text(self.engine_bytes)} of engine{room}"
+            f"{size_text(self.trainer_bytes)} {beside} {several}{size_text(self.engine_bytes)} of engine{room}"
         )
 
     def check(self) -> None:
@@ -115,8 +120,8 @@ def reshard_plan(
     """
     moved: dict[Any, int] = dict.fromkeys(engine.devices.flat, 0)
     weights = 0
-    spec = served_spec(config)
-    if set(trainer.devices.flat) == set(engine.devices.flat):
+    spec, devices = served_spec(config), set(trainer.devices.flat)
+    if devices == moved.keys():
         digits = moves.of_meshes(trainer, engine)
         for leaf in specs.named_leaves(spec).values():
             for size, axis in zip(leaf.shape, leaf.axes, strict=True):
@@ -126,21 +131,25 @@ def reshard_plan(
         size = jnp.dtype(serving_dtype(leaf, config)).itemsize
         has, wants = (place.devices_indices_map(leaf.shape) for place in (source, target))
         weights += size * math.prod(target.shard_shape(leaf.shape))
-        for device, box in wants.items():
-            moved[device] += size * (_volume(box, box, leaf.shape) - _volume(box, has.get(device), leaf.shape))
+        for device, index in wants.items():
+            box = box_of(index, leaf.shape)
+            held = intersection(box, box_of(has[device], leaf.shape)) if device in has else None
+            moved[device] += size * (volume(box) - volume(held))
     if trainer_bytes is None:
         whole = model_spec(config)
         leaves = zip(*(specs.named_leaves(tree).values() for tree in (whole, shardings(whole, trainer))), strict=True)
         trainer_bytes = sum(4 * math.prod(place.shard_shape(leaf.shape)) for leaf, place in leaves)
-    return ReshardPlan(max(moved.values()), trainer_bytes, weights, pool, device_bytes, engines)
+    apart = devices.isdisjoint(moved)
+    return ReshardPlan(max(moved.values()), trainer_bytes, weights, pool, device_bytes, engines, apart)
 
 
 def reshard(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     """The parameters as an engine on this mesh serves them: in the dtypes of `serving_dtype`, without MTP modules.
 
     Weights of a mesh over the same devices are cast where they lie and move in one program, in which no device gets
-    more of a weight than it serves; others are placed one by one. Raises ValueError where names, shapes or numbers are
-    not those of a model of this config, or the meshes cut their devices at different places.
+    more of a weight than it serves. Those of a mesh that shares no device with the engine's are cast as well and copied
+    from device to device. Others are placed one by one. Raises ValueError where names, shapes or numbers are not those
+    of a model of this config, or two meshes over the same devices cut them at different places.
     """
     params, spec = served(params, config), served_spec(config)
     source = _mesh_of(params, spec)
@@ -148,6 +157,8 @@ def reshard(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
         copy = _cast(params, config)
     elif source is not None and set(source.devices.flat) == set(mesh.devices.flat):
         copy = _rewrapped(_program(config, source, mesh)(params), spec, mesh)
+    elif source is not None and set(source.devices.flat).isdisjoint(mesh.devices.flat):
+        copy = jax.tree.map(copy_to, _cast(params, config), shardings(spec, mesh))
     else:
         copy = specs.tree_map(functools.partial(_placed, config), spec, params, shardings(spec, mesh))
     check_finite(copy)
@@ -219,14 +230,3 @@ def _placed(config: ModelConfig, leaf: specs.Leaf, x: Any, place: NamedSharding)
         return jax.device_put(jnp.astype(x, dtype), place)
     whole = np.asarray(x)  # every process has it, and none needs to compare it with the others
     return jax.make_array_from_callback(leaf.shape, place, lambda index: whole[index].astype(dtype))
-
-
-def _volume(box: tuple[slice, ...], other: tuple[slice, ...] | None, shape: tuple[int, ...]) -> int:
-    """Numbers that are in both boxes; none where there is no other."""
-    if other is None:
-        return 0
-    both = (
-        max(0, min(a.indices(size)[1], b.indices(size)[1]) - max(a.indices(size)[0], b.indices(size)[0]))
-        for a, b, size in zip(box, other, shape, strict=True)
-    )
-    return math.prod(both)

@@ -93,7 +93,8 @@ class RLConfig:
     teachers: tuple[str, ...] = ()  # of objective reverse_kl: the workdir or folder of each source's teacher, or one
     model: ModelChanges = dataclasses.field(default_factory=ModelChanges)  # how the weights that learn are computed
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # of the weights that learn
-    engine: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # mesh of generation, over the same devices
+    engine: MeshConfig = dataclasses.field(default_factory=MeshConfig)  # of generation
+    engine_devices: int = 0  # the last devices are the engine's alone; 0: it shares those of the weights that learn
     judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)  # of rewards "evo_cot" and "preference"
 
     def __post_init__(self):
@@ -123,7 +124,7 @@ class RLConfig:
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
     *RESUMABLE_FIELDS, "train.microbatches", "train.max_failed_share", "train.samples", "train.eval_tasks",
-    "mesh", "engine", "model.remat", "model.scan_layers", "rollout.session_seconds",
+    "mesh", "engine", "engine_devices", "model.remat", "model.scan_layers", "rollout.session_seconds",
     "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
@@ -135,7 +136,10 @@ FIELDS: tuple[Rule, ...] = (
         "must be positive",
     ),
     (
-        ("rollout.max_tokens", "rollout.token_budget", "train.samples", "train.eval_tasks", "train.dpr_steps"),
+        (
+            "rollout.max_tokens", "rollout.token_budget", "train.samples", "train.eval_tasks", "train.dpr_steps",
+            "engine_devices",
+        ),
         lambda x: x >= 0,
         "must not be negative",
     ),

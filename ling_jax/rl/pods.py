@@ -36,6 +36,11 @@ def rl_program(config: RLConfig, model: ModelConfig, mesh: jax.sharding.Mesh, na
     part, whole = layouts(config, mesh)
     if name in ("rl", "score"):
         return _step(config, model, mesh, part) if name == "rl" else _score(model, mesh, whole)
+    if config.engine_devices:
+        raise ValueError(
+            f"engine_devices is {config.engine_devices}: programs are compiled for an engine on the devices of the "
+            "weights that learn; set it to 0"
+        )
     engine = engine_mesh(mesh, dataclasses.asdict(config.engine))
     return _reshard(model, mesh, engine) if name == "reshard" else _decode(config, model, engine)
 

@@ -73,7 +73,7 @@ class Run:
     teachers: tuple[ModelFolder, ...]  # of objective reverse_kl, as they were where this run began
     reader: Reader
     mesh: jax.sharding.Mesh  # of the weights that learn
-    engine_mesh: jax.sharding.Mesh | None  # of the engine, over the same devices; None: the only device
+    engine_mesh: jax.sharding.Mesh | None  # of the engine, over the same devices or others; None: the only device
     engine_plan: ReshardPlan  # what the engine takes beside them
     optimizer: optax.GradientTransformation
     abstract: TrainState
@@ -153,13 +153,41 @@ def _as_run(model: ModelFolder, config: RLConfig) -> ModelFolder:
 
 
 def _meshes(config: RLConfig) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh | None]:
-    """(the mesh of the weights that learn, that of the engine; None on one device)."""
-    mesh = make_mesh(dataclasses.asdict(config.mesh))
+    """(the mesh of the weights that learn, that of the engine; None on one device).
+
+    Raises ValueError where one of them does not fill its devices.
+    """
+    learning, own = _devices(config.engine_devices)
+    mesh = make_mesh(dataclasses.asdict(config.mesh), learning)
     check_rows(config.rollout.context, mesh.shape["context"])
-    mesh_shape(dataclasses.asdict(config.engine), mesh.size)
-    engine_mesh = None if mesh.size == 1 else make_engine_mesh(mesh, dataclasses.asdict(config.engine))
+    engine_mesh = _engine_mesh(dataclasses.asdict(config.engine), mesh, own)
     check_mesh(engine_mesh, config.rollout.slots)
     return mesh, engine_mesh
+
+
+def _engine_mesh(sizes: dict[str, int], mesh: jax.sharding.Mesh, own: Sequence[jax.Device]) -> jax.sharding.Mesh | None:
+    if own:
+        return make_mesh(sizes, own)
+    mesh_shape(sizes, mesh.size)
+    return None if mesh.size == 1 else make_engine_mesh(mesh, sizes)
+
+
+def _devices(count: int) -> tuple[list[jax.Device], list[jax.Device]]:
+    """(the devices of the weights that learn, the engine's own: the last `count`)."""
+    devices = jax.devices()
+    if not count:
+        return devices, []
+    if hosts.is_multiprocess():
+        raise ValueError(
+            f"engine_devices is {count}, on {jax.process_count()} processes: weights are copied to an engine's own "
+            "devices within one process; set it to 0, and the engine shares the devices of the weights that learn"
+        )
+    if count >= len(devices):
+        raise ValueError(
+            f"engine_devices is {count} of {len(devices)} devices, which leaves none for the weights that learn; set it"
+            f" to {len(devices) - 1} at most, or to 0 to share the devices"
+        )
+    return devices[:-count], devices[-count:]
 
 
 def _fill_workdir(
@@ -242,8 +270,9 @@ def _describe_teachers(config: RLConfig) -> str:
 
 def _describe_devices(run: Run) -> str:
     shape = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items() if size > 1) or "one device"
-    device = run.mesh.devices.flat[0]
-    return f"{run.mesh.size} x {device.device_kind} ({device.platform}); mesh {shape}"
+    device, count = run.mesh.devices.flat[0], run.config.engine_devices
+    own = f"; the engine has {count} others" if count else ""
+    return f"{run.mesh.size} x {device.device_kind} ({device.platform}); mesh {shape}{own}"
 
 
 def _describe_updates(config: RLConfig) -> str:

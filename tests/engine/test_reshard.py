@@ -89,6 +89,12 @@ def test_a_plan_says_what_moves_and_what_fits():
     fits.check()
 
 
+def test_a_trainer_on_other_devices_takes_no_memory_of_the_engines():
+    apart = dataclasses.replace(PLAN, trainer_bytes=94_000_000_000, apart=True)
+    assert "94.00 GB of trainer, on others 12.02 GB of engine of 95.00 GB" in str(apart)
+    apart.check()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

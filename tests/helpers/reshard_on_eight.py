@@ -1,5 +1,6 @@
 """Weights of a trainer on eight simulated devices to engines' meshes. Run as a program."""
 
+import itertools
 import sys
 
 import jax
@@ -26,6 +27,9 @@ ENGINES = {
     "data2 expert2 tensor2": {"data": 2, "expert": 2, "tensor": 2},
 }
 
+FOUR = ({"fsdp": 4}, {"fsdp": 2, "expert": 2})  # of the first devices
+OTHER_FOUR = ({"data": 4}, {"expert": 4}, {"expert": 2, "tensor": 2})  # of the last
+
 
 def main(trainers, engines) -> None:
     config = tiny_config(num_heads=4, num_kv_heads=4, mtp_depth=1, compute_dtype="bfloat16")
@@ -42,6 +46,14 @@ def main(trainers, engines) -> None:
                 work = read_work(lower_reshard(config, trainer, mesh).compile().as_text(), dict(trainer.shape))
                 order = "engine_mesh" if make is engine_mesh else "make_mesh"
                 print(name, "to", other, order, "bytes", plan.moved_bytes, work.collective_bytes, flush=True)
+    for sizes, other in itertools.product(FOUR, OTHER_FOUR):
+        trainer, mesh = make_mesh(sizes, jax.devices()[:4]), make_mesh(other, jax.devices()[4:])
+        placed = jax.device_put(params, shardings(model_spec(config), trainer))
+        with jax.transfer_guard_device_to_host("disallow_explicit"):
+            moved = reshard(placed, config, mesh)
+        check(moved, wanted, mesh)
+        plan = reshard_plan(config, trainer, mesh)
+        assert plan.apart and plan.moved_bytes == plan.weights_bytes
 
 
 def check(params, wanted, mesh) -> None:

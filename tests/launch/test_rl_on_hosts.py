@@ -52,6 +52,20 @@ def test_two_hosts_leave_the_bits_that_one_process_leaves(command, alone, tmp_pa
     assert "step=4/4" in first.stdout and "step=" not in second.stdout
 
 
+def test_an_engine_on_devices_of_its_own_leaves_the_bits_of_one_that_shares(command, alone, tmp_path):
+    (done,) = run_hosts(command, 1, tmp_path / "run", *TWO, "--config.engine_devices=2", env=devices(4))
+    assert done.returncode == 0, done.stderr
+    assert "mesh fsdp=2; the engine has 2 others" in done.stdout and "of trainer, on others" in done.stdout
+    assert_same_end(alone, tmp_path / "run")
+
+
+def test_engine_devices_that_cannot_be_are_refused(command, tmp_path):
+    (none_left,) = run_hosts(command, 1, tmp_path / "run", "--config.engine_devices=2", env=devices(2))
+    assert "engine_devices is 2 of 2 devices, which leaves none for the weights that learn" in none_left.stderr
+    both = run_hosts(command, 2, tmp_path / "two", "--config.engine_devices=1", env=devices(2))
+    assert all("engine_devices is 1, on 2 processes" in done.stderr for done in both)
+
+
 def test_four_hosts_leave_the_bits_of_one_process_with_the_same_collectives(command, tmp_path):
     """Between processes JAX adds by Gloo; one process with four devices does so, too, where it is told to."""
     one_process = [sys.executable, "-m", "tests.helpers.one_gloo_process", *command[2:]]
