@@ -56,6 +56,7 @@ def checks() -> list[Check]:
         Check("gs:// paths", object_store, "pip install gcsfs, or name local paths only"),
         Check("devices", devices, "set JAX_PLATFORMS to what is there (cpu, cuda, tpu) and install its jaxlib"),
         Check("room for make demo", room, "as it says, or PRESET=quick make demo"),
+        Check("sandbox", sandbox, "report this with the line above"),
         Check("compiled programs", compilation_cache, "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"),
         Check("training step", training_step, "run make test; the versions of requirements.lock are the tested ones"),
         Check("decoding", decoding, "run make test; the versions of requirements.lock are the tested ones"),
@@ -141,6 +142,17 @@ def room() -> str:
 
     check_demo("full", Path("runs/demo"))
     return f"{size_text(DEMO['full'].disk)} of disk and {size_text(DEMO['full'].memory)} of memory are there"
+
+
+def sandbox() -> str:
+    """The tier that foreign code runs in here, and what it lacks; only environments that run code need one."""
+    from ling_jax.sandbox import Sandbox, SandboxError
+
+    try:
+        with Sandbox(warm=0) as started:
+            return "; ".join((f"foreign code runs in {started.tier}", *started.lacks))
+    except SandboxError as error:
+        return f"foreign code does not run here: {error}"
 
 
 def compilation_cache() -> str:

@@ -15,7 +15,7 @@ ORDER = (
     ("engine", "run"),
     ("train",),
     ("envs",),
-    ("checkpoint",),
+    ("checkpoint", "sandbox"),
     ("chat",),
     ("data", "model"),
     ("parallel", "distributed"),
@@ -72,7 +72,7 @@ def test_a_file_of_tests_is_a_test_or_a_helper_and_its_folder_is_a_package():
     packages = {path.name for top in (ROOT, ROOT / "ling_jax") for path in top.iterdir() if path.is_dir()}
     for file in tests.rglob("*.py"):
         where = file.relative_to(tests)
-        if where.parts[0] not in ("helpers", "gs"):  # gs: programs of several packages with paths of a bucket
+        if where.parts[0] not in ("helpers", "gs", "fixtures"):  # gs: programs of several packages with a bucket
             assert where.parent == Path() or where.parts[0] in packages, f"{where}: no package has this name"
             assert file.name.startswith("test_") or file.stem in ("conftest", "__init__"), f"{where} is a helper"
 

@@ -1,15 +1,17 @@
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from launch import doctor
+from ling_jax.sandbox import Sandbox, SandboxError
 from tests.helpers.faults import ROOT
 
 NAMES = [
     "python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "gs:// paths", "devices",
-    "room for make demo", "compiled programs", "training step", "decoding", "kernels", "matmul",
+    "room for make demo", "sandbox", "compiled programs", "training step", "decoding", "kernels", "matmul",
 ]  # fmt: skip
 
 
@@ -47,6 +49,15 @@ def test_what_is_wrong_is_a_line_that_says_what_to_do(tmp_path):
     assert "a broken install" in lines["optax"] and "What to do: make install" in lines["optax"]
     assert "'nonsense'" in lines["devices"] and "What to do: set JAX_PLATFORMS" in lines["devices"]
     assert "What to do: set JAX_COMPILATION_CACHE_DIR" in lines["compiled programs"]
+
+
+def test_the_tier_of_the_sandbox_is_named(monkeypatch):
+    def refuse(self, tier, warm):
+        raise SandboxError(f"{tier}: not here")
+
+    assert re.match("foreign code (runs in T[123]|does not run here: T3: )", doctor.sandbox())
+    monkeypatch.setattr(Sandbox, "_start", refuse)
+    assert doctor.sandbox() == "foreign code does not run here: T3: not here; T2: not here; T1: not here"
 
 
 def test_a_kernel_that_is_off_fails(monkeypatch):
