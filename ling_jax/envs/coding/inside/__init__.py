@@ -1,0 +1,1 @@
+"""Programs that run inside a box. Their text is sent there; nothing here imports them."""

@@ -1,0 +1,1 @@
+"""Modules that repositories are made of: plain code and its tests, none of which knows another."""
