@@ -2,3 +2,5 @@
 
 from ling_jax.envs.tools import environment as environment
 from ling_jax.envs.tools import lookup as lookup
+from ling_jax.envs.tools import service as service
+from ling_jax.envs.tools import toolkits as toolkits

@@ -1,17 +1,20 @@
 """A tool is a schema and a function of its toolkit's state; what is wrong with a call is an answer, no exception."""
 
+import json
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ling_jax.config import nearest
+from ling_jax.envs.base import Message
 
 Call = dict[str, Any]  # {"name", "arguments"}
 KitState = Mapping[str, Any]
+World = Mapping[str, KitState]  # by toolkit
 
 NOUN = {"type": "string"}
 AMOUNT = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
-TYPES = {"string": str, "integer": int}
+TYPES = {"string": str, "integer": int, "number": int | float, "boolean": bool, "array": list, "object": dict}
 
 
 class ToolError(Exception):
@@ -49,6 +52,19 @@ def call_tool(tools: Mapping[str, Tool], state: KitState, call: Call) -> tuple[K
         return state, None, f"{name}: {refused}"
 
 
+def carry_out(offered: Mapping[str, tuple[str, Tool]], world: World, call: Call) -> tuple[World, Any, str | None]:
+    """`call_tool` on the world of several toolkits; `offered` is name -> (toolkit, tool)."""
+    kit = offered[call["name"]][0] if call["name"] in offered else None
+    tools = {name: tool for name, (_, tool) in offered.items()}
+    state, result, error = call_tool(tools, world.get(kit, {}), call)
+    return {**world, kit: state} if error is None else world, result, error
+
+
+def told(content: Any) -> Message:
+    """The message in which a tool answers."""
+    return {"role": "tool", "content": json.dumps(content)}
+
+
 def argument_error(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
     """What is wrong with arguments by their schema, or None."""
     properties = schema["properties"]
@@ -63,13 +79,16 @@ def argument_error(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> s
 
 
 def _value_error(name: str, value: Any, schema: Mapping[str, Any]) -> str | None:
-    if not isinstance(value, TYPES[schema["type"]]) or isinstance(value, bool):
-        return f"argument {name!r} is {_short(value)}; expected a value of type {schema['type']}"
-    if not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+    kind = schema.get("type")
+    if kind and (not isinstance(value, TYPES[kind]) or isinstance(value, bool) != (kind == "boolean")):
+        return f"argument {name!r} is {_short(value)}; expected a value of type {kind}"
+    if "minimum" in schema and not schema["minimum"] <= value <= schema["maximum"]:
         return f"argument {name!r} is {_short(value)}; expected {schema['minimum']} to {schema['maximum']}"
     if value not in schema.get("enum", (value,)):
-        return f"argument {name!r} is {_short(value)}; expected one of {', '.join(schema['enum'])}"
-    return None
+        return f"argument {name!r} is {_short(value)}; expected one of {', '.join(map(str, schema['enum']))}"
+    items = schema.get("items", {}) if kind == "array" else {}
+    errors = (_value_error(f"{name}[{i}]", item, items) for i, item in enumerate(value)) if items else ()
+    return next((error for error in errors if error), None)
 
 
 def known(state: KitState, name: str, kind: str) -> Any:

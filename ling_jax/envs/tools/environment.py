@@ -4,16 +4,14 @@ Each task is about one toolkit; some tools of the others are offered beside it, 
 by the critical calls (Ling 2.6 report §3.2.1).
 """
 
-import json
 import random
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ling_jax.chat.tool_calls import render_call
-from ling_jax.envs.base import Action, Message, StepResult, Task, draw_task
+from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.tools import bank, calendar, inventory
-from ling_jax.envs.tools.call import Call, Tool, call_tool
+from ling_jax.envs.tools.call import Call, Tool, World, call_tool, carry_out, told
 
 NAME = "tools"
 DIFFICULTIES = range(1, 13)  # calls; our choice
@@ -26,8 +24,6 @@ SYSTEM = (
 )
 KITS = {kit.NAME: kit for kit in (bank, calendar, inventory)}
 TOOLS: dict[str, tuple[str, Tool]] = {t.name: (kit.NAME, t) for kit in KITS.values() for t in kit.TOOLS}
-
-World = Mapping[str, Any]  # toolkit -> its state
 
 
 class State(NamedTuple):
@@ -59,11 +55,12 @@ def step(state: State, action: Action) -> tuple[State, StepResult]:
     task, world, changes = state.task, state.world, list(state.changes)
     if state.ended:
         raise ValueError(f"task {task.id}: the episode has ended; reset it")
+    offered = {name: TOOLS[name] for name in (schema["function"]["name"] for schema in task.tools)}
     errors = [f"{error}: write each call as the system message says" for error in action.errors]
-    observation = [_told({"error": error}) for error in errors]
+    observation = [told({"error": error}) for error in errors]
     for call in action.tool_calls:
-        world, result, error = _carry_out(world, task, call)
-        observation.append(_told(result if error is None else {"error": error}))
+        world, result, error = carry_out(offered, world, call)
+        observation.append(told(result if error is None else {"error": error}))
         if error is not None:
             errors.append(error)
         elif TOOLS[call["name"]][1].changes:
@@ -84,19 +81,6 @@ def session() -> PureSession:
 def solution(task: Task) -> tuple[str, ...]:
     """One call a turn, in the "xml" format, then the last word."""
     return (*(render_call(call, "xml") for call in task.hidden["calls"]), "Done.")
-
-
-def _carry_out(world: World, task: Task, call: Call):
-    """(new world, result, error)."""
-    offered = {schema["function"]["name"]: TOOLS[schema["function"]["name"]] for schema in task.tools}
-    kit = offered[call["name"]][0] if call["name"] in offered else None
-    tools = {name: tool for name, (_, tool) in offered.items()}
-    state, result, error = call_tool(tools, world.get(kit, {}), call)
-    return {**world, kit: state} if error is None else world, result, error
-
-
-def _told(content: Any) -> Message:
-    return {"role": "tool", "content": json.dumps(content)}
 
 
 def _rewards(state: State) -> dict[str, float]:
