@@ -27,7 +27,7 @@ def chat(model: Loaded, path: str, answer: Callable[[list[Message]], Message]) -
     """
     messages: list[Message] = []
     _say(banner(model, path))
-    for line in _lines():
+    for line in lines():
         if line == "/exit":
             return
         if line == "/reset":
@@ -102,7 +102,7 @@ def _question(source: dict[str, Any]) -> Iterator[str]:
             return
 
 
-def _lines() -> Iterator[str]:
+def lines() -> Iterator[str]:
     """The user's lines, stripped; behind a prompt, with the keys of readline, where a person types them."""
     if not sys.stdin.isatty():
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # which `check_text` refuses

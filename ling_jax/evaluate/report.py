@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from ling_jax.files import new_folder
+from ling_jax.files import new_folder, write_json_lines
 from ling_jax.paths import as_path, is_new
 from ling_jax.preflight import check_new
 
@@ -69,12 +69,19 @@ def check_new_folder(path: epath.PathLike) -> None:
 
 
 def write_results(
-    path: epath.PathLike, samples: Iterable[dict[str, Any]], metrics: Iterable[Metric], about: dict
+    path: epath.PathLike,
+    samples: Iterable[dict[str, Any]],
+    metrics: Iterable[Metric],
+    about: dict,
+    trajectories: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Writes samples.jsonl and summary.json ({**about, "metrics": [...]}) into a new folder, whole or not at all."""
+    """Writes samples.jsonl, summary.json ({**about, "metrics": [...]}) and, where there are trajectories, those as
+    trajectories.jsonl into a new folder, whole or not at all."""
     with new_folder(path) as folder:
         with (folder / "samples.jsonl").open("wb") as file:
             file.writelines(_json(sample) + b"\n" for sample in samples)
+        if trajectories:
+            write_json_lines(trajectories, folder / "trajectories.jsonl")
         rows = [metric._asdict() | {"value": _number(metric.value)} for metric in metrics]
         (folder / "summary.json").write_bytes(_json(about | {"metrics": rows}, indent=1) + b"\n")
 
