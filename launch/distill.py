@@ -9,6 +9,7 @@ the same command continues.
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
+from launch.sandboxed import start_sandbox
 from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.align.sft import tune
 from ling_jax.align.specialists import DistillConfig, prepare_distillation
@@ -22,6 +23,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/pr
 def main() -> None:
     with usage_errors(), starting_errors():
         config = from_dict(DistillConfig, CONFIG.value.to_dict())
+        start_sandbox(source.environment for teacher in config.teachers for source in teacher.tasks)
         join_hosts(config, workdir=WORKDIR.value)
         run = prepare_distillation(config, WORKDIR.value)
     with training_errors():

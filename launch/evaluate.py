@@ -21,7 +21,8 @@ needle needs no data: a code hidden in texts of --lengths tokens at --depths, --
 it is found.
 A model that is tuned for conversations takes `prompt` as a user's message, or with `--raw` as plain text; a line says
 which. Where the prompt opens reasoning, the verifier gets the answer with <think> in front.
-A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json.
+A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json; of environments
+also trajectories.jsonl, which launch.view shows.
 """
 
 import dataclasses
@@ -33,6 +34,7 @@ import jax
 from absl import flags
 
 from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
+from launch.sandboxed import start_sandbox
 from ling_jax.chat.template import opened_reasoning
 from ling_jax.chat.thinking import check_thinking, with_thinking
 from ling_jax.checkpoint.folder import Loaded, load_model
@@ -42,6 +44,7 @@ from ling_jax.engine.prompts import prompt_report
 from ling_jax.engine.text import Completion
 from ling_jax.envs import NAMES
 from ling_jax.envs import Task as EnvironmentTask
+from ling_jax.envs.coding import integrity
 from ling_jax.envs.sources import TaskSource, check_files, check_tasks, held_out_of
 from ling_jax.evaluate.answers import (
     Verdict,
@@ -69,9 +72,10 @@ from ling_jax.evaluate.pass_rates import check_ks
 from ling_jax.evaluate.perplexity import encode_texts, perplexity_results, read_texts, windows
 from ling_jax.evaluate.report import Metric, check_new_folder, table, with_progress, write_results
 from ling_jax.evaluate.scoring import next_token_logps, score_rows
+from ling_jax.rl.atif import to_atif
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.episode import EpisodeRequest
-from ling_jax.rl.evaluation import evaluate, summarise
+from ling_jax.rl.evaluation import describe, play_tasks, summarise
 from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.trajectory import FAILED
 
@@ -118,13 +122,13 @@ SETTINGS = {  # flags that change the numbers of a task
 
 
 Records = list[tuple[str, dict[str, Any]]]
-Results = tuple[list[dict], list[Metric]]
+Results = tuple[list[dict], list[Metric]] | tuple[list[dict], list[Metric], list[dict]]  # (samples, metrics, ATIF)
 
 
 class Task(NamedTuple):
     read: Callable[[], Any]  # the input, before the model is loaded
     encode: Callable[[Loaded, Any], Any]  # the input as tokens; both raise ValueError on wrong input
-    measure: Callable[[Loaded, Any, Any], tuple[list[dict], list[Metric]]]  # (samples, metrics)
+    measure: Callable[[Loaded, Any, Any], Results]
     has_prompts: Callable[[Any], bool] = lambda inputs: any("prompt" in record for _, record in inputs)
 
 
@@ -142,7 +146,7 @@ def main() -> None:
             print(prompt_report(model, raw=RAW.value), flush=True)
     model = dataclasses.replace(model, params=jax.device_put(model.params))  # once, not with every batch
     try:
-        samples, metrics = task.measure(model, inputs, encoded)
+        samples, metrics, *trajectories = task.measure(model, inputs, encoded)
     except FloatingPointError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
@@ -151,7 +155,7 @@ def main() -> None:
         settings = {flag.name: flag.value for flag in SETTINGS[TASK.value]}
         about = {"model": MODEL.value, "step": STEP.value, "task": TASK.value, "data": DATA.value, "settings": settings}
         with usage_errors():
-            write_results(OUT.value, samples, metrics, about)
+            write_results(OUT.value, samples, metrics, about, *trajectories)
 
 
 def check_flags() -> None:
@@ -294,6 +298,7 @@ def read_environment() -> TaskSource:
     source = TaskSource(environment=ENVIRONMENT.value, difficulties=difficulties, count=count, path=path)
     check_tasks(source, "tasks")
     check_files([source], "tasks")
+    start_sandbox([source.environment])
     if not held_out_of(source, 1):
         raise ValueError(f"{path} has no held-out question, which one in eight is by its text: add questions")
     return source
@@ -310,15 +315,18 @@ def encode_environment(model: Loaded, source: TaskSource) -> tuple[Reader, list[
 
 
 def measure_environment(model: Loaded, source: TaskSource, encoded: tuple[Reader, list[EnvironmentTask]]) -> Results:
-    """(samples, metrics) of episodes."""
+    """(samples, metrics, trajectories) of episodes."""
     del source
     reader, tasks = encoded
     each, seed = SAMPLES.value, SEED.value
     with Collector(model.config, reader, BATCH.value, temperature=TEMPERATURE.value, row_tile=None) as collector:
-        records = evaluate(collector, model.params, tasks, samples=each, seed=seed)
+        episodes = play_tasks(collector, model.params, tasks, samples=each, seed=seed)
+    records = [describe(episode) for episode in episodes]
     failed = Metric("failed", sum(record["status"] in FAILED for record in records), None, len(records), "answers")
     metrics = summarise(records, samples=each, ks=ks())
-    return records, [*metrics, distinct([task.id for task in tasks]), failed]
+    metrics += [distinct([task.id for task in tasks]), failed]
+    print(integrity.report_text(integrity.report(map(integrity.record_of, records))), flush=True)
+    return records, metrics, [to_atif(episode, reader, model=MODEL.value) for episode in episodes]
 
 
 TASKS = {

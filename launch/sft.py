@@ -10,6 +10,7 @@ continues.
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
+from launch.sandboxed import start_sandbox
 from launch.training import join_hosts, starting_errors, training_errors
 from ling_jax.align.sft import SftConfig, prepare_sft, tune
 from ling_jax.train.config import from_dict
@@ -22,6 +23,7 @@ PROFILE = flags.DEFINE_bool("profile", False, "trace a few steps into WORKDIR/pr
 def main() -> None:
     with usage_errors(), starting_errors():
         config = from_dict(SftConfig, CONFIG.value.to_dict())
+        start_sandbox(source.environment for source in config.sources)
         join_hosts(config, workdir=WORKDIR.value)
         run = prepare_sft(config, WORKDIR.value)
     with training_errors():

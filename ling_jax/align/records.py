@@ -16,7 +16,7 @@ from ling_jax.config import nearest
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
 from ling_jax.envs import Task, environment, parse_action
-from ling_jax.envs.sources import TaskSource, check_tasks, tasks
+from ling_jax.envs.sources import READERS, TaskSource, check_tasks, tasks
 from ling_jax.files import replacing
 from ling_jax.rl.sessions import open_session
 
@@ -36,13 +36,17 @@ class ChatSource:
     @property
     def tasks(self) -> TaskSource:
         return TaskSource(
-            environment=self.environment, difficulties=self.difficulties, count=self.count, seed=self.seed
+            environment=self.environment,
+            difficulties=self.difficulties,
+            count=self.count,
+            seed=self.seed,
+            path=self.path if self.environment else "",
         )
 
 
 def check_source(source: ChatSource, where: str) -> None:
     """Raises ValueError on a source that cannot be, naming the field."""
-    if bool(source.path) == bool(source.environment):
+    if bool(source.path) == bool(source.environment) and source.environment not in READERS:
         raise ValueError(f"{where}: name one of path ({source.path!r}) and environment ({source.environment!r})")
     if not 0 < source.weight < float("inf"):
         raise ValueError(f"{where}.weight is {source.weight}; it must be positive and finite")
@@ -54,7 +58,7 @@ def check_source(source: ChatSource, where: str) -> None:
 def check_files(sources: Sequence[ChatSource]) -> None:
     """Raises OSError or ValueError where a source's files are not there: flags may still name others in a config."""
     for source in sources:
-        if source.path:
+        if not source.environment:
             data.source_files(data.JsonLines(source.path))
 
 
@@ -72,7 +76,7 @@ def _check_options(source: ChatSource, where: str) -> None:
 
 def records(source: ChatSource) -> Iterator[tuple[str, Record]]:
     """(where it stands, record {"messages", "tools"}) of each conversation, in a fixed order."""
-    if source.path:
+    if not source.environment:
         for path in data.source_files(data.JsonLines(source.path)).values():
             yield from read_objects(path, "an object with a field 'messages'")
         return
@@ -124,10 +128,12 @@ def _parsed(message: dict[str, Any], tools: Sequence[Mapping[str, Any]]) -> dict
 
 def digest(source: ChatSource) -> str:
     """Hex digest of what a source gives; of files as `data.sources.source_digest`."""
-    if source.path:
+    if not source.environment:
         return source_digest(data.JsonLines(source.path))
     fields = dataclasses.asdict(source)
     del fields["weight"]
+    if source.path:
+        fields["path"] = [task.id for task in tasks(source.tasks)]
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -146,7 +146,9 @@ def chat_corpus(
     """Rows of conversations as the model's template and tokenizer write them; the tokens go into the folder."""
     padding = None if start.tokenizer.token_to_id(EOS) is not None else min(start.end_ids)
     folders = [folder / f"{i}_{Path(source.path).stem or source.environment}" for i, source in enumerate(sources)]
-    check_token_space({where: [Path(s.path)] if s.path else [] for where, s in zip(folders, sources, strict=True)})
+    check_token_space(
+        {where: [Path(s.path)] if not s.environment else [] for where, s in zip(folders, sources, strict=True)}
+    )
     for source, where in zip(sources, folders, strict=True):
         tokenize_conversations(
             records(source),

@@ -6,6 +6,7 @@ reset(task, seed) -> state
 step(state, action) -> (state, StepResult)
 solution(task) -> tuple of turns                  may be missing: no rehearsal, no fine-tuning data
 DIFFICULTIES: range                               may be missing: any difficulty is handed on
+SANDBOXED = True                                  where sessions use `ling_jax.sandbox.shared`: it starts before JAX
 """
 
 import dataclasses
@@ -47,6 +48,7 @@ class OwnEnvironment:
     make_task: Callable[[int, int], Task]
     session: Callable[[], Session]
     solution: Callable[[Task], tuple[str, ...]] | None
+    SANDBOXED: bool  # whether its sessions run foreign code in boxes of `ling_jax.sandbox`
 
 
 @functools.cache
@@ -67,6 +69,7 @@ def own_environment(name: str) -> OwnEnvironment:
         make_task=functools.partial(_make_task, name, members["make_task"]),
         session=members.get("session") or functools.partial(PureSession, members["reset"], members["step"]),
         solution=members["solution"] and _checked_solution(name, members["solution"]),
+        SANDBOXED=bool(getattr(made, "SANDBOXED", False)),
     )
 
 

@@ -6,27 +6,32 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ling_jax.envs import HELD_OUT_SEEDS, NAMES, Task, environment
+from ling_jax.envs.harbor import folder as harbor
 from ling_jax.envs.own import ANY_DIFFICULTY
 from ling_jax.envs.reasoning import questions
+
+READERS = {questions.NAME: questions.read_questions, harbor.NAME: harbor.read_tasks}
+MIN_REPEATED = 1000  # tasks on end that were made before: our choice; then there are no more, but for one in a thousand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSource:
-    """Tasks of an environment: made from seeds, or, of "questions", read from a file."""
+    """Tasks of an environment: made from seeds, or read, "questions" from a file and "harbor" from a folder."""
 
-    environment: str = ""  # a shipped one, or module:name of one's own; "": with a path "questions"
+    environment: str = ""  # a shipped one, or module:name of one's own; "": what `path` is
     difficulties: tuple[int, ...] = ()  # of the tasks, in turn
-    count: int = 0  # of a file: the first so many of its training questions; 0: all
+    count: int = 0  # of a file or folder: the first so many of its training tasks; 0: all
     seed: int = 0  # of the first task; the next ones count up
-    path: str = ""  # JSON lines {"prompt", "answer"} (ling_jax.envs.reasoning.questions)
+    path: str = ""  # JSON lines {"prompt", "answer"} (envs.reasoning.questions), or a folder of tasks (envs.harbor)
 
     def __post_init__(self):
         if self.path and not self.environment:
-            object.__setattr__(self, "environment", questions.NAME)
+            name = harbor.NAME if os.path.isdir(self.path) else questions.NAME
+            object.__setattr__(self, "environment", name)
 
     @property
     def is_there(self) -> bool:
-        """Whether its file is, if it has one."""
+        """Whether its file or folder is, if it has one."""
         return not self.path or os.path.exists(self.path)
 
     @property
@@ -34,7 +39,7 @@ class TaskSource:
         """How many tasks it has."""
         if not self.path:
             return self.count
-        found = len(questions.read_questions(self.path).training)
+        found = len(_read(self).training)
         return min(self.count or found, found)
 
 
@@ -44,7 +49,8 @@ def check_tasks(source: TaskSource, where: str) -> None:
     A file that is not there is no error yet, since flags may still name another one: `check_files` says so.
     """
     if not source.environment:
-        raise ValueError(f"{where} has neither path nor environment; name a file of questions, or one of {_names()}")
+        wanted = f"name a file of questions, a folder of tasks, or one of {_names()}"
+        raise ValueError(f"{where} has neither path nor environment; {wanted}")
     try:
         known = environment(source.environment).DIFFICULTIES
     except ValueError as error:
@@ -53,28 +59,31 @@ def check_tasks(source: TaskSource, where: str) -> None:
     if not source.path:
         _check_made(source, known, where)
     elif source.is_there:
-        _check_questions(source, where)
+        _check_read(source, where)
 
 
 def check_files(sources: Sequence[TaskSource], where: str) -> None:
-    """Raises FileNotFoundError where a file of questions is not there."""
+    """Raises FileNotFoundError where a file of questions, or a folder of tasks, is not there."""
     for i, source in enumerate(sources):
         if not source.is_there:
-            raise FileNotFoundError(f"{where}[{i}].path: {source.path} does not exist; name a file of questions")
+            wanted = "a folder of tasks" if source.environment == harbor.NAME else "a file of questions"
+            raise FileNotFoundError(f"{where}[{i}].path: {source.path} does not exist; name {wanted}")
 
 
 def _check_path(source: TaskSource, where: str) -> None:
     name = source.environment
-    if source.path and name != questions.NAME:
+    if source.path and name not in READERS:
         whole = f"--config.{where.partition('[')[0]}=\"({{'path': {source.path!r}}},)\""
         raise ValueError(
             f"{where}.path is {source.path!r} and environment {name!r}, which reads no file; for the questions of the "
             f"file alone set {whole}, for {name} alone {where}.path=''"
         )
-    if not source.path and name == questions.NAME:
-        raise ValueError(
-            f'{where}.path is \'\'; {name} needs the file of its questions, JSON lines {{"prompt", "answer"}}'
-        )
+    if not source.path and name in READERS:
+        needs = {
+            questions.NAME: 'the file of its questions, JSON lines {"prompt", "answer"}',
+            harbor.NAME: "the folder of its tasks",
+        }
+        raise ValueError(f"{where}.path is ''; {name} needs {needs[name]}")
 
 
 def _check_made(source: TaskSource, known: range, where: str) -> None:
@@ -104,15 +113,20 @@ def _check_own(source: TaskSource, where: str) -> None:
             )
 
 
-def _check_questions(source: TaskSource, where: str) -> None:
+def _check_read(source: TaskSource, where: str) -> None:
+    """Of tasks that are read."""
     if source.difficulties or source.seed:
         found = f"difficulties is {list(source.difficulties)} and seed {source.seed}"
-        raise ValueError(f"{where}: {found}; the questions of a file have neither: remove them")
-    questions.read_questions.cache_clear()  # an earlier run of this process may have read another file there
-    found = questions.read_questions(source.path)
+        whose = (
+            "the questions of a file have neither" if source.environment == questions.NAME else "a folder has neither"
+        )
+        raise ValueError(f"{where}: {found}; {whose}: remove them")
+    READERS[source.environment].cache_clear()  # an earlier run of this process may have read another file there
+    found = _read(source)
     if not found.training or source.count < 0 or source.count > len(found.training):
+        kind = "questions" if source.environment == questions.NAME else "tasks"
         raise ValueError(
-            f"{where}.count is {source.count}; {source.path} has {len(found.training)} questions to train on and "
+            f"{where}.count is {source.count}; {source.path} has {len(found.training)} {kind} to train on and "
             f"{len(found.held_out)} that are held out, by their text"
         )
 
@@ -134,7 +148,7 @@ def task_of(sources: Sequence[TaskSource], number: int) -> Task:
     place, left = locate(sources, number)
     source = sources[place]
     if source.path:
-        return questions.read_questions(source.path).training[left]
+        return _read(source).training[left]
     return _make(source.environment, source.difficulties, source.seed, left)
 
 
@@ -151,8 +165,19 @@ def locate(sources: Sequence[TaskSource], number: int) -> tuple[int, int]:
 def held_out_of(source: TaskSource, count: int) -> list[Task]:
     """The first `count` held-out tasks of a source; a file may have fewer."""
     if source.path:
-        return list(itertools.islice(questions.read_questions(source.path).held_out, count))
+        return list(itertools.islice(_read(source).held_out, count))
     return held_out_tasks(source.environment, source.difficulties, count)
+
+
+def place_of(task: Task) -> str:
+    """Where a task that was read stands in its file or folder."""
+    return f"line {task.seed}" if task.environment == questions.NAME else f"task {task.hidden['name']}"
+
+
+def tasks_of_path(path: str) -> list[Task]:
+    """All tasks of a file of questions or a folder of tasks, in its order. Errors as `check_tasks`."""
+    found = _read(TaskSource(path=path))
+    return sorted((*found.training, *found.held_out), key=lambda task: task.seed)
 
 
 def distinct_held_out(sources: Sequence[TaskSource], count: int) -> list[Task]:
@@ -160,9 +185,32 @@ def distinct_held_out(sources: Sequence[TaskSource], count: int) -> list[Task]:
     return list({task.id: task for source in sources for task in held_out_of(source, count)}.values())
 
 
+def distinct_tasks(name: str, difficulty: int, count: int, *, seed: int = 0) -> list[Task]:
+    """The first `count` tasks of an environment, from a seed on, that all differ.
+
+    Raises ValueError with how many there are, where so many seeds on end make none that is new that it has no more.
+    """
+    found: dict[str, Task] = {}
+    seeds, last_new = itertools.count(seed), seed
+    while len(found) < count:
+        task = environment(name).make_task(next(seeds), difficulty)
+        if found.setdefault(task.id, task) is task:
+            last_new = task.seed
+        elif task.seed - last_new > max(MIN_REPEATED, len(found)):
+            raise ValueError(
+                f"{name}: difficulty {difficulty} makes {len(found)} different tasks, and {count} were asked for; "
+                "choose a higher difficulty, or fewer"
+            )
+    return list(found.values())
+
+
 def held_out_tasks(name: str, difficulties: Sequence[int], count: int) -> list[Task]:
     """The first `count` held-out tasks of an environment, whose difficulties go round."""
     return [_make(name, difficulties, HELD_OUT_SEEDS, i) for i in range(count)]
+
+
+def _read(source: TaskSource) -> questions.Questions | harbor.Tasks:
+    return READERS[source.environment](source.path)
 
 
 def _make(name: str, difficulties: Sequence[int], seed: int, i: int) -> Task:

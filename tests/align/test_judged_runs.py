@@ -14,11 +14,11 @@ from ling_jax.align.judges import make_judge
 from ling_jax.align.judges.forms import Numbers, Question
 from ling_jax.align.judges.judgements import Judgements, Reply
 from ling_jax.align.rewards import configured_reward
-from ling_jax.rl import learner
+from ling_jax.rl import failures
 from ling_jax.rl.buffer import Group
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.harvest import advantages_of
 from ling_jax.rl.judge_config import JudgeConfig, Rubric
-from ling_jax.rl.learner import advantages_of
 from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import prepare
 from ling_jax.rl.replay import replay as replay_run
@@ -104,10 +104,10 @@ def test_a_run_with_an_endpoint_replays_bit_for_bit_without_it(start, tmp_path, 
 @pytest.mark.usefixtures("same_steps")
 def test_a_run_that_its_judge_ended_goes_on_with_another_endpoint(start, tmp_path, monkeypatch):
     """It asks again for the step that was not finished, and replays."""
-    monkeypatch.setattr(learner, "FAILURES_SEEN", (4, 128))
+    monkeypatch.setattr(failures, "FAILURES_SEEN", (4, 128))
     down = Endpoint(lambda prompt, attempt: Response(status=400, body="no such model"))
     up = Endpoint(lambda prompt, attempt: Response("concise: merit 7 / defect 1"))
-    with served(down), pytest.raises(learner.TooManyFailures, match="the endpoint answers 400: no such model"):
+    with served(down), pytest.raises(failures.TooManyFailures, match="the endpoint answers 400: no such model"):
         train(prepared(endpoint_config(start, down.url, rubrics=RUBRICS), tmp_path))
     with served(up):
         config = endpoint_config(start, up.url, rubrics=RUBRICS)

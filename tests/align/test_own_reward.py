@@ -11,7 +11,7 @@ from ling_jax.align.judges.cases import last_turn
 from ling_jax.align.rewards import named_reward
 from ling_jax.envs import environment
 from ling_jax.envs.sources import TaskSource
-from ling_jax.rl.learner import TooManyFailures
+from ling_jax.rl.failures import TooManyFailures
 from ling_jax.rl.loop import train
 from ling_jax.rl.replay import replay
 from tests.helpers.rl_run import prepared, small_config, steps_compiled_once, write_start

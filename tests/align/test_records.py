@@ -1,6 +1,7 @@
 """Conversations out of files and out of environments."""
 
 import json
+import shutil
 
 import pytest
 
@@ -16,6 +17,8 @@ from ling_jax.align.records import (
 )
 from ling_jax.data import JsonLines, documents
 from ling_jax.envs import HELD_OUT_SEEDS, environment
+from tests.helpers.faults import ROOT
+from tests.helpers.sandboxes import sandbox_or_skip
 
 
 def test_an_environment_gives_conversations_that_solve_its_tasks():
@@ -26,6 +29,20 @@ def test_an_environment_gives_conversations_that_solve_its_tasks():
         roles = [message["role"] for message in record["messages"]]
         assert roles == ["system", "user", *["assistant", "tool"] * record["difficulty"], "assistant"]
         assert record["tools"] and "error" not in json.loads(record["messages"][3]["content"])
+
+
+def test_a_folder_of_tasks_gives_conversations_that_solve_them(tmp_path):
+    """Its own solutions, in a box; the tokens are made anew where the folder has another content."""
+    sandbox_or_skip("T3")
+    shutil.copytree(ROOT / "tests/fixtures/harbor", tmp_path / "tasks")
+    source = ChatSource(environment="harbor", path=str(tmp_path / "tasks"))
+    check_source(source, "sources[0]")
+    found, before = [record for _, record in records(source)], digest(source)
+    assert found and all(record["environment"] == "harbor" for record in found)
+    assert found[0]["messages"][-1]["tool_calls"] == [{"name": "task_done", "arguments": {}}]
+    (tmp_path / "tasks" / "greeting" / "instruction.md").write_text("Write greeting.txt: Hello, Ada!")
+    check_source(source, "sources[0]")
+    assert digest(source) != before
 
 
 def test_options_of_the_solution_pass_through():

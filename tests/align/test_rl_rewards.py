@@ -16,8 +16,8 @@ from ling_jax.engine import Event
 from ling_jax.envs import environment
 from ling_jax.objectives import group_advantages
 from ling_jax.rl.episode import Episode, EpisodeRequest
+from ling_jax.rl.harvest import ROUND_OFF
 from ling_jax.rl.judge_config import JudgeConfig, Rubric
-from ling_jax.rl.learner import ROUND_OFF
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Rewards
 from ling_jax.rl.sessions import SessionResult, open_session

@@ -3,7 +3,7 @@
 import pytest
 
 from ling_jax.envs import HELD_OUT_SEEDS
-from ling_jax.envs.sources import TaskSource, check_tasks, held_out_tasks, task_of, tasks
+from ling_jax.envs.sources import TaskSource, check_tasks, distinct_tasks, held_out_tasks, task_of, tasks
 
 SUMS = TaskSource(environment="running_sums", difficulties=(1, 2), count=3, seed=7)
 DIGITS = TaskSource(environment="digit_sums", difficulties=(2,), count=2, seed=4)
@@ -25,3 +25,11 @@ def test_held_out_tasks_have_seeds_that_no_source_has():
     assert [(task.seed - HELD_OUT_SEEDS, task.difficulty) for task in found] == [(0, 1), (1, 2), (2, 1)]
     with pytest.raises(ValueError, match="make held-out tasks"):
         check_tasks(TaskSource(environment="running_sums", difficulties=(1,), count=2, seed=HELD_OUT_SEEDS - 1), "here")
+
+
+def test_tasks_that_all_differ_are_counted_and_too_many_are_refused():
+    found = distinct_tasks("lookup", 6, 50, seed=7)
+    assert len({task.id for task in found}) == 50 and found[0].seed == 7
+    with pytest.raises(ValueError, match=r"digit_names: .* makes 9 different tasks, and 10 were asked for"):
+        distinct_tasks("tests.helpers.few_tasks:digit_names", 1, 10)
+    assert len(distinct_tasks("tests.helpers.few_tasks:digit_names", 1, 9)) == 9

@@ -1,0 +1,17 @@
+"""Functions of one line, learnt by trial with GRPO; hidden calls in a sandbox decide (docs/environments.md).
+
+python -m launch.rl --config=configs/functions/rl.py --workdir=runs/functions/rl
+"""
+
+from configs.own import rl
+
+
+def get_config():
+    config = rl.get_config()
+    config.start_from = "runs/functions/sft"
+    config.tasks = ({"environment": "functions", "difficulties": (1,), "count": 2_000, "seed": 100_000},)
+    config.rollout.context = 112
+    config.rollout.max_tokens = 40
+    config.train.eval_tasks = 700
+    config.train.eval_every = 0
+    return config
