@@ -41,8 +41,9 @@ from ling_jax.envs.sources import held_out_tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import read_object, write_json
 from ling_jax.paths import is_remote
+from ling_jax.rl.atif import to_atif
 from ling_jax.rl.collector import Collector
-from ling_jax.rl.evaluation import evaluate, summarise
+from ling_jax.rl.evaluation import describe, play_tasks, summarise
 from ling_jax.rl.reader import make_reader
 from ling_jax.run.program_cache import use_compilation_cache
 from ling_jax.run.workdir import lock, open_workdir, unlock
@@ -64,6 +65,7 @@ PRETRAINING = (
 TASKS = {"digit_sums": (3, 4, 5), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
+SHOWN = 8  # trajectories of each environment and stage that are kept
 STEP = 16 * 120  # tokens of a step of the first stages
 FASTEST, SLOWEST = 0.9, 4.0  # times a stage's seconds: a faster machine, and two busy cores (measured)
 
@@ -290,12 +292,13 @@ class Examiner:
     """Asks every stage's model the same held-out tasks; one compiled program serves all."""
 
     def __init__(self, folder: Path, count: int):
-        self.folder = folder
+        self.folder, self.count = folder, count
         self.tasks = [t for name, difficulties in TASKS.items() for t in held_out_tasks(name, difficulties, count)]
         self.collector: Collector | None = None
 
     def examine(self, stage: str) -> None:
-        """Writes evaluation/STAGE (a line per task, a summary), where what is there is not of this model and tasks."""
+        """Writes evaluation/STAGE (a line per task, a summary, some trajectories), where what is there is not of this
+        model and tasks."""
         model = open_model(self.folder / stage)
         about = {"stage": stage, "step": model.step, "tasks": len(self.tasks)}
         if (there := self.folder / "evaluation" / stage).exists():
@@ -309,10 +312,13 @@ class Examiner:
             self.collector = Collector(loaded.config, reader, SLOTS, temperature=0.0, row_tile=None)
         print(f"{stage}: the model answers {len(self.tasks)} held-out tasks", flush=True)
         with timed(self.folder, f"evaluation of {stage}"):
-            answers = evaluate(self.collector, loaded.params, self.tasks)
+            episodes = play_tasks(self.collector, loaded.params, self.tasks)
+        shown = [episode for episode in episodes if episode.id % self.count < SHOWN]
+        trajectories = [to_atif(episode, self.collector.reader, stage=stage) for episode in shown]
+        answers = [describe(episode) for episode in episodes]
         answers = [answer | _told_by(task, answer) for task, answer in zip(self.tasks, answers, strict=True)]
         metrics = summarise(answers)
-        write_results(self.folder / "evaluation" / stage, answers, metrics, about)
+        write_results(self.folder / "evaluation" / stage, answers, metrics, about, trajectories)
         for metric in metrics:
             print(f"  {metric.name:<32} {metric.value:.4g}  [{metric.interval[0]:.4g}, {metric.interval[1]:.4g}]")
 

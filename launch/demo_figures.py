@@ -261,7 +261,7 @@ def _small_multiples(measure: Measure, by_stage: Mapping[str, Sequence[Series]])
     return f"<h3>{html.escape(measure.title)}</h3>{caption}<div class=grid>{''.join(charts)}</div>"
 
 
-def kpop(lines: Answers, events: Iterable[Mapping[str, Any]]) -> str:
+def kpop(lines: Answers, timeline: Iterable[Mapping[str, Any]]) -> str:
     """Staleness by step, what the mask drops by step and by a token's probability, and who held the slots."""
     drawn = []
     if ages := _logged(lines, {"staleness/max": "oldest token", "staleness/mean": "mean of tokens"}):
@@ -281,4 +281,4 @@ def kpop(lines: Answers, events: Iterable[Mapping[str, Any]]) -> str:
         )
         drawn.append(figure(bars("Tokens dropped, by their probability", names, values, percent=True), caption))
     grid = f"<div class=grid>{''.join(drawn)}</div>" if drawn else ""
-    return grid + slots(events)
+    return grid + slots(timeline)

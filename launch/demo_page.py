@@ -43,21 +43,23 @@ def page(
     answers: Mapping[str, Answers],
     migration: Sequence[Mapping[str, Any]],
     models: Mapping[str, ModelConfig],
-    events: Iterable[Mapping[str, Any]],
+    timeline: Iterable[Mapping[str, Any]],
+    viewer: str = "",
 ) -> str:
     """The page of a finished demo.
 
     `report` is report.json, `metrics` and `answers` are each stage's lines of metrics.jsonl and samples.jsonl,
     `migration` the reports of the migration's stages, `models` the configs of its base ("base") and of its result
-    ("hybrid"), `events` the log of the KPop stage.
+    ("hybrid"), `timeline` the spans of the KPop stage, `viewer` the page of trajectories beside this one, if there is
+    one.
     """
     stages = report["stages"]
     sections = {
         "Report card": report_card(stages, answers),
-        "The same tasks, stage by stage": conversations(answers),
+        "The same tasks, stage by stage": conversations(answers, viewer),
         "Migration": figures.migration(migration, models),
         "Training": figures.curves(stages, metrics),
-        "KPop: stale samples, their mask, the slots": figures.kpop(metrics.get("kpop", ()), events),
+        "KPop: stale samples, their mask, the slots": figures.kpop(metrics.get("kpop", ()), timeline),
         "Findings": findings(report),
         "Where we lose": losses(report, models),
     }
@@ -161,7 +163,7 @@ def _cell(
     return f'<b class="{kind}">{value}</b><small>{interval}</small>'
 
 
-def conversations(answers: Mapping[str, Answers]) -> str:
+def conversations(answers: Mapping[str, Answers], viewer: str = "") -> str:
     """Of each kind a task that the stages learned, and one task that the last stage gets wrong, if there is one."""
     if not answers:
         return ""
@@ -178,7 +180,8 @@ def conversations(answers: Mapping[str, Answers]) -> str:
             f"<p>Expected answer: <b>{html.escape(str(first.get('expected', '-')))}</b></p>"
             f'<div class="grid talks">{talks}</div>'
         )
-    return "<p class=muted>Stages that give the same answer share a card.</p>" + "".join(parts)
+    more = f' <a href="{viewer}">More of them, turn by turn and token by token</a>.' if viewer else ""
+    return f"<p class=muted>Stages that give the same answer share a card.{more}</p>{''.join(parts)}"
 
 
 def _chosen(first: Answers, last: Answers) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ from ling_jax import spec as specs
 from ling_jax.config import ModelConfig
 from ling_jax.data.json_lines import read_objects
 from ling_jax.evaluate.statistics import wilson_interval
+from ling_jax.evaluate.viewer import read_trajectories, viewer_page
 from ling_jax.files import read_object, replacing, write_json
 from ling_jax.model import model_spec
 from ling_jax.run.metrics import read_metrics
@@ -26,7 +27,8 @@ def write(
     times: Mapping[str, float],
     models: Mapping[str, ModelConfig],
 ) -> str:
-    """Writes report.json and report.html; returns the table, verdicts and claims.
+    """Writes report.json, report.html and, where there are trajectories, trajectories.html; returns the table,
+    verdicts and claims.
 
     `models` are the configs of the migration's "base" and of its "hybrid".
     """
@@ -47,12 +49,24 @@ def write(
         "comparisons": f"python -m benchmarks.alignment --workdir={folder}",  # the command that makes more findings
     }
     write_json(report, folder / "report.json")
+    timeline, viewer = read_lines(folder / "kpop" / "timeline.jsonl"), write_trajectories(folder, stages)
+    text = page(report, metrics, answers, migration_reports(folder / "migrate"), models, timeline, viewer)
     with replacing(folder / "report.html") as file:
-        events = read_lines(folder / "kpop" / "events.jsonl")
-        file.write(page(report, metrics, answers, migration_reports(folder / "migrate"), models, events).encode())
+        file.write(text.encode())
     claims = [f"  {'holds' if c['holds'] else 'outside its bar':<18} {_claim(c)}" for c in report["claims"]]
     longer = "; ".join(f"{end}: {percent(part)}" for end, part in rows[-1]["own"].items())
     return "\n".join([table(rows), longer, "", *map(_verdict, report["findings"]), *claims])
+
+
+def write_trajectories(folder: Path, stages: Sequence[str]) -> str:
+    """Writes the page of the trajectories that the stages' evaluations kept; returns its name, "" without any."""
+    files = [folder / "evaluation" / stage / "trajectories.jsonl" for stage in stages]
+    found = [trajectory for file in files if file.exists() for trajectory in read_trajectories(file)]
+    if not found:
+        return ""
+    with replacing(folder / "trajectories.html") as file:
+        file.write(viewer_page(found, "The demo's trajectories").encode())
+    return "trajectories.html"
 
 
 def compared(folder: Path) -> list[dict[str, Any]]:

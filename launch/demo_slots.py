@@ -1,7 +1,6 @@
 """The figure of the slots: which rollouts generated in which slot, and how old their first tokens were."""
 
 import html
-import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -10,62 +9,62 @@ MAX_AGE = 4  # a colour for each number of weight versions, the last for this ma
 MAX_TICKS = 8  # labels below the figure
 
 
-class Span(NamedTuple):
-    """A rollout that holds a slot for some pieces of decoding, `age` versions after its first token."""
+class Box(NamedTuple):
+    """A rollout in a slot while it got tokens of one weight version, `age` versions after its first token."""
 
     slot: int
-    start: int
-    stop: int
+    start: float  # seconds since the first token
+    stop: float
     rollout: int
     age: int
 
 
-def slot_spans(events: Iterable[Mapping[str, Any]]) -> tuple[list[Span], list[int]]:
-    """(who held which slot, the pieces that new weights begin with), from the log of a run.
+def slot_boxes(timeline: Iterable[Mapping[str, Any]]) -> tuple[list[Box], list[float]]:
+    """(who held which slot, the seconds at which new weights begin to generate), from the timeline of a run.
 
-    A rollout that goes on under new weights is shown in the slot that it had; no token depends on its slot.
+    A rollout holds its slot from its first token to its last; no token depends on its slot.
     """
-    held: dict[int, int] = {}  # rollout -> slot, of those that have not ended
-    first: dict[int, int] = {}  # rollout -> version of its first token
-    spans, updates, offset = [], [], 0
-    for event in (event for event in events if event["kind"] == "generated"):
-        updates.append(offset)
-        rollouts = {int(name): values for name, values in event["rollouts"].items()}
-        held = {i: slot for i, slot in held.items() if i in rollouts}
-        until = dict.fromkeys(held.values(), math.inf)  # slot -> the piece in which it is free; all others are
-        for i, (start, stop, _, status) in sorted(rollouts.items(), key=lambda item: (item[1][0], item[0])):
-            slot = held.get(i)
-            if slot is None:
-                slot = next(slot for slot in itertools.count() if until.get(slot, 0) <= start)
-            until[slot] = stop if status != "running" else math.inf
-            age = event["version"] - first.setdefault(i, event["version"])
-            spans.append(Span(slot, offset + start, offset + stop, i, age))
-            held[i] = slot
-        held = {i: slot for i, slot in held.items() if rollouts[i][-1] == "running"}
-        offset += event["pieces"]
-    return sorted(spans), updates
+    spans = sorted(timeline, key=lambda span: (span["start"], span["rollout"]))
+    first = spans[0]["start"] if spans else 0.0
+    versions, stops, updates = {}, {}, {}
+    for span in spans:
+        versions.setdefault(span["rollout"], span["version"])
+        stops[span["rollout"]] = max(span["stop"], stops.get(span["rollout"], 0.0))
+        updates.setdefault(span["version"], span["start"] - first)
+    slots, until = {}, []
+    for span in spans:
+        if (i := span["rollout"]) not in slots:
+            slot = next((slot for slot, stop in enumerate(until) if stop <= span["start"]), len(until))
+            until[slot : slot + 1] = [stops[i]]
+            slots[i] = slot
+    boxes = [
+        Box(slots[i], span["start"] - first, span["stop"] - first, i, span["version"] - versions[i])
+        for span in spans
+        for i in [span["rollout"]]
+    ]
+    return sorted(boxes), sorted(updates.values())
 
 
-def slots(events: Iterable[Mapping[str, Any]]) -> str:
-    """Which rollouts held the slots over the steps: a row a slot, a colour an age, a line an update of the weights."""
-    spans, updates = slot_spans(events)
-    if not spans:
+def slots(timeline: Iterable[Mapping[str, Any]]) -> str:
+    """Which rollouts held the slots over the time: a row a slot, a colour an age, a line an update of the weights."""
+    boxes, updates = slot_boxes(timeline)
+    if not boxes:
         return ""
-    width, height = max(span.stop for span in spans), 1 + max(span.slot for span in spans)
+    width, height = max(box.stop for box in boxes), 1 + max(box.slot for box in boxes)
     begun: set[int] = set()
     paths: dict[int, str] = {}
-    for span in sorted(spans, key=lambda span: span.start):
-        gap = 0 if span.rollout in begun else 0.15  # before a rollout begins
-        begun.add(span.rollout)
-        size = span.stop - span.start - gap
-        age = min(span.age, MAX_AGE)
-        paths[age] = paths.get(age, "") + f"M{span.start + gap:g} {span.slot + 0.1:g}h{size:g}v.8h-{size:g}z"
+    for box in sorted(boxes, key=lambda box: box.start):
+        gap = 0 if box.rollout in begun else 0.1 * (box.stop - box.start)  # before a rollout begins
+        begun.add(box.rollout)
+        size = box.stop - box.start - gap
+        age = min(box.age, MAX_AGE)
+        paths[age] = paths.get(age, "") + f"M{box.start + gap:g} {box.slot + 0.1:g}h{size:g}v.8h-{size:g}z"
     drawn = "".join(f'<path d="{path}" fill="var(--s{age})"/>' for age, path in sorted(paths.items()))
-    lines = "".join(f"M{piece} 0v{height}" for piece in updates[1:])
+    lines = "".join(f"M{start:g} 0v{height}" for start in updates[1:])
     every = math.ceil(len(updates) / MAX_TICKS)
     ticks = "".join(
-        f'<span style="left:{100 * piece / width:.2f}%">{number + 1}</span>'
-        for number, piece in enumerate(updates)
+        f'<span style="left:{100 * start / width:.2f}%">{number + 1}</span>'
+        for number, start in enumerate(updates)
         if number % every == 0
     )
     ages = [f"{age}{' or more' if age == MAX_AGE else ''}" for age in sorted(paths)]
@@ -73,12 +72,13 @@ def slots(events: Iterable[Mapping[str, Any]]) -> str:
         f'<span><i style="background:var(--s{age})"></i>{html.escape(name)}</span>'
         for age, name in zip(sorted(paths), ages, strict=True)
     )
-    crossing = len({span.rollout for span in spans if span.age > 0})
+    crossing = len({box.rollout for box in boxes if box.age > 0})
     return (
         f'<div class="card slots"><b>Slots: which rollouts held them</b><div class=key>weight versions since the '
-        f'first token: {key}</div><svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'first token: {key}</div><svg viewBox="0 0 {width:g} {height}" preserveAspectRatio="none" role="img" '
         f'aria-label="Slots">{drawn}<path class=update d="{lines}"/></svg><div class=ticks>{ticks}</div>'
-        f"<p class=caption>A row is one of {height} slots, a box a rollout, a vertical line an update of the weights; "
-        f"numbers are steps. {crossing} of {len(begun)} rollouts went on under newer weights than they began with."
+        f"<p class=caption>A row is one of {height} slots over {width:.0f} s, a box a rollout, a vertical line an "
+        f"update of the weights; numbers are steps. {crossing} of {len(begun)} rollouts went on under newer weights "
+        "than they began with."
         "</p></div>"
     )

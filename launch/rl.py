@@ -13,12 +13,13 @@ import dataclasses
 from absl import flags
 
 from launch.flags import define_config, run_program, usage_errors
+from launch.sandboxed import start_sandbox
 from launch.training import check_one_host, join_hosts, starting_errors, training_errors
 from ling_jax.align.rewards import configured_reward
 from ling_jax.distributed import hosts
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.failures import TooManyFailures
 from ling_jax.rl.judge_config import JudgeConfig
-from ling_jax.rl.learner import TooManyFailures
 from ling_jax.rl.loop import train
 from ling_jax.rl.prepare import prepare
 from ling_jax.rl.replay import check_replay, replay
@@ -35,6 +36,7 @@ def main() -> None:
         if REPLAY.value:
             check_one_host("a replay runs")
             check_replay(WORKDIR.value)
+        start_sandbox(source.environment for source in config.tasks)
         join_hosts(config, workdir=WORKDIR.value)
         judged = config if hosts.process_index() == 0 else dataclasses.replace(config, judge=JudgeConfig())
         reward = configured_reward(judged, WORKDIR.value, replay=REPLAY.value)  # judges answer on the first host alone

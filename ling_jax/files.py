@@ -3,7 +3,7 @@
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +41,12 @@ def write_json(value: Any, path: epath.PathLike) -> None:
     """Writes a file with one JSON value, indented. Raises OSError."""
     with replacing(path) as file:
         file.write(json.dumps(value, indent=1).encode())
+
+
+def write_json_lines(values: Iterable[Any], path: epath.PathLike) -> None:
+    """Writes a file with a JSON value a line. Raises OSError."""
+    with replacing(path) as file:
+        file.writelines(json.dumps(value).encode() + b"\n" for value in values)
 
 
 def read_object(path: epath.PathLike, expected: str = "an object", most: float | None = None) -> dict[str, Any]:

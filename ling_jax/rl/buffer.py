@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ling_jax.rl.collector import Progress
 from ling_jax.rl.episode import Episode, restore_episode
 from ling_jax.rl.ledger import BatchTaken, Drawn, Ended, Generated, Ledger, Left, Limits, NewVersion
+from ling_jax.rl.trajectory import Trajectory
 
 Draw = Callable[[int, int], Sequence[Episode]]  # (first prompt, count) -> the episodes of these prompts, in order
 Emit = Callable[[str, dict[str, Any]], None]  # (kind, record)
@@ -34,19 +35,27 @@ class Group(NamedTuple):
         return [episode for episode, valid in zip(self.episodes, self.valid, strict=True) if valid]
 
 
+class Span(NamedTuple):
+    """When a rollout got its tokens of one weight version."""
+
+    rollout: int
+    version: int
+    start: float  # seconds since the epoch, as the caller's clock has them
+    stop: float
+    tokens: int
+
+
 class RolloutBuffer:
-    """Episodes by rollout. A version is: begin, advance while `ledger.is_open`, take, move_on."""
+    """Episodes by rollout. A version is: top_up, advance while `ledger.is_open`, take, move_on."""
 
     def __init__(self, limits: Limits, draw: Draw, emit: Emit):
         self.ledger = Ledger(limits)
         self.episodes: dict[int, Episode] = {}  # of open prompts, those thrown away left out
         self.recent: list[Left] = []  # the last WINDOW rollouts that left
         self.discarded = 0  # with the last version
+        self.ended: list[str] = []  # statuses of the rollouts that ended in this version
         self._draw, self._emit = draw, emit
-        self.pieces = 0  # of decoding in which some rollout went on, in this version
-        self._spans: dict[int, list[int]] = {}  # in this version: rollout -> [first piece, behind the last, tokens]
-        self._ended: list[int] = []  # in this version
-        self._arrived: dict[int, list[int]] = {}  # piece -> rollouts whose environments answered before it
+        self._spans: dict[int, Span] = {}  # by rollout, in this version
 
     @property
     def version(self) -> int:
@@ -58,56 +67,54 @@ class RolloutBuffer:
         """Those that generate or wait for their environments."""
         return {i: self.episodes[i] for i in self.ledger.running}
 
-    def advance(self, moved: Sequence[Progress], arrived: Sequence[int] = ()) -> None:
-        """After a piece of decoding, which moved these rollouts on; the environments of `arrived` answered before."""
-        if arrived:
-            self._arrived[self.pieces] = sorted([*self._arrived.get(self.pieces, ()), *arrived])
-        if not moved:
-            return
+    def advance(self, moved: Sequence[Progress], start: float = 0.0, stop: float = 0.0) -> None:
+        """After a piece of decoding, from `start` to `stop`, which moved these rollouts on."""
         for i, drawn, _ in moved:
             if drawn:
-                span = self._spans.setdefault(i, [self.pieces, 0, 0])
-                span[1:] = self.pieces + 1, span[2] + drawn
+                span = self._spans.get(i, Span(i, self.version, start, stop, 0))
+                self._spans[i] = span._replace(stop=stop, tokens=span.tokens + drawn)
                 self.ledger.apply(Generated(i, drawn))
         for i, _, ended in moved:
             if ended:
-                self._end(i)
-        self.pieces += 1
+                self.ended.append(self.episodes[i].trajectory.status)
+                self.ledger.apply(Ended(i, rewarded=not self.episodes[i].failed))
         self.top_up()
 
     @property
     def batch(self) -> list[Group]:
         """The groups that `take` would take now, older prompts first."""
-        return [Group(prompt, tuple(map(self.episodes.get, self._ids(prompt)))) for prompt in self.ledger.batch]
+        return [self.group(prompt) for prompt in self.ledger.batch]
+
+    def group(self, prompt: int) -> Group:
+        """All answers to a prompt that has not left."""
+        return Group(prompt, tuple(map(self.episodes.get, self._ids(prompt))))
 
     def take(self, unscored: Sequence[int] = ()) -> None:
         """The groups of this version's batch leave; the rollouts `unscored` were not learnt from."""
-        self._emit_generated()
         decided = self.ledger.apply(BatchTaken(tuple(unscored)))
-        self._emit("taken", {"prompts": list(decided.taken), "broken": list(decided.broken)})
+        left = {}
         for prompt in (*decided.taken, *decided.broken):
-            for i in self._ids(prompt):
-                self.episodes.pop(i, None)
+            left |= {i: self.episodes.pop(i) for i in self._ids(prompt) if i in self.episodes}
+        rollouts = {str(i): record_of(episode.trajectory) for i, episode in left.items()}
+        self._emit("taken", {"prompts": list(decided.taken), "broken": list(decided.broken), "rollouts": rollouts})
 
-    def move_on(self) -> None:
-        """The weights moved on: what has grown too old leaves."""
+    def move_on(self) -> list[Span]:
+        """The weights moved on: what has grown too old leaves. Returns the spans of the version that is over."""
+        spans, self._spans, self.ended = sorted(self._spans.values()), {}, []
         discarded = self.ledger.apply(NewVersion()).discarded
-        self._emit("version", {"version": self.version, "discarded": list(discarded)})
+        runs = {str(i): runs_of(self.episodes.pop(i).trajectory) for i in discarded}
+        self._emit("version", {"version": self.version, "discarded": runs})
         self.discarded = len(discarded)
-        for i in discarded:
-            del self.episodes[i]
         self.recent = [*self.recent, *self.ledger.take_left()][-WINDOW:]
-        self.pieces, self._spans, self._ended, self._arrived = 0, {}, [], {}
+        return spans
 
     def to_json(self) -> dict[str, Any]:
         """At any moment between two pieces of decoding; `restore` is the inverse."""
         return {
             "ledger": self.ledger.to_json(),
             "recent": [list(left) for left in self.recent],
-            "pieces": self.pieces,
-            "spans": [[i, *span] for i, span in self._spans.items()],
-            "ended": self._ended,
-            "arrived": list(self._arrived.items()),
+            "ended": self.ended,
+            "spans": [list(span) for span in self._spans.values()],
             "episodes": [self.episodes[i].to_json() for i in sorted(self.episodes)],
         }
 
@@ -115,31 +122,9 @@ class RolloutBuffer:
         """What `to_json` gave. `task_of(number)` is the task that an episode was asked for."""
         self.ledger = Ledger.from_json(record["ledger"], self.ledger.limits)
         self.recent = [Left(*left) for left in record["recent"]]
-        self.pieces, self._ended = record["pieces"], list(record["ended"])
-        self._spans = {i: span for i, *span in record["spans"]}
-        self._arrived = dict(record["arrived"])
+        self.ended = list(record["ended"])
+        self._spans = {span.rollout: span for span in (Span(*fields) for fields in record["spans"])}
         self.episodes = {e["id"]: restore_episode(e, task_of(e["task"])) for e in record["episodes"]}
-
-    def _ids(self, prompt: int) -> range:
-        size = self.ledger.limits.group_size
-        return range(prompt * size, (prompt + 1) * size)
-
-    def _end(self, i: int) -> None:
-        self._ended.append(i)
-        self.ledger.apply(Ended(i, rewarded=not self.episodes[i].failed))
-
-    def _emit_generated(self) -> None:
-        """One record a version: which pieces each rollout ran in, its tokens and status, and a digest of all tokens."""
-        tokens, rollouts = hashlib.blake2b(digest_size=16), {}
-        for i in sorted({*self._spans, *self._ended}):
-            episode, span = self.episodes[i], self._spans.get(i, [self.pieces, self.pieces, 0])
-            trajectory = episode.trajectory
-            start = len(trajectory) - sum(run.count for run in trajectory.runs if run.version == self.version)
-            tokens.update(trajectory.completion_ids[start:].tobytes() + trajectory.behaviour_logps[start:].tobytes())
-            rollouts[str(i)] = [*span, trajectory.status]
-        record = {"version": self.version, "pieces": self.pieces, "rollouts": rollouts, "tokens": tokens.hexdigest()}
-        arrived = {str(piece): ids for piece, ids in self._arrived.items()}
-        self._emit("generated", record | ({"arrived": arrived} if arrived else {}))
 
     def top_up(self) -> None:
         """Draws new prompts, so that no slot is empty that may be used."""
@@ -148,3 +133,23 @@ class RolloutBuffer:
             for episode in self._draw(first, count):
                 self.episodes[episode.id] = episode
             self.ledger.apply(Drawn(tuple(range(first, first + count))))
+
+    def _ids(self, prompt: int) -> range:
+        return ids_of(prompt, self.ledger.limits.group_size)
+
+
+def ids_of(prompt: int, group_size: int) -> range:
+    """The rollouts of a prompt."""
+    return range(prompt * group_size, (prompt + 1) * group_size)
+
+
+def runs_of(trajectory: Trajectory) -> list[list[int]]:
+    """[[weight version, tokens], …] of a completion, observations included."""
+    return [list(run) for run in trajectory.runs]
+
+
+def record_of(trajectory: Trajectory) -> dict[str, Any]:
+    """What the log keeps of a rollout: its runs, its status, and a digest of its tokens and log-probs."""
+    content = trajectory.completion_ids.tobytes() + trajectory.behaviour_logps.tobytes()
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return {"runs": runs_of(trajectory), "status": trajectory.status, "tokens": digest}

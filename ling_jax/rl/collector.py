@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class Collector:
     """An engine and the sessions of the episodes that are in it.
 
     Which slot an episode has is the engine's business: no token depends on it. Where all sessions are instant, equal
-    calls have equal results; when another session's result arrives depends on time, and `arrived` says so.
+    calls have equal results; when another session's result arrives depends on time.
     """
 
     def __init__(
@@ -87,12 +88,11 @@ class Collector:
         """
         self.link, self.operation = link, operation
         self.reader, self.slots, self.temperature = reader, slots, temperature
-        self.arrived: list[int] = []  # episodes whose session answered in the last `advance`, instant ones aside
         self.engine = make_engine(config, reader, slots, row_tile, mesh)
         self._expert_dtype = empty_experts(0, 0, config).dtype if record_experts else None
         self._sessions = SessionHost(session_seconds)
-        self._early: dict[int, SessionResult] = {}  # of a replay: results that come before their time
         self._episodes: dict[int, Episode] = {}
+        self._until: Mapping[int, int] = {}  # of `advance`
 
     def __enter__(self) -> "Collector":
         return self
@@ -114,23 +114,22 @@ class Collector:
         """New weights: what goes on is read again by them."""
         self.engine.load(params, version)
 
-    def advance(self, episodes: Mapping[int, Episode], arrivals: Sequence[int] | None = None) -> list[Progress]:
+    def advance(self, episodes: Mapping[int, Episode], until: Mapping[int, int] | None = None) -> list[Progress]:
         """One piece of decoding for these running episodes, which grow in place; what it did for each, by id.
 
         An episode whose environment acts has no slot and no progress. There may be nothing to tell, []: where all
         environments act it waits 0.2 s at most, where long contexts are read about a second. Of more episodes than
         slots, those of the lowest ids go first. An episode that is not among these any more leaves, and its session is
-        closed. With `arrivals`, for a replay, it waits for the results of these sessions as far as they act, and leaves
-        others for later.
+        closed. Those in `until`, for a replay, stop at so many tokens of completion, before their environment acts.
         """
         before = {i: episode.drawn for i, episode in episodes.items()}
-        for i in [i for i, episode in self._episodes.items() if episodes.get(i) is not episode]:
-            self._release(i)
+        bounds, self._until = self._until, until or {}
+        for i, episode in list(self._episodes.items()):
+            if episodes.get(i) is not episode or self._until.get(i) != bounds.get(i):
+                self._release(i)
         joined = [self._join(episodes[i]) for i in sorted(episodes.keys() - self._episodes.keys())]
         self._apply([result for result in joined if result is not None])
-        results = self._results() if arrivals is None else self._results_of(arrivals)
-        self.arrived = [result.id for result in results]
-        self._apply(results)
+        self._apply(self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS))
         self._apply(self._draw())
         ended = [i for i, episode in self._episodes.items() if not episode.running]
         for i in ended:
@@ -146,27 +145,7 @@ class Collector:
 
     @property
     def _acting(self) -> bool:
-        return any(map(self._acts, self._episodes))
-
-    def _results(self) -> list[SessionResult]:
-        return self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS)
-
-    def _results_of(self, ids: Sequence[int]) -> list[SessionResult]:
-        """The results of these sessions. In a replay that has become another run all may act, and none be among these:
-        then it takes whatever comes, so that the version ends and its events show the difference."""
-        self._receive(0.0)
-        while any(self._acts(i) and i not in self._early for i in ids):
-            self._receive(WAIT_SECONDS)
-        if self._acting and not self.engine.busy and not self._early.keys() & set(ids):
-            self._receive(WAIT_SECONDS)
-            ids = list(self._early)
-        return [self._early.pop(i) for i in sorted(ids) if i in self._early]
-
-    def _receive(self, wait_seconds: float) -> None:
-        self._early |= {result.id: result for result in self._sessions.results(wait_seconds)}
-
-    def _acts(self, id: int) -> bool:
-        return id in self._episodes and self._episodes[id].pending is not None
+        return any(episode.pending is not None for episode in self._episodes.values())
 
     def _join(self, episode: Episode) -> SessionResult | None:
         """Brings engine and session to where the episode is; the result of an instant session that was to act."""
@@ -196,8 +175,10 @@ class Collector:
                 continue
             if event.experts is not None:
                 event = dataclasses.replace(event, experts=event.experts.astype(self._expert_dtype))
+            if event.finish_reason == "length" and self._is_bound(episode, len(event.tokens)):
+                event = dataclasses.replace(event, finish_reason=None)
             append_generation(episode, event, self.reader)
-            if episode.pending is not None:
+            if episode.pending is not None and not self._is_held(episode):
                 results.append(self._act(episode))
         return [result for result in results if result is not None]
 
@@ -211,13 +192,26 @@ class Collector:
         for i, (tokens, _) in zip(prompts, encoded, strict=True):
             episode = self._episodes[i]
             append_observation(episode, tokens, self.engine.version, self.reader)
-            if episode.running:
-                self.engine.extend(i, tokens, tokens_left(episode, self.reader))
+            if episode.running and not self._is_held(episode):
+                self.engine.extend(i, tokens, self._tokens_left(episode))
+
+    def _is_held(self, episode: Episode) -> bool:
+        """Whether it has reached its bound."""
+        return len(episode.trajectory) >= self._until.get(episode.id, math.inf)
+
+    def _is_bound(self, episode: Episode, drawn: int) -> bool:
+        """Whether its bound stops it behind so many tokens more, and no limit of its own."""
+        bound = len(episode.trajectory) + drawn >= self._until.get(episode.id, math.inf)
+        return bound and tokens_left(episode, self.reader) > drawn
+
+    def _tokens_left(self, episode: Episode) -> int:
+        """How many tokens it may still draw."""
+        bound = self._until.get(episode.id, math.inf)
+        return int(min(tokens_left(episode, self.reader), bound - len(episode.trajectory)))
 
     def _release(self, id: int) -> None:
         """The episode leaves engine and sessions."""
         del self._episodes[id]
-        self._early.pop(id, None)
         if id in self.engine:
             self.engine.release(id)
         self._sessions.close(id)
@@ -239,7 +233,7 @@ class Collector:
             tokens=tuple(episode.context),
             turn=episode.drawn,
             drawn=episode.drawn,
-            limit=episode.drawn + tokens_left(episode, self.reader),
+            limit=episode.drawn + self._tokens_left(episode),
             recorded=episode.trajectory.num_recorded,
             prompt_logps=(),
             finish_reason=None if episode.pending is None else "stop",

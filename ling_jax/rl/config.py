@@ -62,6 +62,7 @@ class RolloutConfig:
     max_staleness: int = 0  # weight versions; 0: synchronous
     max_retention: int = 0  # how often a rollout may be paused at the budget
     record_experts: bool = False  # the learner's tokens go to the experts that generation chose: docs/rl.md
+    overlap: bool = False  # generation goes on while the weights learn, where its rollouts may meet newer weights
     session_seconds: float = 600.0  # for an opening and for each action of an environment's session; our choice
     count: str = "generated"  # what the budget counts, and how slots fill: ling_jax.rl.ledger
     refill: str = "continuous"
@@ -125,7 +126,7 @@ class RLConfig:
 RESUMABLE = (
     *RESUMABLE_FIELDS, "train.microbatches", "train.max_failed_share", "train.samples", "train.eval_tasks",
     "mesh", "engine", "engine_devices", "model.remat", "model.scan_layers", "rollout.session_seconds",
-    "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
+    "rollout.overlap", "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
@@ -181,7 +182,7 @@ def _check_answers(source: TaskSource, reward: str, where: str) -> None:
     """Our rewards pay right answers, and nothing where no answer is known."""
     if source.path and ":" not in reward:
         for task in tasks(source):
-            if task.hidden["checker"] == "none":
+            if task.hidden.get("checker") == "none":
                 raise ValueError(
                     f'{where}: line {task.seed} of {source.path} has the checker "none", and reward {reward!r} pays '
                     "right answers: give it an answer, or name a reward of your own, module:function"

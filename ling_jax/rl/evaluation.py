@@ -24,7 +24,21 @@ def evaluate(
     seed: int = 0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """What the weights do with each task: `describe` of `samples` episodes, next to each other, tasks in order.
+    """`describe` of the episodes of `play_tasks`, in their order."""
+    episodes = play_tasks(collector, params, tasks, samples=samples, seed=seed, stopped=stopped)
+    return [describe(episode) for episode in episodes]
+
+
+def play_tasks(
+    collector: Collector,
+    params,
+    tasks: Sequence[Task],
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Episode]:
+    """What the weights do with each task: `samples` episodes, next to each other, tasks in order.
 
     The answers have seeds of their own, from `seed` on. With a collector of temperature 0, the likeliest answers. Where
     `stopped()` says so between two pieces of decoding, only the episodes that have ended. Raises ValueError where a
@@ -34,8 +48,7 @@ def evaluate(
     numbers = [(i, i // samples) for i in range(len(tasks) * samples)]
     requests = [EpisodeRequest(i, number, tasks[number], seed=seed + i) for i, number in numbers]
     playing = ([episode] for episode in play(collector, collector.reader.begin_all(requests), stopped=stopped))
-    episodes = sorted(with_progress(playing, "rollouts", len(requests)), key=lambda episode: episode.id)
-    return [describe(episode) for episode in episodes]
+    return sorted(with_progress(playing, "rollouts", len(requests)), key=lambda episode: episode.id)
 
 
 def describe(episode: Episode) -> dict[str, Any]:

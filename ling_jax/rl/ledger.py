@@ -152,15 +152,15 @@ class Ledger:
         self.limits = limits
         self.version = 0
         self.prompts = 0  # drawn so far
-        self.generated = 0  # tokens of this version
-        self.completed = 0  # tokens of the rollouts that ended in this version
+        self.generated = 0  # tokens since the last batch was taken: a trainer may learn from it meanwhile
+        self.completed = 0  # tokens of the rollouts that ended since then
         self.ended = [0, 0]  # rollouts that ended in the whole run, and their tokens
         self.accounts: dict[int, Account] = {}
         self.groups: dict[int, Group] = {}
         self.running: dict[int, None] = {}  # in the order in which they started
         self.left: list[Left] = []  # since `take_left`
         self._waiting: collections.deque[int] = collections.deque()
-        self._ended_now = False  # whether some rollout ended in this version
+        self._ended_now = False  # whether some rollout ended since then
         self._started: dict[int, set[int]] = collections.defaultdict(set)  # version -> running rollouts
         self._oldest: dict[int, set[int]] = collections.defaultdict(set)  # version -> rollouts, of the first token
         self._complete: dict[int, set[int]] = collections.defaultdict(set)  # oldest version -> complete groups
@@ -356,11 +356,11 @@ class Ledger:
                 self._forget(i, trained=self.accounts[i].rewarded and i not in unscored)
             self._unfile(prompt)
             del self.groups[prompt]
+        self.generated, self.completed, self._ended_now = 0, 0, False
         return taken, broken
 
     def _move_on(self) -> tuple[int, ...]:
         self.version += 1
-        self.generated, self.completed, self._ended_now = 0, 0, False
         paused = [v for v in self._started if self.version - v > self.limits.max_retention]
         stale = [v for v in self._oldest if self.version - v > self.limits.max_staleness]
         discarded = {i for v in paused for i in self._started[v]} | {i for v in stale for i in self._oldest[v]}

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from ling_jax.envs.coding import integrity
+from ling_jax.files import write_json, write_json_lines
 from ling_jax.partials import write_errors
 from ling_jax.paths import append
 from ling_jax.rl.config import RLConfig
@@ -19,8 +21,18 @@ from ling_jax.run.metrics import MetricsWriter, drop_lines_from, to_line
 from ling_jax.run.wandb_run import open_wandb
 from ling_jax.train.optimizer import learning_rate
 
-LOGS = ("metrics", "samples", "events")
+LOGS = ("metrics", "samples", "events", "timeline", "episodes")
+TRAJECTORIES = "trajectories"  # the folder of the same samples as ATIF, a file a step
+INTEGRITY = "integrity.json"  # what all episodes that were learnt from say about the rewards
 GENERATING_SECONDS = 10  # between two lines about a generation that takes longer
+
+
+def write_integrity(workdir: epath.Path) -> str:
+    """Sums up all episodes of a run in `INTEGRITY`, for programs; the text for people."""
+    with (workdir / "episodes.jsonl").open() as file:
+        found = integrity.report(map(json.loads, file))
+    write_json(found, workdir / INTEGRITY)
+    return integrity.report_text(found)
 
 
 class RunLog:
@@ -31,8 +43,10 @@ class RunLog:
         self._told, self._memory = self._begun, MemoryUse()
         wandb = open_wandb(config.train.wandb, workdir, config)
         self._metrics = MetricsWriter(workdir, first_step=start, wandb=wandb)
-        for name in ("samples", "events"):
+        for name in LOGS[1:]:
             drop_lines_from(workdir / f"{name}.jsonl", start)
+        for later in (path for path in (workdir / TRAJECTORIES).glob("*.jsonl") if path.stem >= f"{start:06}"):
+            later.unlink()
         updates = config.max_updates
         self._rates = np.asarray(jax.jit(learning_rate(config.optimizer, updates))(np.arange(updates)))
 
@@ -49,6 +63,10 @@ class RunLog:
         self._metrics.write([line])
         self._append("samples", step, result.samples)
         self._append("events", step, result.events)
+        self._append("episodes", step, result.episodes)
+        self._append("timeline", step, [span._asdict() for span in result.spans])
+        if result.trajectories:
+            write_json_lines(result.trajectories, self._workdir / TRAJECTORIES / f"{step:06}.jsonl")
         self._print(step, line)
         self._told = time.perf_counter()
         return line

@@ -22,7 +22,7 @@ from ling_jax.rl.answers import Answer
 from ling_jax.rl.follow import Follower
 from ling_jax.rl.learner import Learner
 from ling_jax.rl.link import Link, Operation
-from ling_jax.rl.log import RunLog
+from ling_jax.rl.log import RunLog, write_integrity
 from ling_jax.rl.partial import read_partial
 from ling_jax.rl.prepare import Run, start_report
 from ling_jax.rl.stage import RLStage, make_collector, owes_evaluation
@@ -39,7 +39,7 @@ from ling_jax.train.state import TrainState
 def train(run: Run) -> dict[str, Any]:
     """Learns until `train.steps`, from the newest checkpoint in the workdir if there is one.
 
-    The workdir gets metrics.jsonl, samples.jsonl and events.jsonl, a line or more each step, tensorboard/,
+    The workdir gets lines for each step in metrics, samples, episodes, events and timeline.jsonl, tensorboard/,
     checkpoints/, and evaluation/STEP/ where `train.eval_tasks` asks for it. Returns the last line of metrics.jsonl, or
     {} where nothing was left to do.
 
@@ -69,7 +69,9 @@ def train(run: Run) -> dict[str, Any]:
                 if partial or record:
                     learner.restore(partial or record)
                 with _end_of_others(learner.collector.link):
-                    return _steps(run, learner, manager, start, resumed=partial is not None)
+                    last = _steps(run, learner, manager, start, resumed=partial is not None)
+            print(write_integrity(run.workdir), flush=True)
+            return last
     finally:
         unlock(run.workdir, run.lock)
 
@@ -110,8 +112,8 @@ def _end_of_others(link: Link | None) -> Iterator[None]:
 @contextlib.contextmanager
 def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
-    compiler, link = concurrent.futures.ThreadPoolExecutor(1), make_link(run)
-    compiled = compiler.submit(_compile, run, link)
+    worker, link = concurrent.futures.ThreadPoolExecutor(1), make_link(run)
+    compiled = worker.submit(_compile, run, link)
     collector = make_collector(run, link, Operation.GENERATE, record_experts=run.config.rollout.record_experts)
     try:
         reference, teachers = reading_copies(run)
@@ -119,10 +121,11 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
         def update(state: TrainState, answers: Sequence[Answer], version: int) -> tuple[TrainState, list[Update]]:
             return learn(compiled.result(), run.config, state, reference, answers, version, teachers)
 
-        yield Learner(run.config, run.reward, collector, update, state)
+        trainer = worker if run.config.rollout.overlap else None
+        yield Learner(run.config, run.reward, collector, update, state, trainer)
     finally:
         collector.close()
-        compiler.shutdown(wait=False, cancel_futures=True)
+        worker.shutdown(wait=False, cancel_futures=True)
 
 
 def new_state(run: Run) -> TrainState:

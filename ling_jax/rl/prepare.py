@@ -22,7 +22,15 @@ from ling_jax.engine.memory import check_mesh, memory_for, plan_memory
 from ling_jax.engine.reshard import ReshardPlan, reshard_plan
 from ling_jax.engine.reshard import engine_mesh as make_engine_mesh
 from ling_jax.envs import NAMES, Task, environment
-from ling_jax.envs.sources import check_files, describe_source, distinct_held_out, held_out_of, tasks
+from ling_jax.envs.sources import (
+    TaskSource,
+    check_files,
+    describe_source,
+    distinct_held_out,
+    held_out_of,
+    place_of,
+    tasks,
+)
 from ling_jax.messages import size_text
 from ling_jax.model import model_spec
 from ling_jax.model.layers import num_moe_layers
@@ -95,6 +103,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
         print(f"WARNING: {warning}", flush=True)
     mesh, engine_mesh = _meshes(config)
+    _check_overlap(config)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _warn_of_few_tasks(config)
     _warn_of_shared_tasks(config)
@@ -163,6 +172,15 @@ def _meshes(config: RLConfig) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh | No
     engine_mesh = _engine_mesh(dataclasses.asdict(config.engine), mesh, own)
     check_mesh(engine_mesh, config.rollout.slots)
     return mesh, engine_mesh
+
+
+def _check_overlap(config: RLConfig) -> None:
+    """Raises ValueError on several processes, whose programs run in one order."""
+    if config.rollout.overlap and hosts.is_multiprocess():
+        raise ValueError(
+            f"rollout.overlap is True, on {jax.process_count()} processes: all of them run the same programs in the "
+            "same order; set it to False"
+        )
 
 
 def _engine_mesh(sizes: dict[str, int], mesh: jax.sharding.Mesh, own: Sequence[jax.Device]) -> jax.sharding.Mesh | None:
@@ -235,6 +253,7 @@ def start_report(run: Run, start: int) -> str:
     budget = f"{rollout.token_budget} {rollout.count} tokens a step" if rollout.token_budget else "until none is left"
     logs = ", ".join(f"{name}.jsonl" for name in LOGS)
     staleness = f"staleness <= {rollout.max_staleness}, retention <= {rollout.max_retention}, refill {rollout.refill}"
+    staleness += ", beside the optimisation steps" if rollout.overlap else ""
     lines = {
         "model": f"{specs.count(model_spec(run.start.config))} parameters from {config.start_from}",
         "objective": describe_loss(config.objective, rollout.group_size),
@@ -249,7 +268,7 @@ def start_report(run: Run, start: int) -> str:
         "devices": _describe_devices(run),
         "engine": str(run.engine_plan),
         "kernels": check_kernels(),
-        "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/",
+        "files": f"{run.workdir}: config.json, {logs}, tensorboard/, checkpoints/, tokenizer/, trajectories/",
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
@@ -309,7 +328,7 @@ def _probe(config: RLConfig, reader: Reader) -> None:
         count = min(source.size, max(PROBES, len(source.difficulties)))
         held_out = held_out_of(source, max(count, config.train.eval_tasks))
         if source.path:
-            _check_all_fit(source.path, [*tasks(source), *held_out], reader, effort)
+            _check_all_fit(source, [*tasks(source), *held_out], reader, effort)
         elif environment(source.environment).solution is None:
             print(f"{source.environment} has no solution: nothing is played before the first step", flush=True)
         found = [*itertools.islice(tasks(source), count), *held_out]
@@ -318,13 +337,14 @@ def _probe(config: RLConfig, reader: Reader) -> None:
             rehearse(episode, reader, seconds)
 
 
-def _check_all_fit(path: str, questions: Sequence[Task], reader: Reader, effort: str | None) -> None:
-    """Raises ValueError with the line of the first question of a file that no episode can begin with."""
-    begun = reader.begin([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in questions])
+def _check_all_fit(source: TaskSource, found: Sequence[Task], reader: Reader, effort: str | None) -> None:
+    """Raises ValueError with the place of the first task of a file or folder that no episode can begin with."""
+    begun = reader.begin([EpisodeRequest(0, 0, task, seed=0, effort=effort) for task in found])
     refused = [found for found in begun if isinstance(found, Refused)]
     if refused:
         more = f"; {len(refused) - 1} others are so" if len(refused) > 1 else ""
-        raise ValueError(f"{path}, line {refused[0].request.task.seed}: {refused[0].reason}{more}")
+        task = refused[0].request.task
+        raise ValueError(f"{source.path}, {place_of(task)}: {refused[0].reason}{more}")
 
 
 def _held_out_report(config: RLConfig) -> str:

@@ -1,5 +1,6 @@
 """Between conversations and tokens: a stage's tokenizer and template."""
 
+import codecs
 import dataclasses
 from collections.abc import Sequence
 
@@ -56,6 +57,16 @@ class Reader:
     def text(self, tokens: Sequence[int]) -> str:
         """As it was written: a special token in it is its name, which an answer cannot hide behind."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=False)
+
+    def token_texts(self, tokens: Sequence[int]) -> list[str]:
+        """The text that each token adds; a character of several tokens belongs to its last one."""
+        pieces, _ = self._bytes
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        last = len(tokens) - 1
+        return [
+            decoder.decode(pieces[token] if token < len(pieces) else b"", final=i == last)
+            for i, token in enumerate(tokens)
+        ]
 
     def sentence_ids(self, trajectory: Trajectory) -> np.ndarray:
         """[T] int32: which sentence of its turns each drawn token is in, counted through; -1 for other tokens."""

@@ -17,6 +17,7 @@ from ling_jax.data.json_lines import check_whole_characters
 from ling_jax.envs import environment
 from ling_jax.envs.base import Action, InfraError, Message, Session, StepResult, Task
 from ling_jax.messages import error_text
+from ling_jax.sandbox import SandboxError
 
 SECONDS = 600.0  # for an `open` or a `step`; our choice: a test suite in a sandbox takes minutes
 CLOSE_SECONDS = 10.0  # for a `close`, beside all else; our choice
@@ -307,7 +308,7 @@ async def _open(id: int, session: Session, task: Task, seed: int) -> SessionResu
 async def _step(id: int, session: Session, action: Action) -> SessionResult:
     try:
         step = await session.step(action)
-    except InfraError as error:
+    except (InfraError, SandboxError) as error:
         return SessionResult(id, None, "infra_failed", error_text(error))
     except (Exception, SystemExit, asyncio.CancelledError) as error:  # it says nothing about the policy
         return SessionResult(id, None, "env_failed", error_text(error))

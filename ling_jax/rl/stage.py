@@ -61,7 +61,8 @@ class RLStage:
         try:
             result = learner.step(tell, lambda: bool(stopped))
         except Exception as error:
-            if any(leaf.is_deleted() for leaf in jax.tree.leaves(learner.state)):  # the update has used the state up
+            used_up = any(leaf.is_deleted() for leaf in jax.tree.leaves(learner.state))
+            if used_up or learner.learning:  # the batch is gone, and the weights have not learnt from it
                 raise
             self.save(step, waits=True)
             error.add_note(f"the run is saved within step {step + 1}; the same command continues there")

@@ -24,8 +24,11 @@ from ling_jax.preflight import check_folder
 from ling_jax.sums import checks, read_sealed, write_sealed
 from ling_jax.train.config import RESUMABLE
 
-FOLDERS = ("checkpoints", "data", "evaluation", "tensorboard", "tokenizer")
-FILES = ("config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl")
+FOLDERS = ("checkpoints", "data", "evaluation", "tensorboard", "tokenizer", "trajectories")
+FILES = (
+    "config.json", "origins.json", "metrics.jsonl", "samples.jsonl", "events.jsonl", "timeline.jsonl", "episodes.jsonl",
+    "integrity.json",
+)  # fmt: skip
 LOCK = ".lock"
 Result = TypeVar("Result")
 

@@ -37,17 +37,21 @@ def answers(solved: int, tokens: int, extra: int) -> Iterator[dict[str, Any]]:
             yield answer | {"outcome": float(i < solved), "superfluous_calls": extra if environment == "lookup" else 0}
 
 
-def events(steps: int = STEPS) -> Iterator[dict[str, Any]]:
-    """Two pieces of decoding a step; a rollout takes three pieces, so every second one meets new weights."""
+def trajectory(stage: str) -> dict[str, Any]:
+    """The least that a stage keeps of an answer."""
+    steps = [{"step_id": 1, "source": "user", "message": "?1<b>"}, {"step_id": 2, "source": "agent", "message": "A:1"}]
+    about = {"stage": stage, "environment": "digit_sums", "rewards": {"outcome": 1.0}}
+    return {"schema_version": "ATIF-v1.7", "steps": steps, "extra": about}
+
+
+def timeline(steps: int = STEPS) -> Iterator[dict[str, Any]]:
+    """Two seconds a step; a rollout takes three, so every second one meets new weights."""
     for step in range(steps):
-        spans: dict[str, list[Any]] = {}
-        for piece in (0, 1):
-            begun, taken = divmod(2 * step + piece, 3)
+        for begun in sorted({(2 * step) // 3, (2 * step + 1) // 3}):
+            start, stop = max(2 * step, 3 * begun), min(2 * step + 2, 3 * begun + 3)
             for i in range(begun * SLOTS, (begun + 1) * SLOTS):
-                start, _, tokens, _ = spans.get(str(i), [piece, 0, 0, ""])
-                spans[str(i)] = [start, piece + 1, tokens + 8, "finished" if taken == 2 else "running"]
-        yield {"step": step, "kind": "generated", "version": step, "pieces": 2, "rollouts": spans, "tokens": ""}
-        yield {"step": step, "kind": "version", "version": step + 1, "discarded": []}
+                span = {"rollout": i, "version": step, "start": 1e9 + start, "stop": 1e9 + stop}
+                yield {"step": step} | span | {"tokens": 8 * (stop - start)}
 
 
 def write_demo(folder: Path, steps: int = STEPS) -> None:
@@ -74,7 +78,8 @@ def write_demo(folder: Path, steps: int = STEPS) -> None:
         (folder / "evaluation" / name).mkdir(parents=True)
         lines = answers(50 + 5 * grade, 40 - 2 * grade, 1 if name == "sft" else 0)
         write_lines(folder / "evaluation" / name / "samples.jsonl", lines)
-    write_lines(folder / "kpop" / "events.jsonl", events(steps))
+        write_lines(folder / "evaluation" / name / "trajectories.jsonl", [trajectory(name)])
+    write_lines(folder / "kpop" / "timeline.jsonl", timeline(steps))
     for step, solved in ((0, 40), (steps, 41)):
         own = folder / "kpop" / "evaluation" / f"{step:06}"
         own.mkdir(parents=True)

@@ -4,51 +4,52 @@ REWARDED = ("finished", "truncated")
 
 
 def check_log(events, *, max_staleness: int, max_retention: int, prompts_per_step: int, group_size: int) -> dict:
-    """{rollout: [[weight version, tokens], …]} of all rollouts, as the log tells it.
+    """{rollout: [[weight version, tokens], …]} of all rollouts that have left, as the log tells it.
 
     Fails where a rollout was thrown away that was not too old or paused too often, where one was used that was, where
-    one went on after its end, and where more prompts were outstanding than may be.
+    one has tokens of versions that did not draw it, and where more prompts were outstanding than may be.
     """
     version = 0
-    drew: dict[int, list[list[int]]] = {}  # rollout -> runs of (version, tokens)
+    runs: dict[int, list[list[int]]] = {}  # of the rollouts that have left
     drawn: dict[int, int] = {}  # prompt -> version
-    closed, gone, ended = set(), set(), {}
-    members = lambda prompt: range(prompt * group_size, (prompt + 1) * group_size)  # noqa: E731
+    closed, gone = set(), set()
+
+    def members(prompt: int) -> range:
+        return range(prompt * group_size, (prompt + 1) * group_size)
+
+    def leave(i: int, of_rollout: list[list[int]]) -> None:
+        assert i not in runs, f"rollout {i} left twice"
+        versions = [number for number, _ in of_rollout]
+        assert versions == sorted(set(versions)) and all(count > 0 for _, count in of_rollout)
+        assert all(drawn[i // group_size] <= number <= version for number in versions)
+        runs[i] = of_rollout
+
     for event in events:
         match event["kind"]:
             case "prompt":
                 drawn[event["prompt"]] = version
                 left = {p for p in drawn.keys() - closed if not set(members(p)) <= gone}
                 assert len(left) <= (max_staleness + 1) * prompts_per_step
-            case "generated":
-                assert event["version"] == version
-                for name, (start, stop, count, status) in event["rollouts"].items():
-                    i = int(name)
-                    assert i not in ended and i not in gone and i // group_size in drawn, f"rollout {i} cannot go on"
-                    assert 0 <= start <= stop <= event["pieces"]
-                    if count:
-                        drew.setdefault(i, []).append([version, count])
-                    if status != "running":
-                        ended[i] = status
             case "taken":
                 assert len(event["prompts"]) <= prompts_per_step
-                for prompt in event["prompts"] + event["broken"]:
+                rollouts = {int(i): record for i, record in event["rollouts"].items()}
+                prompts = event["prompts"] + event["broken"]
+                assert rollouts.keys() == {i for prompt in prompts for i in members(prompt)} - gone
+                for i, record in rollouts.items():
+                    leave(i, record["runs"])
+                for prompt in prompts:
                     assert prompt not in closed
-                    kept = [i for i in members(prompt) if i not in gone]
-                    assert all(i in ended for i in kept), f"prompt {prompt} was used before it was complete"
-                    rewarded = [i for i in kept if ended[i] in REWARDED]
+                    rewarded = [i for i in members(prompt) if i in rollouts and rollouts[i]["status"] in REWARDED]
                     assert bool(rewarded) == (prompt in event["prompts"])
-                    assert all(version - drew[i][0][0] <= max_staleness for i in rewarded)
+                    assert all(version - runs[i][0][0] <= max_staleness for i in rewarded)
                     closed.add(prompt)
             case "version":
                 version += 1
                 assert event["version"] == version
-                alive = {i for i in drew if i not in gone and i // group_size not in closed}
-                stale = {i for i in alive if version - drew[i][0][0] > max_staleness}
-                assert stale <= set(event["discarded"]), "a rollout was kept that is too old"
-                for i in set(event["discarded"]) - stale:  # it may have had its slot long before its first token
-                    assert i not in ended and version - drawn[i // group_size] > max_retention, (
-                        f"rollout {i} left early"
-                    )
-                gone |= set(event["discarded"])
-    return drew
+                for name, of_rollout in event["discarded"].items():
+                    leave(i := int(name), of_rollout)
+                    stale = of_rollout and version - of_rollout[0][0] > max_staleness
+                    # It may have had its slot long before its first token.
+                    assert stale or version - drawn[i // group_size] > max_retention, f"rollout {i} left early"
+                    gone.add(i)
+    return runs

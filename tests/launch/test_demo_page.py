@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 from launch.demo_figures import cache_bytes, larger_cache_below
-from launch.demo_slots import Span, slot_spans
+from launch.demo_slots import Box, slot_boxes
 from tests.helpers import demo_folder
 from tests.helpers.browser import chromium_or_skip, figures_of, open_file, too_wide
 
@@ -54,6 +54,14 @@ def test_the_page_needs_no_network_and_logs_no_error(opened, folder):
     tab = opened()
     assert tab.errors == []
     assert tab.requests == [(folder / "report.html").as_uri()]
+
+
+def test_the_page_leads_to_the_trajectories_of_all_stages(opened):
+    tab = opened()
+    tab.get_by_text("More of them, turn by turn and token by token").click()
+    tab.wait_for_url("**/trajectories.html")
+    text = tab.inner_text("nav")
+    assert "kpop · digit_sums" in text and "sft · digit_sums" in text and tab.errors == []
 
 
 @pytest.mark.parametrize("width", [1200, 390])
@@ -108,7 +116,8 @@ def test_the_page_is_one_file_without_scripts(text):
     Reader().feed(text)
     assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in tags}
     anchors = {attributes["href"] for tag, attributes in tags if tag == "a"}
-    assert anchors == {f"#{attributes['id']}" for tag, attributes in tags if tag == "h2"} and len(anchors) == 7
+    sections = {f"#{attributes['id']}" for tag, attributes in tags if tag == "h2"}
+    assert anchors == sections | {"trajectories.html"} and len(sections) == 7
     assert "http" not in text and "url(" not in text
     assert "?55&lt;b&gt;" in text and " &amp; 2" in text
 
@@ -143,19 +152,19 @@ def test_a_change_is_coloured_against_the_stage_that_one_starts_from(tmp_path):
 
 
 def test_the_slots_show_who_held_them_and_how_old_they_were():
-    spans, updates = slot_spans(demo_folder.events(steps=3))
+    boxes, updates = slot_boxes(demo_folder.timeline(steps=3))
     assert updates == [0, 2, 4]
-    second = [span for span in spans if span.slot == 1]
-    assert second == [Span(1, 0, 2, 1, 0), Span(1, 2, 3, 1, 1), Span(1, 3, 4, 5, 0), Span(1, 4, 6, 5, 1)]
-    for slot, of_slot in itertools.groupby(spans, lambda span: span.slot):
+    second = [box for box in boxes if box.slot == 1]
+    assert second == [Box(1, 0, 2, 1, 0), Box(1, 2, 3, 1, 1), Box(1, 3, 4, 5, 0), Box(1, 4, 6, 5, 1)]
+    for slot, of_slot in itertools.groupby(boxes, lambda box: box.slot):
         assert all(a.stop <= b.start for a, b in itertools.pairwise(of_slot)), slot
 
 
 def test_a_slot_that_a_rollout_leaves_is_given_to_the_next():
-    rollouts = {"0": [0, 1, 8, "finished"], "1": [0, 2, 16, "running"], "2": [1, 2, 8, "running"]}
-    then = {"kind": "generated", "version": 0, "pieces": 2, "rollouts": rollouts}
-    spans, _ = slot_spans([{"kind": "prompt", "prompt": 0, "task": 0}, then])
-    assert spans == [Span(0, 0, 1, 0, 0), Span(0, 1, 2, 2, 0), Span(1, 0, 2, 1, 0)]
+    spans = [(0, 0, 1), (1, 0, 2), (2, 1, 2)]
+    lines = [{"rollout": i, "version": 0, "start": start, "stop": stop, "tokens": 8} for i, start, stop in spans]
+    boxes, _ = slot_boxes(lines)
+    assert boxes == [Box(0, 0, 1, 0, 0), Box(0, 1, 2, 2, 0), Box(1, 0, 2, 1, 0)]
 
 
 def test_the_hybrids_cache_is_larger_up_to_the_context_that_the_page_names():

@@ -10,6 +10,7 @@ import pytest
 
 from ling_jax import data, model
 from ling_jax.checkpoint import save_hf
+from ling_jax.evaluate.viewer import read_trajectories
 from tests.helpers.faults import ROOT
 from tests.helpers.refusals import run_each
 from tests.helpers.tiny import random_params, tiny_config
@@ -57,7 +58,7 @@ def evaluate(folder, task, file, *more):
 
 
 def read(out):
-    assert sorted(path.name for path in out.iterdir()) == ["samples.jsonl", "summary.json"]
+    assert {path.name for path in out.iterdir()} - {"trajectories.jsonl"} == {"samples.jsonl", "summary.json"}
     samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     summary = json.loads((out / "summary.json").read_text())
     return samples, summary, {row["name"]: row for row in summary["metrics"]}
@@ -176,6 +177,9 @@ def test_environments_are_played_with_several_samples(tmp_path):
     assert metrics["distinct"]["value"] == metrics["lookup/tokens"]["n"] == 4
     assert metrics["lookup/accuracy"]["n"] == 12 and metrics["lookup/pass^3"]["value"] == 0
     assert summary["settings"]["difficulties"] == ["1", "2"] and "rollouts=12/12 " in done.stdout
+    found = list(read_trajectories(tmp_path / "out" / "trajectories.jsonl"))
+    assert [one["extra"]["task"] for one in found] == [sample["task"] for sample in samples]
+    assert [one["final_metrics"]["total_completion_tokens"] for one in found] == [one["tokens"] for one in samples]
 
 
 GOOD = {"perplexity": {"text": "x"}, "choice": QUESTIONS[0], "generate": TASKS[0], "environment": {}, "needle": {}}

@@ -9,9 +9,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from notebooks.execute import FOLDER, ROOT, execute, problems, tidy
+from tests.helpers.sandboxes import sandbox_or_skip
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-FAST = ("lightning", "migration")  # the others compile for longer, or start programs
+FAST = ("environments", "lightning", "migration")  # the others compile for longer, or start programs
 # Until a cell counts as hanging: the longest takes 20 s on two quiet cores, a busy machine has 40 times that.
 CELL_SECONDS = 900
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -56,6 +57,8 @@ def library_imports(notebook):
     ids=lambda path: path.stem,
 )
 def test_a_notebook_runs_and_shows_the_kinds_of_output_that_are_stored(path):
+    if path.stem == "environments":
+        sandbox_or_skip()
     stored, ran = nbformat.read(path, as_version=4), execute(path, CELL_SECONDS)
     assert not problems(ran)
     for before, after in zip(code_cells(stored), code_cells(ran), strict=True):

@@ -1,6 +1,7 @@
 """Episodes in an engine, with sessions that act at once, take their time, or break."""
 
 import json
+import math
 import threading
 import time
 
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 
 from ling_jax.envs import find
-from ling_jax.rl import collector as collector_module
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import restore_episode
 from ling_jax.rl.sessions import LOST
@@ -45,8 +45,8 @@ def run(collector, episodes, pieces=10_000):
     """What each `advance` gave, until all have ended or so many pieces are done; episodes that end leave."""
     running, found = {episode.id: episode for episode in episodes}, []
     while running and pieces:
-        found.append((collector.advance(running), collector.arrived))
-        for progress in found[-1][0]:
+        found.append(collector.advance(running))
+        for progress in found[-1]:
             if progress.ended:
                 del running[progress.id]
         pieces -= 1
@@ -66,10 +66,9 @@ def test_equal_calls_with_instant_sessions_have_equal_results(monkeypatch):
         episodes = begin(24)
         with tiny_collector() as collector:
             found = run(collector, episodes)
-        assert all(arrived == [] for _, arrived in found)
-        for progress, _ in found:
+        for progress in found:
             assert [p.id for p in progress] == sorted(p.id for p in progress)
-        runs.append(([progress for progress, _ in found], episodes))
+        runs.append((found, episodes))
     (first, episodes), (second, others) = runs
     assert first == second
     same(episodes, others)
@@ -86,12 +85,9 @@ def test_slow_sessions_change_no_token(monkeypatch):
         environment(monkeypatch, make)
         episodes = begin(20)
         with tiny_collector() as collector:
-            found = run(collector, episodes)
+            run(collector, episodes)
         ended.append(episodes)
-        arrived = [i for _, ids in found for i in ids]
     same(*ended)
-    answered = sorted(i for e in episodes for i in [e.id] * sum(m["role"] == "assistant" for m in e.reply))
-    assert sorted(arrived) == answered, "each result of a slow session is told once"
 
 
 def test_sixteen_tools_of_a_second_take_little_more_than_one(monkeypatch):
@@ -114,10 +110,10 @@ def test_where_all_environments_act_there_is_nothing_to_tell_and_nobody_waits_lo
             collector.advance({0: episode})
         for _ in range(2):
             begun = time.perf_counter()
-            assert collector.advance({0: episode}) == [] and collector.arrived == []
+            assert collector.advance({0: episode}) == []
             assert time.perf_counter() - begun < 0.5
         assert not collector.engine.busy, "its slot is free"
-        assert run(collector, [episode])[-1] == ([(0, 0, True)], [0])
+        assert run(collector, [episode])[-1] == [(0, 0, True)]
 
 
 BREAKING = {
@@ -259,37 +255,25 @@ def in_time(call):
     return found[0]
 
 
-@pytest.fixture
-def acting(monkeypatch):
-    """(collector, episode): one whose environment acts, for a tenth of a second."""
-    environment(monkeypatch, Talker)
-    (episode,) = begin(1)
+@pytest.mark.parametrize("make", [Instant, Talker])
+def test_episodes_that_stop_at_bounds_have_the_tokens_of_those_that_do_not(monkeypatch, make):
+    """In the middle of a turn, at its end and behind an observation: no environment acts before its time."""
+    environment(monkeypatch, make)
+    whole, parts = begin(8), begin(8)
     with tiny_collector() as collector:
-        while episode.pending is None:
-            collector.advance({0: episode}, [])
-        yield collector, episode
-
-
-def test_a_replay_waits_for_no_result_that_it_has(acting, monkeypatch):
-    """A long observation is read, longer than a call takes: no piece of decoding is done, and the log names one."""
-    collector, episode = acting
-    with monkeypatch.context() as patch:
-        patch.setattr(collector_module, "READ_SECONDS", 0.0)
-        assert in_time(lambda: collector.advance({0: episode}, [0])) == [] and collector.arrived == [0]
-    assert in_time(lambda: collector.advance({0: episode}, [0]))[0].drawn and collector.arrived == []
-
-
-def test_a_replay_that_is_another_run_goes_on_and_shows_it(acting):
-    """Its log names a result of an episode that still generates, and then names none where all wait for one."""
-    collector, episode = acting
-    in_time(lambda: collector.advance({0: episode}, [0]))
-    assert collector.arrived == [0]
-    while episode.pending is None:
-        assert in_time(lambda: collector.advance({0: episode}, [0])) and collector.arrived == []
-    until = time.monotonic() + 5
-    while not collector.arrived and time.monotonic() < until:
-        in_time(lambda: collector.advance({0: episode}, []))
-    assert collector.arrived == [0]
+        run(collector, whole)
+        sizes = [len(episode.trajectory) for episode in whole]
+        turns = [stop for episode in whole for _, stop in episode.trajectory.turns]
+        for bound in sorted({1, 5, 11, *turns, max(sizes)}):
+            until = {e.id: bound for e, size in zip(parts, sizes, strict=True) if bound < size}
+            going = {e.id: e for e in parts if e.running and len(e.trajectory) < bound}
+            while going:
+                collector.advance(going, until)
+                going = {i: e for i, e in going.items() if e.running and len(e.trajectory) < until.get(i, math.inf)}
+            for i in until:
+                spoken = whole[i].trajectory.loss_mask[:bound]
+                assert len(parts[i].trajectory) >= bound and (len(parts[i].trajectory) == bound or not spoken[-1])
+    same(whole, parts)
 
 
 def test_more_episodes_than_slots_wait_in_the_engine(monkeypatch):

@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import json
 import os
-import random
 import shutil
 import signal
 import time
@@ -20,15 +19,17 @@ from ling_jax.checkpoint.steps import steps_in
 from ling_jax.envs import StepResult, find
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
-from ling_jax.envs.sources import task_of
+from ling_jax.evaluate.viewer import read_trajectories
 from ling_jax.rl import loop, stage
 from ling_jax.rl.buffer import Group, RolloutBuffer
 from ling_jax.rl.collector import play
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.episode_answers import answers_of
-from ling_jax.rl.learner import TooManyFailures, advantages_of
+from ling_jax.rl.failures import TooManyFailures
+from ling_jax.rl.harvest import advantages_of
 from ling_jax.rl.loop import make_learner, new_state, train
 from ling_jax.rl.prepare import prepare
+from ling_jax.rl.prompts import begin_prompt
 from ling_jax.rl.replay import check_replay, replay
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.run.steps import Interrupted, TooManyNonfiniteSteps
@@ -59,6 +60,11 @@ def test_a_run_leaves_what_its_report_names(whole, capsys):
     assert {"masked_fraction", "masked_fraction/0.9-0.99", "entropy", "reward/brief", "ratio/0.5"} <= lines[0].keys()
     samples = lines_of(workdir, "samples")
     assert {sample["step"] for sample in samples} == set(range(6)) and all(sample["text"] for sample in samples)
+    files = sorted((workdir / "trajectories").iterdir())
+    assert [file.name for file in files] == [f"{step:06}.jsonl" for step in range(6)]
+    found = [one for file in files for one in read_trajectories(file)]
+    assert [one["extra"]["reward"] for one in found] == [sample["reward"] for sample in samples]
+    assert [one["final_metrics"]["total_completion_tokens"] for one in found] == [one["tokens"] for one in samples]
     (events,) = (workdir / "tensorboard").iterdir()
     assert b"reward/brief" in events.read_bytes() and b"masked_fraction" in events.read_bytes()
     params, config = orbax.load_params(workdir / "checkpoints")
@@ -96,8 +102,7 @@ def test_version_tags_and_discards_agree_with_the_log(start, tmp_path):
             events += json.loads(json.dumps(result.events))
             lost += result.metrics["discarded"]
             drew = check_log(events, max_staleness=4, max_retention=4, prompts_per_step=1, group_size=4)
-            for i, episode in learner.rollouts.episodes.items():
-                assert [list(run) for run in episode.trajectory.runs] == drew.get(i, []), f"rollout {i}"
+            assert not learner.rollouts.episodes.keys() & drew.keys()
     unlock(run.workdir, run.lock)
     assert any(len(runs) >= 3 for runs in drew.values()), "no rollout saw three versions"
     assert lost == sum(len(event.get("discarded", ())) for event in events) > 0, "none was discarded"
@@ -150,8 +155,8 @@ def test_resume_is_bit_exact(whole, start, tmp_path):
     for steps in (1, 3, 6):
         train(prepared(small_config(start, steps=steps, save_every=100), tmp_path))
     assert_same_end(whole[0], tmp_path)
-    for name in ("events", "samples"):
-        assert (tmp_path / f"{name}.jsonl").read_bytes() == (whole[0] / f"{name}.jsonl").read_bytes()
+    for name in ("events.jsonl", "samples.jsonl", *(f"trajectories/{step:06}.jsonl" for step in range(6))):
+        assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
 def test_what_a_killed_run_wrote_after_its_checkpoint_is_forgotten(whole, start, tmp_path):
@@ -161,7 +166,9 @@ def test_what_a_killed_run_wrote_after_its_checkpoint_is_forgotten(whole, start,
     shutil.rmtree(workdir / "checkpoints" / "6")
     with (workdir / "events.jsonl").open("a") as file:
         file.write('{"step": 6, "ki')
+    (workdir / "trajectories" / "000008.jsonl").write_text("")
     train(prepared(small_config(start), workdir))
+    assert [path.stem for path in sorted((workdir / "trajectories").iterdir())] == [f"{i:06}" for i in range(6)]
     assert_same_end(whole[0], workdir)
     assert (workdir / "events.jsonl").read_bytes() == (whole[0] / "events.jsonl").read_bytes()
 
@@ -184,8 +191,8 @@ def synchronous_step(plain, step: int) -> float:
     """All answers to a prompt, then one update."""
     plain.collector.load(plain.state.params, step)
     number = int(np.random.default_rng((plain.config.train.seed, step)).choice(50))
-    requests = [plain._request(i, number, task_of(plain.config.tasks, number)) for i in range(4 * step, 4 * step + 4)]
-    episodes = sorted(play(plain.collector, plain.reader.begin_all(requests)), key=lambda episode: episode.id)
+    begun = begin_prompt(plain.config, plain.reader, step, number).episodes
+    episodes = sorted(play(plain.collector, begun), key=lambda episode: episode.id)
     rewards, plain.memory = plain.reward.pay([episodes], plain.reader, plain.memory)
     groups = [Group(step, tuple(episodes))]
     answers = answers_of(groups, advantages_of(groups, rewards, (1, 4)), plain.reader, version=step)
@@ -242,8 +249,8 @@ def test_a_signal_saves_between_two_pieces_and_the_same_call_goes_on(
     """With rollouts that are not finished, in the first step and in one that begins with a checkpoint."""
     advance, seen = RolloutBuffer.advance, []
 
-    def interrupted(self, moved, arrived):
-        advance(self, moved, arrived)
+    def interrupted(self, *arguments):
+        advance(self, *arguments)
         seen.append(self.version)
         if seen.count(version) == pieces and seen[-1] == version:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -382,12 +389,16 @@ def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
 
 
 class Delayed(PureSession):
-    """Chatty's, after a time that differs from run to run."""
+    """Chatty's, which takes its time with every second task: others are learnt from meanwhile."""
 
     instant = False
 
+    async def open(self, task, seed):
+        self._seconds = 0.5 * (task.seed % 2)
+        await super().open(task, seed)
+
     async def step(self, action):
-        await asyncio.sleep(random.choice([0, 0.01, 0.05]))
+        await asyncio.sleep(self._seconds)
         return await super().step(action)
 
 
@@ -397,8 +408,8 @@ def test_a_run_whose_environments_answer_when_the_clock_says_replays_from_its_lo
     monkeypatch.setattr(ModelFolder, "end_ids", frozenset(range(7, 60)) | end_ids(tokenizer()))
     config = small_config(start, reward="outcome", rollout=dict(max_tokens=24, context=184), steps=4)
     train(prepared(config, tmp_path))
-    generated = [event for event in lines_of(tmp_path, "events") if event["kind"] == "generated"]
-    assert sum(len(event.get("arrived", {})) for event in generated) >= 2
+    taken = [event for event in lines_of(tmp_path, "events") if event["kind"] == "taken"]
+    assert any(len(record["runs"]) > 1 for event in taken for record in event["rollouts"].values())
     assert replay(prepared(config, tmp_path)) == 4
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ling_jax.engine.weights import serving_copy
-from ling_jax.rl.learner import share_without_spread
+from ling_jax.rl.harvest import share_without_spread
 from ling_jax.rl.step import make_scorer
 from ling_jax.rl.updates import Update, minibatches, summarised
 from tests.helpers.golden_numbers import quick_jit
