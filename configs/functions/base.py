@@ -1,4 +1,4 @@
-"""A base of 0.5 M parameters that reads short functions, a quarter of them with a mistake (docs/environments.md).
+"""A base of 0.5 M parameters that reads short functions, a quarter of the lines with a mistake (docs/environments.md).
 
 python -m launch.pretrain --config=configs/functions/base.py --workdir=runs/functions/base
 """
