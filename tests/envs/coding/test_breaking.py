@@ -105,6 +105,7 @@ def test_an_episode_ends_as_unsolved_whatever_the_policy_did(turn, said):
     assert time.monotonic() - begun < 40 and works()
 
 
+@pytest.mark.slow
 def test_right_work_counts_after_all_of_it():
     """In one box, but for what deletes the project."""
     spared = [

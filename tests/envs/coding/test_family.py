@@ -24,6 +24,7 @@ def family():
         yield environment(name).make_task(seed, difficulty)
 
 
+@pytest.mark.slow
 def test_a_thousand_tasks_are_made_in_less_than_a_minute_and_differ():
     begun = time.monotonic()
     tasks = list(family())

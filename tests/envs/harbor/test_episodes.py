@@ -97,6 +97,7 @@ def test_the_editor_takes_the_paths_of_the_task():
     assert last.rewards["outcome"] == 1.0
 
 
+@pytest.mark.slow
 def test_the_tests_and_the_solution_are_not_there_while_the_agent_works():
     task = read_task(FIXTURES / "greeting")
     (result,) = played(
