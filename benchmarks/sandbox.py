@@ -17,8 +17,8 @@ from absl import app, flags
 
 from benchmarks.json_out import JSON_OUT
 from benchmarks.report import Claim, Figure, check_json_out, finish
-from benchmarks.sandbox_attacks.judge import run_attacks
-from ling_jax.sandbox import Limits, Sandbox, SandboxError
+from benchmarks.sandbox_attacks.judge import reason_against, run_attacks
+from ling_jax.sandbox import Limits, Sandbox
 
 QUICK = flags.DEFINE_bool("quick", False, "fewer runs: 30 starts, 200 runs for leftovers")
 
@@ -58,15 +58,6 @@ def main(argv) -> None:
 
 def starts() -> int:
     return 30 if QUICK.value else 200
-
-
-def reason_against(tier: str) -> str:
-    """Why this machine does not have a tier; empty where it has."""
-    try:
-        Sandbox(tier, warm=0).close()
-    except SandboxError as error:
-        return str(error)
-    return ""
 
 
 def escapes_claim(tier: str) -> Claim:

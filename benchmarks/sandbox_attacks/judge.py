@@ -13,7 +13,7 @@ from benchmarks.sandbox_attacks import files, floods, kernel, network, processes
 from benchmarks.sandbox_attacks.attack import FAST, Attack
 from benchmarks.sandbox_attacks.host import Host
 from benchmarks.sandbox_attacks.observe import changes, settled
-from ling_jax.sandbox.contract import Limits, Result
+from ling_jax.sandbox import Limits, Result, Sandbox, SandboxError
 
 PYTHON = "python3"
 GRACE = 2.0  # seconds past its limit after which a command has ended, on a busy machine too
@@ -44,6 +44,15 @@ class Outcome(NamedTuple):
     @property
     def contained(self) -> bool:
         return not self.harms and not self.fault
+
+
+def reason_against(tier: str) -> str:
+    """Why this machine does not have a tier; empty where it has."""
+    try:
+        Sandbox(tier, warm=0).close()
+    except SandboxError as error:
+        return str(error)
+    return ""
 
 
 def run_attacks(

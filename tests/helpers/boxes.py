@@ -10,20 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ling_jax.sandbox import Result, Sandbox, SandboxError
+from benchmarks.sandbox_attacks import judge
+from ling_jax.sandbox import Result
 
 TIERS = ("T3", "T2")
 OTHER_USER = 65534
 
 
-@functools.cache
-def reason_against(tier: str) -> str:
-    """Why this machine does not have a tier; empty where it has."""
-    try:
-        Sandbox(tier, warm=0).close()
-    except SandboxError as error:
-        return str(error)
-    return ""
+reason_against = functools.cache(judge.reason_against)
 
 
 def needs(tier: str) -> None:
