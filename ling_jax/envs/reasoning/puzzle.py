@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
-from ling_jax.envs.reasoning.single_turn import ANSWER, State
+from ling_jax.envs.reasoning.single_turn import ANSWER, State, judged
 from ling_jax.envs.reasoning.single_turn import reset as reset
 
 Clue = TypeVar("Clue")
@@ -67,11 +67,7 @@ def draw_worded(
 
 def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Outcome 1 where the list that follows the last `A:` is the task's answer, blanks and case aside."""
-    if state.ended:
-        raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    error = None if ANSWER in action.raw else f"no answer: expected {ANSWER} and the answer at the end"
-    rewards = {"outcome": float(is_solved(action.raw, state.task))}
-    return State(state.task, True), StepResult((), rewards, True, False, error)
+    return judged(state, action, is_solved)
 
 
 def session() -> PureSession:
