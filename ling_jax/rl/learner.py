@@ -32,7 +32,6 @@ from ling_jax.rl.buffer import Group, RolloutBuffer, Span
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig, limits_of
 from ling_jax.rl.episode import Episode
-from ling_jax.rl.evaluation import describe
 from ling_jax.rl.failures import FailureShare, TooManyFailures
 from ling_jax.rl.harvest import Harvest, answers_to_learn, harvest_of, reward_metrics, share_without_spread
 from ling_jax.rl.prompts import MAX_REFUSED, draws_of
@@ -295,7 +294,9 @@ def samples(first: Sequence[tuple[Episode, float, dict[str, float]]], reader: Re
 
 
 def _record_of(episode: Episode) -> dict[str, Any]:
-    return {"rollout": episode.id, "tokens": episode.drawn} | record_of(describe(episode))
+    task, status = episode.task, episode.trajectory.status
+    about = {"environment": task.environment, "task": task.id, "status": status, "rewards": dict(episode.rewards)}
+    return {"rollout": episode.id, "tokens": episode.drawn} | record_of(about | {"messages": episode.reply})
 
 
 def _observed(rates: PassRates, groups: Sequence[Group], step: int) -> PassRates:
