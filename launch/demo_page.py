@@ -28,7 +28,6 @@ KNOWN_LOSSES = (  # (what we do worse or cannot say, the command that shows it)
         "and no measured speed.",
         "python -m launch.compile --config=configs/pretrain/ling_2_6_1t.py --topology=v5p:8x8x16",
     ),
-    ("Reinforcement learning and migration run in one process, on the devices of one machine.", ""),
     (
         "A run of a toy shows that the code does what the report describes. It does not show that a method helps at "
         "scale, and one seed says little of the spread.",

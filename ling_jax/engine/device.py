@@ -19,7 +19,7 @@ from ling_jax.engine.reshard import reshard
 from ling_jax.engine.schedule import Chunks, num_tiles
 from ling_jax.engine.sequence import empty_slots
 from ling_jax.engine.step import Outputs, Rows, Slots, chunks_step, read_chunks, run_tiles, tiles_step
-from ling_jax.engine.weights import decoding_copy, served_spec, serving_dtype
+from ling_jax.engine.weights import decoding_copy, digest, served_spec, serving_dtype
 from ling_jax.parallel.exchange import compiler_options
 from ling_jax.parallel.sharding import abstract_arrays
 
@@ -47,16 +47,17 @@ class Device:
         """Whether weights are in use."""
         return self._params is not None
 
-    def load(self, params: Any, version: int) -> None:
-        """Copies weights; `swap` makes them those of the later steps.
+    def load(self, params: Any, version: int) -> str:
+        """Copies weights and returns their digest; `swap` makes them those of the later steps.
 
         Raises ValueError as `serving_copy`, and then nothing has changed.
         """
         del version
-        if self.mesh is None:
-            self._next = decoding_copy(params, self.config)
-        else:  # not with joined matrices: `tensor` would not split them by heads
-            self._next = reshard(params, self.config, self.mesh)
+        # On a mesh not with joined matrices: `tensor` would not split them by heads.
+        one = self.mesh is None
+        copy = decoding_copy(params, self.config) if one else reshard(params, self.config, self.mesh)
+        told, self._next = digest(copy), copy
+        return told
 
     def swap(self) -> None:
         """The weights of the last `load` are in use from here on."""

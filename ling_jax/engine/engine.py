@@ -69,6 +69,7 @@ class Engine:
         self._tiles = {False: num_tiles(of_part, self.tile, prefill_tokens)}
         if not self.exact:
             self._tiles[True] = num_tiles(of_part, self.tile, 0)
+        self._prepared = -1  # version of the weights that wait for `commit`
         self._next: int | None = None  # version of weights that wait until all turns have ended
         self._slots: list[_Sequence | None] = [None] * slots
         self._sequences: dict[Id, _Sequence] = {}
@@ -76,6 +77,7 @@ class Engine:
         self._parked: dict[Id, _Sequence] = {}  # the oldest first
         self._events: list[Event] = []  # to be given out with the next step
         self._arrivals = 0
+        self.occupied = 0, 0  # in the last step: (requests in slots, requests that waited for one)
         self._table = empty_slots(slots, self.plan.max_pages)
         self.device = self._device(mesh)
 
@@ -122,20 +124,33 @@ class Engine:
     # What callers ask for.
 
     def load(self, params: Any, version: int, in_flight: str = "recompute") -> None:
-        """Copies new weights; later steps draw from them.
+        """`prepare` and `commit` in one."""
+        _check_in_flight(in_flight)
+        self.prepare(params, version)
+        self.commit(in_flight)
+
+    def prepare(self, params: Any, version: int) -> str:
+        """Copies new weights beside those in use, which stay, and returns their digest (`weights.digest`).
+
+        May run in another thread than `step`, but not on several processes. Compiles nothing. Raises ValueError on
+        weights of other names or shapes, with values that are not finite, or that a move changed.
+        """
+        digest = self.device.load(params, version)
+        self._prepared = version
+        return digest
+
+    def commit(self, in_flight: str = "recompute") -> None:
+        """Later steps draw from the prepared weights.
 
         `in_flight` says what becomes of requests under way: "recompute" reads their contexts again by the new weights,
         "keep" goes on from the old states, "drain" lets their turns end by the old weights first, and admits no other
-        until then. Compiles nothing. Raises ValueError on weights of other names or shapes or with values that are not
-        finite, and the old ones stay.
+        until then.
         """
-        if in_flight not in IN_FLIGHT:
-            raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")
-        self.device.load(params, version)
+        _check_in_flight(in_flight)
         if in_flight == "drain" and self._drawing():
-            self._next = version
+            self._next = self._prepared
             return
-        self._swap(version, forget=in_flight != "keep")
+        self._swap(self._prepared, forget=in_flight != "keep")
 
     def warm_up(self) -> None:
         """Compiles every program, so that no request has to wait for that. Raises RuntimeError as `step`."""
@@ -230,7 +245,7 @@ class Engine:
             self._swap(self._next, forget=True)
         events, self._events = self._events, []
         self._admit()
-        self.steps += 1
+        self.steps, self.occupied = self.steps + 1, (sum(map(bool, self._slots)), len(self._waiting))
         feeds = self._feeds()
         if feeds:
             events += self._run(feeds)
@@ -489,3 +504,8 @@ class Engine:
         if id not in self._sequences:
             raise ValueError(f"the engine has no request {id!r}: it was released, or never submitted")
         return self._sequences[id]
+
+
+def _check_in_flight(in_flight: str) -> None:
+    if in_flight not in IN_FLIGHT:
+        raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")

@@ -54,10 +54,10 @@ class SharedDevice(Device):
         """Whether this is the process that schedules."""
         return self._link.leads
 
-    def load(self, params: Any, version: int) -> None:
+    def load(self, params: Any, version: int) -> str:
         """`Device.load`; the others load their own `weights(version)`."""
         self._tell(Operation.LOAD, version)
-        super().load(params, version)
+        return super().load(params, version)
 
     def swap(self) -> None:
         """`Device.swap`, by all."""

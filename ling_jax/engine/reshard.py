@@ -16,7 +16,7 @@ from ling_jax.config import ModelConfig
 from ling_jax.engine import moves
 from ling_jax.engine.disjoint import box_of, copy_to, intersection, volume
 from ling_jax.engine.memory import MemoryPlan
-from ling_jax.engine.weights import check_finite, served, served_spec, serving_dtype
+from ling_jax.engine.weights import cast_digest, check_finite, digest, served, served_spec, serving_dtype
 from ling_jax.messages import size_text
 from ling_jax.model import model_spec
 from ling_jax.parallel.sharding import MESH_AXES, abstract_arrays, mesh_shape, shardings
@@ -162,7 +162,15 @@ def reshard(params: Any, config: ModelConfig, mesh: Mesh) -> Any:
     else:
         copy = specs.tree_map(functools.partial(_placed, config), spec, params, shardings(spec, mesh))
     check_finite(copy)
+    _check_moved(params, copy, config, source)
     return copy
+
+
+def _check_moved(params: Any, copy: Any, config: ModelConfig, source: Mesh | None) -> None:
+    """Raises ValueError where a move from another mesh changed a bit."""
+    moved = source is not None and source != _mesh_of(copy, served_spec(config))
+    if moved and cast_digest(params, config) != digest(copy):
+        raise ValueError("the weights came to the engine's mesh with other bits; the weights before stay loaded")
 
 
 @functools.partial(jax.jit, static_argnums=1)

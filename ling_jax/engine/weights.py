@@ -1,5 +1,7 @@
 """Weights as the engine serves them."""
 
+import functools
+import hashlib
 from typing import Any
 
 import jax
@@ -12,6 +14,8 @@ from ling_jax.model import model_spec
 from ling_jax.model.layers import serving_layers
 from pallas_kernels.platform import platform
 
+BITS = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # by bytes of a number
+PRIME = 16_777_619
 UNROLLED_LAYERS = 16  # our choice: of models with more the programs would take minutes to compile
 
 
@@ -60,6 +64,16 @@ def check_finite(copy: Any) -> None:
         raise ValueError(f"weight {bad} has a value that is not finite; the weights before stay loaded")
 
 
+def digest(params: Any) -> str:
+    """32 hexadecimal digits that depend on each bit of the weights and its place, not on where they lie."""
+    return _of_sums(_sums(params))
+
+
+def cast_digest(params: Any, config: ModelConfig) -> str:
+    """The digest that these parameters, those of `served_spec`, have in the dtypes of `serving_dtype`."""
+    return _of_sums(_sums_of_cast(params, config))
+
+
 def decoding_copy(params: Any, config: ModelConfig) -> Any:
     """A `serving_copy` for decoding with a cache: on a CPU, models of few layers have that of `serving_layers`."""
     copy = serving_copy(params, config)
@@ -74,3 +88,31 @@ _serving_layers = jax.jit(serving_layers, static_argnums=1)
 @jax.jit
 def _finite(params):
     return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)
+
+
+def _of_sums(sums: Any) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for name, value in specs.named_leaves(jax.device_get(sums)).items():
+        whole.update(f"{name} {int(value)}\n".encode())
+    return whole.hexdigest()
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sums_of_cast(params, config: ModelConfig):
+    return _sums(specs.tree_map(lambda leaf, x: x.astype(serving_dtype(leaf, config)), served_spec(config), params))
+
+
+@jax.jit
+def _sums(params):
+    """Of each leaf a uint32: the sum of its bits, each number times an odd one that its place makes."""
+
+    def of_leaf(x):
+        bits = jax.lax.bitcast_convert_type(x, BITS[x.dtype.itemsize]).astype(jnp.uint32)
+        if x.dtype.itemsize == 8:  # two numbers each
+            bits = bits.sum(-1, dtype=jnp.uint32)
+        place = jnp.uint32(0)
+        for axis in range(x.ndim):
+            place = place * jnp.uint32(PRIME) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(of_leaf, params)

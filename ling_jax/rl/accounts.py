@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ling_jax.rl.collector import Use
 from ling_jax.rl.ledger import Ledger, Left
 
 
@@ -32,4 +33,16 @@ def ledger_metrics(ledger: Ledger, recent: Sequence[Left]) -> dict[str, Any]:
         "length/learnt": float(tokens[trained].mean()) if trained.any() else 0.0,
         "outstanding": ledger.outstanding,
         "outstanding_bound": ledger.limits.max_outstanding,
+    }
+
+
+def use_metrics(use: Use) -> dict[str, float]:
+    """What the engine did in a step: `engine/generate_seconds`, `engine/wait_seconds` in which all episodes waited for
+    their environments, `engine/load_seconds` of new weights, and `engine/live`, the share of the slots that were taken
+    while an episode waited for one (1 where none did)."""
+    return {
+        "engine/generate_seconds": use.generating,
+        "engine/wait_seconds": use.waiting,
+        "engine/load_seconds": use.loading,
+        "engine/live": use.live / use.wanted if use.wanted else 1.0,
     }

@@ -89,21 +89,24 @@ class RolloutBuffer:
         """All answers to a prompt that has not left."""
         return Group(prompt, tuple(map(self.episodes.get, self._ids(prompt))))
 
-    def take(self, unscored: Sequence[int] = ()) -> None:
-        """The groups of this version's batch leave; the rollouts `unscored` were not learnt from."""
-        decided = self.ledger.apply(BatchTaken(tuple(unscored)))
+    def take(self, prompts: Sequence[int], unscored: Sequence[int] = ()) -> None:
+        """The groups of a batch leave; the rollouts `unscored` were not learnt from."""
+        decided = self.ledger.apply(BatchTaken(tuple(prompts), tuple(unscored)))
         left = {}
         for prompt in (*decided.taken, *decided.broken):
             left |= {i: self.episodes.pop(i) for i in self._ids(prompt) if i in self.episodes}
         rollouts = {str(i): record_of(episode.trajectory) for i, episode in left.items()}
         self._emit("taken", {"prompts": list(decided.taken), "broken": list(decided.broken), "rollouts": rollouts})
 
-    def move_on(self) -> list[Span]:
-        """The weights moved on: what has grown too old leaves. Returns the spans of the version that is over."""
+    def move_on(self, weights: str = "") -> list[Span]:
+        """The weights moved on to those of this digest: what has grown too old leaves.
+
+        Returns the spans of the version that is over.
+        """
         spans, self._spans, self.ended = sorted(self._spans.values()), {}, []
         discarded = self.ledger.apply(NewVersion()).discarded
         runs = {str(i): runs_of(self.episodes.pop(i).trajectory) for i in discarded}
-        self._emit("version", {"version": self.version, "discarded": runs})
+        self._emit("version", {"version": self.version, "weights": weights, "discarded": runs})
         self.discarded = len(discarded)
         self.recent = [*self.recent, *self.ledger.take_left()][-WINDOW:]
         return spans

@@ -14,6 +14,7 @@ from ling_jax.chat.template import Piece, encode_all
 from ling_jax.config import ModelConfig
 from ling_jax.engine import EXACT_TILE, Engine, Event, Request, Snapshot, memory_for
 from ling_jax.envs import environment
+from ling_jax.messages import error_text
 from ling_jax.model.recorded_experts import empty_experts
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.link import Link, Operation
@@ -33,6 +34,17 @@ WAIT_SECONDS = 0.2  # for a result, where all episodes wait for one; our choice:
 READ_SECONDS = 1.0  # of reading, after which it returns although nothing was drawn; our choice, as above
 
 
+@dataclasses.dataclass
+class Use:
+    """What a collector did with its time, and its engine with its slots, since this was last taken."""
+
+    generating: float = 0.0  # seconds of the engine's steps
+    waiting: float = 0.0  # seconds in which all episodes waited for their environments
+    loading: float = 0.0  # seconds until new weights were there
+    wanted: int = 0  # slots in steps in which an episode waited for one
+    live: int = 0  # of these, those that had one
+
+
 class Progress(NamedTuple):
     """What a piece of decoding did for an episode."""
 
@@ -47,16 +59,21 @@ def make_engine(
     slots: int,
     row_tile: int | None = EXACT_TILE,
     mesh: jax.sharding.Mesh | None = None,
+    parked: int = 0,
 ) -> Engine:
-    """An engine for so many episodes of the reader's context at a time."""
+    """An engine for so many episodes of the reader's context at a time; `parked` more keep what was read of theirs."""
     return Engine(
         config,
         slots=slots,
-        memory_bytes=memory_for(config, slots=slots, max_tokens=reader.context, mesh=mesh),
+        memory_bytes=memory_for(config, slots=slots, max_tokens=reader.context, parked=parked, mesh=mesh),
         row_tile=row_tile,
         prefill_tokens=min(PREFILL_TOKENS, slots * reader.context),
         mesh=mesh,
     )
+
+
+class EngineError(RuntimeError):
+    """A step of an engine failed. Its episodes are where they were before the step."""
 
 
 class Collector:
@@ -79,8 +96,11 @@ class Collector:
         link: Link | None = None,
         operation: Operation = Operation.GENERATE,
         record_experts: bool = False,
+        parked: int = 0,
     ):
         """An engine of so many slots; temperature 0 takes the likeliest tokens.
+
+        It keeps what was read of `parked` episodes more, whose environments act or which wait for a slot.
 
         With `row_tile` None the last bits of log-probs depend on which episodes run side by side. `session_seconds` is
         the deadline of each opening and each action of a session. With `record_experts` trajectories have the experts
@@ -88,11 +108,12 @@ class Collector:
         """
         self.link, self.operation = link, operation
         self.reader, self.slots, self.temperature = reader, slots, temperature
-        self.engine = make_engine(config, reader, slots, row_tile, mesh)
+        self.engine = make_engine(config, reader, slots, row_tile, mesh, parked)
         self._expert_dtype = empty_experts(0, 0, config).dtype if record_experts else None
         self._sessions = SessionHost(session_seconds)
         self._episodes: dict[int, Episode] = {}
         self._until: Mapping[int, int] = {}  # of `advance`
+        self._use = Use()
 
     def __enter__(self) -> "Collector":
         return self
@@ -112,7 +133,25 @@ class Collector:
 
     def load(self, params: Any, version: int = 0) -> None:
         """New weights: what goes on is read again by them."""
-        self.engine.load(params, version)
+        self.prepare(params, version)
+        self.commit()
+
+    def prepare(self, params: Any, version: int) -> str:
+        """Copies new weights beside those in use; their digest. May run beside `advance`.
+
+        Raises ValueError on weights that cannot be used, or that came over with other bits: the old ones stay.
+        """
+        with self._timed("loading"):
+            return self.engine.prepare(params, version)
+
+    def commit(self) -> None:
+        """The prepared weights are those of what is drawn from here on: contexts are read again by them."""
+        self.engine.commit()
+
+    def take_use(self) -> Use:
+        """What it did with its time since the last call."""
+        use, self._use = self._use, Use()
+        return use
 
     def advance(self, episodes: Mapping[int, Episode], until: Mapping[int, int] | None = None) -> list[Progress]:
         """One piece of decoding for these running episodes, which grow in place; what it did for each, by id.
@@ -129,13 +168,36 @@ class Collector:
                 self._release(i)
         joined = [self._join(episodes[i]) for i in sorted(episodes.keys() - self._episodes.keys())]
         self._apply([result for result in joined if result is not None])
-        self._apply(self._sessions.results(0.0 if self.engine.busy or not self._acting else WAIT_SECONDS))
+        if self.engine.busy or not self._acting:
+            self._apply(self._sessions.results())
+        else:
+            with self._timed("waiting"):
+                results = self._sessions.results(WAIT_SECONDS)
+            self._apply(results)
         self._apply(self._draw())
         ended = [i for i, episode in self._episodes.items() if not episode.running]
         for i in ended:
             self._release(i)
         moved = [Progress(i, episodes[i].drawn - before[i], not episodes[i].running) for i in sorted(episodes)]
         return [progress for progress in moved if progress.drawn or progress.ended]
+
+    @property
+    def ids(self) -> set[int]:
+        """Of the episodes that it has."""
+        return set(self._episodes)
+
+    def settled(self, episodes: Mapping[int, Episode]) -> list[Progress]:
+        """`advance` has told all; a pool's pieces may go on behind it."""
+        del episodes
+        return []
+
+    def move(self, id: int, other: "Collector") -> None:
+        """An episode goes on in another collector, with its session. Neither may be in use meanwhile."""
+        episode = other._episodes[id] = self._episodes.pop(id)
+        if id in self.engine:
+            self.engine.release(id)
+        self._sessions.move(id, other._sessions)
+        other.engine.resume(other._snapshot(episode))
 
     def close(self) -> None:
         """All episodes leave, and their sessions are closed."""
@@ -167,7 +229,10 @@ class Collector:
         events: list[Event] = []
         until = time.monotonic() + READ_SECONDS
         while not any(map(_moves, events)) and self.engine.busy and time.monotonic() < until:
-            events += self.engine.step()
+            events += self._engine_step()
+            live, waiting = self.engine.occupied
+            if waiting:
+                self._use.live, self._use.wanted = self._use.live + live, self._use.wanted + self.slots
         results = []
         for event in sorted(events, key=lambda event: event.id):
             episode = self._episodes.get(event.id)
@@ -182,6 +247,13 @@ class Collector:
                 results.append(self._act(episode))
         return [result for result in results if result is not None]
 
+    def _engine_step(self) -> list[Event]:
+        try:
+            with self._timed("generating"):
+                return self.engine.step()
+        except Exception as error:
+            raise EngineError(error_text(error)) from error
+
     def _apply(self, results: Sequence[SessionResult]) -> None:
         """Adds results to the episodes. All observations are encoded together, on all threads."""
         prompts: dict[int, list[Piece]] = {}
@@ -194,6 +266,15 @@ class Collector:
             append_observation(episode, tokens, self.engine.version, self.reader)
             if episode.running and not self._is_held(episode):
                 self.engine.extend(i, tokens, self._tokens_left(episode))
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """A block whose seconds are added to a field of `Use`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self._use, name, getattr(self._use, name) + time.perf_counter() - begun)
 
     def _is_held(self, episode: Episode) -> bool:
         """Whether it has reached its bound."""

@@ -55,6 +55,8 @@ class RolloutConfig:
 
     context: int  # tokens of a row: prompt, answers and tool output
     slots: int = 64  # rollouts that generate at once
+    engines: int = 1  # that share out the slots, each with a thread and, of `engine_devices`, devices of its own
+    episodes: int = 0  # rollouts under way at once, with those whose environments act; 0: as many as slots
     group_size: int = 8  # answers to a prompt; Ring-1T report §2.3.4
     prompts_per_step: int = 32  # groups that an optimisation step uses, at most
     max_tokens: int = 0  # that the policy may write in a rollout; 0: what the task says
@@ -67,6 +69,21 @@ class RolloutConfig:
     count: str = "generated"  # what the budget counts, and how slots fill: ling_jax.rl.ledger
     refill: str = "continuous"
 
+    @property
+    def under_way(self) -> int:
+        """Rollouts at once, whether they generate or their environments act."""
+        return self.episodes or self.slots
+
+    @property
+    def parked(self) -> int:
+        """Of these, those for which no slot is."""
+        return self.under_way - self.slots
+
+    @property
+    def of_engine(self) -> tuple[int, int]:
+        """(slots, rollouts for which no slot is) of an engine."""
+        return self.slots // self.engines, -(-self.parked // self.engines)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig(RunFields):
@@ -74,6 +91,8 @@ class LoopConfig(RunFields):
     updates_per_batch: int = 1  # optimisation steps, each on other groups of the batch, in a random order
     save_every: int = 10
     max_failed_share: float = 0.5  # of the last rollouts, lost to environments and machinery: more ends the run (ours)
+    max_mismatch: float = 0.5  # nats: mean of recorded against recomputed log-probs; more ends the run (our choice)
+    min_entropy: float = 0.0  # nats, in the mean over a step's tokens: less ends the run
     samples: int = 2  # answers that each step writes to samples.jsonl
     eval_tasks: int = 0  # held-out tasks of each source, answered greedily at the start and at the end
     dpr_steps: int = 0  # draw tasks by their pass rates, which takes a tenth of so many steps for early; 0: uniformly
@@ -124,27 +143,30 @@ class RLConfig:
 
 # What may differ between a run and its resumption (compare ling_jax.train.config.RESUMABLE).
 RESUMABLE = (
-    *RESUMABLE_FIELDS, "train.microbatches", "train.max_failed_share", "train.samples", "train.eval_tasks",
+    *RESUMABLE_FIELDS, "train.microbatches", "train.max_failed_share", "train.max_mismatch", "train.min_entropy",
+    "train.samples", "train.eval_tasks",
     "mesh", "engine", "engine_devices", "model.remat", "model.scan_layers", "rollout.session_seconds",
-    "rollout.overlap", "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
+    "rollout.overlap", "rollout.engines", "judge.base_url", "judge.key_variable", "judge.budget", "judge.timeout",
 )  # fmt: skip
 
 FIELDS: tuple[Rule, ...] = (
     *RUN_FIELDS,
     (
-        ("train.steps", "rollout.slots", "rollout.prompts_per_step", "train.updates_per_batch"),
+        ("train.steps", "rollout.slots", "rollout.engines", "rollout.prompts_per_step", "train.updates_per_batch"),
         lambda x: x > 0,
         "must be positive",
     ),
     (
         (
             "rollout.max_tokens", "rollout.token_budget", "train.samples", "train.eval_tasks", "train.dpr_steps",
-            "engine_devices",
+            "engine_devices", "rollout.episodes",
         ),
         lambda x: x >= 0,
         "must not be negative",
     ),
     (("rollout.session_seconds",), lambda x: 0 < x < math.inf, "must be positive and finite"),
+    (("train.max_mismatch",), lambda x: x > 0, "must be positive"),
+    (("train.min_entropy",), lambda x: 0 <= x < math.inf, "must be finite and not negative"),
     (("train.max_failed_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
@@ -191,6 +213,13 @@ def _check_answers(source: TaskSource, reward: str, where: str) -> None:
 
 def limits_of(rollout: RolloutConfig) -> Limits:
     """Raises ValueError on limits that do not go together."""
+    if rollout.slots % rollout.engines:
+        raise ValueError(f"rollout.engines {rollout.engines} does not divide rollout.slots {rollout.slots}")
+    if 0 < rollout.episodes < rollout.slots:
+        raise ValueError(
+            f"rollout.episodes is {rollout.episodes}, fewer than the {rollout.slots} slots in which they generate: set "
+            "it to 0, or to more than rollout.slots where environments take long"
+        )
     if rollout.token_budget == 0 and rollout.max_staleness + rollout.max_retention > 0:
         raise ValueError(
             f"rollout.token_budget is 0 with max_staleness {rollout.max_staleness} and max_retention "
@@ -205,7 +234,7 @@ def limits_of(rollout: RolloutConfig) -> Limits:
             " times the mean length of an answer, or lower prompts_per_step"
         )
     return Limits(
-        slots=rollout.slots,
+        slots=rollout.under_way,
         prompts_per_step=rollout.prompts_per_step,
         group_size=rollout.group_size,
         token_budget=rollout.token_budget,

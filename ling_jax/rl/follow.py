@@ -71,7 +71,8 @@ class Follower:
 
     def _engine(self, row_tile: int | None) -> Engine:
         run = self.run
-        return make_engine(run.start.config, run.reader, run.config.rollout.slots, row_tile, run.engine_mesh)
+        slots, parked = run.config.rollout.of_engine
+        return make_engine(run.start.config, run.reader, slots, row_tile, run.engine_mesh, parked)
 
     def _weights(self, version: int) -> Params:
         return self.state.params

@@ -7,15 +7,16 @@ Its events, which make the log of a run, are JSON objects of five kinds:
     taken      the prompts of a batch, and those whose answers all broke; of each of their rollouts the weight versions
                with how many tokens each, the status, and a digest of tokens and log-probs
     update     the prompts of an optimisation step, a digest of its arrays, its loss and the norm of its gradient
-    version    the weights moved on; the rollouts that have grown too old
+    version    the weights moved on, and the digest of the new ones; the rollouts that have grown too old
 
 Which slot or engine a rollout had, in which pieces it was decoded and when is in none of them: no token depends on it.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,17 +24,20 @@ import numpy as np
 
 from ling_jax.envs.coding.integrity import record_of
 from ling_jax.envs.sources import TaskSource, task_of, tasks
+from ling_jax.messages import error_text
 from ling_jax.rewards import PassRates, observe, sampling_probabilities, unseen
-from ling_jax.rl.accounts import ledger_metrics
+from ling_jax.rl.accounts import ledger_metrics, use_metrics
 from ling_jax.rl.answers import Answer
 from ling_jax.rl.atif import to_atif
 from ling_jax.rl.batch import Batch
 from ling_jax.rl.buffer import Group, RolloutBuffer, Span
-from ling_jax.rl.collector import Collector
+from ling_jax.rl.collector import Collector, Progress
 from ling_jax.rl.config import RLConfig, limits_of
 from ling_jax.rl.episode import Episode
+from ling_jax.rl.errors import ErrorLog
 from ling_jax.rl.failures import FailureShare, TooManyFailures
 from ling_jax.rl.harvest import Harvest, answers_to_learn, harvest_of, reward_metrics, share_without_spread
+from ling_jax.rl.pool import Pool
 from ling_jax.rl.prompts import MAX_REFUSED, draws_of
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards
@@ -41,6 +45,7 @@ from ling_jax.rl.trajectory import FAILED
 from ling_jax.rl.updates import Update, summarised
 from ling_jax.train.state import TrainState
 
+MAX_ATTEMPTS = 3  # to bring weights to the engines; our choice
 WAIT_SECONDS = 0.02  # between two looks at an optimisation step beside which there is nothing to generate; our choice
 
 Event = dict[str, Any]
@@ -73,13 +78,15 @@ class Learner:
         self,
         config: RLConfig,
         reward: Reward,
-        collector: Collector,
+        collector: Collector | Pool,
         learn: Learn,
         state: TrainState,
         trainer: concurrent.futures.Executor | None = None,
+        errors: ErrorLog | None = None,
     ):
         self.config, self.reward, self.collector, self.learn, self.state = config, reward, collector, learn, state
         self.trainer = trainer if config.rollout.max_staleness and config.rollout.max_retention else None
+        self.errors = errors or ErrorLog(None)
         self.events: list[Event] = []
         self.rollouts = RolloutBuffer(limits_of(config.rollout), self._draw, self._emit)
         self.rates = unseen(sum(source.size for source in config.tasks))
@@ -91,8 +98,10 @@ class Learner:
         self._questions = {source.path: _digest_of_tasks(source) for source in config.tasks if source.path}
         self._generating = False  # whether a step has begun whose batch was not learnt from
         self._seconds = 0.0  # of generation in this step
-        self._beside = 0  # tokens that were generated beside the last optimisation step
+        self._optimising = 0.0  # seconds of the last optimisation steps alone
+        self._beside_tokens = 0  # tokens that were generated beside the last optimisation step
         self._loaded: int | None = None  # the version of the collector's weights
+        self._prepared: int | None = None  # the version of those that wait there
 
     @property
     def reader(self) -> Reader:
@@ -110,22 +119,27 @@ class Learner:
             return None
         begun, rollouts = time.perf_counter(), self.rollouts
         # What may raise comes first: a step that fails there is saved as one that has generated and not learnt.
-        harvest = self._harvest()
+        batch = rollouts.batch
+        harvest = self._beside(lambda: self._harvest(batch), tell, stopped)
+        self._note_harvest(harvest)
         rates = _observed(self.rates, harvest.drawn, rollouts.version)
         answers, advantages = answers_to_learn(self.config, harvest, self.reader, rollouts.version)
         told = {"generated_tokens": rollouts.ledger.generated, "outstanding": rollouts.ledger.outstanding}
         if self.trainer is None:
-            state, updates = self.learn(self.state, answers, rollouts.version)
+            state, updates, weights = self._optimise(answers)
             self._take(harvest, rates)
         else:
             self._take(harvest, rates)
-            state, updates = self._learn_beside(answers, tell, stopped)
+            self.learning = True
+            state, updates, weights = self._beside(lambda: self._optimise(answers), tell, stopped)
+            self._beside_tokens = rollouts.ledger.generated
         self.state = state
         self.events += [event_of(update, harvest.groups) for update in updates]
-        metrics = summarised(updates) | told | self._lost() | {"tokens_beside": self._beside}
-        spans = rollouts.move_on()
+        metrics = summarised(updates) | told | self._lost() | {"tokens_beside": self._beside_tokens}
+        spans = rollouts.move_on(weights)
         self._generating = self.learning = False
         metrics |= {"generate_seconds": self._seconds, "train_seconds": time.perf_counter() - begun}
+        metrics |= use_metrics(self.collector.take_use()) | {"optimise_seconds": self._optimising}
         metrics |= {"groups_without_spread": share_without_spread(advantages[: len(harvest.groups)])}
         metrics |= reward_metrics(harvest.groups, harvest.rewards) | ledger_metrics(rollouts.ledger, rollouts.recent)
         metrics |= {"discarded": rollouts.discarded, "reward_failed": len(harvest.without_reward)}
@@ -161,7 +175,7 @@ class Learner:
         for i, estimate, seen, first_solved in record["rates"]:
             rates.estimate[i], rates.seen[i], rates.first_solved[i] = estimate, seen, first_solved
         self.rates, self.memory = rates, record["memory"]
-        self._loaded, self._generating = None, record["step"] is not None
+        self._loaded, self._prepared, self._generating = None, None, record["step"] is not None
         if self._generating:
             self.events, self._seconds = record["step"]["events"], record["step"]["seconds"]
 
@@ -171,51 +185,99 @@ class Learner:
         if not self._generating:
             self.events, self._seconds, self._generating = [], 0.0, True
         rollouts.top_up()  # also where drawing had failed
-        with self.collector.generating():
+        with self._pieces():
             while rollouts.ledger.is_open and not stopped():
                 self._decode(tell)
         self._seconds += time.perf_counter() - begun
         return not rollouts.ledger.is_open
 
+    @contextlib.contextmanager
+    def _pieces(self) -> Iterator[None]:
+        """A block of decoding, at whose end no piece is under way and all is accounted for."""
+        try:
+            with self.collector.generating():
+                yield
+        finally:
+            self._account(self.collector.settled(self.rollouts.running), time.time())
+
     def _decode(self, tell: Tell) -> None:
         """A piece of decoding."""
         rollouts = self.rollouts
         if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
-            self.collector.load(self.state.params, rollouts.version)
+            if self._prepared != rollouts.version:
+                self._prepare(self.state, rollouts.version)
+            self.collector.commit()
             self._loaded = rollouts.version
         start = time.time()
-        moved = self.collector.advance(rollouts.running)
-        rollouts.advance(moved, start, time.time())
-        ended = [rollouts.episodes[progress.id] for progress in moved if progress.ended]
-        self._ended.note([(episode.error or "none is on record") if episode.failed else "" for episode in ended])
+        self._account(self.collector.advance(rollouts.running), start)
         tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
 
-    def _learn_beside(self, answers: Sequence[Answer], tell: Tell, stopped: Stopped) -> tuple[TrainState, list[Update]]:
-        """The optimisation steps, while the weights of before go on generating."""
-        begun, self.learning = time.perf_counter(), True
-        done = self.trainer.submit(self.learn, self.state, answers, self.rollouts.version)
-        with self.collector.generating():
-            while not done.done():
-                if self.rollouts.ledger.running and self._loaded == self.rollouts.version and not stopped():
-                    self._decode(tell)
-                else:
-                    concurrent.futures.wait([done], WAIT_SECONDS)
+    def _account(self, moved: Sequence[Progress], start: float) -> None:
+        """Tells the rollouts what a piece of decoding did that began at `start`."""
+        rollouts = self.rollouts
+        rollouts.advance(moved, start, time.time())
+        ended = [rollouts.episodes[progress.id] for progress in moved if progress.ended]
+        errors = [(episode.error or "none is on record") if episode.failed else "" for episode in ended]
+        for episode, error in zip(ended, errors, strict=True):
+            if error:
+                self.errors.note("session", error, rollout=episode.id, status=episode.trajectory.status)
+        self._ended.note(errors)
+
+    def _beside(self, function: Callable[[], Any], tell: Tell, stopped: Stopped) -> Any:
+        """The function's result; with a trainer's thread it runs there, and the weights of now go on generating."""
+        if self.trainer is None:
+            return function()
+        begun, done = time.perf_counter(), self.trainer.submit(function)
+        try:
+            with self._pieces():
+                while not done.done():
+                    if self.rollouts.ledger.running and self._loaded == self.rollouts.version and not stopped():
+                        self._decode(tell)
+                    else:
+                        concurrent.futures.wait([done], WAIT_SECONDS)
+        finally:
+            concurrent.futures.wait([done])  # the state is used up, or whole
         self._seconds += time.perf_counter() - begun
-        self._beside = self.rollouts.ledger.generated
         return done.result()
 
-    def _harvest(self) -> Harvest:
-        """The batch with its rewards. Raises ValueError on a reward that cannot be, and `TooManyFailures`."""
-        harvest = harvest_of(self.config, self.reward, self.rollouts.batch, self.reader, self.memory)
+    def _optimise(self, answers: Sequence[Answer]) -> tuple[TrainState, list[Update], str]:
+        """(the state after the optimisation steps on the batch of this version, these, the digest of its weights)."""
+        begun, version = time.perf_counter(), self.rollouts.version
+        try:
+            state, updates = self.learn(self.state, answers, version)
+        except Exception as error:
+            self.errors.note("trainer", error_text(error), version=version)
+            raise
+        self._optimising = time.perf_counter() - begun
+        return state, updates, self._prepare(state, version + 1)
+
+    def _prepare(self, state: TrainState, version: int) -> str:
+        """Brings the weights of a version to the engines, beside those that generate; their digest."""
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                told = self.collector.prepare(state.params, version)
+                break
+            except Exception as error:
+                self.errors.note("sync", error_text(error), version=version)
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
+        self._prepared = version
+        return told
+
+    def _harvest(self, batch: list[Group]) -> Harvest:
+        """The batch with its rewards. Raises ValueError on a reward that cannot be."""
+        return harvest_of(self.config, self.reward, batch, self.reader, self.memory)
+
+    def _note_harvest(self, harvest: Harvest) -> None:
+        """Raises `TooManyFailures` where too many answers have no reward."""
+        for i, error in harvest.without_reward.items():
+            self.errors.note("reward", error, rollout=i)
         self._scored.note(harvest.errors)
         self.reward.accepted()
-        return harvest
 
     def _take(self, harvest: Harvest, rates: PassRates) -> None:
         """The batch leaves the rollouts under way."""
-        for i, error in harvest.without_reward.items():
-            print(f"rollout {i} has no reward: {error}", flush=True)
-        self.rollouts.take(tuple(harvest.without_reward))
+        self.rollouts.take([group.prompt for group in harvest.drawn], tuple(harvest.without_reward))
         self.rates, self.memory = rates, harvest.memory
 
     def _emit(self, kind: str, record: dict[str, Any]) -> None:

@@ -91,8 +91,9 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class BatchTaken:
-    """The trainer takes the complete groups that have to be used first, at most a batch of them."""
+    """The trainer takes these complete groups, at most a batch of them; None: those that have to be used first."""
 
+    prompts: tuple[int, ...] | None = None
     unscored: tuple[int, ...] = ()  # rollouts of these whose reward failed: they are not trained on
 
 
@@ -176,8 +177,8 @@ class Ledger:
                 self._generate(rollout, tokens)
             case Ended(rollout, rewarded):
                 self._end(rollout, rewarded)
-            case BatchTaken(unscored):
-                taken, broken = self._take(unscored)
+            case BatchTaken(prompts, unscored):
+                taken, broken = self._take(self.batch if prompts is None else prompts, unscored)
                 return Decisions(taken=taken, broken=broken)
             case NewVersion():
                 discarded = self._move_on()
@@ -349,8 +350,10 @@ class Ledger:
         self.groups[prompt].unfinished -= 1
         self._refile(prompt)
 
-    def _take(self, unscored: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        taken, broken = self.batch, tuple(sorted(self._broken))
+    def _take(self, taken: tuple[int, ...], unscored: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        complete, broken = set().union(*self._complete.values()), tuple(sorted(self._broken))
+        if len(taken) > self.limits.prompts_per_step or not complete.issuperset(taken):
+            raise ValueError(f"prompts {list(taken)} were taken; expected some of {sorted(complete)}, a batch at most")
         for prompt in (*taken, *broken):
             for i in self.groups[prompt].rollouts:
                 self._forget(i, trained=self.accounts[i].rewarded and i not in unscored)

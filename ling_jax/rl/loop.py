@@ -19,11 +19,14 @@ from ling_jax.distributed import hosts
 from ling_jax.distributed.peers import all_peers
 from ling_jax.engine.reshard import reshard
 from ling_jax.rl.answers import Answer
+from ling_jax.rl.collector import Collector
+from ling_jax.rl.errors import ErrorLog
 from ling_jax.rl.follow import Follower
 from ling_jax.rl.learner import Learner
 from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.log import RunLog, write_integrity
 from ling_jax.rl.partial import read_partial
+from ling_jax.rl.pool import Pool
 from ling_jax.rl.prepare import Run, start_report
 from ling_jax.rl.stage import RLStage, make_collector, owes_evaluation
 from ling_jax.rl.step import trainable
@@ -65,7 +68,7 @@ def train(run: Run) -> dict[str, Any]:
             if peers.index:
                 return _follow(run, manager, state)
             partial = read_partial(run.workdir, start, run.config)
-            with make_learner(run, state) as learner:
+            with make_learner(run, state, run.config.rollout.engines) as learner:
                 if partial or record:
                     learner.restore(partial or record)
                 with _end_of_others(learner.collector.link):
@@ -110,11 +113,17 @@ def _end_of_others(link: Link | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
+def make_learner(run: Run, state: TrainState, engines: int = 1) -> Iterator[Learner]:
     """A learner before its first step, which is compiled while the first answers are generated."""
     worker, link = concurrent.futures.ThreadPoolExecutor(1), make_link(run)
     compiled = worker.submit(_compile, run, link)
-    collector = make_collector(run, link, Operation.GENERATE, record_experts=run.config.rollout.record_experts)
+    errors = ErrorLog(run.workdir)
+
+    def collector_of(engine: int) -> Collector:
+        experts = run.config.rollout.record_experts
+        return make_collector(run, link, Operation.GENERATE, engine, record_experts=experts)
+
+    collector = Pool(collector_of, engines, errors.note) if engines > 1 else collector_of(0)
     try:
         reference, teachers = reading_copies(run)
 
@@ -122,7 +131,7 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
             return learn(compiled.result(), run.config, state, reference, answers, version, teachers)
 
         trainer = worker if run.config.rollout.overlap else None
-        yield Learner(run.config, run.reward, collector, update, state, trainer)
+        yield Learner(run.config, run.reward, collector, update, state, trainer, errors)
     finally:
         collector.close()
         worker.shutdown(wait=False, cancel_futures=True)

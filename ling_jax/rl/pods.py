@@ -69,7 +69,8 @@ def _reshard(model: ModelConfig, mesh: jax.sharding.Mesh, engine: jax.sharding.M
 
 def _decode(config: RLConfig, model: ModelConfig, engine: jax.sharding.Mesh) -> Program:
     slots, length = config.rollout.slots, config.rollout.context
-    plan = plan_memory(model, slots, memory_for(model, slots=slots, max_tokens=length, mesh=engine), engine)
+    sizes = dict(slots=slots, max_tokens=length, parked=config.rollout.parked)
+    plan = plan_memory(model, slots, memory_for(model, **sizes, mesh=engine), engine)
     # A step is a loop of passes, which ends early where all slots do; the reader of programs counts it once.
     return Program(
         lambda: lower_decode(model, engine, slots, length),

@@ -81,11 +81,16 @@ class Run:
     teachers: tuple[ModelFolder, ...]  # of objective reverse_kl, as they were where this run began
     reader: Reader
     mesh: jax.sharding.Mesh  # of the weights that learn
-    engine_mesh: jax.sharding.Mesh | None  # of the engine, over the same devices or others; None: the only device
+    engine_meshes: tuple[jax.sharding.Mesh | None, ...]  # of each engine; None: the only device
     engine_plan: ReshardPlan  # what the engine takes beside them
     optimizer: optax.GradientTransformation
     abstract: TrainState
     lock: IO[bytes] | None
+
+    @property
+    def engine_mesh(self) -> jax.sharding.Mesh | None:
+        """Of the first engine, which also evaluates."""
+        return self.engine_meshes[0]
 
 
 def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
@@ -102,8 +107,8 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     start = _open_start(config, workdir)
     if warning := check_sizes(limits_of(config.rollout), config.rollout.max_tokens or config.rollout.context):
         print(f"WARNING: {warning}", flush=True)
-    mesh, engine_mesh = _meshes(config)
-    _check_overlap(config)
+    mesh, engine_meshes = _meshes(config)
+    _check_threads(config, mesh)
     reader = make_reader(start, context=config.rollout.context, max_tokens=config.rollout.max_tokens)
     _warn_of_few_tasks(config)
     _warn_of_shared_tasks(config)
@@ -115,7 +120,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
     check_memory(abstract, mesh)
     read = [model.config for model in (reference, *teachers) if model is not None]
     held_bytes = state_bytes((abstract, [abstract_weights(model, mesh) for model in read]))
-    engine_plan = plan_engine(config, start.config, mesh, engine_mesh, held_bytes)
+    engine_plan = plan_engine(config, start.config, mesh, engine_meshes[0], held_bytes)
     engine_plan.check()
     check_disk(abstract, workdir, config.train)
     held = _fill_workdir(config, workdir, start, teachers)
@@ -128,7 +133,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         teachers=teachers,
         reader=reader,
         mesh=mesh,
-        engine_mesh=engine_mesh,
+        engine_meshes=engine_meshes,
         engine_plan=engine_plan,
         optimizer=optimizer,
         abstract=abstract,
@@ -161,25 +166,38 @@ def _as_run(model: ModelFolder, config: RLConfig) -> ModelFolder:
     )
 
 
-def _meshes(config: RLConfig) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh | None]:
-    """(the mesh of the weights that learn, that of the engine; None on one device).
+def _meshes(config: RLConfig) -> tuple[jax.sharding.Mesh, tuple[jax.sharding.Mesh | None, ...]]:
+    """(the mesh of the weights that learn, those of the engines; None on one device).
 
     Raises ValueError where one of them does not fill its devices.
     """
     learning, own = _devices(config.engine_devices)
     mesh = make_mesh(dataclasses.asdict(config.mesh), learning)
     check_rows(config.rollout.context, mesh.shape["context"])
-    engine_mesh = _engine_mesh(dataclasses.asdict(config.engine), mesh, own)
-    check_mesh(engine_mesh, config.rollout.slots)
-    return mesh, engine_mesh
+    count, sizes = config.rollout.engines, dataclasses.asdict(config.engine)
+    if len(own) % count:
+        raise ValueError(f"rollout.engines {count} does not divide engine_devices {len(own)}")
+    each = len(own) // count
+    meshes = tuple(_engine_mesh(sizes, mesh, own[i * each : (i + 1) * each]) for i in range(count))
+    check_mesh(meshes[0], config.rollout.slots // count)
+    return mesh, meshes
 
 
-def _check_overlap(config: RLConfig) -> None:
-    """Raises ValueError on several processes, whose programs run in one order."""
-    if config.rollout.overlap and hosts.is_multiprocess():
+def _check_threads(config: RLConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where programs of several threads would wait for each other on their devices."""
+    rollout = config.rollout
+    threads = "rollout.overlap is True" if rollout.overlap else f"rollout.engines is {rollout.engines}"
+    if not rollout.overlap and rollout.engines == 1:
+        return
+    if hosts.is_multiprocess():
+        change = "set rollout.overlap to False and rollout.engines to 1"
         raise ValueError(
-            f"rollout.overlap is True, on {jax.process_count()} processes: all of them run the same programs in the "
-            "same order; set it to False"
+            f"{threads}, on {jax.process_count()} processes: all of them run the same programs in one order; {change}"
+        )
+    if mesh.size > 1 and not config.engine_devices:
+        raise ValueError(
+            f"{threads}, and the engine shares {mesh.size} devices with the weights that learn: programs begun by two "
+            "threads would wait for each other; set engine_devices, or generate in turns"
         )
 
 
@@ -232,8 +250,9 @@ def plan_engine(
     trainer_bytes: int,
 ) -> ReshardPlan:
     """What the engine of a run takes on a device beside a trainer's `trainer_bytes`, and what a weight update moves."""
-    slots, length = config.rollout.slots, config.rollout.context
-    pool = plan_memory(model, slots, memory_for(model, slots=slots, max_tokens=length, mesh=engine_mesh), engine_mesh)
+    slots, parked = config.rollout.of_engine
+    sizes = dict(slots=slots, max_tokens=config.rollout.context, parked=parked)
+    pool = plan_memory(model, sizes["slots"], memory_for(model, **sizes, mesh=engine_mesh), engine_mesh)
     memory = device_memory(mesh)
     return reshard_plan(
         model,
@@ -242,7 +261,7 @@ def plan_engine(
         trainer_bytes=trainer_bytes,
         pool=pool,
         device_bytes=None if math.isinf(memory) else memory,
-        engines=2 if config.train.eval_tasks else 1,
+        engines=(1 if config.engine_devices else config.rollout.engines) + (config.train.eval_tasks > 0),
     )
 
 
@@ -262,7 +281,7 @@ def start_report(run: Run, start: int) -> str:
         "tasks": sources + (", drawn by pass rate" if config.train.dpr_steps else ""),
         "held out": _held_out_report(config),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
-        "budget": f"{budget}; {rollout.slots} slots; {staleness}",
+        "budget": f"{budget}; {_describe_slots(config)}; {staleness}",
         **({"experts": _describe_experts(run)} if rollout.record_experts else {}),
         "run": f"steps {start} to {steps}, {_describe_updates(config)}",
         "devices": _describe_devices(run),
@@ -272,6 +291,12 @@ def start_report(run: Run, start: int) -> str:
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _describe_slots(config: RLConfig) -> str:
+    rollout = config.rollout
+    engines = f" of {rollout.engines} engines" if rollout.engines > 1 else ""
+    return f"{rollout.slots} slots{engines}" + (f" for {rollout.under_way} rollouts" if rollout.parked else "")
 
 
 def _describe_experts(run: Run) -> str:

@@ -83,7 +83,9 @@ class Rollouts:
             if runs and runs[-1][0] > version:
                 until[i] = sum(count for of, count in runs if of <= version)
         collector = self.learner.collector
-        collector.load(self.learner.state.params, version)
+        if version == 0:
+            collector.prepare(self.learner.state.params, version)
+        collector.commit()  # what `_learn` has prepared
         while going:
             collector.advance(going, until)
             going = {i: episode for i, episode in going.items() if episode.running and not _is_at(episode, until)}
@@ -106,7 +108,7 @@ def _is_at(episode: Episode, until: dict[int, int]) -> bool:
 
 
 def _learn(learner: Learner, rollouts: Rollouts, logged: Sequence[Event]) -> list[Event]:
-    """Learns from the batch that the log names; its events."""
+    """Learns from the batch that the log names, and prepares the next weights; its events."""
     (taken,) = (event for event in logged if event["kind"] == "taken")
     groups = [rollouts.group(prompt) for prompt in taken["prompts"]]
     harvest = harvest_of(learner.config, learner.reward, groups, learner.reader, learner.memory)
@@ -115,7 +117,9 @@ def _learn(learner: Learner, rollouts: Rollouts, logged: Sequence[Event]) -> lis
     learner.state, updates = learner.learn(learner.state, answers, version)
     learner.memory = harvest.memory
     records = {str(e.id): record_of(e.trajectory) for group in groups for e in group.episodes if e is not None}
-    return [{"kind": "taken", "rollouts": records}, *(event_of(update, harvest.groups) for update in updates)]
+    weights = learner.collector.prepare(learner.state.params, version + 1)
+    moved = {"kind": "version", "weights": weights}
+    return [{"kind": "taken", "rollouts": records}, *(event_of(update, harvest.groups) for update in updates), moved]
 
 
 def _check_repeatable(run: Run) -> None:
@@ -136,8 +140,8 @@ def _by_step(path: epath.Path) -> Iterator[list[Event]]:
 
 
 def _compare(step: int, logged: Sequence[Event], found: Sequence[Event], path) -> None:
-    """Raises ValueError on the first rollout or optimisation step that is another one."""
-    taken, *updates = json.loads(json.dumps(found))
+    """Raises ValueError on the first rollout, optimisation step or weights that are others."""
+    taken, *updates, moved = json.loads(json.dumps(found))
     (wanted,) = (event for event in logged if event["kind"] == "taken")
     for i, record in taken["rollouts"].items():
         if record != wanted["rollouts"][i]:
@@ -146,3 +150,6 @@ def _compare(step: int, logged: Sequence[Event], found: Sequence[Event], path) -
     for event, update in itertools.zip_longest(told, updates):
         if update is None or event != {"step": step} | update:
             raise ValueError(f"{path}: an update of step {step} is {event}, its replay {update}")
+    (version,) = (event for event in logged if event["kind"] == "version")
+    if version["weights"] != moved["weights"]:
+        raise ValueError(f"{path}: step {step} led to weights {version['weights']}, its replay to {moved['weights']}")

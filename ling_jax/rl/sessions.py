@@ -103,6 +103,12 @@ class SessionHost:
                     return sorted(found, key=lambda result: result.id)
                 self._changed.wait(min(left, POLL_SECONDS, max(0.0, self._next_deadline())))
 
+    def move(self, id: int, other: "SessionHost") -> None:
+        """A session is another host's from now on, with what it does and has done. Neither may be in use meanwhile."""
+        live = other._sessions[id] = self._sessions.pop(id)
+        if isinstance(live, _Threaded):
+            live.report_to(other)
+
     def close(self, id: int) -> None:
         """Closes a session; one that is not instant in the background, where what it does is cancelled."""
         live = self._sessions.pop(id)
@@ -121,7 +127,7 @@ class SessionHost:
             session = make()
             if begun and not session.replayable:
                 return _Broken(SessionResult(id, None, "infra_failed", LOST))
-            return _Instant(id, session) if getattr(session, "instant", False) else _Threaded(id, session, self._add)
+            return _Instant(id, session) if getattr(session, "instant", False) else _Threaded(id, session, self)
         except Exception as error:  # of the maker, or a limit of threads or open files
             return _Broken(SessionResult(id, None, "infra_failed", _opening(error)))
 
@@ -129,6 +135,12 @@ class SessionHost:
         with self._changed:
             self._finished.append((live, result))
             self._changed.notify()
+
+    def _take_of(self, live: "_Threaded") -> list[SessionResult]:
+        with self._changed:
+            found = [result for of, result in self._finished if of is live]
+            self._finished = [pair for pair in self._finished if pair[0] is not live]
+        return found
 
     def _take_finished(self) -> list[SessionResult]:
         finished, self._finished = self._finished, []
@@ -210,8 +222,9 @@ class _Broken(NamedTuple):
 class _Threaded:
     """A session in a thread with an event loop. What it is to do is done in order; after a failure, nothing is."""
 
-    def __init__(self, id: int, session: Session, report: Callable[["_Threaded", SessionResult], None]):
-        self.id, self.session, self._report = id, session, report
+    def __init__(self, id: int, session: Session, host: SessionHost):
+        self.id, self.session, self._host = id, session, host
+        self._reporting = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(_DaemonThreads())
         self._in_order = asyncio.Lock()
@@ -242,6 +255,13 @@ class _Threaded:
     def take(self) -> bool:
         """Whether an action has no result yet; from now on it counts as having one."""
         return self._settled.acquire(blocking=False)
+
+    def report_to(self, host: SessionHost) -> None:
+        """Results go to this host, also those that the other one has not given out."""
+        with self._reporting:
+            found, self._host = self._host._take_of(self), host
+            for result in found:
+                host._add(self, result)
 
     def close(self) -> list[threading.Thread]:
         self.take()
@@ -278,7 +298,8 @@ class _Threaded:
         if result.step is None:
             self._failure = result
         if self.take():
-            self._report(self, result)
+            with self._reporting:
+                self._host._add(self, result)
 
     async def _cancel_and_close(self) -> None:
         """The session's own tasks run on until it has closed: it may need them to end well."""

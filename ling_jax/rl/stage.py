@@ -15,7 +15,9 @@ from ling_jax.evaluate.report import table, write_results
 from ling_jax.files import remove_folder
 from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig
+from ling_jax.rl.errors import ERRORS
 from ling_jax.rl.evaluation import evaluate, summarise
+from ling_jax.rl.health import Unhealthy, check_health
 from ling_jax.rl.learner import Learner, Step
 from ling_jax.rl.link import Link, Operation
 from ling_jax.rl.log import LOGS, RunLog
@@ -55,12 +57,19 @@ class RLStage:
 
         result = self._learnt(step, generated, stopped)
         self.line = self.log.add(step, result, updates=int(self.learner.state.opt_state.count))
+        try:
+            check_health(self.line, self.run.config.train)
+        except Unhealthy:
+            self.save(step + 1, waits=True)
+            raise
 
     def _learnt(self, step: int, tell: Callable[..., None], stopped: list[int]) -> Step:
         learner = self.learner
         try:
             result = learner.step(tell, lambda: bool(stopped))
         except Exception as error:
+            if lines := learner.errors.last_lines():
+                error.add_note(f"the last failures of its parts, all of them in {ERRORS}:\n{lines}")
             used_up = any(leaf.is_deleted() for leaf in jax.tree.leaves(learner.state))
             if used_up or learner.learning:  # the batch is gone, and the weights have not learnt from it
                 raise
@@ -139,11 +148,11 @@ class RLStage:
         )
 
 
-def make_collector(run: Run, link: Link | None, operation: Operation, **options: Any) -> Collector:
-    """A collector for a run's model and tasks; `options` are those of `Collector`."""
-    rollout = run.config.rollout
-    common = dict(session_seconds=rollout.session_seconds, mesh=run.engine_mesh, link=link, operation=operation)
-    return Collector(run.start.config, run.reader, rollout.slots, **common, **options)
+def make_collector(run: Run, link: Link | None, operation: Operation, engine: int = 0, **options: Any) -> Collector:
+    """A collector for a run's model and tasks, on the devices of an engine; `options` are those of `Collector`."""
+    slots, parked = run.config.rollout.of_engine
+    common = dict(session_seconds=run.config.rollout.session_seconds, mesh=run.engine_meshes[engine], parked=parked)
+    return Collector(run.start.config, run.reader, slots, link=link, operation=operation, **common, **options)
 
 
 def owes_evaluation(run: Run, step: int) -> bool:

@@ -91,6 +91,7 @@ def age_metrics(logps: jax.Array, rows: Batch) -> dict[str, Any]:
     mismatch = jnp.abs(jnp.where(fresh, logps - rows.behaviour_logps, 0))
     return {
         "mismatch_same_version/max": jnp.max(mismatch),
+        "mismatch_same_version/mean": jnp.sum(mismatch) / jnp.maximum(jnp.sum(fresh), 1),
         "mismatch_same_version/tokens": jnp.sum(fresh),
         "mismatch_same_version/far": jnp.sum(mismatch > ROUNDING),
         "staleness/mean": jnp.sum(jnp.where(mask, ages, 0)) / jnp.maximum(jnp.sum(mask), 1),

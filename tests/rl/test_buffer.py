@@ -70,7 +70,7 @@ def version_of(buffer: RolloutBuffer, world: World):
     while buffer.ledger.is_open:
         advance(buffer, world)
     groups, version = buffer.batch, buffer.version
-    buffer.take()
+    buffer.take([group.prompt for group in buffer.batch])
     buffer.move_on()
     return groups, version
 
@@ -114,7 +114,7 @@ def test_what_is_stored_between_two_pieces_goes_on_as_if_nothing_was(limits, see
                 part = stopped.buffer(limits)
                 part.restore(record, lambda number: TASK)
             advance(part, stopped)
-        part.take()
+        part.take([group.prompt for group in part.batch])
         part.move_on()
     assert stopped.events == alone.events and part.recent == whole.recent
     for i, episode in part.episodes.items():

@@ -1,6 +1,5 @@
 """What a run of reinforcement learning promises."""
 
-import asyncio
 import dataclasses
 import json
 import os
@@ -16,7 +15,7 @@ from ling_jax.chat.end_tokens import end_ids
 from ling_jax.checkpoint import orbax
 from ling_jax.checkpoint.folder import ModelFolder
 from ling_jax.checkpoint.steps import steps_in
-from ling_jax.envs import StepResult, find
+from ling_jax.envs import find
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.evaluate.viewer import read_trajectories
@@ -34,6 +33,7 @@ from ling_jax.rl.replay import check_replay, replay
 from ling_jax.rl.reward import Reward, Rewards
 from ling_jax.run.steps import Interrupted, TooManyNonfiniteSteps
 from ling_jax.run.workdir import unlock
+from tests.helpers.chatty import Chatty, Delayed
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
 from tests.helpers.rl_run import prepared, small_config, tokenizer
@@ -345,28 +345,6 @@ def test_an_evaluation_that_a_signal_came_before_is_made_up(start, tmp_path, mon
     assert all(path.exists() for path in summaries)
 
 
-class Chatty:
-    """An environment that answers two turns with what the policy said, and likes short ones."""
-
-    DIFFICULTIES = running_sums.DIFFICULTIES
-    solution = staticmethod(running_sums.solution)
-
-    @staticmethod
-    def make_task(seed, difficulty):
-        return dataclasses.replace(running_sums.make_task(seed, difficulty), max_turns=3)
-
-    @staticmethod
-    def session():
-        return PureSession(lambda task, seed: (), Chatty.step)
-
-    @staticmethod
-    def step(state, action):
-        said = (*state, action.raw)
-        if len(said) < 3:
-            return said, StepResult([{"role": "tool", "content": f"{len(action.raw)}"}], {}, False, False, None)
-        return said, StepResult([], {"outcome": float(len(action.raw) < 9)}, True, False, None)
-
-
 def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
     """Tool output between turns, fed while other rollouts go on, and read anew under the next weights."""
     monkeypatch.setitem(find._SHIPPED, "running_sums", Chatty)
@@ -386,20 +364,6 @@ def test_turns_are_scored_as_they_were_drawn(start, tmp_path, monkeypatch):
                 assert episode.context == before[i].context and episode.messages == before[i].messages
     unlock(run.workdir, run.lock)
     assert max(turns) == 3
-
-
-class Delayed(PureSession):
-    """Chatty's, which takes its time with every second task: others are learnt from meanwhile."""
-
-    instant = False
-
-    async def open(self, task, seed):
-        self._seconds = 0.5 * (task.seed % 2)
-        await super().open(task, seed)
-
-    async def step(self, action):
-        await asyncio.sleep(self._seconds)
-        return await super().step(action)
 
 
 def test_a_run_whose_environments_answer_when_the_clock_says_replays_from_its_log(start, tmp_path, monkeypatch):
