@@ -125,6 +125,8 @@ def make_learner(run: Run, state: TrainState, engines: int = 1) -> Iterator[Lear
 
     collector = Pool(collector_of, engines, errors.note) if engines > 1 else collector_of(0)
     try:
+        if link is not None:
+            compiled.result()  # the other processes compile first, too: a collective does not wait half a minute
         reference, teachers = reading_copies(run)
 
         def update(state: TrainState, answers: Sequence[Answer], version: int) -> tuple[TrainState, list[Update]]:
