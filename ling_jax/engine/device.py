@@ -59,6 +59,12 @@ class Device:
         told, self._next = digest(copy), copy
         return told
 
+    def adopt(self, other: "Device") -> None:
+        """Uses the weights of another one; arrays are not changed in place."""
+        self._params, self._next = other._params, other._next
+        if self.pool is None:
+            self.pool = init_pool(self.config, self.plan, self.mesh)
+
     def swap(self) -> None:
         """The weights of the last `load` are in use from here on."""
         self._params, self._next = self._next, None

@@ -13,7 +13,7 @@ from ling_jax.engine.device import Device, Wanted
 from ling_jax.engine.fingerprint import fingerprint
 from ling_jax.engine.follow import SharedDevice
 from ling_jax.engine.memory import Part, plan_memory
-from ling_jax.engine.request import Event, Id, Request, Snapshot, context_error, request_error
+from ling_jax.engine.request import Event, Id, Request, Snapshot, check_in_flight, context_error, request_error
 from ling_jax.engine.schedule import PIECE, Feed, Plan, lay_out_chunks, lay_out_parts, num_tiles
 from ling_jax.engine.sequence import NOWHERE, empty_slots, of_snapshot, shares_of_parts, slot_row
 from ling_jax.engine.sequence import Sequence as _Sequence
@@ -22,7 +22,6 @@ from ling_jax.engine.step import DRAW, HELD, HOLD, NOTHING, Outputs, Rows
 EXACT_TILE = 64  # rows of a tile from which on a CPU gives a row the same bits whatever the others are
 # (sequences of a part, tokens) of a program that reads; our choice: many short prompts, or a long one
 CHUNKS = (8, 32), (1, 256)
-IN_FLIGHT = ("recompute", "keep", "drain")
 
 
 class Engine:
@@ -76,8 +75,7 @@ class Engine:
         self._waiting: list[_Sequence] = []
         self._parked: dict[Id, _Sequence] = {}  # the oldest first
         self._events: list[Event] = []  # to be given out with the next step
-        self._arrivals = 0
-        self.occupied = 0, 0  # in the last step: (requests in slots, requests that waited for one)
+        self._arrivals, self.occupied = 0, (0, 0)  # of the last step: requests in slots, and those that waited
         self._table = empty_slots(slots, self.plan.max_pages)
         self.device = self._device(mesh)
 
@@ -104,11 +102,6 @@ class Engine:
         return bool(self._waiting or self._events) or any(self._slots)
 
     @property
-    def ids(self) -> set[Id]:
-        """Of the requests that the engine has."""
-        return set(self._sequences)
-
-    @property
     def max_tokens(self) -> int:
         """The longest context of a request."""
         return self.plan.max_tokens
@@ -125,7 +118,7 @@ class Engine:
 
     def load(self, params: Any, version: int, in_flight: str = "recompute") -> None:
         """`prepare` and `commit` in one."""
-        _check_in_flight(in_flight)
+        check_in_flight(in_flight)
         self.prepare(params, version)
         self.commit(in_flight)
 
@@ -139,6 +132,11 @@ class Engine:
         self._prepared = version
         return digest
 
+    def adopt(self, other: "Engine") -> None:
+        """Uses the weights of another engine on the same devices, without a copy; those that it has prepared, too."""
+        self.device.adopt(other.device)
+        self.version, self._prepared = other.version, other._prepared
+
     def commit(self, in_flight: str = "recompute") -> None:
         """Later steps draw from the prepared weights.
 
@@ -146,7 +144,7 @@ class Engine:
         "keep" goes on from the old states, "drain" lets their turns end by the old weights first, and admits no other
         until then.
         """
-        _check_in_flight(in_flight)
+        check_in_flight(in_flight)
         if in_flight == "drain" and self._drawing():
             self._next = self._prepared
             return
@@ -170,8 +168,7 @@ class Engine:
         if request.id in self._sequences:
             raise ValueError(f"request {request.id!r} is in the engine; release it first")
         if error := self.error_of(request):
-            self._events.append(Event(request.id, 0, version=self.version, finish_reason="error", error=error))
-            return
+            return self._refuse(request.id, 0, error)
         request = dataclasses.replace(request, tokens=tuple(map(int, request.tokens)))  # the caller's may grow
         self._add(_Sequence(request, self._arrivals, list(request.tokens), request.max_new_tokens))
 
@@ -186,8 +183,7 @@ class Engine:
             raise ValueError(f"request {id!r} is still drawing; extend it when its turn has ended")
         room = len(sequence.tokens), self.config.vocab_size, self.max_tokens
         if error := context_error(tokens, max_new_tokens, *room):
-            self._events.append(Event(id, sequence.drawn, version=self.version, finish_reason="error", error=error))
-            return
+            return self._refuse(id, sequence.drawn, error)
         self._parked.pop(id, None)
         sequence.tokens += map(int, tokens)
         sequence.turn, sequence.limit = sequence.drawn, sequence.drawn + max_new_tokens
@@ -229,8 +225,7 @@ class Engine:
             raise ValueError(f"request {snapshot.request.id!r} is in the engine; release it first")
         request, room = snapshot.request, (0, self.config.vocab_size, self.max_tokens)
         if error := self.error_of(request) or context_error(snapshot.tokens, snapshot.limit - snapshot.drawn, *room):
-            self._events.append(Event(request.id, snapshot.drawn, finish_reason="error", error=error))
-            return
+            return self._refuse(request.id, snapshot.drawn, error)
         self._add(of_snapshot(snapshot, self._arrivals))
 
     # One step.
@@ -250,6 +245,9 @@ class Engine:
         if feeds:
             events += self._run(feeds)
         return events
+
+    def _refuse(self, id: Id, drawn: int, error: str) -> None:
+        self._events.append(Event(id, drawn, version=self.version, finish_reason="error", error=error))
 
     def _check_weights(self) -> None:
         if not self.device.has_weights:
@@ -310,9 +308,7 @@ class Engine:
     def _taken(self, sequence: _Sequence, fed: int, tokens, logps, top, prompt_logps, experts) -> Event:
         """The event of a sequence that has read `fed` tokens and drawn these; all but the last are read, too."""
         first = sequence.drawn
-        sequence.read += fed + max(len(tokens) - 1, 0)
-        sequence.tokens += tokens
-        sequence.drawn += len(tokens)
+        sequence.take(fed, tokens)
         stopped = bool(tokens) and tokens[-1] in sequence.request.stop_ids
         if stopped or sequence.done:
             sequence.finish_reason = "stop" if stopped else "length"
@@ -482,9 +478,7 @@ class Engine:
         if sequence.state != NOWHERE:
             self._parts[sequence.part].states.give_back([sequence.state])
         self._parts[sequence.part].pages.give_back(sequence.pages)
-        sequence.slot = sequence.state = NOWHERE
-        sequence.pages = []
-        sequence.forget()
+        sequence.leave()
 
     def _swap(self, version: int, *, forget: bool) -> None:
         self.device.swap()
@@ -504,8 +498,3 @@ class Engine:
         if id not in self._sequences:
             raise ValueError(f"the engine has no request {id!r}: it was released, or never submitted")
         return self._sequences[id]
-
-
-def _check_in_flight(in_flight: str) -> None:
-    if in_flight not in IN_FLIGHT:
-        raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")

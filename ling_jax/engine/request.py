@@ -10,6 +10,8 @@ MAX_STOP_IDS = 64  # our choice: chat models have one to three
 MOST_TOKENS = 2**30  # sums of two are int32
 LARGEST = float(np.finfo(np.float32).max)
 
+IN_FLIGHT = ("recompute", "keep", "drain")
+
 Id = int | str
 
 
@@ -144,3 +146,9 @@ def context_error(tokens: Sequence[int], max_new_tokens: int, length: int, vocab
             f"{max_tokens}: shorten the prompt, lower max_new_tokens or give the engine more memory_bytes"
         )
     return ""
+
+
+def check_in_flight(in_flight: str) -> None:
+    """Raises ValueError on what is none of `IN_FLIGHT`."""
+    if in_flight not in IN_FLIGHT:
+        raise ValueError(f"in_flight is {in_flight!r}; expected one of {', '.join(IN_FLIGHT)}")

@@ -64,6 +64,18 @@ class Sequence:
         """Whether it may be read many tokens at a time: nothing is wanted of each."""
         return not self.scored and not self.request.record_experts
 
+    def take(self, fed: int, tokens: list[int]) -> None:
+        """So many tokens were read, and these drawn; all but the last one of them are read, too."""
+        self.read += fed + max(len(tokens) - 1, 0)
+        self.tokens += tokens
+        self.drawn += len(tokens)
+
+    def leave(self) -> None:
+        """It has no slot, state and pages any more."""
+        self.slot = self.state = NOWHERE
+        self.pages = []
+        self.forget()
+
     def forget(self) -> None:
         """Nothing of the context is read."""
         self.read = self.cached = 0

@@ -32,7 +32,6 @@ class Pool:
         self._make, self._note = make, note
         self._members = [_Member(number, make(number)) for number in range(count)]
         self._moved: list[Progress] = []
-        self._weights: tuple[Any, int] | None = None
         self._until: Mapping[int, int] = {}
 
     @property
@@ -60,7 +59,6 @@ class Pool:
 
     def prepare(self, params: Any, version: int) -> str:
         """Copies new weights beside the ones in use, engine by engine; their digest."""
-        self._weights = params, version
         digests = [member.collector.prepare(params, version) for member in self._members]
         return digests[0]
 
@@ -124,9 +122,7 @@ class Pool:
                 f"engine {member.number} failed {member.failures} times in a row; the last error: {error}"
             )
         failed, member.collector = member.collector, self._make(member.number)
-        if self._weights is not None:
-            member.collector.prepare(*self._weights)
-            member.collector.commit()
+        member.collector.engine.adopt(failed.engine)
         for id in list(failed.ids):
             failed.move(id, member.collector)
         failed.close()

@@ -38,7 +38,9 @@ from tests.helpers.tiny import random_params, tiny_config
 
 # What depends on the clock and not on the data.
 MEASURED = (
-    "time", "tokens_per_second", "mfu", "generate_seconds", "train_seconds", "host_memory_gb", "host_memory_growth_gb",
+    "time", "tokens_per_second", "mfu", "generate_seconds", "train_seconds", "optimise_seconds",
+    "engine/generate_seconds", "engine/wait_seconds", "engine/load_seconds", "engine/live", "host_memory_gb",
+    "host_memory_growth_gb",
 )  # fmt: skip
 KINDS = ("start", "steps", "saves", "deletions", "tokens", "ports in", "ports out", "answers")
 

@@ -89,10 +89,10 @@ def failing_steps(monkeypatch):
 def test_engines_that_fail_are_made_anew_and_no_token_changes(start, tmp_path, slow_world, failing_steps, monkeypatch):
     config = on_three(start, steps=4)
     with monkeypatch.context():
-        failing_steps(0.1)
+        failing_steps(0.3)
         train(prepared(config, tmp_path))
     failures = [line for line in lines_of(tmp_path, "errors") if line["part"].startswith("engine")]
-    assert len(failures) > 3 and all("no memory for this step" in line["error"] for line in failures)
+    assert len(failures) >= 2 and all("no memory for this step" in line["error"] for line in failures)
     check_log(lines_of(tmp_path, "events"), **STALE, prompts_per_step=1, group_size=4)
     statuses = {
         r["status"] for e in lines_of(tmp_path, "events") if e["kind"] == "taken" for r in e["rollouts"].values()
