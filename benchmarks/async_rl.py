@@ -26,7 +26,8 @@ from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
 from ling_jax.rl.loop import train
-from ling_jax.rl.prepare import prepare
+from ling_jax.rl.prepare import Run, prepare
+from ling_jax.rl.replay import replay
 from ling_jax.train.config import OptimizerConfig
 
 CONFIG = model_config(
@@ -37,6 +38,7 @@ CONFIG = model_config(
 GROUPS, GROUP_SIZE, SLOTS, STALENESS = 8, 8, 32, 4
 SIGMA = math.log(8) / 2.326  # of a lognormal whose 99th percentile is 8 times its median
 LATENCY_OVER_GENERATION = 2.0
+MICROBATCHES = 16  # of four rows: those that hold no answers are not computed
 
 
 class Tool:
@@ -80,24 +82,33 @@ class Measured(NamedTuple):
 
     sync: float  # trained samples a second
     asynchronous: float
-    busy: float  # samples a second where neither engine nor optimisation waits
+    busy: float  # samples a second where tools answer at once
     live: float  # slots that were taken while an episode waited for one
     engine_idle: float  # of the asynchronous run's time, that in which all episodes waited for their environments
     trainer_idle: float
+    train_over_generate: float  # of a batch
     latency: float  # mean seconds of a tool
+
+    def __str__(self) -> str:
+        return (
+            f"batches of {GROUPS} x {GROUP_SIZE}, {SLOTS} slots, staleness {STALENESS}, tools of {self.latency:.2f} s "
+            f"in the mean; {self.asynchronous:.1f} samples a second against {self.sync:.1f}, and {self.busy:.1f} in turns "
+            f"with tools that answer at once; training {self.train_over_generate:.2f} of generation; engine idle "
+            f"{self.engine_idle:.0%}, trainer {self.trainer_idle:.0%}"
+        )
 
 
 def measure(batches: int) -> Measured:
-    """The workload in turns and asynchronous, for so many batches each."""
+    """The workload in turns, all episodes of a batch at once, and asynchronous."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_start(folder / "start")
         Tool.mean_seconds = 0.0
-        busy = _run(folder, "busy", batches, **SYNC)
+        busy = _run(folder, "busy", batches, episodes=GROUPS * GROUP_SIZE)
         generation = _mean(busy, "engine/generate_seconds") * SLOTS / (GROUPS * GROUP_SIZE)
         Tool.mean_seconds = LATENCY_OVER_GENERATION * generation
-        sync = _run(folder, "sync", batches, **SYNC)
-        asynchronous = _run(folder, "async", 3 * batches, **ASYNC)
+        sync = _run(folder, "sync", batches, episodes=GROUPS * GROUP_SIZE)
+        asynchronous = _run(folder, "async", 3 * batches, **STALE)
     return Measured(
         sync=_samples_per_second(sync),
         asynchronous=_samples_per_second(asynchronous),
@@ -105,12 +116,41 @@ def measure(batches: int) -> Measured:
         live=_mean(asynchronous, "engine/live"),
         engine_idle=_share(asynchronous, "engine/wait_seconds"),
         trainer_idle=1 - _share(asynchronous, "optimise_seconds"),
+        train_over_generate=_mean(busy, "optimise_seconds") / _mean(busy, "engine/generate_seconds"),
         latency=Tool.mean_seconds,
     )
 
 
-SYNC = dict(episodes=GROUPS * GROUP_SIZE)
-ASYNC = dict(episodes=4 * SLOTS, token_budget=10**6, max_staleness=STALENESS, max_retention=STALENESS, overlap=True)
+def replay_equal(steps: int) -> float:
+    """1 where a stale run on three engines, with tools in threads, replays bit for bit on one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_start(folder / "start")
+        Tool.mean_seconds = 0.2
+        run = _prepared(folder, "stale", steps, **STALE, engines=3, slots=3 * GROUP_SIZE)
+        train(run)
+        again = _prepared(folder, "stale", steps, **STALE, engines=3, slots=3 * GROUP_SIZE)
+        try:
+            return float(replay(again) == steps)
+        except ValueError as error:
+            print(error, flush=True)
+            return 0.0
+
+
+def staleness0_equal(steps: int) -> float:
+    """1 where a run without staleness on three engines ends with the weights of one in turns, bit for bit."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_start(folder / "start")
+        Tool.mean_seconds = 0.05
+        for kind, options in {"turns": {}, "beside": dict(engines=3, overlap=True)}.items():
+            train(_prepared(folder, kind, steps, slots=3 * GROUP_SIZE, **options))
+        ends = [orbax.load_params(folder / kind / "checkpoints")[0] for kind in ("turns", "beside")]
+        pairs = zip(*map(jax.tree.leaves, ends), strict=True)
+        return float(all(np.array_equal(a, b) for a, b in pairs))
+
+
+STALE = dict(episodes=4 * SLOTS, token_budget=10**6, max_staleness=STALENESS, max_retention=STALENESS, overlap=True)
 SKIPPED = 2  # steps of a run that compile and fill the slots; of the asynchronous one thrice as many
 
 
@@ -122,9 +162,8 @@ def _write_start(folder: Path) -> None:
     save_end_ids(end_ids(tokenizer) | set(range(20, 31)), folder / "tokenizer")
 
 
-def _run(folder: Path, name: str, steps: int, **rollout: Any) -> list[dict[str, Any]]:
-    """The metrics of the steps of a run."""
-    sizes = dict(context=256, slots=SLOTS, group_size=GROUP_SIZE, prompts_per_step=GROUPS, session_seconds=600.0)
+def _prepared(folder: Path, name: str, steps: int, **rollout: Any) -> Run:
+    sizes = dict(context=192, slots=SLOTS, group_size=GROUP_SIZE, prompts_per_step=GROUPS)
     config = RLConfig(
         start_from=str(folder / "start"),
         tasks=(TaskSource(environment="benchmarks.async_rl:Tools", difficulties=(1, 2), count=500),),
@@ -132,11 +171,15 @@ def _run(folder: Path, name: str, steps: int, **rollout: Any) -> list[dict[str, 
         objective=ObjectiveConfig(name="kpop"),
         optimizer=OptimizerConfig(peak_lr=1e-5, warmup_steps=0),
         rollout=RolloutConfig(**(sizes | rollout)),
-        train=LoopConfig(steps=steps, save_every=10**6),
+        train=LoopConfig(steps=steps, save_every=10**6, microbatches=MICROBATCHES),
     )
-    workdir = folder / name
-    train(prepare(config, configured_reward(config, workdir), workdir))
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return prepare(config, configured_reward(config, folder / name), folder / name)
+
+
+def _run(folder: Path, name: str, steps: int, **rollout: Any) -> list[dict[str, Any]]:
+    """The metrics of the steps of a run."""
+    train(_prepared(folder, name, steps, **rollout))
+    lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     return lines[SKIPPED * (3 if rollout.get("overlap") else 1) :]
 
 
@@ -151,7 +194,3 @@ def _mean(lines: list[dict[str, Any]], name: str) -> float:
 def _share(lines: list[dict[str, Any]], name: str) -> float:
     """Of the time of a run."""
     return sum(line[name] for line in lines[1:]) / (lines[-1]["time"] - lines[0]["time"])
-
-
-if __name__ == "__main__":
-    print(measure(8))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 
+from benchmarks.async_rl import measure, replay_equal, staleness0_equal
 from benchmarks.json_out import JSON_OUT
 from benchmarks.report import Claim, Figure, check_json_out, finish
 from benchmarks.slow_tools import slow_tools_step_over_slowest
@@ -64,6 +65,7 @@ def main(argv) -> None:
         outstanding_claim(outcomes),
         events_claim(10**5 if QUICK.value else 10**6),
         slow_tools_claim(),
+        *async_claims(),
     ]
     figures = [reports_figure(name, change, versions) for name in ("shrinking", "many_slots")]
     command = "python -m benchmarks.rl" + (" --quick" if QUICK.value else "")
@@ -135,6 +137,19 @@ def events_claim(events: int, rollouts: int = 65_536) -> Claim:
 def slow_tools_claim() -> Claim:
     workload = "16 rollouts whose environment takes 1 s, all at once; a step of a tiny model"
     return Claim("slow_tools_step_over_slowest", slow_tools_step_over_slowest(), "x", "<=", 1.1, workload)
+
+
+def async_claims() -> list[Claim]:
+    """Generation beside the optimisation steps: what it gains, and that it changes nothing that can be computed."""
+    found = measure(5 if QUICK.value else 10)
+    steps = 4 if QUICK.value else 20
+    three = "three engines, tools in threads"
+    return [
+        Claim("async_over_sync_samples", found.asynchronous / found.sync, "x", ">=", 2, str(found)),
+        Claim("live_rows", found.live, "of slots", ">=", 0.85, "in use while a rollout waits for one"),
+        Claim("replay_equal", replay_equal(steps), "", ">=", 1, f"{steps} steps, staleness {STALENESS}, {three}"),
+        Claim("staleness0_equal", staleness0_equal(steps), "", ">=", 1, f"weights after {steps} steps, {three}"),
+    ]
 
 
 def reports_figure(name: str, change: int, versions: int) -> Figure:
