@@ -92,8 +92,8 @@ class Measured(NamedTuple):
     def __str__(self) -> str:
         return (
             f"batches of {GROUPS} x {GROUP_SIZE}, {SLOTS} slots, staleness {STALENESS}, tools of {self.latency:.2f} s "
-            f"in the mean; {self.asynchronous:.1f} samples a second against {self.sync:.1f}, and {self.busy:.1f} in turns "
-            f"with tools that answer at once; training {self.train_over_generate:.2f} of generation; engine idle "
+            f"in the mean; {self.asynchronous:.1f} samples a second against {self.sync:.1f}, and {self.busy:.1f} in "
+            f"turns with tools that answer at once; training {self.train_over_generate:.2f} of generation; engine idle "
             f"{self.engine_idle:.0%}, trainer {self.trainer_idle:.0%}"
         )
 

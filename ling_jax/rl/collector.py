@@ -182,6 +182,11 @@ class Collector:
         return [progress for progress in moved if progress.drawn or progress.ended]
 
     @property
+    def fingerprint(self) -> str:
+        """Of its engine: what its bits depend on beside weights, contexts and seeds."""
+        return self.engine.fingerprint
+
+    @property
     def ids(self) -> set[int]:
         """Of the episodes that it has."""
         return set(self._episodes)

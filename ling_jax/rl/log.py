@@ -23,6 +23,7 @@ from ling_jax.train.optimizer import learning_rate
 
 LOGS = ("metrics", "samples", "events", "timeline", "episodes")
 TRAJECTORIES = "trajectories"  # the folder of the same samples as ATIF, a file a step
+FINGERPRINTS = "fingerprints.jsonl"  # on which machine, and with which programs, tokens were drawn
 INTEGRITY = "integrity.json"  # what all episodes that were learnt from say about the rewards
 GENERATING_SECONDS = 10  # between two lines about a generation that takes longer
 
@@ -33,6 +34,22 @@ def write_integrity(workdir: epath.Path) -> str:
         found = integrity.report(map(json.loads, file))
     write_json(found, workdir / INTEGRITY)
     return integrity.report_text(found)
+
+
+def note_fingerprint(workdir: epath.Path, step: int, fingerprint: str) -> None:
+    """Adds to `FINGERPRINTS` what draws from this step on, where it is another than before."""
+    if step == 0:
+        (workdir / FINGERPRINTS).unlink(missing_ok=True)
+    known = read_fingerprints(workdir)
+    if not known or known[-1]["fingerprint"] != fingerprint:
+        line = json.dumps({"step": step, "fingerprint": fingerprint}) + "\n"
+        append(workdir / FINGERPRINTS, line.encode())
+
+
+def read_fingerprints(workdir: epath.Path) -> list[dict[str, Any]]:
+    """What drew a run, in order: {"step": from which on, "fingerprint"}; [] of a run without the file."""
+    path = workdir / FINGERPRINTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class RunLog:

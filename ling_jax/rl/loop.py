@@ -24,7 +24,7 @@ from ling_jax.rl.errors import ErrorLog
 from ling_jax.rl.follow import Follower
 from ling_jax.rl.learner import Learner
 from ling_jax.rl.link import Link, Operation
-from ling_jax.rl.log import RunLog, write_integrity
+from ling_jax.rl.log import RunLog, note_fingerprint, write_integrity
 from ling_jax.rl.partial import read_partial
 from ling_jax.rl.pool import Pool
 from ling_jax.rl.prepare import Run, start_report
@@ -71,6 +71,7 @@ def train(run: Run) -> dict[str, Any]:
             with make_learner(run, state, run.config.rollout.engines) as learner:
                 if partial or record:
                     learner.restore(partial or record)
+                note_fingerprint(run.workdir, start, learner.collector.fingerprint)
                 with _end_of_others(learner.collector.link):
                     last = _steps(run, learner, manager, start, resumed=partial is not None)
             print(write_integrity(run.workdir), flush=True)

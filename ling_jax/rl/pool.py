@@ -40,6 +40,11 @@ class Pool:
         return self._members[0].collector.reader
 
     @property
+    def fingerprint(self) -> str:
+        """Of each engine."""
+        return self._members[0].collector.fingerprint
+
+    @property
     def slots(self) -> int:
         """Of all engines together."""
         return sum(member.collector.slots for member in self._members)

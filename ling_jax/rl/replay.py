@@ -19,6 +19,7 @@ from ling_jax.rl.config import RLConfig
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.harvest import answers_to_learn, harvest_of
 from ling_jax.rl.learner import Event, Learner, event_of
+from ling_jax.rl.log import read_fingerprints
 from ling_jax.rl.loop import make_learner, new_state
 from ling_jax.rl.prepare import Run, origin_of
 from ling_jax.rl.prompts import begin_prompt
@@ -49,6 +50,7 @@ def replay(run: Run) -> int:
         run = dataclasses.replace(run, start=origin_of(run.config, run.workdir))
         log = list(itertools.islice(_by_step(path), steps))
         with make_learner(run, new_state(run)) as learner:
+            _check_fingerprint(run, learner.collector.fingerprint)
             rollouts = Rollouts(run.config, learner, log)
             for step, events in enumerate(log):
                 rollouts.generate(step)
@@ -128,6 +130,16 @@ def _check_repeatable(run: Run) -> None:
             raise ValueError(
                 f"sessions of {name} cannot be repeated, and a replay would act in their world again; "
                 "only runs whose sessions are `replayable` can be replayed"
+            )
+
+
+def _check_fingerprint(run: Run, ours: str) -> None:
+    """Raises ValueError where another machine or other programs drew the tokens of the run."""
+    for line in read_fingerprints(run.workdir):
+        if line["fingerprint"] != ours:
+            raise ValueError(
+                f"{run.workdir}: from step {line['step']} on an engine {line['fingerprint']} drew, and this one is "
+                f"{ours}: another model, machine, JAX version, mesh or XLA flags, whose bits differ; replay it there"
             )
 
 

@@ -130,3 +130,13 @@ def test_a_run_may_go_on_with_another_number_of_engines(start, tmp_path):
 def test_sizes_that_do_not_fit_are_refused(start, rollout, error):
     with pytest.raises(ValueError, match=error):
         on_three(start, rollout=rollout)
+
+
+def test_a_replay_on_another_machine_is_refused(start, tmp_path):
+    config = on_three(start, steps=2)
+    train(prepared(config, tmp_path))
+    path = tmp_path / "fingerprints.jsonl"
+    (line,) = map(json.loads, path.read_text().splitlines())
+    path.write_text(json.dumps(line | {"fingerprint": "0123"}) + "\n")
+    with pytest.raises(ValueError, match="from step 0 on an engine 0123 drew, and this one is"):
+        replay(prepared(config, tmp_path))

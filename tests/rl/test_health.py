@@ -1,0 +1,64 @@
+"""What the engine recorded is what training computes, swap after swap; where it is not, the run stops and says so."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ling_jax.checkpoint.steps import steps_in
+from ling_jax.engine import device
+from ling_jax.rl.health import Unhealthy
+from ling_jax.rl.loop import train
+from tests.helpers.rl_run import prepared, small_config
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def narrow_head(monkeypatch):
+    """Engines whose head is rounded to bfloat16."""
+    copy = device.decoding_copy
+
+    def rounded(params, config):
+        served = copy(params, config)
+        return served | {"head": jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), served["head"])}
+
+    monkeypatch.setattr(device, "decoding_copy", rounded)
+
+
+def test_an_engine_that_rounds_its_head_stops_the_run_which_is_saved(start, tmp_path, narrow_head):
+    config = small_config(start, max_mismatch=1e-4)
+    with pytest.raises(
+        Unhealthy, match=r"step 1: recorded log-probs are .* nats in the mean off .*max_mismatch is 0.0001"
+    ):
+        train(prepared(config, tmp_path))
+    assert steps_in(tmp_path / "checkpoints") == [1] and lines_of(tmp_path)[0]["mismatch_same_version/mean"] > 1e-4
+
+
+def test_a_run_that_is_sound_goes_on(start, tmp_path):
+    train(prepared(small_config(start, max_mismatch=1e-5, steps=3), tmp_path))
+    assert len(lines_of(tmp_path)) == 3
+
+
+def test_answers_that_are_all_the_same_stop_the_run(start, tmp_path):
+    with pytest.raises(Unhealthy, match=r"the entropy is .* nats, below train.min_entropy 5"):
+        train(prepared(small_config(start, min_entropy=5.0), tmp_path))
+
+
+@pytest.mark.slow
+def test_recorded_log_probs_stay_those_of_training_over_two_hundred_swaps(start, tmp_path):
+    """With a learning rate of nearly nothing: what grows would be the swaps' own."""
+    config = small_config(start, steps=200, save_every=100, dpr_steps=0, rollout=dict(engines=2, overlap=True))
+    optimizer = type(config.optimizer)(peak_lr=1e-12, warmup_steps=0)
+    train(prepared(type(config)(**{**vars(config), "optimizer": optimizer}), tmp_path))
+    found = np.array([line["mismatch/max"] for line in lines_of(tmp_path)])
+    print(
+        f"\nlargest mismatch of 200 steps: {found.max():.2g}; first and last half {found[:100].max():.2g}, {found[100:].max():.2g}"
+    )
+    assert found.max() <= 1e-5 and found[100:].mean() <= 2 * found[:100].mean()
