@@ -34,9 +34,7 @@ def narrow_head(monkeypatch):
 
 def test_an_engine_that_rounds_its_head_stops_the_run_which_is_saved(start, tmp_path, narrow_head):
     config = small_config(start, max_mismatch=1e-4)
-    with pytest.raises(
-        Unhealthy, match=r"step 1: recorded log-probs are .* nats in the mean off .*max_mismatch is 0.0001"
-    ):
+    with pytest.raises(Unhealthy, match=r"step 1: recorded log-probs are .* nats in the mean off .* is 0.0001"):
         train(prepared(config, tmp_path))
     assert steps_in(tmp_path / "checkpoints") == [1] and lines_of(tmp_path)[0]["mismatch_same_version/mean"] > 1e-4
 
@@ -47,8 +45,8 @@ def test_a_run_that_is_sound_goes_on(start, tmp_path):
 
 
 def test_answers_that_are_all_the_same_stop_the_run(start, tmp_path):
-    with pytest.raises(Unhealthy, match=r"the entropy is .* nats, below train.min_entropy 5"):
-        train(prepared(small_config(start, min_entropy=5.0), tmp_path))
+    with pytest.raises(Unhealthy, match=r"the entropy is .* nats, below train.min_entropy 6"):
+        train(prepared(small_config(start, min_entropy=6.0), tmp_path))
 
 
 @pytest.mark.slow
@@ -57,8 +55,6 @@ def test_recorded_log_probs_stay_those_of_training_over_two_hundred_swaps(start,
     config = small_config(start, steps=200, save_every=100, dpr_steps=0, rollout=dict(engines=2, overlap=True))
     optimizer = type(config.optimizer)(peak_lr=1e-12, warmup_steps=0)
     train(prepared(type(config)(**{**vars(config), "optimizer": optimizer}), tmp_path))
-    found = np.array([line["mismatch/max"] for line in lines_of(tmp_path)])
-    print(
-        f"\nlargest mismatch of 200 steps: {found.max():.2g}; first and last half {found[:100].max():.2g}, {found[100:].max():.2g}"
-    )
-    assert found.max() <= 1e-5 and found[100:].mean() <= 2 * found[:100].mean()
+    early, late = np.array([line["mismatch/max"] for line in lines_of(tmp_path)]).reshape(2, 100)
+    print(f"\nlargest mismatch: {early.max():.2g} in the first hundred steps, {late.max():.2g} in the second")
+    assert max(early.max(), late.max()) <= 1e-5 and late.mean() <= 2 * early.mean()
