@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from ling_jax.envs.base import Task
 from ling_jax.envs.coding.verdict import CALL_SECONDS, MODULE_SECONDS, PROGRAM, TESTS_SECONDS
 from ling_jax.envs.harbor.folder import NAME, WORDS, unpacked
+from ling_jax.envs.workflow import outputs, small
+from ling_jax.envs.workflow.environment import RULES
 from ling_jax.files import new_folder
 
 IMAGE = "python:3.12-slim"  # our choice: a shell and Python
@@ -133,6 +135,19 @@ def _parts_of_repository(task: Task) -> Parts:
     return Parts(_name(task), task.difficulty, f"{task.prompt} {REPOSITORY}", files, _judge(request), solution)
 
 
+def _parts_of_workflow(task: Task) -> Parts:
+    hidden = task.hidden
+    files = {f"/work/{path}": text.encode() for path, text in hidden["files"].items()}
+    tests = {
+        "test.sh": b"#!/bin/bash\nexec python3 -I /tests/outputs.py\n",
+        "outputs.py": Path(outputs.__file__).read_bytes(),
+        "request.json": json.dumps({"outputs": hidden["outputs"]}).encode(),
+    }
+    solution = {"solve.sh": "\n".join([*hidden["commands"], ""]).encode()}
+    instruction = f"{RULES if task.tools else small.SYSTEM}\n\n{task.prompt}"
+    return Parts(_name(task), task.difficulty, instruction, files, tests, solution)
+
+
 def _name(task: Task) -> str:
     return f"ling_jax/{task.environment}-{task.difficulty}-{task.seed}"
 
@@ -147,7 +162,12 @@ def _judge(request: Mapping[str, Any]) -> dict[str, bytes]:
     }
 
 
-PARTS = {NAME: _parts_of_folder, "functions": _parts_of_function, "repositories": _parts_of_repository}
+PARTS = {
+    NAME: _parts_of_folder,
+    "functions": _parts_of_function,
+    "repositories": _parts_of_repository,
+    "workflow": _parts_of_workflow,
+}
 
 
 def write_task(folder: Path, parts: Parts) -> Path:
