@@ -116,6 +116,8 @@ def make_learner(run: Run, state: TrainState) -> Iterator[Learner]:
     compiled = worker.submit(_compile, run, link)
     collector = make_collector(run, link, Operation.GENERATE, record_experts=run.config.rollout.record_experts)
     try:
+        if link is not None:
+            compiled.result()  # the other processes compile first, too: a collective does not wait half a minute
         reference, teachers = reading_copies(run)
 
         def update(state: TrainState, answers: Sequence[Answer], version: int) -> tuple[TrainState, list[Update]]:

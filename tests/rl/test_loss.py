@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ling_jax.objectives import OBJECTIVES
@@ -83,6 +83,7 @@ def run(answers, layout: Layout, key, **options):
 
 
 @pytest.mark.parametrize(("name", "aggregate"), EVERY)
+@settings(max_examples=15)  # of which each has four layouts
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_mean_over_the_answers_whatever_the_layout(name, aggregate, seed):
     """Three groups of two, of which one answer has no reward: in one microbatch and in several, alone in its row and

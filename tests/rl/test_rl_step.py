@@ -60,7 +60,9 @@ def test_the_loss_is_the_objective_of_a_plain_forward_pass():
 
 
 @pytest.mark.parametrize("layout", ["microbatches", "packed"])
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("lpo", "kpop") else pytest.mark.slow) for name in OBJECTIVES]
+)
 def test_a_batch_is_the_same_in_every_layout(name, layout):
     """With answers of unequal lengths, a group with one answer, and old log-probs that make ratios and clips act: a
     wrong denominator, or an answer that sees its neighbour, would show."""

@@ -75,7 +75,7 @@ def scratch(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tier", "runs"), [("T3", 200), *(pytest.param(tier, 10_000, marks=pytest.mark.slow) for tier in TIERS)]
+    ("tier", "runs"), [("T3", 60), *(pytest.param(tier, 10_000, marks=pytest.mark.slow) for tier in TIERS)]
 )
 def test_runs_leave_nothing_behind(runs, tier, scratch):
     needs(tier)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ling_jax.envs.coding import verdict as verdict_of_code
 from ling_jax.envs.coding.verdict import CALL_LIMITS, TEST_LIMITS, Case, judge_function, judge_tests, same
 from ling_jax.sandbox import shared
 
@@ -87,7 +88,8 @@ def test_whatever_else_a_function_does_is_wrong(source):
 
 
 @pytest.mark.parametrize("loop", ["while True: pass", "return sum(range(10**12))"])
-def test_a_function_without_end_is_wrong_after_some_seconds(loop):
+def test_a_function_without_end_is_wrong_after_some_seconds(loop, monkeypatch):
+    monkeypatch.setattr(verdict_of_code, "CALL_SECONDS", 1.0)
     verdict = judge(f"def f(x):\n    if x == 1: return 5\n    {loop}")
     assert (verdict.outcome, verdict.detail) == (0, "call 2 did not return")
 
@@ -204,7 +206,8 @@ def test_tampering_with_what_judges_fails_and_is_flagged(source):
 
 
 @pytest.mark.parametrize("source", QUIET.values(), ids=QUIET)
-def test_other_ways_around_the_tests_fail(source):
+def test_other_ways_around_the_tests_fail(source, monkeypatch):
+    monkeypatch.setattr(verdict_of_code, "MODULE_SECONDS", 1.0)
     assert judge_sums(source).outcome == 0
 
 
