@@ -5,8 +5,8 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ling_jax.config import nearest
 from ling_jax.envs.base import Message
+from ling_jax.messages import nearest
 
 Call = dict[str, Any]  # {"name", "arguments"}
 KitState = Mapping[str, Any]
