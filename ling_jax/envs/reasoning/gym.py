@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.own import OwnEnvironment
 from ling_jax.envs.pure import PureSession
-from ling_jax.envs.reasoning.single_turn import ANSWER, State
+from ling_jax.envs.reasoning.answers import ANSWER
+from ling_jax.envs.reasoning.single_turn import State
 from ling_jax.envs.reasoning.single_turn import reset as reset
 from ling_jax.messages import error_text, nearest
 
