@@ -7,15 +7,16 @@ the seed alone. Source of the kind of task: Ling 2.6 report §3.2.1 (universes w
 """
 
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning.answers import ANSWER
-from ling_jax.envs.search.episode import Episode, act, begin, hear, rewards, shows
-from ling_jax.envs.search.library import TOOLS
+from ling_jax.envs.search import episode
+from ling_jax.envs.search.library import TOOLS, Desk
 from ling_jax.envs.search.quests import LEVELS, quest
+from ling_jax.envs.tools.turns import State, take_turn
 
 NAME = "search"
 DIFFICULTIES = range(1, 13)
@@ -30,13 +31,6 @@ SYSTEM = (
 )
 
 
-class State(NamedTuple):
-    task: Task
-    episode: Episode
-    turns: int = 0
-    ended: bool = False
-
-
 def make_task(seed: int, difficulty: int) -> Task:
     """A request with one answer; the number of links to follow, constraints and near misses grow."""
     return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
@@ -45,26 +39,13 @@ def make_task(seed: int, difficulty: int) -> Task:
 def reset(task: Task, seed: int) -> State:
     """`seed` is not used: the tools do the same every time."""
     del seed
-    return State(task, begin(task.hidden, quest(task.hidden["universe"], task.difficulty).library))
+    library = quest(task.hidden["universe"], task.difficulty).library
+    return State(task, episode.Episode(task.hidden, Desk(library)))
 
 
 def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Answers the calls of a turn; a turn without one ends the episode, with the rewards of `envs.search.episode`."""
-    episode = state.episode
-    if state.ended:
-        raise ValueError(f"task {state.task.id}: the episode has ended; reset it")
-    errors, observation = list(action.errors), [shows(error) for error in action.errors]
-    for call in action.tool_calls:
-        episode, answer, error = act(episode, call)
-        observation.append(answer)
-        errors += [] if error is None else [error]
-    if not observation:
-        episode, _ = hear(episode, action.raw)
-    truncated = not episode.ended and state.turns + 1 >= state.task.max_turns
-    ended = episode.ended or truncated
-    found = rewards(episode) if ended else {}
-    result = StepResult(observation, found, episode.ended, truncated, "; ".join(errors) or None)
-    return State(state.task, episode, state.turns + 1, ended), result
+    return take_turn(episode, state, action, action.raw, action.errors)
 
 
 def session() -> PureSession:

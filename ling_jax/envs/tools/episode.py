@@ -48,14 +48,19 @@ def begin(hidden: Mapping[str, Any]) -> Episode:
     return Episode(hidden, hidden["world"])
 
 
+def offered(hidden: Mapping[str, Any]) -> list[Tool]:
+    """The tools that are offered."""
+    return [ALL_TOOLS[name][1] for name in hidden["offered"]]
+
+
 def act(episode: Episode, call: Call) -> tuple[Episode, Message, str | None]:
     """(the episode after a call, what its tool answers, what was wrong with the call or None)."""
     hidden = episode.hidden
-    offered = {name: ALL_TOOLS[name] for name in hidden["offered"]}
-    world, result, error = carry_out(offered, episode.world, call)
+    tools = {name: ALL_TOOLS[name] for name in hidden["offered"]}
+    world, result, error = carry_out(tools, episode.world, call)
     episode = episode._replace(made=episode.made + 1)
     if error is not None:
-        return episode, told({"error": error}), error
+        return episode, refused(error), error
     harm = policy.forbidden(hidden["rules"], episode.world, call, episode.said)
     changes = (call,) if ALL_TOOLS[call["name"]][1].changes else ()
     right_code = call["name"] == CHECK.name and call["arguments"]["name"] == hidden["caller"] and result["right"]
@@ -83,6 +88,11 @@ def hear(episode: Episode, words: str) -> tuple[Episode, list[Message]]:
         return episode._replace(said=confirmed), _says(wish["confirm"])
     known = [answer for word, answer in wish["told"].items() if word in asked]
     return episode, _says(" ".join(known) or f"I do not know. {wish['text']}")
+
+
+def refused(error: str) -> Message:
+    """The message of a mistake."""
+    return told({"error": error})
 
 
 def rewards(episode: Episode) -> dict[str, float]:
