@@ -1,7 +1,6 @@
 """Puzzles as directories: a file has the answer, and it is judged like a turn in the task's own environment."""
 
 import json
-import runpy
 
 import pytest
 from hypothesis import given, settings
@@ -105,17 +104,3 @@ def test_the_instruction_explains_every_character_of_a_short_puzzle(puzzle):
         characters = next(part for part in form if isinstance(part, str))
         sign = characters.replace("{a}", "").replace("{b}", "").replace("{n}", "")
         assert f"{sign}" in text.replace("`A:", ""), sign
-
-
-def test_the_verifier_is_the_file_of_the_package(tmp_path, monkeypatch):
-    """Run as a program beside its request, on the answer of the working directory."""
-    tests = parts_of(environment("grid").make_task(0, 1)).tests
-    for name, content in tests.items():
-        (tmp_path / name).write_bytes(content)
-    monkeypatch.chdir(tmp_path)
-    program = runpy.run_path(str(tmp_path / "answers.py"))
-    program["main"].__globals__["REWARD"] = str(tmp_path / "reward.json")
-    for answer, worth in ((json.loads(tests["request.json"])["answer"], 1.0), ("x", 0.0)):
-        (tmp_path / answers.FILE).write_text(f"A:{answer}")
-        program["main"]()
-        assert json.loads((tmp_path / "reward.json").read_text()) == {"reward": worth}
