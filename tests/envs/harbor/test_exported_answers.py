@@ -16,9 +16,9 @@ from tests.helpers.sandboxes import sandbox_or_skip
 
 
 def difficulties(name):
-    """The smallest, one of the middle and a large one."""
+    """Some of those that are quickly made, with and without words."""
     known = environment(name).DIFFICULTIES
-    return known[0], known[min(len(known), 12) // 2], known[min(len(known), 8) - 1]
+    return known[0], known[2], known[3]
 
 
 def tasks_of(name):
@@ -30,12 +30,11 @@ def writing(text):
 
 
 def check_verdicts(tasks, folder):
-    """The reference, nothing, the prompt, and the answer to another task."""
+    """The reference, and the answer to another task."""
     for ours, theirs in zip(tasks, exported(tasks, folder), strict=True):
         made = environment(ours.environment)
         other = made.solution(made.make_task(ours.seed + 1, ours.difficulty))[0][-4000:]
         assert rewards(theirs, solution(theirs))["outcome"] == 1.0
-        assert rewards(theirs, (DONE,))["outcome"] == rewards(theirs, writing(ours.prompt))["outcome"] == 0.0
         assert rewards(theirs, writing(other))["outcome"] == rewards(ours, (other,))["outcome"]
 
 
@@ -43,6 +42,14 @@ def test_answers_have_the_same_verdicts_as_in_their_own_environments(tmp_path):
     sandbox_or_skip("T3")
     for number, name in enumerate(ANSWERED):
         check_verdicts([tasks_of(name)[number % 3]], tmp_path / name)
+
+
+def test_doing_nothing_and_copying_the_prompt_have_outcome_0(tmp_path):
+    sandbox_or_skip("T3")
+    for name in ("scheduling", "needle"):
+        ours = tasks_of(name)[1]
+        (theirs,) = exported([ours], tmp_path / name)
+        assert rewards(theirs, (DONE,))["outcome"] == rewards(theirs, writing(ours.prompt))["outcome"] == 0.0
 
 
 @pytest.mark.slow
@@ -58,7 +65,7 @@ def test_two_hundred_answers_have_the_same_verdicts(name, tmp_path):
 @settings(max_examples=40)
 @given(data=st.data())
 def test_any_text_in_the_file_is_judged_like_a_turn(name, data):
-    task = environment(name).make_task(data.draw(st.integers(0, 50)), data.draw(st.sampled_from(difficulties(name))))
+    task = environment(name).make_task(data.draw(st.integers(0, 20)), data.draw(st.sampled_from(difficulties(name))))
     request = json.loads(parts_of(task).tests["request.json"])
     pieces = ["A:", " ", "\n", ",", ".", "a", request["answer"], request["answer"].upper(), task.prompt]
     text = "".join(data.draw(st.lists(st.one_of(st.sampled_from(pieces), st.text(max_size=5)), max_size=5)))

@@ -143,11 +143,7 @@ def test_no_tool_is_called_like_the_word_for_speaking():
 
 FORGED = {
     "garbage": "head -c 5000 /dev/urandom > calls.jsonl",
-    "no JSON": "echo '{\"say\": ' >> calls.jsonl",
-    "another object": "echo '{\"reward\": 1}' >> calls.jsonl",
-    "no end of the line": 'printf \'{"say": "A:done"}\' >> calls.jsonl',
     "too many bytes": "head -c 3000000 /dev/zero | tr '\\0' ' ' >> calls.jsonl",
-    "too many lines": 'yes \'{"say": "confirm?"}\' | head -n 2000 >> calls.jsonl',
     "deep": "python3 -c 'print(\"[\" * 100000)' >> calls.jsonl",
     "a link": "mv calls.jsonl real; ln -s real calls.jsonl",
     "a folder": "rm calls.jsonl; mkdir calls.jsonl",

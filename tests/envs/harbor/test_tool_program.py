@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ling_jax.envs import environment, parse_action
 from ling_jax.envs.harbor import tool_files, tool_program
 from ling_jax.envs.harbor.tool_program import MAX_BYTES, MAX_LINES
-from tests.helpers.exports import log_of, replayed
+from tests.helpers.exports import log_of, replayed, unpacked
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -41,6 +41,28 @@ def test_any_log_has_a_verdict(name, data):
     pieces = data.draw(st.lists(lines(reference) | st.binary(max_size=20) | st.just(reference), max_size=4))
     found = replayed(task, b"".join(pieces))
     assert found["outcome"] in (0.0, 1.0) and (reference in pieces or found["outcome"] == 0.0)
+
+
+@pytest.mark.parametrize(
+    ("added", "error"),
+    [
+        ('{"say": \n', "line 3 is neither a call nor said"),
+        ('{"reward": 1}\n', "line 3 is"),
+        ('{"say": "A:done", "call": {}}\n', "line 3 is"),
+        ('{"call": {"name": "see", "arguments": []}}\n', "line 3 is"),
+        ('{"say": "A:done"}', "line 3 is"),
+        ('{"say": "confirm?"}\n' * MAX_LINES, f"more than {MAX_LINES} lines"),
+        (" " * MAX_BYTES, f"more than {MAX_BYTES} bytes"),
+    ],
+    ids=["cut off", "another object", "two things", "no arguments", "no end", "many lines", "many bytes"],
+)
+def test_a_line_that_is_not_the_programs_takes_the_reward(added, error):
+    task = environment("service").make_task(0, 1)
+    judged = unpacked(tool_files.tests(task)["tools.zip"])
+    log = log_of(task, environment("service").solution(task))
+    assert tool_program.worth(judged, log)[0]["outcome"] == 1.0
+    rewards, why = tool_program.worth(judged, log + added.encode())
+    assert rewards["outcome"] == 0.0 and error in why
 
 
 @pytest.fixture
