@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ling_jax.chat.template import check_messages
-from ling_jax.config import nearest
 from ling_jax.data.json_lines import field, read_objects
 from ling_jax.envs import workflow
 from ling_jax.envs.base import Task
@@ -15,7 +14,7 @@ from ling_jax.envs.coding import functions, repositories
 from ling_jax.envs.coding.check import check_function_task, check_repository_task
 from ling_jax.envs.workflow.check import check_task
 from ling_jax.files import replacing
-from ling_jax.messages import shown
+from ling_jax.messages import nearest, shown
 from ling_jax.paths import as_path
 
 CHECKS = {

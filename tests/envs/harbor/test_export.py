@@ -1,44 +1,23 @@
 """Tasks as directories: read back, they have the verdicts of their own environments."""
 
-import asyncio
+import dataclasses
 import json
 
 import pytest
 
 from ling_jax.chat.tool_calls import render_call
-from ling_jax.envs import environment, parse_action
 from ling_jax.envs.coding import functions, repositories
 from ling_jax.envs.harbor.environment import solution
 from ling_jax.envs.harbor.export import export_tasks, parts_of, write_task
 from ling_jax.envs.harbor.folder import read_task, read_tasks
 from ling_jax.envs.workflow import environment as workflow
+from tests.helpers.exports import DONE, exported, rewards
 from tests.helpers.sandboxes import sandbox_or_skip
-
-DONE = render_call({"name": "task_done", "arguments": {}}, "xml")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def boxes_with_folders():
     sandbox_or_skip("T3")
-
-
-def rewards(task, turns):
-    """Of an episode in which the agent says these turns."""
-
-    async def play():
-        session = environment(task.environment).session()
-        try:
-            await session.open(task, 0)
-            return [await session.step(parse_action(turn, task.tools)) for turn in turns][-1]
-        finally:
-            await session.close()
-
-    return asyncio.run(play()).rewards
-
-
-def exported(tasks, folder):
-    """The tasks of their directories, in the same order."""
-    return [read_task(path) for path in export_tasks(tasks, folder)]
 
 
 def writing(answer):
@@ -98,11 +77,9 @@ def test_a_folder_of_exported_tasks_is_a_source_of_tasks(tmp_path):
     assert {task.difficulty for task in found.training} == {2}
 
 
-def test_a_task_without_files_is_refused_and_leaves_nothing(tmp_path):
-    tasks = [functions.make_task(0, 1), environment("lookup").make_task(0, 1)]
-    with pytest.raises(
-        ValueError, match="of lookup: tasks of harbor, functions, repositories, workflow become directories"
-    ):
+def test_a_task_that_becomes_no_directory_is_refused_and_leaves_nothing(tmp_path):
+    tasks = [functions.make_task(0, 1), dataclasses.replace(functions.make_task(0, 1), environment="mine.logs:Logs")]
+    with pytest.raises(ValueError, match=r"of mine.logs:Logs: of harbor, functions, .* tasks become directories"):
         export_tasks(tasks, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
