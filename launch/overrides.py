@@ -15,7 +15,7 @@ from absl import flags
 from ml_collections.config_flags import config_path
 
 from launch.config_fields import fields
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 
 EXAMPLE = "configs/pretrain/tiny_2_6.py"
 OVERRIDE = re.compile(r"--?config\.([^=]+)(=?)")

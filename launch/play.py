@@ -29,10 +29,9 @@ from launch.chat import lines
 from launch.flags import run_program, usage_errors
 from launch.sandboxed import start_sandbox
 from ling_jax.chat.tool_calls import render_call
-from ling_jax.config import nearest
 from ling_jax.envs import InfraError, StepResult, Task, environment, parse_action
 from ling_jax.envs.sources import TaskSource, check_tasks, tasks_of_path
-from ling_jax.messages import shown
+from ling_jax.messages import nearest, shown
 from ling_jax.rl.sessions import open_session
 
 TASK = flags.DEFINE_string("task", None, "an environment, a folder or a file of tasks", required=True)

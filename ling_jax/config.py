@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import ml_dtypes  # noqa: F401  numpy knows the name bfloat16 from it
 import numpy as np
+
+from ling_jax.messages import nearest
 
 REMAT_POLICIES = ("none", "full", "dots", "ffn")
 # Name in older checkpoints, workdirs and config files -> name of the field.
@@ -232,9 +232,3 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     for field in overrides.keys() - known:
         raise ValueError(f"ModelConfig has no field {field!r}{nearest(field, known)}")
     return ModelConfig(**(MODELS[name] | overrides))
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The text ", did you mean 'x'?" for the closest known word; "" if no word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""

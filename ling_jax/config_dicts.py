@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import ml_collections
 from ml_collections import config_dict
 
-from ling_jax.config import RENAMED_FIELDS, nearest
+from ling_jax.config import RENAMED_FIELDS
+from ling_jax.messages import nearest
 
 Config = TypeVar("Config")
 Rule = tuple[Sequence[str], Callable[[Any], bool], str]  # (fields, test of a value, what an error says of it)

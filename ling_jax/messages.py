@@ -1,9 +1,11 @@
-"""Messages of programs: warnings, and values and sizes as text."""
+"""Messages of programs: warnings, values and sizes as text, and the known name that is nearest to another."""
 
 import contextlib
+import difflib
 import reprlib
 import sys
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 SHORT = reprlib.Repr()
@@ -62,3 +64,9 @@ def count_text(count: float) -> str:
         if count >= size:
             return f"{count / size:.2f}{unit}"
     return str(int(count))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The text ", did you mean 'x'?" for the closest known word; "" if no word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""

@@ -7,7 +7,7 @@ import traceback
 from types import FrameType, ModuleType
 from typing import Any
 
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 
 MAX_NAMED = 10  # names of a module in a message; our choice
 

@@ -7,7 +7,9 @@ import sys
 
 from ling_jax.envs import NAMES, environment
 from ling_jax.envs.harbor.dockerfile import IMAGES, KNOWN
+from ling_jax.envs.harbor.export import PARTS
 from ling_jax.envs.harbor.folder import MAX_DISK, MAX_MEMORY, read_tasks
+from ling_jax.envs.harbor.tool_program import MAX_BYTES, MAX_LINES
 from ling_jax.envs.own import ANY_DIFFICULTY
 from ling_jax.sandbox.contract import IN_WORK, NAMES_OF_WORK
 from tests.helpers.faults import ROOT
@@ -46,6 +48,15 @@ def test_the_table_has_all_environments_with_their_difficulties():
         for name, (low, high) in zip(re.findall(r"`(\w+)`", names), given, strict=False):
             known = environment(name).DIFFICULTIES
             assert known != ANY_DIFFICULTY and (known[0], known[-1]) == (int(low), int(high)), name
+
+
+def test_the_table_of_directories_has_all_environments_whose_tasks_become_one():
+    text = PAGE.read_text().split("### Tasks as directories")[1].split("## Integrity")[0]
+    listed = [name for names in re.findall(r"^\| (`.*?) \|", text, re.M) for name in re.findall(r"`(\w+)`", names)]
+    assert sorted(listed) == sorted(PARTS)
+    assert f"more than {MAX_LINES} lines" in text and MAX_BYTES == 1 << 20 and "1 MiB" in text
+    left_out = {name for name in NAMES if name not in PARTS}
+    assert left_out == {"questions"} and "`questions`" in text
 
 
 def test_what_is_read_of_a_directory_is_what_the_page_says():

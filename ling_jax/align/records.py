@@ -12,12 +12,12 @@ from etils import epath
 from ling_jax import data
 from ling_jax.chat.conversations import Record
 from ling_jax.chat.tool_calls import as_message, parse_either, render_call
-from ling_jax.config import nearest
 from ling_jax.data.json_lines import read_objects
 from ling_jax.data.sources import source_digest
 from ling_jax.envs import Task, environment, parse_action
 from ling_jax.envs.sources import READERS, TaskSource, check_tasks, tasks
 from ling_jax.files import replacing
+from ling_jax.messages import nearest
 from ling_jax.rl.sessions import open_session
 
 

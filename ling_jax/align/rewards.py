@@ -14,7 +14,7 @@ from ling_jax.align.judges.judge import check_judged_by
 from ling_jax.align.own_reward import own_reward
 from ling_jax.align.preference import preference
 from ling_jax.align.rubrics import rubrics_of
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.episode import Episode
 from ling_jax.rl.judge_config import JudgeConfig

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from ling_jax.chat.tool_calls import END_THINK, THINK, TOOL_FORMATS, render_call
-from ling_jax.config import nearest
 from ling_jax.data.tokenizer import encode_documents
+from ling_jax.messages import nearest
 
 ROLES = ("system", "user", "assistant", "tool")
 NAMES = {"system": "SYSTEM", "user": "HUMAN", "assistant": "ASSISTANT", "tool": "OBSERVATION"}

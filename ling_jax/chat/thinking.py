@@ -6,7 +6,7 @@ from typing import Any
 
 from ling_jax.chat.folder_template import EFFORT_NAMES, THINKING_NAMES, FolderTemplate
 from ling_jax.chat.template import ChatTemplate
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 
 CHOICES = {"default": None, "on": True, "off": False}
 

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ling_jax.config import nearest
 from ling_jax.data.text_files import FORMAT_BYTES, open_decompressed, wrong_format
-from ling_jax.messages import shown
+from ling_jax.messages import nearest, shown
 from ling_jax.paths import as_path
 
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # half of a surrogate pair, which JSON can escape and UTF-8 cannot encode

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from ling_jax.config import nearest
 from ling_jax.data.text_files import FORMAT_BYTES, wrong_format
+from ling_jax.messages import nearest
 from ling_jax.paths import is_remote
 
 BATCH_ROWS = 256  # in memory at a time; a row may be a long document

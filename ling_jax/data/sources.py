@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from ling_jax.config import nearest
 from ling_jax.data.json_lines import check_whole_characters, field, read_objects
 from ling_jax.data.parquet import import_pyarrow, read_parquet
 from ling_jax.data.text_files import read_text_files
 from ling_jax.files import read_object
-from ling_jax.messages import shown
+from ling_jax.messages import nearest, shown
 from ling_jax.paths import as_path, file_size, files_below, is_remote, matching_objects
 from ling_jax.sums import local_copy
 

@@ -1,10 +1,10 @@
 """Environments by name."""
 
-from ling_jax.config import nearest
-from ling_jax.envs import coding, harbor, reasoning, safety, search, tools
+from ling_jax.envs import coding, harbor, reasoning, safety, search, tools, workflow
 from ling_jax.envs.base import Environment
 from ling_jax.envs.own import own_environment
 from ling_jax.envs.reasoning import gym
+from ling_jax.messages import nearest
 
 _SHIPPED: dict[str, Environment] = {
     "running_sums": reasoning.running_sums,
@@ -24,6 +24,7 @@ _SHIPPED: dict[str, Environment] = {
     "service": tools.service,
     "search": search.environment,
     "safety": safety.environment,
+    "workflow": workflow.environment,
 }
 NAMES = tuple(_SHIPPED)  # of those that are shipped
 

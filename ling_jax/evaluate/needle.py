@@ -13,7 +13,8 @@ from ling_jax.chat.tool_calls import parse_either
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.engine.prompts import encode_prompts
 from ling_jax.envs import HELD_OUT_SEEDS, Task
-from ling_jax.envs.reasoning.needle import is_code, needle_task
+from ling_jax.envs.reasoning.answers import is_code
+from ling_jax.envs.reasoning.needle import needle_task
 from ling_jax.evaluate.answers import Verdict, accuracy, distinct
 from ling_jax.evaluate.report import Metric
 
@@ -108,7 +109,7 @@ def needle_record(needle: Needle, number: int) -> dict[str, Any]:
 
 
 def finds_code(text: str, record: dict[str, Any]) -> bool:
-    """The verifier: `envs.reasoning.needle.is_code` of what is behind the reasoning."""
+    """The verifier: `envs.reasoning.answers.is_code` of what is behind the reasoning."""
     return is_code(parse_either(text).content, record["answer"])
 
 

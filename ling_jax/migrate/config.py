@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from ling_jax import spec as specs
-from ling_jax.config import ModelConfig, nearest
+from ling_jax.config import ModelConfig
 from ling_jax.config_dicts import Rule, check_fields
+from ling_jax.messages import nearest
 from ling_jax.migrate.convert import FORMS, Conversion, check_calibration, converted_layers, form_config
 from ling_jax.model import model_spec
 from ling_jax.parallel.context import check_rows

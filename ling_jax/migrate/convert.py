@@ -19,9 +19,10 @@ from ling_jax.checkpoint.layerwise import LayerActivations, kind_of, layerwise_f
 from ling_jax.checkpoint.parts import TOP, Reader, layer_leaves
 from ling_jax.checkpoint.relay import Relay
 from ling_jax.checkpoint.shared_folders import write_sums
-from ling_jax.config import ModelConfig, nearest
+from ling_jax.config import ModelConfig
 from ling_jax.data import Batch
 from ling_jax.distributed.peers import ALONE, Peers
+from ling_jax.messages import nearest
 from ling_jax.migrate.gqa_to_lightning import KV_HEADS, gqa_to_lightning, hybrid_config
 from ling_jax.migrate.qk_fusion import fuse_qk_norm, fused_config, head_squares
 from ling_jax.migrate.transmla import PCAS, gqa_to_mla, mla_config

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from ling_jax.config import ModelConfig, nearest
+from ling_jax.config import ModelConfig
+from ling_jax.messages import nearest
 from ling_jax.spec import Params
 
 KV_HEADS = ("random", "repeat")

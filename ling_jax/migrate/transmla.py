@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.linalg
 
-from ling_jax.config import ModelConfig, nearest
+from ling_jax.config import ModelConfig
+from ling_jax.messages import nearest
 from ling_jax.model.mla import LATENT_NORM_EPS, softmax_scale
 from ling_jax.spec import Params
 

@@ -5,9 +5,9 @@ import math
 from typing import Any
 
 from ling_jax.chat.thinking import check_thinking
-from ling_jax.config import nearest
 from ling_jax.config_dicts import Rule, check_fields
 from ling_jax.envs.sources import TaskSource, check_tasks, held_out_of, locate, tasks
+from ling_jax.messages import nearest
 from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge

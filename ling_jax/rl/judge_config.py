@@ -5,7 +5,7 @@ import math
 import re
 from urllib.parse import urlsplit
 
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 
 KINDS = ("rules", "engine", "endpoint")
 

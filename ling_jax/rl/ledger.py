@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 
 COUNTS = ("completed", "generated")
 REFILLS = ("iteration", "continuous")

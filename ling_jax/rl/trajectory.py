@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 
 # running: not ended yet; finished: the policy or its environment ended it; truncated: a limit did, or words that are no
 # answer in the chat template's form; env_failed: the environment raised on an action, or gave no valid result;

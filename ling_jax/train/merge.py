@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ling_jax.config import nearest
+from ling_jax.messages import nearest
 from ling_jax.spec import path_name
 
 DECAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

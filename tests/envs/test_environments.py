@@ -101,6 +101,7 @@ def test_a_seed_and_a_difficulty_mean_the_same_bytes(name, data):
         ("grid", "f4983f2b4ba6ff55a7164b2aaf7cbb37"),
         ("scheduling", "4e0c636e5eddd59455dfc538c4196fd6"),
         ("search", "91e514c9c786a8eb034c4557932b4ec7"),
+        ("workflow", "135c0e4459fff482485b33d41537bb52"),
     ],
 )
 def test_tasks_are_the_same_on_every_machine(name, task_id):
@@ -125,6 +126,7 @@ def test_tasks_are_the_same_on_every_machine(name, task_id):
         ("grid", "1252a4be91a6fd0c"),
         ("scheduling", "53818cb23b9aae96"),
         ("search", "4d3594a0ea17a0a8"),
+        ("workflow", "ce110413e32050a3"),
     ],
 )
 def test_held_out_tasks_stay_what_they_are(name, digest):

@@ -151,7 +151,7 @@ def test_a_malformed_call_is_answered_and_changes_nothing(action, error):
     assert error in result.error
     assert result.observation[0]["role"] == "tool"
     assert json.loads(result.observation[0]["content"])["error"] == result.error
-    assert (state.world, result.terminated, result.rewards) == (task.hidden["world"], False, {})
+    assert (state.episode.world, result.terminated, result.rewards) == (task.hidden["world"], False, {})
 
 
 def values(schema, state):

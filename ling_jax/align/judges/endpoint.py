@@ -8,9 +8,8 @@ from typing import Any
 
 from ling_jax.align.judges.forms import Question
 from ling_jax.align.judges.judgements import Reply
-from ling_jax.config import nearest
 from ling_jax.files import parse_object
-from ling_jax.messages import error_text
+from ling_jax.messages import error_text, nearest
 
 MAX_PARALLEL = 16  # questions at once; our choice
 MAX_ATTEMPTS = 4  # of a question; our choice

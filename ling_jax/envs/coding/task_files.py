@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from ling_jax.chat.template import check_messages
-from ling_jax.config import nearest
 from ling_jax.data.json_lines import field, read_objects
+from ling_jax.envs import workflow
 from ling_jax.envs.base import Task
 from ling_jax.envs.coding import functions, repositories
 from ling_jax.envs.coding.check import check_function_task, check_repository_task
+from ling_jax.envs.workflow.check import check_task
 from ling_jax.files import replacing
-from ling_jax.messages import shown
+from ling_jax.messages import nearest, shown
 from ling_jax.paths import as_path
 
-CHECKS = {functions.NAME: check_function_task, repositories.NAME: check_repository_task}
+CHECKS = {
+    functions.NAME: check_function_task,
+    repositories.NAME: check_repository_task,
+    workflow.environment.NAME: check_task,
+}
 TYPES = {"environment": str, "difficulty": int, "seed": int, "hidden": dict, "max_tokens": int, "max_turns": int}
 
 
@@ -49,7 +54,7 @@ def _task(record: dict[str, Any], where: str) -> Task:
         if name not in (*known, "id"):
             raise ValueError(f"{where} has the unknown field {shown(name)}{nearest(name, known)}")
     if record["environment"] not in CHECKS:
-        raise ValueError(f"{where}: environment is {shown(record['environment'])}; expected {' or '.join(CHECKS)}")
+        raise ValueError(f"{where}: environment is {shown(record['environment'])}; expected one of {', '.join(CHECKS)}")
     for name in ("max_tokens", "max_turns"):
         if record[name] < 1:
             raise ValueError(f"{where}: {name} is {record[name]}; expected at least 1")

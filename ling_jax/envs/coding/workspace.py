@@ -7,10 +7,9 @@ import re
 import time
 from typing import Any, NamedTuple
 
-from ling_jax.config import nearest
 from ling_jax.envs.base import Action, Message
 from ling_jax.envs.tools.call import NOUN, ToolError, argument_error
-from ling_jax.messages import one_line
+from ling_jax.messages import nearest, one_line
 from ling_jax.sandbox import Box, Result, SandboxError
 
 MAX_CHARS = 4000  # our choice: of an observation; half from the head, half from the tail

@@ -2,13 +2,19 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ling_jax.envs.base import Task
 from ling_jax.envs.coding.verdict import CALL_SECONDS, MODULE_SECONDS, PROGRAM, TESTS_SECONDS
+from ling_jax.envs.find import environment
+from ling_jax.envs.harbor import instructions, tool_files
 from ling_jax.envs.harbor.folder import NAME, WORDS, unpacked
+from ling_jax.envs.reasoning import answers
+from ling_jax.envs.workflow import outputs, small
+from ling_jax.envs.workflow.environment import RULES
 from ling_jax.files import new_folder
 
 IMAGE = "python:3.12-slim"  # our choice: a shell and Python
@@ -73,7 +79,8 @@ class Parts(NamedTuple):
 def export_tasks(tasks: Iterable[Task], folder: Path) -> list[Path]:
     """Writes a directory for each task into a new folder, whole or not at all; returns their paths.
 
-    Raises ValueError on a task of an environment that has no files, and on variables that a Dockerfile cannot hold.
+    Raises ValueError on a task of an environment whose tasks do not become directories, and on variables that a
+    Dockerfile cannot hold.
     """
     with new_folder(folder) as made:
         names = [write_task(made, parts_of(task)).name for task in tasks]
@@ -81,12 +88,10 @@ def export_tasks(tasks: Iterable[Task], folder: Path) -> list[Path]:
 
 
 def parts_of(task: Task) -> Parts:
-    """What the directory of a task holds. Raises ValueError where its environment has none."""
+    """What the directory of a task holds. Raises ValueError where tasks of its environment do not become one."""
     if task.environment not in PARTS:
         known = ", ".join(PARTS)
-        raise ValueError(
-            f"task {task.id} of {task.environment}: tasks of {known} become directories, others have no files"
-        )
+        raise ValueError(f"task {task.id} of {task.environment}: of {known} tasks become directories, of others not")
     return PARTS[task.environment](task)
 
 
@@ -133,6 +138,43 @@ def _parts_of_repository(task: Task) -> Parts:
     return Parts(_name(task), task.difficulty, f"{task.prompt} {REPOSITORY}", files, _judge(request), solution)
 
 
+def _parts_of_workflow(task: Task) -> Parts:
+    hidden = task.hidden
+    files = {f"/work/{path}": text.encode() for path, text in hidden["files"].items()}
+    tests = {
+        "test.sh": b"#!/bin/bash\nexec python3 -I /tests/outputs.py\n",
+        "outputs.py": Path(outputs.__file__).read_bytes(),
+        "request.json": json.dumps({"outputs": hidden["outputs"]}).encode(),
+    }
+    solution = {"solve.sh": "\n".join([*hidden["commands"], ""]).encode()}
+    instruction = f"{RULES if task.tools else small.SYSTEM}\n\n{task.prompt}"
+    return Parts(_name(task), task.difficulty, instruction, files, tests, solution)
+
+
+def _parts_of_answer(task: Task) -> Parts:
+    rule = ANSWERED[task.environment]
+    tests = {
+        "test.sh": b"#!/bin/bash\nexec python3 -I /tests/answers.py\n",
+        "answers.py": Path(answers.__file__).read_bytes(),
+        "request.json": json.dumps({"rule": rule, "answer": task.hidden["answer"]}).encode(),
+    }
+    (turn,) = _solution(task)
+    solve = f"echo {shlex.quote(turn.splitlines()[-1])} > {answers.FILE}\n"
+    instruction = instructions.of_answer(task, rule)
+    return Parts(_name(task), task.difficulty, instruction, {}, tests, {"solve.sh": solve.encode()})
+
+
+def _parts_of_tools(task: Task) -> Parts:
+    instruction = instructions.of_tools(task, tool_files.schemas(task))
+    solve = "\n".join([*tool_files.commands(task, _solution(task)), ""])
+    files, tests = tool_files.files(task), tool_files.tests(task)
+    return Parts(_name(task), task.difficulty, instruction, files, tests, {"solve.sh": solve.encode()})
+
+
+def _solution(task: Task) -> tuple[str, ...]:
+    return environment(task.environment).solution(task)
+
+
 def _name(task: Task) -> str:
     return f"ling_jax/{task.environment}-{task.difficulty}-{task.seed}"
 
@@ -147,7 +189,23 @@ def _judge(request: Mapping[str, Any]) -> dict[str, bytes]:
     }
 
 
-PARTS = {NAME: _parts_of_folder, "functions": _parts_of_function, "repositories": _parts_of_repository}
+ANSWERED = {  # environments with one answer -> the rule of `reasoning.answers`
+    "running_sums": "text",
+    "digit_sums": "text",
+    "ordering": "text",
+    "needle": "code",
+    "knights": "list",
+    "grid": "list",
+    "scheduling": "list",
+}
+PARTS = {
+    NAME: _parts_of_folder,
+    "functions": _parts_of_function,
+    "repositories": _parts_of_repository,
+    "workflow": _parts_of_workflow,
+    **dict.fromkeys(ANSWERED, _parts_of_answer),
+    **dict.fromkeys(tool_files.EPISODES, _parts_of_tools),
+}
 
 
 def write_task(folder: Path, parts: Parts) -> Path:

@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ling_jax.config import nearest
 from ling_jax.envs.base import Task, is_held_out
 from ling_jax.envs.coding.workspace import TOOLS
 from ling_jax.envs.harbor.dockerfile import Image, Unsupported, read_dockerfile, read_text
-from ling_jax.messages import shown, warn
+from ling_jax.messages import nearest, shown, warn
 from ling_jax.sandbox.contract import MIB
 
 NAME = "harbor"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ling_jax.chat.records import check_text
-from ling_jax.config import nearest
 from ling_jax.envs.base import Action
+from ling_jax.messages import nearest
 from ling_jax.rewards import AnswerChecker, Checked, extract_answer, gold_answer
 
 CHECK_SECONDS = 1.0  # of processor time for an answer; our choice: decoding waits for it, and few answers need more

@@ -10,13 +10,13 @@ import random
 import re
 from typing import Any, NamedTuple
 
-from ling_jax.config import nearest
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.own import OwnEnvironment
 from ling_jax.envs.pure import PureSession
-from ling_jax.envs.reasoning.single_turn import ANSWER, State
+from ling_jax.envs.reasoning.answers import ANSWER
+from ling_jax.envs.reasoning.single_turn import State
 from ling_jax.envs.reasoning.single_turn import reset as reset
-from ling_jax.messages import error_text
+from ling_jax.messages import error_text, nearest
 
 NAME = "reasoning_gym"
 FORM = f"\nEnd with {ANSWER} and the answer alone."

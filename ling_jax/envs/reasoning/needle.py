@@ -8,11 +8,11 @@ RULER (Hsieh et al. 2024).
 import functools
 import itertools
 import random
-import re
 from typing import Any
 
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
+from ling_jax.envs.reasoning.answers import NUMBER, is_code
 from ling_jax.envs.reasoning.single_turn import State
 from ling_jax.envs.reasoning.single_turn import reset as reset
 
@@ -32,7 +32,6 @@ _COLOURS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey")
 _THINGS = ("lamp", "chest", "door", "drawer", "locker", "trunk", "vault", "cabinet")
 NAMES = tuple(f"{colour} {thing}" for colour, thing in itertools.product(_COLOURS, _THINGS))
 CODES = range(10_000, 100_000)
-NUMBER = re.compile("[0-9]+")
 
 
 def make_task(seed: int, difficulty: int) -> Task:
@@ -57,11 +56,6 @@ def step(state: State, action: Action) -> tuple[State, StepResult]:
 def session() -> PureSession:
     """An episode of one turn."""
     return PureSession(reset, step)
-
-
-def is_code(content: str, code: str) -> bool:
-    """Whether the content of an answer, which is without its reasoning, names one number, and that is the code."""
-    return set(NUMBER.findall(content)) == {code}
 
 
 def solution(task: Task) -> tuple[str]:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
-from ling_jax.envs.reasoning.single_turn import ANSWER, State, judged
+from ling_jax.envs.reasoning.answers import ANSWER, is_list
+from ling_jax.envs.reasoning.single_turn import State, judged
 from ling_jax.envs.reasoning.single_turn import reset as reset
 
 Clue = TypeVar("Clue")
@@ -77,8 +78,7 @@ def session() -> PureSession:
 
 def is_solved(text: str, task: Task) -> bool:
     """Whether the list that follows the last `A:` is the task's answer, blanks and case aside."""
-    _, found, said = text.rpartition(ANSWER)
-    return bool(found) and _items(said) == _items(task.hidden["answer"])
+    return is_list(text, task.hidden["answer"])
 
 
 def puzzle_task(prompt: str, answer: str, worked: Iterable[str], max_tokens: int) -> dict[str, Any]:
@@ -99,7 +99,3 @@ def solution(task: Task) -> tuple[str]:
 def shuffled(rng: random.Random, items: Iterable[Any]) -> list[Any]:
     """The items in random order."""
     return rng.sample(found := list(items), len(found))
-
-
-def _items(text: str) -> list[str]:
-    return [item.strip().casefold() for item in text.strip().rstrip(".").split(",")]

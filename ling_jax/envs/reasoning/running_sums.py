@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ling_jax.envs.base import Task, draw_task
-from ling_jax.envs.reasoning.single_turn import ANSWER
+from ling_jax.envs.reasoning.answers import ANSWER
 from ling_jax.envs.reasoning.single_turn import reset as reset
 from ling_jax.envs.reasoning.single_turn import session as session
 from ling_jax.envs.reasoning.single_turn import step as step

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from ling_jax.envs.base import Action, StepResult, Task
 from ling_jax.envs.pure import PureSession
-
-ANSWER = "A:"
+from ling_jax.envs.reasoning.answers import ANSWER, is_text
 
 
 class State(NamedTuple):
@@ -41,5 +40,4 @@ def session() -> PureSession:
 
 def is_solved(text: str, task: Task) -> bool:
     """Whether all that follows the last `A:` is the task's answer, blanks around it aside."""
-    _, found, answer = text.rpartition(ANSWER)
-    return bool(found) and answer.strip() == task.hidden["answer"]
+    return is_text(text, task.hidden["answer"])

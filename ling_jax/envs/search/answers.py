@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from ling_jax.envs.reasoning.single_turn import ANSWER
+from ling_jax.envs.reasoning.answers import ANSWER
 
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}\b)")
 

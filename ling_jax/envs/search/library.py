@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ling_jax.envs.search.fields import APPS, CALENDAR, CONTACTS, MAILS, PAGES
+from ling_jax.envs.search.fields import CALENDAR, CONTACTS, MAILS, PAGES
 from ling_jax.envs.search.index import Document, Index, snippet
 from ling_jax.envs.tools.call import NOUN, ToolError, tool
 
@@ -26,8 +26,9 @@ class Desk(NamedTuple):
 
 
 def make_library(documents: Sequence[Document]) -> Library:
-    """The library of these documents."""
-    indices = {app: Index([each for each in documents if each.app == app]) for app in APPS}
+    """The library of these documents, with a search engine for each app that has some."""
+    apps = dict.fromkeys(document.app for document in documents)
+    indices = {app: Index([each for each in documents if each.app == app]) for app in apps}
     return Library({document.id: document for document in documents}, indices)
 
 

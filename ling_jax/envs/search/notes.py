@@ -5,8 +5,8 @@ The prompt has no schemas: there is one tool, and a small model learns it from e
 
 import random
 
-from ling_jax.envs.search.index import Document, Index
-from ling_jax.envs.search.library import Desk, Library
+from ling_jax.envs.search.index import Document
+from ling_jax.envs.search.library import Desk
 from ling_jax.envs.tools.call import NOUN, Call, ToolError, tool
 
 APP = "notes"
@@ -61,10 +61,7 @@ def solve(people: list[str], words: list[str]) -> list[Call]:
     return [{"name": SEARCH.name, "arguments": {"query": f"{p} {w}"}} for p, w in zip(people, words, strict=True)]
 
 
-def make_library(notes: Notes) -> Library:
+def write_documents(notes: Notes) -> list[Document]:
     """A document a note."""
     written = [(name, word, value) for name, known in notes.items() for word, value in known.items()]
-    documents = [
-        Document(f"n{i}", APP, name, f"{name} {word} {value}") for i, (name, word, value) in enumerate(written)
-    ]
-    return Library({document.id: document for document in documents}, {APP: Index(documents)})
+    return [Document(f"n{i}", APP, name, f"{name} {word} {value}") for i, (name, word, value) in enumerate(written)]

@@ -55,7 +55,7 @@ def quest(seed: int, difficulty: int) -> Quest:
 def _of_notes(rng: random.Random, hops: int) -> Quest:
     known = notes.draw_notes(rng)
     words, people = notes.draw_path(rng, known, hops)
-    library = notes.make_library(known)
+    library = make_library(notes.write_documents(known))
     last = f"{people[-1]} {words[-1]} "
     (evidence,) = (document.id for document in library.documents.values() if document.text.startswith(last))
     answer = known[people[-1]][words[-1]]

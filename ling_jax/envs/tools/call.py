@@ -5,10 +5,10 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ling_jax.config import nearest
-from ling_jax.envs.base import Message
+from ling_jax.messages import nearest
 
 Call = dict[str, Any]  # {"name", "arguments"}
+Message = dict[str, Any]  # {"role", "content"}
 KitState = Mapping[str, Any]
 World = Mapping[str, KitState]  # by toolkit
 

@@ -5,13 +5,15 @@ by the critical calls (Ling 2.6 report §3.2.1).
 """
 
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
-from ling_jax.envs.tools import bank, calendar, inventory
-from ling_jax.envs.tools.call import Call, Tool, World, call_tool, carry_out, told
+from ling_jax.envs.tools import tools_episode
+from ling_jax.envs.tools.call import call_tool
+from ling_jax.envs.tools.tools_episode import KITS, TOOLS
+from ling_jax.envs.tools.turns import State, take_turn
 
 NAME = "tools"
 DIFFICULTIES = range(1, 13)  # calls; our choice
@@ -22,17 +24,6 @@ SYSTEM = (
     "Do what the user asks with the tools: in the order asked, each thing once, nothing else. "
     "Then answer without calling a tool."
 )
-KITS = {kit.NAME: kit for kit in (bank, calendar, inventory)}
-TOOLS: dict[str, tuple[str, Tool]] = {t.name: (kit.NAME, t) for kit in KITS.values() for t in kit.TOOLS}
-
-
-class State(NamedTuple):
-    task: Task
-    world: World
-    changes: tuple[Call, ...] = ()  # the calls that were carried out, those that only read aside
-    made: int = 0  # calls that could be read, carried out or not
-    turns: int = 0
-    ended: bool = False
 
 
 def make_task(seed: int, difficulty: int) -> Task:
@@ -43,34 +34,17 @@ def make_task(seed: int, difficulty: int) -> Task:
 def reset(task: Task, seed: int) -> State:
     """`seed` is not used: the tools do the same every time."""
     del seed
-    return State(task, task.hidden["world"])
+    offered = [schema["function"]["name"] for schema in task.tools]
+    return State(task, tools_episode.Episode(task.hidden, offered, task.hidden["world"]))
 
 
 def step(state: State, action: Action) -> tuple[State, StepResult]:
     """Carries out the calls of a turn, in either of the formats of `chat.tool_calls`; each gets an answer.
 
-    The end's rewards: "state" (the world is as it should be), "sequence" (the calls that change something are the
-    right ones, in order, none besides), "outcome" (both) and "superfluous_calls" (calls more than were needed).
+    A turn without one ends the episode, with the rewards of `envs.tools.tools_episode`.
     """
-    task, world, changes = state.task, state.world, list(state.changes)
-    if state.ended:
-        raise ValueError(f"task {task.id}: the episode has ended; reset it")
-    offered = {name: TOOLS[name] for name in (schema["function"]["name"] for schema in task.tools)}
     errors = [f"{error}: write each call as the system message says" for error in action.errors]
-    observation = [told({"error": error}) for error in errors]
-    for call in action.tool_calls:
-        world, result, error = carry_out(offered, world, call)
-        observation.append(told(result if error is None else {"error": error}))
-        if error is not None:
-            errors.append(error)
-        elif TOOLS[call["name"]][1].changes:
-            changes.append(call)
-    terminated = not observation
-    truncated = not terminated and state.turns + 1 >= task.max_turns
-    made = state.made + len(action.tool_calls)
-    after = State(task, world, tuple(changes), made, state.turns + 1, terminated or truncated)
-    rewards = _rewards(after) if after.ended else {}
-    return after, StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None)
+    return take_turn(tools_episode, state, action, action.content, errors)
 
 
 def session() -> PureSession:
@@ -81,22 +55,6 @@ def session() -> PureSession:
 def solution(task: Task) -> tuple[str, ...]:
     """One call a turn, in the "xml" format, then the last word."""
     return (*(render_call(call, "xml") for call in task.hidden["calls"]), "Done.")
-
-
-def _rewards(state: State) -> dict[str, float]:
-    hidden = state.task.hidden
-    right_state = state.world == hidden["goal"]
-    right_calls = list(state.changes) == _changing(hidden["calls"])
-    return {
-        "outcome": float(right_state and right_calls),
-        "state": float(right_state),
-        "sequence": float(right_calls),
-        "superfluous_calls": float(max(0, state.made - len(hidden["calls"]))),
-    }
-
-
-def _changing(calls: list[Call]) -> list[Call]:
-    return [call for call in calls if TOOLS[call["name"]][1].changes]
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:

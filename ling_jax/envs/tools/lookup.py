@@ -6,14 +6,16 @@ nobody asks for.
 
 import random
 import string
-from typing import Any, NamedTuple
+from typing import Any
 
 from ling_jax.chat.tool_calls import render_call
-from ling_jax.envs.base import Action, Message, StepResult, Task, draw_task
+from ling_jax.envs.base import Action, StepResult, Task, draw_task
 from ling_jax.envs.pure import PureSession
 from ling_jax.envs.reasoning.running_sums import planter, worked_sum
-from ling_jax.envs.reasoning.single_turn import is_solved
-from ling_jax.envs.tools.call import NOUN, Call, KitState, ToolError, call_tool, tool
+from ling_jax.envs.tools import lookup_episode
+from ling_jax.envs.tools.call import Call
+from ling_jax.envs.tools.lookup_episode import GET
+from ling_jax.envs.tools.turns import State, take_turn
 
 NAME = "lookup"
 NAMES = string.ascii_lowercase[:12]  # our choice: few, so that a small model knows them all
@@ -21,23 +23,6 @@ DIFFICULTIES = range(1, 7)  # names asked for; our choice: as many again that no
 SPARE_TURNS = 4  # our choice: as in `envs.tools.environment`
 AGAIN = 0.75  # our choice: of planted calls, how many ask again
 TOKENS_PER_TURN = 64  # our choice: a call has some 30 tokens, in bytes 74
-
-
-class State(NamedTuple):
-    task: Task
-    calls: tuple[Call, ...] = ()  # those that were answered with a number
-    made: int = 0  # calls that could be read, answered or not
-    turns: int = 0
-    ended: bool = False
-
-
-def get(state: KitState, name: str):
-    if name not in state:
-        raise ToolError(f"no {name[:1]!r}")  # short, as all that a small model reads
-    return state, state[name]
-
-
-GET = tool(get, "The number behind a name.", {"name": NOUN}, changes=False)
 
 
 def make_task(seed: int, difficulty: int) -> Task:
@@ -48,32 +33,12 @@ def make_task(seed: int, difficulty: int) -> Task:
 def reset(task: Task, seed: int) -> State:
     """`seed` is not used: the store does not change."""
     del seed
-    return State(task)
+    return State(task, lookup_episode.begin(task.hidden))
 
 
 def step(state: State, action: Action) -> tuple[State, StepResult]:
-    """Answers the calls of a turn; a turn without one ends the episode.
-
-    The end's rewards: "answer" (right, as in `envs.reasoning`), "sequence" (all names that were asked for were got, in
-    their order, whatever was got besides), "outcome" (both) and "superfluous_calls" (calls more than were needed).
-    """
-    task, calls = state.task, list(state.calls)
-    if state.ended:
-        raise ValueError(f"task {task.id}: the episode has ended; reset it")
-    errors, observation = list(action.errors), [_told(error) for error in action.errors]
-    for call in action.tool_calls:
-        _, number, error = call_tool({GET.name: GET}, task.hidden["store"], call)
-        observation.append(_told(str(number) if error is None else error))
-        if error is None:
-            calls.append(call)
-        else:
-            errors.append(error)
-    terminated = not observation
-    truncated = not terminated and state.turns + 1 >= task.max_turns
-    made = state.made + len(action.tool_calls)
-    after = State(task, tuple(calls), made, state.turns + 1, terminated or truncated)
-    rewards = _rewards(after, action.raw if terminated else "") if after.ended else {}
-    return after, StepResult(observation, rewards, terminated, truncated, "; ".join(errors) or None)
+    """Answers the calls of a turn; a turn without one ends the episode, with the rewards of `lookup_episode`."""
+    return take_turn(lookup_episode, state, action, action.raw, action.errors)
 
 
 def session() -> PureSession:
@@ -100,22 +65,6 @@ def solution(task: Task, *, redundancy: float = 0.0, most: int | None = None, se
 
 def _call(name: str) -> Call:
     return {"name": GET.name, "arguments": {"name": name}}
-
-
-def _told(content: str) -> Message:
-    return {"role": "tool", "content": content}
-
-
-def _rewards(state: State, answer: str) -> dict[str, float]:
-    wanted, made = state.task.hidden["calls"], iter(state.calls)
-    in_order = all(any(call == wish for call in made) for wish in wanted)
-    solved = is_solved(answer, state.task)
-    return {
-        "outcome": float(solved and in_order),
-        "answer": float(solved),
-        "sequence": float(in_order),
-        "superfluous_calls": float(max(0, state.made - len(wanted))),
-    }
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ling_jax.envs.reasoning.single_turn import ANSWER
+from ling_jax.envs.reasoning.answers import ANSWER
 from ling_jax.envs.tools import policy
 from ling_jax.envs.tools.call import Call, World, carry_out
 from ling_jax.envs.tools.catalogue import TOOLS
@@ -27,7 +27,7 @@ class NoWish(Exception):
 
 
 class Plan(NamedTuple):
-    """What comes of a wish. `wish` is as `envs.tools.dialogue` knows it."""
+    """What comes of a wish. `wish` is as `envs.tools.episode` knows it."""
 
     wish: Mapping[str, Any]
     turns: list[Mapping[str, Any]]

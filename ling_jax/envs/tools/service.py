@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ling_jax.envs.base import Task, draw_task
-from ling_jax.envs.reasoning.single_turn import ANSWER
+from ling_jax.envs.reasoning.answers import ANSWER
 from ling_jax.envs.tools import policy
 from ling_jax.envs.tools.call import Tool, World
 from ling_jax.envs.tools.catalogue import KITS, LARGE
 from ling_jax.envs.tools.dialogue import reset as reset
 from ling_jax.envs.tools.dialogue import session as session
 from ling_jax.envs.tools.dialogue import solution as solution
-from ling_jax.envs.tools.dialogue import state_hash
 from ling_jax.envs.tools.dialogue import step as step
+from ling_jax.envs.tools.episode import state_hash
 from ling_jax.envs.tools.kits import CANNOT, Kit
 from ling_jax.envs.tools.plan import INSISTS, Caller, Plan, calls_of, draw_plan, draw_until_hidden
 from ling_jax.envs.tools.policy import CHECK, CODES, DESK, Rule

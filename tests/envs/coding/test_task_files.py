@@ -34,7 +34,11 @@ WRONG = [
     (0, lambda r: r.update(seed="1"), "line 1: seed is '1'; expected a value of type int"),
     (0, lambda r: r.update(max_turns=True), "line 1: max_turns is True; expected a value of type int"),
     (0, lambda r: r.update(max_tokens=0), "line 1: max_tokens is 0; expected at least 1"),
-    (0, lambda r: r.update(environment="sums"), "line 1: environment is 'sums'; expected functions or repositories"),
+    (
+        0,
+        lambda r: r.update(environment="sums"),
+        "line 1: environment is 'sums'; expected one of functions, repositories, workflow",
+    ),
     (0, lambda r: r.update(maxturns=1), "line 1 has the unknown field 'maxturns', did you mean 'max_turns'?"),
     (0, lambda r: r.update(id="abc"), "line 1: id is 'abc', and the task's content has"),
     (0, lambda r: r.update(messages=[]), "line 1: messages is []; expected a list of messages"),

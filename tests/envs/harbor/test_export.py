@@ -1,43 +1,23 @@
 """Tasks as directories: read back, they have the verdicts of their own environments."""
 
-import asyncio
+import dataclasses
 import json
 
 import pytest
 
 from ling_jax.chat.tool_calls import render_call
-from ling_jax.envs import environment, parse_action
 from ling_jax.envs.coding import functions, repositories
 from ling_jax.envs.harbor.environment import solution
 from ling_jax.envs.harbor.export import export_tasks, parts_of, write_task
 from ling_jax.envs.harbor.folder import read_task, read_tasks
+from ling_jax.envs.workflow import environment as workflow
+from tests.helpers.exports import DONE, exported, rewards
 from tests.helpers.sandboxes import sandbox_or_skip
-
-DONE = render_call({"name": "task_done", "arguments": {}}, "xml")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def boxes_with_folders():
     sandbox_or_skip("T3")
-
-
-def rewards(task, turns):
-    """Of an episode in which the agent says these turns."""
-
-    async def play():
-        session = environment(task.environment).session()
-        try:
-            await session.open(task, 0)
-            return [await session.step(parse_action(turn, task.tools)) for turn in turns][-1]
-        finally:
-            await session.close()
-
-    return asyncio.run(play()).rewards
-
-
-def exported(tasks, folder):
-    """The tasks of their directories, in the same order."""
-    return [read_task(path) for path in export_tasks(tasks, folder)]
 
 
 def writing(answer):
@@ -97,9 +77,9 @@ def test_a_folder_of_exported_tasks_is_a_source_of_tasks(tmp_path):
     assert {task.difficulty for task in found.training} == {2}
 
 
-def test_a_task_without_files_is_refused_and_leaves_nothing(tmp_path):
-    tasks = [functions.make_task(0, 1), environment("lookup").make_task(0, 1)]
-    with pytest.raises(ValueError, match="of lookup: tasks of harbor, functions, repositories become directories"):
+def test_a_task_that_becomes_no_directory_is_refused_and_leaves_nothing(tmp_path):
+    tasks = [functions.make_task(0, 1), dataclasses.replace(functions.make_task(0, 1), environment="mine.logs:Logs")]
+    with pytest.raises(ValueError, match=r"of mine.logs:Logs: of harbor, functions, .* tasks become directories"):
         export_tasks(tasks, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -108,3 +88,21 @@ def test_a_variable_that_a_dockerfile_cannot_hold_is_named(tmp_path):
     parts = parts_of(functions.make_task(0, 1))._replace(env={"A": "$HOME"})
     with pytest.raises(ValueError, match=r"the variable A is '\$HOME'; a Dockerfile is written without quotes"):
         write_task(tmp_path, parts)
+
+
+def test_pipelines_have_the_same_verdicts_as_directories(tmp_path):
+    """The reference, one with a step left out, and the agent that does nothing."""
+    tasks = [workflow.make_task(seed, difficulty) for seed, difficulty in ((0, 2), (1, 5), (2, 7))]
+    for ours, theirs in zip(tasks, exported(tasks, tmp_path / "out"), strict=True):
+        for turns in (workflow.solution(ours), workflow.solution(ours, error_rate=0.3, seed=4), (DONE,)):
+            native, found = rewards(ours, turns), rewards(theirs, turns)
+            assert (found["outcome"], found["steps"]) == (native["outcome"], native["steps"])
+        assert rewards(theirs, solution(theirs))["outcome"] == 1.0 and found["outcome"] == 0.0
+
+
+def test_pipelines_of_one_command_become_directories_too(tmp_path):
+    task = workflow.make_task(0, 1)
+    (theirs,) = exported([task], tmp_path / "out")
+    command = render_call({"name": "execute_bash", "arguments": {"command": workflow.solution(task)[0]}}, "xml")
+    assert rewards(theirs, (command, DONE))["outcome"] == rewards(theirs, solution(theirs))["outcome"] == 1.0
+    assert rewards(theirs, (DONE,))["outcome"] == 0.0

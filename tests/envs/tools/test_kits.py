@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from ling_jax.envs.tools.call import ToolError, argument_error, call_tool, carry_out
 from ling_jax.envs.tools.catalogue import KINDS, KITS, LARGE, SMALL, TOOLS
-from ling_jax.envs.tools.dialogue import state_hash
 from ling_jax.envs.tools.environment import KITS as FIRST_KITS
+from ling_jax.envs.tools.episode import state_hash
 from ling_jax.envs.tools.kits import CANNOT, DONE
 
 SEEDS = st.integers(0, 10_000)

@@ -11,7 +11,7 @@ from ling_jax.chat.tool_calls import render_call
 from ling_jax.envs import parse_action
 from ling_jax.envs.tools import policy
 from ling_jax.envs.tools.catalogue import KITS, TOOLS
-from ling_jax.envs.tools.dialogue import state_hash
+from ling_jax.envs.tools.episode import state_hash
 from ling_jax.envs.tools.plan import after
 from ling_jax.envs.tools.toolkits import DIFFICULTIES, make_task, reset, solution, step
 
@@ -139,7 +139,7 @@ def test_a_refused_call_leaves_the_world_as_it_is(task, data):
     name = data.draw(st.sampled_from(task.hidden["offered"]))
     call = {"name": name, "arguments": {}}
     after_call, result = step(state, parse_action(render_call(call, "json"), task.tools))
-    assert "is missing" in result.error and state_hash(after_call.world) == state_hash(state.world)
+    assert "is missing" in result.error and state_hash(after_call.episode.world) == state_hash(state.episode.world)
     assert json.loads(result.observation[0]["content"]) == {"error": result.error}
 
 

@@ -3,10 +3,10 @@
 import random
 from collections.abc import Iterator
 
-from ling_jax.config import nearest
 from ling_jax.envs.tools.call import KitState, ToolError, known
 from ling_jax.envs.tools.kits import Domain, Operation, Option, domain, table
 from ling_jax.envs.tools.words import PEOPLE
+from ling_jax.messages import nearest
 
 
 def read(words: Domain, state: KitState, name: str):
