@@ -67,6 +67,8 @@ class Device:
 
     def swap(self) -> None:
         """The weights of the last `load` are in use from here on."""
+        if self._next is None:
+            raise RuntimeError("no weights wait for use: call load(params, version) first")
         self._params, self._next = self._next, None
         if self.pool is None:
             self.pool = init_pool(self.config, self.plan, self.mesh)

@@ -241,7 +241,10 @@ class Learner:
         return done.result()
 
     def _optimise(self, answers: Sequence[Answer]) -> tuple[TrainState, list[Update], str]:
-        """(the state after the optimisation steps on the batch of this version, these, the digest of its weights)."""
+        """(the state after the optimisation steps on the batch of this version, these, the digest of its weights).
+
+        The digest is "" on several processes.
+        """
         begun, version = time.perf_counter(), self.rollouts.version
         try:
             state, updates = self.learn(self.state, answers, version)
@@ -249,7 +252,9 @@ class Learner:
             self.errors.note("trainer", error_text(error), version=version)
             raise
         self._optimising = time.perf_counter() - begun
-        return state, updates, self._prepare(state, version + 1)
+        # On several processes weights move while the engine leads the others, when the next version generates.
+        weights = self._prepare(state, version + 1) if self.collector.link is None else ""
+        return state, updates, weights
 
     def _prepare(self, state: TrainState, version: int) -> str:
         """Brings the weights of a version to the engines, beside those that generate; their digest."""

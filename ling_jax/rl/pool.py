@@ -7,6 +7,7 @@ engines have one fingerprint.
 import concurrent.futures
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class Pool:
         """`make(number)` makes a collector; `note(part, error)` is told of each failure of an engine."""
         self._make, self._note = make, note
         self._members = [_Member(number, make(number)) for number in range(count)]
+        self._changing = threading.Lock()
         self._moved: list[Progress] = []
         self._until: Mapping[int, int] = {}
 
@@ -64,7 +66,8 @@ class Pool:
 
     def prepare(self, params: Any, version: int) -> str:
         """Copies new weights beside the ones in use, engine by engine; their digest."""
-        digests = [member.collector.prepare(params, version) for member in self._members]
+        with self._changing:
+            digests = [member.collector.prepare(params, version) for member in self._members]
         return digests[0]
 
     def commit(self) -> None:
@@ -126,8 +129,9 @@ class Pool:
             raise EngineError(
                 f"engine {member.number} failed {member.failures} times in a row; the last error: {error}"
             )
-        failed, member.collector = member.collector, self._make(member.number)
-        member.collector.engine.adopt(failed.engine)
+        with self._changing:  # weights may be on their way
+            failed, member.collector = member.collector, self._make(member.number)
+            member.collector.engine.adopt(failed.engine)
         for id in list(failed.ids):
             failed.move(id, member.collector)
         failed.close()

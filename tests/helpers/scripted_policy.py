@@ -55,7 +55,7 @@ def play_script(task, turns, *, seed=0, **fields) -> Episode:
 class Scripted:
     """An engine whose requests say what SCRIPTS has under their seed; 7 tokens a piece."""
 
-    fingerprint, version = "scripted", 0
+    fingerprint, version, occupied = "scripted", 0, (0, 0)
 
     def __init__(self, config, *, slots, memory_bytes, row_tile, prefill_tokens, mesh):
         self.rows = {}
@@ -70,8 +70,12 @@ class Scripted:
     def close(self):
         """No other process follows."""
 
-    def load(self, params, version):
-        self.version = version
+    def prepare(self, params, version):
+        self.prepared = version
+        return "digest"
+
+    def commit(self):
+        self.version = self.prepared
 
     def resume(self, snapshot):
         request = snapshot.request
