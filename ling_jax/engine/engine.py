@@ -1,7 +1,7 @@
 """The engine: requests in, events out, one step at a time (docs/engine.md)."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import jax
@@ -68,8 +68,7 @@ class Engine:
         self._tiles = {False: num_tiles(of_part, self.tile, prefill_tokens)}
         if not self.exact:
             self._tiles[True] = num_tiles(of_part, self.tile, 0)
-        self._prepared = -1  # version of the weights that wait for `commit`
-        self._next: int | None = None  # version of weights that wait until all turns have ended
+        self._prepared, self._next = -1, None  # versions that wait for `commit`, and until all turns have ended
         self._slots: list[_Sequence | None] = [None] * slots
         self._sequences: dict[Id, _Sequence] = {}
         self._waiting: list[_Sequence] = []
@@ -106,12 +105,13 @@ class Engine:
         """The longest context of a request."""
         return self.plan.max_tokens
 
-    def __contains__(self, id: Id) -> bool:
-        """Whether the engine has a request of this id."""
-        return id in self._sequences
+    @property
+    def ids(self) -> Set[Id]:
+        """Of the requests that the engine has: a view."""
+        return self._sequences.keys()
 
     def error_of(self, request: Request) -> str:
-        """Why the engine cannot serve the request, whatever else it does; "" where it can."""
+        """Why the engine cannot serve the request; "" where it can."""
         return request_error(request, self.config.vocab_size, self.max_tokens)
 
     # What callers ask for.

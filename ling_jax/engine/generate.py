@@ -100,7 +100,7 @@ def _events_of(engine: Engine, requests: Iterator[Request], numbers: dict[Id, in
         if not numbers:
             return
         for event in engine.step():
-            if event.id in numbers and event.id in engine:
+            if event.id in numbers and event.id in engine.ids:
                 if event.finish_reason is not None:
                     engine.release(event.id)
                 yield numbers[event.id], event

@@ -123,7 +123,7 @@ class EngineService:
 
     def _leave(self, id: Id) -> None:
         self._listeners.pop(id, None)
-        if id in self._engine:
+        if id in self._engine.ids:
             self._engine.release(id)
 
     def _end(self, error: BaseException) -> None:

@@ -105,7 +105,7 @@ def stream(engine: Engine, tokenizer: Tokenizer, request: Request, stop: Sequenc
     text = TextStream(tokenizer, request.stop_ids, stop)
     for _, event in events_of(engine, [request]):
         text.add(event)
-        if text.ended and request.id in engine:  # ended by a stop string, in the middle of its turn
+        if text.ended and request.id in engine.ids:  # ended by a stop string, in the middle of its turn
             engine.release(request.id)
         yield text
 
@@ -131,6 +131,6 @@ def _completions(engine: Engine, tokenizer, requests, stop) -> Iterator[tuple[in
             texts[number] = TextStream(tokenizer, end_ids.pop(number), stop)
         texts[number].add(event)
         if texts[number].ended:
-            if event.id in engine:  # ended by a stop string, in the middle of its turn
+            if event.id in engine.ids:  # ended by a stop string, in the middle of its turn
                 engine.release(event.id)
             yield number, texts.pop(number).completion()

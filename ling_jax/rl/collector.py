@@ -199,7 +199,7 @@ class Collector:
     def move(self, id: int, other: "Collector") -> None:
         """An episode goes on in another collector, with its session. Neither may be in use meanwhile."""
         episode = other._episodes[id] = self._episodes.pop(id)
-        if id in self.engine:
+        if id in self.engine.ids:
             self.engine.release(id)
         self._sessions.move(id, other._sessions)
         other.engine.resume(other._snapshot(episode))
@@ -298,7 +298,7 @@ class Collector:
     def _release(self, id: int) -> None:
         """The episode leaves engine and sessions."""
         del self._episodes[id]
-        if id in self.engine:
+        if id in self.engine.ids:
             self.engine.release(id)
         self._sessions.close(id)
 

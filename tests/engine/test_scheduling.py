@@ -229,7 +229,7 @@ def test_the_least_urgent_gives_up_its_pages():
         ended += [event.id for event in step if event.finish_reason]
         events += step
         for id in ended:
-            if id in engine:
+            if id in engine.ids:
                 engine.release(id)
     assert ended == [0, 1, 2, 3]
     found = results(events)

@@ -64,8 +64,9 @@ class Scripted:
     def busy(self):
         return any(row.live for row in self.rows.values())
 
-    def __contains__(self, id):
-        return id in self.rows
+    @property
+    def ids(self):
+        return self.rows.keys()
 
     def close(self):
         """No other process follows."""
