@@ -102,6 +102,11 @@ class Engine:
         return bool(self._waiting or self._events) or any(self._slots)
 
     @property
+    def slots_in_use(self) -> int:
+        """Slots that have a request; any thread may ask."""
+        return sum(sequence is not None for sequence in self._slots)
+
+    @property
     def ids(self) -> set[Id]:
         """Of the requests that the engine has."""
         return set(self._sequences)
