@@ -73,7 +73,7 @@ def asked_completion(served: Served, body: CompletionBody, id: str) -> Asked:
         "prompt_logprobs": scores or body.max_tokens == 0,
     }
     room = 16 if body.max_tokens is None else body.max_tokens
-    requests = _requests(served, body, id, [(prompt, room) for prompt in prompts], sampling, "prompt")
+    requests = _requests(served, body, id, [(prompt, room) for prompt in prompts], sampling, _where(body, "prompt"))
     return Asked(requests, **_common(body, body.logprobs), echo=body.echo)
 
 
@@ -89,7 +89,7 @@ def asked_chat(served: Served, body: ChatBody, id: str) -> Asked:
     grammar = _grammar(served, body, forced, "begun" if opened else "maybe" if template.thinking else "")
     sampling = _sampling(served, body) | {"top_logprobs": body.top_logprobs}
     room = body.max_completion_tokens or body.max_tokens or max(served.max_tokens - len(prompt), 1)
-    requests = _requests(served, body, id, [(prompt, room)], sampling, "messages", grammar)
+    requests = _requests(served, body, id, [(prompt, room)], sampling, _where(body, "messages"), grammar)
     return Asked(
         requests,
         **_common(body, body.top_logprobs if body.logprobs else None),
@@ -294,10 +294,19 @@ def _requests(
         for i, (prompt, room) in enumerate(choices)
     ]
     for request in requests[:: body.n]:
+        length = len(request.tokens)
+        if length + request.max_new_tokens > served.max_tokens:
+            message = f"the prompt has {length} tokens and {request.max_new_tokens} may follow; this server has room for "
+            message += f"{served.max_tokens}: shorten the prompt or lower max_tokens"
+            raise ApiError(400, message, where, "context_length_exceeded")
         if error := request_error(request, served.vocab_size, served.max_tokens):
-            code = "context_length_exceeded" if len(request.tokens) + request.max_new_tokens > served.max_tokens else None
-            raise ApiError(400, error, _param_of(error, where), code)
+            raise ApiError(400, error, _param_of(error, where))
     return requests
+
+
+def _where(body: Sampling, field: str) -> str:
+    """The field that has the prompt."""
+    return field if body.prompt_token_ids is None else "prompt_token_ids"
 
 
 def _param_of(error: str, where: str) -> str:
