@@ -66,8 +66,10 @@ class Grammars:
 
     def _compile(self, lark: str) -> Callable[[], Allowed]:
         matcher = LLMatcher(self._tokens, LLMatcher.grammar_from_lark(lark), log_level=0)
+        matcher.compute_bitmask()  # some grammars are found to be too large by their first mask
         if error := matcher.get_error():  # "at 2(9): failed to compile JSON schema: …", and an extract of the grammar
-            raise ValueError(one_line(error.splitlines()[0].partition("JSON schema: ")[2] or error.splitlines()[0]))
+            first = error.splitlines()[0]
+            raise ValueError(one_line(first.partition("JSON schema: ")[2] or first))
         return lambda: _Mask(matcher.deep_copy(), self._vocab_size)
 
 
