@@ -56,6 +56,14 @@ Messages = Annotated[
         }
     ),
 ]
+NAMED_TOOL = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
 Ignored = Any  # a field of OpenAI that changes no answer here
 
 
@@ -161,7 +169,7 @@ class ChatBody(Sampling):
     tools: list[Tool] = Field([], max_length=128)
     tool_choice: Annotated[
         Any,
-        WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, NamedTool.model_json_schema()]}),
+        WithJsonSchema({"anyOf": [{"enum": ["none", "auto", "required"]}, NAMED_TOOL]}),
     ] = "auto"
     parallel_tool_calls: bool = True
     response_format: ResponseFormat = ResponseFormat(type="text")

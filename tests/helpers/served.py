@@ -21,7 +21,7 @@ import openai
 import uvicorn
 
 from ling_jax import data
-from ling_jax.chat.template import ChatTemplate
+from ling_jax.chat.template import TOOLS_BLOCK, XML_FORMAT, ChatTemplate
 from ling_jax.checkpoint import save_hf
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.engine import EXACT_TILE, Engine, memory_for
@@ -32,7 +32,7 @@ from tests.helpers.faults import ROOT
 from tests.helpers.tiny import random_params, tiny_config
 
 CONFIG = tiny_config(
-    num_layers=2, first_dense_layers=2, vocab_size=300, max_length=4096, compute_dtype="float32", remat="none"
+    num_layers=2, first_dense_layers=2, vocab_size=640, max_length=2048, compute_dtype="float32", remat="none"
 )
 NAME = "tiny"
 HEADERS = {"Content-Type": "application/json"}
@@ -40,7 +40,8 @@ HEADERS = {"Content-Type": "application/json"}
 
 @functools.cache
 def tokenizer():
-    return data.train_bpe(["some words, and some more words", "a call of a tool, a schema"], 290)
+    """Of few tokens for what the chat template says."""
+    return data.train_bpe([TOOLS_BLOCK, XML_FORMAT, "<role>SYSTEM</role>detailed thinking off some words"] * 2, 630)
 
 
 @functools.cache
@@ -72,6 +73,13 @@ class Running:
     def get(self, path: str) -> httpx2.Response:
         return httpx2.get(self.url + path, timeout=60)
 
+    def wait_until_busy(self, seconds: float = 20) -> None:
+        """Raises AssertionError where no request comes to the engine."""
+        end = time.monotonic() + seconds
+        while not self.server.engine.slots_in_use:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
     def wait_until_idle(self, seconds: float = 20) -> None:
         """Raises AssertionError where the engine keeps a request."""
         end = time.monotonic() + seconds
@@ -89,6 +97,7 @@ def tiny_server(*, slots: int = EXACT_TILE, template: Any = None, **options: Any
         row_tile=EXACT_TILE,
     )
     engine.load(params(), version=0)
+    engine.warm_up()
     model = Loaded(params(), CONFIG, tokenizer(), template or ChatTemplate())
     return Server(engine, prepare(model, engine, NAME), **options)
 
