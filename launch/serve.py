@@ -28,7 +28,9 @@ HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 f
 PORT = flags.DEFINE_integer("port", 8000, "to listen on; 0 takes a free one", 0, 65535)
 SLOTS = flags.DEFINE_integer("slots", 64, "answers that are drawn at a time", lower_bound=1)
 CONTEXT = flags.DEFINE_integer("context", None, "tokens of the longest context; the model's if not given", 2)
-MEMORY = flags.DEFINE_float("memory_gb", None, "for contexts, in GB; if not given, for `slots` of the longest ones", 0.0)
+MEMORY = flags.DEFINE_float(
+    "memory_gb", None, "for contexts, in GB; if not given, for `slots` of the longest ones", 0.0
+)
 THINKING, EFFORT = define_thinking()
 API_KEY = flags.DEFINE_string("api_key_variable", "", "environment variable with the key that clients must give")
 ADMIN_KEY = flags.DEFINE_string(
@@ -46,13 +48,16 @@ def main() -> None:
     with usage_errors():
         try:
             from ling_jax.serve.http import Keys, Limits
-            from ling_jax.serve.run import prepare, run
+            from ling_jax.serve.run import bind, prepare, run
         except ImportError as error:
             raise ValueError(f"{error.name} is missing: pip install 'ling-jax[serve]'") from None
         check_thinking(THINKING.value, EFFORT.value)
         keys = Keys(_key(API_KEY), _key(ADMIN_KEY))
         if HOST.value == "0.0.0.0" and not keys.api:
-            print("warning: --host=0.0.0.0 without --api_key_variable: whoever reaches this machine may ask", flush=True)
+            print(
+                "warning: --host=0.0.0.0 without --api_key_variable: whoever reaches this machine may ask", flush=True
+            )
+        listener = bind(HOST.value, PORT.value)
         model = load_model(MODEL.value, step=STEP.value)
         name = NAME.value or os.path.basename(os.path.abspath(MODEL.value))
         context = min(CONTEXT.value or model.config.max_length, model.config.max_length)
@@ -62,7 +67,7 @@ def main() -> None:
     engine.load(model.params, version=model.step or 0)
     engine.warm_up()
     limits = Limits(body_bytes=int(BODY.value * 1e6), choices=QUEUE.value, seconds=SECONDS.value)
-    run(engine, served, limits, keys, host=HOST.value, port=PORT.value, grace_seconds=GRACE.value)
+    run(engine, served, limits, keys, listener, grace_seconds=GRACE.value)
 
 
 def _key(flag: flags.FlagHolder) -> str:
@@ -77,9 +82,7 @@ def _key(flag: flags.FlagHolder) -> str:
 def _engine(model, context: int) -> Engine:
     slots = SLOTS.value
     memory = int(MEMORY.value * 1e9) if MEMORY.value else memory_for(model.config, slots=slots, max_tokens=context)
-    return Engine(
-        model.config, slots=slots, memory_bytes=memory, row_tile=EXACT_TILE if slots >= EXACT_TILE else None
-    )
+    return Engine(model.config, slots=slots, memory_bytes=memory, row_tile=EXACT_TILE if slots >= EXACT_TILE else None)
 
 
 if __name__ == "__main__":

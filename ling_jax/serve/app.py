@@ -46,7 +46,7 @@ Handler = Callable[[Any], Awaitable[Any]]
 class Server:
     """The state behind the endpoints: one engine, its service, what is counted."""
 
-    def __init__(self, engine: Engine, served: Served, limits: Limits = Limits(), keys: Keys = Keys()):
+    def __init__(self, engine: Engine, served: Served, limits: Limits, keys: Keys):
         self.engine, self.served, self.limits, self.keys = engine, served, limits, keys
         self.service = EngineService(engine, max_pending=sys.maxsize)  # `limits.choices` bounds them
         self.weights = WeightUpdates(self.service, engine, tokenizer_digest(served.tokenizer))

@@ -218,9 +218,7 @@ def _bad_choice(choice: Any) -> ApiError:
     return ApiError(400, f"tool_choice is {shown(choice)}; expected {expected}", "tool_choice")
 
 
-def _grammar(
-    served: Served, body: ChatBody, forced: Mapping[str, Any], reasoning: str
-) -> Callable[[], Allowed] | None:
+def _grammar(served: Served, body: ChatBody, forced: Mapping[str, Any], reasoning: str) -> Callable[[], Allowed] | None:
     """What makes the masks of an answer; None where it is free."""
     form = body.response_format
     if (form.type == "json_schema") != (form.json_schema is not None):
@@ -296,7 +294,9 @@ def _requests(
     for request in requests[:: body.n]:
         length = len(request.tokens)
         if length + request.max_new_tokens > served.max_tokens:
-            message = f"the prompt has {length} tokens and {request.max_new_tokens} may follow; this server has room for "
+            message = (
+                f"the prompt has {length} tokens and {request.max_new_tokens} may follow; this server has room for "
+            )
             message += f"{served.max_tokens}: shorten the prompt or lower max_tokens"
             raise ApiError(400, message, where, "context_length_exceeded")
         if error := request_error(request, served.vocab_size, served.max_tokens):
@@ -314,4 +314,3 @@ def _param_of(error: str, where: str) -> str:
     names = {"stop_ids": "stop_token_ids", "logit_bias": "logit_bias", "min_new_tokens": "min_tokens"}
     first = error.split(" ", 1)[0]
     return names.get(first, first if first in Sampling.model_fields else where)
-

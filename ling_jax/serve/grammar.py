@@ -37,7 +37,9 @@ class Grammars:
         """
         return self._compile(f"start: {self._before(reasoning)} answer\nanswer: {_json(schema)}\n")
 
-    def tool_calls(self, tools: Mapping[str, Mapping[str, Any]], reasoning: str, *, many: bool) -> Callable[[], Allowed]:
+    def tool_calls(
+        self, tools: Mapping[str, Mapping[str, Any]], reasoning: str, *, many: bool
+    ) -> Callable[[], Allowed]:
         """The same for calls, one or `many`, of `tools` {name: JSON schema of its arguments}."""
         any_tool = " | ".join(f"tool_{i}" for i in range(len(tools)))
         lines = [

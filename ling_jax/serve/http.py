@@ -52,7 +52,11 @@ def check_admin(request: Request, keys: Keys) -> None:
         return
     check_key(request, keys)
     host = request.url.hostname or ""  # of the header Host: a web page's request has its own name there
-    if request.client is None or not _is_loopback(request.client.host) or not (host == "localhost" or _is_loopback(host)):
+    if (
+        request.client is None
+        or not _is_loopback(request.client.host)
+        or not (host == "localhost" or _is_loopback(host))
+    ):
         raise ApiError(403, "admin calls come from this machine, to 127.0.0.1; elsewhere start with an admin key")
 
 

@@ -1,13 +1,12 @@
 """The bodies of requests: OpenAI's fields, and those that other servers have added to them."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from ling_jax.chat.json_text import read_json
 from ling_jax.config import nearest
-from ling_jax.messages import shown
+from ling_jax.messages import one_line, shown
 from ling_jax.serve.errors import ApiError
 
 MAX_CHOICES = 128  # of a request: prompts times n; our choice
@@ -223,6 +222,8 @@ class EmptyBody(Body):
     """A POST without fields."""
 
 
+INNER = (StreamOptions, Function, Tool, NamedFunction, JsonSchema, ResponseFormat, TemplateOptions)
+INNER_FIELDS = frozenset(field.alias or name for kind in INNER for name, field in kind.model_fields.items())
 B = TypeVar("B", bound=Body)
 
 
@@ -240,37 +241,22 @@ def read_body(kind: type[B], content: bytes) -> B:
     try:
         return kind.model_validate({key: item for key, item in value.items() if item is not None})
     except ValidationError as error:
-        raise _field_error(error, value) from None
+        raise _field_error(kind, error) from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply") from None
 
 
-def _field_error(error: ValidationError, value: Mapping[str, Any]) -> ApiError:
+def _field_error(kind: type[Body], error: ValidationError) -> ApiError:
     """The first problem of a body, by the path of its field."""
     first = error.errors(include_url=False, include_context=False)[0]
-    where, known, found = "", None, value
-    for part in first["loc"]:
-        if isinstance(part, int):
-            where += f"[{part}]"
-        elif part == "[key]":
-            continue
-        else:
-            where += f".{part}" if where else part
+    path, where = [part for part in first["loc"] if part != "[key]"], ""
+    for part in path:
+        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else part
     if first["type"] == "extra_forbidden":
-        known = _fields_beside(error, first["loc"])
-        return ApiError(400, f"{where} is unknown{nearest(str(first['loc'][-1]), known)}; remove it", where)
-    if first["type"] == "missing":
-        return ApiError(400, f"{where} is missing", where)
-    found = first["input"]
-    return ApiError(400, f"{where} is {shown(found)}: {first['msg']}", where)
-
-
-def _fields_beside(error: ValidationError, path: tuple) -> list[str]:
-    """The names of the fields of the object that has an unknown one."""
-    names = {name for kind in _kinds(Body) for name in kind.model_fields} if len(path) > 1 else ()
-    kind = next((kind for kind in _kinds(Body) if kind.__name__ == error.title), None)
-    return sorted(names or (kind.model_fields if kind else ()))
-
-
-def _kinds(kind: type[Body]) -> list[type[Body]]:
-    return [kind, *(found for child in kind.__subclasses__() for found in _kinds(child))]
+        known = kind.model_fields if len(path) == 1 else INNER_FIELDS
+        message = f"{one_line(where)} is unknown{nearest(str(path[-1]), known)}; remove it"
+    elif first["type"] == "missing":
+        message = f"{where} is missing"
+    else:
+        message = f"{one_line(where)} is {shown(first['input'])}: {first['msg']}"
+    return ApiError(400, message, one_line(where))

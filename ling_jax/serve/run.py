@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 
 import uvicorn
 from tokenizers import Tokenizer
@@ -50,35 +49,29 @@ def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
         return [tokenizer.decode([id], skip_special_tokens=False).encode() for id in ids]
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at the address, which does not listen yet. Raises OSError that names the address."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}; name another --host or --port") from None
+    return listener
+
+
 def run(
-    engine: Engine, served: Served, limits: Limits, keys: Keys, *, host: str, port: int, grace_seconds: int
+    engine: Engine, served: Served, limits: Limits, keys: Keys, listener: socket.socket, *, grace_seconds: int
 ) -> None:
     """Serves until a signal, which is raised again once answers under way have ended.
 
     Where the engine fails, /health says so for a moment, then the process ends with the reason and exit code 1.
     """
-    listener = _listener(host, port)
-    address = f"[{host}]" if ":" in host else host
-    print(f"serving {served.name} at http://{address}:{listener.getsockname()[1]}", flush=True)
     crash = asyncio.run(_serve(engine, served, limits, keys, listener, grace_seconds))
     if crash is not None:
         print_last(f"error: the engine has ended: {error_text(crash)}")
         os._exit(CRASHED)  # a thread of the engine may hang
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises OSError that names the address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        print(f"error: cannot listen on {host}:{port}: {error.strerror}; name another --port", file=sys.stderr)
-        raise SystemExit(2) from None
-    return listener
 
 
 async def _serve(engine, served, limits, keys, listener, grace_seconds: int) -> BaseException | None:
@@ -94,6 +87,7 @@ async def _serve(engine, served, limits, keys, listener, grace_seconds: int) -> 
         timeout_graceful_shutdown=grace_seconds,
     )
     http = uvicorn.Server(config)
+    host, port = listener.getsockname()[:2]
     ended = asyncio.wrap_future(server.service.ended)
 
     async def watch() -> None:
@@ -101,7 +95,12 @@ async def _serve(engine, served, limits, keys, listener, grace_seconds: int) -> 
         await asyncio.sleep(CRASH_SECONDS)
         http.should_exit = http.force_exit = True
 
-    watching = asyncio.create_task(watch())
+    async def report() -> None:
+        while not http.started:
+            await asyncio.sleep(0.01)
+        print(f"serving {served.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    watching = asyncio.gather(watch(), report())
     await http.serve([listener])
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):

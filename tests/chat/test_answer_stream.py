@@ -31,7 +31,9 @@ def texts(parts, kind: str) -> str:
     return "".join(part.text for part in parts if part.kind == kind)
 
 
-@given(st.lists(st.sampled_from(WORDS), max_size=14).map("".join), st.lists(st.integers(1, 12), min_size=1, max_size=20))
+@given(
+    st.lists(st.sampled_from(WORDS), max_size=14).map("".join), st.lists(st.integers(1, 12), min_size=1, max_size=20)
+)
 def test_pieces_are_the_parsed_answer(text, sizes):
     parts, whole = parts_of(text, sizes), parse_either(text)
     assert texts(parts, "content") == whole.content

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,10 @@ class Running:
             time.sleep(0.01)
 
 
-def tiny_server(*, slots: int = EXACT_TILE, template: Any = None, **options: Any) -> Server:
-    """A server of the tiny model, which is exact; `options` are those of `Server`."""
+def tiny_server(
+    *, slots: int = EXACT_TILE, template: Any = None, limits: Limits | None = None, keys: Keys | None = None
+) -> Server:
+    """A server of the tiny model, which is exact."""
     engine = Engine(
         CONFIG,
         slots=slots,
@@ -99,12 +101,12 @@ def tiny_server(*, slots: int = EXACT_TILE, template: Any = None, **options: Any
     engine.load(params(), version=0)
     engine.warm_up()
     model = Loaded(params(), CONFIG, tokenizer(), template or ChatTemplate())
-    return Server(engine, prepare(model, engine, NAME), **options)
+    return Server(engine, prepare(model, engine, NAME), limits or Limits(), keys or Keys())
 
 
 @contextlib.contextmanager
 def running(**options: Any) -> Iterator[Running]:
-    """A server in a thread; nothing may be left in its engine at the end."""
+    """A server in a thread; `options` are those of `tiny_server`."""
     server = tiny_server(**options)
     http = uvicorn.Server(uvicorn.Config(server.app(), port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=lambda: asyncio.run(http.serve()), daemon=True)
@@ -122,9 +124,11 @@ def running(**options: Any) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def process(folder: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[tuple[subprocess.Popen, str]]:
+def process(
+    folder: Path, *flags: str, env: dict[str, str] | None = None, program: Sequence[str] = ("-m", "launch.serve")
+) -> Iterator[tuple[subprocess.Popen, str]]:
     """(`launch.serve` of a model's folder, its address); killed at the end where it has not ended."""
-    command = [sys.executable, "-m", "launch.serve", f"--model={folder}", "--port=0", *flags]
+    command = [sys.executable, *program, f"--model={folder}", "--port=0", *flags]
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | (env or {})
     )

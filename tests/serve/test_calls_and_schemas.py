@@ -22,10 +22,7 @@ SCHEMA = {
     "required": ["count", "kind"],
     "additionalProperties": False,
 }
-TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
-    for name in ("first", "mcp.second")
-]
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("first", "mcp.second")]
 
 
 def ask(server, **fields):
@@ -190,7 +187,9 @@ def test_five_hundred_answers_follow_their_schemas(server):
         return answer.choices[0]
 
     async def all_of_them():
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600) as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=600
+        ) as client:
             return await asyncio.gather(*(one(client, i, schema) for i, schema in enumerate(schemas)))
 
     ended = 0
