@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 import os
 import socket
+import threading
+import time
+from collections.abc import Iterator
 
 import uvicorn
 from tokenizers import Tokenizer
@@ -37,6 +40,35 @@ def prepare(model: Loaded, engine: Engine, name: str, *, thinking: str = "defaul
         max_tokens=engine.max_tokens,
         grammars=Grammars(tokenizer, model.config.vocab_size, model.end_ids),
         token_bytes=_token_bytes(tokenizer),
+    )
+
+
+@contextlib.contextmanager
+def in_thread(server: Server) -> Iterator[str]:
+    """The address at which a thread of this process serves until the block ends."""
+    http = uvicorn.Server(_uvicorn_config(server, grace_seconds=1))
+    listener = bind("127.0.0.1", 0)
+    thread = threading.Thread(target=lambda: asyncio.run(http.serve([listener])), name="server", daemon=True)
+    thread.start()
+    while not http.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        http.should_exit = True
+        thread.join()
+        asyncio.run(server.service.close())
+
+
+def _uvicorn_config(server: Server, grace_seconds: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        server.app(),
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=grace_seconds,
     )
 
 
@@ -77,16 +109,7 @@ def run(
 async def _serve(engine, served, limits, keys, listener, grace_seconds: int) -> BaseException | None:
     """Serves until the end; returns why the engine ended, None where a signal came."""
     server = Server(engine, served, limits, keys)
-    config = uvicorn.Config(
-        server.app(),
-        log_level="critical",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        lifespan="off",
-        timeout_graceful_shutdown=grace_seconds,
-    )
-    http = uvicorn.Server(config)
+    http = uvicorn.Server(_uvicorn_config(server, grace_seconds))
     host, port = listener.getsockname()[:2]
     ended = asyncio.wrap_future(server.service.ended)
 

@@ -1,6 +1,5 @@
 """A tiny model behind the real server, in a thread of the test or in a process of its own."""
 
-import asyncio
 import contextlib
 import dataclasses
 import functools
@@ -10,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 
 import httpx2
 import openai
-import uvicorn
 
 from ling_jax import data
 from ling_jax.chat.template import TOOLS_BLOCK, XML_FORMAT, ChatTemplate
@@ -27,7 +24,7 @@ from ling_jax.checkpoint.folder import Loaded
 from ling_jax.engine import EXACT_TILE, Engine, memory_for
 from ling_jax.serve.app import Server
 from ling_jax.serve.http import Keys, Limits
-from ling_jax.serve.run import prepare
+from ling_jax.serve.run import in_thread, prepare
 from tests.helpers.faults import ROOT
 from tests.helpers.tiny import random_params, tiny_config
 
@@ -108,19 +105,8 @@ def tiny_server(
 def running(**options: Any) -> Iterator[Running]:
     """A server in a thread; `options` are those of `tiny_server`."""
     server = tiny_server(**options)
-    http = uvicorn.Server(uvicorn.Config(server.app(), port=0, log_level="critical", lifespan="off"))
-    thread = threading.Thread(target=lambda: asyncio.run(http.serve()), daemon=True)
-    thread.start()
-    while not http.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    found = Running(server, f"http://127.0.0.1:{http.servers[0].sockets[0].getsockname()[1]}")
-    try:
-        yield found
-    finally:
-        http.should_exit = True
-        thread.join()
-        asyncio.run(server.service.close())
+    with in_thread(server) as url:
+        yield Running(server, url)
 
 
 @contextlib.contextmanager

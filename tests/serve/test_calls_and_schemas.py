@@ -7,6 +7,7 @@ import jsonschema
 import openai
 import pytest
 
+from benchmarks.server_bodies import random_schemas
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.engine import Event
 from ling_jax.serve.asked import asked_chat
@@ -176,8 +177,6 @@ def test_markup_of_calls_is_text_where_there_are_no_tools(server):
 @pytest.mark.slow
 def test_five_hundred_answers_follow_their_schemas(server):
     """Random schemas; those answers that end are JSON of them, and most do end."""
-    from tests.helpers.schemas import random_schemas
-
     schemas = random_schemas(500, seed=0)
 
     async def one(client, seed, schema):

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.server_bodies import bad_bodies
 from ling_jax.serve.protocol import ChatBody, CompletionBody
-from tests.helpers.bad_bodies import bad_bodies
 from tests.helpers.served import ROOT
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
