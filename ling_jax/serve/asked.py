@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from ling_jax.chat.folder_template import FolderTemplate
@@ -12,11 +13,20 @@ from ling_jax.chat.records import normalise_messages
 from ling_jax.chat.template import ChatTemplate, Piece, encode, opened_reasoning
 from ling_jax.chat.thinking import with_reasoning, with_thinking
 from ling_jax.data.json_lines import check_whole_characters
-from ling_jax.engine.request import MAX_STOP_IDS, Request, request_error
+from ling_jax.engine.request import MAX_STOP_IDS, Request, context_error, request_error
 from ling_jax.messages import shown
 from ling_jax.serve.errors import ApiError, bad_value
 from ling_jax.serve.grammar import Allowed, Grammars
-from ling_jax.serve.protocol import MAX_CHOICES, ChatBody, CompletionBody, NamedTool, Sampling, TokenizeBody, Tool
+from ling_jax.serve.protocol import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    ChatBody,
+    CompletionBody,
+    NamedTool,
+    Sampling,
+    TokenizeBody,
+    Tool,
+)
 
 JSON_OBJECT = {"type": "object"}
 
@@ -55,6 +65,7 @@ class Asked:
     opened: str = ""  # <think> where the prompt ends with it
     reads_calls: bool = False
     one_call: bool = False  # an answer ends with its first call
+    scored: int = 0  # tokens of all prompts that are drawn by force
 
 
 def asked_completion(served: Served, body: CompletionBody, id: str) -> Asked:
@@ -63,18 +74,49 @@ def asked_completion(served: Served, body: CompletionBody, id: str) -> Asked:
     prompts = _prompts(served, body)
     if len(prompts) * body.n > MAX_CHOICES:
         raise ApiError(400, f"{len(prompts)} prompts with n {body.n}: more than {MAX_CHOICES} choices", "n")
-    scores = body.echo and body.logprobs is not None
     if body.max_tokens == 0 and not body.echo:
         raise ApiError(400, "max_tokens is 0, and echo is false: there is nothing to answer", "max_tokens")
-    if body.echo and body.logprobs and body.logprobs > 1:
-        raise ApiError(400, f"logprobs is {body.logprobs}; with echo expected 0 or 1", "logprobs")
-    sampling = _sampling(served, body) | {
-        "top_logprobs": body.logprobs or 0,
-        "prompt_logprobs": scores or body.max_tokens == 0,
-    }
-    room = 16 if body.max_tokens is None else body.max_tokens
-    requests = _requests(served, body, id, [(prompt, room) for prompt in prompts], sampling, _where(body, "prompt"))
+    if empty := [i for i, prompt in enumerate(prompts) if not prompt]:
+        raise ApiError(400, f"prompt {empty[0]} has no tokens; give at least one", "prompt")
+    if body.echo and body.logprobs:
+        return _asked_scores(served, body, id, prompts)
+    sampling = _sampling(served, body) | {"top_logprobs": body.logprobs or 0, "prompt_logprobs": body.echo}
+    rooms = [(prompt, body.max_tokens) for prompt in prompts]
+    requests = _requests(served, body, id, rooms, sampling, _where(body, "prompt"))
     return Asked(requests, **_common(body, body.logprobs), echo=body.echo)
+
+
+def _asked_scores(served: Served, body: CompletionBody, id: str, prompts: list[list[int]]) -> Asked:
+    """A prompt with the likeliest tokens beside each of its own, as evaluation harnesses ask for it.
+
+    The engine gives these for drawn tokens alone, so all but the first token of the prompt are drawn by force.
+    """
+    if body.max_tokens > 1 or body.n > 1 or body.return_token_ids:
+        message = f"logprobs is {body.logprobs}; with echo, it is 0, or 1 to {MAX_TOP_LOGPROBS} where max_tokens is at "
+        raise ApiError(400, message + "most 1, n is 1 and return_token_ids is false", "logprobs")
+    sampling = _sampling(served, body) | {"top_logprobs": body.logprobs, "stop_ids": (), "min_new_tokens": 0}
+    requests = []
+    for i, prompt in enumerate(prompts):
+        if error := context_error(prompt, body.max_tokens, 0, served.vocab_size, served.max_tokens):
+            raise ApiError(400, error, _where(body, "prompt"))
+        if len(prompt) + body.max_tokens < 2:
+            raise ApiError(400, "prompt has one token, max_tokens is 0: no token has a log-prob", "prompt")
+        forced = [(prompt[:1], len(prompt) - 1 + body.max_tokens)]
+        (request,) = _requests(served, body, f"{id}-{i}", forced, sampling, _where(body, "prompt"))
+        requests.append(dataclasses.replace(request, allowed=forced_tokens(prompt[1:], served.vocab_size)))
+    scored = sum(len(prompt) - 1 for prompt in prompts)
+    return Asked(requests, **_common(body, body.logprobs), echo=True, scored=scored)
+
+
+def forced_tokens(tokens: Sequence[int], vocab_size: int) -> Allowed:
+    """Masks [W] that leave these tokens one after the other, then any."""
+
+    def allowed(drawn: Sequence[int]) -> np.ndarray:
+        if len(drawn) >= len(tokens):
+            return np.ones(vocab_size, bool)
+        return np.arange(vocab_size) == tokens[len(drawn)]
+
+    return allowed
 
 
 def asked_chat(served: Served, body: ChatBody, id: str) -> Asked:
@@ -82,6 +124,8 @@ def asked_chat(served: Served, body: ChatBody, id: str) -> Asked:
     check_model(served, body.model)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
+    if body.max_tokens == 0:
+        raise ApiError(400, "max_tokens is 0; expected at least 1", "max_tokens")
     tools, forced = _tools(body)
     template = _template(served, body)
     prompt = body.prompt_token_ids or chat_tokens(served, body.messages, tools, template)

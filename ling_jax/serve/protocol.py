@@ -114,7 +114,7 @@ class CompletionBody(Sampling):
     """POST /v1/completions."""
 
     prompt: AnyPrompt = None
-    max_tokens: int | None = Field(16, ge=0, lt=2**30)
+    max_tokens: int = Field(16, ge=0, lt=2**30)
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     echo: bool = False
     best_of: int = Field(1, ge=1, le=1, description="1 only")

@@ -179,8 +179,8 @@ class CompletionWriter(Writer):
 
 def usage(asked: Asked, choices: Sequence[Choice]) -> Json:
     """How many tokens the request took; a prompt counts once, whatever n is."""
-    prompt = sum(len(request.tokens) for request in asked.requests[:: asked.n])
-    drawn = sum(choice.drawn for choice in choices)
+    prompt = sum(len(request.tokens) for request in asked.requests[:: asked.n]) + asked.scored
+    drawn = sum(choice.drawn for choice in choices) - asked.scored
     cached = {"cached_tokens": sum(choice.cached for choice in choices)}
     counts = {"prompt_tokens": prompt, "completion_tokens": drawn, "total_tokens": prompt + drawn}
     return counts | {"prompt_tokens_details": cached}

@@ -128,8 +128,25 @@ def test_echo_gives_the_prompt_and_its_log_probs(server):
     assert choice.logprobs.text_offset[:2] == [0, len(choice.logprobs.tokens[0])]
 
 
+def test_echo_has_the_likeliest_tokens_beside_the_prompts(server):
+    """As lm-eval asks for the log-likelihood of a choice."""
+    ids = tokenizer().encode("some words, and").ids
+    fields = dict(model=NAME, max_tokens=1, echo=True, temperature=0)
+    scored = server.client().completions.create(prompt=[ids, ids[:3]], logprobs=1, **fields)
+    plain = server.client().completions.create(prompt=[ids, ids[:3]], logprobs=0, **fields)
+    assert scored.usage == plain.usage and scored.usage.completion_tokens == 2
+    for found, wanted in zip(scored.choices, plain.choices, strict=True):
+        assert found.text == wanted.text and found.logprobs.tokens == wanted.logprobs.tokens
+        assert found.logprobs.token_logprobs == wanted.logprobs.token_logprobs
+        for logp, top in list(zip(found.logprobs.token_logprobs, found.logprobs.top_logprobs, strict=True))[1:]:
+            assert max(top.values()) >= logp
+        assert max(found.logprobs.top_logprobs[-1].values()) == found.logprobs.token_logprobs[-1]
+    with pytest.raises(openai.BadRequestError, match="max_tokens is at most 1"):
+        server.client().completions.create(model=NAME, prompt=ids, max_tokens=2, echo=True, logprobs=1)
+
+
 def test_a_completion_streams_as_it_is_whole(server):
-    fields = dict(model=NAME, prompt="some", max_tokens=20, seed=5, logprobs=1, echo=True)
+    fields = dict(model=NAME, prompt="some", max_tokens=20, seed=5, logprobs=0, echo=True)
     whole = server.client().completions.create(**fields).choices[0]
     chunks = [chunk.choices[0] for chunk in server.client().completions.create(**fields, stream=True)]
     assert "".join(chunk.text for chunk in chunks) == whole.text and chunks[-1].finish_reason == "length"
