@@ -19,7 +19,7 @@ from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.engine.engine import Engine
 from ling_jax.engine.service import EngineService
 from ling_jax.serve import protocol
-from ling_jax.serve.asked import Asked, Served, asked_chat, asked_completion, asked_tokens, check_model
+from ling_jax.serve.asked import Asked, Served, asked_chat, asked_completion, asked_tokens, check_model, tokenizer_info
 from ling_jax.serve.choice import ChatChoice, Choice, Delta
 from ling_jax.serve.errors import ApiError
 from ling_jax.serve.generation import deltas_of
@@ -65,6 +65,7 @@ class Server:
             self._post("/v1/completions", posts.CompletionBody, self.complete),
             self._post("/v1/chat/completions", posts.ChatBody, self.chat),
             self._post("/tokenize", posts.TokenizeBody, self.tokenize),
+            self._get("/tokenizer_info", self.tokenizer_info),
             self._post("/detokenize", posts.DetokenizeBody, self.detokenize),
             self._post("/v1/weights/init", posts.InitBody, weights.init, admin=True),
             self._post("/v1/weights/start", posts.StartBody, weights.start, admin=True),
@@ -124,6 +125,10 @@ class Server:
         """Token ids of a text or of a conversation."""
         tokens = await asyncio.to_thread(asked_tokens, self.served, body)
         return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": self.served.max_tokens})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What a client needs beside `/tokenize`: the end token and the chat template."""
+        return json_response(tokenizer_info(self.served))
 
     async def detokenize(self, request: Request, body: protocol.DetokenizeBody) -> Response:
         """The text of token ids."""

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from ling_jax.chat.default_source import default_source
 from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.records import normalise_messages
 from ling_jax.chat.template import ChatTemplate, Piece, encode, opened_reasoning
 from ling_jax.chat.thinking import with_reasoning, with_thinking
 from ling_jax.data.json_lines import check_whole_characters
+from ling_jax.data.tokenizer import EOS
 from ling_jax.engine.request import MAX_STOP_IDS, Request, context_error, request_error
 from ling_jax.messages import shown
 from ling_jax.serve.errors import ApiError, bad_value
@@ -153,6 +155,16 @@ def asked_tokens(served: Served, body: TokenizeBody) -> list[int]:
         return text_tokens(served, body.prompt, "prompt")
     tools = [tool.model_dump(exclude_unset=True) for tool in body.tools]
     return chat_tokens(served, body.messages, tools, served.template)
+
+
+def tokenizer_info(served: Served) -> dict[str, Any]:
+    """{eos_token, bos_token, pad_token, chat_template} as texts; None for what there is not."""
+    eos = served.tokenizer.token_to_id(EOS)
+    end = eos if eos in served.end_ids else min(served.end_ids)
+    template = served.template
+    source = template.source if isinstance(template, FolderTemplate) else default_source()
+    tokens = {"eos_token": served.tokenizer.id_to_token(end), "bos_token": None, "pad_token": None}
+    return tokens | {"chat_template": source}
 
 
 def check_model(served: Served, name: str | None) -> None:

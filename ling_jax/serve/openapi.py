@@ -32,7 +32,7 @@ POSTS = {
     "/v1/weights/finish": protocol.FinishBody,
     "/v1/weights/abandon": protocol.EmptyBody,
 }
-GETS = ("/health", "/metrics", "/openapi.json", "/v1/models", "/v1/models/{name}")
+GETS = ("/health", "/metrics", "/openapi.json", "/tokenizer_info", "/v1/models", "/v1/models/{name}")
 STATUSES = ("400", "401", "403", "404", "408", "409", "413", "415", "429", "503")
 
 

@@ -183,6 +183,7 @@ class TokenizeBody(Body):
     prompt: str | None = None
     messages: Messages | None = None
     tools: list[Tool] = Field([], max_length=128)
+    add_special_tokens: bool = Field(False, description="none are added, whatever it is")
 
 
 class DetokenizeBody(Body):

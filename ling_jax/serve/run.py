@@ -83,7 +83,9 @@ def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket at the address, which does not listen yet. Raises OSError that names the address."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sends small parts at once (TCP_NODELAY) where the protocol is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
