@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ling_jax.engine.engine import Engine
 from ling_jax.engine.request import Event, Id, Request
+from ling_jax.messages import error_text
 
 MAX_PENDING = 1024  # requests that wait or run; our choice
 PAUSES = ("abort", "wait", "keep")
@@ -62,7 +63,7 @@ class EngineService:
                 while not ended:
                     event = await events.get()
                     if isinstance(event, BaseException):
-                        raise RuntimeError(f"the engine has ended: {type(event).__name__}: {event}") from event
+                        raise _ended(event) from event
                     ended = event.finish_reason is not None
                     yield event
             finally:
@@ -109,17 +110,21 @@ class EngineService:
         done, loop = asyncio.get_running_loop().create_future(), asyncio.get_running_loop()
 
         def call() -> None:
-            error = self._error
+            if self._error is not None:
+                report(_ended(self._error))
+                return
             try:
-                if error is None:
-                    function()
-            except (ValueError, RuntimeError) as raised:
-                error = raised
-            loop.call_soon_threadsafe(_settle_future, done, None if error is None else as_raised(error))
+                function()
+            except (ValueError, RuntimeError) as error:
+                report(error)
+            except BaseException as error:  # ends the thread
+                report(_ended(error))
+                raise
+            else:
+                report(None)
 
-        def as_raised(error: BaseException) -> Exception:
-            ended = RuntimeError(f"the engine has ended: {type(error).__name__}: {error}")
-            return ended if error is self._error else error
+        def report(error: Exception | None) -> None:
+            loop.call_soon_threadsafe(_settle_future, done, error)
 
         self._calls.put(call)
         if self._error is not None:  # the thread may have ended before it saw the call
@@ -215,7 +220,7 @@ class EngineService:
         self._error = error
         for listen in self._listeners.values():
             listen(error)
-        self._report_idle(RuntimeError(f"the engine has ended: {type(error).__name__}: {error}"))
+        self._report_idle(_ended(error))
         while not self._calls.empty():
             if (call := self._calls.get()) is not None:
                 call()
@@ -225,3 +230,7 @@ class EngineService:
 def _settle_future(future: asyncio.Future, error: Exception | None) -> None:
     if not future.done():  # its caller may have gone away
         future.set_result(None) if error is None else future.set_exception(error)
+
+
+def _ended(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"the engine has ended: {error_text(error)}")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from ling_jax.chat.json_text import read_json
 from ling_jax.config import nearest
@@ -67,9 +67,14 @@ Ignored = Any  # a field of OpenAI that changes no answer here
 
 
 class Body(BaseModel):
-    """A body whose fields have exactly these types; an unknown field is an error."""
+    """An object whose fields have exactly these types; an unknown field is an error, and null is a missing one."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {key: item for key, item in value.items() if item is not None} if isinstance(value, dict) else value
 
 
 class StreamOptions(Body):
@@ -229,7 +234,7 @@ B = TypeVar("B", bound=Body)
 
 
 def read_body(kind: type[B], content: bytes) -> B:
-    """The body of a request from its JSON; a field that is null is one that is missing.
+    """The body of a request from its JSON.
 
     Raises ApiError 400 that names the field, what was found and what was expected.
     """
@@ -240,7 +245,7 @@ def read_body(kind: type[B], content: bytes) -> B:
     if not isinstance(value, dict):
         raise ApiError(400, f"the body is {shown(value)}; expected a JSON object")
     try:
-        return kind.model_validate({key: item for key, item in value.items() if item is not None})
+        return kind.model_validate(value)
     except ValidationError as error:
         raise _field_error(kind, error) from None
     except RecursionError:

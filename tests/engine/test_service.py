@@ -162,6 +162,16 @@ def test_a_caller_that_goes_away_while_it_submits_leaves_nothing(deadline=60):
     asyncio.run(asyncio.wait_for(run(), deadline))
 
 
+def test_a_call_that_breaks_the_engine_is_answered(deadline=60):
+    async def run():
+        service = EngineService(new_engine())
+        with pytest.raises(RuntimeError, match="the engine has ended: ZeroDivisionError"):
+            await service.read(lambda engine: 1 / 0)
+        assert isinstance(await asyncio.wrap_future(service.ended), ZeroDivisionError)
+
+    asyncio.run(asyncio.wait_for(run(), deadline))
+
+
 def test_the_reason_of_an_end_is_a_result(deadline=60):
     async def run():
         engine = new_engine()

@@ -95,6 +95,15 @@ def test_results_of_calls_come_back_in_a_conversation(server):
     assert again.usage.prompt_tokens > first.usage.prompt_tokens and again.choices[0].finish_reason == "length"
 
 
+def test_null_is_a_missing_field_at_every_depth(server):
+    function = {"name": "first", "parameters": SCHEMA, "description": None, "strict": None}
+    fields = {"tools": [{"type": "function", "function": function}], "stop": None, "response_format": None}
+    plain = {"tools": [{"type": "function", "function": {"name": "first", "parameters": SCHEMA}}]}
+    body = {"messages": MESSAGES, "max_tokens": 5, "seed": 1}
+    with_nulls, without = (server.post("/v1/chat/completions", body | more).json() for more in (fields, plain))
+    assert with_nulls["choices"] == without["choices"]
+
+
 def test_tools_that_may_not_be_called_are_not_in_the_prompt(server):
     with_tools, without = (ask(server, tools=tools, tool_choice=choice, max_tokens=1) for tools, choice in
                            ((TOOLS, "none"), (openai.omit, openai.omit)))  # fmt: skip
