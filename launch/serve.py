@@ -12,6 +12,7 @@ extra `serve`: pip install 'ling-jax[serve]'.
 """
 
 import os
+from typing import Any
 
 from absl import flags
 
@@ -19,6 +20,9 @@ from launch.flags import define_checks, define_thinking, run_program, usage_erro
 from ling_jax.chat.thinking import check_thinking
 from ling_jax.checkpoint.folder import load_model
 from ling_jax.engine import EXACT_TILE, Engine, memory_for
+from ling_jax.messages import warn
+
+HERE = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine reaches
 
 define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
@@ -48,26 +52,35 @@ def main() -> None:
     with usage_errors():
         try:
             from ling_jax.serve.http import Keys, Limits
-            from ling_jax.serve.run import bind, prepare, run
+            from ling_jax.serve.run import bind, run
         except ImportError as error:
             raise ValueError(f"{error.name} is missing: pip install 'ling-jax[serve]'") from None
         check_thinking(THINKING.value, EFFORT.value)
         keys = Keys(_key(API_KEY), _key(ADMIN_KEY))
-        if HOST.value == "0.0.0.0" and not keys.api:
-            print(
-                "warning: --host=0.0.0.0 without --api_key_variable: whoever reaches this machine may ask", flush=True
-            )
+        if HOST.value not in HERE and not keys.api:
+            warn(f"--host={HOST.value} without --api_key_variable: whoever reaches this address may ask")
         listener = bind(HOST.value, PORT.value)
-        model = load_model(MODEL.value, step=STEP.value)
-        name = NAME.value or os.path.basename(os.path.abspath(MODEL.value))
-        context = min(CONTEXT.value or model.config.max_length, model.config.max_length)
-        engine = _engine(model, context)
-        served = prepare(model, engine, name, thinking=THINKING.value, effort=EFFORT.value)
+        engine, served = load()
+    limits = Limits(body_bytes=int(BODY.value * 1e6), choices=QUEUE.value, seconds=SECONDS.value)
+    run(engine, served, limits, keys, listener, grace_seconds=GRACE.value)
+
+
+def load() -> tuple[Engine, Any]:
+    """(the engine with the model's weights, all programs compiled; what requests are translated by)."""
+    from ling_jax.serve.run import prepare
+
+    model = load_model(MODEL.value, step=STEP.value)
+    slots, longest = SLOTS.value, model.config.max_length
+    context = min(CONTEXT.value or longest, longest)
+    memory = int(MEMORY.value * 1e9) if MEMORY.value else memory_for(model.config, slots=slots, max_tokens=context)
+    tile = EXACT_TILE if slots >= EXACT_TILE else None
+    engine = Engine(model.config, slots=slots, memory_bytes=memory, row_tile=tile)
+    name = NAME.value or os.path.basename(os.path.abspath(MODEL.value))
+    served = prepare(model, engine, name, thinking=THINKING.value, effort=EFFORT.value)
     print(engine.plan, flush=True)
     engine.load(model.params, version=model.step or 0)
     engine.warm_up()
-    limits = Limits(body_bytes=int(BODY.value * 1e6), choices=QUEUE.value, seconds=SECONDS.value)
-    run(engine, served, limits, keys, listener, grace_seconds=GRACE.value)
+    return engine, served
 
 
 def _key(flag: flags.FlagHolder) -> str:
@@ -77,12 +90,6 @@ def _key(flag: flags.FlagHolder) -> str:
     if not (key := os.environ.get(flag.value, "").strip()):
         raise ValueError(f"--{flag.name}={flag.value}: this environment variable is not set or empty")
     return key
-
-
-def _engine(model, context: int) -> Engine:
-    slots = SLOTS.value
-    memory = int(MEMORY.value * 1e9) if MEMORY.value else memory_for(model.config, slots=slots, max_tokens=context)
-    return Engine(model.config, slots=slots, memory_bytes=memory, row_tile=EXACT_TILE if slots >= EXACT_TILE else None)
 
 
 if __name__ == "__main__":

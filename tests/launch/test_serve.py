@@ -100,7 +100,7 @@ def test_a_crash_of_the_engine_fails_health_and_ends_the_process_with_the_reason
 def test_mistakes_are_one_line_before_the_model_is_loaded(folder):
     mistakes = {
         f"--model={folder} --api_key_variable=NOT_SET": "this environment variable is not set or empty",
-        f"--model={folder} --host=no.such.host.": "cannot listen on no.such.host.",
+        f"--model={folder} --host=no.such.host. --api_key_variable=PATH": "cannot listen on no.such.host.",
         "--model=absent": "it does not exist",
         f"--model={folder} --slots=8 --memory_gb=0.00001": "expected at least 1 slot",
         f"--model={folder} --effort=\thigh": "effort is",
