@@ -64,7 +64,7 @@ def test_a_named_function_is_the_one_that_is_called(server):
 
 def test_parallel_calls_stream_one_after_the_other(server):
     # No end token is drawn before so many, and they are more than one call has.
-    fields = dict(tools=TOOLS, tool_choice="required", max_tokens=400, extra_body={"min_tokens": 70})
+    fields = dict(tools=TOOLS, tool_choice="required", max_tokens=250, extra_body={"min_tokens": 70})
     whole = ask(server, **fields).choices[0]
     found: dict[int, dict[str, str]] = {}
     for chunk in ask(server, **fields, stream=True):

@@ -37,7 +37,7 @@ def check(response) -> None:
         assert response.json()["error"]["message"] and response.json()["error"].keys() >= {"type", "param", "code"}
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PATHS), BODIES)
 def test_random_fields_are_answered_or_refused(server, path, fields):
     body = json.dumps((GOOD if "chat" in path else {"prompt": "x", "max_tokens": 1}) | fields | {"stream": False})

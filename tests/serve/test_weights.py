@@ -41,7 +41,7 @@ def ask(server, **fields):
 class Stream(threading.Thread):
     """A stream of an answer under way, read in a thread."""
 
-    def __init__(self, server, seed: int, tokens: int = 600):
+    def __init__(self, server, seed: int, tokens: int = 300):
         super().__init__()
         self.tokens, self.runs, self.finish = [], [], None
         self.begun = threading.Event()
@@ -73,9 +73,9 @@ def test_streams_go_on_with_new_weights_and_say_which(server, other):
     assert update(server, other) == before + 1
     for stream in streams:
         stream.join()
-        assert stream.finish == "length" and len(stream.tokens) == 600
+        assert stream.finish == "length" and len(stream.tokens) == 300
         versions = [version for version, count in stream.runs for _ in range(count)]
-        assert len(versions) == 600 and versions == sorted(versions) and {*versions} == {before, before + 1}
+        assert len(versions) == 300 and versions == sorted(versions) and {*versions} == {before, before + 1}
 
 
 def test_new_weights_answer_as_a_server_that_began_with_them(server, other, tmp_path):
@@ -92,7 +92,7 @@ def test_new_weights_answer_as_a_server_that_began_with_them(server, other, tmp_
 def test_wait_lets_answers_end_and_new_ones_wait(server, other):
     call(server, "init")
     before = server.server.engine.version
-    streams = started(server, tokens=200)
+    streams = started(server, tokens=100)
     assert call(server, "start", mode="wait") == (200, {"weight_version": before, "paused": True, "mode": "wait"})
     for stream in streams:
         stream.join(30)
@@ -111,7 +111,7 @@ def test_abort_ends_answers_with_what_they_have(server):
     assert call(server, "start", mode="abort")[0] == 200
     for stream in streams:
         stream.join(30)
-        assert stream.finish == "abort" and 0 < len(stream.tokens) < 600
+        assert stream.finish == "abort" and 0 < len(stream.tokens) < 300
     assert call(server, "abandon")[0] == 200
     assert len(ask(server).choices[0].token_ids) == 30
 
