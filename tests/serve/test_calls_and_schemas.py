@@ -7,7 +7,7 @@ import jsonschema
 import openai
 import pytest
 
-from benchmarks.server_bodies import random_schemas
+from benchmarks.server_bodies import SCHEMA, random_schemas
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.engine import Event
 from ling_jax.serve.asked import asked_chat
@@ -17,12 +17,6 @@ from ling_jax.serve.writers import ChatWriter
 from tests.helpers.served import NAME, tokenizer
 
 MESSAGES = [{"role": "user", "content": "some words"}]
-SCHEMA = {
-    "type": "object",
-    "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 99}, "kind": {"enum": ["a", "ß"]}},
-    "required": ["count", "kind"],
-    "additionalProperties": False,
-}
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("first", "mcp.second")]
 
 

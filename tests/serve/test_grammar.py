@@ -6,17 +6,12 @@ import jsonschema
 import numpy as np
 import pytest
 
+from benchmarks.server_bodies import SCHEMA
 from ling_jax import data
 from ling_jax.chat.tool_calls import END_THINK, THINK, parse_either
 from ling_jax.engine.adjusted import allowed_tokens
 from ling_jax.serve.grammar import Grammars
 
-SCHEMA = {
-    "type": "object",
-    "properties": {"count": {"type": "integer", "maximum": 99}, "kind": {"enum": ["a", "ß"]}},
-    "required": ["count", "kind"],
-    "additionalProperties": False,
-}
 VOCAB, END = 300, 0  # more logits than tokens
 
 
