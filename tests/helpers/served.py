@@ -59,16 +59,17 @@ class Running:
 
     server: Server
     url: str
+    http: httpx2.Client
 
     def client(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
     def post(self, path: str, body: Any, **more: Any) -> httpx2.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return httpx2.post(self.url + path, content=content, headers=HEADERS | more.pop("headers", {}), timeout=60)
+        return self.http.post(self.url + path, content=content, headers=HEADERS | more.pop("headers", {}))
 
     def get(self, path: str) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=60)
+        return self.http.get(self.url + path)
 
     def wait_until_busy(self, seconds: float = 20) -> None:
         """Raises AssertionError where no request comes to the engine."""
@@ -105,8 +106,8 @@ def tiny_server(
 def running(**options: Any) -> Iterator[Running]:
     """A server in a thread; `options` are those of `tiny_server`."""
     server = tiny_server(**options)
-    with in_thread(server) as url:
-        yield Running(server, url)
+    with in_thread(server) as url, httpx2.Client(timeout=60) as http:
+        yield Running(server, url, http)
 
 
 @contextlib.contextmanager
