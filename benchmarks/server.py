@@ -33,7 +33,7 @@ from ling_jax.serve.app import Server
 from ling_jax.serve.http import Keys, Limits
 from ling_jax.serve.run import in_thread, prepare
 
-QUICK = flags.DEFINE_bool("quick", False, "fewer requests and repetitions: about a minute")
+QUICK = flags.DEFINE_bool("quick", False, "fewer requests and repetitions: one to three minutes")
 
 STREAMS, CONTEXT = 32, 512
 CONNECTIONS, DISTINCT, CUT_SHARE = 64, 200, 0.15

@@ -42,7 +42,7 @@ ADMIN_KEY = flags.DEFINE_string(
     "",
     "environment variable with the key of /v1/weights; without it those calls must come from this machine",
 )
-BODY = flags.DEFINE_float("max_body_mb", 16.0, "of a request's body, in MB", lower_bound=0.001)
+BODY = flags.DEFINE_float("max_body_mb", 4.0, "of a request's body, in MB", lower_bound=0.001)
 QUEUE = flags.DEFINE_integer("max_pending", 512, "answers under way and waiting; more are refused (429)", lower_bound=1)
 SECONDS = flags.DEFINE_float("max_seconds", 600.0, "from a request to the end of its answer (408)", lower_bound=0.001)
 GRACE = flags.DEFINE_integer("grace_seconds", 30, "that answers under way have after SIGTERM", lower_bound=0)

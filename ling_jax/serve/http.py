@@ -23,7 +23,7 @@ DRAINED = 4  # times the limit of a body that is read and dropped, so that the c
 class Limits:
     """Of what a client may take. All are our choice."""
 
-    body_bytes: int = 16 << 20  # a context of 1M tokens as text
+    body_bytes: int = 4 << 20  # a context of 256K tokens, as text or as ids
     choices: int = 512  # answers under way and waiting, of all requests
     seconds: float = 600.0  # from a request to the end of its answer
     body_seconds: float = 30.0  # for the body to come
