@@ -13,7 +13,6 @@ from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.records import normalise_messages
 from ling_jax.chat.template import ChatTemplate, Piece, encode, opened_reasoning
 from ling_jax.chat.thinking import with_reasoning, with_thinking
-from ling_jax.data.json_lines import check_whole_characters
 from ling_jax.data.tokenizer import EOS
 from ling_jax.engine.request import MAX_STOP_IDS, Request, context_error, request_error
 from ling_jax.messages import shown
@@ -153,8 +152,7 @@ def asked_tokens(served: Served, body: TokenizeBody) -> list[int]:
         raise ApiError(400, "give one of prompt and messages", "prompt")
     if body.prompt is not None:
         return text_tokens(served, body.prompt, "prompt")
-    tools = [tool.model_dump(exclude_unset=True) for tool in body.tools]
-    return chat_tokens(served, body.messages, tools, served.template)
+    return chat_tokens(served, body.messages, [_as_given(tool) for tool in body.tools], served.template)
 
 
 def tokenizer_info(served: Served) -> dict[str, Any]:
@@ -177,7 +175,6 @@ def check_model(served: Served, name: str | None) -> None:
 def text_tokens(served: Served, text: str, where: str) -> list[int]:
     """The tokens of a text in which names of special tokens are these tokens."""
     try:
-        check_whole_characters(text, where)
         return served.tokenizer.encode(text, add_special_tokens=False).ids
     except Exception as error:  # the library raises no narrower class
         raise bad_value(error, where) from None
@@ -189,26 +186,12 @@ def chat_tokens(
     """The tokens of a conversation up to the answer; names of special tokens in it are plain text."""
     try:
         conversation = normalise_messages(list(messages))
-        for i, message in enumerate(conversation):
-            _check_characters(message, f"messages[{i}]")
         if tools and isinstance(template, FolderTemplate) and not template.reads(["tools"]):
             raise ApiError(400, f"the chat template of {served.name} reads no tools; leave them out", "tools")
         pieces: list[Piece] = with_reasoning(template, conversation).render(conversation, tools=tools, prompt=True)
         return encode(served.tokenizer, pieces)[0]
     except ValueError as error:
         raise bad_value(error, "messages") from None
-
-
-def _check_characters(value: Any, where: str) -> None:
-    match value:
-        case str():
-            check_whole_characters(value, where)
-        case dict():
-            for key, item in value.items():
-                _check_characters(item, f"{where}.{key}")
-        case list() | tuple():
-            for i, item in enumerate(value):
-                _check_characters(item, f"{where}[{i}]")
 
 
 def _prompts(served: Served, body: CompletionBody) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Tool calls and JSON schemas over the real socket; the tiny random model is forced to them by grammars."""
+"""Tool calls, JSON schemas and reasoning over the real socket; grammars force the tiny random model to them."""
 
 import asyncio
 import json
@@ -8,13 +8,14 @@ import openai
 import pytest
 
 from benchmarks.server_bodies import SCHEMA, random_schemas
+from ling_jax.chat.folder_template import FolderTemplate
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.engine import Event
 from ling_jax.serve.asked import asked_chat
 from ling_jax.serve.choice import ChatChoice
 from ling_jax.serve.protocol import ChatBody
 from ling_jax.serve.writers import ChatWriter
-from tests.helpers.served import NAME, tokenizer
+from tests.helpers.served import NAME, running, tokenizer
 
 MESSAGES = [{"role": "user", "content": "some words"}]
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": SCHEMA}} for name in ("first", "mcp.second")]
@@ -175,6 +176,48 @@ def test_markup_of_calls_is_text_where_there_are_no_tools(server):
     text = render_call({"name": "first", "arguments": {}}, "xml")
     chunks = deltas(server, text, 4)
     assert content(chunks, "content") == text and chunks[-1]["finish_reason"] == "stop"
+
+
+OPENING = "{% for m in messages %}<role>{{ m.role }}</role>{{ m.content }}{% endfor %}<role>ASSISTANT</role><think>"
+
+
+@pytest.fixture(scope="module")
+def thinker():
+    with running(template=FolderTemplate(OPENING, "chat_template.jinja")) as found:
+        yield found
+        found.wait_until_idle()
+
+
+def test_what_comes_before_the_mark_is_reasoning(thinker):
+    choice = ask(thinker, max_tokens=20).choices[0]
+    assert choice.message.reasoning_content and choice.message.content == ""
+    chunks = list(ask(thinker, max_tokens=20, stream=True))
+    streamed = [getattr(chunk.choices[0].delta, "reasoning_content", None) or "" for chunk in chunks]
+    assert "".join(streamed) == choice.message.reasoning_content
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+
+
+def test_a_schema_holds_behind_the_reasoning(thinker):
+    ends = {str(tokenizer().token_to_id("</think>")): 100}
+    choice = ask(thinker, response_format=schema_format(SCHEMA), logit_bias=ends).choices[0]
+    assert choice.finish_reason == "stop"
+    jsonschema.validate(json.loads(choice.message.content), SCHEMA)
+
+
+def test_an_option_that_the_template_does_not_read_is_refused(thinker):
+    for fields, param in (
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
+    ):
+        with pytest.raises(openai.BadRequestError, match="it would change nothing") as raised:
+            ask(thinker, extra_body=fields)
+        assert raised.value.param == param
+
+
+def test_tools_that_the_template_does_not_read_are_refused(thinker):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    with pytest.raises(openai.BadRequestError, match="reads no tools; leave them out"):
+        ask(thinker, tools=tools)
 
 
 @pytest.mark.slow

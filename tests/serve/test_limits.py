@@ -116,6 +116,7 @@ def test_a_client_that_goes_away_frees_its_slot(server):
         assert server.server.metrics.disconnects == before + 1
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_frees_its_slot():
     """Its stream ends once the socket's buffers are full."""
     with running(limits=Limits(stall_seconds=0.2)) as server, contextlib.ExitStack() as stack:
