@@ -176,6 +176,8 @@ class Server:
             yield _event(self._late().body())
         except ApiError as error:
             yield _event(error.body())
+        except Exception as error:
+            yield _event(_failure(error).body())
         yield b"data: [DONE]\n\n"
 
     def _late(self) -> ApiError:
@@ -228,10 +230,7 @@ class Server:
             except ClientDisconnect:
                 response = Response(status_code=GONE)
             except Exception as error:
-                # Its message may have the words of a request, which are not logged.
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                print(f"error: {path}: {type(error).__name__} in {place.filename}:{place.lineno}", file=sys.stderr)
-                response = error_response(ApiError(500, "the server has failed; its log says where"))
+                response = error_response(_failure(error))
             self.metrics.responses[path, response.status_code] += 1
             return response
 
@@ -253,6 +252,13 @@ class _Place:
         self._server.pending -= self._count
         self._count = 0
         self._server.metrics.disconnects += not whole
+
+
+def _failure(error: Exception) -> ApiError:
+    """The 500 of a mistake in the server, whose place is logged; its message may have the words of a request."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"error: {type(error).__name__} in {place.filename}:{place.lineno}", file=sys.stderr, flush=True)
+    return ApiError(500, "the server has failed; its log says where")
 
 
 def _event(content: Any) -> bytes:

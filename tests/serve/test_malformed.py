@@ -100,6 +100,10 @@ def test_a_failure_of_the_server_is_logged_without_the_words_of_the_request(serv
     assert response.status_code == 500 and "secret" not in response.text
     logged = capfd.readouterr()
     assert "KeyError in" in logged.err and "secret" not in logged.err + logged.out
+    monkeypatch.setattr("ling_jax.serve.writers.ChatWriter.chunks", fail)
+    stream = server.post("/v1/chat/completions", GOOD | {"stream": True})
+    assert stream.status_code == 200 and "the server has failed" in stream.text and stream.text.endswith("[DONE]\n\n")
+    assert "KeyError in" in capfd.readouterr().err and "secret" not in stream.text
 
 
 def test_the_description_has_every_endpoint_and_field(server):
