@@ -1,6 +1,7 @@
 """The endpoints (docs/serving.md)."""
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -158,8 +159,9 @@ class Server:
             place.leave(whole)
 
     async def _collect(self, choices: list[Choice]) -> None:
-        async for choice, delta in self._deltas(choices):
-            choice.deltas.append(delta)
+        async with contextlib.aclosing(self._deltas(choices)) as deltas:
+            async for choice, delta in deltas:
+                choice.deltas.append(delta)
 
     async def _events(self, choices: list[Choice], writer: Writer) -> AsyncIterator[bytes]:
         """The events of a stream; an error is its last event."""
@@ -167,9 +169,10 @@ class Server:
             async with asyncio.timeout(self.limits.seconds):
                 for chunk in writer.first(choices):
                     yield _event(chunk)
-                async for choice, delta in self._deltas(choices):
-                    if chunks := writer.chunks(choice, delta):
-                        yield b"".join(map(_event, chunks))
+                async with contextlib.aclosing(self._deltas(choices)) as deltas:
+                    async for choice, delta in deltas:
+                        if chunks := writer.chunks(choice, delta):
+                            yield b"".join(map(_event, chunks))
                 if writer.asked.include_usage:
                     yield _event(writer.usage_chunk(choices))
         except TimeoutError:
@@ -185,19 +188,20 @@ class Server:
 
     async def _deltas(self, choices: list[Choice]) -> AsyncIterator[tuple[Choice, Delta]]:
         """`deltas_of`, counted."""
-        start, last = time.monotonic(), {}
+        start, last = time.monotonic(), dict[int, float]()
         metrics, asked = self.metrics, choices[0].asked
         metrics.prompt_tokens += sum(len(choice.request.tokens) for choice in choices[:: asked.n])
-        async for choice, delta in deltas_of(self.service, choices):
-            if delta.tokens:
-                now = time.monotonic()
-                if choice.number in last:
-                    metrics.between_tokens.observe((now - last[choice.number]) / len(delta.tokens))
-                else:
-                    metrics.first_token.observe(now - start)
-                last[choice.number] = now
-                metrics.generated_tokens += len(delta.tokens)
-            yield choice, delta
+        async with contextlib.aclosing(deltas_of(self.service, choices)) as deltas:
+            async for choice, delta in deltas:
+                if delta.tokens:
+                    now, before = time.monotonic(), last.get(choice.number)
+                    if before is None:
+                        metrics.first_token.observe(now - start)
+                    else:
+                        metrics.between_tokens.observe((now - before) / len(delta.tokens))
+                    last[choice.number] = now
+                    metrics.generated_tokens += len(delta.tokens)
+                yield choice, delta
         metrics.cached_tokens += sum(choice.cached for choice in choices)
         metrics.whole.observe(time.monotonic() - start)
 
