@@ -21,11 +21,14 @@ needle needs no data: a code hidden in texts of --lengths tokens at --depths, --
 it is found.
 A model that is tuned for conversations takes `prompt` as a user's message, or with `--raw` as plain text; a line says
 which. Where the prompt opens reasoning, the verifier gets the answer with <think> in front.
+With --endpoint=URL a server answers the prompts of generate (docs/serving.md), --batch_size at a time; --model is the
+name that it serves, and OPENAI_API_KEY has its key. Samples then have no tokens and log-probs.
 A table goes to standard output. `--out` gets samples.jsonl, a line for each sample, and summary.json; of environments
 also trajectories.jsonl, which launch.view shows.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +39,7 @@ from absl import flags
 from launch.flags import check_sampling, define_checks, define_thinking, run_program, usage_errors
 from launch.sandboxed import start_sandbox
 from ling_jax.chat.template import opened_reasoning
-from ling_jax.chat.thinking import check_thinking, with_thinking
+from ling_jax.chat.thinking import CHOICES, check_thinking, with_thinking
 from ling_jax.checkpoint.folder import Loaded, load_model
 from ling_jax.engine import Request
 from ling_jax.engine.generate import engine_for
@@ -58,6 +61,7 @@ from ling_jax.evaluate.answers import (
     verify,
 )
 from ling_jax.evaluate.choice import choice_results, encode_choices, read_questions
+from ling_jax.evaluate.endpoint import Endpoint, EndpointError, endpoint_answers
 from ling_jax.evaluate.needle import (
     Needle,
     check_table,
@@ -80,7 +84,10 @@ from ling_jax.rl.reader import Reader, make_reader
 from ling_jax.rl.trajectory import FAILED
 
 define_checks()
-MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
+MODEL = flags.DEFINE_string(
+    "model", None, "a run's workdir or a Hugging Face folder; with --endpoint the name of a served model", required=True
+)
+ENDPOINT = flags.DEFINE_string("endpoint", "", "generate: URL of a server, such as http://127.0.0.1:8000/v1")
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
 TASK = flags.DEFINE_enum(
     "task", None, ["perplexity", "choice", "generate", "environment", "needle"], "what to evaluate", required=True
@@ -112,6 +119,7 @@ DEPTHS = flags.DEFINE_list("depths", ["0", "0.25", "0.5", "0.75", "1"], "needle:
 NEEDLES = flags.DEFINE_integer("needles", 8, "needle: tasks of each length and depth", lower_bound=1)
 THINKING, EFFORT = define_thinking()
 SAMPLING = (SAMPLES, K, NEW, TEMPERATURE, SEED, THINKING, EFFORT)
+KEY_VARIABLE = "OPENAI_API_KEY"  # environment variable with the key of --endpoint
 SETTINGS = {  # flags that change the numbers of a task
     "perplexity": (WINDOW,),
     "choice": (RAW, THINKING, EFFORT),
@@ -139,27 +147,50 @@ def main() -> None:
         if OUT.value:
             check_new_folder(OUT.value)
         inputs = task.read()
-        model = load_model(MODEL.value, step=STEP.value)
-        model = dataclasses.replace(model, template=with_thinking(model.template, THINKING.value, EFFORT.value))
-        encoded = task.encode(model, inputs)
-        if task.has_prompts(inputs):
-            print(prompt_report(model, raw=RAW.value), flush=True)
-    model = dataclasses.replace(model, params=jax.device_put(model.params))  # once, not with every batch
+        measure = of_endpoint(inputs) if ENDPOINT.value else of_model(task, inputs)
     try:
-        samples, metrics, *trajectories = task.measure(model, inputs, encoded)
-    except FloatingPointError as error:
+        samples, metrics, *trajectories = measure()
+    except (FloatingPointError, EndpointError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     print(table(metrics), flush=True)
     if OUT.value:
         settings = {flag.name: flag.value for flag in SETTINGS[TASK.value]}
-        about = {"model": MODEL.value, "step": STEP.value, "task": TASK.value, "data": DATA.value, "settings": settings}
+        about = {
+            "model": MODEL.value,
+            "endpoint": ENDPOINT.value,
+            "step": STEP.value,
+            "task": TASK.value,
+            "data": DATA.value,
+            "settings": settings,
+        }
         with usage_errors():
             write_results(OUT.value, samples, metrics, about, *trajectories)
 
 
+def of_model(task: Task, inputs: Any) -> Callable[[], Results]:
+    """What measures the model of --model, which it loads."""
+    model = load_model(MODEL.value, step=STEP.value)
+    model = dataclasses.replace(model, template=with_thinking(model.template, THINKING.value, EFFORT.value))
+    encoded = task.encode(model, inputs)
+    if task.has_prompts(inputs):
+        print(prompt_report(model, raw=RAW.value), flush=True)
+    model = dataclasses.replace(model, params=jax.device_put(model.params))  # once, not with every batch
+    return lambda: task.measure(model, inputs, encoded)
+
+
+def of_endpoint(records: Records) -> Callable[[], Results]:
+    """What measures the served model of --endpoint, which it asks whether it is there."""
+    endpoint = Endpoint(ENDPOINT.value, MODEL.value, os.environ.get(KEY_VARIABLE, ""))
+    endpoint.check()
+    verifier = load_verifier(VERIFIER.value)
+    return lambda: measure_endpoint(endpoint, records, verifier)
+
+
 def check_flags() -> None:
     """Raises ValueError on flags of another task and on values that their types allow."""
+    if ENDPOINT.value and (TASK.value != "generate" or STEP.value is not None):
+        raise ValueError("--endpoint is for --task=generate, without --step: the server has loaded its model")
     known = {flag.name for flag in SETTINGS[TASK.value]}
     for task, settings in SETTINGS.items():
         for flag in settings:
@@ -231,6 +262,22 @@ def measure_generate(model: Loaded, records: Records, prompts: list[list[int]]) 
     """(samples, metrics) of generated answers."""
     completions, verdicts = sample_answers(model, records, prompts, load_verifier(VERIFIER.value))
     return answer_results(records, answer_seeds(len(verdicts)), completions, verdicts, ks())
+
+
+def measure_endpoint(endpoint: Endpoint, records: Records, verifier: Verifier) -> Results:
+    """(samples, metrics) of answers that a server generates."""
+    each, seeds = SAMPLES.value, answer_seeds(len(records) * SAMPLES.value)
+    asked = [record for _, record in records for _ in range(each)]
+    sampling = dict(max_tokens=NEW.value, temperature=TEMPERATURE.value, top_p=TOP_P.value, stop=STOP.value or None)
+    sampling |= {"reasoning_effort": EFFORT.value} if EFFORT.value else {}
+    if (thinking := CHOICES[THINKING.value]) is not None:
+        sampling["chat_template_kwargs"] = {"enable_thinking": thinking}
+    answered = endpoint_answers(endpoint, asked, seeds, raw=RAW.value, parallel=BATCH.value, **sampling)
+    completions, verdicts = [], []
+    for i, completion in enumerate(with_progress(([answer] for answer in answered), "answers", len(asked))):
+        completions.append(completion)
+        verdicts.append(verify(verifier, completion.text, asked[i]))
+    return answer_results(records, seeds, completions, verdicts, ks())
 
 
 def read_table() -> tuple[list[int], list[float]]:

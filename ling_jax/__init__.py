@@ -16,7 +16,7 @@ __version__ = "0.2.0"
 
 SUBMODULES = (
     "align", "chat", "checkpoint", "compile", "config", "data", "distributed", "engine", "envs", "evaluate", "migrate",
-    "model", "objectives", "parallel", "rewards", "rl", "run", "sandbox", "spec", "train",
+    "model", "objectives", "parallel", "rewards", "rl", "run", "sandbox", "serve", "spec", "train",
 )  # fmt: skip
 __all__ = ["__version__", *SUBMODULES]
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the programs down. Packages of one line do not import each other.
 ORDER = (
     ("launch",),
+    ("serve",),
     ("align",),
     ("rl",),
     ("evaluate", "migrate", "compile"),

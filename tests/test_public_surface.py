@@ -19,7 +19,7 @@ ANNOTATED = (
     "ling_jax/messages.py", "ling_jax/migrate",
     "ling_jax/model", "ling_jax/objectives", "ling_jax/parallel", "ling_jax/partials.py", "ling_jax/paths.py",
     "ling_jax/preflight.py", "ling_jax/processes.py", "ling_jax/resumable.py", "ling_jax/rewards", "ling_jax/run",
-    "ling_jax/spec.py", "ling_jax/sums.py", "ling_jax/train", "pallas_kernels",
+    "ling_jax/serve", "ling_jax/spec.py", "ling_jax/sums.py", "ling_jax/train", "pallas_kernels",
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ ENDS = {"content": re.compile(CALL), "reasoning": re.compile(f"{CALL}|{END_THINK
 BLANKS = re.compile(r"\s*+")
 
 Call = dict[str, Any]  # {"name": text, "arguments": dict}
+Parameters = dict[str, dict[str, bool]]  # {function: {parameter: whether it may be a string}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def split_answer(text: str, errors: list[str], tools: Iterable[Any] = ()) -> Ite
     the newline before it. After an unreadable call, scanning continues at the mark where it stopped or, in reasoning,
     at an earlier </think>. So no character is read more than a few times.
     """
-    properties = _properties(tools)
+    properties = text_parameters(tools)
     kind, start = "content", 0
     if opening := OPENING.match(text):
         yield Span("mark", 0, opening.end())
@@ -90,7 +91,7 @@ def split_answer(text: str, errors: list[str], tools: Iterable[Any] = ()) -> Ite
             yield Span("mark", mark.start(), at)
             kind, start = "content", at
             continue
-        call, at = _read_call(text, at, properties)
+        call, at = read_call(text, at, properties)
         if call is not None:
             before = mark.start() - (mark.start() > start and text[mark.start() - 1] == "\n")
             yield Span(kind, start, before)
@@ -114,7 +115,7 @@ def _is_unclosed(text: str, stopped: int) -> bool:
     return stopped == len(text) or text.startswith(CALL, stopped)
 
 
-def _read_call(text: str, start: int, properties) -> tuple[Call | None, int]:
+def read_call(text: str, start: int, properties: Parameters) -> tuple[Call | None, int]:
     """(call, its end) after a <tool_call>, or (None, the mark or the end of the text at which reading stopped)."""
     start = BLANKS.match(text, start).end()
     return (
@@ -179,7 +180,7 @@ def _value(text: str, is_text: bool) -> Any:
         return text
 
 
-def _properties(tools: Iterable[Any]) -> dict[str, dict[str, bool]]:
+def text_parameters(tools: Iterable[Any]) -> Parameters:
     """{function: {parameter: whether it may be a string}} of OpenAI schemas; malformed ones are ignored."""
     found: dict[str, dict[str, bool]] = {}
     for tool in tools or ():

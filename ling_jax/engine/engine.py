@@ -101,9 +101,9 @@ class Engine:
         return bool(self._waiting or self._events) or any(self._slots)
 
     @property
-    def max_tokens(self) -> int:
-        """The longest context of a request."""
-        return self.plan.max_tokens
+    def slots_in_use(self) -> int:
+        """Slots that have a request; any thread may ask."""
+        return sum(sequence is not None for sequence in self._slots)
 
     @property
     def ids(self) -> Set[Id]:
@@ -112,7 +112,7 @@ class Engine:
 
     def error_of(self, request: Request) -> str:
         """Why the engine cannot serve the request; "" where it can."""
-        return request_error(request, self.config.vocab_size, self.max_tokens)
+        return request_error(request, self.config.vocab_size, self.plan.max_tokens)
 
     # What callers ask for.
 
@@ -181,7 +181,7 @@ class Engine:
         sequence = self._of(id)
         if sequence.finish_reason is None:
             raise ValueError(f"request {id!r} is still drawing; extend it when its turn has ended")
-        room = len(sequence.tokens), self.config.vocab_size, self.max_tokens
+        room = len(sequence.tokens), self.config.vocab_size, self.plan.max_tokens
         if error := context_error(tokens, max_new_tokens, *room):
             return self._refuse(id, sequence.drawn, error)
         self._parked.pop(id, None)
@@ -223,7 +223,7 @@ class Engine:
             )
         if snapshot.request.id in self._sequences:
             raise ValueError(f"request {snapshot.request.id!r} is in the engine; release it first")
-        request, room = snapshot.request, (0, self.config.vocab_size, self.max_tokens)
+        request, room = snapshot.request, (0, self.config.vocab_size, self.plan.max_tokens)
         if error := self.error_of(request) or context_error(snapshot.tokens, snapshot.limit - snapshot.drawn, *room):
             return self._refuse(request.id, snapshot.drawn, error)
         self._add(of_snapshot(snapshot, self._arrivals))

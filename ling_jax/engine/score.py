@@ -35,7 +35,7 @@ def score_with(engine: Engine, sequences: Sequence[Sequence[int]]) -> list[np.nd
     numbers = {f"score {number}": number for number in range(len(sequences))}
     requests = [Request(id, sequences[i], 0, seed=0, prompt_logprobs=True) for id, i in numbers.items()]
     for request in requests:
-        if error := request_error(request, engine.config.vocab_size, engine.max_tokens):
+        if error := request_error(request, engine.config.vocab_size, engine.plan.max_tokens):
             raise ValueError(f"sequence {numbers[request.id]}: {error}")
     for request in requests:
         engine.submit(request)

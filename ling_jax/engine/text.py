@@ -19,7 +19,7 @@ class Completion:
     text: str  # without end token and stop string; other special tokens are their names
     tokens: list[int]
     logps: list[float]
-    ended: str  # "": not yet; "end" token, "stop" string or "length"
+    ended: str  # "": not yet; "end" token, "stop" string, "length", or "cancelled" or "error" of the last event
 
 
 class TextStream:
@@ -55,7 +55,7 @@ class TextStream:
                 break
         if not self.ended and event.finish_reason is not None:
             self.ended = "end" if event.finish_reason == "stop" else event.finish_reason
-        if self.ended in ("end", "length"):
+        if self.ended and self.ended != "stop":
             self._finish()
         return "".join(self._parts[before:])
 

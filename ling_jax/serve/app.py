@@ -1,0 +1,276 @@
+"""The endpoints (docs/serving.md)."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from ling_jax.data.tokenizer import tokenizer_digest
+from ling_jax.engine.engine import Engine
+from ling_jax.engine.service import EngineService
+from ling_jax.serve import protocol
+from ling_jax.serve.asked import Asked, Served, asked_chat, asked_completion, asked_tokens, check_model, tokenizer_info
+from ling_jax.serve.choice import ChatChoice, Choice, Delta
+from ling_jax.serve.errors import ApiError
+from ling_jax.serve.generation import deltas_of
+from ling_jax.serve.http import (
+    EventStream,
+    Keys,
+    Limits,
+    body_of,
+    check_admin,
+    check_key,
+    error_response,
+    json_response,
+    unless_gone,
+)
+from ling_jax.serve.metrics import Metrics
+from ling_jax.serve.openapi import description
+from ling_jax.serve.weights import WeightUpdates
+from ling_jax.serve.writers import ChatWriter, CompletionWriter, Writer
+
+GONE = 499  # the client went away; nobody reads the status
+Handler = Callable[[Any], Awaitable[Any]]
+
+
+class Server:
+    """The state behind the endpoints: one engine, its service, what is counted."""
+
+    def __init__(self, engine: Engine, served: Served, limits: Limits, keys: Keys):
+        self.engine, self.served, self.limits, self.keys = engine, served, limits, keys
+        self.service = EngineService(engine, max_pending=sys.maxsize)  # `limits.choices` bounds them
+        self.weights = WeightUpdates(self.service, engine, tokenizer_digest(served.tokenizer))
+        self.metrics, self.started = Metrics(), int(time.time())
+        self.pending = 0  # choices that wait or run
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        weights, posts = self.weights, protocol
+        routes = [
+            self._get("/health", self.health, open_=True),
+            self._get("/metrics", self.prometheus, open_=True),
+            self._get("/openapi.json", self.openapi, open_=True),
+            self._get("/v1/models", self.models),
+            self._get("/v1/models/{name:path}", self.models),
+            self._post("/v1/completions", posts.CompletionBody, self.complete),
+            self._post("/v1/chat/completions", posts.ChatBody, self.chat),
+            self._post("/tokenize", posts.TokenizeBody, self.tokenize),
+            self._get("/tokenizer_info", self.tokenizer_info),
+            self._post("/detokenize", posts.DetokenizeBody, self.detokenize),
+            self._post("/v1/weights/init", posts.InitBody, weights.init, admin=True),
+            self._post("/v1/weights/start", posts.StartBody, weights.start, admin=True),
+            self._post("/v1/weights/update", posts.UpdateBody, weights.update, admin=True),
+            self._post("/v1/weights/finish", posts.FinishBody, weights.finish, admin=True),
+            self._post("/v1/weights/abandon", posts.EmptyBody, lambda body: weights.abandon(), admin=True),
+        ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+
+    # Endpoints.
+
+    async def health(self, request: Request) -> Response:
+        """200 with the version of the weights, 503 where the engine has ended."""
+        if self.service.ended.done():
+            return error_response(ApiError(503, "the engine has ended", code="engine_ended"))
+        about = {"status": "ok", "weight_version": self.engine.version, "paused": self.weights.paused}
+        return json_response(about | {"pending": self.pending, "slots_in_use": self.engine.slots_in_use})
+
+    async def prometheus(self, request: Request) -> Response:
+        """Prometheus' text format."""
+        gauges = {
+            "slots": ("Requests that the engine draws for at a time.", self.engine.plan.slots),
+            "slots_in_use": ("Slots with a request.", self.engine.slots_in_use),
+            "pending": ("Answers that wait or are under way.", self.pending),
+            "weight_version": ("Version of the weights.", self.engine.version),
+            "paused": ("1 during an update of weights.", float(self.weights.paused)),
+            "steps": ("Steps of the engine so far.", self.engine.steps),
+        }
+        return PlainTextResponse(self.metrics.text(gauges), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        """The OpenAPI description."""
+        return json_response(description())
+
+    async def models(self, request: Request) -> Response:
+        """The one model, in a list or by its name."""
+        model = {"id": self.served.name, "object": "model", "created": self.started, "owned_by": "ling_jax"}
+        model |= {"max_model_len": self.served.max_tokens}
+        if (name := request.path_params.get("name")) is not None:
+            check_model(self.served, name)
+            return json_response(model)
+        return json_response({"object": "list", "data": [model]})
+
+    async def complete(self, request: Request, body: protocol.CompletionBody) -> Response:
+        """Completions of plain text."""
+        id = f"cmpl-{uuid.uuid4().hex}"
+        asked = await asyncio.to_thread(asked_completion, self.served, body, id)
+        return await self._answer(request, asked, Choice, CompletionWriter(self.served, asked, id))
+
+    async def chat(self, request: Request, body: protocol.ChatBody) -> Response:
+        """Chat completions."""
+        id = f"chatcmpl-{uuid.uuid4().hex}"
+        asked = await asyncio.to_thread(asked_chat, self.served, body, id)
+        return await self._answer(request, asked, ChatChoice, ChatWriter(self.served, asked, id))
+
+    async def tokenize(self, request: Request, body: protocol.TokenizeBody) -> Response:
+        """Token ids of a text or of a conversation."""
+        tokens = await asyncio.to_thread(asked_tokens, self.served, body)
+        return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": self.served.max_tokens})
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What a client needs beside `/tokenize`: the end token and the chat template."""
+        return json_response(tokenizer_info(self.served))
+
+    async def detokenize(self, request: Request, body: protocol.DetokenizeBody) -> Response:
+        """The text of token ids."""
+        check_model(self.served, body.model)
+        for i, token in enumerate(body.tokens):
+            if token >= self.served.vocab_size:
+                message = f"tokens[{i}] is {token}; the vocabulary has {self.served.vocab_size}"
+                raise ApiError(400, message, f"tokens[{i}]")
+        text = self.served.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return json_response({"prompt": text})
+
+    # Answers.
+
+    async def _answer(self, request: Request, asked: Asked, kind: type[Choice], writer: Writer) -> Response:
+        place, choices = _Place(self, asked), [kind(self.served, asked, i) for i in range(len(asked.requests))]
+        if asked.stream:
+            return EventStream(self._events(choices, writer), self.limits.stall_seconds, place.leave)
+        whole = False
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                await unless_gone(request, self._collect(choices))
+            whole = True
+            return json_response(writer.whole(choices))
+        except TimeoutError:
+            raise self._late() from None
+        finally:
+            place.leave(whole)
+
+    async def _collect(self, choices: list[Choice]) -> None:
+        async with contextlib.aclosing(self._deltas(choices)) as deltas:
+            async for choice, delta in deltas:
+                choice.deltas.append(delta)
+
+    async def _events(self, choices: list[Choice], writer: Writer) -> AsyncIterator[bytes]:
+        """The events of a stream; an error is its last event."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                for chunk in writer.first(choices):
+                    yield _event(chunk)
+                async with contextlib.aclosing(self._deltas(choices)) as deltas:
+                    async for choice, delta in deltas:
+                        if chunks := writer.chunks(choice, delta):
+                            yield b"".join(map(_event, chunks))
+                if writer.asked.include_usage:
+                    yield _event(writer.usage_chunk(choices))
+        except TimeoutError:
+            yield _event(self._late().body())
+        except ApiError as error:
+            yield _event(error.body())
+        except Exception as error:
+            yield _event(_failure(error).body())
+        yield b"data: [DONE]\n\n"
+
+    def _late(self) -> ApiError:
+        return ApiError(408, f"the answer took more than {self.limits.seconds:g} s", code="timeout")
+
+    async def _deltas(self, choices: list[Choice]) -> AsyncIterator[tuple[Choice, Delta]]:
+        """`deltas_of`, counted."""
+        start, last = time.monotonic(), dict[int, float]()
+        metrics, asked = self.metrics, choices[0].asked
+        metrics.prompt_tokens += sum(len(choice.request.tokens) for choice in choices[:: asked.n])
+        async with contextlib.aclosing(deltas_of(self.service, choices)) as deltas:
+            async for choice, delta in deltas:
+                if delta.tokens:
+                    now, before = time.monotonic(), last.get(choice.number)
+                    if before is None:
+                        metrics.first_token.observe(now - start)
+                    else:
+                        metrics.between_tokens.observe((now - before) / len(delta.tokens))
+                    last[choice.number] = now
+                    metrics.generated_tokens += len(delta.tokens)
+                yield choice, delta
+        metrics.cached_tokens += sum(choice.cached for choice in choices)
+        metrics.whole.observe(time.monotonic() - start)
+
+    # Routes.
+
+    def _get(self, path: str, handler: Handler, *, open_: bool = False) -> Route:
+        async def endpoint(request: Request) -> Response:
+            if not open_:
+                check_key(request, self.keys)
+            return await handler(request)
+
+        return Route(path, self._guarded(path, endpoint), methods=["GET"])
+
+    def _post(self, path: str, kind: type[protocol.Body], handler: Handler, *, admin: bool = False) -> Route:
+        async def endpoint(request: Request) -> Response:
+            (check_admin if admin else check_key)(request, self.keys)
+            body = protocol.read_body(kind, await body_of(request, self.limits))
+            return json_response(await handler(body)) if admin else await handler(request, body)
+
+        return Route(path, self._guarded(path, endpoint), methods=["POST"])
+
+    def _guarded(self, path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Any:
+        """The endpoint with its errors as responses, counted by status."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                response = await endpoint(request)
+            except ApiError as error:
+                response = error_response(error)
+            except ClientDisconnect:
+                response = Response(status_code=GONE)
+            except Exception as error:
+                response = error_response(_failure(error))
+            self.metrics.responses[path, response.status_code] += 1
+            return response
+
+        return guarded
+
+
+class _Place:
+    """A request's place among those that the server takes at a time. Raises ApiError 429 where there is none."""
+
+    def __init__(self, server: Server, asked: Asked):
+        self._server, self._count = server, len(asked.requests)
+        if server.pending + self._count > server.limits.choices:
+            message = f"{server.pending} answers are under way, of at most {server.limits.choices}; try again later"
+            raise ApiError(429, message, code="queue_full")
+        server.pending += self._count
+
+    def leave(self, whole: bool) -> None:
+        """Gives the place back, once; `whole`: the client got its answer."""
+        self._server.pending -= self._count
+        self._count = 0
+        self._server.metrics.disconnects += not whole
+
+
+def _failure(error: Exception) -> ApiError:
+    """The 500 of a mistake in the server, whose place is logged; its message may have the words of a request."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    print(f"error: {type(error).__name__} in {place.filename}:{place.lineno}", file=sys.stderr, flush=True)
+    return ApiError(500, "the server has failed; its log says where")
+
+
+def _event(content: Any) -> bytes:
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return b"data: " + text.encode("utf-8", "backslashreplace") + b"\n\n"
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {404: f"there is no {request.url.path}", 405: f"{request.url.path} is not for {request.method}"}
+    return error_response(ApiError(error.status_code, words.get(error.status_code, str(error.detail))))
