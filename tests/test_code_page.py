@@ -80,7 +80,7 @@ def test_a_name_that_is_not_there_is_found_out(name):
         ("run.stage", ("batches", "orbax.save")),
         ("train.programs", ("make_train_step",)),
         ("train.step", ("loss_counts", "loss_sums", "total_loss", "update_expert_bias", "next_state")),
-        ("rl.learner", ("draws_of", "advance", "harvest_of", "answers_to_learn", "load")),
+        ("rl.learner", ("draws_of", "advance", "harvest_of", "answers_to_learn", "prepare", "commit")),
         ("rl.prompts", ("task_of", "reader.begin")),
         ("rl.harvest", ("reward.pay", "group_advantages", "answers_of")),
         ("rl.collector", ("resume", "step", "append_generation", "act", "append_observation", "extend")),
