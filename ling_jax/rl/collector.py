@@ -73,7 +73,7 @@ def make_engine(
 
 
 class EngineError(RuntimeError):
-    """A step of an engine failed. Its episodes are where they were before the step."""
+    """A step of an engine failed. Its episodes are where they were before the step; `settled` tells what was done."""
 
 
 class Collector:
@@ -114,6 +114,7 @@ class Collector:
         self._episodes: dict[int, Episode] = {}
         self._until: Mapping[int, int] = {}  # of `advance`
         self._use = Use()
+        self._untold: list[Progress] = []
 
     def __enter__(self) -> "Collector":
         return self
@@ -167,14 +168,24 @@ class Collector:
             if episodes.get(i) is not episode or self._until.get(i) != bounds.get(i):
                 self._release(i)
         joined = [self._join(episodes[i]) for i in sorted(episodes.keys() - self._episodes.keys())]
-        self._apply([result for result in joined if result is not None])
+        try:
+            self._apply([result for result in joined if result is not None])
+            self._apply(self._results())
+            self._apply(self._draw())
+        except EngineError:
+            self._untold = self._progress(episodes, before)
+            raise
+        return self._progress(episodes, before)
+
+    def _results(self) -> list[SessionResult]:
+        """What environments have said; where all episodes wait for theirs, it waits, too."""
         if self.engine.busy or not self._acting:
-            self._apply(self._sessions.results())
-        else:
-            with self._timed("waiting"):
-                results = self._sessions.results(WAIT_SECONDS)
-            self._apply(results)
-        self._apply(self._draw())
+            return self._sessions.results()
+        with self._timed("waiting"):
+            return self._sessions.results(WAIT_SECONDS)
+
+    def _progress(self, episodes: Mapping[int, Episode], before: Mapping[int, int]) -> list[Progress]:
+        """What was done for episodes that had drawn so many tokens before; those that have ended leave."""
         ended = [i for i, episode in self._episodes.items() if not episode.running]
         for i in ended:
             self._release(i)
@@ -192,9 +203,9 @@ class Collector:
         return set(self._episodes)
 
     def settled(self, episodes: Mapping[int, Episode]) -> list[Progress]:
-        """`advance` has told all; a pool's pieces may go on behind it."""
-        del episodes
-        return []
+        """What the last `advance` did for these episodes before it raised EngineError; [] where it did not."""
+        moved, self._untold = self._untold, []
+        return [progress for progress in moved if progress.id in episodes]
 
     def move(self, id: int, other: "Collector") -> None:
         """An episode goes on in another collector, with its session. Neither may be in use meanwhile."""

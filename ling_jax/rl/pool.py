@@ -119,6 +119,7 @@ class Pool:
                 self._moved += piece.result()
                 member.failures = 0
             except EngineError as error:
+                self._moved += member.collector.settled(member.episodes)
                 self._replace(member, error)
 
     def _replace(self, member: "_Member", error: EngineError) -> None:
