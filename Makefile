@@ -1,8 +1,12 @@
 # Each target makes .venv from the lock if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+STAGES := sft evo_cot shortest_correct agentic specialists preference kpop
+# Of `make chat`: the demo's last model, and one whose answers stand beside its own.
+MODEL ?= $(patsubst %/checkpoints,%,$(lastword $(wildcard $(STAGES:%=runs/demo/%/checkpoints))))
+COMPARE ?=
 
-.PHONY: install demo notebooks test test-slow lint format docs screenshots lock clean
+.PHONY: install demo chat notebooks test test-slow lint format docs screenshots lock clean
 
 install: .venv/.installed
 
@@ -16,6 +20,10 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python -m launch.demo
+
+chat: install
+	@test -n "$(MODEL)" || { echo "runs/demo has no model yet: make demo, or make chat MODEL=FOLDER"; exit 2; }
+	$(BIN)/python -m launch.serve --model=$(MODEL) $(if $(COMPARE),--compare=$(COMPARE))
 
 notebooks: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c requirements.lock -e '.[notebooks]'

@@ -5,8 +5,8 @@
     python -m launch.serve --model=FOLDER --slots=64 --context=32768 --host=0.0.0.0 --api_key_variable=LING_API_KEY
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. The server prints its address when it
-answers: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /openapi.json, and
-at / a page to talk to the model. `--compare` loads a second model, whose answers the page shows beside those of the
+answers: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /openapi.json; at
+/ it has a page to talk to the model. `--compare` loads a second model, whose answers the page shows beside those of the
 first; it has an engine of its own, of the same sizes, and the same endpoints below /compare.
 With `--slots` 64 or more an answer depends on its request and seed alone; with fewer, its last bits may depend on what
 is answered beside it.

@@ -52,9 +52,7 @@ class Server:
     `compared` is the server of a second model, which the page shows beside this one.
     """
 
-    def __init__(
-        self, engine: Engine, served: Served, limits: Limits, keys: Keys, compared: "Server | None" = None
-    ):
+    def __init__(self, engine: Engine, served: Served, limits: Limits, keys: Keys, compared: "Server | None" = None):
         self.engine, self.served, self.limits, self.keys = engine, served, limits, keys
         self.compared = compared
         self.service = EngineService(engine, max_pending=sys.maxsize)  # `limits.choices` bounds them

@@ -13,8 +13,8 @@ from tests.helpers.served import process, write_model
 
 # Thinks where an effort is asked for, as the models do: the prompt ends with <think>.
 TEMPLATE = """{% for message in messages %}{{ message.role }}: {{ message.reasoning_content }}{{ message.content }}
-{% endfor %}{{ tools and '' }}{% if add_generation_prompt %}{% if reasoning_effort is defined and enable_thinking is not false -%}
-<think>{% endif %}{% endif %}"""
+{% endfor %}{{ tools and '' }}{% if add_generation_prompt and reasoning_effort is defined -%}
+{{ '<think>' if enable_thinking is not false }}{% endif %}"""
 MARKUP = "<script>document.title = 'ran'</script><img src=x onerror=\"document.title = 'ran'\"><b>bold</b>"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 
@@ -96,7 +96,7 @@ def open_page(browser, address):
 
 def test_an_answer_streams_and_its_thinking_is_folded(open_page):
     page = open_page()
-    page.set(reasoning_effort="high", temperature=0.5, top_p=0.9, max_tokens=900, seed=3, system="some words")
+    page.set(reasoning_effort="high", temperature=0.5, top_p=0.9, max_tokens=120, seed=3, system="some words")
     page.added = {"ignore_eos": True}
     page.say("hello")
     thinking = page.answer().locator(".thinking summary")
@@ -111,10 +111,10 @@ def test_an_answer_streams_and_its_thinking_is_folded(open_page):
     assert hidden.is_visible()
     facts = page.answer().locator(".facts").inner_text()
     assert re.fullmatch(
-        r"900 tokens · [\d.]+ tokens/s · first token after [\d.]+ s · weight version 0 · length", facts
+        r"120 tokens · [\d.]+ tokens/s · first token after [\d.]+ s · weight version 0 · length", facts
     ), facts
     (body,) = page.bodies
-    asked = {"reasoning_effort": "high", "temperature": 0.5, "top_p": 0.9, "max_tokens": 900, "seed": 3}
+    asked = {"reasoning_effort": "high", "temperature": 0.5, "top_p": 0.9, "max_tokens": 120, "seed": 3}
     assert asked.items() <= body.items() and [message["role"] for message in body["messages"]] == ["system", "user"]
 
 

@@ -8,6 +8,10 @@ export function element(tag, className, ...children) {
   return made;
 }
 
+function visible(token) { // there is something to point at
+  return token.replaceAll("\n", "⏎\n") || "∅";
+}
+
 function folded(className) {
   const made = element("details", className, element("summary"));
   made.hidden = true;
@@ -81,7 +85,7 @@ export class Answer {
     const versions = runs.flatMap(([version, count]) => Array(count).fill(version));
     logprobs.content.forEach(({token, logprob}, i) => {
       const before = this.tokens.at(-1);
-      const span = element("span", `p${BOUNDS.filter(bound => logprob < bound).length}`, token);
+      const span = element("span", `p${BOUNDS.filter(bound => logprob < bound).length}`, visible(token));
       if (before && before.version !== versions[i]) span.classList.add("new");
       span.dataset.i = this.tokens.length;
       this.tokens.push({text: token, id: ids[i], logp: logprob, version: versions[i]});

@@ -3,20 +3,17 @@ import {chunksOf, getJson} from "./server.js";
 import {showStatistics} from "./statistics.js";
 
 const OTHER = "compare/"; // path of the second model's endpoints
-const [chat, ask, text, send, stop, form, both, names, statistics] =
-  ["chat", "ask", "text", "send", "stop", "form", "both", "names", "statistics"].map(id => document.getElementById(id));
+const [chat, ask, text, send, stop, form, fold, both, names, statistics] =
+  ["chat", "ask", "text", "send", "stop", "form", "settings", "both", "names", "statistics"].map(id => document.getElementById(id));
 let models = []; // {base, name, messages, answer: the last one}
 let running = null; // AbortController of the answers that come
 
-async function findModels() {
-  const {compared} = await getJson("health");
-  const bases = compared ? ["", OTHER] : [""];
-  const found = bases.map(base => ({base, name: "", messages: [], answer: null}));
-  both.hidden = !compared;
-  models = found;
-}
-
-async function nameModels() { // not before there is a key, where the server asks for one
+async function findModels() { // their names need the key, where the server asks for one
+  if (!models.length) {
+    const {compared} = await getJson("health");
+    both.hidden = !compared;
+    models = (compared ? ["", OTHER] : [""]).map(base => ({base, name: "", messages: [], answer: null}));
+  }
   for (const model of models) model.name ||= (await getJson(`${model.base}v1/models`, form.key.value)).data[0].id;
   names.textContent = models.map(model => model.name).join(" and ");
   document.title = `${names.textContent} · ling_jax`;
@@ -35,6 +32,12 @@ function settings() { // the fields of a request; raises Error that names a sett
     }
   }
   return fields;
+}
+
+function validSettings() {
+  if (form.checkValidity()) return true;
+  fold.open = true; // a message needs a field that can be seen
+  return form.reportValidity();
 }
 
 async function answerOf(model, added, fields, signal, place) {
@@ -65,7 +68,7 @@ async function answerOf(model, added, fields, signal, place) {
 }
 
 async function sendMessage() { // to all models at a time
-  if (running || !form.reportValidity()) return;
+  if (running || !validSettings()) return;
   const said = text.value.trim(), user = said ? [{role: "user", content: said}] : [];
   const asked = models.slice(0, form.both.checked ? models.length : 1)
     .map(model => [model, [...(model.answer?.results() ?? []), ...user]]).filter(([, added]) => added.length);
@@ -78,7 +81,7 @@ async function sendMessage() { // to all models at a time
   const controller = running = new AbortController();
   showRunning();
   try {
-    await nameModels();
+    await findModels();
     const fields = settings();
     const failed = await Promise.all(asked.map(([model, added]) =>
       answerOf(model, added, fields, controller.signal, place)));
@@ -119,8 +122,6 @@ form.addEventListener("submit", event => event.preventDefault());
 stop.addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", event => { if (event.key === "Escape") running?.abort(); });
 document.getElementById("new").addEventListener("click", newChat);
-if (matchMedia("(max-width: 760px)").matches) document.getElementById("settings").open = false;
-
-await findModels();
+if (matchMedia("(max-width: 760px)").matches) fold.open = false;
 showStatistics(statistics, () => models);
-await nameModels().catch(error => { names.textContent = error.message; });
+findModels().catch(error => { names.textContent = error.message; });
