@@ -21,7 +21,7 @@ from absl import flags
 
 from launch.flags import define_checks, define_thinking, run_program, usage_errors
 from ling_jax.chat.thinking import check_thinking
-from ling_jax.checkpoint.folder import load_model
+from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.engine import EXACT_TILE, Engine, memory_for
 from ling_jax.messages import warn
 
@@ -64,6 +64,8 @@ def main() -> None:
         if HOST.value not in HERE and not keys.api:
             warn(f"--host={HOST.value} without --api_key_variable: whoever reaches this address may ask")
         listener = bind(HOST.value, PORT.value)
+        if COMPARE.value:
+            open_model(COMPARE.value)  # says what is wrong with it before the first model is loaded
         models = [load(MODEL.value, STEP.value, NAME.value)]
         if COMPARE.value:
             models.append(load(COMPARE.value))

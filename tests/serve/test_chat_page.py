@@ -261,3 +261,18 @@ def test_the_page_comes_from_the_package_alone_and_under_its_policy(address):
         assert not re.search(rb"""(?:src|href|from|import|url)\W+https?:|\sstyle=|\son\w+=""", content)
     sources = b"".join(content for content, _ in page_files().values())
     assert not re.search(rb"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|DOMParser", sources)
+
+
+@pytest.mark.slow
+def test_a_key_is_asked_for_and_used(browser, tmp_path):
+    with process(write_model(tmp_path), "--api_key_variable=KEY", env={"KEY": "secret"}) as (_, url):
+        page = browser.new_page()
+        page.goto(url)
+        page.get_by_text("the header Authorization has no valid key: Bearer KEY").wait_for()
+        page.fill("[name=key]", "secret")
+        page.fill("[name=max_tokens]", "3")
+        page.fill("#text", "hello")
+        page.press("#text", "Enter")
+        page.locator(".facts", has_text="3 tokens").wait_for()
+        assert page.locator("#names").inner_text() == tmp_path.name
+        assert not page.locator("#both").is_visible()  # there is one model
