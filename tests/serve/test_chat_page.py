@@ -20,13 +20,19 @@ TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """Of a server of the models after and before."""
+def models(tmp_path_factory):
+    """The folders of the models after and before."""
     folders = [tmp_path_factory.mktemp("models") / name for name in ("after", "before")]
     for seed, folder in enumerate(folders):
         write_model(folder, seed)
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-    with process(folders[0], f"--compare={folders[1]}") as (_, url):
+    return folders
+
+
+@pytest.fixture(scope="module")
+def address(models):
+    """Of a server of both."""
+    with process(models[0], f"--compare={models[1]}") as (_, url):
         yield url
 
 
@@ -111,7 +117,7 @@ def test_an_answer_streams_and_its_thinking_is_folded(open_page):
     assert hidden.is_visible()
     facts = page.answer().locator(".facts").inner_text()
     assert re.fullmatch(
-        r"120 tokens · [\d.]+ tokens/s · first token after [\d.]+ s · weight version 0 · length", facts
+        r"120 tokens · [\d.]+ tokens/s · first token after [\d.]+ s · weight version \d · length", facts
     ), facts
     (body,) = page.bodies
     asked = {"reasoning_effort": "high", "temperature": 0.5, "top_p": 0.9, "max_tokens": 120, "seed": 3}
@@ -150,7 +156,7 @@ def test_a_token_shows_its_log_prob_and_version(open_page):
     assert tokens.locator("span").count() == 8
     tokens.locator("span").nth(2).hover()
     tip = tokens.locator(".tip").inner_text()
-    assert re.match(r'token 2: ".*" · id \d+ · log-prob -\d+\.\d{4} \([\d.e-]+ %\) · weight version 0$', tip), tip
+    assert re.match(r'token 2: ".*" · id \d+ · log-prob -\d+\.\d{4} \([\d.e-]+ %\) · weight version \d$', tip), tip
 
 
 def test_escape_stops_an_answer_and_its_text_stays(open_page, address):
@@ -276,3 +282,21 @@ def test_a_key_is_asked_for_and_used(browser, tmp_path):
         page.locator(".facts", has_text="3 tokens").wait_for()
         assert page.locator("#names").inner_text() == tmp_path.name
         assert not page.locator("#both").is_visible()  # there is one model
+
+
+def test_a_newer_weight_version_is_marked_in_the_answer_that_it_meets(open_page, address, models):
+    page = open_page()
+    page.added = {"ignore_eos": True}
+    page.say("hello")
+    page.answer().locator(".text:not(:empty)").wait_for()
+    update = {"path": str(models[1]), "version": 7}
+    for phase, body in (("init", {}), ("start", {}), ("update", update), ("finish", {})):
+        assert httpx2.post(f"{address}/v1/weights/{phase}", json=body, timeout=30).status_code == 200
+    first = page.answer().locator(".tokens .new")
+    first.wait_for(state="attached")
+    page.tab.keyboard.press("Escape")
+    page.wait()
+    assert first.count() == 1 and "weight version 0, 7" in page.answer().locator(".facts").inner_text()
+    page.answer().locator(".tokens summary").click()
+    first.hover()
+    assert page.answer().locator(".tip").inner_text().endswith("weight version 7")

@@ -9,7 +9,8 @@ export function element(tag, className, ...children) {
 }
 
 function visible(token) { // there is something to point at
-  return token.replaceAll("\n", "⏎\n") || "∅";
+  const escaped = token.replace(/[^\P{C}\n]/gu, found => `\\u{${found.codePointAt(0).toString(16)}}`);
+  return escaped.replaceAll("\n", "⏎\n") || "∅";
 }
 
 function folded(className) {
