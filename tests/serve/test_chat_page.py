@@ -197,7 +197,7 @@ def test_calls_are_shown_and_their_results_sent(open_page):
     page.added = {"tool_choice": "required", "parallel_tool_calls": False}
     page.say("hello")
     page.wait()
-    call = page.answer().locator(".call")
+    call = page.tab.locator(".call")
     assert call.locator("b").inner_text() == "look_up"
     assert json.loads(call.locator("pre").text_content()) == {"text": MARKUP}
     call.locator("textarea").fill("found")
@@ -207,6 +207,7 @@ def test_calls_are_shown_and_their_results_sent(open_page):
     page.wait()
     _, answer, result = page.bodies[1]["messages"]
     assert result == {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "found"}
+    assert not call.locator("textarea").is_editable()
     assert page.tab.locator("main :is(script, img)").count() == 0
 
 

@@ -138,6 +138,10 @@ export class Answer {
   results() {
     return this.calls.map(({id, result}) => ({role: "tool", tool_call_id: id, content: result.value}));
   }
+
+  close() { // its results have been sent
+    for (const {result} of this.calls) result.readOnly = true;
+  }
 }
 
 function indented(json) {

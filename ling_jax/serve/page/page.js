@@ -40,6 +40,7 @@ function validSettings() {
   return form.reportValidity();
 }
 
+// Whether the model could not be asked.
 async function answerOf(model, added, fields, signal, place) {
   const before = model.messages.length, answer = new Answer(model.name);
   place.append(answer.node);
@@ -48,21 +49,24 @@ async function answerOf(model, added, fields, signal, place) {
   const system = form.system.value.trim();
   const messages = [...(system ? [{role: "system", content: system}] : []), ...model.messages];
   const body = {model: model.name, messages, stream: true, logprobs: true, return_token_ids: true, ...fields};
+  let whole = false;
   try {
     for await (const chunk of chunksOf(model.base, body, form.key.value, signal)) {
       const near = nearEnd();
       answer.add(chunk);
       scrollDown(near);
     }
+    whole = true;
   } catch (error) {
     if (error.name === "AbortError") answer.stopped(); else answer.failed(error);
     scrollDown(true);
   }
-  if (answer.empty) {
+  if (!whole && answer.empty) {
     model.messages.length = before; // as if it had not been asked
     return !answer.finish;
   }
   model.messages.push(answer.message());
+  model.answer?.close();
   model.answer = answer;
   return false;
 }
