@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAGES := sft evo_cot shortest_correct agentic specialists preference kpop
 # Of `make chat`: the demo's last model, and one whose answers stand beside its own.
-MODEL ?= $(patsubst %/checkpoints,%,$(lastword $(wildcard $(STAGES:%=runs/demo/%/checkpoints))))
+SAVED = $(foreach demo,runs/demo_quick runs/demo,$(wildcard $(STAGES:%=$(demo)/%/checkpoints)))
+MODEL ?= $(patsubst %/checkpoints,%,$(lastword $(SAVED)))
 COMPARE ?=
 
 .PHONY: install demo chat notebooks test test-slow lint format docs screenshots lock clean
@@ -22,7 +23,7 @@ demo: install
 	$(BIN)/python -m launch.demo
 
 chat: install
-	@test -n "$(MODEL)" || { echo "runs/demo has no model yet: make demo, or make chat MODEL=FOLDER"; exit 2; }
+	@test -n "$(MODEL)" || { echo "there is no model of the demo yet: make demo, or make chat MODEL=FOLDER"; exit 2; }
 	$(BIN)/python -m launch.serve --model=$(MODEL) $(if $(COMPARE),--compare=$(COMPARE))
 
 notebooks: install
