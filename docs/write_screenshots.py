@@ -47,7 +47,7 @@ def write_chats(browser, address: str) -> None:
         tab.locator("#names:not(:empty)").wait_for()
         settings = tab.locator("#settings")
         settings.evaluate("fold => fold.open = true")
-        tab.fill("[name=seed]", "1")
+        tab.fill("[name=temperature]", "0")
         tab.fill("[name=max_tokens]", "96")
         settings.evaluate("fold => fold.open = innerWidth > 760")
         tab.fill("#text", ASKED)
