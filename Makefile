@@ -1,8 +1,13 @@
 # Each target makes .venv from the lock if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+STAGES := sft evo_cot shortest_correct agentic specialists preference kpop
+# Of `make chat`: the demo's last model, and one whose answers stand beside its own.
+SAVED = $(foreach demo,runs/demo_quick runs/demo,$(wildcard $(STAGES:%=$(demo)/%/checkpoints)))
+MODEL ?= $(patsubst %/checkpoints,%,$(lastword $(SAVED)))
+COMPARE ?=
 
-.PHONY: install demo notebooks test test-slow lint format docs screenshots lock clean
+.PHONY: install demo chat notebooks test test-slow lint format docs screenshots lock clean
 
 install: .venv/.installed
 
@@ -16,6 +21,10 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python -m launch.demo
+
+chat: install
+	@test -n "$(MODEL)" || { echo "there is no model of the demo yet: make demo, or make chat MODEL=FOLDER"; exit 2; }
+	$(BIN)/python -m launch.serve --model=$(MODEL) $(if $(COMPARE),--compare=$(COMPARE))
 
 notebooks: install
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c requirements.lock -e '.[notebooks]'

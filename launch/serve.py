@@ -1,10 +1,13 @@
 """Serves a model over HTTP, in the protocol of OpenAI's clients.
 
     python -m launch.serve --model=runs/demo/kpop
+    python -m launch.serve --model=runs/demo/kpop --compare=runs/demo/sft
     python -m launch.serve --model=FOLDER --slots=64 --context=32768 --host=0.0.0.0 --api_key_variable=LING_API_KEY
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. The server prints its address when it
-answers: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /openapi.json.
+answers: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /openapi.json; at
+/ it has a page to talk to the model. `--compare` loads a second model, whose answers the page shows beside those of the
+first; it has an engine of its own, of the same sizes, and the same endpoints below /compare.
 With `--slots` 64 or more an answer depends on its request and seed alone; with fewer, its last bits may depend on what
 is answered beside it.
 SIGTERM and Ctrl-C end the server once the answers under way have ended, after `--grace_seconds` at most. It needs the
@@ -18,7 +21,7 @@ from absl import flags
 
 from launch.flags import define_checks, define_thinking, run_program, usage_errors
 from ling_jax.chat.thinking import check_thinking
-from ling_jax.checkpoint.folder import load_model
+from ling_jax.checkpoint.folder import load_model, open_model
 from ling_jax.engine import EXACT_TILE, Engine, memory_for
 from ling_jax.messages import warn
 
@@ -27,6 +30,7 @@ HERE = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine rea
 define_checks()
 MODEL = flags.DEFINE_string("model", None, "a run's workdir or a Hugging Face folder", required=True)
 STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoints; the newest if not given")
+COMPARE = flags.DEFINE_string("compare", "", "a second model, for the page's answers side by side")
 NAME = flags.DEFINE_string("name", "", "of the model, as clients give it; the folder's if not given")
 HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 for all of the machine")
 PORT = flags.DEFINE_integer("port", 8000, "to listen on; 0 takes a free one", 0, 65535)
@@ -60,22 +64,26 @@ def main() -> None:
         if HOST.value not in HERE and not keys.api:
             warn(f"--host={HOST.value} without --api_key_variable: whoever reaches this address may ask")
         listener = bind(HOST.value, PORT.value)
-        engine, served = load()
+        if COMPARE.value:
+            open_model(COMPARE.value)  # says what is wrong with it before the first model is loaded
+        models = [load(MODEL.value, STEP.value, NAME.value)]
+        if COMPARE.value:
+            models.append(load(COMPARE.value))
     limits = Limits(body_bytes=int(BODY.value * 1e6), choices=QUEUE.value, seconds=SECONDS.value)
-    run(engine, served, limits, keys, listener, grace_seconds=GRACE.value)
+    run(models, limits, keys, listener, grace_seconds=GRACE.value)
 
 
-def load() -> tuple[Engine, Any]:
-    """(the engine with the model's weights, all programs compiled; what requests are translated by)."""
+def load(folder: str, step: int | None = None, name: str = "") -> tuple[Engine, Any]:
+    """(an engine with the model's weights, all programs compiled; what requests are translated by)."""
     from ling_jax.serve.run import prepare
 
-    model = load_model(MODEL.value, step=STEP.value)
+    model = load_model(folder, step=step)
     slots, longest = SLOTS.value, model.config.max_length
     context = min(CONTEXT.value or longest, longest)
     memory = int(MEMORY.value * 1e9) if MEMORY.value else memory_for(model.config, slots=slots, max_tokens=context)
     tile = EXACT_TILE if slots >= EXACT_TILE else None
     engine = Engine(model.config, slots=slots, memory_bytes=memory, row_tile=tile)
-    name = NAME.value or os.path.basename(os.path.abspath(MODEL.value))
+    name = name or os.path.basename(os.path.abspath(folder))
     served = prepare(model, engine, name, thinking=THINKING.value, effort=EFFORT.value)
     print(engine.plan, flush=True)
     engine.load(model.params, version=model.step or 0)

@@ -19,6 +19,7 @@ from ling_jax.checkpoint import load_hf, orbax
 for package in (ling_jax, pallas_kernels):
     assert package.__path__[0].startswith(sys.argv[1]), package
     assert Path(package.__path__[0], "py.typed").exists()  # type checkers read the annotations
+assert Path(ling_jax.__path__[0], "serve", "page", "index.html").exists()
 tokens = np.arange(8)[None]
 logits = [model.forward(*load(sys.argv[2] + name)[:1], tokens, load(sys.argv[2] + name)[1]).logits
           for name, load in (("/hf", load_hf), ("/orbax", orbax.load_params))]

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.engine.engine import Engine
@@ -37,18 +37,24 @@ from ling_jax.serve.http import (
 )
 from ling_jax.serve.metrics import Metrics
 from ling_jax.serve.openapi import description
+from ling_jax.serve.static import page_files, page_response
 from ling_jax.serve.weights import WeightUpdates
 from ling_jax.serve.writers import ChatWriter, CompletionWriter, Writer
 
+COMPARED = "/compare"  # below this path a second model has the same endpoints
 GONE = 499  # the client went away; nobody reads the status
 Handler = Callable[[Any], Awaitable[Any]]
 
 
 class Server:
-    """The state behind the endpoints: one engine, its service, what is counted."""
+    """The state behind the endpoints: one engine, its service, what is counted.
 
-    def __init__(self, engine: Engine, served: Served, limits: Limits, keys: Keys):
+    `compared` is the server of a second model, which the page shows beside this one.
+    """
+
+    def __init__(self, engine: Engine, served: Served, limits: Limits, keys: Keys, compared: "Server | None" = None):
         self.engine, self.served, self.limits, self.keys = engine, served, limits, keys
+        self.compared = compared
         self.service = EngineService(engine, max_pending=sys.maxsize)  # `limits.choices` bounds them
         self.weights = WeightUpdates(self.service, engine, tokenizer_digest(served.tokenizer))
         self.metrics, self.started = Metrics(), int(time.time())
@@ -58,6 +64,7 @@ class Server:
         """The ASGI application."""
         weights, posts = self.weights, protocol
         routes = [
+            *(self._page(path, *file) for path, file in page_files().items()),
             self._get("/health", self.health, open_=True),
             self._get("/metrics", self.prometheus, open_=True),
             self._get("/openapi.json", self.openapi, open_=True),
@@ -74,7 +81,8 @@ class Server:
             self._post("/v1/weights/finish", posts.FinishBody, weights.finish, admin=True),
             self._post("/v1/weights/abandon", posts.EmptyBody, lambda body: weights.abandon(), admin=True),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
+        mounts = [Mount(COMPARED, self.compared.app())] if self.compared else []
+        return Starlette(routes=[*routes, *mounts], exception_handlers={HTTPException: _http_error})
 
     # Endpoints.
 
@@ -83,7 +91,8 @@ class Server:
         if self.service.ended.done():
             return error_response(ApiError(503, "the engine has ended", code="engine_ended"))
         about = {"status": "ok", "weight_version": self.engine.version, "paused": self.weights.paused}
-        return json_response(about | {"pending": self.pending, "slots_in_use": self.engine.slots_in_use})
+        about |= {"pending": self.pending, "slots_in_use": self.engine.slots_in_use}
+        return json_response(about | {"compared": self.compared is not None})
 
     async def prometheus(self, request: Request) -> Response:
         """Prometheus' text format."""
@@ -214,6 +223,12 @@ class Server:
             return await handler(request)
 
         return Route(path, self._guarded(path, endpoint), methods=["GET"])
+
+    def _page(self, path: str, content: bytes, media_type: str) -> Route:
+        async def file(request: Request) -> Response:
+            return page_response(content, media_type)
+
+        return self._get(path, file, open_=True)
 
     def _post(self, path: str, kind: type[protocol.Body], handler: Handler, *, admin: bool = False) -> Route:
         async def endpoint(request: Request) -> Response:

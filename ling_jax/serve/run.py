@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from tokenizers import Tokenizer
@@ -96,41 +96,46 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(
-    engine: Engine, served: Served, limits: Limits, keys: Keys, listener: socket.socket, *, grace_seconds: int
+    models: Sequence[tuple[Engine, Served]], limits: Limits, keys: Keys, listener: socket.socket, *, grace_seconds: int
 ) -> None:
-    """Serves until a signal, which is raised again once answers under way have ended.
+    """Serves one model, or a second one to compare with it, until a signal; the signal is raised again once answers
+    under way have ended.
 
-    Where the engine fails, /health says so for a moment, then the process ends with the reason and exit code 1.
+    Where an engine fails, its /health says so for a moment, then the process ends with the reason and exit code 1.
     """
-    crash = asyncio.run(_serve(engine, served, limits, keys, listener, grace_seconds))
+    crash = asyncio.run(_serve(models, limits, keys, listener, grace_seconds))
     if crash is not None:
         print_last(f"error: the engine has ended: {error_text(crash)}")
         os._exit(CRASHED)  # a thread of the engine may hang
 
 
-async def _serve(engine, served, limits, keys, listener, grace_seconds: int) -> BaseException | None:
-    """Serves until the end; returns why the engine ended, None where a signal came."""
-    server = Server(engine, served, limits, keys)
+async def _serve(models, limits, keys, listener, grace_seconds: int) -> BaseException | None:
+    """Serves until the end; returns why an engine ended, None where a signal came."""
+    server = compared = None
+    for engine, served in reversed(models):
+        server, compared = Server(engine, served, limits, keys, server), server
     http = uvicorn.Server(_uvicorn_config(server, grace_seconds))
     host, port = listener.getsockname()[:2]
-    ended = asyncio.wrap_future(server.service.ended)
+    ends = [asyncio.wrap_future(one.service.ended) for one in (server, compared) if one]
 
     async def watch() -> None:
-        await asyncio.shield(ended)
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(CRASH_SECONDS)
         http.should_exit = http.force_exit = True
 
     async def report() -> None:
         while not http.started:
             await asyncio.sleep(0.01)
-        print(f"serving {served.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        print(f"serving {server.served.name} at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 
     watching = asyncio.gather(watch(), report())
     await http.serve([listener])
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching
-    if ended.done():
-        return ended.result()
-    await server.service.close()
+    if crashes := [end.result() for end in ends if end.done()]:
+        return crashes[0]
+    for one in (server, compared):
+        if one:
+            await one.service.close()
     return None

@@ -86,8 +86,10 @@ runpy.run_module("launch.serve", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.slow
-def test_a_crash_of_the_engine_fails_health_and_ends_the_process_with_the_reason(folder):
-    with process(folder, program=["-c", CRASH]) as (server, url):
+@pytest.mark.parametrize("path", ["", "/compare"])
+def test_a_crash_of_an_engine_fails_health_and_ends_the_process_with_the_reason(folder, path):
+    with process(folder, f"--compare={folder}", program=["-c", CRASH]) as (server, address):
+        url = address + path
         answered = httpx2.post(
             f"{url}/v1/completions", json={"prompt": "some", "max_tokens": 200, "ignore_eos": True}, timeout=30
         )
@@ -102,6 +104,7 @@ def test_mistakes_are_one_line_before_the_model_is_loaded(folder):
         f"--model={folder} --api_key_variable=NOT_SET": "this environment variable is not set or empty",
         f"--model={folder} --host=no.such.host. --api_key_variable=PATH": "cannot listen on no.such.host.",
         "--model=absent": "it does not exist",
+        f"--model={folder} --compare=absent": "error: absent holds neither",
         f"--model={folder} --slots=8 --memory_gb=0.00001": "expected at least 1 slot",
         f"--model={folder} --effort=\thigh": "effort is",
     }
