@@ -198,7 +198,8 @@ class Learner:
             with self.collector.generating():
                 yield
         finally:
-            self._account(self.collector.settled(self.rollouts.running), time.time())
+            if moved := self.collector.settled(self.rollouts.running):
+                self._account(moved, time.time())
 
     def _decode(self, tell: Tell) -> None:
         """A piece of decoding."""
@@ -249,7 +250,7 @@ class Learner:
         try:
             state, updates = self.learn(self.state, answers, version)
         except Exception as error:
-            self.errors.note("trainer", error_text(error), version=version)
+            self.errors.tell("trainer", error_text(error), version=version)
             raise
         self._optimising = time.perf_counter() - begun
         # On several processes weights move while the engine leads the others, when the next version generates.
@@ -263,7 +264,7 @@ class Learner:
                 told = self.collector.prepare(state.params, version)
                 break
             except Exception as error:
-                self.errors.note("sync", error_text(error), version=version)
+                self.errors.tell("sync", error_text(error), version=version)
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
         self._prepared = version
@@ -276,7 +277,7 @@ class Learner:
     def _note_harvest(self, harvest: Harvest) -> None:
         """Raises `TooManyFailures` where too many answers have no reward."""
         for i, error in harvest.without_reward.items():
-            self.errors.note("reward", error, rollout=i)
+            self.errors.tell("reward", error, rollout=i)
         self._scored.note(harvest.errors)
         self.reward.accepted()
 

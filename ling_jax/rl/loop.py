@@ -124,7 +124,7 @@ def make_learner(run: Run, state: TrainState, engines: int = 1) -> Iterator[Lear
         experts = run.config.rollout.record_experts
         return make_collector(run, link, Operation.GENERATE, engine, record_experts=experts)
 
-    collector = Pool(collector_of, engines, errors.note) if engines > 1 else collector_of(0)
+    collector = Pool(collector_of, engines, errors.tell) if engines > 1 else collector_of(0)
     try:
         if link is not None:
             compiled.result()  # the other processes compile first, too: a collective does not wait half a minute

@@ -45,7 +45,8 @@ def test_the_panel_says_what_the_last_step_did_and_what_failed(workdir):
 def test_shares_are_of_the_time_between_two_steps(workdir):
     run = read_run(workdir)
     for line, seconds in zip(run.metrics, wall_seconds(run.metrics), strict=True):
-        assert 0 < shares(line, seconds)["drawing"] < 1 and 0 < shares(line, seconds)["learning"] < 1
+        found = shares(line, seconds)  # a version may have nothing to draw
+        assert 0 <= found["drawing"] < 1 and 0 < found["learning"] < 1
 
 
 def test_a_line_that_is_being_written_is_left_for_later(workdir, tmp_path):

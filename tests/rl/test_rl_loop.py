@@ -281,7 +281,9 @@ def test_an_update_that_fails_ends_the_run_saved_and_nothing_is_lost(whole, star
         patch.setattr(loop, "learn", failing)
         with pytest.raises(MemoryError) as error:
             train(prepared(small_config(start, save_every=100), tmp_path))
-    assert error.value.__notes__ == ["the run is saved within step 3; the same command continues there"]
+    failures, saved = error.value.__notes__
+    assert failures.endswith("trainer: MemoryError: no memory for the batch")
+    assert saved == "the run is saved within step 3; the same command continues there"
     train(prepared(small_config(start), tmp_path))
     assert_same_end(whole[0], tmp_path)
     assert (tmp_path / "events.jsonl").read_bytes() == (whole[0] / "events.jsonl").read_bytes()
