@@ -1,4 +1,4 @@
-"""One family of tasks, of its lowest difficulty, learnt by trial with GRPO (docs/families.md).
+"""One family of tasks, of its lowest difficulty, learnt by trial with GRPO.
 
 python -m launch.rl --config=configs/families/rl.py:toolkits --workdir=runs/toolkits/rl
 """

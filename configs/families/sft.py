@@ -1,4 +1,4 @@
-"""Conversations of one family of tasks, half of them with the turns of another task (docs/families.md).
+"""Conversations of one family of tasks, half of them with the turns of another task: mine/FAMILY_chats.jsonl.
 
 python -m launch.sft --config=configs/families/sft.py:toolkits --workdir=runs/toolkits/sft
 """
