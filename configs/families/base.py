@@ -1,4 +1,6 @@
-"""A base of 0.5 M parameters that reads episodes of one family of tasks, a quarter of them wrong: mine/FAMILY_texts.jsonl has {"text"} lines.
+"""A base of 0.5 M parameters that reads episodes of one family of tasks, a quarter of them wrong.
+
+mine/FAMILY_texts.jsonl has a {"text"} line for each.
 
 python -m launch.pretrain --config=configs/families/base.py:toolkits --workdir=runs/toolkits/base
 """
