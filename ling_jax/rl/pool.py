@@ -34,7 +34,6 @@ class Pool:
         self._members = [_Member(number, make(number)) for number in range(count)]
         self._changing = threading.Lock()
         self._moved: list[Progress] = []
-        self._until: Mapping[int, int] = {}
 
     @property
     def reader(self) -> Reader:
@@ -62,7 +61,7 @@ class Pool:
         try:
             yield
         finally:
-            concurrent.futures.wait([member.piece for member in self._members if member.piece is not None])
+            concurrent.futures.wait(self._pieces)
 
     def prepare(self, params: Any, version: int) -> str:
         """Copies new weights beside the ones in use, engine by engine; their digest."""
@@ -72,7 +71,8 @@ class Pool:
 
     def commit(self) -> None:
         """The prepared weights are those of all later pieces."""
-        self._settle()
+        concurrent.futures.wait(self._pieces)
+        self._collect()
         for member in self._members:
             member.collector.commit()
 
@@ -81,12 +81,10 @@ class Pool:
 
         Raises EngineError where an engine fails again and again.
         """
-        self._until = until or {}
         self._place(episodes)
         for member in self._members:
-            member.begin(self._until)
-        pieces = [member.piece for member in self._members if member.piece is not None]
-        concurrent.futures.wait(pieces, WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED)
+            member.begin(until or {})
+        concurrent.futures.wait(self._pieces, WAIT_SECONDS, concurrent.futures.FIRST_COMPLETED)
         return self.settled(episodes)
 
     def settled(self, episodes: Mapping[int, Episode]) -> list[Progress]:
@@ -106,9 +104,10 @@ class Pool:
             member.thread.shutdown(wait=True, cancel_futures=True)
             member.collector.close()
 
-    def _settle(self) -> None:
-        concurrent.futures.wait([member.piece for member in self._members if member.piece is not None])
-        self._collect()
+    @property
+    def _pieces(self) -> list[concurrent.futures.Future[list[Progress]]]:
+        """Those that are under way, and those whose end was not seen yet."""
+        return [member.piece for member in self._members if member.piece is not None]
 
     def _collect(self) -> None:
         for member in self._members:
