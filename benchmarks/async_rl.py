@@ -4,7 +4,6 @@ A batch is 64 rollouts in groups of 8. Each calls a slow tool once; the latencie
 is 8 times their median, and their mean twice the mean time in which an episode is generated.
 """
 
-import asyncio
 import dataclasses
 import json
 import math
@@ -16,12 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.slow_tools import SlowTool
 from ling_jax import data, model
 from ling_jax.align.rewards import configured_reward
 from ling_jax.chat.end_tokens import end_ids, save_end_ids
 from ling_jax.checkpoint import orbax
 from ling_jax.config import model_config
-from ling_jax.envs import StepResult
 from ling_jax.envs.reasoning import running_sums
 from ling_jax.envs.sources import TaskSource
 from ling_jax.rl.config import LoopConfig, ObjectiveConfig, RLConfig, RolloutConfig
@@ -41,27 +40,15 @@ LATENCY_OVER_GENERATION = 2.0
 MICROBATCHES = 16  # of four rows: those that hold no answers are not computed
 
 
-class Tool:
-    """A session whose first step takes the latency of its seed; the second one ends the episode."""
+class Tool(SlowTool):
+    """A tool that takes the latency of its seed, and one of two outcomes by it."""
 
-    replayable = True
     mean_seconds = 1.0
 
     async def open(self, task, seed) -> None:
         """The latency is drawn once."""
         self._seconds = self.mean_seconds * random.Random(seed).lognormvariate(-SIGMA * SIGMA / 2, SIGMA)
         self._outcome, self._steps = float(seed % 2), 0
-
-    async def step(self, action) -> StepResult:
-        """A tool's answer, or the end."""
-        self._steps += 1
-        if self._steps == 2:
-            return StepResult([], {"outcome": self._outcome}, True, False, None)
-        await asyncio.sleep(self._seconds)
-        return StepResult([{"role": "tool", "content": "2"}], {}, False, False, None)
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 class Tools:

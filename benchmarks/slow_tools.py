@@ -41,13 +41,13 @@ class SlowTool:
 
     async def open(self, task, seed) -> None:
         """Nothing has been asked."""
-        self._seconds, self._steps = task.hidden["seconds"], 0
+        self._seconds, self._outcome, self._steps = task.hidden["seconds"], 1.0, 0
 
     async def step(self, action) -> StepResult:
         """A tool's answer, or the end."""
         self._steps += 1
         if self._steps == 2:
-            return StepResult([], {"outcome": 1.0}, True, False, None)
+            return StepResult([], {"outcome": self._outcome}, True, False, None)
         await asyncio.sleep(self._seconds)
         return StepResult([{"role": "tool", "content": "2"}], {}, False, False, None)
 
