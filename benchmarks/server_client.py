@@ -26,7 +26,7 @@ class Asked(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What came: the status (0: nothing), the body, and when."""
+    """A response: its status (0 where none came), its body, and when its parts came."""
 
     status: int
     body: str

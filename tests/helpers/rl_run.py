@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def small_config(start: Path, *, objective="kpop", reward="preference", rollout=
 
 def prepared(config: RLConfig, workdir) -> Run:
     return prepare(config, configured_reward(config, workdir), workdir)
+
+
+def lines_of(workdir: Path, name: str = "metrics") -> list[dict]:
+    """The lines of a run's NAME.jsonl."""
+    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
 
 
 @contextlib.contextmanager

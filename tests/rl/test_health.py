@@ -1,7 +1,5 @@
 """What the engine recorded is what training computes, swap after swap; where it is not, the run stops and says so."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +9,9 @@ from ling_jax.checkpoint.steps import steps_in
 from ling_jax.engine import device
 from ling_jax.rl.health import Unhealthy
 from ling_jax.rl.loop import train
-from tests.helpers.rl_run import prepared, small_config
+from tests.helpers.rl_run import lines_of, prepared, small_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-def lines_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

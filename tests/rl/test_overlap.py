@@ -1,6 +1,5 @@
 """Runs that generate while the weights learn: the same promises as of those in turns, and a replay to prove them."""
 
-import json
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from ling_jax.rl.replay import replay
 from ling_jax.run.steps import Interrupted
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
-from tests.helpers.rl_run import prepared, small_config
+from tests.helpers.rl_run import lines_of, prepared, small_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -33,10 +32,6 @@ def slow_learning(monkeypatch):
         return learn(*arguments)
 
     monkeypatch.setattr(loop, "learn", slow)
-
-
-def lines_of(workdir, name):
-    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
 
 
 def test_a_run_that_generates_beside_its_steps_replays_bit_for_bit(start, tmp_path, slow_learning):

@@ -16,14 +16,10 @@ from ling_jax.rl.replay import replay
 from tests.helpers.chatty import Chatty, Delayed
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
-from tests.helpers.rl_run import prepared, small_config, tokenizer
+from tests.helpers.rl_run import lines_of, prepared, small_config, tokenizer
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 STALE = dict(max_staleness=4, max_retention=4)
-
-
-def lines_of(workdir, name):
-    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from ling_jax.run.workdir import unlock
 from tests.helpers.chatty import Chatty, Delayed
 from tests.helpers.event_log import check_log
 from tests.helpers.faults import assert_same_end
-from tests.helpers.rl_run import prepared, small_config, tokenizer
+from tests.helpers.rl_run import lines_of, prepared, small_config, tokenizer
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -46,10 +46,6 @@ def whole(start, tmp_path_factory):
     """(workdir, last line) of a run in one go."""
     workdir = tmp_path_factory.mktemp("whole")
     return workdir, train(prepared(small_config(start), workdir))
-
-
-def lines_of(workdir, name="metrics"):
-    return [json.loads(line) for line in (workdir / f"{name}.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_what_its_report_names(whole, capsys):
