@@ -68,6 +68,7 @@ def test_the_page_shows_turns_calls_results_and_rewards(opened):
         assert part in text
     assert "think forty-two" not in text, "thinking is folded"
     tab.keyboard.press("h")
+    tab.locator(".thinking pre").wait_for()
     assert "think forty-two" in tab.inner_text("main")
     assert tab.errors == [] and len(tab.requests) == 1, "nothing else is loaded"
 
@@ -102,6 +103,7 @@ def test_tokens_have_the_colour_of_their_log_prob_and_tell_it(opened):
     tab = opened(trajectory(tokens=4))
     assert tab.locator(".tokens span").count() == 0, "made when they are asked for"
     tab.keyboard.press("t")
+    tab.locator(".tokens span").first.wait_for()
     assert [one.get_attribute("class") for one in tab.locator(".tokens span").all()] == ["p4", "p0", "p4 new", "p0"]
     tab.locator(".tokens span").nth(2).hover()
     assert all(part in tab.inner_text("#tip") for part in ("token 2", "log-prob -3.0000", "version 4", "id 2"))

@@ -18,7 +18,7 @@ def check_scores(learner: Learner, steps: int) -> tuple[int, float]:
     """(tokens compared, largest difference from the training forward); recorded and scored ones are equal bits."""
     weights, compared, mismatch = {}, 0, 0.0
     take, taken = learner.rollouts.take, []
-    learner.rollouts.take = lambda unscored: (taken.append(learner.rollouts.batch), take(unscored))
+    learner.rollouts.take = lambda prompts, unscored: (taken.append(learner.rollouts.batch), take(prompts, unscored))
     for _ in range(steps):
         weights[learner.rollouts.version] = jax.tree.map(np.array, learner.state.params)
         metrics = learner.step().metrics
