@@ -58,7 +58,7 @@ def init(config: ModelConfig):
 
 def bare_loop_claims(params, config: ModelConfig, quick: bool) -> list[Claim]:
     claims = []
-    for batch, times in ((1, 10 if quick else 40), (8, 6 if quick else 20), (64, 2 if quick else 8)):
+    for batch, times in ((1, 40 if quick else 300), (8, 10 if quick else 60), (64, 2 if quick else 12)):
         ratio, words = bare_loop_ratio(params, config, batch, times)
         workload = f"{DEMO}, {PIECE * PIECES} tokens a request, one tile of all slots: {words}"
         claims.append(Claim(f"engine_over_bare_loop.batch{batch}", ratio, "x", ">=", 0.9, workload))
