@@ -35,7 +35,7 @@ class Delayed(PureSession):
     instant = False
 
     async def open(self, task, seed):
-        self._seconds = 0.5 * (task.seed % 2)
+        self._seconds = 0.2 * (task.seed % 2)
         await super().open(task, seed)
 
     async def step(self, action):

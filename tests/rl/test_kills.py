@@ -117,7 +117,7 @@ def killed_run(start, folder, faults, steps, kills):
 
 
 def test_a_run_whose_parts_fail_counts_each_rollout_once_and_replays(start, tmp_path, faults):
-    killed_run(start, tmp_path, faults, steps=6, kills=6)
+    killed_run(start, tmp_path, faults, steps=3, kills=4)
 
 
 @pytest.mark.slow

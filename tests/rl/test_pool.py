@@ -36,13 +36,13 @@ def on_three(start, **options):
 
 
 def test_a_stale_run_on_three_engines_replays_bit_for_bit_on_one(start, tmp_path, slow_world):
-    config = on_three(start, steps=5, rollout=dict(prompts_per_step=2))
+    config = on_three(start, steps=3)
     train(prepared(config, tmp_path))
-    check_log(lines_of(tmp_path, "events"), **STALE, prompts_per_step=2, group_size=4)
+    check_log(lines_of(tmp_path, "events"), **STALE, prompts_per_step=1, group_size=4)
     metrics = lines_of(tmp_path, "metrics")
     assert max(line["staleness/max"] for line in metrics) > 0
     assert max(line["mismatch_same_version/max"] for line in metrics) <= 1e-5
-    assert replay(prepared(config, tmp_path)) == 5
+    assert replay(prepared(config, tmp_path)) == 3
 
 
 def run_in_both_ways(start, folder, steps):
@@ -56,7 +56,7 @@ def run_in_both_ways(start, folder, steps):
 
 
 def test_without_staleness_three_engines_lead_to_the_weights_of_one(start, tmp_path):
-    run_in_both_ways(start, tmp_path, 4)
+    run_in_both_ways(start, tmp_path, 3)
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def failing_steps(monkeypatch):
 
 
 def test_engines_that_fail_are_made_anew_and_no_token_changes(start, tmp_path, slow_world, failing_steps, monkeypatch):
-    config = on_three(start, steps=4)
+    config = on_three(start, steps=3)
     with monkeypatch.context():
         failing_steps(0.3)
         train(prepared(config, tmp_path))
@@ -95,7 +95,7 @@ def test_engines_that_fail_are_made_anew_and_no_token_changes(start, tmp_path, s
     }
     assert statuses <= {"finished", "truncated"}
     failing_steps(0.0)
-    assert replay(prepared(config, tmp_path)) == 4
+    assert replay(prepared(config, tmp_path)) == 3
 
 
 def test_engines_that_fail_each_time_end_the_run_which_goes_on_later(start, tmp_path, failing_steps):
