@@ -13,6 +13,7 @@ from ling_jax import model
 from ling_jax.config import model_config
 from ling_jax.model.layers import layer_numbers
 from tests.helpers.golden_numbers import LOGITS, golden_models, load_fixture, quick_jit
+from tests.helpers.slow import slow_but
 from tests.helpers.tiny import FAMILIES, random_params, tiny_config
 
 forward = quick_jit(model.forward, static_argnums=2)
@@ -74,10 +75,6 @@ def pieces_of(split):
     )(settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])(split))
 
 
-def slow_but(names, quick):
-    return [name if name == quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
 @pytest.mark.parametrize("name", slow_but(FAMILIES, "2.6"))
 @pieces_of
 def test_decode_equals_forward(x64, name, seed, splits, left, chunk):
@@ -116,7 +113,7 @@ def compare_with_forward(params, config, seed, splits, left, tolerance):
         np.testing.assert_allclose(found, wanted[row, : len(found)], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", slow_but(FAMILIES, "2.6"))
 def test_an_idle_row_stays_as_it_is(name):
     params, config = family(name)
     tokens = np.arange(12).reshape(2, 6)

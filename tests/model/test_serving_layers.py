@@ -1,6 +1,7 @@
 """Layers as the engine serves them on a CPU compute what the stored ones do."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,25 @@ from ling_jax import model
 from ling_jax.engine.weights import UNROLLED_LAYERS, decoding_copy
 from ling_jax.model.layers import serving_layers
 from tests.helpers.golden_numbers import quick_jit
-from tests.helpers.tiny import FAMILIES, assert_trees_equal, random_params, tiny_config
+from tests.helpers.slow import slow_but
+from tests.helpers.tiny import assert_trees_equal, random_params, tiny_config
 
 ROUNDING = 1e-12  # float64: sums of some hundred terms of size 1
 BIASED = {"qkv_bias": True, "out_bias": True}
 
 
-@pytest.mark.parametrize("fields", [{}, BIASED], ids=["", "biases"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_served_layers_continue_a_cache_as_stored_ones(x64, family, fields):
+@pytest.mark.parametrize(
+    ("family", "biased"),
+    slow_but(
+        [*itertools.product(("2.6", "linear-2.0", "2.0"), (False, True)), ("2.6 without q_lora", False)],
+        ("2.6", True),
+        ("linear-2.0", False),
+        ("2.0", False),
+    ),
+)
+def test_served_layers_continue_a_cache_as_stored_ones(x64, family, biased):
     """The first call reads a whole context, the second one token behind it: both forms of every layer."""
-    fields = fields if family != "2.6 without q_lora" else {}
+    fields = BIASED if biased else {}
     config = tiny_config(family, compute_dtype="float64", remat="none", max_length=32, **fields)
     params = random_params(config)
     served = params | {"segments": serving_layers(params["segments"], config)}

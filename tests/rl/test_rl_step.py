@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ling_jax.rl.loss import make_loss
 from ling_jax.rl.step import make_rl_step, make_scorer
 from tests.helpers.golden_numbers import quick_jit
 from tests.helpers.rl_batch import ALONE, CONFIG, LENGTH, OPTIMIZER, logps_of, padded, random_answers, state
+from tests.helpers.slow import slow_but
 
 # Six answers in rows of their own, in microbatches smaller than a group, and several in a row.
 LAYOUTS = {"alone": ALONE, "microbatches": Layout(6, 1, LENGTH), "packed": Layout(3, 2, 2 * LENGTH)}
@@ -59,9 +61,9 @@ def test_the_loss_is_the_objective_of_a_plain_forward_pass():
     np.testing.assert_allclose(metrics["entropy"], np.asarray(entropies)[mask].mean(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("layout", ["microbatches", "packed"])
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("lpo", "kpop") else pytest.mark.slow) for name in OBJECTIVES]
+    ("name", "layout"),
+    slow_but(itertools.product(OBJECTIVES, ("microbatches", "packed")), ("lpo", "microbatches"), ("kpop", "packed")),
 )
 def test_a_batch_is_the_same_in_every_layout(name, layout):
     """With answers of unequal lengths, a group with one answer, and old log-probs that make ratios and clips act: a
@@ -197,7 +199,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(field, value):
     assert_same((after.params, after.opt_state), (state().params, state().opt_state))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", slow_but(LAYOUTS, "packed"))
 def test_old_and_reference_log_probs_and_phi_are_those_of_the_whole_batch(layout):
     """In microbatches, and packed: ratio and clip are to the weights before the first step on the batch, phi drops a
     share of all tokens, and the penalty is a mean over the answers."""
