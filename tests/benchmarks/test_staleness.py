@@ -142,15 +142,14 @@ def lines_of(folder):
 
 @pytest.mark.slow
 def test_a_grid_that_is_killed_goes_on_and_ends_with_the_same_lines(tmp_path):
-    """In its first run, between two runs and in the last one."""
 
     def program(name):
         return [sys.executable, "-m", "benchmarks.staleness", f"--out={tmp_path / name}", "--quick"]
 
     log = tmp_path / "log"
     run_with_kills(program("alone"), kills=0, longest=0, seed=0, log=log)
-    for begin in ("run 1/2", "run 2/2"):
-        assert run_with_kills(program("killed"), kills=1, longest=8, seed=1, log=log, begin=begin)
+    hits = run_with_kills(program("killed"), kills=3, longest=6, seed=1, log=log, begin="run ")
+    assert hits, "every start had ended before it could be killed"
     alone, killed = lines_of(tmp_path / "alone"), lines_of(tmp_path / "killed")
     assert alone == killed and [line["staleness"] for line in alone] == [0, 8]
     assert [line["steps"] for line in alone] == [2, 2] and all(line["samples"] == 16 for line in alone)
