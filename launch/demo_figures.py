@@ -262,11 +262,19 @@ def _small_multiples(measure: Measure, by_stage: Mapping[str, Sequence[Series]])
 
 
 def kpop(lines: Answers, timeline: Iterable[Mapping[str, Any]]) -> str:
-    """Staleness by step, what the mask drops by step and by a token's probability, and who held the slots."""
+    """Staleness by step, what is drawn beside learning, what the mask drops by step and by a token's probability, and
+    who held the slots."""
     drawn = []
     if ages := _logged(lines, {"staleness/max": "oldest token", "staleness/mean": "mean of tokens"}):
         caption = "How many updates lie between the sampling of a token and the step that learns from it."
         drawn.append(figure(chart("Staleness, weight versions", ages, x_label="step"), caption))
+    if any(line.get("tokens_beside") for line in lines):
+        tokens = _logged(lines, {"generated_tokens": "of the step's version", "tokens_beside": "beside the step"})
+        caption = (
+            "Generation goes on while the weights learn. What is drawn beside a step comes from the weights before it, "
+            "and counts towards the next version."
+        )
+        drawn.append(figure(chart("Tokens drawn, by step", tokens, x_label="step"), caption))
     if dropped := _logged(lines, {"masked_fraction": "dropped"}):
         caption = "The share of a step's tokens whose probability has moved too far since they were sampled."
         title = "Tokens that the mask drops, by step"

@@ -58,7 +58,7 @@ def page(
         "The same tasks, stage by stage": conversations(answers, viewer),
         "Migration": figures.migration(migration, models),
         "Training": figures.curves(stages, metrics),
-        "KPop: stale samples, their mask, the slots": figures.kpop(metrics.get("kpop", ()), timeline),
+        "KPop: asynchronous, stale samples, their mask, the slots": figures.kpop(metrics.get("kpop", ()), timeline),
         "Findings": findings(report),
         "Where we lose": losses(report, models),
     }

@@ -23,7 +23,7 @@ TITLES = {
     "agentic": "The agentic specialist, with GSPO",
     "specialists": "Two specialists in one model",
     "preference": "Preference alignment with the focal reward",
-    "kpop": "KPop with partial rollouts",
+    "kpop": "KPop, generation beside learning",
 }
 
 

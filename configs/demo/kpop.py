@@ -1,4 +1,5 @@
-"""KPop with partial rollouts in `make demo`: answers go on under newer weights, four versions of staleness at most.
+"""KPop in `make demo`, asynchronous: answers are generated beside the optimisation steps and go on under newer weights,
+four versions of staleness at most.
 
 python -m launch.rl --config=configs/demo/kpop.py --workdir=runs/demo/kpop
 
@@ -28,6 +29,7 @@ def get_config(folder="runs/demo"):
     config.rollout.prompts_per_step = 16
     config.rollout.slots = 256
     config.rollout.token_budget = 256 * 20  # an answer of some 40 tokens takes two or three versions
+    config.rollout.overlap = True
     config.train.steps = 24
     config.train.eval_tasks = 512
     return config

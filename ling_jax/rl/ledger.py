@@ -143,7 +143,7 @@ class Group:
     oldest: int = -1  # version of the first token that would be trained on
 
 
-COUNTERS = ("version", "prompts", "generated", "completed", "ended")  # of a ledger, as they are stored
+COUNTERS = ("version", "prompts", "generated", "completed", "ended", "learning")  # of a ledger, as they are stored
 
 
 class Ledger:
@@ -155,6 +155,7 @@ class Ledger:
         self.prompts = 0  # drawn so far
         self.generated = 0  # tokens since the last batch was taken: a trainer may learn from it meanwhile
         self.completed = 0  # tokens of the rollouts that ended since then
+        self.learning = 0  # places of the batch that was taken in this version, in prompts
         self.ended = [0, 0]  # rollouts that ended in the whole run, and their tokens
         self.accounts: dict[int, Account] = {}
         self.groups: dict[int, Group] = {}
@@ -192,12 +193,16 @@ class Ledger:
 
     @property
     def wanted(self) -> int:
-        """How many prompts to draw now, so that no slot is empty: the tasks of later ones may then be chosen later."""
+        """How many prompts to draw now, so that no slot is empty: the tasks of later ones may then be chosen later.
+
+        Those that begin beside an optimisation step have one version less that could use them: the batch of this one
+        keeps its places until the weights move on.
+        """
         if not self._may_begin:
             return 0
         limits = self.limits
         free = limits.slots - len(self.running) - len(self._waiting)
-        room = limits.max_outstanding // limits.group_size - len(self.groups)
+        room = limits.max_outstanding // limits.group_size - len(self.groups) - self.learning
         return max(0, min(room, -(-free // limits.group_size)))
 
     @property
@@ -230,7 +235,7 @@ class Ledger:
     def from_json(cls, record: Mapping[str, Any], limits: Limits) -> "Ledger":
         ledger = cls(limits)
         for name in COUNTERS:
-            setattr(ledger, name, record[name])
+            setattr(ledger, name, record.get(name, 0))  # `learning` is younger than the others
         ledger._ended_now = record["ended_now"]
         ledger.accounts = {i: Account(*fields) for i, *fields in record["accounts"]}
         ledger.running = dict.fromkeys(record["running"])
@@ -360,10 +365,12 @@ class Ledger:
             self._unfile(prompt)
             del self.groups[prompt]
         self.generated, self.completed, self._ended_now = 0, 0, False
+        self.learning = self.limits.prompts_per_step if taken else self.learning
         return taken, broken
 
     def _move_on(self) -> tuple[int, ...]:
         self.version += 1
+        self.learning = 0
         paused = [v for v in self._started if self.version - v > self.limits.max_retention]
         stale = [v for v in self._oldest if self.version - v > self.limits.max_staleness]
         discarded = {i for v in paused for i in self._started[v]} | {i for v in stale for i in self._oldest[v]}

@@ -96,6 +96,7 @@ def _metrics(name: str) -> dict[str, float]:
         return {"main_loss": 1.0, "eval_loss": 1.1, "mtp_loss_0": 1.5, "load_max_over_mean": 1.2}
     found = {"reward": 0.5, "accuracy": 0.6, "tokens_per_answer": 20.0, demo_rules.MISMATCH: 2e-6}
     stale = {"masked_fraction": 0.3, "staleness/max": 2, "staleness/mean": 0.4}
+    stale |= {"generated_tokens": 90, "tokens_beside": 30}
     bands = {"masked_fraction/0.0-0.5": 0.0, "masked_fraction/0.5-1.0": 0.4}
     return found | stale | bands if name == "kpop" else found
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from launch.demo_figures import cache_bytes, larger_cache_below
+from launch.demo_figures import cache_bytes, kpop, larger_cache_below
 from launch.demo_slots import Box, slot_boxes
 from tests.helpers import demo_folder
 from tests.helpers.browser import chromium_or_skip, figures_of, open_file, too_wide
@@ -129,6 +129,12 @@ def test_the_page_has_what_the_report_found(text, folder):
     assert "55.0%" in text and "45% to 64%" in text and "longer sums after kpop 41.0% (32% to 51%)" in text
     assert ">wrong<" in text and ">right<" in text and "Expected answer: <b>3</b>" in text
     assert "get(name=a)" in text and "the number is 2" in text and "wrong after the last stage" in text
+
+
+def test_the_page_shows_what_was_drawn_beside_learning_where_something_was(text):
+    shown = "Tokens drawn, by step"
+    assert shown in text
+    assert shown not in kpop([{"step": 0, "generated_tokens": 90, "tokens_beside": 0}], ())
 
 
 def test_every_command_on_the_page_names_a_program(text):

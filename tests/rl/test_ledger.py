@@ -132,6 +132,20 @@ def test_where_the_wait_has_no_limit_nothing_is_thrown_away(limits, seed):
         assert not discarded and 1 <= len(taken.taken) <= limits.prompts_per_step
 
 
+@pytest.mark.parametrize("beside", [1, 4, 40])
+def test_what_is_generated_beside_slow_steps_is_not_thrown_away(beside):
+    """However many pieces of decoding a step takes, no more begins than the versions to come can use."""
+    run = Run(Limits(24, 4, 3, 10**6, max_staleness=2, max_retention=2), seed=0)
+    for _ in range(20):
+        run.draw()
+        while run.ledger.is_open:
+            run.advance()
+        assert len(run.tell(BatchTaken()).taken) == 4
+        for _ in range(beside):
+            run.advance()
+        assert not run.tell(NewVersion()).discarded
+
+
 @given(drawn_limits(), st.integers(0, MANY), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_ledger_that_was_stored_at_any_moment_decides_the_same(limits, seed, data):
