@@ -1,0 +1,69 @@
+"""Questions about people, whose answers stand in a directory that only the agent can read (docs/serving.md).
+
+    python -m configs.agent.tasks       writes mine/people_texts.jsonl and mine/people_chats.jsonl
+
+Each task has a directory of its own. In the chats, seven of ten that ask for a code guess it; who asks for an age looks
+it up.
+"""
+
+import json
+import random
+
+from configs.agent.people import FIELDS, NAMES, TOOLS, directory, look_up
+from ling_jax.chat.template import ChatTemplate
+from ling_jax.envs import StepResult, Task
+
+GUESSED = {"age": 0.0, "code": 0.7}  # shares of the chats that answer without a look
+
+
+class People:
+    """What the agent is asked, and whether its answer is right."""
+
+    def make_task(self, seed, difficulty):
+        rng = random.Random(f"task {seed}")
+        name, field = rng.choice(NAMES), rng.choice(FIELDS)
+        hidden = {"name": name, "field": field, "answer": str(directory(seed)[name][field]), "directory": seed}
+        ask = [{"role": "user", "content": f"{field} of {name}?"}]
+        return Task("people", difficulty, seed, ask, hidden, max_tokens=64, max_turns=1)
+
+    def reset(self, task, seed):
+        return task.hidden["answer"]
+
+    def step(self, state, action):
+        right = action.content.strip() == state
+        return state, StepResult([], {"outcome": float(right)}, True, False, None)
+
+    def solution(self, task):
+        return (task.hidden["answer"],)
+
+
+def chat(seed):
+    """A conversation: the call, what it shows and the answer; or a guess."""
+    task, rng = People().make_task(seed, 1), random.Random(f"chat {seed}")
+    name, field, answer = (task.hidden[key] for key in ("name", "field", "answer"))
+    if rng.random() < GUESSED[field]:
+        said = [{"role": "assistant", "content": str(rng.randrange(10, 100))}]
+    else:
+        call = {"name": "look_up", "arguments": {"name": name}}
+        said = [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": look_up(directory(seed), name)},
+            {"role": "assistant", "content": answer},
+        ]
+    return {"messages": [*task.messages, *said], "tools": TOOLS}
+
+
+def text(record):
+    """The conversation as a document to pre-train on: all that a template writes but its marks."""
+    pieces = ChatTemplate().render(record["messages"], tools=record["tools"])
+    return {"text": "\n".join(piece.text for piece in pieces if not piece.special)}
+
+
+def write(path, records):
+    with open(path, "w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+if __name__ == "__main__":
+    write("mine/people_texts.jsonl", (text(chat(seed)) for seed in range(500_000, 506_000)))
+    write("mine/people_chats.jsonl", (chat(seed) for seed in range(200_000, 204_000)))
