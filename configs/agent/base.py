@@ -8,8 +8,8 @@ from configs.own import base
 
 def get_config():
     config = base.get_config()
-    config.model.vocab_size = 1024
+    config.model.vocab_size = 640
     config.data.sources = ({"kind": "jsonl", "path": "mine/people_texts.jsonl"},)
     config.data.sequence_length = 256
-    config.train.steps = 200
+    config.train.steps = 150
     return config

@@ -166,14 +166,21 @@ def test_tokens_are_told_as_they_are_drawn(tmp_path):
 
 
 def test_the_versions_of_a_program_are_those_of_each_token(tmp_path):
-    command = write_agent(tmp_path, TWICE + "open(sys.argv[1], 'w'); print(ask(more)['content'])")
+    asked, goes_on = tmp_path / "asked", tmp_path / "goes_on"
+    lines = f"""
+open({str(asked)!r}, "w")
+while not os.path.exists({str(goes_on)!r}):
+    time.sleep(0.01)
+print(ask(more)["content"])
+"""
+    command = write_agent(tmp_path, TWICE + lines)
     (episode,) = begin(1)
-    asked = tmp_path / "asked"
-    with agent_collector(options_of((*command, str(asked)))) as collector:
+    with agent_collector(options_of(command)) as collector:
         while not asked.exists():
             collector.advance({0: episode})
         collector.prepare(random_params(MODEL, seed=5, dtype="float32", std=0.2), 1)
         collector.commit()
+        goes_on.touch()
         while episode.running:
             collector.advance({0: episode})
     versions = [run.version for run in episode.trajectory.runs]

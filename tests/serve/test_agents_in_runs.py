@@ -58,7 +58,7 @@ def test_a_program_with_openais_client_trains_and_is_evaluated(start, tmp_path, 
     assert all(line["mismatch_same_version/max"] < 1e-4 for line in lines)
     (first, *_) = lines_of(tmp_path / "run", "samples")
     assert "more" in first["text"]
-    records = (tmp_path / "run" / "evaluation" / "000002" / "results.jsonl").read_text().splitlines()
+    records = (tmp_path / "run" / "evaluation" / "000002" / "samples.jsonl").read_text().splitlines()
     assert len(records) == 3
 
 

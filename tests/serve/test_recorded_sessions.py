@@ -12,7 +12,12 @@ from tests.helpers.served import CONFIG, NAME, params, running, tokenizer
 from tests.helpers.tiny import random_params
 
 ASKED = [{"role": "user", "content": "some words"}]
-PARAMETERS = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+PARAMETERS = {
+    "type": "object",
+    "properties": {"x": {"enum": ["a b", "c"]}},
+    "required": ["x"],
+    "additionalProperties": False,
+}
 TOOLS = [{"type": "function", "function": {"name": "first", "parameters": PARAMETERS}}]
 RIGHT = {"logprobs": True, "extra_body": {"return_token_ids": True}}
 
@@ -63,16 +68,17 @@ def test_the_next_turn_goes_on_from_the_tokens_as_they_were_drawn(server, stream
     """Whether the model ended its turn, or a limit did."""
     name, messages = f"turns-{stream}-{ends}", list(ASKED)
     client = client_of(server, name)
-    bias = {"logit_bias": {str(tokenizer().token_to_id(END)): 100 if ends else -100}}
+    end = tokenizer().token_to_id(END)
+    bias = {"logit_bias": {str(end): 100 if ends else -100}, "extra_body": {"min_tokens": 3}}
     for turn in range(3):
         answer = ask(client, messages, stream=stream, **bias)
         text = (
             "".join(c.choices[0].delta.content or "" for c in answer) if stream else answer.choices[0].message.content
         )
-        messages += [{"role": "assistant", "content": text or None}, {"role": "user", "content": f"more {turn}"}]
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"more {turn}"}]
     (sample,) = samples(server, name)
     assert sample["calls"] == [0, 1, 2] and len(sample["turns"]) == 3
-    assert [turn[-1] == tokenizer().token_to_id(END) for turn in drawn(sample)] == [ends] * 3
+    assert [turn[-1] == end for turn in drawn(sample)] == [ends] * 3
     assert len(samples(server, name, "?samples=individual")) == 3
     (listed,) = [found for found in server.get("/v1/sessions").json()["sessions"] if found["name"] == name]
     assert (listed["calls"], listed["branches"], listed["pending"]) == (3, 1, 0)
@@ -147,7 +153,7 @@ def test_completions_go_on_from_token_ids(server):
     client = client_of(server, "completions")
     fields = {"model": NAME, "max_tokens": 5, "extra_body": {"return_token_ids": True}}
     first = client.completions.create(prompt="some words", **fields)
-    prompt = first.choices[0].prompt_token_ids + first.choices[0].token_ids
+    prompt = first.prompt_token_ids + first.choices[0].token_ids
     client.completions.create(prompt=[*prompt, 7, 8], **fields)
     (sample,) = samples(server, "completions")
     assert sample["calls"] == [0, 1] and sample["token_ids"][5:7] == [7, 8] and sample["logprobs"][5:7] == [0.0, 0.0]
