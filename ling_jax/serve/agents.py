@@ -73,7 +73,8 @@ class _Agent:
     session: Session
     process: AgentProcess | None = None  # None once it has ended
     told: int = 0  # tokens that were reported
-    answer: str = ""
+    answer: str = ""  # once it has ended, as are the calls
+    calls: Sequence[Call] = ()
 
     def idle_seconds(self) -> float:
         """For how long it has neither asked nor ended."""
@@ -206,47 +207,61 @@ class AgentCollector(Collector):
             if problem or agent.process.ended:
                 self._end(agent, problem)
         for result in self._sessions.results():
-            _judge(self._agents[result.id], result)
+            self._judge(self._agents[result.id], result)
 
     def _end(self, agent: _Agent, problem: str) -> None:
-        """The program has ended, or is ended; what it asked is the episode's."""
-        agent.answer = agent.process.answer
+        """The program has ended, or is ended; its environment gets the answer."""
+        assert agent.process is not None
+        agent.answer, agent.calls = agent.process.answer, list(agent.session.calls)
         agent.process.end()
         agent.process = None
         self._server.sessions.discard(agent.session.name)
         self._ended.append(problem)
-        episode, calls = agent.episode, list(agent.session.calls)
-        try:
-            self._fill(episode, calls)
-        except ValueError as error:  # a log-prob that is not finite
-            episode.end("infra_failed", f"the engine: {error}")
-            return
         if problem:
             self._fail(agent, f"the agent {problem}")
             return
-        self._sessions.open(episode.id, environment(episode.task.environment).session, episode.task, episode.seed)
-        result = self._sessions.act(episode.id, parse_action(agent.answer, episode.task.tools))
+        task, id = agent.episode.task, agent.episode.id
+        self._sessions.open(id, environment(task.environment).session, task, agent.episode.seed)
+        result = self._sessions.act(id, parse_action(agent.answer, task.tools))
         if result is not None:
-            _judge(agent, result)
+            self._judge(agent, result)
 
     def _fail(self, agent: _Agent, error: str) -> None:
         """Once the policy has written something, it may be to blame: not to be answered pays no better than a wrong
         answer."""
         if not agent.session.drawn:
             agent.episode.end("env_failed", error)
-            return
-        self.options.errors.tell("agent", error, rollout=agent.episode.id)
-        agent.episode.end("truncated", error)
+        elif self._fill(agent):
+            self.options.errors.tell("agent", error, rollout=agent.episode.id)
+            agent.episode.end("truncated", error)
 
-    def _fill(self, episode: Episode, calls: Sequence[Call]) -> None:
-        """The episode gets the trajectory of the main chain, and the parts that are learnt from."""
-        if chain := main_chain(calls):
-            episode.trajectory = sample(calls, chain, episode.task.id)
-            episode.messages = [*episode.task.messages, *_conversation(calls, chain, self.reader)]
-        options = self.options
-        if (options.samples, options.branches) != ("concat", "main"):
-            parts = chosen(calls, options.samples, options.branches)
-            episode.parts = [sample(calls, part, episode.task.id) for part in parts]
+    def _judge(self, agent: _Agent, result: SessionResult) -> None:
+        """The episode ends with what its environment says of the answer."""
+        episode, step = agent.episode, result.step
+        if step is None:
+            episode.end(result.status, result.error)
+        elif self._fill(agent):
+            episode.messages += [{"role": "assistant", "content": agent.answer}, *step.observation]
+            episode.rewards = {name: float(value) for name, value in step.rewards.items()}
+            episode.end("finished" if step.terminated else "truncated")
+
+    def _fill(self, agent: _Agent) -> bool:
+        """The episode gets the trajectory of the main chain, and the parts that are learnt from.
+
+        False where it has failed: a log-prob is not finite.
+        """
+        episode, calls, options = agent.episode, agent.calls, self.options
+        name, chain = episode.task.id, main_chain(calls)
+        try:
+            if chain:
+                episode.trajectory = sample(calls, chain, name)
+                episode.messages = [*episode.task.messages, *_conversation(calls, chain, self.reader)]
+            if (options.samples, options.branches) != ("concat", "main"):
+                parts = chosen(calls, options.samples, options.branches)
+                episode.parts = [sample(calls, part, name) for part in parts]
+        except ValueError as error:
+            episode.end("infra_failed", f"the engine: {error}")
+        return episode.running
 
     def _leave(self, id: int) -> None:
         agent = self._agents.pop(id)
@@ -255,17 +270,6 @@ class AgentCollector(Collector):
             agent.process.end()
         if id in self._sessions:
             self._sessions.close(id)
-
-
-def _judge(agent: _Agent, result: SessionResult) -> None:
-    """The episode ends with what its environment says of the answer."""
-    episode, step = agent.episode, result.step
-    if step is None:
-        episode.end(result.status, result.error)
-        return
-    episode.messages += [{"role": "assistant", "content": agent.answer}, *step.observation]
-    episode.rewards = {name: float(value) for name, value in step.rewards.items()}
-    episode.end("finished" if step.terminated else "truncated")
 
 
 def _conversation(calls: Sequence[Call], chain: Sequence[int], reader: Reader) -> list[dict[str, Any]]:
