@@ -1,6 +1,6 @@
 """An agent that answers questions about people: it offers a model one tool, runs its calls and prints the answer.
 
-    echo '{"messages": [{"role": "user", "content": "age of nia?"}], "seed": 7}' | python configs/agent/agent.py
+    echo '{"messages": [{"role": "user", "content": "code of nia?"}], "seed": 7}' | python configs/agent/agent.py
 
 It knows nothing of training. OPENAI_BASE_URL and OPENAI_API_KEY say who answers.
 """

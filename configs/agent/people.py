@@ -6,17 +6,16 @@ NAMES = (
     "nia", "dan", "eve", "bob", "kim", "lee", "sam", "tom", "amy", "ben", "cal", "dot", "eli", "fay", "gus", "hal",
     "ida", "jan", "kay", "leo", "mia", "ned", "ola", "pam",
 )  # fmt: skip
-FIELDS = ("age", "code")
 LOOK_UP = {"name": "look_up", "parameters": {"type": "object", "properties": {"name": {"type": "string"}}}}
 TOOLS = [{"type": "function", "function": LOOK_UP}]
 
 
 def directory(seed):
-    """{name: {field: number}} of a task."""
+    """{name: code} of a task."""
     rng = random.Random(seed)
-    return {name: {field: rng.randrange(10, 100) for field in FIELDS} for name in NAMES}
+    return {name: str(rng.randrange(10, 100)) for name in NAMES}
 
 
 def look_up(people, name):
     """What the directory says of a person."""
-    return " ".join(f"{field} {number}" for field, number in people[name].items()) if name in people else "nobody"
+    return f"code {people[name]}" if name in people else "nobody"

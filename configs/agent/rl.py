@@ -16,7 +16,7 @@ def get_config():
     config.rollout.max_tokens = 64
     config.rollout.slots = 64
     config.rollout.prompts_per_step = 8
-    config.train.steps = 12
+    config.train.steps = 8
     config.train.eval_tasks = 512
     config.train.eval_every = 0
     return config

@@ -1,4 +1,4 @@
-"""Conversations of an agent, of which seven in ten that ask for a code guess it (docs/serving.md).
+"""Conversations of an agent, of which some give up (docs/serving.md).
 
 python -m launch.sft --config=configs/agent/sft.py --workdir=runs/agent/sft
 """
@@ -12,5 +12,5 @@ def get_config():
     config.sources = ({"path": "mine/people_chats.jsonl"},)
     config.data.sequence_length = 256
     config.optimizer.peak_lr = 2e-3
-    config.train.steps = 200
+    config.train.steps = 160
     return config

@@ -2,29 +2,28 @@
 
     python -m configs.agent.tasks       writes mine/people_texts.jsonl and mine/people_chats.jsonl
 
-Each task has a directory of its own. In the chats, seven of ten that ask for a code guess it; who asks for an age looks
-it up.
+Each task has a directory of its own. In the chats, seven of ten that ask for one of the last twelve people give up; all
+others look the code up.
 """
 
 import json
 import random
 
-from configs.agent.people import FIELDS, NAMES, TOOLS, directory, look_up
+from configs.agent.people import NAMES, TOOLS, directory, look_up
 from ling_jax.align.records import texts
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.envs import StepResult, Task
 
-GUESSED = {"age": 0.0, "code": 0.7}  # shares of the chats that answer without a look
+GIVEN_UP = dict.fromkeys(NAMES[12:], 0.7)  # shares of the chats that do not look a person up
 
 
 class People:
     """What the agent is asked, and whether its answer is right."""
 
     def make_task(self, seed, difficulty):
-        rng = random.Random(f"task {seed}")
-        name, field = rng.choice(NAMES), rng.choice(FIELDS)
-        hidden = {"name": name, "field": field, "answer": str(directory(seed)[name][field]), "directory": seed}
-        ask = [{"role": "user", "content": f"{field} of {name}?"}]
+        name = random.Random(f"task {seed}").choice(NAMES)
+        hidden = {"name": name, "answer": directory(seed)[name], "directory": seed}
+        ask = [{"role": "user", "content": f"code of {name}?"}]
         return Task("people", difficulty, seed, ask, hidden, max_tokens=64, max_turns=1)
 
     def reset(self, task, seed):
@@ -39,11 +38,11 @@ class People:
 
 
 def chat(seed):
-    """A conversation: the call, what it shows and the answer; or a guess."""
-    task, rng = People().make_task(seed, 1), random.Random(f"chat {seed}")
-    name, field, answer = (task.hidden[key] for key in ("name", "field", "answer"))
-    if rng.random() < GUESSED[field]:
-        said = [{"role": "assistant", "content": str(rng.randrange(10, 100))}]
+    """A conversation: the call, what it shows and the answer; or none."""
+    task = People().make_task(seed, 1)
+    name, answer = task.hidden["name"], task.hidden["answer"]
+    if random.Random(f"chat {seed}").random() < GIVEN_UP.get(name, 0.0):
+        said = [{"role": "assistant", "content": "none"}]
     else:
         call = {"name": "look_up", "arguments": {"name": name}}
         said = [
