@@ -19,7 +19,7 @@ from ling_jax.serve.errors import ApiError
 from ling_jax.serve.rule import Rule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-MAX_TOKENS = 64 << 20  # of all recorded prompts and answers, at 12 bytes or fewer each; our choice
+MAX_TOKENS = 64 << 20  # of all recorded prompts and answers, at some 10 bytes each with their texts; our choice
 
 
 @dataclasses.dataclass(eq=False)
@@ -103,6 +103,7 @@ class Sessions:
             self._check_room(name)
             self.open(Session(name))
         self._sessions.move_to_end(name)
+        self.shrink()
         session = self._sessions[name]
         session.used = time.monotonic()
         if session.tokens >= MAX_TOKENS:
@@ -126,11 +127,11 @@ class Sessions:
         self._sessions.pop(name, None)
 
     def shrink(self) -> None:
-        """Lets sessions go that are too many, or too long together; those that `open` made stay."""
+        """Lets sessions go that are too many, or too long together; those that `open` made stay, and the newest."""
         if not self.is_open:
             return
         total = sum(session.tokens for session in self)
-        for session in self:
+        for session in list(self)[:-1]:
             if len(self._sessions) <= self.limit and total <= MAX_TOKENS:
                 return
             if not session.pending:

@@ -229,3 +229,11 @@ def test_the_oldest_idle_sessions_leave_and_others_need_the_admins_key():
 def test_a_server_without_sessions_says_so():
     with running(limits=Limits(sessions=0)) as server, pytest.raises(openai.NotFoundError, match="--max_sessions"):
         ask(client_of(server, "none"))
+
+
+def test_calls_that_are_refused_leave_no_more_sessions_than_may_be():
+    with running(limits=Limits(sessions=2)) as server:
+        for i in range(5):
+            with pytest.raises(openai.BadRequestError):
+                ask(client_of(server, f"s{i}"), [{"role": "nobody", "content": "words"}])
+        assert [session["name"] for session in server.get("/v1/sessions").json()["sessions"]] == ["s3", "s4"]
