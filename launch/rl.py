@@ -9,14 +9,17 @@ the log.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from absl import flags
+from etils import epath
 
 from launch.flags import define_config, run_program, usage_errors
 from launch.sandboxed import start_sandbox
 from launch.training import check_one_host, join_hosts, starting_errors, training_errors
 from ling_jax.align.rewards import configured_reward
 from ling_jax.distributed import hosts
+from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.failures import TooManyFailures
 from ling_jax.rl.judge_config import JudgeConfig
@@ -40,12 +43,23 @@ def main() -> None:
         join_hosts(config, workdir=WORKDIR.value)
         judged = config if hosts.process_index() == 0 else dataclasses.replace(config, judge=JudgeConfig())
         reward = configured_reward(judged, WORKDIR.value, replay=REPLAY.value)  # judges answer on the first host alone
-        run = prepare(config, reward, WORKDIR.value)
+        run = prepare(config, reward, WORKDIR.value, collector_of(config))
     with training_errors(TooManyFailures):
         if REPLAY.value:
             print(f"{replay(run)} steps are the same, bit for bit", flush=True)
         else:
             train(run)
+
+
+def collector_of(config: RLConfig) -> Callable[..., Collector]:
+    """What plays the rollouts: the environments' own turns, or an agent."""
+    if not config.rollout.agent:
+        return Collector
+    try:
+        from ling_jax.serve.agents import agent_collector
+    except ImportError as error:
+        raise ValueError(f"rollout.agent needs {error.name}: pip install 'ling-jax[serve]'") from None
+    return agent_collector(config, epath.Path(WORKDIR.value))
 
 
 if __name__ == "__main__":

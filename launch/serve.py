@@ -6,8 +6,9 @@
 
 `--model` is a run's workdir or a Hugging Face folder with its tokenizer.json. The server prints its address when it
 answers: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics, /openapi.json; at
-/ it has a page to talk to the model. `--compare` loads a second model, whose answers the page shows beside those of the
-first; it has an engine of its own, of the same sizes, and the same endpoints below /compare.
+/ it has a page to talk to the model. Calls below /sessions/NAME/v1 are recorded, and /v1/sessions/NAME gives them to be
+learnt from. `--compare` loads a second model, whose answers the page shows beside those of the first; it has an engine
+of its own, of the same sizes, and the same endpoints below /compare.
 With `--slots` 64 or more an answer depends on its request and seed alone; with fewer, its last bits may depend on what
 is answered beside it.
 SIGTERM and Ctrl-C end the server once the answers under way have ended, after `--grace_seconds` at most. It needs the
@@ -48,6 +49,7 @@ ADMIN_KEY = flags.DEFINE_string(
 )
 BODY = flags.DEFINE_float("max_body_mb", 4.0, "of a request's body, in MB", lower_bound=0.001)
 QUEUE = flags.DEFINE_integer("max_pending", 512, "answers under way and waiting; more are refused (429)", lower_bound=1)
+SESSIONS = flags.DEFINE_integer("max_sessions", 256, "recorded sessions; the oldest idle ones leave", lower_bound=0)
 SECONDS = flags.DEFINE_float("max_seconds", 600.0, "from a request to the end of its answer (408)", lower_bound=0.001)
 GRACE = flags.DEFINE_integer("grace_seconds", 30, "that answers under way have after SIGTERM", lower_bound=0)
 
@@ -69,7 +71,9 @@ def main() -> None:
         models = [load(MODEL.value, STEP.value, NAME.value)]
         if COMPARE.value:
             models.append(load(COMPARE.value))
-    limits = Limits(body_bytes=int(BODY.value * 1e6), choices=QUEUE.value, seconds=SECONDS.value)
+    limits = Limits(
+        body_bytes=int(BODY.value * 1e6), choices=QUEUE.value, sessions=SESSIONS.value, seconds=SECONDS.value
+    )
     run(models, limits, keys, listener, grace_seconds=GRACE.value)
 
 

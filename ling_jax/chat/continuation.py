@@ -22,6 +22,7 @@ def continue_conversation(
     *,
     tools: Sequence[dict] = (),
     end_tokens: Collection[str],
+    ended: bool = True,
 ) -> tuple[Message, list[Piece]]:
     """(the answer to `messages` as a message, the pieces between its end token and the next answer).
 
@@ -30,7 +31,8 @@ def continue_conversation(
 
         rendering up to the answer | words | end token | rest of the turn, the observation, the next opening
 
-    The message is parsed from the words; where the template writes its calls in another form, they stay in its content.
+    Where the answer was cut off, not `ended`, the pieces begin with the end token. The message is parsed from the
+    words; where the template writes its calls in another form, they stay in its content.
     Raises UnreadableAnswer where the template would write other words, for example by closing a reasoning that was not
     closed, and another ValueError where the template changes an earlier rendering, or the words after the observation.
     """
@@ -41,7 +43,7 @@ def continue_conversation(
         (later,) = template.renderings(whole, [(len(whole), True)], tools=tools)
         end = _behind(later, read + words)
         if end and end[0].text in end_tokens:
-            return answer, _behind(later, read + words + end[0].text)
+            return answer, _behind(later, read + words + end[0].text) if ended else end
         (closed,) = template.renderings(whole, [(len(messages) + 1, False)], tools=tools)
         if _behind(closed, read) is None:
             raise ValueError("the chat template rewrites history before an answer")

@@ -20,6 +20,7 @@ class Answer:
     ages: np.ndarray  # [n] int32: weight versions since the token was drawn
     sentence_ids: np.ndarray  # [n] int32
     teacher: int = -1  # the teacher of its task, -1 without any
+    episode: int | None = None  # that it is a sample of; samples of one count as one answer. None: it is alone
     old_logps: np.ndarray | None = None  # [n] float32, before the first step on the batch; None: those of the step
     reference_logps: np.ndarray | None = None  # [n] float32; None where no penalty needs them
     teacher_logps: np.ndarray | None = None  # [n] float32, of its teacher
@@ -35,13 +36,19 @@ def token_weights(answers: Sequence[Answer], normaliser: Normaliser) -> np.ndarr
 
         rows    1 / (answers · |y_i|)        groups  1 / (groups · Σ |y_i| of the group)        tokens  1 / Σ |y_i|
 
-    |y_i| counts loss tokens; answers and groups without any count too.
+    |y_i| counts loss tokens; answers and groups without any count too. Samples of one episode are one answer.
     """
     sizes = np.array([answer.mask.sum() for answer in answers], np.float64)
     if normaliser == "tokens":
         return np.full(len(answers), 1 / max(sizes.sum(), 1), np.float32)
     if normaliser == "rows":
-        return (1 / (max(len(answers), 1) * np.maximum(sizes, 1))).astype(np.float32)
-    numbers, group = np.unique([answer.group for answer in answers], return_inverse=True)
-    of_group = np.bincount(group, weights=sizes, minlength=len(numbers))[group]
-    return (1 / (max(len(numbers), 1) * np.maximum(of_group, 1))).astype(np.float32)
+        alone = [-1 - i if answer.episode is None else answer.episode for i, answer in enumerate(answers)]
+        return _means(np.array(alone), sizes)
+    return _means(np.array([answer.group for answer in answers]), sizes)
+
+
+def _means(numbers: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The weight of a token in the mean over all numbers of the means of those that have one [answers]."""
+    found, place = np.unique(numbers, return_inverse=True)
+    whole = np.bincount(place, weights=sizes, minlength=len(found))[place]
+    return (1 / (max(len(found), 1) * np.maximum(whole, 1))).astype(np.float32)

@@ -12,6 +12,7 @@ from ling_jax.objectives import OBJECTIVES, settings_of
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.judge_config import JudgeConfig, check_judge
 from ling_jax.rl.ledger import Limits
+from ling_jax.rl.trajectory import BRANCHES, SAMPLES
 from ling_jax.train.config import (
     RESUMABLE_FIELDS,
     RUN_FIELDS,
@@ -66,6 +67,10 @@ class RolloutConfig:
     record_experts: bool = False  # the learner's tokens go to the experts that generation chose: docs/rl.md
     overlap: bool = False  # generation goes on while the weights learn, where its rollouts may meet newer weights
     session_seconds: float = 600.0  # for an opening and for each action of an environment's session; our choice
+    agent: tuple[str, ...] = ()  # the command of a program that plays the rollouts: docs/serving.md
+    max_calls: int = 16  # answers that the agent may ask for in a rollout; our choice
+    samples: str = "concat"  # of an agent's calls: a chain of them is a sample, or "individual": each is one
+    branches: str = "main"  # of the tree of an agent's calls: those on the way to its last one, or "all"
     count: str = "generated"  # what the budget counts, and how slots fill: ling_jax.rl.ledger
     refill: str = "continuous"
 
@@ -78,6 +83,11 @@ class RolloutConfig:
     def parked(self) -> int:
         """Of these, those for which no slot is."""
         return self.under_way - self.slots
+
+    @property
+    def max_samples(self) -> int:
+        """Of a rollout."""
+        return 1 if (self.samples, self.branches) == ("concat", "main") else self.max_calls
 
     @property
     def of_engine(self) -> tuple[int, int]:
@@ -152,7 +162,10 @@ RESUMABLE = (
 FIELDS: tuple[Rule, ...] = (
     *RUN_FIELDS,
     (
-        ("train.steps", "rollout.slots", "rollout.engines", "rollout.prompts_per_step", "train.updates_per_batch"),
+        (
+            "train.steps", "rollout.slots", "rollout.engines", "rollout.max_calls", "rollout.prompts_per_step",
+            "train.updates_per_batch",
+        ),
         lambda x: x > 0,
         "must be positive",
     ),
@@ -170,6 +183,8 @@ FIELDS: tuple[Rule, ...] = (
     (("train.max_failed_share",), lambda x: 0 < x <= 1, "must be above 0 and at most 1"),
     (("rollout.group_size",), lambda x: x >= 2, "must be at least 2: an answer's worth is relative to the others'"),
     (("rollout.context",), lambda x: x >= 2, "must be at least 2"),
+    (("rollout.samples",), lambda x: x in SAMPLES, f"must be {' or '.join(SAMPLES)}"),
+    (("rollout.branches",), lambda x: x in BRANCHES, f"must be {' or '.join(BRANCHES)}"),
     (("start_from",), bool, "must name the workdir of the stage before, or a Hugging Face folder"),
     (("tasks",), bool, "must name at least one source of tasks"),
     (("objective.reference_kl",), lambda x: 0 <= x < math.inf, "must be finite and not negative"),
@@ -193,6 +208,7 @@ def check_config(config: RLConfig) -> None:
             )
     check_judge(config.judge)
     _check_efforts(config)
+    _check_agent(config)
     _check_updates(config)
     limits_of(config.rollout)
     _check_objective(config)
@@ -260,6 +276,29 @@ def _check_efforts(config: RLConfig) -> None:
             f"rollout.group_size is {size}; the {len(config.efforts)} efforts share it out evenly, two answers or more "
             "each: set it to a multiple"
         )
+
+
+def _check_agent(config: RLConfig) -> None:
+    """What episodes cannot do that a program plays."""
+    rollout = config.rollout
+    if not rollout.agent:
+        if rollout.max_samples > 1:
+            raise ValueError(
+                f"rollout.samples is {rollout.samples!r} and rollout.branches {rollout.branches!r}, and rollout.agent "
+                "is (): only an agent's calls make several samples; name the agent's command"
+            )
+        return
+    for name, found, wanted in (
+        ("rollout.engines", rollout.engines, 1),
+        ("rollout.overlap", rollout.overlap, False),
+        ("rollout.record_experts", rollout.record_experts, False),
+        ("efforts", config.efforts, ()),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"{name} is {found} and rollout.agent {rollout.agent}: an agent's calls are answered by one engine, "
+                f"between the optimisation steps, as the program asks; set {name} to {wanted}"
+            )
 
 
 def _check_updates(config: RLConfig) -> None:

@@ -44,6 +44,7 @@ class Episode:
     pending: str | None = None  # the turn, without its end token, that the environment has not answered yet
     rewards: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of the environment, once it has ended
     error: str = ""  # what broke, of a failed one; why the conversation cannot go on from the policy's words
+    parts: list[Trajectory] = dataclasses.field(default_factory=list)  # what is learnt from instead of the trajectory
 
     @property
     def running(self) -> bool:
@@ -58,6 +59,11 @@ class Episode:
     def drawn(self) -> int:
         """Tokens that the policy wrote."""
         return self.trajectory.drawn
+
+    @property
+    def samples(self) -> list[Trajectory]:
+        """What is learnt from: the trajectory, or the parts that an agent's calls make."""
+        return self.parts or [self.trajectory]
 
     @property
     def turns(self) -> list[str]:
@@ -108,6 +114,7 @@ class Episode:
             "pending": self.pending,
             "rewards": dict(self.rewards),
             "error": self.error,
+            "parts": [part.to_json() for part in self.parts],
         }
 
 
@@ -136,4 +143,5 @@ def restore_episode(record: Mapping[str, Any], task: Task) -> Episode:
         pending=record["pending"],
         rewards=record["rewards"],
         error=record["error"],
+        parts=[Trajectory.from_json(part) for part in record.get("parts", ())],
     )

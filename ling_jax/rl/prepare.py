@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import IO
 
 import jax
@@ -38,6 +38,7 @@ from ling_jax.parallel.context import check_rows
 from ling_jax.parallel.sharding import make_mesh, mesh_shape
 from ling_jax.rewards.length import EFFORT_WEIGHTS
 from ling_jax.rl.batch import expert_bytes_per_device, expert_bytes_per_token
+from ling_jax.rl.collector import Collector
 from ling_jax.rl.config import RESUMABLE, RLConfig, limits_of
 from ling_jax.rl.episode import EpisodeRequest, Refused
 from ling_jax.rl.log import LOGS
@@ -86,6 +87,7 @@ class Run:
     optimizer: optax.GradientTransformation
     abstract: TrainState
     lock: IO[bytes] | None
+    collector: Callable[..., Collector] = Collector  # what plays the rollouts
 
     @property
     def engine_mesh(self) -> jax.sharding.Mesh | None:
@@ -93,8 +95,16 @@ class Run:
         return self.engine_meshes[0]
 
 
-def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
-    """Checks a config against start, tasks and workdir. Raises ValueError or OSError with what to change."""
+def prepare(config: RLConfig, reward: Reward, workdir, collector: Callable[..., Collector] = Collector) -> Run:
+    """Checks a config against start, tasks and workdir; `collector` makes what plays the rollouts.
+
+    Raises ValueError or OSError with what to change.
+    """
+    if config.rollout.agent and hosts.is_multiprocess():
+        raise ValueError(
+            f"rollout.agent is {config.rollout.agent}, on {jax.process_count()} processes: its calls come to one of "
+            "them at any time, and all run the same programs in one order; start one process"
+        )
     if reward.needs_efforts and not config.efforts:
         raise ValueError(
             f"reward is {config.reward!r}, which pays by thinking effort, and efforts is (): set efforts to "
@@ -138,6 +148,7 @@ def prepare(config: RLConfig, reward: Reward, workdir) -> Run:
         optimizer=optimizer,
         abstract=abstract,
         lock=held,
+        collector=collector,
     )
 
 
@@ -281,6 +292,7 @@ def start_report(run: Run, start: int) -> str:
         "tasks": sources + (", drawn by pass rate" if config.train.dpr_steps else ""),
         "held out": _held_out_report(config),
         "batch": f"{rollout.prompts_per_step} prompts x {rollout.group_size} answers, rows of {rollout.context} tokens",
+        **({"agent": _describe_agent(config)} if rollout.agent else {}),
         "budget": f"{budget}; {_describe_slots(config)}; {staleness}",
         **({"experts": _describe_experts(run)} if rollout.record_experts else {}),
         "run": f"steps {start} to {steps}, {_describe_updates(config)}",
@@ -291,6 +303,12 @@ def start_report(run: Run, start: int) -> str:
         "curves": tensorboard.command(run.workdir),
     }
     return "\n".join(f"{name:>11}  {text}" for name, text in lines.items())
+
+
+def _describe_agent(config: RLConfig) -> str:
+    rollout = config.rollout
+    samples = "a sample each" if rollout.samples == "individual" else "a sample for each chain"
+    return f"{' '.join(rollout.agent)}; at most {rollout.max_calls} calls, {samples}, {rollout.branches} branches"
 
 
 def _describe_slots(config: RLConfig) -> str:

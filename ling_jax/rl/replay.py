@@ -125,6 +125,11 @@ def _learn(learner: Learner, rollouts: Rollouts, logged: Sequence[Event]) -> lis
 
 
 def _check_repeatable(run: Run) -> None:
+    if run.config.rollout.agent:
+        raise ValueError(
+            f"rollout.agent is {run.config.rollout.agent}: what a program asks, and when, cannot be repeated; only runs"
+            " without an agent can be replayed"
+        )
     for name in dict.fromkeys(source.environment for source in run.config.tasks):
         if not environment(name).session().replayable:
             raise ValueError(

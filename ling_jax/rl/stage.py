@@ -152,7 +152,7 @@ def make_collector(run: Run, link: Link | None, operation: Operation, engine: in
     """A collector for a run's model and tasks, on the devices of an engine; `options` are those of `Collector`."""
     slots, parked = run.config.rollout.of_engine
     common = dict(session_seconds=run.config.rollout.session_seconds, mesh=run.engine_meshes[engine], parked=parked)
-    return Collector(run.start.config, run.reader, slots, link=link, operation=operation, **common, **options)
+    return run.collector(run.start.config, run.reader, slots, link=link, operation=operation, **common, **options)
 
 
 def owes_evaluation(run: Run, step: int) -> bool:

@@ -14,6 +14,9 @@ from ling_jax.messages import nearest
 # two say nothing about the policy, and such a trajectory has no reward.
 STATUSES = ("running", "finished", "truncated", "env_failed", "infra_failed")
 FAILED = ("env_failed", "infra_failed")
+# Of the tree of an agent's calls (ling_jax.serve.calls): what is a sample, and which branches are learnt from.
+SAMPLES = ("concat", "individual")
+BRANCHES = ("main", "all")
 FIRST_CAPACITY = 64  # tokens; our choice
 
 

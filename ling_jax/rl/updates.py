@@ -55,6 +55,7 @@ def layouts(config: RLConfig, mesh: jax.sharding.Mesh) -> tuple[Layout, Layout]:
     """The layouts of (an optimisation step, a whole batch, whose microbatches are as large)."""
     train, length = config.train, config.rollout.context
     part = layout_for(config.rows // train.updates_per_batch, train.microbatches, length, mesh)
+    part = part._replace(microbatches=part.microbatches * config.rollout.max_samples)
     return part, part._replace(microbatches=part.microbatches * train.updates_per_batch)
 
 

@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route
 from ling_jax.data.tokenizer import tokenizer_digest
 from ling_jax.engine.engine import Engine
 from ling_jax.engine.service import EngineService
+from ling_jax.rl.trajectory import BRANCHES, SAMPLES
 from ling_jax.serve import protocol
 from ling_jax.serve.asked import Asked, Served, asked_chat, asked_completion, asked_tokens, check_model, tokenizer_info
 from ling_jax.serve.choice import ChatChoice, Choice, Delta
@@ -33,10 +34,12 @@ from ling_jax.serve.http import (
     check_key,
     error_response,
     json_response,
+    session_name,
     unless_gone,
 )
 from ling_jax.serve.metrics import Metrics
 from ling_jax.serve.openapi import description
+from ling_jax.serve.recorded import Session, Sessions, exported, listed
 from ling_jax.serve.static import page_files, page_response
 from ling_jax.serve.weights import WeightUpdates
 from ling_jax.serve.writers import ChatWriter, CompletionWriter, Writer
@@ -52,9 +55,18 @@ class Server:
     `compared` is the server of a second model, which the page shows beside this one.
     """
 
-    def __init__(self, engine: Engine, served: Served, limits: Limits, keys: Keys, compared: "Server | None" = None):
+    def __init__(
+        self,
+        engine: Engine,
+        served: Served,
+        limits: Limits,
+        keys: Keys,
+        compared: "Server | None" = None,
+        sessions: Sessions | None = None,
+    ):
         self.engine, self.served, self.limits, self.keys = engine, served, limits, keys
         self.compared = compared
+        self.sessions = sessions or Sessions(limits.sessions)
         self.service = EngineService(engine, max_pending=sys.maxsize)  # `limits.choices` bounds them
         self.weights = WeightUpdates(self.service, engine, tokenizer_digest(served.tokenizer))
         self.metrics, self.started = Metrics(), int(time.time())
@@ -68,10 +80,11 @@ class Server:
             self._get("/health", self.health, open_=True),
             self._get("/metrics", self.prometheus, open_=True),
             self._get("/openapi.json", self.openapi, open_=True),
-            self._get("/v1/models", self.models),
-            self._get("/v1/models/{name:path}", self.models),
-            self._post("/v1/completions", posts.CompletionBody, self.complete),
-            self._post("/v1/chat/completions", posts.ChatBody, self.chat),
+            self._get("/v1/sessions", self.list_sessions, admin=True),
+            self._get("/v1/sessions/{name}", self.export_session, admin=True),
+            self._get("/v1/sessions/{name}", self.end_session, admin=True, method="DELETE"),
+            *self._answering("/v1"),
+            *self._answering("/sessions/{session}/v1"),
             self._post("/tokenize", posts.TokenizeBody, self.tokenize),
             self._get("/tokenizer_info", self.tokenizer_info),
             self._post("/detokenize", posts.DetokenizeBody, self.detokenize),
@@ -83,6 +96,15 @@ class Server:
         ]
         mounts = [Mount(COMPARED, self.compared.app())] if self.compared else []
         return Starlette(routes=[*routes, *mounts], exception_handlers={HTTPException: _http_error})
+
+    def _answering(self, prefix: str) -> list[Route]:
+        """What a client of OpenAI's protocol asks, below an address."""
+        return [
+            self._get(f"{prefix}/models", self.models),
+            self._get(f"{prefix}/models/{{name:path}}", self.models),
+            self._post(f"{prefix}/completions", protocol.CompletionBody, self.complete),
+            self._post(f"{prefix}/chat/completions", protocol.ChatBody, self.chat),
+        ]
 
     # Endpoints.
 
@@ -121,15 +143,33 @@ class Server:
 
     async def complete(self, request: Request, body: protocol.CompletionBody) -> Response:
         """Completions of plain text."""
-        id = f"cmpl-{uuid.uuid4().hex}"
-        asked = await asyncio.to_thread(asked_completion, self.served, body, id)
-        return await self._answer(request, asked, Choice, CompletionWriter(self.served, asked, id))
+        id, session = f"cmpl-{uuid.uuid4().hex}", self._session(request)
+        drawn = (session.rule, session.drawn) if session else ()
+        asked = await asyncio.to_thread(asked_completion, self.served, body, id, *drawn)
+        return await self._answer(request, asked, Choice, CompletionWriter(self.served, asked, id), session)
 
     async def chat(self, request: Request, body: protocol.ChatBody) -> Response:
         """Chat completions."""
-        id = f"chatcmpl-{uuid.uuid4().hex}"
-        asked = await asyncio.to_thread(asked_chat, self.served, body, id)
-        return await self._answer(request, asked, ChatChoice, ChatWriter(self.served, asked, id))
+        id, session = f"chatcmpl-{uuid.uuid4().hex}", self._session(request)
+        before = (tuple(session.calls), session.rule, session.drawn) if session else ()
+        asked = await asyncio.to_thread(asked_chat, self.served, body, id, *before)
+        return await self._answer(request, asked, ChatChoice, ChatWriter(self.served, asked, id), session)
+
+    async def list_sessions(self, request: Request) -> Response:
+        """The recorded sessions."""
+        return json_response({"sessions": [listed(session) for session in self.sessions]})
+
+    async def export_session(self, request: Request) -> Response:
+        """The samples of a session."""
+        session, asked = self.sessions.find(request.path_params["name"]), request.query_params
+        found = exported(session, asked.get("samples", SAMPLES[0]), asked.get("branches", BRANCHES[0]))
+        return json_response(found)
+
+    async def end_session(self, request: Request) -> Response:
+        """Forgets a session."""
+        name = request.path_params["name"]
+        self.sessions.remove(name)
+        return json_response({"name": name, "deleted": True})
 
     async def tokenize(self, request: Request, body: protocol.TokenizeBody) -> Response:
         """Token ids of a text or of a conversation."""
@@ -152,14 +192,22 @@ class Server:
 
     # Answers.
 
-    async def _answer(self, request: Request, asked: Asked, kind: type[Choice], writer: Writer) -> Response:
-        place, choices = _Place(self, asked), [kind(self.served, asked, i) for i in range(len(asked.requests))]
+    def _session(self, request: Request) -> Session | None:
+        return self.sessions.use(session_name(request))
+
+    async def _answer(
+        self, request: Request, asked: Asked, kind: type[Choice], writer: Writer, session: Session | None
+    ) -> Response:
+        if session is not None:
+            asked = session.begin(asked)
+        place = _Place(self, asked, session)
+        choices = [kind(self.served, asked, i) for i in range(len(asked.requests))]
         if asked.stream:
-            return EventStream(self._events(choices, writer), self.limits.stall_seconds, place.leave)
+            return EventStream(self._events(choices, writer, session), self.limits.stall_seconds, place.leave)
         whole = False
         try:
             async with asyncio.timeout(self.limits.seconds):
-                await unless_gone(request, self._collect(choices))
+                await unless_gone(request, self._collect(choices, session))
             whole = True
             return json_response(writer.whole(choices))
         except TimeoutError:
@@ -167,18 +215,18 @@ class Server:
         finally:
             place.leave(whole)
 
-    async def _collect(self, choices: list[Choice]) -> None:
-        async with contextlib.aclosing(self._deltas(choices)) as deltas:
-            async for choice, delta in deltas:
-                choice.deltas.append(delta)
+    async def _collect(self, choices: list[Choice], session: Session | None) -> None:
+        async with contextlib.aclosing(self._deltas(choices, session)) as deltas:
+            async for _ in deltas:
+                pass
 
-    async def _events(self, choices: list[Choice], writer: Writer) -> AsyncIterator[bytes]:
+    async def _events(self, choices: list[Choice], writer: Writer, session: Session | None) -> AsyncIterator[bytes]:
         """The events of a stream; an error is its last event."""
         try:
             async with asyncio.timeout(self.limits.seconds):
                 for chunk in writer.first(choices):
                     yield _event(chunk)
-                async with contextlib.aclosing(self._deltas(choices)) as deltas:
+                async with contextlib.aclosing(self._deltas(choices, session)) as deltas:
                     async for choice, delta in deltas:
                         if chunks := writer.chunks(choice, delta):
                             yield b"".join(map(_event, chunks))
@@ -195,34 +243,48 @@ class Server:
     def _late(self) -> ApiError:
         return ApiError(408, f"the answer took more than {self.limits.seconds:g} s", code="timeout")
 
-    async def _deltas(self, choices: list[Choice]) -> AsyncIterator[tuple[Choice, Delta]]:
-        """`deltas_of`, counted."""
+    async def _deltas(self, choices: list[Choice], session: Session | None) -> AsyncIterator[tuple[Choice, Delta]]:
+        """`deltas_of`, counted, and recorded in the session. Choices keep their deltas where these are used again."""
         start, last = time.monotonic(), dict[int, float]()
         metrics, asked = self.metrics, choices[0].asked
         metrics.prompt_tokens += sum(len(choice.request.tokens) for choice in choices[:: asked.n])
-        async with contextlib.aclosing(deltas_of(self.service, choices)) as deltas:
-            async for choice, delta in deltas:
-                if delta.tokens:
-                    now, before = time.monotonic(), last.get(choice.number)
-                    if before is None:
-                        metrics.first_token.observe(now - start)
-                    else:
-                        metrics.between_tokens.observe((now - before) / len(delta.tokens))
-                    last[choice.number] = now
-                    metrics.generated_tokens += len(delta.tokens)
-                yield choice, delta
+        try:
+            async with contextlib.aclosing(deltas_of(self.service, choices)) as deltas:
+                async for choice, delta in deltas:
+                    if session is not None or not asked.stream:
+                        choice.deltas.append(delta)
+                    if session is not None:
+                        session.note(choice, delta)
+                    if delta.tokens:
+                        self._count(choice, delta, start, last)
+                    yield choice, delta
+        finally:
+            if session is not None:
+                session.leave(choices)
         metrics.cached_tokens += sum(choice.cached for choice in choices)
         metrics.whole.observe(time.monotonic() - start)
 
+    def _count(self, choice: Choice, delta: Delta, start: float, last: dict[int, float]) -> None:
+        """Counts an event with tokens; `last` has the time of each choice's event before."""
+        now, before = time.monotonic(), last.get(choice.number)
+        if before is None:
+            self.metrics.first_token.observe(now - start)
+        else:
+            self.metrics.between_tokens.observe((now - before) / len(delta.tokens))
+        last[choice.number] = now
+        self.metrics.generated_tokens += len(delta.tokens)
+
     # Routes.
 
-    def _get(self, path: str, handler: Handler, *, open_: bool = False) -> Route:
+    def _get(
+        self, path: str, handler: Handler, *, open_: bool = False, admin: bool = False, method: str = "GET"
+    ) -> Route:
         async def endpoint(request: Request) -> Response:
             if not open_:
-                check_key(request, self.keys)
+                (check_admin if admin else check_key)(request, self.keys)
             return await handler(request)
 
-        return Route(path, self._guarded(path, endpoint), methods=["GET"])
+        return Route(path, self._guarded(path, endpoint), methods=[method])
 
     def _page(self, path: str, content: bytes, media_type: str) -> Route:
         async def file(request: Request) -> Response:
@@ -259,18 +321,25 @@ class Server:
 class _Place:
     """A request's place among those that the server takes at a time. Raises ApiError 429 where there is none."""
 
-    def __init__(self, server: Server, asked: Asked):
-        self._server, self._count = server, len(asked.requests)
+    def __init__(self, server: Server, asked: Asked, session: Session | None):
+        self._server, self._count, self._session = server, len(asked.requests), session
         if server.pending + self._count > server.limits.choices:
             message = f"{server.pending} answers are under way, of at most {server.limits.choices}; try again later"
             raise ApiError(429, message, code="queue_full")
         server.pending += self._count
+        self._move(self._count)
 
     def leave(self, whole: bool) -> None:
         """Gives the place back, once; `whole`: the client got its answer."""
         self._server.pending -= self._count
+        self._move(-self._count)
         self._count = 0
         self._server.metrics.disconnects += not whole
+
+    def _move(self, count: int) -> None:
+        if self._session is not None:
+            self._session.move(count)
+            self._server.sessions.shrink()
 
 
 def _failure(error: Exception) -> ApiError:

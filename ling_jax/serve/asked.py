@@ -16,6 +16,8 @@ from ling_jax.chat.thinking import with_reasoning, with_thinking
 from ling_jax.data.tokenizer import EOS
 from ling_jax.engine.request import MAX_STOP_IDS, Request, context_error, request_error
 from ling_jax.messages import shown
+from ling_jax.serve.calls import Call
+from ling_jax.serve.chats import Chat, continued
 from ling_jax.serve.errors import ApiError, bad_value
 from ling_jax.serve.grammar import Allowed, Grammars
 from ling_jax.serve.protocol import (
@@ -28,6 +30,7 @@ from ling_jax.serve.protocol import (
     TokenizeBody,
     Tool,
 )
+from ling_jax.serve.rule import Rule
 
 JSON_OBJECT = {"type": "object"}
 
@@ -67,10 +70,16 @@ class Asked:
     reads_calls: bool = False
     one_call: bool = False  # an answer ends with its first call
     scored: int = 0  # tokens of all prompts that are drawn by force
+    chat: Chat | None = None  # what the prompt of a chat is made of
 
 
-def asked_completion(served: Served, body: CompletionBody, id: str) -> Asked:
-    """What a completion asks. Raises ApiError that names the field."""
+def asked_completion(served: Served, body: CompletionBody, id: str, rule: Rule | None = None, drawn: int = 0) -> Asked:
+    """What a completion asks. Raises ApiError that names the field.
+
+    By a `rule`, whose episode has drawn so many tokens, it is drawn in another way than it asks.
+    """
+    if rule is not None:
+        body = rule.body(body)
     check_model(served, body.model)
     prompts = _prompts(served, body)
     if len(prompts) * body.n > MAX_CHOICES:
@@ -82,7 +91,7 @@ def asked_completion(served: Served, body: CompletionBody, id: str) -> Asked:
     if body.echo and body.logprobs:
         return _asked_scores(served, body, id, prompts)
     sampling = _sampling(served, body) | {"top_logprobs": body.logprobs or 0, "prompt_logprobs": body.echo}
-    rooms = [(prompt, body.max_tokens) for prompt in prompts]
+    rooms = [(prompt, _room(served, body.max_tokens, prompt, rule, drawn)) for prompt in prompts]
     requests = _requests(served, body, id, rooms, sampling, _where(body, "prompt"))
     return Asked(requests, **_common(body, body.logprobs), echo=body.echo)
 
@@ -120,8 +129,22 @@ def forced_tokens(tokens: Sequence[int], vocab_size: int) -> Allowed:
     return allowed
 
 
-def asked_chat(served: Served, body: ChatBody, id: str) -> Asked:
-    """What a chat completion asks. Raises ApiError that names the field."""
+def asked_chat(
+    served: Served,
+    body: ChatBody,
+    id: str,
+    earlier: Sequence[Call] | None = None,
+    rule: Rule | None = None,
+    drawn: int = 0,
+) -> Asked:
+    """What a chat completion asks. Raises ApiError that names the field.
+
+    Where it goes on from a chat of the `earlier` calls of its session, its prompt begins with the tokens of that one,
+    as they were drawn; None without a session. By a `rule`, whose episode has drawn so many tokens, it is drawn in
+    another way than it asks.
+    """
+    if rule is not None:
+        body = rule.body(body)
     check_model(served, body.model)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
@@ -129,11 +152,12 @@ def asked_chat(served: Served, body: ChatBody, id: str) -> Asked:
         raise ApiError(400, "max_tokens is 0; expected at least 1", "max_tokens")
     tools, forced = _tools(body)
     template = _template(served, body)
-    prompt = body.prompt_token_ids or chat_tokens(served, body.messages, tools, template)
+    prompt, chat = _chat_prompt(served, body, tools, template, earlier)
     opened = opened_reasoning(served.tokenizer, prompt)
     grammar = _grammar(served, body, forced, "begun" if opened else "maybe" if template.thinking else "")
     sampling = _sampling(served, body) | {"top_logprobs": body.top_logprobs}
     room = body.max_completion_tokens or body.max_tokens or max(served.max_tokens - len(prompt), 1)
+    room = _room(served, room, prompt, rule, drawn)
     requests = _requests(served, body, id, [(prompt, room)], sampling, _where(body, "messages"), grammar)
     return Asked(
         requests,
@@ -142,7 +166,34 @@ def asked_chat(served: Served, body: ChatBody, id: str) -> Asked:
         opened=opened,
         reads_calls=bool(tools),
         one_call=bool(tools) and not body.parallel_tool_calls,
+        chat=chat,
     )
+
+
+def _chat_prompt(
+    served: Served,
+    body: ChatBody,
+    tools: Sequence[Mapping[str, Any]],
+    template: ChatTemplate | FolderTemplate,
+    earlier: Sequence[Call] | None,
+) -> tuple[list[int], Chat | None]:
+    """(the tokens of the prompt, what it is made of where the call is recorded)."""
+    if earlier is None:
+        return body.prompt_token_ids or chat_tokens(served, body.messages, tools, template), None
+    try:
+        messages = normalise_messages(list(body.messages))
+    except ValueError as error:
+        raise bad_value(error, "messages") from None
+    chat = Chat(messages, messages, tools, template, with_reasoning(template, messages))
+    if body.prompt_token_ids:
+        return body.prompt_token_ids, chat
+    found = continued(served.tokenizer, served.end_ids, earlier, chat)
+    return found or (chat_tokens(served, body.messages, tools, template), chat)
+
+
+def _room(served: Served, asked: int, prompt: Sequence[int], rule: Rule | None, drawn: int) -> int:
+    """How many tokens an answer may have; where a rule says so, fewer than were asked."""
+    return asked if rule is None else rule.room(asked, served.max_tokens - len(prompt), drawn)
 
 
 def asked_tokens(served: Served, body: TokenizeBody) -> list[int]:

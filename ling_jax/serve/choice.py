@@ -91,3 +91,13 @@ def version_runs(deltas: list[Delta]) -> list[list[int]]:
 def joined(deltas: list[Delta], name: str) -> list[Any]:
     """The lists of a field of all deltas, one after the other."""
     return [item for delta in deltas for item in getattr(delta, name)]
+
+
+def answer_of(deltas: list[Delta]) -> dict[str, Any]:
+    """The assistant's message of a chat, in the form of `chat.template`."""
+    parts = joined(deltas, "parts")
+    texts = {kind: "".join(p.text for p in parts if p.kind == kind) for kind in ("content", "reasoning")}
+    message: dict[str, Any] = {"role": "assistant", "content": texts["content"]}
+    message |= {"reasoning": texts["reasoning"]} if texts["reasoning"] else {}
+    calls = [part.call for part in parts if part.call is not None]
+    return message | ({"tool_calls": calls} if calls else {})

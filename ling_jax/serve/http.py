@@ -25,6 +25,7 @@ class Limits:
 
     body_bytes: int = 4 << 20  # a context of 256K tokens, as text or as ids
     choices: int = 512  # answers under way and waiting, of all requests
+    sessions: int = 256  # that are recorded
     seconds: float = 600.0  # from a request to the end of its answer
     body_seconds: float = 30.0  # for the body to come
     stall_seconds: float = 30.0  # that a client may leave a part of its answer unread
@@ -58,6 +59,17 @@ def check_admin(request: Request, keys: Keys) -> None:
         or not (host == "localhost" or _is_loopback(host))
     ):
         raise ApiError(403, "admin calls come from this machine, to 127.0.0.1; elsewhere start with an admin key")
+
+
+def session_name(request: Request) -> str | None:
+    """The session that a call belongs to, by its address or the header X-Session; None where neither names one.
+
+    Raises ApiError 400 where they name two.
+    """
+    header, path = request.headers.get("x-session"), request.path_params.get("session")
+    if header is not None and path is not None and header != path:
+        raise ApiError(400, f"the header X-Session names {header[:200]!r} and the address {path[:200]!r}", "session")
+    return path if header is None else header
 
 
 def _is_key(request: Request, key: str) -> bool:

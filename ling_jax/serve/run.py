@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 import uvicorn
 from tokenizers import Tokenizer
 
+from ling_jax.chat.folder_template import FolderTemplate
+from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.thinking import with_thinking
 from ling_jax.checkpoint.folder import Loaded
 from ling_jax.data.token_bytes import token_bytes
@@ -28,17 +30,30 @@ CRASHED = 1  # exit code
 
 def prepare(model: Loaded, engine: Engine, name: str, *, thinking: str = "default", effort: str = "") -> Served:
     """What requests to the model are translated by. Raises ValueError where nothing ends its answers."""
-    tokenizer = Tokenizer.from_str(model.tokenizer.to_str())
+    template = with_thinking(model.template, thinking, effort)
+    return served_of(model.tokenizer, template, model.end_ids, model.config.vocab_size, engine.plan.max_tokens, name)
+
+
+def served_of(
+    tokenizer: Tokenizer,
+    template: ChatTemplate | FolderTemplate,
+    end_ids: frozenset[int],
+    vocab_size: int,
+    max_tokens: int,
+    name: str,
+) -> Served:
+    """What requests are translated by, with a copy of the tokenizer; `max_tokens` is the longest context."""
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return Served(
         name=name,
         tokenizer=tokenizer,
-        template=with_thinking(model.template, thinking, effort),
-        end_ids=model.end_ids,
-        vocab_size=model.config.vocab_size,
-        max_tokens=engine.plan.max_tokens,
-        grammars=Grammars(tokenizer, model.config.vocab_size, model.end_ids),
+        template=template,
+        end_ids=end_ids,
+        vocab_size=vocab_size,
+        max_tokens=max_tokens,
+        grammars=Grammars(tokenizer, vocab_size, end_ids),
         token_bytes=_token_bytes(tokenizer),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ling_jax.chat.answer_stream import Part
 from ling_jax.serve.asked import Asked, Served
-from ling_jax.serve.choice import Choice, Delta, Top, joined, version_runs
+from ling_jax.serve.choice import Choice, Delta, Top, answer_of, joined, version_runs
 
 Json = dict[str, Any]
 
@@ -93,17 +93,16 @@ class ChatWriter(Writer):
             return [{"reasoning_content" if part.kind == "reasoning" else "content": part.text}]
         index = self._calls[choice.number]
         self._calls[choice.number] += 1
-        call = _call(part)
+        call = _call(part.call)
         arguments = call["function"].pop("arguments")
         begun = {"index": index, **call, "function": {**call["function"], "arguments": ""}}
         return [{"tool_calls": [begun]}, {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}]
 
     def _choice(self, choice: Choice) -> Json:
-        parts = joined(choice.deltas, "parts")
-        texts = {kind: "".join(p.text for p in parts if p.kind == kind) for kind in ("content", "reasoning")}
-        calls = [_call(part) for part in parts if part.call is not None]
-        message = {"role": "assistant", "content": texts["content"] or (None if calls else ""), "refusal": None}
-        message |= {"reasoning_content": texts["reasoning"]} if texts["reasoning"] else {}
+        answer = answer_of(choice.deltas)
+        calls = [_call(call) for call in answer.get("tool_calls", ())]
+        message = {"role": "assistant", "content": answer["content"] or (None if calls else ""), "refusal": None}
+        message |= {"reasoning_content": answer["reasoning"]} if "reasoning" in answer else {}
         message |= {"tool_calls": calls} if calls else {}
         logprobs = None if self.asked.logprobs is None else self._logprobs(choice.deltas)
         found = {"index": choice.number, "message": message, "logprobs": logprobs}
@@ -190,8 +189,7 @@ def _ids(deltas: list[Delta]) -> Json:
     return {"token_ids": joined(deltas, "tokens"), "weight_versions": version_runs(deltas)}
 
 
-def _call(part: Part) -> Json:
-    assert part.call is not None
-    arguments = json.dumps(part.call["arguments"], ensure_ascii=False)
-    function = {"name": part.call["name"], "arguments": arguments}
+def _call(call: Json) -> Json:
+    arguments = json.dumps(call["arguments"], ensure_ascii=False)
+    function = {"name": call["name"], "arguments": arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

@@ -1,0 +1,204 @@
+"""The sessions of a server: whose calls belong together, what each of them was asked and what it drew."""
+
+import collections
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ling_jax.engine.request import Request
+from ling_jax.messages import nearest
+from ling_jax.rl.trajectory import BRANCHES, SAMPLES
+from ling_jax.serve.asked import Asked
+from ling_jax.serve.calls import CUT, Call, chains, chosen, sample
+from ling_jax.serve.choice import Choice, Delta, answer_of, joined, version_runs
+from ling_jax.serve.errors import ApiError
+from ling_jax.serve.rule import Rule
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+MAX_TOKENS = 64 << 20  # of all recorded prompts and answers, at some 10 bytes each with their texts; our choice
+
+
+@dataclasses.dataclass(eq=False)
+class Session:
+    """The calls of one program, in the order in which they ended."""
+
+    name: str
+    rule: Rule | None = None  # how its answers are drawn, whatever it asks; None: as it asks
+    calls: list[Call] = dataclasses.field(default_factory=list)
+    pending: int = 0  # calls under way
+    begun: int = 0  # answers that were asked for
+    drawn: int = 0  # tokens, of answers under way too
+    tokens: int = 0  # of recorded prompts and answers
+    used: float = dataclasses.field(default_factory=time.monotonic)  # when a call began or ended last
+    _prompts: collections.Counter[bytes] = dataclasses.field(default_factory=collections.Counter)  # asked so far
+
+    def begin(self, asked: Asked) -> Asked:
+        """Notes what is asked; as the rule has it, if there is one. Raises ApiError where the rule allows no more."""
+        if self.rule is not None:
+            self.rule.check(self.begun + len(asked.requests), self.drawn)
+            asked = dataclasses.replace(asked, requests=[self._ruled(request) for request in asked.requests])
+        self.begun += len(asked.requests)
+        return asked
+
+    def _ruled(self, request: Request) -> Request:
+        assert self.rule is not None
+        prompt = np.asarray(request.tokens, np.int32).tobytes()
+        self._prompts[prompt] += 1
+        return self.rule.request(request, prompt, self._prompts[prompt] - 1)
+
+    def move(self, count: int) -> None:
+        """So many calls more are under way, or fewer."""
+        self.pending += count
+        self.used = time.monotonic()
+
+    def note(self, choice: Choice, delta: Delta) -> None:
+        """Notes what an answer has drawn, and records it where that is its end."""
+        self.drawn += len(delta.tokens)
+        if delta.finish:
+            self._record(choice)
+
+    def leave(self, choices: Sequence[Choice]) -> None:
+        """Records what answers have drawn that did not come to their end."""
+        for choice in choices:
+            if choice.deltas and not choice.deltas[-1].finish:
+                self._record(choice)
+
+    def _record(self, choice: Choice) -> None:
+        if choice.drawn and not choice.asked.scored:  # tokens that were drawn by force are nobody's answer
+            call = call_of(choice)
+            self.calls.append(call)
+            self.tokens += len(call.prompt) + len(call.drawn)
+
+
+class Sessions:
+    """All sessions, the one that was used longest ago first.
+
+    At most `limit` are kept, of at most 64 Mi tokens together: the oldest ones without a call under way leave. With
+    `is_open` False only those that `open` has made may be used.
+    """
+
+    def __init__(self, limit: int = 256, *, is_open: bool = True):
+        self.limit, self.is_open = limit, is_open
+        self._sessions: collections.OrderedDict[str, Session] = collections.OrderedDict()
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def open(self, session: Session) -> None:
+        """Adds a session."""
+        self._sessions[session.name] = session
+
+    def use(self, name: str | None) -> Session | None:
+        """The session of a call, a new one where the name is new; None without a name. Raises ApiError."""
+        if name is None:
+            if not self.is_open:
+                raise ApiError(404, "calls here belong to an episode: base_url ends in /sessions/NAME/v1")
+            return None
+        check_name(name)
+        if name not in self._sessions:
+            self._check_room(name)
+            self.open(Session(name))
+        self._sessions.move_to_end(name)
+        self.shrink()
+        session = self._sessions[name]
+        session.used = time.monotonic()
+        if session.tokens >= MAX_TOKENS:
+            raise ApiError(409, f"session {name!r} has recorded {session.tokens} tokens, the most there may be; end it")
+        return session
+
+    def find(self, name: str) -> Session:
+        """Raises ApiError 404 where there is none of this name."""
+        check_name(name)
+        if name not in self._sessions:
+            raise ApiError(404, f"there is no session {name!r}; one that was idle for long has left", "name")
+        return self._sessions[name]
+
+    def remove(self, name: str) -> None:
+        """Forgets a session; calls under way end unrecorded. Raises as `find`."""
+        self.find(name)
+        self.discard(name)
+
+    def discard(self, name: str) -> None:
+        """`remove` of one that may have left."""
+        self._sessions.pop(name, None)
+
+    def shrink(self) -> None:
+        """Lets sessions go that are too many, or too long together; those that `open` made stay, and the newest."""
+        if not self.is_open:
+            return
+        total = sum(session.tokens for session in self)
+        for session in list(self)[:-1]:
+            if len(self._sessions) <= self.limit and total <= MAX_TOKENS:
+                return
+            if not session.pending:
+                total -= session.tokens
+                del self._sessions[session.name]
+
+    def _check_room(self, name: str) -> None:
+        if not self.is_open:
+            raise ApiError(404, f"there is no session {name!r}, or its episode has ended")
+        if not self.limit:
+            raise ApiError(404, "this server records no sessions: start it with --max_sessions")
+
+
+def check_name(name: str) -> None:
+    """Raises ApiError 400 on what is no plain name."""
+    if not NAME.fullmatch(name):
+        expected = "1 to 128 letters, digits, '.', '_' and '-', the first one a letter or a digit"
+        raise ApiError(400, f"the session's name is {name[:200]!r}; expected {expected}", "session")
+
+
+def call_of(choice: Choice) -> Call:
+    """What a choice has drawn so far, as a call that has ended."""
+    deltas, chat = choice.deltas, choice.asked.chat
+    messages: Sequence[dict[str, Any]] = () if chat is None else [*chat.messages, answer_of(deltas)]
+    return Call(
+        prompt=np.asarray(choice.request.tokens, np.int32),
+        drawn=np.asarray(joined(deltas, "tokens"), np.int32),
+        logps=np.asarray(joined(deltas, "logps"), np.float32),
+        runs=[(version, count) for version, count in version_runs(deltas)],
+        finish_reason=deltas[-1].finish or CUT,
+        messages=messages,
+        chat=chat,
+    )
+
+
+def listed(session: Session) -> dict[str, Any]:
+    """The line of a session in the list."""
+    chains_ = chains(session.calls)
+    drawn = sum(len(call.drawn) for call in session.calls)
+    counts = {"calls": len(session.calls), "branches": len(chains_), "drawn_tokens": drawn, "pending": session.pending}
+    return {"name": session.name, **counts}
+
+
+def exported(session: Session, samples: str, branches: str) -> dict[str, Any]:
+    """The samples of a session as JSON. Raises ApiError 400 on an unknown choice, 409 where versions fall."""
+    for name, value, known in (("samples", samples, SAMPLES), ("branches", branches, BRANCHES)):
+        if value not in known:
+            message = f"{name} is {value[:200]!r}{nearest(value, known)}; expected {' or '.join(known)}"
+            raise ApiError(400, message, name)
+    calls = list(session.calls)
+    found = [_sample(calls, chain, session.name) for chain in chosen(calls, samples, branches)]
+    return listed(session) | {"samples": found}
+
+
+def _sample(calls: Sequence[Call], chain: Sequence[int], name: str) -> dict[str, Any]:
+    try:
+        trajectory = sample(calls, chain, name)
+    except ValueError as error:
+        raise ApiError(409, f"session {name!r}: {error}") from None
+    last = calls[chain[-1]]
+    return {
+        "calls": list(chain),
+        "prompt_token_ids": list(trajectory.prompt_ids),
+        "token_ids": trajectory.completion_ids.tolist(),
+        "turns": [list(turn) for turn in trajectory.turns],
+        "logprobs": trajectory.behaviour_logps.tolist(),
+        "weight_versions": [list(run) for run in trajectory.runs],
+        "finish_reason": last.finish_reason,
+        "messages": list(last.messages),
+    }
