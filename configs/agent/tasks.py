@@ -7,6 +7,7 @@ others look the code up.
 """
 
 import json
+import os
 import random
 
 from configs.agent.people import NAMES, TOOLS, directory, look_up
@@ -64,10 +65,11 @@ def text(seed):
 
 
 def write(path, records):
-    with open(path, "w") as file:
+    os.makedirs("mine", exist_ok=True)
+    with open(f"mine/{path}", "w") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
 if __name__ == "__main__":
-    write("mine/people_texts.jsonl", (text(seed) for seed in range(500_000, 506_000)))
-    write("mine/people_chats.jsonl", (chat(seed) for seed in range(200_000, 204_000)))
+    write("people_texts.jsonl", (text(seed) for seed in range(500_000, 506_000)))
+    write("people_chats.jsonl", (chat(seed) for seed in range(200_000, 204_000)))

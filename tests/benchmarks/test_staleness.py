@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import staleness, staleness_report
+from benchmarks import staleness_report
+from benchmarks import staleness_runs as staleness
 from benchmarks.staleness_report import Interval, arms_of, comparisons, finding, interval
 from ling_jax.data.json_lines import read_objects
 from tests.helpers.faults import run_with_kills

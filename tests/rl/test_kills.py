@@ -31,15 +31,17 @@ class Killed(RuntimeError):
 
 
 class Faults:
-    """Lets calls of parts fail, and counts them."""
+    """Lets calls of parts fail, each part's second one among them, and counts them."""
 
     def __init__(self, seed):
-        self._rng, self._lock, self.counts = random.Random(seed), threading.Lock(), collections.Counter()
+        self._rng, self._lock = random.Random(seed), threading.Lock()
+        self._calls, self.counts = collections.Counter(), collections.Counter()
         self.on = True
 
     def strike(self, part, error=Killed):
         with self._lock:
-            if self.on and self._rng.random() < SHARES[part]:
+            self._calls[part] += self.on
+            if self.on and (self._calls[part] == 2 or self._rng.random() < SHARES[part]):
                 self.counts[part] += 1
                 raise error(f"{part} killed")
 
@@ -109,7 +111,7 @@ def killed_run(start, folder, faults, steps, kills):
     rollout = dict(engines=2, slots=8, episodes=16, overlap=True, max_tokens=24, context=184)
     config = small_config(start, reward="outcome", rollout=rollout, steps=steps, save_every=1, max_failed_share=0.9)
     run_to_the_end(config, folder, faults)
-    assert sum(faults.counts.values()) >= kills and all(faults.counts[part] for part in ("engine", "session", "sync"))
+    assert sum(faults.counts.values()) >= kills and faults.counts.keys() == SHARES.keys()
     check_accounts(folder, config)
     faults.on = False
     assert replay(prepared(config, folder)) == steps
@@ -122,6 +124,4 @@ def test_a_run_whose_parts_fail_counts_each_rollout_once_and_replays(start, tmp_
 
 @pytest.mark.slow
 def test_fifty_kills_over_all_parts(start, tmp_path, faults):
-    counts = killed_run(start, tmp_path, faults, steps=50, kills=50)
-    print(dict(counts))
-    assert counts["trainer"]
+    print(dict(killed_run(start, tmp_path, faults, steps=50, kills=50)))

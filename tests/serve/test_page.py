@@ -16,11 +16,14 @@ def blocks(kind: str, server) -> list[str]:
 
 def test_the_clients_lines_run(server, capsys):
     names: dict = {"messages": [{"role": "user", "content": "some words"}]}
-    asked, recorded = blocks("python", server)
+    asked, recorded, grouped = blocks("python", server)
     exec(asked, names)
     assert capsys.readouterr().out
     exec(recorded, names)
     assert len(names["tokens"]) == len(names["logps"]) == sum(count for _, count in names["versions"]) > 0
+    exec(grouped, names)
+    names["client"].chat.completions.create(model=NAME, messages=names["messages"], max_tokens=4)
+    assert "trip-1" in server.get("/v1/sessions").text
 
 
 def test_curl_runs(server):
