@@ -6,16 +6,17 @@ import sys
 
 import pytest
 
-from configs.families.base import CONTEXT
+from configs.families.base import SIZES
 from configs.families.rl import get_config as rl_config
-from ling_jax.align.records import ChatSource, converse, records
+from ling_jax.align.records import ChatSource, converse, records, texts
 from ling_jax.align.rehearsals import flawed_turns, rehearsals
-from ling_jax.chat.template import ChatTemplate
+from ling_jax.chat.records import normalise_conversation
+from ling_jax.chat.template import ChatTemplate, encode_all
+from ling_jax.data import train_bpe
 from ling_jax.envs import environment, is_held_out
 from ling_jax.envs.sources import TaskSource, tasks
 from ling_jax.rl.config import RLConfig
 from ling_jax.train.config import from_dict
-from tests.align.test_tool_rollouts import learnt
 from tests.helpers.faults import ROOT
 
 PLAYED = ("toolkits", "service", "safety", "search", "knights", "grid")  # without a sandbox
@@ -55,13 +56,18 @@ def test_an_environment_makes_its_own_mistakes_and_one_turn_needs_no_sandbox(nam
         assert of_wrong[-1]["role"] == "assistant"
 
 
-@pytest.mark.parametrize("name", CONTEXT)
-def test_the_recipe_of_a_family_has_room_for_its_conversations(name, tmp_path):
-    config = from_dict(RLConfig, rl_config(name).to_dict())
+@pytest.mark.parametrize("name", SIZES)
+def test_the_recipe_of_a_family_has_room_for_its_conversations(name):
+    """In tokens of the 512 that a base makes of its texts."""
+    config, (context, said) = from_dict(RLConfig, rl_config(name).to_dict()), SIZES[name]
     assert config.tasks[0].environment == name and config.start_from == f"runs/{name}/sft"
-    longest = max(rehearsals(source_of(name, 200), 0.5), key=lambda record: len(json.dumps(record["messages"])))
-    tokens, _ = learnt(longest, tmp_path, ChatTemplate())
-    assert len(tokens) <= CONTEXT[name]
+    found, template = list(rehearsals(source_of(name, 300), 0.5)), ChatTemplate()
+    tokenizer = train_bpe((text["text"] for text in texts(found)), 512)
+    pieces = [
+        sample for record in found for sample in template.samples(normalise_conversation(record, name)["messages"])
+    ]
+    for ids, trained in encode_all(tokenizer, pieces):
+        assert len(ids) <= context and sum(trained) <= said
 
 
 def test_the_program_writes_chats_and_texts(tmp_path):
@@ -80,7 +86,7 @@ def test_the_program_writes_chats_and_texts(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "answer"),
     [
-        (["--environment=toolkit"], "did you mean toolkits?"),
+        (["--environment=toolkit"], "did you mean 'toolkits'?"),
         (["--environment=toolkits", "--difficulty=99"], "toolkits has 1 to 12"),
         (["--environment=questions"], "questions needs the file of its questions"),
         (["--environment=toolkits", "--mistakes=2"], "--mistakes=2"),
