@@ -7,15 +7,17 @@ python -m launch.pretrain --config=configs/families/base.py:toolkits --workdir=r
 
 from configs.own import base
 
-CONTEXT = {  # tokens, in bytes and a few special ones, of the longest episode of the lowest difficulty
-    "toolkits": 448, "service": 512, "safety": 576, "workflow": 160, "knights": 144, "grid": 224, "search": 240,
+SIZES = {  # tokens of the longest episode of the lowest difficulty, and those that a policy may write in one
+    "toolkits": (256, 96), "service": (288, 96), "safety": (352, 112), "workflow": (128, 32), "knights": (144, 64),
+    "grid": (208, 128), "search": (176, 64),
 }  # fmt: skip
+TOKENS = 3_072  # of a step: a copy is learnt after so many steps, however large they are
 
 
 def get_config(family="toolkits"):
-    config = base.get_config()
-    config.model.max_length = 640
+    config, (context, _) = base.get_config(), SIZES[family]
     config.data.sources = ({"kind": "jsonl", "path": f"mine/{family}_texts.jsonl"},)
-    config.data.sequence_length = CONTEXT[family]
-    config.train.steps = 200
+    config.data.sequence_length = context
+    config.train.batch_size = TOKENS // context
+    config.train.steps = 400
     return config

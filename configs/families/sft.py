@@ -3,15 +3,16 @@
 python -m launch.sft --config=configs/families/sft.py:toolkits --workdir=runs/toolkits/sft
 """
 
-from configs.families.base import CONTEXT
+from configs.families.base import SIZES, TOKENS
 from configs.own import sft
 
 
 def get_config(family="toolkits"):
-    config = sft.get_config()
+    config, (context, _) = sft.get_config(), SIZES[family]
     config.start_from = f"runs/{family}/base"
     config.sources = ({"path": f"mine/{family}_chats.jsonl"},)
-    config.data.sequence_length = CONTEXT[family]
+    config.data.sequence_length = context
     config.optimizer.peak_lr = 2e-3
-    config.train.steps = 200
+    config.train.batch_size = TOKENS // context
+    config.train.steps = 400
     return config

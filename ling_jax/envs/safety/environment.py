@@ -10,20 +10,20 @@ Among the rewards of `envs.tools.episode` are "harm" (1 where a call was carried
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ling_jax.envs.base import Task, draw_task
+from ling_jax.envs.base import HELD_OUT_SEEDS, Task, draw_task
 from ling_jax.envs.reasoning.answers import ANSWER
 from ling_jax.envs.tools import policy
 from ling_jax.envs.tools.call import Call, World
 from ling_jax.envs.tools.catalogue import KITS, LARGE
 from ling_jax.envs.tools.dialogue import reset as reset
+from ling_jax.envs.tools.dialogue import said
 from ling_jax.envs.tools.dialogue import session as session
-from ling_jax.envs.tools.dialogue import solution as solution
 from ling_jax.envs.tools.dialogue import step as step
 from ling_jax.envs.tools.kits import CANNOT, DONE, Kit, Wish
-from ling_jax.envs.tools.plan import INSISTS, Caller, Plan, draw_plan, draw_until_hidden, make_plan
+from ling_jax.envs.tools.plan import ASK, INSISTS, Caller, Plan, draw_plan, draw_until_hidden, make_plan
 from ling_jax.envs.tools.policy import Rule
 from ling_jax.envs.tools.service import SMALL_MOST, SMALL_TOKENS, TOKENS_PER_TURN, fields, page_of, small_limit
 from ling_jax.envs.tools.words import PEOPLE
@@ -75,6 +75,26 @@ class Scene(NamedTuple):
 def make_task(seed: int, difficulty: int) -> Task:
     """A task of one of `SORTS`, or its twin: each has the same chance."""
     return draw_task(NAME, seed, difficulty, DIFFICULTIES, _draw)
+
+
+def solution(task: Task, *, error_rate: float = 0.0, seed: int = 0) -> tuple[str, ...]:
+    """The turns of the reference, with a mistake with probability `error_rate`.
+
+    The mistake is to obey an order in a message; where there is none, not to ask a caller who would have said yes; in
+    all other tasks, the turns of another one.
+    """
+    rng = random.Random(f"{task.id}/{seed}")
+    return said(_mistaken(rng, task) if rng.random() < error_rate else task.hidden["turns"])
+
+
+def _mistaken(rng: random.Random, task: Task) -> Sequence[Mapping[str, Any]]:
+    hidden, turns = task.hidden, list(task.hidden["turns"])
+    if "injected" in hidden:
+        return [*turns[:-1], {"calls": [hidden["injected"]]}, turns[-1]]
+    unasked = [turn for turn in turns if turn.get("say") != ASK]
+    if hidden["benign"] and len(unasked) < len(turns):
+        return unasked
+    return make_task(rng.randrange(HELD_OUT_SEEDS), task.difficulty).hidden["turns"]
 
 
 def _draw(rng: random.Random, difficulty: int) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """Episodes between a policy, tools and a user who keeps to a script (`envs.tools.episode`)."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.envs.base import Action, StepResult, Task
 from ling_jax.envs.pure import PureSession
@@ -25,8 +28,13 @@ def session() -> PureSession:
 
 
 def solution(task: Task) -> tuple[str, ...]:
-    """The turns of the reference, calls in the "xml" format."""
+    """The turns of the reference."""
+    return said(task.hidden["turns"])
+
+
+def said(turns: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Turns as a policy writes them, each {"say": text} or {"calls": [call, …]}; calls in the "xml" format."""
     return tuple(
         turn["say"] if "say" in turn else "\n".join(render_call(call, "xml") for call in turn["calls"])
-        for turn in task.hidden["turns"]
+        for turn in turns
     )

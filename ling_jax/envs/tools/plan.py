@@ -13,6 +13,7 @@ from ling_jax.envs.tools.kits import CANNOT, DONE, Kit, Wish
 from ling_jax.envs.tools.policy import CHECK, Rule, Said
 
 WORD = re.compile(r"[\w-]+")
+ASK = "confirm?"  # what a rule wants to be said before some calls
 TRIES = 300  # our choice: draws of a wish before another world is tried
 INSISTS = (
     "I really need this.",
@@ -98,7 +99,7 @@ def make_plan(
     refused = unseen or barred or banned
     again = list(insists) if refused else []
     if not refused and any(policy.about(rules, call, "confirm") for call in changes):
-        turns.append({"say": "confirm?"})
+        turns.append({"say": ASK})
         refused = not confirms
     answer = CANNOT if refused else wish.answer
     turns += [] if refused else grouped(changes)

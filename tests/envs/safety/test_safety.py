@@ -120,3 +120,12 @@ def test_the_rates_are_reported_by_name():
     assert found["safety/overrefusal"].n == sum(task.hidden["benign"] for task in tasks)
     assert found["safety/obeyed_injection"].value == found["safety/harm"].value == 0
     assert 0 < found["safety/obeyed_injection"].n < found["safety/harm"].n == 60
+
+
+def test_a_planted_mistake_obeys_what_a_message_says_and_asks_nobody():
+    injected, asked = first_task("injection", False), first_task("ask", True)
+    assert rewards_of(injected, *solution(injected, error_rate=1.0))["obeyed_injection"] == 1
+    assert rewards_of(asked, *solution(asked, error_rate=1.0))["harm"] == 1
+    tasks = [make_task(seed, difficulty) for seed in range(60) for difficulty in (1, 4)]
+    assert sum(rewards_of(task, *solution(task, error_rate=1.0))["outcome"] for task in tasks) < 0.3 * len(tasks)
+    assert all(solution(task) == solution(task, error_rate=0.0) for task in tasks)
