@@ -37,12 +37,12 @@ def test_twenty_steps_of_all_families_lose_no_rollout_to_the_machine(tmp_path):
     """One source for each environment that makes its tasks, drawn by their pass rates; some of them need boxes."""
     sandbox_or_skip("T3")
     start = tmp_path / "start"
-    write_stage(start, dataclasses.replace(MODEL, max_length=4096))
+    write_stage(start, dataclasses.replace(MODEL, max_length=3072))
     names = [name for name in NAMES if name not in ("questions", "harbor")]
     sources = tuple(
         TaskSource(environment=name, difficulties=(environment(name).DIFFICULTIES[0],), count=20) for name in names
     )
-    sizes = dict(context=4096, max_tokens=32, group_size=2, prompts_per_step=8, slots=16)
+    sizes = dict(context=3072, max_tokens=32, group_size=2, prompts_per_step=8, slots=16)
     config = small_config(start, objective="grpo", reward="agentic", rollout=sizes, dpr_steps=20, steps=20)
     train(prepared(dataclasses.replace(config, tasks=sources), tmp_path / "run"))
     lines = [*map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())]
