@@ -44,7 +44,7 @@ class Grammars:
         any_tool = " | ".join(f"tool_{i}" for i in range(len(tools)))
         lines = [
             f"start: {self._before(reasoning)} call {MORE_CALLS if many else ''}",
-            f"call: {_text(CALL + NEWLINE)} ({any_tool}) {_text(NEWLINE + END_CALL)}",
+            f"call: {self._mark(CALL)} {_text(NEWLINE)} ({any_tool}) {_text(NEWLINE)} {self._mark(END_CALL)}",
         ]
         for i, (name, parameters) in enumerate(tools.items()):
             head = f'{{"name": {json.dumps(name)}, "arguments": '
@@ -57,14 +57,16 @@ class Grammars:
         if not reasoning:
             return ""
         rest = f"/(?s:.*)/ {end}" if (end := self._special(END_THINK)) else r"/(?s:.*?)<\/think>/"
-        whole = f"({self._special(THINK) or _text(THINK)} {rest})?"
+        whole = f"({self._mark(THINK)} {rest})?"
         return f"{rest if reasoning == 'begun' else whole} /[ \\n]{{0,4}}/"
 
+    def _mark(self, token: str) -> str:
+        return self._special(token) or _text(token)
+
     def _special(self, token: str) -> str:
-        """A token by its number, where the tokenizer has it as a special one, which no text spells; else ""."""
-        added = self._tokenizer.get_added_tokens_decoder()
+        """A token by its number, where the library takes it for one that no text spells; else ""."""
         number = self._tokenizer.token_to_id(token)
-        return f"<[{number}]>" if number in added and added[number].special else ""
+        return f"<[{number}]>" if number is not None and self._tokens.is_special_token(number) else ""
 
     def _compile(self, lark: str) -> Callable[[], Allowed]:
         matcher = LLMatcher(self._tokens, LLMatcher.grammar_from_lark(lark), log_level=0)

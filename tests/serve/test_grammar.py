@@ -5,10 +5,11 @@ import json
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from benchmarks.server_bodies import SCHEMA
 from ling_jax import data
-from ling_jax.chat.tool_calls import END_THINK, THINK, parse_either
+from ling_jax.chat.tool_calls import CALL, END_CALL, END_THINK, THINK, parse_either
 from ling_jax.engine.adjusted import allowed_tokens
 from ling_jax.serve.grammar import Grammars
 
@@ -64,6 +65,18 @@ def test_calls_are_those_of_the_tools(tokenizer, grammars, seed):
         assert call["name"] in ("f", "g.h")
         if call["name"] == "f":
             jsonschema.validate(call["arguments"], SCHEMA)
+
+
+@pytest.mark.parametrize("add", [Tokenizer.add_tokens, Tokenizer.add_special_tokens])
+def test_calls_begin_and_end_with_their_marks_where_these_are_tokens(tokenizer, add):
+    """A trained tokenizer has them as ordinary added tokens, which the library still takes for special ones."""
+    own = Tokenizer.from_str(tokenizer.to_str())
+    add(own, [CALL, END_CALL])
+    calls = Grammars(own, VOCAB, {END, 2}).tool_calls({"f": SCHEMA}, "", many=False)
+    for seed in range(3):
+        text = text_of(own, calls(), seed)
+        assert own.encode(text).ids[0] == own.token_to_id(CALL) and text.endswith(END_CALL)
+        jsonschema.validate(parse_either(text).tool_calls[0]["arguments"], SCHEMA)
 
 
 def test_each_answer_has_a_mask_of_its_own(tokenizer, grammars):
