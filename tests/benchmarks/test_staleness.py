@@ -109,7 +109,10 @@ def test_nothing_is_testable_of_a_start_that_does_not_learn_or_of_young_tokens()
 
 def test_a_help_is_not_told_apart_where_its_control_is():
     """Without staleness all corrections are alike: what differs there differs by chance."""
-    better = lambda cell: costly(cell) + 15 * (cell.correction == "kpop" and not cell.staleness)  # noqa: E731
+
+    def better(cell):
+        return costly(cell) + 15 * (cell.correction == "kpop" and not cell.staleness)
+
     _, found = found_of(grid_of(better))
     assert found["control", "lookup", "kpop"].word == "higher"
     assert found["help", "lookup", "kpop"].word == "not told apart"

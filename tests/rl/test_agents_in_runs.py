@@ -13,7 +13,7 @@ from ling_jax.rl.replay import replay
 from ling_jax.run.steps import Interrupted
 from ling_jax.serve.agents import agent_collector
 from tests.helpers.agents import write_agent
-from tests.helpers.rl_run import lines_of, small_config, steps_compiled_once, write_start
+from tests.helpers.rl_run import lines_of, small_config
 
 ANSWERS = "print(ask()['content'])"
 CLIENT = """
@@ -26,17 +26,6 @@ said = client.chat.completions.create(**asked).choices[0].message
 more = [*task["messages"], said, {"role": "user", "content": "more"}]
 print(client.chat.completions.create(**asked | {"messages": more}).choices[0].message.content)
 """
-
-
-@pytest.fixture(scope="module")
-def compiled_once():
-    with steps_compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    return write_start(tmp_path_factory.mktemp("start"))
 
 
 def config_of(start, command, *, objective="grpo", rollout=(), **train_fields):
