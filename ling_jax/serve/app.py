@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -144,26 +144,24 @@ class Server:
     async def complete(self, request: Request, body: protocol.CompletionBody) -> Response:
         """Completions of plain text."""
         id, session = f"cmpl-{uuid.uuid4().hex}", self._session(request)
-        drawn = (session.rule, session.drawn) if session else ()
-        asked = await asyncio.to_thread(asked_completion, self.served, body, id, *drawn)
+        asked = await asyncio.to_thread(asked_completion, self.served, body, id, session and session.earlier())
         return await self._answer(request, asked, Choice, CompletionWriter(self.served, asked, id), session)
 
     async def chat(self, request: Request, body: protocol.ChatBody) -> Response:
         """Chat completions."""
         id, session = f"chatcmpl-{uuid.uuid4().hex}", self._session(request)
-        before = (tuple(session.calls), session.rule, session.drawn) if session else ()
-        asked = await asyncio.to_thread(asked_chat, self.served, body, id, *before)
+        asked = await asyncio.to_thread(asked_chat, self.served, body, id, session and session.earlier())
         return await self._answer(request, asked, ChatChoice, ChatWriter(self.served, asked, id), session)
 
     async def list_sessions(self, request: Request) -> Response:
         """The recorded sessions."""
-        return json_response({"sessions": [listed(session) for session in self.sessions]})
+        return await asyncio.to_thread(_listing, list(self.sessions))
 
     async def export_session(self, request: Request) -> Response:
         """The samples of a session."""
         session, asked = self.sessions.find(request.path_params["name"]), request.query_params
-        found = exported(session, asked.get("samples", SAMPLES[0]), asked.get("branches", BRANCHES[0]))
-        return json_response(found)
+        choice = asked.get("samples", SAMPLES[0]), asked.get("branches", BRANCHES[0])
+        return await asyncio.to_thread(lambda: json_response(exported(session, *choice)))
 
     async def end_session(self, request: Request) -> Response:
         """Forgets a session."""
@@ -193,12 +191,14 @@ class Server:
     # Answers.
 
     def _session(self, request: Request) -> Session | None:
-        return self.sessions.use(session_name(request))
+        return self.sessions.of(session_name(request))
 
     async def _answer(
         self, request: Request, asked: Asked, kind: type[Choice], writer: Writer, session: Session | None
     ) -> Response:
+        self._check_queue(len(asked.requests))
         if session is not None:
+            session = self.sessions.keep(session)
             asked = session.begin(asked)
         place = _Place(self, asked, session)
         choices = [kind(self.served, asked, i) for i in range(len(asked.requests))]
@@ -214,6 +214,11 @@ class Server:
             raise self._late() from None
         finally:
             place.leave(whole)
+
+    def _check_queue(self, count: int) -> None:
+        if self.pending + count > self.limits.choices:
+            message = f"{self.pending} answers are under way, of at most {self.limits.choices}; try again later"
+            raise ApiError(429, message, code="queue_full")
 
     async def _collect(self, choices: list[Choice], session: Session | None) -> None:
         async with contextlib.aclosing(self._deltas(choices, session)) as deltas:
@@ -319,13 +324,10 @@ class Server:
 
 
 class _Place:
-    """A request's place among those that the server takes at a time. Raises ApiError 429 where there is none."""
+    """A request's place among those that the server takes at a time."""
 
     def __init__(self, server: Server, asked: Asked, session: Session | None):
         self._server, self._count, self._session = server, len(asked.requests), session
-        if server.pending + self._count > server.limits.choices:
-            message = f"{server.pending} answers are under way, of at most {server.limits.choices}; try again later"
-            raise ApiError(429, message, code="queue_full")
         server.pending += self._count
         self._move(self._count)
 
@@ -338,8 +340,11 @@ class _Place:
 
     def _move(self, count: int) -> None:
         if self._session is not None:
-            self._session.move(count)
-            self._server.sessions.shrink()
+            self._server.sessions.move(self._session, count)
+
+
+def _listing(sessions: Sequence[Session]) -> Response:
+    return json_response({"sessions": [listed(session) for session in sessions]})
 
 
 def _failure(error: Exception) -> ApiError:

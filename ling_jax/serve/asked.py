@@ -1,6 +1,7 @@
 """Bodies of requests to what the engine is asked: prompts as tokens, sampling, grammars."""
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from ling_jax.serve.protocol import (
     TokenizeBody,
     Tool,
 )
-from ling_jax.serve.rule import Rule
+from ling_jax.serve.rule import B, Rule
 
 JSON_OBJECT = {"type": "object"}
 
@@ -54,6 +55,15 @@ class Served:
 
 
 @dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What a session has when a call is asked."""
+
+    calls: Sequence[Call]  # those that have ended
+    rule: Rule | None  # how its answers are drawn, whatever is asked
+    drawn: int  # tokens of all its answers
+
+
+@dataclasses.dataclass(frozen=True)
 class Asked:
     """What one HTTP request asks: `n` answers to each prompt, next to each other in `requests`."""
 
@@ -71,15 +81,12 @@ class Asked:
     one_call: bool = False  # an answer ends with its first call
     scored: int = 0  # tokens of all prompts that are drawn by force
     chat: Chat | None = None  # what the prompt of a chat is made of
+    known: int = 0  # calls of its session that had ended when it came
 
 
-def asked_completion(served: Served, body: CompletionBody, id: str, rule: Rule | None = None, drawn: int = 0) -> Asked:
-    """What a completion asks. Raises ApiError that names the field.
-
-    By a `rule`, whose episode has drawn so many tokens, it is drawn in another way than it asks.
-    """
-    if rule is not None:
-        body = rule.body(body)
+def asked_completion(served: Served, body: CompletionBody, id: str, earlier: Earlier | None = None) -> Asked:
+    """What a completion asks, drawn as the rule of its session says. Raises ApiError that names the field."""
+    body = _ruled(body, earlier)
     check_model(served, body.model)
     prompts = _prompts(served, body)
     if len(prompts) * body.n > MAX_CHOICES:
@@ -90,10 +97,11 @@ def asked_completion(served: Served, body: CompletionBody, id: str, rule: Rule |
         raise ApiError(400, f"prompt {empty[0]} has no tokens; give at least one", "prompt")
     if body.echo and body.logprobs:
         return _asked_scores(served, body, id, prompts)
+    count = len(prompts) * body.n
     sampling = _sampling(served, body) | {"top_logprobs": body.logprobs or 0, "prompt_logprobs": body.echo}
-    rooms = [(prompt, _room(served, body.max_tokens, prompt, rule, drawn)) for prompt in prompts]
+    rooms = [(prompt, _room(served, body.max_tokens, prompt, count, earlier)) for prompt in prompts]
     requests = _requests(served, body, id, rooms, sampling, _where(body, "prompt"))
-    return Asked(requests, **_common(body, body.logprobs), echo=body.echo)
+    return Asked(requests, **_common(body, body.logprobs), echo=body.echo, known=_known(earlier))
 
 
 def _asked_scores(served: Served, body: CompletionBody, id: str, prompts: list[list[int]]) -> Asked:
@@ -129,22 +137,13 @@ def forced_tokens(tokens: Sequence[int], vocab_size: int) -> Allowed:
     return allowed
 
 
-def asked_chat(
-    served: Served,
-    body: ChatBody,
-    id: str,
-    earlier: Sequence[Call] | None = None,
-    rule: Rule | None = None,
-    drawn: int = 0,
-) -> Asked:
-    """What a chat completion asks. Raises ApiError that names the field.
+def asked_chat(served: Served, body: ChatBody, id: str, earlier: Earlier | None = None) -> Asked:
+    """What a chat completion asks, drawn as the rule of its session says. Raises ApiError that names the field.
 
-    Where it goes on from a chat of the `earlier` calls of its session, its prompt begins with the tokens of that one,
-    as they were drawn; None without a session. By a `rule`, whose episode has drawn so many tokens, it is drawn in
-    another way than it asks.
+    Where it goes on from an `earlier` chat of its session, its prompt begins with the tokens of that one, as they were
+    drawn.
     """
-    if rule is not None:
-        body = rule.body(body)
+    body = _ruled(body, earlier)
     check_model(served, body.model)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", "top_logprobs")
@@ -157,7 +156,7 @@ def asked_chat(
     grammar = _grammar(served, body, forced, "begun" if opened else "maybe" if template.thinking else "")
     sampling = _sampling(served, body) | {"top_logprobs": body.top_logprobs}
     room = body.max_completion_tokens or body.max_tokens or max(served.max_tokens - len(prompt), 1)
-    room = _room(served, room, prompt, rule, drawn)
+    room = _room(served, room, prompt, body.n, earlier)
     requests = _requests(served, body, id, [(prompt, room)], sampling, _where(body, "messages"), grammar)
     return Asked(
         requests,
@@ -167,6 +166,7 @@ def asked_chat(
         reads_calls=bool(tools),
         one_call=bool(tools) and not body.parallel_tool_calls,
         chat=chat,
+        known=_known(earlier),
     )
 
 
@@ -175,7 +175,7 @@ def _chat_prompt(
     body: ChatBody,
     tools: Sequence[Mapping[str, Any]],
     template: ChatTemplate | FolderTemplate,
-    earlier: Sequence[Call] | None,
+    earlier: Earlier | None,
 ) -> tuple[list[int], Chat | None]:
     """(the tokens of the prompt, what it is made of where the call is recorded)."""
     if earlier is None:
@@ -184,16 +184,27 @@ def _chat_prompt(
         messages = normalise_messages(list(body.messages))
     except ValueError as error:
         raise bad_value(error, "messages") from None
-    chat = Chat(messages, messages, tools, template, with_reasoning(template, messages))
+    size = len(json.dumps([messages, tools]))
+    chat = Chat(messages, messages, tools, template, with_reasoning(template, messages), size)
     if body.prompt_token_ids:
         return body.prompt_token_ids, chat
-    found = continued(served.tokenizer, served.end_ids, earlier, chat)
+    found = continued(served.tokenizer, served.end_ids, earlier.calls, chat)
     return found or (chat_tokens(served, body.messages, tools, template), chat)
 
 
-def _room(served: Served, asked: int, prompt: Sequence[int], rule: Rule | None, drawn: int) -> int:
-    """How many tokens an answer may have; where a rule says so, fewer than were asked."""
-    return asked if rule is None else rule.room(asked, served.max_tokens - len(prompt), drawn)
+def _ruled(body: B, earlier: Earlier | None) -> B:
+    return body if earlier is None or earlier.rule is None else earlier.rule.body(body)
+
+
+def _known(earlier: Earlier | None) -> int:
+    return 0 if earlier is None else len(earlier.calls)
+
+
+def _room(served: Served, asked: int, prompt: Sequence[int], count: int, earlier: Earlier | None) -> int:
+    """How many tokens each of `count` answers may have; where a rule says so, fewer than were asked."""
+    if earlier is None or earlier.rule is None:
+        return asked
+    return earlier.rule.room(asked, served.max_tokens - len(prompt), earlier.drawn, count)
 
 
 def asked_tokens(served: Served, body: TokenizeBody) -> list[int]:

@@ -1,6 +1,7 @@
 """The calls of a session as a tree, and what may be learnt from its branches (docs/serving.md).
 
-A call is the child of an earlier one if its prompt begins with that one's prompt and answer, token for token:
+A call is the child of one that had ended before it was asked if its prompt begins with that one's prompt and answer,
+token for token:
 
     user ─ call 0 ─ tool ─ call 1 ─ tool ─ call 3      call 2 asks again what call 1 was asked: its sibling
                        └── call 2                      call 4 begins with no earlier call: another root
@@ -18,6 +19,7 @@ import numpy as np
 from ling_jax.rl.trajectory import Trajectory
 
 CUT = "abort"  # how an answer ended that its client, or an update of the weights, has cut off
+TAIL = 8  # last tokens of a context by which calls are looked up, before all its tokens are compared
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +31,7 @@ class Call:
     logps: np.ndarray  # [n] float32
     runs: Sequence[tuple[int, int]]  # (weight version, tokens) of the answer
     finish_reason: str
+    known: int  # calls of its session that had ended when it was asked
     messages: Sequence[dict[str, Any]] = ()  # of a chat, the answer at the end
     chat: Any = None  # what later calls of the conversation go on from
 
@@ -37,19 +40,30 @@ class Call:
         """Prompt and answer."""
         return np.concatenate([self.prompt, self.drawn])
 
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps, roughly: token ids, log-probs and texts."""
+        return 4 * len(self.prompt) + 16 * len(self.drawn) + (0 if self.chat is None else self.chat.size)
+
 
 def parents(calls: Sequence[Call]) -> list[int | None]:
-    """The number of each call's parent, None of a root: of all calls that its prompt goes on from, that with the
-    longest context, and of these the last."""
+    """The number of each call's parent, None of a root: of all calls that it knew, and that its prompt goes on from,
+    that with the longest context, and of these the last."""
     found: list[int | None] = []
-    ends: dict[int, dict[bytes, int]] = {}  # length of a context -> its tokens -> the last call that has it
+    ends: dict[int, dict[bytes, list[int]]] = {}  # length of a context -> its last tokens -> calls
     for number, call in enumerate(calls):
         lengths = sorted((length for length in ends if length <= len(call.prompt)), reverse=True)
-        begun = (ends[length].get(call.prompt[:length].tobytes()) for length in lengths)
-        found.append(next((parent for parent in begun if parent is not None), None))
+        tails = ((length, call.prompt[max(0, length - TAIL) : length].tobytes()) for length in lengths)
+        alike = (other for length, tail in tails for other in reversed(ends[length].get(tail, ())))
+        found.append(next((other for other in alike if other < call.known and _goes_on(call, calls[other])), None))
         context = call.context
-        ends.setdefault(len(context), {})[context.tobytes()] = number
+        ends.setdefault(len(context), {}).setdefault(context[-TAIL:].tobytes(), []).append(number)
     return found
+
+
+def _goes_on(call: Call, other: Call) -> bool:
+    """Whether the prompt of a call begins with the prompt and the answer of another."""
+    return np.array_equal(call.prompt[: len(other.prompt) + len(other.drawn)], other.context)
 
 
 def chains(calls: Sequence[Call]) -> list[list[int]]:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ling_jax.serve.errors import ApiError
 
 T = TypeVar("T")
+FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")  # headers by which a proxy says whom it hands on
 DRAINED = 4  # times the limit of a body that is read and dropped, so that the client sees the answer; our choice
 
 
@@ -57,8 +58,11 @@ def check_admin(request: Request, keys: Keys) -> None:
         request.client is None
         or not _is_loopback(request.client.host)
         or not (host == "localhost" or _is_loopback(host))
+        or any(name in request.headers for name in FORWARDED)
     ):
-        raise ApiError(403, "admin calls come from this machine, to 127.0.0.1; elsewhere start with an admin key")
+        raise ApiError(
+            403, "admin calls come from this machine, to 127.0.0.1, through no proxy; elsewhere start with an admin key"
+        )
 
 
 def session_name(request: Request) -> str | None:
@@ -66,10 +70,12 @@ def session_name(request: Request) -> str | None:
 
     Raises ApiError 400 where they name two.
     """
-    header, path = request.headers.get("x-session"), request.path_params.get("session")
-    if header is not None and path is not None and header != path:
-        raise ApiError(400, f"the header X-Session names {header[:200]!r} and the address {path[:200]!r}", "session")
-    return path if header is None else header
+    headers, path = request.headers.getlist("x-session"), request.path_params.get("session")
+    names = list(dict.fromkeys([*headers, *([] if path is None else [path])]))
+    if len(names) > 1:
+        found = " and ".join(repr(name[:200]) for name in names[:3])
+        raise ApiError(400, f"the address and the header X-Session name {len(names)} sessions: {found}", "session")
+    return names[0] if names else None
 
 
 def _is_key(request: Request, key: str) -> bool:

@@ -12,14 +12,14 @@ import numpy as np
 from ling_jax.engine.request import Request
 from ling_jax.messages import nearest
 from ling_jax.rl.trajectory import BRANCHES, SAMPLES
-from ling_jax.serve.asked import Asked
+from ling_jax.serve.asked import Asked, Earlier
 from ling_jax.serve.calls import CUT, Call, chains, chosen, sample
 from ling_jax.serve.choice import Choice, Delta, answer_of, joined, version_runs
 from ling_jax.serve.errors import ApiError
 from ling_jax.serve.rule import Rule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-MAX_TOKENS = 64 << 20  # of all recorded prompts and answers, at some 10 bytes each with their texts; our choice
+MAX_BYTES = 512 << 20  # of all recorded calls; our choice
 
 
 @dataclasses.dataclass(eq=False)
@@ -32,9 +32,14 @@ class Session:
     pending: int = 0  # calls under way
     begun: int = 0  # answers that were asked for
     drawn: int = 0  # tokens, of answers under way too
-    tokens: int = 0  # of recorded prompts and answers
-    used: float = dataclasses.field(default_factory=time.monotonic)  # when a call began or ended last
+    size: int = 0  # bytes of the recorded calls
+    ended: bool = False  # it was deleted, or its episode is over
+    used: float = dataclasses.field(default_factory=time.monotonic)  # when a call was asked or ended last
     _prompts: collections.Counter[bytes] = dataclasses.field(default_factory=collections.Counter)  # asked so far
+
+    def earlier(self) -> Earlier:
+        """What it has now."""
+        return Earlier(tuple(self.calls), self.rule, self.drawn)
 
     def begin(self, asked: Asked) -> Asked:
         """Notes what is asked; as the rule has it, if there is one. Raises ApiError where the rule allows no more."""
@@ -57,7 +62,8 @@ class Session:
 
     def note(self, choice: Choice, delta: Delta) -> None:
         """Notes what an answer has drawn, and records it where that is its end."""
-        self.drawn += len(delta.tokens)
+        if not choice.asked.scored:  # tokens that were drawn by force are nobody's answer
+            self.drawn += len(delta.tokens)
         if delta.finish:
             self._record(choice)
 
@@ -68,16 +74,16 @@ class Session:
                 self._record(choice)
 
     def _record(self, choice: Choice) -> None:
-        if choice.drawn and not choice.asked.scored:  # tokens that were drawn by force are nobody's answer
+        if choice.drawn and not choice.asked.scored:
             call = call_of(choice)
             self.calls.append(call)
-            self.tokens += len(call.prompt) + len(call.drawn)
+            self.size += call.size
 
 
 class Sessions:
-    """All sessions, the one that was used longest ago first.
+    """All sessions, the one whose last call began or ended longest ago first.
 
-    At most `limit` are kept, of at most 64 Mi tokens together: the oldest ones without a call under way leave. With
+    At most `limit` are kept, of at most 512 MiB together: the oldest ones without a call under way leave. With
     `is_open` False only those that `open` has made may be used.
     """
 
@@ -92,23 +98,42 @@ class Sessions:
         """Adds a session."""
         self._sessions[session.name] = session
 
-    def use(self, name: str | None) -> Session | None:
-        """The session of a call, a new one where the name is new; None without a name. Raises ApiError."""
+    def of(self, name: str | None) -> Session | None:
+        """The session of a call that was asked, a new one where the name is new; None without a name.
+
+        A new one is kept from `keep` on, so that a call that is refused leaves nothing. Raises ApiError.
+        """
         if name is None:
             if not self.is_open:
                 raise ApiError(404, "calls here belong to an episode: base_url ends in /sessions/NAME/v1")
             return None
         check_name(name)
-        if name not in self._sessions:
+        session = self._sessions.get(name)
+        if session is None:
             self._check_room(name)
-            self.open(Session(name))
-        self._sessions.move_to_end(name)
-        self.shrink()
-        session = self._sessions[name]
+            return Session(name)
         session.used = time.monotonic()
-        if session.tokens >= MAX_TOKENS:
-            raise ApiError(409, f"session {name!r} has recorded {session.tokens} tokens, the most there may be; end it")
+        if session.size >= MAX_BYTES:
+            raise ApiError(409, f"session {name!r} has recorded {session.size} bytes, the most there may be; end it")
         return session
+
+    def keep(self, session: Session) -> Session:
+        """The session that records a call which begins: that of its name, which is this one if there is none.
+
+        One that has ended since the call was asked is not kept again. Raises ApiError 404 where its episode is over.
+        """
+        if not session.ended:
+            return self._sessions.setdefault(session.name, session)
+        if not self.is_open:
+            self._check_room(session.name)
+        return session
+
+    def move(self, session: Session, count: int) -> None:
+        """So many calls more of a session are under way, or fewer; others may have to leave."""
+        session.move(count)
+        if self._sessions.get(session.name) is session:
+            self._sessions.move_to_end(session.name)
+        self._shrink()
 
     def find(self, name: str) -> Session:
         """Raises ApiError 404 where there is none of this name."""
@@ -118,24 +143,25 @@ class Sessions:
         return self._sessions[name]
 
     def remove(self, name: str) -> None:
-        """Forgets a session; calls under way end unrecorded. Raises as `find`."""
+        """Forgets a session; the answers of calls under way are lost with it. Raises as `find`."""
         self.find(name)
         self.discard(name)
 
     def discard(self, name: str) -> None:
         """`remove` of one that may have left."""
-        self._sessions.pop(name, None)
+        if (session := self._sessions.pop(name, None)) is not None:
+            session.ended = True
 
-    def shrink(self) -> None:
+    def _shrink(self) -> None:
         """Lets sessions go that are too many, or too long together; those that `open` made stay, and the newest."""
         if not self.is_open:
             return
-        total = sum(session.tokens for session in self)
+        total = sum(session.size for session in self)
         for session in list(self)[:-1]:
-            if len(self._sessions) <= self.limit and total <= MAX_TOKENS:
+            if len(self._sessions) <= self.limit and total <= MAX_BYTES:
                 return
             if not session.pending:
-                total -= session.tokens
+                total -= session.size
                 del self._sessions[session.name]
 
     def _check_room(self, name: str) -> None:
@@ -162,6 +188,7 @@ def call_of(choice: Choice) -> Call:
         logps=np.asarray(joined(deltas, "logps"), np.float32),
         runs=[(version, count) for version, count in version_runs(deltas)],
         finish_reason=deltas[-1].finish or CUT,
+        known=choice.asked.known,
         messages=messages,
         chat=chat,
     )
@@ -169,9 +196,9 @@ def call_of(choice: Choice) -> Call:
 
 def listed(session: Session) -> dict[str, Any]:
     """The line of a session in the list."""
-    chains_ = chains(session.calls)
-    drawn = sum(len(call.drawn) for call in session.calls)
-    counts = {"calls": len(session.calls), "branches": len(chains_), "drawn_tokens": drawn, "pending": session.pending}
+    calls = list(session.calls)
+    counts = {"calls": len(calls), "branches": len(chains(calls)), "drawn_tokens": sum(len(c.drawn) for c in calls)}
+    counts |= {"pending": session.pending}
     return {"name": session.name, **counts}
 
 

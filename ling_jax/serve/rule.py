@@ -41,9 +41,10 @@ class Rule:
             plain |= {"tool_choice": choice, "response_format": ResponseFormat(type="text")}
         return body.model_copy(update=plain)
 
-    def room(self, asked: int, left: int, drawn: int) -> int:
-        """Tokens of an answer: what is asked, the context has left, and the episode."""
-        return max(1, min(asked, left, self.max_tokens - drawn))
+    def room(self, asked: int, left: int, drawn: int, count: int) -> int:
+        """Tokens of each of `count` answers: what is asked, the context has left, and the episode has for all of them;
+        where more than none are asked, at least one."""
+        return min(asked, max(1, min(left, (self.max_tokens - drawn) // count)))
 
     def request(self, request: Request, prompt: bytes, before: int) -> Request:
         """The request with the seed of its place in the episode: its prompt, and how often that was asked `before`."""

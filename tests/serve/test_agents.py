@@ -155,6 +155,26 @@ for i in range(9):
     assert episode.turns[-1].endswith("episode_over") and episode.drawn <= episode.max_tokens
 
 
+def test_answers_of_one_call_share_the_tokens_that_are_left(tmp_path):
+    lines = "ask(n=4, max_tokens=1000); ask([*messages, *messages], n=4, max_tokens=1000)"
+    (episode,) = played(
+        tmp_path, f"try:\n    {lines}\nexcept urllib.error.HTTPError as error:\n    print(error)", count=1
+    )
+    assert 0 < episode.drawn <= episode.max_tokens
+
+
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_what_a_program_has_scored_is_not_drawn(tmp_path, logprobs):
+    lines = f"""
+fields = {{"prompt": "some words", "max_tokens": 0, "echo": True, "logprobs": {logprobs}}}
+url = os.environ["OPENAI_BASE_URL"] + "/completions"
+request = urllib.request.Request(url, json.dumps(fields).encode(), {{"Content-Type": "application/json"}})
+print(json.load(urllib.request.urlopen(request))["choices"][0]["text"])
+"""
+    (episode,) = played(tmp_path, lines, count=1)
+    assert episode.trajectory.status == "finished" and episode.drawn == 0 and "words" in episode.turns[-1]
+
+
 def test_tokens_are_told_as_they_are_drawn(tmp_path):
     command = write_agent(tmp_path, TWICE + "print(ask(more)['content'])")
     episodes, told = {e.id: e for e in begin(SLOTS)}, dict.fromkeys(range(SLOTS), 0)

@@ -31,6 +31,7 @@ def trees(draw, *, linear=False):
                 -np.arange(1, 1 + len(drawn), dtype=np.float32) - number,
                 [run for run in runs if run[1]],
                 draw(st.sampled_from(["stop", "length", CUT])) if not linear else "stop",
+                draw(st.integers(0 if parent is None else parent + 1, number)),
             )
         )
         above.append(parent)
@@ -116,9 +117,9 @@ def test_a_session_without_branches_is_the_episode_that_a_collector_records(tree
     assert sample(calls, chain, "t").to_json() == episode.to_json()
 
 
-def call(prompt, drawn, finish_reason="stop", version=0) -> Call:
+def call(prompt, drawn, *, version=0, known=9) -> Call:
     logps = np.zeros(len(drawn), np.float32)
-    return Call(np.array(prompt, np.int32), np.array(drawn, np.int32), logps, [(version, len(drawn))], finish_reason)
+    return Call(np.array(prompt, np.int32), np.array(drawn, np.int32), logps, [(version, len(drawn))], "stop", known)
 
 
 def test_a_prompt_that_was_asked_again_is_a_sibling():
@@ -128,6 +129,20 @@ def test_a_prompt_that_was_asked_again_is_a_sibling():
 
 def test_of_two_equal_answers_the_later_one_goes_on():
     assert parents([call([1], [2]), call([1], [2]), call([1, 2, 3], [4])]) == [None, None, 1]
+
+
+def test_an_answer_that_came_later_is_not_what_a_call_goes_on_from():
+    """A retry under newer weights that ends behind the call that went on from the first answer's tokens."""
+    calls = [call([1], [2]), call([1], [2], version=1), call([1, 2, 3], [4], known=1)]
+    assert parents(calls) == [None, None, 0]
+    assert [run.version for run in sample(calls, [0, 2], "t").runs] == [0]
+
+
+def test_contexts_that_end_alike_are_told_apart():
+    """Calls are looked up by their last tokens."""
+    end = list(range(20, 40))
+    calls = [call([1, 2], end), call([3, 2], end), call([3, 2, *end, 7], [8]), call([4, 2, *end, 7], [8])]
+    assert parents(calls) == [None, None, 1, None]
 
 
 def test_a_call_goes_on_from_the_longest_context_that_it_begins_with():

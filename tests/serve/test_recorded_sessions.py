@@ -190,8 +190,16 @@ def test_a_bad_name_is_refused(server, name):
 
 def test_two_names_are_refused(server):
     client = client_of(server, "one").with_options(default_headers={"X-Session": "other"})
-    with pytest.raises(openai.BadRequestError, match="X-Session names 'other' and the address 'one'"):
+    with pytest.raises(openai.BadRequestError, match="name 2 sessions: 'other' and 'one'"):
         ask(client)
+
+
+def test_two_headers_are_refused(server):
+    headers = [("X-Session", "one"), ("X-Session", "other")]
+    url, body = f"{server.url}/v1/chat/completions", {"model": NAME, "messages": ASKED, "max_tokens": 3}
+    assert server.http.post(url, json=body, headers=headers[:1]).status_code == 200
+    response = server.http.post(url, json=body, headers=headers)
+    assert response.status_code == 400 and "name 2 sessions: 'one' and 'other'" in response.text
 
 
 def test_a_session_that_was_deleted_begins_anew(server):
@@ -231,9 +239,32 @@ def test_a_server_without_sessions_says_so():
         ask(client_of(server, "none"))
 
 
-def test_calls_that_are_refused_leave_no_more_sessions_than_may_be():
-    with running(limits=Limits(sessions=2)) as server:
-        for i in range(5):
-            with pytest.raises(openai.BadRequestError):
-                ask(client_of(server, f"s{i}"), [{"role": "nobody", "content": "words"}])
-        assert [session["name"] for session in server.get("/v1/sessions").json()["sessions"]] == ["s3", "s4"]
+def names_in(server) -> list[str]:
+    return [session["name"] for session in server.get("/v1/sessions").json()["sessions"]]
+
+
+def test_calls_that_are_refused_leave_nothing_and_push_nothing_out():
+    with running(limits=Limits(sessions=1, choices=2)) as server:
+        ask(client_of(server, "first"))
+        for i, (error, asked) in enumerate(
+            [
+                (openai.BadRequestError, {"messages": [{"role": "nobody", "content": "words"}]}),
+                (openai.NotFoundError, {"model": "other"}),
+                (openai.RateLimitError, {"n": 3}),
+            ]
+        ):
+            with pytest.raises(error):
+                ask(client_of(server, f"s{i}"), **asked)
+        assert names_in(server) == ["first"]
+
+
+def test_long_messages_count_where_the_prompt_is_given_as_tokens(monkeypatch):
+    monkeypatch.setattr("ling_jax.serve.recorded.MAX_BYTES", 200_000)
+    long = [{"role": "user", "content": "x" * 150_000}]
+    with running() as server:
+        for i in range(3):
+            ask(client_of(server, f"s{i}"), long, extra_body={"prompt_token_ids": [5, 6, 7]})
+        assert names_in(server) == ["s2"]
+        ask(client_of(server, "s2"), long, extra_body={"prompt_token_ids": [5, 6, 7]})
+        with pytest.raises(openai.ConflictError, match=r"has recorded 30\d{4} bytes"):
+            ask(client_of(server, "s2"))
