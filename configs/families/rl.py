@@ -1,9 +1,9 @@
-"""One family of tasks, of its lowest difficulty, learnt by trial with GRPO.
+"""One family of tasks, of its lowest difficulty, learnt by trial with GRPO; or all, drawn by their pass rates.
 
 python -m launch.rl --config=configs/families/rl.py:toolkits --workdir=runs/toolkits/rl
 """
 
-from configs.families.base import SIZES
+from configs.families.base import families_of, sizes_of
 from configs.own import rl
 from ling_jax.envs import environment
 
@@ -11,12 +11,15 @@ from ling_jax.envs import environment
 def get_config(family="toolkits"):
     config = rl.get_config()
     config.start_from = f"runs/{family}/sft"
-    lowest = environment(family).DIFFICULTIES[0]
-    config.tasks = ({"environment": family, "difficulties": (lowest,), "count": 2_000, "seed": 100_000},)
+    config.tasks = tuple(
+        {"environment": name, "difficulties": (environment(name).DIFFICULTIES[0],), "count": 2_000, "seed": 100_000}
+        for name in families_of(family)
+    )
     config.optimizer.peak_lr = 2e-4
-    config.rollout.context, config.rollout.max_tokens = SIZES[family]
+    config.rollout.context, config.rollout.max_tokens = sizes_of(family)
     config.train.steps = 20
     config.train.updates_per_batch = 4
-    config.train.eval_tasks = 600
+    config.train.dpr_steps = 20 if family == "all" else 0
+    config.train.eval_tasks = 700
     config.train.eval_every = 0
     return config

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
@@ -155,13 +155,13 @@ class Server:
 
     async def list_sessions(self, request: Request) -> Response:
         """The recorded sessions."""
-        return await asyncio.to_thread(_listing, list(self.sessions))
+        return await asyncio.to_thread(lambda: json_response({"sessions": [listed(found) for found in self.sessions]}))
 
     async def export_session(self, request: Request) -> Response:
         """The samples of a session."""
         session, asked = self.sessions.find(request.path_params["name"]), request.query_params
         choice = asked.get("samples", SAMPLES[0]), asked.get("branches", BRANCHES[0])
-        return await asyncio.to_thread(lambda: json_response(exported(session, *choice)))
+        return await asyncio.to_thread(lambda: json_response(exported(session, *choice), pieces=True))
 
     async def end_session(self, request: Request) -> Response:
         """Forgets a session."""
@@ -200,8 +200,8 @@ class Server:
         if session is not None:
             session = self.sessions.keep(session)
             asked = session.begin(asked)
-        place = _Place(self, asked, session)
         choices = [kind(self.served, asked, i) for i in range(len(asked.requests))]
+        place = _Place(self, asked, session)
         if asked.stream:
             return EventStream(self._events(choices, writer, session), self.limits.stall_seconds, place.leave)
         whole = False
@@ -216,6 +216,8 @@ class Server:
             place.leave(whole)
 
     def _check_queue(self, count: int) -> None:
+        if self.service.ended.done():
+            raise ApiError(503, "the engine has ended", code="engine_ended")
         if self.pending + count > self.limits.choices:
             message = f"{self.pending} answers are under way, of at most {self.limits.choices}; try again later"
             raise ApiError(429, message, code="queue_full")
@@ -341,10 +343,6 @@ class _Place:
     def _move(self, count: int) -> None:
         if self._session is not None:
             self._server.sessions.move(self._session, count)
-
-
-def _listing(sessions: Sequence[Session]) -> Response:
-    return json_response({"sessions": [listed(session) for session in sessions]})
 
 
 def _failure(error: Exception) -> ApiError:

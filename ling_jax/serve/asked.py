@@ -60,7 +60,7 @@ class Earlier:
 
     calls: Sequence[Call]  # those that have ended
     rule: Rule | None  # how its answers are drawn, whatever is asked
-    drawn: int  # tokens of all its answers
+    drawn: int  # tokens of its answers, so far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,11 @@ class Asked:
     scored: int = 0  # tokens of all prompts that are drawn by force
     chat: Chat | None = None  # what the prompt of a chat is made of
     known: int = 0  # calls of its session that had ended when it came
+
+    @property
+    def is_score(self) -> bool:
+        """Whether it asks for log-probs of prompts, whose tokens are drawn by force."""
+        return self.echo and bool(self.logprobs)
 
 
 def asked_completion(served: Served, body: CompletionBody, id: str, earlier: Earlier | None = None) -> Asked:
@@ -184,12 +189,17 @@ def _chat_prompt(
         messages = normalise_messages(list(body.messages))
     except ValueError as error:
         raise bad_value(error, "messages") from None
-    size = len(json.dumps([messages, tools]))
-    chat = Chat(messages, messages, tools, template, with_reasoning(template, messages), size)
+    chat = Chat(messages, messages, tools, template, with_reasoning(template, messages), _size([messages, tools]))
     if body.prompt_token_ids:
         return body.prompt_token_ids, chat
     found = continued(served.tokenizer, served.end_ids, earlier.calls, chat)
     return found or (chat_tokens(served, body.messages, tools, template), chat)
+
+
+def _size(value: Any) -> int:
+    """About how many bytes a value of JSON takes: its text, and what Python needs for each object, list and item."""
+    text = json.dumps(value)
+    return len(text) + 300 * text.count("{") + 64 * text.count("[") + 32 * text.count(", ")
 
 
 def _ruled(body: B, earlier: Earlier | None) -> B:

@@ -4,13 +4,15 @@ A call is the child of one that had ended before it was asked if its prompt begi
 token for token:
 
     user ─ call 0 ─ tool ─ call 1 ─ tool ─ call 3      call 2 asks again what call 1 was asked: its sibling
-                       └── call 2                      call 4 begins with no earlier call: another root
+                       └── call 2                      call 4 goes on from no earlier call: another root
     user ─ call 4
 
 Calls stand in the order in which they ended, so that a parent comes before its children.
 """
 
+import bisect
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +21,7 @@ import numpy as np
 from ling_jax.rl.trajectory import Trajectory
 
 CUT = "abort"  # how an answer ended that its client, or an update of the weights, has cut off
-TAIL = 8  # last tokens of a context by which calls are looked up, before all its tokens are compared
+TAIL = 8  # last tokens of a context by which calls are looked up, before all its tokens are hashed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,42 +36,51 @@ class Call:
     known: int  # calls of its session that had ended when it was asked
     messages: Sequence[dict[str, Any]] = ()  # of a chat, the answer at the end
     chat: Any = None  # what later calls of the conversation go on from
+    size: int = 0  # bytes that it keeps, about
 
     @property
     def context(self) -> np.ndarray:
         """Prompt and answer."""
         return np.concatenate([self.prompt, self.drawn])
 
-    @property
-    def size(self) -> int:
-        """Bytes that it keeps, roughly: token ids, log-probs and texts."""
-        return 4 * len(self.prompt) + 16 * len(self.drawn) + (0 if self.chat is None else self.chat.size)
-
 
 def parents(calls: Sequence[Call]) -> list[int | None]:
-    """The number of each call's parent, None of a root: of all calls that it knew, and that its prompt goes on from,
-    that with the longest context, and of these the last."""
+    """The number of each call's parent, None of a root: of all calls that had ended when it was asked, and that its
+    prompt goes on from, that with the longest context, and of these the last."""
     found: list[int | None] = []
-    ends: dict[int, dict[bytes, list[int]]] = {}  # length of a context -> its last tokens -> calls
+    lengths: list[int] = []  # of contexts, each once, in order
+    ends: dict[tuple[int, bytes], dict[bytes, list[int]]] = {}  # length, last tokens -> digest of all -> calls
     for number, call in enumerate(calls):
-        lengths = sorted((length for length in ends if length <= len(call.prompt)), reverse=True)
-        tails = ((length, call.prompt[max(0, length - TAIL) : length].tobytes()) for length in lengths)
-        alike = (other for length, tail in tails for other in reversed(ends[length].get(tail, ())))
-        found.append(next((other for other in alike if other < call.known and _goes_on(call, calls[other])), None))
+        shorter = lengths[: bisect.bisect_right(lengths, len(call.prompt))]
+        alike = ((length, ends.get((length, _tail(call.prompt, length)))) for length in reversed(shorter))
+        same = (calls_.get(_digest(call.prompt[:length]), ()) for length, calls_ in alike if calls_)
+        found.append(next((other for others in same for other in reversed(others) if other < call.known), None))
         context = call.context
-        ends.setdefault(len(context), {}).setdefault(context[-TAIL:].tobytes(), []).append(number)
+        length = len(context)
+        if (place := bisect.bisect_left(lengths, length)) == len(lengths) or lengths[place] != length:
+            lengths.insert(place, length)
+        ends.setdefault((length, _tail(context, length)), {}).setdefault(_digest(context), []).append(number)
     return found
 
 
-def _goes_on(call: Call, other: Call) -> bool:
-    """Whether the prompt of a call begins with the prompt and the answer of another."""
-    return np.array_equal(call.prompt[: len(other.prompt) + len(other.drawn)], other.context)
+def _tail(tokens: np.ndarray, length: int) -> bytes:
+    return tokens[max(0, length - TAIL) : length].tobytes()
+
+
+def _digest(tokens: np.ndarray) -> bytes:
+    return hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+
+
+def branch_count(calls: Sequence[Call]) -> int:
+    """Calls without a child."""
+    return len(calls) - len(set(parents(calls)) - {None})
 
 
 def chains(calls: Sequence[Call]) -> list[list[int]]:
     """The way from a root to each call without a child, in the order of these calls."""
     above = parents(calls)
-    return [_chain(above, number) for number in range(len(calls)) if number not in above]
+    inner = set(above)
+    return [_chain(above, number) for number in range(len(calls)) if number not in inner]
 
 
 def main_chain(calls: Sequence[Call]) -> list[int]:

@@ -29,7 +29,7 @@ class Chat:
     tools: Sequence[Any]
     template: ChatTemplate | FolderTemplate  # as the request asks for it
     renders: ChatTemplate | FolderTemplate  # as the prompt was rendered
-    size: int  # bytes of messages and tools as JSON
+    size: int  # bytes of messages and tools, about
 
 
 def continued(

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from ling_jax.serve.errors import ApiError
 
 T = TypeVar("T")
-FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")  # headers by which a proxy says whom it hands on
+PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")  # how headers begin that a proxy adds
 DRAINED = 4  # times the limit of a body that is read and dropped, so that the client sees the answer; our choice
 
 
@@ -58,7 +58,7 @@ def check_admin(request: Request, keys: Keys) -> None:
         request.client is None
         or not _is_loopback(request.client.host)
         or not (host == "localhost" or _is_loopback(host))
-        or any(name in request.headers for name in FORWARDED)
+        or any(name.startswith(PROXIES) for name in request.headers)
     ):
         raise ApiError(
             403, "admin calls come from this machine, to 127.0.0.1, through no proxy; elsewhere start with an admin key"
@@ -74,7 +74,7 @@ def session_name(request: Request) -> str | None:
     names = list(dict.fromkeys([*headers, *([] if path is None else [path])]))
     if len(names) > 1:
         found = " and ".join(repr(name[:200]) for name in names[:3])
-        raise ApiError(400, f"the address and the header X-Session name {len(names)} sessions: {found}", "session")
+        raise ApiError(400, f"the address and headers X-Session name {len(names)} sessions: {found}", "session")
     return names[0] if names else None
 
 
@@ -114,9 +114,15 @@ async def _read(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A response of JSON; characters that JSON cannot hold as UTF-8 are escaped."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def json_response(
+    content: Any, status: int = 200, headers: dict[str, str] | None = None, *, pieces: bool = False
+) -> Response:
+    """A response of JSON; characters that JSON cannot hold as UTF-8 are escaped.
+
+    Written in `pieces`, a large one leaves other threads their turn.
+    """
+    encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = "".join(encoder.iterencode(content)) if pieces else encoder.encode(content)
     body = text.encode("utf-8", "backslashreplace")
     return Response(body, status, headers=headers, media_type="application/json")
 

@@ -13,13 +13,14 @@ from ling_jax.engine.request import Request
 from ling_jax.messages import nearest
 from ling_jax.rl.trajectory import BRANCHES, SAMPLES
 from ling_jax.serve.asked import Asked, Earlier
-from ling_jax.serve.calls import CUT, Call, chains, chosen, sample
+from ling_jax.serve.calls import CUT, Call, branch_count, chosen, sample
 from ling_jax.serve.choice import Choice, Delta, answer_of, joined, version_runs
 from ling_jax.serve.errors import ApiError
 from ling_jax.serve.rule import Rule
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 MAX_BYTES = 512 << 20  # of all recorded calls; our choice
+CALL_BYTES, DRAWN_BYTES = 1024, 16  # of a call besides its tokens and messages; of a drawn token with its text
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,12 +30,12 @@ class Session:
     name: str
     rule: Rule | None = None  # how its answers are drawn, whatever it asks; None: as it asks
     calls: list[Call] = dataclasses.field(default_factory=list)
-    pending: int = 0  # calls under way
-    begun: int = 0  # answers that were asked for
+    pending: int = 0  # answers under way
+    begun: int = 0  # answers that a rule counts
     drawn: int = 0  # tokens, of answers under way too
     size: int = 0  # bytes of the recorded calls
     ended: bool = False  # it was deleted, or its episode is over
-    used: float = dataclasses.field(default_factory=time.monotonic)  # when a call was asked or ended last
+    used: float = dataclasses.field(default_factory=time.monotonic)  # when a call came, began or ended last
     _prompts: collections.Counter[bytes] = dataclasses.field(default_factory=collections.Counter)  # asked so far
 
     def earlier(self) -> Earlier:
@@ -42,27 +43,31 @@ class Session:
         return Earlier(tuple(self.calls), self.rule, self.drawn)
 
     def begin(self, asked: Asked) -> Asked:
-        """Notes what is asked; as the rule has it, if there is one. Raises ApiError where the rule allows no more."""
-        if self.rule is not None:
-            self.rule.check(self.begun + len(asked.requests), self.drawn)
-            asked = dataclasses.replace(asked, requests=[self._ruled(request) for request in asked.requests])
-        self.begun += len(asked.requests)
-        return asked
+        """What is asked, as the rule has it if there is one. Raises ApiError where the rule allows no more answers."""
+        if self.rule is None or asked.is_score:
+            return asked
+        count = sum(request.max_new_tokens > 0 for request in asked.requests)
+        if count:
+            self.rule.check(self.begun, self.drawn, count)
+        self.begun += count
+        return dataclasses.replace(asked, requests=[self._ruled(request) for request in asked.requests])
 
     def _ruled(self, request: Request) -> Request:
         assert self.rule is not None
+        if not request.max_new_tokens:
+            return request
         prompt = np.asarray(request.tokens, np.int32).tobytes()
         self._prompts[prompt] += 1
         return self.rule.request(request, prompt, self._prompts[prompt] - 1)
 
     def move(self, count: int) -> None:
-        """So many calls more are under way, or fewer."""
+        """So many answers more are under way, or fewer."""
         self.pending += count
         self.used = time.monotonic()
 
     def note(self, choice: Choice, delta: Delta) -> None:
         """Notes what an answer has drawn, and records it where that is its end."""
-        if not choice.asked.scored:  # tokens that were drawn by force are nobody's answer
+        if not choice.asked.is_score:  # tokens that were drawn by force are nobody's answer
             self.drawn += len(delta.tokens)
         if delta.finish:
             self._record(choice)
@@ -74,7 +79,7 @@ class Session:
                 self._record(choice)
 
     def _record(self, choice: Choice) -> None:
-        if choice.drawn and not choice.asked.scored:
+        if choice.drawn and not choice.asked.is_score:
             call = call_of(choice)
             self.calls.append(call)
             self.size += call.size
@@ -83,8 +88,8 @@ class Session:
 class Sessions:
     """All sessions, the one whose last call began or ended longest ago first.
 
-    At most `limit` are kept, of at most 512 MiB together: the oldest ones without a call under way leave. With
-    `is_open` False only those that `open` has made may be used.
+    Where there are more than `limit`, or more than 512 MiB, the first ones leave; those with a call under way stay, and
+    the last one. With `is_open` False only those that `open` has added may be used, and none leaves by itself.
     """
 
     def __init__(self, limit: int = 256, *, is_open: bool = True):
@@ -99,9 +104,9 @@ class Sessions:
         self._sessions[session.name] = session
 
     def of(self, name: str | None) -> Session | None:
-        """The session of a call that was asked, a new one where the name is new; None without a name.
+        """The session of a call that came, a new one where the name is new; None without a name.
 
-        A new one is kept from `keep` on, so that a call that is refused leaves nothing. Raises ApiError.
+        A new one is stored by `keep` alone, so that a call that is refused before leaves nothing. Raises ApiError.
         """
         if name is None:
             if not self.is_open:
@@ -118,22 +123,24 @@ class Sessions:
         return session
 
     def keep(self, session: Session) -> Session:
-        """The session that records a call which begins: that of its name, which is this one if there is none.
+        """Stores the session of a call that begins; the one to record it in.
 
-        One that has ended since the call was asked is not kept again. Raises ApiError 404 where its episode is over.
+        That is another one where a call of the same name has begun meanwhile. One that was deleted meanwhile is not
+        stored again. Raises ApiError 404 where its episode is over.
         """
-        if not session.ended:
-            return self._sessions.setdefault(session.name, session)
-        if not self.is_open:
+        if self.is_open:
+            return session if session.ended else self._sessions.setdefault(session.name, session)
+        if session.ended:
             self._check_room(session.name)
         return session
 
     def move(self, session: Session, count: int) -> None:
-        """So many calls more of a session are under way, or fewer; others may have to leave."""
+        """So many answers of a session more are under way, or fewer; others may have to leave."""
         session.move(count)
-        if self._sessions.get(session.name) is session:
-            self._sessions.move_to_end(session.name)
-        self._shrink()
+        if self.is_open:
+            if self._sessions.get(session.name) is session:
+                self._sessions.move_to_end(session.name)
+            self._shrink()
 
     def find(self, name: str) -> Session:
         """Raises ApiError 404 where there is none of this name."""
@@ -153,9 +160,7 @@ class Sessions:
             session.ended = True
 
     def _shrink(self) -> None:
-        """Lets sessions go that are too many, or too long together; those that `open` made stay, and the newest."""
-        if not self.is_open:
-            return
+        """Lets sessions go that are too many, or too large together."""
         total = sum(session.size for session in self)
         for session in list(self)[:-1]:
             if len(self._sessions) <= self.limit and total <= MAX_BYTES:
@@ -189,17 +194,23 @@ def call_of(choice: Choice) -> Call:
         runs=[(version, count) for version, count in version_runs(deltas)],
         finish_reason=deltas[-1].finish or CUT,
         known=choice.asked.known,
+        size=CALL_BYTES + 4 * len(choice.request.tokens) + DRAWN_BYTES * choice.drawn + _share(choice),
         messages=messages,
         chat=chat,
     )
 
 
-def listed(session: Session) -> dict[str, Any]:
-    """The line of a session in the list."""
-    calls = list(session.calls)
-    counts = {"calls": len(calls), "branches": len(chains(calls)), "drawn_tokens": sum(len(c.drawn) for c in calls)}
-    counts |= {"pending": session.pending}
-    return {"name": session.name, **counts}
+def _share(choice: Choice) -> int:
+    """Bytes of the conversation, which the answers to one request share."""
+    chat = choice.asked.chat
+    return 0 if chat is None else chat.size // choice.asked.n
+
+
+def listed(session: Session, calls: Sequence[Call] | None = None) -> dict[str, Any]:
+    """The line of a session in the list, with these calls or those that it has."""
+    calls = list(session.calls) if calls is None else calls
+    counts = {"calls": len(calls), "branches": branch_count(calls), "drawn_tokens": sum(len(c.drawn) for c in calls)}
+    return {"name": session.name, **counts, "pending": session.pending}
 
 
 def exported(session: Session, samples: str, branches: str) -> dict[str, Any]:
@@ -210,7 +221,7 @@ def exported(session: Session, samples: str, branches: str) -> dict[str, Any]:
             raise ApiError(400, message, name)
     calls = list(session.calls)
     found = [_sample(calls, chain, session.name) for chain in chosen(calls, samples, branches)]
-    return listed(session) | {"samples": found}
+    return listed(session, calls) | {"samples": found}
 
 
 def _sample(calls: Sequence[Call], chain: Sequence[int], name: str) -> dict[str, Any]:

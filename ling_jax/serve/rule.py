@@ -26,24 +26,26 @@ class Rule:
     max_calls: int  # answers
     priority: int = 0
 
-    def check(self, calls: int, drawn: int) -> None:
-        """Raises ApiError where so many answers, or so many tokens before the next, are too many."""
-        if calls > self.max_calls:
-            raise ApiError(400, f"the episode has had its {self.max_calls} answers", code=OVER)
-        if drawn >= self.max_tokens:
-            raise ApiError(400, f"the episode has had its {self.max_tokens} tokens", code=OVER)
+    def check(self, begun: int, drawn: int, count: int) -> None:
+        """Raises ApiError where, after so many answers and tokens, `count` answers more are too many."""
+        if begun + count > self.max_calls:
+            raise ApiError(400, f"the episode has had {begun} of its {self.max_calls} answers", code=OVER)
+        if drawn + count > self.max_tokens:
+            raise ApiError(400, f"the episode has had {drawn} of its {self.max_tokens} tokens", code=OVER)
 
     def body(self, body: B) -> B:
         """The body without what would change the sampling, and without a length, which `room` says."""
         plain: dict[str, Any] = dict(PLAIN)
-        if isinstance(body, ChatBody):
+        if isinstance(body, CompletionBody):
+            plain |= {"max_tokens": 0} if body.echo and body.logprobs else {}  # a score has no answer beside it
+        else:
             choice = body.tool_choice if body.tool_choice == "none" else "auto"
             plain |= {"tool_choice": choice, "response_format": ResponseFormat(type="text")}
         return body.model_copy(update=plain)
 
     def room(self, asked: int, left: int, drawn: int, count: int) -> int:
-        """Tokens of each of `count` answers: what is asked, the context has left, and the episode has for all of them;
-        where more than none are asked, at least one."""
+        """Tokens of each of `count` answers: at most what is asked, what the context has left, and an equal share of
+        what the episode has left. At least one, unless none is asked."""
         return min(asked, max(1, min(left, (self.max_tokens - drawn) // count)))
 
     def request(self, request: Request, prompt: bytes, before: int) -> Request:

@@ -9,6 +9,8 @@ import pytest
 from ling_jax.envs import environment
 from ling_jax.rl.collector import play
 from ling_jax.rl.failures import TooManyFailures
+from ling_jax.serve.errors import ApiError
+from ling_jax.serve.rule import Rule
 from tests.helpers.agents import agent_collector, options_of, write_agent
 from tests.helpers.rl_run import MODEL
 from tests.helpers.tiny import random_params
@@ -155,12 +157,15 @@ for i in range(9):
     assert episode.turns[-1].endswith("episode_over") and episode.drawn <= episode.max_tokens
 
 
-def test_answers_of_one_call_share_the_tokens_that_are_left(tmp_path):
-    lines = "ask(n=4, max_tokens=1000); ask([*messages, *messages], n=4, max_tokens=1000)"
-    (episode,) = played(
-        tmp_path, f"try:\n    {lines}\nexcept urllib.error.HTTPError as error:\n    print(error)", count=1
-    )
-    assert 0 < episode.drawn <= episode.max_tokens
+def test_answers_of_one_call_share_the_tokens_that_are_left():
+    rule = Rule(seed=0, temperature=1.0, max_tokens=10, max_calls=5)
+    assert [rule.room(1000, left=50, drawn=3, count=n) for n in (1, 2, 3, 7)] == [7, 3, 2, 1]
+    assert rule.room(1000, left=2, drawn=0, count=1) == 2 and rule.room(1, left=2, drawn=0, count=1) == 1
+    assert rule.room(0, left=50, drawn=3, count=1) == 0
+    rule.check(begun=2, drawn=7, count=3)
+    for begun, drawn in ((3, 7), (2, 8)):
+        with pytest.raises(ApiError, match="the episode has had"):
+            rule.check(begun, drawn, count=3)
 
 
 @pytest.mark.parametrize("logprobs", [None, 1])
