@@ -154,7 +154,7 @@ class AgentCollector(Collector):
                 time.sleep(POLL_SECONDS)
 
     def settled(self, episodes: Mapping[int, Episode]) -> list[Progress]:
-        """What was done for these episodes and was not told yet; those that have ended leave."""
+        """What programs have done for these episodes since the last call. Episodes that have ended leave."""
         moved = []
         for id, agent in sorted(self._agents.items()):
             if id not in episodes:
@@ -227,8 +227,8 @@ class AgentCollector(Collector):
             self._judge(agent, result)
 
     def _fail(self, agent: _Agent, error: str) -> None:
-        """Once the policy has written something, it may be to blame: not to be answered pays no better than a wrong
-        answer."""
+        """The program has failed. Once the policy has written something it may be to blame, so that the episode counts
+        as a wrong answer."""
         if not agent.session.drawn:
             agent.episode.end("env_failed", error)
         elif self._fill(agent):

@@ -143,15 +143,11 @@ class Server:
 
     async def complete(self, request: Request, body: protocol.CompletionBody) -> Response:
         """Completions of plain text."""
-        id, session = f"cmpl-{uuid.uuid4().hex}", self._session(request)
-        asked = await asyncio.to_thread(asked_completion, self.served, body, id, session and session.earlier())
-        return await self._answer(request, asked, Choice, CompletionWriter(self.served, asked, id), session)
+        return await self._asked(request, body, "cmpl", asked_completion, Choice, CompletionWriter)
 
     async def chat(self, request: Request, body: protocol.ChatBody) -> Response:
         """Chat completions."""
-        id, session = f"chatcmpl-{uuid.uuid4().hex}", self._session(request)
-        asked = await asyncio.to_thread(asked_chat, self.served, body, id, session and session.earlier())
-        return await self._answer(request, asked, ChatChoice, ChatWriter(self.served, asked, id), session)
+        return await self._asked(request, body, "chatcmpl", asked_chat, ChatChoice, ChatWriter)
 
     async def list_sessions(self, request: Request) -> Response:
         """The recorded sessions."""
@@ -190,8 +186,19 @@ class Server:
 
     # Answers.
 
-    def _session(self, request: Request) -> Session | None:
-        return self.sessions.of(session_name(request))
+    async def _asked(
+        self,
+        request: Request,
+        body: Any,
+        name: str,
+        reads: Callable[..., Asked],
+        kind: type[Choice],
+        writes: type[Writer],
+    ) -> Response:
+        """Reads what a body asks, beside the other requests, and answers it."""
+        id, session = f"{name}-{uuid.uuid4().hex}", self.sessions.of(session_name(request))
+        asked = await asyncio.to_thread(reads, self.served, body, id, session and session.earlier())
+        return await self._answer(request, asked, kind, writes(self.served, asked, id), session)
 
     async def _answer(
         self, request: Request, asked: Asked, kind: type[Choice], writer: Writer, session: Session | None
