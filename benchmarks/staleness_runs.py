@@ -59,7 +59,7 @@ class Grid:
     corrections: tuple[str, ...] = tuple(CORRECTIONS)
     seeds: tuple[int, ...] = (0, 1, 2)
     sft_steps: tuple[int, ...] = (260, 180)  # of each task: a start that solves 20 to 60 % (measured: 30 % and 39 %)
-    peak_lrs: tuple[float, ...] = (5e-5, 2e-4)  # of each task: its runs learn at staleness 0
+    peak_lrs: tuple[float, ...] = (5e-5, 2e-4)  # of each task: near rates that learnt at staleness 0
     steps: int = 48
     prompts: int = 8  # groups of a step
     eval_tasks: int = 256

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -205,7 +206,9 @@ class Server:
     ) -> Response:
         self._check_queue(len(asked.requests))
         if session is not None:
-            session = self.sessions.keep(session)
+            kept = self.sessions.keep(session)
+            if kept is not session:  # of whose calls none had ended when this one came
+                session, asked = kept, dataclasses.replace(asked, known=0)
             asked = session.begin(asked)
         choices = [kind(self.served, asked, i) for i in range(len(asked.requests))]
         place = _Place(self, asked, session)

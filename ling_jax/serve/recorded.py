@@ -79,7 +79,7 @@ class Session:
                 self._record(choice)
 
     def _record(self, choice: Choice) -> None:
-        if choice.drawn and not choice.asked.is_score:
+        if not choice.asked.is_score and any(delta.tokens for delta in choice.deltas):
             call = call_of(choice)
             self.calls.append(call)
             self.size += call.size
@@ -185,16 +185,17 @@ def check_name(name: str) -> None:
 
 def call_of(choice: Choice) -> Call:
     """What a choice has drawn so far, as a call that has ended."""
-    deltas, chat = choice.deltas, choice.asked.chat
+    deltas, chat, prompt = choice.deltas, choice.asked.chat, choice.request.tokens
+    drawn = joined(deltas, "tokens")
     messages: Sequence[dict[str, Any]] = () if chat is None else [*chat.messages, answer_of(deltas)]
     return Call(
-        prompt=np.asarray(choice.request.tokens, np.int32),
-        drawn=np.asarray(joined(deltas, "tokens"), np.int32),
+        prompt=np.asarray(prompt, np.int32),
+        drawn=np.asarray(drawn, np.int32),
         logps=np.asarray(joined(deltas, "logps"), np.float32),
         runs=[(version, count) for version, count in version_runs(deltas)],
         finish_reason=deltas[-1].finish or CUT,
         known=choice.asked.known,
-        size=CALL_BYTES + 4 * len(choice.request.tokens) + DRAWN_BYTES * choice.drawn + _share(choice),
+        size=CALL_BYTES + 4 * len(prompt) + DRAWN_BYTES * len(drawn) + _share(choice),
         messages=messages,
         chat=chat,
     )

@@ -29,9 +29,17 @@ class Rule:
     def check(self, begun: int, drawn: int, count: int) -> None:
         """Raises ApiError where, after so many answers and tokens, `count` answers more are too many."""
         if begun + count > self.max_calls:
-            raise ApiError(400, f"the episode has had {begun} of its {self.max_calls} answers", code=OVER)
+            raise ApiError(
+                400,
+                f"the episode has had {begun} of its {self.max_calls} answers, and {count} more are asked",
+                code=OVER,
+            )
         if drawn + count > self.max_tokens:
-            raise ApiError(400, f"the episode has had {drawn} of its {self.max_tokens} tokens", code=OVER)
+            raise ApiError(
+                400,
+                f"the episode has had {drawn} of its {self.max_tokens} tokens, and {count} answers more are asked",
+                code=OVER,
+            )
 
     def body(self, body: B) -> B:
         """The body without what would change the sampling, and without a length, which `room` says."""

@@ -56,6 +56,12 @@ def test_an_environment_makes_its_own_mistakes_and_one_turn_needs_no_sandbox(nam
         assert of_wrong[-1]["role"] == "assistant"
 
 
+def test_the_recipe_of_all_families_has_room_for_each_and_draws_by_pass_rates():
+    config = from_dict(RLConfig, rl_config("all").to_dict())
+    assert {task.environment for task in config.tasks} == set(SIZES) and config.train.dpr_steps
+    assert config.rollout.context == max(context for context, _ in SIZES.values())
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_the_recipe_of_a_family_has_room_for_its_conversations(name):
     """In tokens of the 512 that a base makes of its texts."""

@@ -96,6 +96,9 @@ def test_without_an_admins_key_weights_are_for_this_machine_alone(server):
     assert server.post("/v1/weights/init", {}).status_code == 200
     error = error_of(server.post("/v1/weights/init", {}, headers={"Host": "rebound.example:8000"}), 403)
     assert "admin" in error["message"]
+    for name in ("Via", "Forwarded", "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP"):
+        error = error_of(server.post("/v1/weights/init", {}, headers={name: "10.0.0.1"}), 403)
+        assert "through no proxy" in error["message"]
     assert server.post("/v1/weights/init", b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
 
 

@@ -265,6 +265,12 @@ def test_long_messages_count_where_the_prompt_is_given_as_tokens(monkeypatch):
         for i in range(3):
             ask(client_of(server, f"s{i}"), long, extra_body={"prompt_token_ids": [5, 6, 7]})
         assert names_in(server) == ["s2"]
+        ask(
+            client_of(server, "s3"),
+            [{"role": "user", "content": "{[, " * 10_000}],
+            extra_body={"prompt_token_ids": [5]},
+        )
+        assert names_in(server) == ["s2", "s3"]  # text counts as text
         ask(client_of(server, "s2"), long, extra_body={"prompt_token_ids": [5, 6, 7]})
         with pytest.raises(openai.ConflictError, match=r"has recorded 30\d{4} bytes"):
             ask(client_of(server, "s2"))
