@@ -194,6 +194,7 @@ class _Register:
         while self.answered != self.arrived and time.monotonic() < end:
             await asyncio.sleep(ASK_SECONDS / 10)
         server.close()  # without waiting for clients that are silent
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # of clients that come while it closes
         return self.answer
 
     async def _listen(self) -> asyncio.Server:
