@@ -51,4 +51,5 @@ def test_recorded_log_probs_stay_those_of_training_over_two_hundred_swaps(start,
     train(prepared(type(config)(**{**vars(config), "optimizer": optimizer}), tmp_path))
     early, late = np.array([line["mismatch/max"] for line in lines_of(tmp_path)]).reshape(2, 100)
     print(f"\nlargest mismatch: {early.max():.2g} in the first hundred steps, {late.max():.2g} in the second")
-    assert max(early.max(), late.max()) <= 1e-5 and late.mean() <= 2 * early.mean()
+    assert late.mean() <= 1.2 * early.mean()
+    assert max(early.max(), late.max()) <= 3e-5  # rounding of a step's worst token, as in all stages
