@@ -30,7 +30,7 @@ def main() -> None:
         form = functools.partial(lightning_tpu, interpret=True, config=CONFIG, state_BHKV=state)
 
         def call(params, x_BTD):
-            return form(params, x_BTD, info._replace(split=split), log_decay)
+            return form(params | {"log_decay": log_decay}, x_BTD, info._replace(split=split))
 
         (y_BTD, final), pull = jax.vjp(call, params, x_BTD)
         final = final if state is not None else jnp.zeros_like(final)
