@@ -9,6 +9,7 @@ import json
 import math
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from benchmarks.slow_tools import SlowTool
 from ling_jax import data, model
 from ling_jax.align.rewards import configured_reward
 from ling_jax.chat.end_tokens import end_ids, save_end_ids
+from ling_jax.chat.template import ChatTemplate
+from ling_jax.chat.tool_calls import MARKUP
 from ling_jax.checkpoint import orbax
 from ling_jax.config import model_config
 from ling_jax.envs.reasoning import running_sums
@@ -30,14 +33,14 @@ from ling_jax.rl.replay import replay
 from ling_jax.train.config import OptimizerConfig
 
 CONFIG = model_config(
-    "tiny-2.6", vocab_size=263, hidden_size=64, num_layers=4, layer_group_size=4, first_dense_layers=4, num_heads=4,
-    num_norm_groups=2, q_lora_rank=32, kv_lora_rank=32, mtp_depth=0, max_length=256, compute_dtype="float32",
+    "tiny-2.6", vocab_size=512, hidden_size=64, num_layers=4, layer_group_size=4, first_dense_layers=4, num_heads=4,
+    num_norm_groups=2, q_lora_rank=32, kv_lora_rank=32, mtp_depth=0, max_length=512, compute_dtype="float32",
     init_std=0.1, remat="none",
 )  # fmt: skip
 GROUPS, GROUP_SIZE, SLOTS, STALENESS = 8, 8, 32, 4
 SIGMA = math.log(8) / 2.326  # of a lognormal whose 99th percentile is 8 times its median
 LATENCY_OVER_GENERATION = 2.0
-MICROBATCHES = 16  # of four rows: those that hold no answers are not computed
+MICROBATCHES = 32  # of four rows: those that hold no answers are not computed
 
 
 class Tool(SlowTool):
@@ -61,7 +64,7 @@ class Tools:
     def make_task(seed, difficulty):
         """That of running sums, with two turns."""
         task = running_sums.make_task(seed, difficulty)
-        return dataclasses.replace(task, environment="benchmarks.async_rl:Tools", max_turns=2, max_tokens=96)
+        return dataclasses.replace(task, environment="benchmarks.async_rl:Tools", max_turns=2, max_tokens=144)
 
 
 class Measured(NamedTuple):
@@ -143,14 +146,23 @@ SKIPPED = 2  # steps of a run that compile and fill the slots; of the asynchrono
 
 def _write_start(folder: Path) -> None:
     """A random model whose turns end after some twenty tokens."""
-    tokenizer = data.train_bpe(["a"], CONFIG.vocab_size)
+    tokenizer = data.train_bpe(_prompts(), CONFIG.vocab_size, words=MARKUP)
     orbax.save_params(folder / "checkpoints", model.init(jax.random.key(0), CONFIG), CONFIG)
     data.save_tokenizer(tokenizer, folder / "tokenizer")
-    save_end_ids(end_ids(tokenizer) | set(range(20, 31)), folder / "tokenizer")
+    save_end_ids(end_ids(tokenizer) | set(range(20, 29)), folder / "tokenizer")
+
+
+def _prompts() -> Iterator[str]:
+    """What the tasks say, as it is rendered, so that most of what is learnt from is answers and not bytes of prompts."""
+    tool = {"role": "tool", "content": "2"}
+    for seed in range(200):
+        task = Tools.make_task(seed, 1 + seed % 2)
+        pieces = ChatTemplate().render([*task.messages, {"role": "assistant", "content": ""}, tool], tools=task.tools)
+        yield "\n".join(piece.text for piece in pieces if not piece.special)
 
 
 def _prepared(folder: Path, name: str, steps: int, **rollout: Any) -> Run:
-    sizes = dict(context=192, slots=SLOTS, group_size=GROUP_SIZE, prompts_per_step=GROUPS)
+    sizes = dict(context=384, slots=SLOTS, group_size=GROUP_SIZE, prompts_per_step=GROUPS)
     config = RLConfig(
         start_from=str(folder / "start"),
         tasks=(TaskSource(environment="benchmarks.async_rl:Tools", difficulties=(1, 2), count=500),),

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,15 +29,17 @@ from launch import demo_report
 from launch.demo_rules import ON_TEXTS
 from launch.flags import run_program, usage_errors
 from launch.room import check_demo
+from launch.sandboxed import ALLOW_UNSAFE, start_sandbox
 from ling_jax import data, model
-from ling_jax.align.records import ChatSource, records, texts, write_records
+from ling_jax.align.records import ChatSource, record_of, records, texts, write_records
+from ling_jax.chat.conversations import Record
 from ling_jax.chat.template import ChatTemplate
 from ling_jax.chat.tool_calls import MARKUP
 from ling_jax.checkpoint import load_hf, orbax, save_hf
 from ling_jax.checkpoint.folder import ModelFolder, open_model, save_texts
 from ling_jax.checkpoint.side_files import fill_in
-from ling_jax.envs import Task
-from ling_jax.envs.sources import held_out_tasks
+from ling_jax.envs import Task, environment
+from ling_jax.envs.sources import TaskSource, held_out_tasks, tasks
 from ling_jax.evaluate.report import write_results
 from ling_jax.files import read_object, write_json
 from ling_jax.paths import is_remote
@@ -47,6 +49,7 @@ from ling_jax.rl.evaluation import describe, play_tasks, summarise
 from ling_jax.rl.reader import make_reader
 from ling_jax.run.program_cache import use_compilation_cache
 from ling_jax.run.workdir import lock, open_workdir, unlock
+from ling_jax.sandbox import SandboxError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the demo's files go; runs/demo, or runs/demo_quick, if not given")
 PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", "quick"], "how long it takes")
@@ -56,13 +59,23 @@ VOCABULARY = 512
 CHATS = (  # what the tokenizer is made of, beside docstrings
     ChatSource(environment="digit_sums", difficulties=(3, 4), count=2_000),
     ChatSource(environment="lookup", difficulties=(2,), count=2_000),
+    ChatSource(environment="search", difficulties=(1,), count=500),
 )
 MODULES = 100  # with docstrings
 PRETRAINING = (
     ChatSource(environment="digit_sums", difficulties=(2, 3, 4), count=18_000, seed=100_000),
     ChatSource(environment="lookup", difficulties=(1, 2), count=6_000, seed=100_000),
+    ChatSource(environment="search", difficulties=(1,), count=3_000, seed=100_000),
 )
-TASKS = {"digit_sums": (3, 4, 5), "lookup": (2,)}  # what every stage is asked: environment -> difficulties
+FUNCTIONS = TaskSource(environment="functions", difficulties=(1,), count=1_200, seed=100_000)
+TASKS = {  # what every stage is asked: environment -> (difficulties, share of the preset's tasks)
+    "digit_sums": ((3, 4, 5), 1.0), "lookup": ((2,), 1.0), "search": ((1,), 0.5),
+    "functions": ((1,), 0.25),  # a sandbox takes some 25 ms for each
+}  # fmt: skip
+NO_SANDBOX = {  # of the stages that run code, what they do where they cannot
+    "agentic": {"tasks[2].environment": "search"},
+    "specialists": {"teachers[1].tasks[2].environment": "search"},
+}
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
 SLOTS = 128
 SHOWN = 8  # trajectories of each environment and stage that are kept
@@ -128,13 +141,15 @@ def main() -> None:
 
 
 def run(folder: Path, preset: str) -> None:
+    runs_code = can_run_code()
     use_compilation_cache()
     write_texts(folder)
-    examiner = Examiner(folder, HELD_OUT[preset])
+    examiner = Examiner(folder, HELD_OUT[preset], [name for name in TASKS if runs_code or name != "functions"])
     stages = stages_of(preset)
     for number, stage in enumerate(stages):
         title(f"{number + 1} of {len(stages)}: {stage.name} ({time_left(read_times(folder), number, preset)})")
-        run_stage(stage, folder, QUICK.get(stage.name, {}) if preset == "quick" else {})
+        overrides = QUICK.get(stage.name, {}) if preset == "quick" else {}
+        run_stage(stage, folder, overrides | ({} if runs_code else NO_SANDBOX.get(stage.name, {})))
         if stage.name not in ON_TEXTS:  # which have never seen a conversation
             examiner.examine(stage.name)
     title("Export of the last model to the Hugging Face format, and back")
@@ -170,12 +185,25 @@ def title(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
+def can_run_code() -> bool:
+    """Whether this machine has a sandbox for what a model writes; says what becomes of the demo without one."""
+    try:
+        start_sandbox(["functions"])
+    except SandboxError as error:
+        print(f"{error}\nwithout a sandbox the demo runs no code: functions are learnt from texts alone", flush=True)
+        return False
+    return True
+
+
 def write_texts(folder: Path) -> None:
-    """tasks.jsonl, plain texts to pre-train on, and the tokenizer of all stages, where they are not there yet."""
+    """functions.jsonl, conversations; tasks.jsonl, plain texts to pre-train on, those among them; and the tokenizer of
+    all stages; where they are not there yet."""
+    if not (path := folder / "functions.jsonl").exists():
+        write_records(map(reference, tasks(FUNCTIONS)), path)
     if not (path := folder / "tasks.jsonl").exists():
         print(f"writing tasks and solutions into {path}", flush=True)
         solved = (record for source in PRETRAINING for _, record in records(source))
-        write_records(texts(solved), path)
+        write_records(texts(itertools.chain(solved, map(reference, tasks(FUNCTIONS)))), path)
     if not (folder / "tokenizer").exists():
         english = itertools.islice(data.documents(data.PythonDocstrings()), MODULES)
         tokenizer = data.train_bpe([*chat_texts(), *english], VOCABULARY, words=MARKUP)
@@ -184,10 +212,16 @@ def write_texts(folder: Path) -> None:
 
 def chat_texts() -> Iterator[str]:
     """Conversations about the tasks, as they are rendered; special tokens aside."""
-    for source in CHATS:
-        for _, record in records(source):
-            pieces = ChatTemplate().render(record["messages"])
-            yield "\n".join(piece.text for piece in pieces if not piece.special)
+    found = (record for source in CHATS for _, record in records(source))
+    for record in itertools.chain(found, map(reference, tasks(FUNCTIONS))):
+        pieces = ChatTemplate().render(record["messages"])
+        yield "\n".join(piece.text for piece in pieces if not piece.special)
+
+
+def reference(task: Task) -> Record:
+    """The conversation of a task of one turn with its solution, which does not run."""
+    (turn,) = environment(task.environment).solution(task)
+    return record_of(task, [*task.messages, {"role": "assistant", "content": turn}])
 
 
 def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
@@ -204,6 +238,7 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     config = f"{CONFIGS / stage.name}.py:{folder}"
     command = [sys.executable, "-m", stage.program, f"--config={config}", f"--workdir={folder / stage.name}"]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    command += ["--allow_unsafe_sandbox"] if ALLOW_UNSAFE.value and stage.name in NO_SANDBOX else []
     print(shlex.join(command), flush=True)
     with timed(folder, stage.name):
         code = run_to_end(command)
@@ -291,9 +326,11 @@ def time_left(times: Mapping[str, float], number: int, preset: str) -> str:
 class Examiner:
     """Asks every stage's model the same held-out tasks; one compiled program serves all."""
 
-    def __init__(self, folder: Path, count: int):
-        self.folder, self.count = folder, count
-        self.tasks = [t for name, difficulties in TASKS.items() for t in held_out_tasks(name, difficulties, count)]
+    def __init__(self, folder: Path, count: int, environments: Sequence[str]):
+        self.folder = folder
+        asked = {name: held_out_tasks(name, TASKS[name][0], round(TASKS[name][1] * count)) for name in environments}
+        self.tasks = [task for of_one in asked.values() for task in of_one]
+        self.shown = {task.id for of_one in asked.values() for task in of_one[:SHOWN]}
         self.collector: Collector | None = None
 
     def examine(self, stage: str) -> None:
@@ -313,7 +350,7 @@ class Examiner:
         print(f"{stage}: the model answers {len(self.tasks)} held-out tasks", flush=True)
         with timed(self.folder, f"evaluation of {stage}"):
             episodes = play_tasks(self.collector, loaded.params, self.tasks)
-        shown = [episode for episode in episodes if episode.id % self.count < SHOWN]
+        shown = [episode for episode in episodes if episode.task.id in self.shown]
         trajectories = [to_atif(episode, self.collector.reader, stage=stage) for episode in shown]
         answers = [describe(episode) for episode in episodes]
         answers = [answer | _told_by(task, answer) for task, answer in zip(self.tasks, answers, strict=True)]
@@ -326,7 +363,8 @@ class Examiner:
 def _told_by(task: Task, answer: Mapping[str, Any]) -> dict[str, Any]:
     """What the report shows beside an answer: the right one, and calls more than were needed."""
     calls = answer["rewards"].get("superfluous_calls", 0.0)
-    return {"expected": task.hidden["answer"], "superfluous_calls": calls}
+    expected = task.hidden["answer" if "answer" in task.hidden else "solution"]
+    return {"expected": expected, "superfluous_calls": calls}
 
 
 def round_trip(stage: ModelFolder, folder: Path) -> str:

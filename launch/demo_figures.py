@@ -17,7 +17,12 @@ from ling_jax.evaluate.statistics import Z95
 Stages = Sequence[Mapping[str, Any]]  # rows of report.json, a stage each
 Interval = tuple[float, float]
 
-TASKS = {"digit_sums": "Sums", "lookup": "Sums over a tool's numbers"}  # environment -> title; others have their name
+TASKS = {  # environment -> title; others have their name
+    "digit_sums": "Sums",
+    "lookup": "Sums over a tool's numbers",
+    "search": "Searches",
+    "functions": "Functions written",
+}
 LAYERS = {
     "GQA": "var(--c3)",
     "Lightning": "var(--c0)",

@@ -1,4 +1,5 @@
-"""The agentic specialist of `make demo`: sums of numbers that a tool knows, without calls that nobody needs; GSPO.
+"""The agentic specialist of `make demo`: sums of numbers that a tool knows, searches, and functions that a sandbox runs;
+no calls that nobody needs; GSPO.
 
 python -m launch.align --config=configs/demo/agentic.py --workdir=runs/demo/agentic
 
@@ -11,12 +12,16 @@ from configs.align import tiny_agentic
 def get_config(folder="runs/demo"):
     config = tiny_agentic.get_config()
     config.start_from = f"{folder}/sft"
-    config.tasks = ({"environment": "lookup", "difficulties": (2,), "count": 2_000, "seed": 200_000},)
+    config.tasks = (
+        {"environment": "lookup", "difficulties": (2,), "count": 2_000, "seed": 200_000},
+        {"environment": "search", "difficulties": (1,), "count": 1_000, "seed": 210_000},
+        {"environment": "functions", "difficulties": (1,), "count": 500, "seed": 220_000},
+    )
     config.optimizer.peak_lr = 2e-4
     config.rollout.context = 144
     config.rollout.max_tokens = 72
-    config.rollout.prompts_per_step = 16
-    config.train.steps = 10
-    config.train.dpr_steps = 10
+    config.rollout.prompts_per_step = 24
+    config.train.steps = 12
+    config.train.dpr_steps = 12
     config.train.eval_tasks = 0
     return config

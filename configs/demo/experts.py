@@ -16,7 +16,7 @@ def get_config(folder="runs/demo"):
     model = model_config("tiny-2.6", num_layers=2, layer_group_size=2, first_dense_layers=0, max_length=512)
     config.model = to_config_dict(model)
     config.optimizer = to_config_dict(OptimizerConfig(peak_lr=2e-3, warmup_steps=10))
-    config.train.steps = 60
+    config.train.steps = 45
     config.train.log_every = 10
     config.train.batch_size = 8
     return config

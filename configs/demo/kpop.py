@@ -30,6 +30,6 @@ def get_config(folder="runs/demo"):
     config.rollout.slots = 256
     config.rollout.token_budget = 256 * 20  # an answer of some 40 tokens takes two or three versions
     config.rollout.overlap = True
-    config.train.steps = 24
+    config.train.steps = 20
     config.train.eval_tasks = 512
     return config

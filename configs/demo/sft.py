@@ -1,4 +1,5 @@
-"""Chat answers of `make demo`: sums whose steps are often written again, and sums of numbers that a tool knows.
+"""Chat answers of `make demo`: sums whose steps are often written again, sums of numbers that a tool knows, searches, and
+functions to write.
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
 
@@ -12,12 +13,14 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 def get_config(folder="runs/demo"):
     planted = {"redundancy": 0.6, "most": 1}  # so that the likeliest answer has every step and call twice
-    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.6)
-    lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.4)
+    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.47)
+    lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.33)
+    search = ChatSource(environment="search", difficulties=(1,), count=1_000, weight=0.05)
+    functions = ChatSource(path=f"{folder}/functions.jsonl", weight=0.15)
     return to_config_dict(
         SftConfig(
             start_from=f"{folder}/migrate/3_continued",
-            sources=(sums, lookups),
+            sources=(sums, lookups, search, functions),
             data=ChatRows(sequence_length=144),
             optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
             train=LoopConfig(steps=150, batch_size=16, log_every=20, eval_batches=8),

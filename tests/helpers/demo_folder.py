@@ -21,8 +21,8 @@ CALL = {
 
 
 def answers(solved: int, tokens: int, extra: int) -> Iterator[dict[str, Any]]:
-    """To `TASKS` sums and as many lookups, of which the first `solved` are right; `extra` calls that nobody needs."""
-    for environment in ("digit_sums", "lookup"):
+    """To `TASKS` tasks of each kind, of which the first `solved` are right; `extra` calls of lookups that nobody needs."""
+    for environment in ("digit_sums", "lookup", "search", "functions"):
         for i in range(TASKS):
             messages = [{"role": "assistant", "content": f"A:{solved} & 2"}]
             if environment == "lookup":

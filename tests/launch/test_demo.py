@@ -11,12 +11,15 @@ import sys
 import threading
 
 import pytest
+from absl import flags as absl_flags
+from ml_collections import config_flags
 
 from launch import demo
 from ling_jax.align.sft import SftConfig
 from ling_jax.align.specialists import DistillConfig
 from ling_jax.migrate.config import MigrateConfig
 from ling_jax.rl.config import RLConfig
+from ling_jax.sandbox import SandboxError
 from ling_jax.train.config import PretrainConfig, from_dict
 from tests.helpers.browser import chromium_or_skip, figures_of, open_file, too_wide
 from tests.helpers.faults import ROOT, assert_same_end, run_with_kills, runs_below
@@ -86,6 +89,30 @@ def test_a_stage_that_was_killed_after_its_last_checkpoint_is_ended(tmp_path, co
     commands.code = 0
     demo.run_stage(stage, tmp_path, {})
     assert len(commands) == 4
+
+
+def test_without_a_sandbox_no_stage_runs_code(tmp_path, monkeypatch, commands, capsys):
+    def refuse(environments):
+        raise SandboxError(f"no sandbox for {environments}")
+
+    assert demo.can_run_code()
+    monkeypatch.setattr(demo, "start_sandbox", refuse)
+    assert not demo.can_run_code() and "no sandbox for ['functions']" in capsys.readouterr().out
+    for name, changes in demo.NO_SANDBOX.items():
+        demo.run_stage(demo.STAGES[NAMES.index(name)], tmp_path, changes)
+        flags = [command for command in commands[-1] if command.startswith("--config")]
+        config = config_flags_of(flags)
+        assert "functions" not in str(config) and "search" in str(config)
+    for name in set(NAMES) - demo.NO_SANDBOX.keys():
+        assert "'functions'" not in str(demo.load_config(name, tmp_path))
+
+
+def config_flags_of(flags):
+    """The config that a stage's program makes of these flags."""
+    values = absl_flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(["program", *flags])
+    return values.config
 
 
 def test_what_was_measured_of_a_stage_that_is_made_again_is_gone(tmp_path, commands, capsys):

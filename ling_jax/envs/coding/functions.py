@@ -5,9 +5,12 @@ Difficulty 1 is short enough for a million parameters that read bytes: `times 3,
 an algorithm among other steps (6).
 """
 
+import hashlib
+import json
 import random
 import re
 import textwrap
+import threading
 from typing import Any
 
 from ling_jax.envs.base import Action, InfraError, StepResult, Task, draw_task
@@ -17,7 +20,7 @@ from ling_jax.envs.coding.check import check_function_task
 from ling_jax.envs.coding.hard_pieces import ALGORITHMS
 from ling_jax.envs.coding.mutations import mutations
 from ling_jax.envs.coding.pieces import Piece
-from ling_jax.envs.coding.verdict import CALL_LIMITS, Case, judge_function
+from ling_jax.envs.coding.verdict import CALL_LIMITS, NO_REPORT, Case, Verdict, judge_function
 from ling_jax.sandbox import SandboxError
 
 NAME = "functions"
@@ -43,6 +46,9 @@ STEPS = {  # by difficulty: how many, of which
 STARTS = {2: ("int",), 3: ("ints",), 4: ("text", "words"), 5: ("text", "words")}
 COMMON = (*pieces.NUMBERS, *pieces.LISTS, *pieces.FOLDS, *pieces.TEXTS, *pieces.WORDS, *pieces.CHANGES)
 Step = tuple[str, str]  # words, code
+MAX_JUDGED = 8_192  # our choice: verdicts that are kept; answers of a group, and of models alike, are often the same
+_JUDGED: dict[bytes, Verdict] = {}  # by the digest of source, name and calls
+_REMEMBERING = threading.Lock()
 
 
 def make_task(seed: int, difficulty: int) -> Task:
@@ -98,20 +104,36 @@ class FunctionSession:
         source, hidden = source_of(action.content), self._task.hidden
         if not source.strip():
             return _result((0.0, 0.0, 0.0), "no function")
+        key = hashlib.blake2b(json.dumps([source, hidden["name"], hidden["cases"]]).encode()).digest()
+        verdict = _JUDGED.get(key) or self._judge(source)
+        _remember(key, verdict)
+        suspicious = float(len(integrity.flags_of_text(source) | set(verdict.flags)))
+        return _result((verdict.outcome, verdict.share, suspicious), verdict.detail or None)
+
+    def _judge(self, source: str) -> Verdict:
+        hidden = self._task.hidden
         cases = [Case(case["arguments"], case["expected"]) for case in hidden["cases"]]
         box = self._boxes.open({}, CALL_LIMITS)
         try:
-            verdict = judge_function(box, source, hidden["name"], cases)
+            return judge_function(box, source, hidden["name"], cases)
         except SandboxError as error:
             raise InfraError(f"the function was not judged: {error}") from error
         finally:
             self._boxes.discard(box)
-        suspicious = float(len(integrity.flags_of_text(source) | set(verdict.flags)))
-        return _result((verdict.outcome, verdict.share, suspicious), verdict.detail or None)
 
     async def close(self) -> None:
         """Ends what runs."""
         self._boxes.close()
+
+
+def _remember(key: bytes, verdict: Verdict) -> None:
+    """Keeps a verdict for the same source and calls; not one without a report, which may be the machine's fault."""
+    if NO_REPORT in verdict.detail:
+        return
+    with _REMEMBERING:
+        _JUDGED[key] = verdict
+        while len(_JUDGED) > MAX_JUDGED:
+            del _JUDGED[next(iter(_JUDGED))]
 
 
 def source_of(content: str) -> str:

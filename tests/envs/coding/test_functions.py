@@ -142,3 +142,41 @@ def test_a_noisy_solver_makes_mistakes_line_by_line():
     assert len(noisy) > 5
     for source in noisy:
         ast.parse(source)
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """The sources that were really run."""
+    ran, judge = [], functions.judge_function
+
+    def counted(box, source, *rest):
+        ran.append(source)
+        return judge(box, source, *rest)
+
+    monkeypatch.setattr(functions, "judge_function", counted)
+    monkeypatch.setattr(functions, "_JUDGED", {})
+    return ran
+
+
+def test_the_same_function_is_run_once(judged):
+    task, other = make_task(1, 1), make_task(2, 1)
+    for _ in range(2):
+        assert rewards_of(task, solution(task)) == RIGHT
+        assert rewards_of(other, solution(task))["outcome"] == 0  # other calls: another verdict
+        assert rewards_of(task, ("import os\ndef f(x): return 0",))["outcome"] == 0
+    assert len(judged) == 3
+
+
+def test_a_function_that_ended_without_a_report_is_run_again(judged):
+    task = make_task(1, 1)
+    for _ in range(2):
+        assert rewards_of(task, ("import os\nos.kill(os.getppid(), 9)",))["outcome"] == 0
+    assert len(judged) == 2
+
+
+def test_few_verdicts_are_kept(judged, monkeypatch):
+    monkeypatch.setattr(functions, "MAX_JUDGED", 2)
+    task = make_task(1, 1)
+    for number in (0, 1, 2, 0):
+        rewards_of(task, (f"def f(x): return {number}",))
+    assert len(judged) == 4 and len(functions._JUDGED) == 2
