@@ -148,7 +148,7 @@ def changed_config(variant: Variant, folder: Path, preset: str) -> RLConfig | Di
 
 
 def examine(folder: Path, preset: str) -> None:
-    examiner = demo.Examiner(folder / "alignment", demo.HELD_OUT[preset])
+    examiner = demo.Examiner(folder / "alignment", demo.HELD_OUT[preset], ["digit_sums"])
     for variant in VARIANTS:
         demo.title(f"{variant.name} answers the held-out tasks")
         examiner.examine(variant.name)

@@ -153,7 +153,7 @@ def _write_start(folder: Path) -> None:
 
 
 def _prompts() -> Iterator[str]:
-    """What the tasks say, as it is rendered, so that most of what is learnt from is answers and not bytes of prompts."""
+    """Rendered tasks, of which the tokenizer is made: short prompts leave most of a batch to answers."""
     tool = {"role": "tool", "content": "2"}
     for seed in range(200):
         task = Tools.make_task(seed, 1 + seed % 2)

@@ -8,8 +8,10 @@ experts out, shows that everything else runs, and learns little.
 """
 
 import contextlib
+import hashlib
 import importlib
 import itertools
+import json
 import os
 import shlex
 import shutil
@@ -67,12 +69,15 @@ PRETRAINING = (
     ChatSource(environment="lookup", difficulties=(1, 2), count=6_000, seed=100_000),
     ChatSource(environment="search", difficulties=(1,), count=3_000, seed=100_000),
 )
-FUNCTIONS = TaskSource(environment="functions", difficulties=(1,), count=1_200, seed=100_000)
+FUNCTIONS = {  # written as conversations whose code does not run
+    "texts": TaskSource(environment="functions", difficulties=(1,), count=1_200, seed=100_000),
+    "chats": TaskSource(environment="functions", difficulties=(1,), count=1_200, seed=10_000),
+}
 TASKS = {  # what every stage is asked: environment -> (difficulties, share of the preset's tasks)
     "digit_sums": ((3, 4, 5), 1.0), "lookup": ((2,), 1.0), "search": ((1,), 0.5),
     "functions": ((1,), 0.25),  # a sandbox takes some 25 ms for each
 }  # fmt: skip
-NO_SANDBOX = {  # of the stages that run code, what they do where they cannot
+NO_SANDBOX = {  # overrides of the stages that run code: searches instead
     "agentic": {"tasks[2].environment": "search"},
     "specialists": {"teachers[1].tasks[2].environment": "search"},
 }
@@ -124,7 +129,7 @@ QUICK = {
     | FEW_ROLLOUTS,
 }
 FOLDERS = {"full": "runs/demo", "quick": "runs/demo_quick"}
-HELD_OUT = {"full": 512, "quick": 64}  # tasks of each environment
+HELD_OUT = {"full": 512, "quick": 64}  # tasks of an environment whose share is 1
 
 
 def main() -> None:
@@ -133,6 +138,7 @@ def main() -> None:
             raise ValueError(f"--workdir={WORKDIR.value}: the demo's folder is a local one")
         folder = open_workdir(WORKDIR.value or FOLDERS[PRESET.value])
         check_demo(PRESET.value, folder)
+        check_texts(Path(folder))
         held = lock(folder)
     try:
         run(Path(folder), PRESET.value)
@@ -196,30 +202,41 @@ def can_run_code() -> bool:
 
 
 def write_texts(folder: Path) -> None:
-    """functions.jsonl, conversations; tasks.jsonl, plain texts to pre-train on, those among them; and the tokenizer of
-    all stages; where they are not there yet."""
+    """Writes what is missing: functions.jsonl to fine-tune on, tasks.jsonl to pre-train on, and the tokenizer."""
     if not (path := folder / "functions.jsonl").exists():
-        write_records(map(reference, tasks(FUNCTIONS)), path)
+        write_records(map(reference, tasks(FUNCTIONS["chats"])), path)
     if not (path := folder / "tasks.jsonl").exists():
         print(f"writing tasks and solutions into {path}", flush=True)
         solved = (record for source in PRETRAINING for _, record in records(source))
-        write_records(texts(itertools.chain(solved, map(reference, tasks(FUNCTIONS)))), path)
+        write_records(texts(itertools.chain(solved, map(reference, tasks(FUNCTIONS["texts"])))), path)
     if not (folder / "tokenizer").exists():
         english = itertools.islice(data.documents(data.PythonDocstrings()), MODULES)
         tokenizer = data.train_bpe([*chat_texts(), *english], VOCABULARY, words=MARKUP)
         data.save_tokenizer(tokenizer, folder / "tokenizer")
 
 
+def check_texts(folder: Path) -> None:
+    """Raises ValueError where the folder has texts of other tasks than these; notes in it which they are."""
+    now = digest([repr(CHATS), repr(PRETRAINING), repr(FUNCTIONS), VOCABULARY, MODULES])
+    if (folder / "tasks.jsonl").exists() and read_if_there(folder / "texts.json").get("digest") != now:
+        raise ValueError(f"{folder} has a demo with other tasks: remove it, or name another folder with --workdir")
+    write_json({"digest": now}, folder / "texts.json")
+
+
+def digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def chat_texts() -> Iterator[str]:
     """Conversations about the tasks, as they are rendered; special tokens aside."""
     found = (record for source in CHATS for _, record in records(source))
-    for record in itertools.chain(found, map(reference, tasks(FUNCTIONS))):
+    for record in itertools.chain(found, map(reference, tasks(FUNCTIONS["chats"]))):
         pieces = ChatTemplate().render(record["messages"])
         yield "\n".join(piece.text for piece in pieces if not piece.special)
 
 
 def reference(task: Task) -> Record:
-    """The conversation of a task of one turn with its solution, which does not run."""
+    """The conversation of a task of one turn: what it asks, and its solution, which is not run."""
     (turn,) = environment(task.environment).solution(task)
     return record_of(task, [*task.messages, {"role": "assistant", "content": turn}])
 
@@ -229,7 +246,10 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     last = end_of(stage, folder, overrides)
     # A last checkpoint is not all: what is written after it may be missing if the program was killed.
     ended = read_if_there(folder / "complete.json")
-    if ended.pop(stage.name, None) == str(last.relative_to(folder)) and last.exists():
+    # A stage of another config is not complete: its program refuses the folder.
+    config = digest([load_config(stage.name, Path("demo")).to_dict(), overrides])  # the folder may have been moved
+    now = {"last": str(last.relative_to(folder)), "config": config}
+    if ended.pop(stage.name, None) == now and last.exists():
         print(f"complete: {last} is there")
         return
     write_json(ended, folder / "complete.json")
@@ -238,7 +258,7 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
     config = f"{CONFIGS / stage.name}.py:{folder}"
     command = [sys.executable, "-m", stage.program, f"--config={config}", f"--workdir={folder / stage.name}"]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]
-    command += ["--allow_unsafe_sandbox"] if ALLOW_UNSAFE.value and stage.name in NO_SANDBOX else []
+    command += ["--allow_unsafe_sandbox"] if stage.name in NO_SANDBOX and ALLOW_UNSAFE.value else []
     print(shlex.join(command), flush=True)
     with timed(folder, stage.name):
         code = run_to_end(command)
@@ -246,7 +266,7 @@ def run_stage(stage: Stage, folder: Path, overrides: Mapping[str, Any]) -> None:
         hint = "" if code == 2 else "; the same command continues from there"
         print(f"\n{stage.name} ended with exit code {code}{hint}", flush=True)
         sys.exit(code)
-    write_json(ended | {stage.name: str(last.relative_to(folder))}, folder / "complete.json")
+    write_json(ended | {stage.name: now}, folder / "complete.json")
 
 
 def forget(stage: Stage, folder: Path) -> None:

@@ -19,9 +19,9 @@ Interval = tuple[float, float]
 
 TASKS = {  # environment -> title; others have their name
     "digit_sums": "Sums",
-    "lookup": "Sums over a tool's numbers",
+    "lookup": "Lookups",
     "search": "Searches",
-    "functions": "Functions written",
+    "functions": "Functions",
 }
 LAYERS = {
     "GQA": "var(--c3)",
@@ -61,7 +61,7 @@ MEASURES = (
         "Loss on texts, nats per token",
         LOSS,
         of_stage=on_texts,
-        caption="Most training rows are sums, whose loss is lower than that of English; of the held-out rows half are.",
+        caption="Most training rows are tasks, with a lower loss than English has; of the held-out rows half are.",
     ),
     Measure(
         "Losses of the next tokens, nats per token",

@@ -88,7 +88,7 @@ def header(report: Mapping[str, Any], config: ModelConfig) -> str:
         "model": f"{report['parameters'] / 1e6:.2f} M parameters, {config.num_layers} layers{experts}"
         + (f", {config.mtp_depth} MTP layer{'s' * (config.mtp_depth > 1)}" if config.mtp_depth else ""),
         "stages": str(len(report["stages"])),
-        "held-out tasks": f"{report['tasks']} of each kind",
+        "held-out tasks": ", ".join(f"{count} {task_title(name).lower()}" for name, count in report["tasks"].items()),
         "findings": f"{seen.count('reproduced')} of {len(seen)} reproduced",
     }
     shown = "".join(f"<div><span class=muted>{name}</span><b>{html.escape(v)}</b></div>" for name, v in facts.items())

@@ -37,14 +37,14 @@ def write(
     rows = [describe(stage, metrics[stage], answers.get(stage, []), times.get(stage, 0.0)) for stage in stages]
     ends = dict(zip(KPOP_ENDS, own_answers(folder / "kpop"), strict=True))
     rows[-1]["own"] = {end: results(lines)["digit_sums"] for end, lines in ends.items()}
-    asked = {answer["environment"] for lines in answers.values() for answer in lines}
-    expected = [one for one in EXPECTED if one.environment in asked]  # without a sandbox no functions
+    asked = {answer["environment"] for lines in answers.values() for answer in lines}  # without a sandbox no functions
+    expected = [one for one in EXPECTED if one.environment in asked]
     found = [finding(one, answers | ends) for one in expected] + [masked(metrics["kpop"])]
     report = {
         "machine": machine(),
         "seconds": sum(times.values()),
         "parameters": specs.count(model_spec(models["hybrid"])),
-        "tasks": max((row["digit_sums"]["n"] for row in rows if "digit_sums" in row), default=0),
+        "tasks": {name: part["n"] for name, part in results(next(iter(answers.values()), [])).items()},
         "stages": [row | origin(folder / row["name"], stages) for row in rows],
         "claims": [agreement(metrics)],
         "findings": found + compared(folder),
@@ -114,12 +114,13 @@ def own_answers(workdir: Path) -> list[Answers]:
 
 
 def origin(workdir: Path, stages: Sequence[str]) -> dict[str, str]:
-    """{"from": the stage that a run starts from, "environment": of its first tasks}, where its config has them."""
+    """{"from": the stage that a run starts from, "environment": of its tasks}, where there is one."""
     path = workdir / "config.json"
     config = read_object(path) if path.exists() else {}
     parts = reversed(Path(config.get("start_from") or config.get("source") or "").parts)
     before = next((part for part in parts if part in stages), None)
-    environment = next((task["environment"] for task in config.get("tasks", ())), None)
+    environments = {task["environment"] for task in config.get("tasks", ())}
+    environment = environments.pop() if len(environments) == 1 else None
     return {key: value for key, value in (("from", before), ("environment", environment)) if value}
 
 
@@ -146,7 +147,9 @@ def results(answers: Answers) -> dict[str, dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [("stage", "time", "steps", "sums", "tokens", "tools", "superfluous calls", "searches", "functions")]
+    lines = [
+        ("stage", "time", "steps", "sums right", "tokens", "lookups right", "calls too many", "searches", "functions")
+    ]
     for row in rows:
         sums, tools = row.get("digit_sums"), row.get("lookup")
         lines.append(

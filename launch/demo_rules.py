@@ -14,7 +14,7 @@ ON_TEXTS = ("pretrain", "migrate", "experts")  # stages that learn plain texts; 
 KPOP_ENDS = ("longer sums before kpop", "longer sums after kpop")  # held-out tasks of the kind that it trains on
 MARGIN = 0.05  # of accuracy that "keeps" may cost
 TITLES = {
-    "pretrain": "A Ling 2.0 base on English and on sums",
+    "pretrain": "A Ling 2.0 base on English and on tasks",
     "migrate": "Migration to Lightning and MLA layers",
     "experts": "A small model with experts and MTP",
     "sft": "Supervised fine-tuning on conversations",
@@ -63,7 +63,7 @@ EXPECTED = (
     Expected("Agentic GSPO raises accuracy of searches", "Ling 2.6 §3.1.2", "raises", "outcome", "search", "sft",
              "agentic", FEW_STEPS),
     Expected("Agentic GSPO raises accuracy of functions", "Ling 2.6 §3.1.2", "raises", "outcome", "functions", "sft",
-             "agentic", FEW_STEPS + "; 128 tasks say little of a small change"),
+             "agentic", FEW_STEPS + "; few tasks say little of a small change"),
     Expected("Merging keeps the sums", "Ling 2.6 §3.1", "keeps", "outcome", "digit_sums", "shortest_correct",
              "specialists", NO_ROOM),
     Expected("Merging keeps the tools", "Ling 2.6 §3.1", "keeps", "outcome", "lookup", "agentic", "specialists",
@@ -121,8 +121,10 @@ MASKS = (
 def finding(expected: Expected, answers: Mapping[str, Answers]) -> dict[str, Any]:
     """The mean difference of two models' answers to the same tasks, and its verdict."""
     name, ref, kind, what, environment, before, after, why = expected
-    pairs = zip(answers[before], answers[after], strict=True)
-    first, then = np.array([(a[what], b[what]) for a, b in pairs if a["environment"] == environment], np.float64).T
+    first, then = (
+        np.array([answer[what] for answer in answers[stage] if answer["environment"] == environment], np.float64)
+        for stage in (before, after)
+    )
     change = then - first
     mean, half = float(change.mean()), float(Z95 * change.std(ddof=1) / np.sqrt(len(change)))
     low, high = mean - half, mean + half

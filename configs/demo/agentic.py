@@ -1,5 +1,4 @@
-"""The agentic specialist of `make demo`: sums of numbers that a tool knows, searches, and functions that a sandbox runs;
-no calls that nobody needs; GSPO.
+"""The agentic specialist of `make demo`: lookups, searches, and functions that a sandbox runs; GSPO.
 
 python -m launch.align --config=configs/demo/agentic.py --workdir=runs/demo/agentic
 
@@ -13,9 +12,9 @@ def get_config(folder="runs/demo"):
     config = tiny_agentic.get_config()
     config.start_from = f"{folder}/sft"
     config.tasks = (
-        {"environment": "lookup", "difficulties": (2,), "count": 2_000, "seed": 200_000},
-        {"environment": "search", "difficulties": (1,), "count": 1_000, "seed": 210_000},
-        {"environment": "functions", "difficulties": (1,), "count": 500, "seed": 220_000},
+        {"environment": "lookup", "difficulties": (2,), "count": 1_600, "seed": 200_000},
+        {"environment": "search", "difficulties": (1,), "count": 800, "seed": 210_000},
+        {"environment": "functions", "difficulties": (1,), "count": 1_000, "seed": 220_000},
     )
     config.optimizer.peak_lr = 2e-4
     config.rollout.context = 144

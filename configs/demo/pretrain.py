@@ -1,4 +1,4 @@
-"""The base of `make demo`: a Ling 2.0 model of 0.7 M parameters learns English docstrings and sums written out.
+"""The base of `make demo`: a Ling 2.0 model of 0.7 M parameters learns English docstrings, sums, calls and functions.
 
     python -m launch.pretrain --config=configs/demo/pretrain.py --workdir=runs/demo/pretrain
 

@@ -1,5 +1,4 @@
-"""Chat answers of `make demo`: sums whose steps are often written again, sums of numbers that a tool knows, searches, and
-functions to write.
+"""Chat answers of `make demo`: sums and lookups whose steps are often written again, searches, functions.
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
 
@@ -13,10 +12,10 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 def get_config(folder="runs/demo"):
     planted = {"redundancy": 0.6, "most": 1}  # so that the likeliest answer has every step and call twice
-    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.47)
-    lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.33)
-    search = ChatSource(environment="search", difficulties=(1,), count=1_000, weight=0.05)
-    functions = ChatSource(path=f"{folder}/functions.jsonl", weight=0.15)
+    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.46)
+    lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.34)
+    search = ChatSource(environment="search", difficulties=(1,), count=1_500, weight=0.06)
+    functions = ChatSource(path=f"{folder}/functions.jsonl", weight=0.14)
     return to_config_dict(
         SftConfig(
             start_from=f"{folder}/migrate/3_continued",

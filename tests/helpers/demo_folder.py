@@ -21,7 +21,7 @@ CALL = {
 
 
 def answers(solved: int, tokens: int, extra: int) -> Iterator[dict[str, Any]]:
-    """To `TASKS` tasks of each kind, of which the first `solved` are right; `extra` calls of lookups that nobody needs."""
+    """To `TASKS` tasks of each kind, of which the first `solved` are right; a lookup has `extra` superfluous calls."""
     for environment in ("digit_sums", "lookup", "search", "functions"):
         for i in range(TASKS):
             messages = [{"role": "assistant", "content": f"A:{solved} & 2"}]
@@ -73,7 +73,8 @@ def write_demo(folder: Path, steps: int = STEPS) -> None:
         source = "migrate/0_linear_warmup" if name == "sft" else NAMES[number - 1]
         config = {"start_from": str(folder / source)}
         if "reward" in _metrics(name):
-            config["tasks"] = [{"environment": "lookup" if name == "agentic" else "digit_sums"}]
+            kinds = ("lookup", "search", "functions") if name == "agentic" else ("digit_sums",)
+            config["tasks"] = [{"environment": kind} for kind in kinds]
         (run / "config.json").write_text(json.dumps(config))
         (folder / "evaluation" / name).mkdir(parents=True)
         lines = answers(50 + 5 * grade, 40 - 2 * grade, 1 if name == "sft" else 0)

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 from absl import flags as absl_flags
-from ml_collections import config_flags
+from ml_collections.config_flags import config_path
 
 from launch import demo
 from ling_jax.align.sft import SftConfig
@@ -91,28 +91,48 @@ def test_a_stage_that_was_killed_after_its_last_checkpoint_is_ended(tmp_path, co
     assert len(commands) == 4
 
 
+def test_a_stage_of_another_config_is_not_complete(tmp_path, monkeypatch, commands):
+    """Its program then says what is wrong with the folder."""
+    stage = demo.STAGES[3]
+    demo.end_of(stage, tmp_path, {}).mkdir(parents=True)
+    for runs in (1, 1):
+        demo.run_stage(stage, tmp_path, {})
+        assert len(commands) == runs
+    demo.run_stage(stage, tmp_path, {"samples": 0})
+    assert len(commands) == 2
+    tmp_path.rename(tmp_path.with_suffix(".moved"))
+    demo.run_stage(stage, tmp_path.with_suffix(".moved"), {"samples": 0})
+    assert len(commands) == 2
+
+
+def test_a_folder_with_texts_of_other_tasks_is_refused(tmp_path, monkeypatch):
+    demo.check_texts(tmp_path)
+    (tmp_path / "tasks.jsonl").touch()
+    demo.check_texts(tmp_path)
+    monkeypatch.setattr(demo, "VOCABULARY", 300)
+    with pytest.raises(ValueError, match="has a demo with other tasks: remove it, or name another folder"):
+        demo.check_texts(tmp_path)
+    (tmp_path / "texts.json").unlink()
+    with pytest.raises(ValueError, match="other tasks"):
+        demo.check_texts(tmp_path)
+
+
 def test_without_a_sandbox_no_stage_runs_code(tmp_path, monkeypatch, commands, capsys):
     def refuse(environments):
         raise SandboxError(f"no sandbox for {environments}")
 
+    absl_flags.FLAGS(["demo"])
     assert demo.can_run_code()
     monkeypatch.setattr(demo, "start_sandbox", refuse)
     assert not demo.can_run_code() and "no sandbox for ['functions']" in capsys.readouterr().out
-    for name, changes in demo.NO_SANDBOX.items():
+    for name in NAMES:
+        changes, config = demo.NO_SANDBOX.get(name, {}), demo.load_config(name, tmp_path)
+        assert ("'functions'" in str(config.to_dict())) == bool(changes)
+        for field, value in changes.items():
+            config_path.set_value(field, config, value)
+        assert "'functions'" not in str(config.to_dict())
         demo.run_stage(demo.STAGES[NAMES.index(name)], tmp_path, changes)
-        flags = [command for command in commands[-1] if command.startswith("--config")]
-        config = config_flags_of(flags)
-        assert "functions" not in str(config) and "search" in str(config)
-    for name in set(NAMES) - demo.NO_SANDBOX.keys():
-        assert "'functions'" not in str(demo.load_config(name, tmp_path))
-
-
-def config_flags_of(flags):
-    """The config that a stage's program makes of these flags."""
-    values = absl_flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["program", *flags])
-    return values.config
+        assert all(f"--config.{field}=search" in commands[-1] for field in changes)
 
 
 def test_what_was_measured_of_a_stage_that_is_made_again_is_gone(tmp_path, commands, capsys):

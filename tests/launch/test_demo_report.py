@@ -93,5 +93,6 @@ def test_the_steps_of_a_migrations_stages_follow_each_other(folder):
 def test_a_row_names_the_stage_that_it_starts_from_and_the_tasks_that_it_trains_on(folder):
     rows = {row["name"]: row for row in write(folder)[1]["stages"]}
     assert (rows["sft"]["from"], rows["evo_cot"]["from"]) == ("migrate", "sft")
-    assert rows["agentic"]["environment"] == "lookup"
+    assert rows["preference"]["environment"] == "digit_sums"
+    assert "environment" not in rows["agentic"]  # it has three
     assert not {"from", "environment"} & rows["pretrain"].keys()

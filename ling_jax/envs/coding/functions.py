@@ -20,7 +20,7 @@ from ling_jax.envs.coding.check import check_function_task
 from ling_jax.envs.coding.hard_pieces import ALGORITHMS
 from ling_jax.envs.coding.mutations import mutations
 from ling_jax.envs.coding.pieces import Piece
-from ling_jax.envs.coding.verdict import CALL_LIMITS, NO_REPORT, Case, Verdict, judge_function
+from ling_jax.envs.coding.verdict import CALL_LIMITS, Case, Verdict, judge_function
 from ling_jax.sandbox import SandboxError
 
 NAME = "functions"
@@ -46,7 +46,7 @@ STEPS = {  # by difficulty: how many, of which
 STARTS = {2: ("int",), 3: ("ints",), 4: ("text", "words"), 5: ("text", "words")}
 COMMON = (*pieces.NUMBERS, *pieces.LISTS, *pieces.FOLDS, *pieces.TEXTS, *pieces.WORDS, *pieces.CHANGES)
 Step = tuple[str, str]  # words, code
-MAX_JUDGED = 8_192  # our choice: verdicts that are kept; answers of a group, and of models alike, are often the same
+MAX_JUDGED = 8_192  # our choice: verdicts that are kept; models of one run often give the same answer
 _JUDGED: dict[bytes, Verdict] = {}  # by the digest of source, name and calls
 _REMEMBERING = threading.Lock()
 
@@ -97,7 +97,7 @@ class FunctionSession:
         self._task = task
 
     async def step(self, action: Action) -> StepResult:
-        """Runs the function. Raises InfraError where the sandbox fails."""
+        """Judges the function; what was judged before does not run again. Raises InfraError where the sandbox fails."""
         if self._ended:
             raise ValueError(f"task {self._task.id}: the episode has ended")
         self._ended = True
@@ -105,8 +105,10 @@ class FunctionSession:
         if not source.strip():
             return _result((0.0, 0.0, 0.0), "no function")
         key = hashlib.blake2b(json.dumps([source, hidden["name"], hidden["cases"]]).encode()).digest()
-        verdict = _JUDGED.get(key) or self._judge(source)
-        _remember(key, verdict)
+        verdict = _JUDGED.get(key)
+        if verdict is None:
+            verdict = self._judge(source)
+            _remember(key, verdict)
         suspicious = float(len(integrity.flags_of_text(source) | set(verdict.flags)))
         return _result((verdict.outcome, verdict.share, suspicious), verdict.detail or None)
 
@@ -127,8 +129,11 @@ class FunctionSession:
 
 
 def _remember(key: bytes, verdict: Verdict) -> None:
-    """Keeps a verdict for the same source and calls; not one without a report, which may be the machine's fault."""
-    if NO_REPORT in verdict.detail:
+    """Keeps a verdict for the same source and calls, so that equal answers have equal rewards.
+
+    Where a call did not come back the machine may be at fault, and nothing is kept.
+    """
+    if not verdict.complete:
         return
     with _REMEMBERING:
         _JUDGED[key] = verdict

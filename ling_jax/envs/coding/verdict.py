@@ -41,6 +41,7 @@ class Verdict(NamedTuple):
     passed: tuple[bool, ...]  # case by case, or test by test
     detail: str  # the first thing that was wrong; "" where nothing was
     flags: tuple[str, ...]  # what was suspicious
+    complete: bool = False  # whether all calls came back: a deadline may be missed because the machine is busy
 
     @property
     def outcome(self) -> float:
@@ -70,7 +71,8 @@ def judge_function(box: Box, source: str, name: str, cases: Sequence[Case]) -> V
     report, flags = found
     passed = [i < len(report) and _is_expected(report[i], case.expected) for i, case in enumerate(cases)]
     wrong = passed.index(False) if False in passed else None
-    return Verdict(tuple(passed), "" if wrong is None else _wrong_call(report, wrong), flags)
+    detail = "" if wrong is None else _wrong_call(report, wrong)
+    return Verdict(tuple(passed), detail, flags, complete=len(report) == len(cases))
 
 
 def judge_tests(box: Box, modules: Mapping[str, str], tests: Sequence[str]) -> Verdict:

@@ -10,10 +10,13 @@ from ling_jax.envs.search.library import Desk
 from ling_jax.envs.tools.call import NOUN, Call, ToolError, tool
 
 APP = "notes"
-PEOPLE = ("ana", "ben", "cleo", "dan", "eva", "finn", "gus", "hugo", "ines", "jun", "kim", "lea", "max", "nia", "otto",
-          "pia")  # fmt: skip
+NAMES = (
+    "ada", "ana", "ben", "bo", "cleo", "dan", "eva", "eli", "finn", "fay", "gus", "gil", "hugo", "hal", "ines", "ivo",
+    "jun", "joy", "kim", "kai", "lea", "leo", "max", "mia", "nia", "ned", "otto", "ole", "pia", "pam", "ruth", "tom",
+)  # fmt: skip
+PEOPLE = 12  # of a universe: our choice
 LINKS = ("boss", "mate")
-FACTS = ("room", "desk", "code", "age")
+FACTS = ("age", "bus", "code", "desk", "gate", "lane", "room", "team")
 NUMBERS = range(10, 100)  # our choice: so many that a guess is seldom right
 
 
@@ -31,17 +34,17 @@ Notes = dict[str, dict[str, str]]  # person -> word -> number or other person
 
 
 def draw_notes(rng: random.Random) -> Notes:
-    """A boss, a mate and four numbers of everybody."""
-    notes = {}
-    for name in PEOPLE:
-        others = [other for other in PEOPLE if other != name]
+    """A boss, a mate and eight numbers of everybody."""
+    notes, people = {}, rng.sample(NAMES, PEOPLE)
+    for name in people:
+        others = [other for other in people if other != name]
         notes[name] = {link: rng.choice(others) for link in LINKS} | {f: str(rng.choice(NUMBERS)) for f in FACTS}
     return notes
 
 
 def draw_path(rng: random.Random, notes: Notes, hops: int) -> tuple[list[str], list[str]]:
     """(words of a path, the people along it) with so many links before a fact; nobody is on it twice."""
-    people, words = [rng.choice(PEOPLE)], []
+    people, words = [rng.choice(list(notes))], []
     while len(words) < hops:
         links = [link for link in LINKS if notes[people[-1]][link] not in people]
         if not links:

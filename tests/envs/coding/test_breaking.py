@@ -9,7 +9,7 @@ import pytest
 from ling_jax.chat.tool_calls import render_call
 from ling_jax.envs import environment, parse_action
 from ling_jax.envs.base import InfraError
-from ling_jax.envs.coding import boxes, repository_session
+from ling_jax.envs.coding import boxes, functions, repository_session
 from ling_jax.rl.sessions import SessionHost, open_session
 from ling_jax.sandbox import Limits, Sandbox, SandboxError, shared
 
@@ -71,8 +71,9 @@ def short_limits():
 
 
 def works(seconds=30.0):
-    """Whether a right function is right, in a session of its own."""
+    """Whether a right function is right, in a session of its own that remembers none."""
     task = environment("functions").make_task(1, 1)
+    functions._JUDGED.clear()
     with open_session(task, seconds=seconds) as act:
         return act(parse_action(*environment("functions").solution(task))).rewards["outcome"] == 1
 

@@ -167,10 +167,11 @@ def test_the_same_function_is_run_once(judged):
     assert len(judged) == 3
 
 
-def test_a_function_that_ended_without_a_report_is_run_again(judged):
+@pytest.mark.parametrize("last", ["os.kill(os.getppid(), 9)", "f = lambda x: os._exit(0)"])
+def test_a_function_whose_calls_do_not_come_back_is_run_again(judged, last):
     task = make_task(1, 1)
     for _ in range(2):
-        assert rewards_of(task, ("import os\nos.kill(os.getppid(), 9)",))["outcome"] == 0
+        assert rewards_of(task, (f"import os\n{last}",))["outcome"] == 0
     assert len(judged) == 2
 
 

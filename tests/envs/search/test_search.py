@@ -38,10 +38,10 @@ def told(result):
 
 def test_the_documented_episodes():
     task = make_task(1, 2)
-    assert task.prompt == "?nia boss code="
+    assert task.prompt == "?ole mate bus="
     first, second, last = act(task, *solution(task))
-    assert solution(task) == (call("search", query="nia boss"), call("search", query="dan code"), "A:63")
-    assert told(first) == ["nia boss dan"] and told(second) == ["dan code 63"]
+    assert solution(task) == (call("search", query="ole mate"), call("search", query="lea bus"), "A:50")
+    assert told(first) == ["ole mate lea"] and told(second) == ["lea bus 50"]
     assert last.rewards == {"outcome": 1.0, "found": 1.0, "calls": 2.0, "superfluous_calls": 0.0}
 
 
