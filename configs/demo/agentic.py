@@ -17,7 +17,7 @@ def get_config(folder="runs/demo"):
         {"environment": "functions", "difficulties": (1,), "count": 1_000, "seed": 220_000},
     )
     config.optimizer.peak_lr = 2e-4
-    config.rollout.context = 144
+    config.rollout.context = 120
     config.rollout.max_tokens = 72
     config.rollout.prompts_per_step = 24
     config.train.steps = 12

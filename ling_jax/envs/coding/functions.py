@@ -10,7 +10,6 @@ import json
 import random
 import re
 import textwrap
-import threading
 from typing import Any
 
 from ling_jax.envs.base import Action, InfraError, StepResult, Task, draw_task
@@ -18,6 +17,7 @@ from ling_jax.envs.coding import integrity, pieces
 from ling_jax.envs.coding.boxes import Boxes
 from ling_jax.envs.coding.check import check_function_task
 from ling_jax.envs.coding.hard_pieces import ALGORITHMS
+from ling_jax.envs.coding.memory import Memory
 from ling_jax.envs.coding.mutations import mutations
 from ling_jax.envs.coding.pieces import Piece
 from ling_jax.envs.coding.verdict import CALL_LIMITS, Case, Verdict, judge_function
@@ -46,9 +46,7 @@ STEPS = {  # by difficulty: how many, of which
 STARTS = {2: ("int",), 3: ("ints",), 4: ("text", "words"), 5: ("text", "words")}
 COMMON = (*pieces.NUMBERS, *pieces.LISTS, *pieces.FOLDS, *pieces.TEXTS, *pieces.WORDS, *pieces.CHANGES)
 Step = tuple[str, str]  # words, code
-MAX_JUDGED = 8_192  # our choice: verdicts that are kept; models of one run often give the same answer
-_JUDGED: dict[bytes, Verdict] = {}  # by the digest of source, name and calls
-_REMEMBERING = threading.Lock()
+JUDGED = Memory(8_192)  # by the digest of source, name and calls; our choice
 
 
 def make_task(seed: int, difficulty: int) -> Task:
@@ -105,10 +103,7 @@ class FunctionSession:
         if not source.strip():
             return _result((0.0, 0.0, 0.0), "no function")
         key = hashlib.blake2b(json.dumps([source, hidden["name"], hidden["cases"]]).encode()).digest()
-        verdict = _JUDGED.get(key)
-        if verdict is None:
-            verdict = self._judge(source)
-            _remember(key, verdict)
+        verdict = JUDGED.verdict(key, lambda: self._judge(source))
         suspicious = float(len(integrity.flags_of_text(source) | set(verdict.flags)))
         return _result((verdict.outcome, verdict.share, suspicious), verdict.detail or None)
 
@@ -126,19 +121,6 @@ class FunctionSession:
     async def close(self) -> None:
         """Ends what runs."""
         self._boxes.close()
-
-
-def _remember(key: bytes, verdict: Verdict) -> None:
-    """Keeps a verdict for the same source and calls, so that equal answers have equal rewards.
-
-    Where a call did not come back the machine may be at fault, and nothing is kept.
-    """
-    if not verdict.complete:
-        return
-    with _REMEMBERING:
-        _JUDGED[key] = verdict
-        while len(_JUDGED) > MAX_JUDGED:
-            del _JUDGED[next(iter(_JUDGED))]
 
 
 def source_of(content: str) -> str:

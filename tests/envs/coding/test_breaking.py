@@ -73,7 +73,7 @@ def short_limits():
 def works(seconds=30.0):
     """Whether a right function is right, in a session of its own that remembers none."""
     task = environment("functions").make_task(1, 1)
-    functions._JUDGED.clear()
+    functions.JUDGED.clear()
     with open_session(task, seconds=seconds) as act:
         return act(parse_action(*environment("functions").solution(task))).rewards["outcome"] == 1
 

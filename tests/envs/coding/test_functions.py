@@ -10,6 +10,7 @@ import pytest
 from ling_jax.envs import HELD_OUT_SEEDS, parse_action
 from ling_jax.envs.coding import functions, hard_pieces, pieces
 from ling_jax.envs.coding.functions import DIFFICULTIES, make_task, solution, source_of
+from ling_jax.envs.coding.memory import Memory
 from tests.helpers.coding_play import play, rewards_of
 
 each = pytest.mark.parametrize("difficulty", DIFFICULTIES)
@@ -154,7 +155,7 @@ def judged(monkeypatch):
         return judge(box, source, *rest)
 
     monkeypatch.setattr(functions, "judge_function", counted)
-    monkeypatch.setattr(functions, "_JUDGED", {})
+    monkeypatch.setattr(functions, "JUDGED", Memory(2))
     return ran
 
 
@@ -163,8 +164,7 @@ def test_the_same_function_is_run_once(judged):
     for _ in range(2):
         assert rewards_of(task, solution(task)) == RIGHT
         assert rewards_of(other, solution(task))["outcome"] == 0  # other calls: another verdict
-        assert rewards_of(task, ("import os\ndef f(x): return 0",))["outcome"] == 0
-    assert len(judged) == 3
+    assert len(judged) == 2
 
 
 @pytest.mark.parametrize("last", ["os.kill(os.getppid(), 9)", "f = lambda x: os._exit(0)"])
@@ -173,11 +173,3 @@ def test_a_function_whose_calls_do_not_come_back_is_run_again(judged, last):
     for _ in range(2):
         assert rewards_of(task, (f"import os\n{last}",))["outcome"] == 0
     assert len(judged) == 2
-
-
-def test_few_verdicts_are_kept(judged, monkeypatch):
-    monkeypatch.setattr(functions, "MAX_JUDGED", 2)
-    task = make_task(1, 1)
-    for number in (0, 1, 2, 0):
-        rewards_of(task, (f"def f(x): return {number}",))
-    assert len(judged) == 4 and len(functions._JUDGED) == 2
