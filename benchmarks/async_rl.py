@@ -33,14 +33,14 @@ from ling_jax.rl.replay import replay
 from ling_jax.train.config import OptimizerConfig
 
 CONFIG = model_config(
-    "tiny-2.6", vocab_size=512, hidden_size=64, num_layers=4, layer_group_size=4, first_dense_layers=4, num_heads=4,
-    num_norm_groups=2, q_lora_rank=32, kv_lora_rank=32, mtp_depth=0, max_length=512, compute_dtype="float32",
+    "tiny-2.6", vocab_size=512, hidden_size=32, num_layers=4, layer_group_size=4, first_dense_layers=4, num_heads=4,
+    num_norm_groups=2, q_lora_rank=32, kv_lora_rank=32, mtp_depth=0, max_length=256, compute_dtype="float32",
     init_std=0.1, remat="none",
 )  # fmt: skip
 GROUPS, GROUP_SIZE, SLOTS, STALENESS = 8, 8, 32, 4
 SIGMA = math.log(8) / 2.326  # of a lognormal whose 99th percentile is 8 times its median
 LATENCY_OVER_GENERATION = 2.0
-MICROBATCHES = 32  # of four rows: those that hold no answers are not computed
+MICROBATCHES = 16  # of four rows: those that hold no answers are not computed
 
 
 class Tool(SlowTool):
@@ -145,7 +145,7 @@ SKIPPED = 2  # steps of a run that compile and fill the slots; of the asynchrono
 
 
 def _write_start(folder: Path) -> None:
-    """A random model whose turns end after some twenty tokens."""
+    """A random model whose turns end after some forty tokens."""
     tokenizer = data.train_bpe(_prompts(), CONFIG.vocab_size, words=MARKUP)
     orbax.save_params(folder / "checkpoints", model.init(jax.random.key(0), CONFIG), CONFIG)
     data.save_tokenizer(tokenizer, folder / "tokenizer")
@@ -162,7 +162,7 @@ def _prompts() -> Iterator[str]:
 
 
 def _prepared(folder: Path, name: str, steps: int, **rollout: Any) -> Run:
-    sizes = dict(context=384, slots=SLOTS, group_size=GROUP_SIZE, prompts_per_step=GROUPS)
+    sizes = dict(context=192, slots=SLOTS, group_size=GROUP_SIZE, prompts_per_step=GROUPS)
     config = RLConfig(
         start_from=str(folder / "start"),
         tasks=(TaskSource(environment="benchmarks.async_rl:Tools", difficulties=(1, 2), count=500),),
