@@ -35,6 +35,7 @@ from ling_jax.rewards import shape
 from ling_jax.rl import loop
 from ling_jax.rl.config import RLConfig
 from ling_jax.rl.episode import Episode
+from ling_jax.rl.prepare import prepare
 from ling_jax.rl.reader import Reader
 from ling_jax.rl.reward import Reward, Rewards, of_each_group
 from ling_jax.run.workdir import lock, open_workdir, unlock
@@ -133,7 +134,7 @@ def train(variant: Variant, folder: Path, preset: str) -> None:
             tune(run, samples=config.samples)
         return
     with usage_errors():
-        run = loop.prepare(config, variant.reward or named_reward(config.reward), workdir)
+        run = prepare(config, variant.reward or named_reward(config.reward), workdir)
     with training_errors():
         loop.train(run)
 

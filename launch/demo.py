@@ -96,16 +96,16 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=59, quick=16),
-    Stage("migrate", "launch.migrate", full=51, quick=32),
-    Stage("experts", "launch.pretrain", full=24, quick=0),
-    Stage("sft", "launch.sft", full=43, quick=17),
-    Stage("evo_cot", "launch.align", full=39, quick=14),
-    Stage("shortest_correct", "launch.distill", full=20, quick=7),
-    Stage("agentic", "launch.align", full=33, quick=10),
-    Stage("specialists", "launch.distill", full=18, quick=10),
-    Stage("preference", "launch.align", full=25, quick=6),
-    Stage("kpop", "launch.rl", full=47, quick=12),
+    Stage("pretrain", "launch.pretrain", full=58, quick=16),
+    Stage("migrate", "launch.migrate", full=52, quick=32),
+    Stage("experts", "launch.pretrain", full=22, quick=0),
+    Stage("sft", "launch.sft", full=48, quick=17),
+    Stage("evo_cot", "launch.align", full=35, quick=14),
+    Stage("shortest_correct", "launch.distill", full=23, quick=7),
+    Stage("agentic", "launch.align", full=38, quick=10),
+    Stage("specialists", "launch.distill", full=24, quick=10),
+    Stage("preference", "launch.align", full=20, quick=6),
+    Stage("kpop", "launch.rl", full=36, quick=12),
 )
 # Two layers, and few steps. Stages share compiled programs: of decoding, by one context; of distillation, by the rate
 # and warm-up of fine-tuning; of the step of preference alignment, by Evo-CoT's rate.

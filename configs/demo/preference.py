@@ -2,7 +2,7 @@
 
 python -m launch.align --config=configs/demo/preference.py --workdir=runs/demo/preference
 
-512 held-out tasks each, one seed: sums 96 % -> 98 % right, tools 99 % as before.
+Held-out tasks, one seed: sums 93 % -> 96 % right; lookups 100 %, searches 98 % and functions 66 % as before.
 """
 
 from configs.demo import evo_cot

@@ -2,7 +2,7 @@
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
 
-512 held-out tasks each, one seed: sums 64 %, tools 78 % right.
+Held-out tasks, one seed: sums 48 %, lookups 70 %, searches 83 %, functions 74 % right.
 """
 
 from ling_jax.align.records import ChatSource

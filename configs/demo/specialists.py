@@ -2,7 +2,8 @@
 
 python -m launch.distill --config=configs/demo/specialists.py --workdir=runs/demo/specialists
 
-512 held-out tasks each, one seed: sums 97 % -> 96 % right, and tools 85 % -> 99 %, without superfluous calls.
+Held-out tasks, one seed: sums 86 % -> 93 % right, lookups 94 % -> 100 % without superfluous calls, searches 75 % -> 98 %,
+functions 71 % -> 66 %; the agentic teacher had 80 % of the functions right.
 """
 
 from configs.demo import shortest_correct

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 from ml_collections.config_flags import config_path
 
 from launch import demo
+from launch.demo_rules import COMPARED
 from ling_jax.align.sft import SftConfig
 from ling_jax.align.specialists import DistillConfig
 from ling_jax.migrate.config import MigrateConfig
@@ -256,6 +257,15 @@ def test_the_quick_demo_runs_all_stages_and_then_none(whole):
     assert again.returncode == 0 and again.stdout.count("complete: ") == len(QUICK_NAMES)
     assert json.loads((folder / "report.json").read_text())["findings"] == report["findings"]
     assert (folder / "hf" / "tokenizer.json").is_file()
+
+
+@pytest.mark.slow
+def test_what_the_demo_compares_with_can_be_trained(whole):
+    command = [sys.executable, "-m", "benchmarks.alignment", "--preset=quick", f"--workdir={whole[0]}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]  # 1: two roundings are apart
+    names = [found["name"] for found in json.loads((whole[0] / "alignment" / "report.json").read_text())["findings"]]
+    assert names == [expected.name for expected in COMPARED]
 
 
 @pytest.mark.slow
