@@ -2,8 +2,8 @@
 
 python -m launch.align --config=configs/demo/agentic.py --workdir=runs/demo/agentic
 
-Held-out tasks, one seed: lookups 70 % -> 100 % right, 1.80 -> 1.00 superfluous calls; searches 83 % -> 91 %; functions
-74 % -> 80 % (128 of them, which does not tell the two apart). Rollouts of 16 prompts a step instead of 24 lost searches.
+Held-out tasks, one seed: lookups 70 % -> 100 % right, 1.80 -> 1.00 superfluous calls; searches 83 % -> 91 %;
+functions 74 % -> 80 % (128 of them, which does not tell the two apart). With 16 prompts a step searches lost.
 """
 
 from configs.align import tiny_agentic
