@@ -47,11 +47,14 @@ from ling_jax.files import read_object, write_json
 from ling_jax.paths import is_remote
 from ling_jax.rl.atif import to_atif
 from ling_jax.rl.collector import Collector
+from ling_jax.rl.episode import Episode
 from ling_jax.rl.evaluation import describe, play_tasks, summarise
 from ling_jax.rl.reader import make_reader
+from ling_jax.rl.trajectory import FAILED
 from ling_jax.run.program_cache import use_compilation_cache
 from ling_jax.run.workdir import lock, open_workdir, unlock
 from ling_jax.sandbox import SandboxError
+from ling_jax.spec import Params
 
 WORKDIR = flags.DEFINE_string("workdir", None, "where the demo's files go; runs/demo, or runs/demo_quick, if not given")
 PRESET = flags.DEFINE_enum("preset", os.environ.get("PRESET", "full"), ["full", "quick"], "how long it takes")
@@ -138,16 +141,16 @@ def main() -> None:
             raise ValueError(f"--workdir={WORKDIR.value}: the demo's folder is a local one")
         folder = open_workdir(WORKDIR.value or FOLDERS[PRESET.value])
         check_demo(PRESET.value, folder)
-        check_texts(Path(folder))
         held = lock(folder)
     try:
-        run(Path(folder), PRESET.value)
+        with usage_errors():
+            runs_code = begin(Path(folder))
+        run(Path(folder), PRESET.value, runs_code)
     finally:
         unlock(folder, held)
 
 
-def run(folder: Path, preset: str) -> None:
-    runs_code = can_run_code()
+def run(folder: Path, preset: str, runs_code: bool) -> None:
     use_compilation_cache()
     write_texts(folder)
     examiner = Examiner(folder, HELD_OUT[preset], [name for name in TASKS if runs_code or name != "functions"])
@@ -215,12 +218,26 @@ def write_texts(folder: Path) -> None:
         data.save_tokenizer(tokenizer, folder / "tokenizer")
 
 
-def check_texts(folder: Path) -> None:
-    """Raises ValueError where the folder has texts of other tasks than these; notes in it which they are."""
+def begin(folder: Path) -> bool:
+    """Whether this demo runs code, which stays as it was when it began; texts.json has that and which tasks it is of.
+
+    Raises ValueError where the folder has a demo with other tasks, and SandboxError where the demo ran code and the
+    machine cannot any more.
+    """
     now = digest([repr(CHATS), repr(PRETRAINING), repr(FUNCTIONS), VOCABULARY, MODULES])
-    if (folder / "tasks.jsonl").exists() and read_if_there(folder / "texts.json").get("digest") != now:
+    noted = read_if_there(folder / "texts.json")
+    begun = any((folder / name).exists() for name in ("functions.jsonl", "tasks.jsonl", "tokenizer"))
+    if begun and noted.get("digest") != now:
         raise ValueError(f"{folder} has a demo with other tasks: remove it, or name another folder with --workdir")
-    write_json({"digest": now}, folder / "texts.json")
+    if not begun:
+        runs_code = can_run_code()
+        write_json({"digest": now, "runs_code": runs_code}, folder / "texts.json")
+        return runs_code
+    if noted["runs_code"]:
+        start_sandbox(["functions"])
+    else:
+        print("this demo began without a sandbox, and runs no code", flush=True)
+    return noted["runs_code"]
 
 
 def digest(value: Any) -> str:
@@ -369,7 +386,7 @@ class Examiner:
             self.collector = Collector(loaded.config, reader, SLOTS, temperature=0.0, row_tile=None)
         print(f"{stage}: the model answers {len(self.tasks)} held-out tasks", flush=True)
         with timed(self.folder, f"evaluation of {stage}"):
-            episodes = play_tasks(self.collector, loaded.params, self.tasks)
+            episodes = self.play(loaded.params)
         shown = [episode for episode in episodes if episode.task.id in self.shown]
         trajectories = [to_atif(episode, self.collector.reader, stage=stage) for episode in shown]
         answers = [describe(episode) for episode in episodes]
@@ -378,6 +395,18 @@ class Examiner:
         write_results(self.folder / "evaluation" / stage, answers, metrics, about, trajectories)
         for metric in metrics:
             print(f"  {metric.name:<32} {metric.value:.4g}  [{metric.interval[0]:.4g}, {metric.interval[1]:.4g}]")
+
+    def play(self, params: Params) -> list[Episode]:
+        """An episode of each task. Functions come last, on a slot each: when a sandbox is done changes no other answer.
+
+        Exits where the sandbox failed; the same command then asks again.
+        """
+        parts = [[task for task in self.tasks if (task.environment == "functions") == last] for last in (False, True)]
+        episodes = [episode for part in parts if part for episode in play_tasks(self.collector, params, part)]
+        if failed := [episode for episode in episodes if episode.trajectory.status in FAILED]:
+            print(f"{len(failed)} answers could not be judged; the same command asks again", flush=True)
+            sys.exit(1)
+        return episodes
 
 
 def _told_by(task: Task, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,16 +106,35 @@ def test_a_stage_of_another_config_is_not_complete(tmp_path, monkeypatch, comman
     assert len(commands) == 2
 
 
-def test_a_folder_with_texts_of_other_tasks_is_refused(tmp_path, monkeypatch):
-    demo.check_texts(tmp_path)
-    (tmp_path / "tasks.jsonl").touch()
-    demo.check_texts(tmp_path)
+@pytest.mark.parametrize("left", ["functions.jsonl", "tasks.jsonl", "tokenizer"])
+def test_a_folder_with_a_demo_of_other_tasks_is_refused(tmp_path, monkeypatch, left):
+    absl_flags.FLAGS(["demo"])
+    assert demo.begin(tmp_path)
+    (tmp_path / left).touch()
+    assert demo.begin(tmp_path)
     monkeypatch.setattr(demo, "VOCABULARY", 300)
     with pytest.raises(ValueError, match="has a demo with other tasks: remove it, or name another folder"):
-        demo.check_texts(tmp_path)
+        demo.begin(tmp_path)
     (tmp_path / "texts.json").unlink()
     with pytest.raises(ValueError, match="other tasks"):
-        demo.check_texts(tmp_path)
+        demo.begin(tmp_path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_demo_goes_on_as_it_began_whether_or_not_there_is_a_sandbox(tmp_path, monkeypatch, capsys, first):
+    def refuse(environments):
+        raise SandboxError(f"no sandbox for {environments}")
+
+    starts = {True: lambda environments: None, False: refuse}
+    monkeypatch.setattr(demo, "start_sandbox", starts[first])
+    assert demo.begin(tmp_path) == first
+    (tmp_path / "tasks.jsonl").touch()
+    monkeypatch.setattr(demo, "start_sandbox", starts[not first])
+    if first:
+        with pytest.raises(SandboxError, match="no sandbox"):
+            demo.begin(tmp_path)
+    else:
+        assert not demo.begin(tmp_path) and "began without a sandbox" in capsys.readouterr().out
 
 
 def test_without_a_sandbox_no_stage_runs_code(tmp_path, monkeypatch, commands, capsys):

@@ -15,6 +15,8 @@ class Boxes:
 
     def open(self, files: Mapping[str, bytes], limits: Limits) -> Box:
         """A box with these files. Raises InfraError where there is none to be had."""
+        if self._closed:
+            raise InfraError("the session was closed")
         try:
             box = shared().open(files, limits)
         except SandboxError as error:

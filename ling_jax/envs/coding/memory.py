@@ -27,8 +27,8 @@ class Memory:
     def verdict(self, key: bytes, judge: Callable[[], Verdict]) -> Verdict:
         """That of the key, which `judge` gives where none is known.
 
-        One that is not complete goes to those who wait for it, and is not kept: the machine may be at fault. Where
-        another's judge raises InfraError, its own is asked.
+        One that is not complete is not kept, nor given to those who wait for it: the machine may be at fault. They then
+        judge for themselves, as where another's `judge` raises InfraError.
         """
         with self._lock:
             if key in self._kept:
@@ -37,9 +37,10 @@ class Memory:
             future = self._running.setdefault(key, Future())
         if others is not None:
             try:
-                return others.result()
+                verdict = others.result()
             except InfraError:
                 return judge()
+            return verdict if verdict.complete else judge()
         try:
             verdict = judge()
         except BaseException as error:

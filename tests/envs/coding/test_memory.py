@@ -68,6 +68,11 @@ def test_the_failure_of_one_is_not_that_of_those_who_wait():
     assert memory.verdict(b"other", Judge(CUT_OFF)) == CUT_OFF  # nothing is left running
 
 
+def test_those_who_wait_for_an_incomplete_verdict_judge_for_themselves():
+    found = ask_at_once(Memory(2), Judge(CUT_OFF, *[RIGHT] * 7))
+    assert found.count(CUT_OFF) == 1 and found.count(RIGHT) == 7
+
+
 def test_the_newest_verdicts_are_kept():
     memory = Memory(2)
     for key in (b"a", b"b", b"c"):
