@@ -148,7 +148,7 @@ def results(answers: Answers) -> dict[str, dict[str, Any]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        ("stage", "time", "steps", "sums right", "tokens", "lookups right", "calls too many", "searches", "functions")
+        ("stage", "time", "steps", "sums right", "tokens", "lookups right", "extra calls", "searches", "functions")
     ]
     for row in rows:
         sums, tools = row.get("digit_sums"), row.get("lookup")
