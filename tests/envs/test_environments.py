@@ -125,7 +125,7 @@ def test_tasks_are_the_same_on_every_machine(name, task_id):
         ("knights", "5955ffb8e5f36bec"),
         ("grid", "1252a4be91a6fd0c"),
         ("scheduling", "53818cb23b9aae96"),
-        ("search", "4d3594a0ea17a0a8"),
+        ("search", "4b99455d6748b326"),
         ("workflow", "ce110413e32050a3"),
     ],
 )

@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
-from absl import flags as absl_flags
 from ml_collections.config_flags import config_path
 
-from launch import demo
+from launch import demo, sandboxed
 from launch.demo_rules import COMPARED
 from ling_jax.align.sft import SftConfig
 from ling_jax.align.specialists import DistillConfig
@@ -55,6 +55,13 @@ def commands(monkeypatch):
     ran = Commands()
     monkeypatch.setattr(demo, "run_to_end", lambda command: ran.append(command) or ran.code)
     return ran
+
+
+@pytest.fixture
+def safe(monkeypatch):
+    """Without --allow_unsafe_sandbox: the flags of all programs, which other tests define, cannot be parsed here."""
+    for module in (demo, sandboxed):
+        monkeypatch.setattr(module, "ALLOW_UNSAFE", SimpleNamespace(value=False))
 
 
 def test_a_complete_stage_is_not_run_again(tmp_path, commands):
@@ -107,8 +114,7 @@ def test_a_stage_of_another_config_is_not_complete(tmp_path, monkeypatch, comman
 
 
 @pytest.mark.parametrize("left", ["functions.jsonl", "tasks.jsonl", "tokenizer"])
-def test_a_folder_with_a_demo_of_other_tasks_is_refused(tmp_path, monkeypatch, left):
-    absl_flags.FLAGS(["demo"])
+def test_a_folder_with_a_demo_of_other_tasks_is_refused(tmp_path, monkeypatch, left, safe):
     assert demo.begin(tmp_path)
     (tmp_path / left).touch()
     assert demo.begin(tmp_path)
@@ -137,11 +143,10 @@ def test_a_demo_goes_on_as_it_began_whether_or_not_there_is_a_sandbox(tmp_path, 
         assert not demo.begin(tmp_path) and "began without a sandbox" in capsys.readouterr().out
 
 
-def test_without_a_sandbox_no_stage_runs_code(tmp_path, monkeypatch, commands, capsys):
+def test_without_a_sandbox_no_stage_runs_code(tmp_path, monkeypatch, commands, capsys, safe):
     def refuse(environments):
         raise SandboxError(f"no sandbox for {environments}")
 
-    absl_flags.FLAGS(["demo"])
     assert demo.can_run_code()
     monkeypatch.setattr(demo, "start_sandbox", refuse)
     assert not demo.can_run_code() and "no sandbox for ['functions']" in capsys.readouterr().out
