@@ -207,7 +207,7 @@ class Server:
         self._check_queue(len(asked.requests))
         if session is not None:
             kept = self.sessions.keep(session)
-            if kept is not session:  # it began meanwhile: none of its calls had ended when this one came
+            if kept is not session:  # another call stored it meanwhile, and had not ended when this one came
                 session, asked = kept, dataclasses.replace(asked, known=0)
             asked = session.begin(asked)
         choices = [kind(self.served, asked, i) for i in range(len(asked.requests))]

@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
     passed: tuple[bool, ...]  # case by case, or test by test
     detail: str  # the first thing that was wrong; "" where nothing was
     flags: tuple[str, ...]  # what was suspicious
-    complete: bool = False  # whether all calls came back: a deadline may be missed because the machine is busy
+    complete: bool = False  # whether every call returned; on a busy machine a right one may time out
 
     @property
     def outcome(self) -> float:
