@@ -204,14 +204,21 @@ class Learner:
     def _decode(self, tell: Tell) -> None:
         """A piece of decoding."""
         rollouts = self.rollouts
-        if self._loaded != rollouts.version:  # not where a version generates nothing: no context is read again
-            if self._prepared != rollouts.version:
-                self._prepare(self.state, rollouts.version)
-            self.collector.commit()
-            self._loaded = rollouts.version
+        self._load()
         start = time.time()
         self._account(self.collector.advance(rollouts.running), start)
         tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
+
+    def _load(self) -> None:
+        """The weights of this version are those that generate; in turns not where a version generates nothing, since
+        all contexts are read again."""
+        version = self.rollouts.version
+        if self._loaded == version:
+            return
+        if self._prepared != version:
+            self._prepare(self.state, version)
+        self.collector.commit()
+        self._loaded = version
 
     def _account(self, moved: Sequence[Progress], start: float) -> None:
         """Tells the rollouts what a piece of decoding did that began at `start`."""
@@ -228,11 +235,12 @@ class Learner:
         """The function's result; with a trainer's thread it runs there, and the weights of now go on generating."""
         if self.trainer is None:
             return function()
+        self._load()  # before the state is used up, and other weights are prepared
         begun, done = time.perf_counter(), self.trainer.submit(function)
         try:
             with self._pieces():
                 while not done.done():
-                    if self.rollouts.ledger.running and self._loaded == self.rollouts.version and not stopped():
+                    if self.rollouts.ledger.running and not stopped():
                         self._decode(tell)
                     else:
                         concurrent.futures.wait([done], WAIT_SECONDS)

@@ -42,6 +42,7 @@ def test_a_run_that_generates_beside_its_steps_replays_bit_for_bit(start, tmp_pa
     assert max(line["mismatch_same_version/max"] for line in metrics) <= 1e-5
     assert 0 < max(line["staleness/max"] for line in metrics) <= 4
     check_log(lines_of(tmp_path, "events"), max_staleness=4, max_retention=4, prompts_per_step=1, group_size=4)
+    assert {span["version"] for span in lines_of(tmp_path, "timeline")} == set(range(6)), "a version generated nothing"
     assert replay(prepared(config, tmp_path)) == 6
 
 
