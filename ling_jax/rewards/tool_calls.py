@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 EXTRA_CALL_REWARD = -0.1  # our choice: Ling 2.6 report §3.1.2 penalises superfluous calls and prints no number
 
@@ -58,6 +57,8 @@ def json_equal(a: Any, b: Any) -> bool:
 def _best_match(predicted: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[str, Any]]) -> float:
     if not predicted or not expected:
         return 0.0
+    from scipy.optimize import linear_sum_assignment  # a third of a second, which every program would start with
+
     # Pairs of different names score 0, like missing calls, so one assignment covers all names.
     scores = np.array([[_pair_score(call, gold) for call in predicted] for gold in expected])
     return float(scores[linear_sum_assignment(scores, maximize=True)].sum())
