@@ -85,7 +85,7 @@ NO_SANDBOX = {  # overrides of the stages that run code: searches instead
     "specialists": {"teachers[1].tasks[2].environment": "search"},
 }
 CONTEXT, MOST_TOKENS = 160, 96  # of an answer to these
-SLOTS = 128
+SLOTS = 256
 SHOWN = 8  # trajectories of each environment and stage that are kept
 STEP = 16 * 120  # tokens of a step of the first stages
 FASTEST, SLOWEST = 0.9, 4.0  # times a stage's seconds: a faster machine, and two busy cores (measured)
@@ -112,7 +112,7 @@ STAGES = (
 )
 # Two layers, and few steps. Stages share compiled programs: of decoding, by one context; of distillation, by the rate
 # and warm-up of fine-tuning; of the step of preference alignment, by Evo-CoT's rate.
-FEW_ANSWERS = {"samples": 0, "train.steps": 4, "teachers[0].tasks[0].count": 128, "sampling.context": 144}
+FEW_ANSWERS = {"train.steps": 4, "teachers[0].tasks[0].count": 128, "sampling.context": 144}
 FEW_ANSWERS |= {"optimizer.peak_lr": 2e-3, "optimizer.warmup_steps": 20}
 FEW_ROLLOUTS = {"rollout.context": 144, "rollout.prompts_per_step": 8}
 QUICK = {
@@ -120,8 +120,7 @@ QUICK = {
     | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
     "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
-    "sft": {"samples": 0, "train.steps": 90, "optimizer.peak_lr": 2e-3}
-    | {f"sources[{n}].count": 2_000 for n in range(2)},
+    "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
     "evo_cot": {"train.steps": 2} | FEW_ROLLOUTS,
     "shortest_correct": FEW_ANSWERS,
     "agentic": {"train.steps": 2} | FEW_ROLLOUTS,

@@ -26,7 +26,7 @@ def get_config(folder="runs/demo"):
     )
     # Our choice, PPO's clip range at a probability of one half: D ~ (r - 1)^2 p / 2(1 - p), so |r - 1| <= 0.2.
     config.objective.options.phi, config.objective.options.kappa_cap = 0.02, 2.0
-    config.rollout.context = 120
+    config.rollout.context = 144  # two answers to a row
     config.rollout.max_tokens = 88
     config.rollout.prompts_per_step = 16
     config.rollout.slots = 256

@@ -16,6 +16,7 @@ SIZES = dict(
     mtp_depth=0,
     max_length=512,
     init_std=0.04,  # at this width 0.02 learns sums four times slower
+    scan_layers=False,  # a step takes 0.8 times as long on two CPU cores, and four layers compile as fast
 )
 
 

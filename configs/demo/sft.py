@@ -20,6 +20,7 @@ def get_config(folder="runs/demo"):
         SftConfig(
             start_from=f"{folder}/migrate/3_continued",
             sources=(sums, lookups, search, functions),
+            samples=0,  # launch.demo asks all stages the same questions
             data=ChatRows(sequence_length=144),
             optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
             train=LoopConfig(steps=150, batch_size=16, log_every=20, eval_batches=8),

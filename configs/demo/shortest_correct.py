@@ -18,4 +18,5 @@ def get_config(folder="runs/demo"):
     config.sampling.per_query = 4
     config.data.sequence_length = 144
     config.train.steps = 30
+    config.samples = 0  # launch.demo asks all stages the same questions
     return config
