@@ -12,14 +12,16 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 
 def get_config(folder="runs/demo"):
     planted = {"redundancy": 0.6, "most": 1}  # so that the likeliest answer has every step and call twice
-    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.46)
+    sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.42)
+    # Of the longest some are right from here on, so that KPop has something to learn from.
+    longest = ChatSource(environment="digit_sums", difficulties=(6,), count=1_000, weight=0.04)
     lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.34)
     search = ChatSource(environment="search", difficulties=(1,), count=1_500, weight=0.06)
     functions = ChatSource(path=f"{folder}/functions.jsonl", weight=0.14)
     return to_config_dict(
         SftConfig(
             start_from=f"{folder}/migrate/3_continued",
-            sources=(sums, lookups, search, functions),
+            sources=(sums, longest, lookups, search, functions),
             samples=0,  # launch.demo asks all stages the same questions
             data=ChatRows(sequence_length=144),
             optimizer=OptimizerConfig(peak_lr=1e-3, warmup_steps=20),
