@@ -6,7 +6,7 @@ STAGES := sft evo_cot shortest_correct agentic specialists preference kpop
 SAVED = $(foreach demo,runs/demo_quick runs/demo,$(wildcard $(STAGES:%=$(demo)/%/checkpoints)))
 MODEL ?= $(patsubst %/checkpoints,%,$(lastword $(SAVED)))
 COMPARE ?=
-# The large arrays of XLA programs on huge pages of memory, on Linux: steps of training take 0.8 times as long.
+# Large arrays on huge pages of memory, where Linux allows it: a training step takes 0.8 times as long.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: install demo chat notebooks test test-slow lint format docs screenshots lock clean

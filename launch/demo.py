@@ -99,16 +99,16 @@ class Stage(NamedTuple):
 
 
 STAGES = (
-    Stage("pretrain", "launch.pretrain", full=58, quick=16),
-    Stage("migrate", "launch.migrate", full=52, quick=32),
-    Stage("experts", "launch.pretrain", full=22, quick=0),
-    Stage("sft", "launch.sft", full=48, quick=17),
-    Stage("evo_cot", "launch.align", full=35, quick=14),
-    Stage("shortest_correct", "launch.distill", full=23, quick=7),
-    Stage("agentic", "launch.align", full=38, quick=10),
-    Stage("specialists", "launch.distill", full=24, quick=10),
-    Stage("preference", "launch.align", full=20, quick=6),
-    Stage("kpop", "launch.rl", full=36, quick=12),
+    Stage("pretrain", "launch.pretrain", full=62, quick=16),
+    Stage("migrate", "launch.migrate", full=62, quick=32),
+    Stage("experts", "launch.pretrain", full=29, quick=0),
+    Stage("sft", "launch.sft", full=47, quick=17),
+    Stage("evo_cot", "launch.align", full=44, quick=14),
+    Stage("shortest_correct", "launch.distill", full=27, quick=7),
+    Stage("agentic", "launch.align", full=47, quick=10),
+    Stage("specialists", "launch.distill", full=28, quick=10),
+    Stage("preference", "launch.align", full=25, quick=6),
+    Stage("kpop", "launch.rl", full=44, quick=12),
 )
 # Two layers, and few steps. Stages share compiled programs: of decoding, by one context; of distillation, by the rate
 # and warm-up of fine-tuning; of the step of preference alignment, by Evo-CoT's rate.
@@ -120,7 +120,7 @@ QUICK = {
     | {"train.steps": 60, "optimizer.peak_lr": 2e-3},
     "migrate": {"target.num_layers": 2, "target.first_dense_layers": 2, "seen_tokens": 60 * STEP}
     | {f"stages[{n}].tokens": steps * STEP for n, steps in enumerate((8, 4, 4, 8))},
-    "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in range(2)},
+    "sft": {"train.steps": 90, "optimizer.peak_lr": 2e-3} | {f"sources[{n}].count": 2_000 for n in (0, 2)},
     "evo_cot": {"train.steps": 2} | FEW_ROLLOUTS,
     "shortest_correct": FEW_ANSWERS,
     "agentic": {"train.steps": 2} | FEW_ROLLOUTS,

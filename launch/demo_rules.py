@@ -75,9 +75,9 @@ EXPECTED = (
     Expected("Preference alignment keeps accuracy", "Ling 2.6 §3.1.3", "keeps", "outcome", "digit_sums", "specialists",
              "preference", "four of the five rubrics reward form, and the focal reward favours the unsaturated ones"),
     Expected("KPop raises accuracy with stale samples", "Ling 2.6 §3.2.3", "raises", "outcome", "digit_sums",
-             *KPOP_ENDS, "the stage has few steps, and its sums are longer than any that the model saw before"),
+             *KPOP_ENDS, "the stage has few steps"),
     Expected("KPop keeps the shorter sums", "Ling 2.6 §3.2.3", "keeps", "outcome", "digit_sums", "preference", "kpop",
-             "the stage trains on longer sums alone, and a model of this size has little room"),
+             "half of the stage's sums are longer, and a model of this size has little room"),
 )  # fmt: skip
 # Of benchmarks.alignment. In these runs one update is made of each batch, so all ratios are 1 and no clip acts: LPO
 # counts all tokens of a group alike, GRPO and GSPO all answers.

@@ -2,7 +2,7 @@
 
 python -m launch.align --config=configs/demo/evo_cot.py --workdir=runs/demo/evo_cot
 
-512 held-out sums, one seed: 48 % -> 75 % right, 50 -> 35 tokens an answer.
+512 held-out sums, one seed: 59 % -> 87 % right, 48 -> 35 tokens an answer.
 """
 
 from configs.align import tiny_evo_cot

@@ -2,7 +2,7 @@
 
 python -m launch.sft --config=configs/demo/sft.py --workdir=runs/demo/sft
 
-Held-out tasks, one seed: sums 48 %, lookups 70 %, searches 83 %, functions 74 % right.
+Held-out tasks, one seed: sums 59 %, lookups 78 %, searches 85 %, functions 66 % right.
 """
 
 from ling_jax.align.records import ChatSource
@@ -13,7 +13,7 @@ from ling_jax.train.config import LoopConfig, OptimizerConfig, to_config_dict
 def get_config(folder="runs/demo"):
     planted = {"redundancy": 0.6, "most": 1}  # so that the likeliest answer has every step and call twice
     sums = ChatSource(environment="digit_sums", difficulties=(3, 4, 5), count=8_000, solution=planted, weight=0.42)
-    # Of the longest some are right from here on, so that KPop has something to learn from.
+    # KPop's longest: it can learn from those that are right now and then. Without them a start had none right.
     longest = ChatSource(environment="digit_sums", difficulties=(6,), count=1_000, weight=0.04)
     lookups = ChatSource(environment="lookup", difficulties=(2,), count=6_000, solution=planted, weight=0.34)
     search = ChatSource(environment="search", difficulties=(1,), count=1_500, weight=0.06)

@@ -2,7 +2,7 @@
 
 python -m launch.distill --config=configs/demo/shortest_correct.py --workdir=runs/demo/shortest_correct
 
-512 held-out sums, one seed: 75 % -> 86 % right, 35 tokens an answer as before.
+512 held-out sums, one seed: 87 % -> 91 % right, 34.7 -> 34.3 tokens an answer.
 """
 
 from configs.align import tiny_shortest_correct

@@ -97,7 +97,7 @@ class Learner:
         self._scored = FailureShare(share, f"reward {config.reward!r} failed for {{}} of the last {{}} answers")
         self._questions = {source.path: _digest_of_tasks(source) for source in config.tasks if source.path}
         self._generating = False  # whether a step has begun whose batch was not learnt from
-        self._seconds = 0.0  # of generation in this step
+        self._seconds = 0.0  # of generation in this step, before there is a batch
         self._optimising = 0.0  # seconds of the last optimisation steps alone
         self._beside_tokens = 0  # tokens that were generated beside the last optimisation step
         self._loaded: int | None = None  # the version of the collector's weights
@@ -210,8 +210,10 @@ class Learner:
         tell(rollouts.version, rollouts.ledger.generated, len(rollouts.ledger.running))
 
     def _load(self) -> None:
-        """The weights of this version are those that generate; in turns not where a version generates nothing, since
-        all contexts are read again."""
+        """Takes the weights of this version into use, once.
+
+        In turns it is called only where something is decoded, since all contexts are read again.
+        """
         version = self.rollouts.version
         if self._loaded == version:
             return
@@ -236,7 +238,7 @@ class Learner:
         if self.trainer is None:
             return function()
         self._load()  # before the state is used up, and other weights are prepared
-        begun, done = time.perf_counter(), self.trainer.submit(function)
+        done = self.trainer.submit(function)
         try:
             with self._pieces():
                 while not done.done():
@@ -246,7 +248,6 @@ class Learner:
                         concurrent.futures.wait([done], WAIT_SECONDS)
         finally:
             concurrent.futures.wait([done])  # the state is used up, or whole
-        self._seconds += time.perf_counter() - begun
         return done.result()
 
     def _optimise(self, answers: Sequence[Answer]) -> tuple[TrainState, list[Update], str]:
