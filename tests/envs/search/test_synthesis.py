@@ -7,7 +7,6 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ling_jax.envs.search.answers import stands_in
 from ling_jax.envs.search.fields import KINDS, PAGES, Fact
 from ling_jax.envs.search.question import NAME, all_fitting, answers, ask, fits
 from ling_jax.envs.search.quests import LEVELS
@@ -73,7 +72,7 @@ def test_one_chain_fits_by_what_the_documents_say(seed, difficulty):
     facts = read_back(universe, write_documents(random.Random(seed), universe))
     (answer,) = chains(universe, facts, question)
     assert [answer] == list(map(str, answers(universe, question)))
-    assert not stands_in(ask(question), [answer])
+    assert answer not in re.sub(r"\b\d{4}s\b", "", ask(question))  # a decade is no year
 
 
 @given(st.integers(0, 10_000), st.sampled_from([6, 7, 8, 9, 10]))
